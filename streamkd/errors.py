@@ -1,0 +1,88 @@
+"""Every error that streamkd raises on purpose.
+
+::
+
+    StreamkdError               says what was needed and got, where, and how to fix it
+    ├── ConfigError             the configuration cannot be used (exit code 2)
+    ├── PluginError             a plugin is missing, broken, or breaks its contract
+    ├── RecordError             records that cannot be taken
+    │   ├── SchemaMismatch      a whole batch has other columns or types than the stream
+    │   └── LimitExceeded       a batch is larger than the stream allows
+    ├── SourceError             a source cannot be opened or read
+    ├── StateError              a state directory cannot be used
+    │   ├── StateInUse          another learner owns it
+    │   ├── StateConflict       it was written under a configuration that does not fit
+    │   └── CheckpointDamaged   a checkpoint is truncated or its hash is wrong
+    ├── Overloaded              a bounded queue is full; come again after ``retry_after_seconds``
+    └── NotReady                nothing is published yet, or the process is draining
+"""
+
+
+class StreamkdError(Exception):
+    """What was needed and what came (``message``), ``where``, and how to ``fix`` it."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, where: str = "", fix: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = where
+        self.fix = fix
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.message}" if self.where else self.message
+        return f"{text}\n  fix: {self.fix}" if self.fix else text
+
+
+class ConfigError(StreamkdError):
+    """The configuration cannot be used; ``where`` is ``file:line: dotted.path``."""
+
+    exit_code = 2
+
+
+class PluginError(StreamkdError):
+    """A plugin is missing, does not load, or breaks its contract."""
+
+
+class RecordError(StreamkdError):
+    """Records that cannot be taken."""
+
+
+class SchemaMismatch(RecordError):
+    """A whole batch has other columns or types than the stream."""
+
+
+class LimitExceeded(RecordError):
+    """A batch has more bytes, rows or columns than the stream allows."""
+
+
+class SourceError(StreamkdError):
+    """A source cannot be opened or read."""
+
+
+class StateError(StreamkdError):
+    """A state directory cannot be used."""
+
+
+class StateInUse(StateError):
+    """Another learner owns the state directory."""
+
+
+class StateConflict(StateError):
+    """The state directory was written under a configuration that does not fit this one."""
+
+
+class CheckpointDamaged(StateError):
+    """A checkpoint is truncated, or its content does not have the hash that was committed."""
+
+
+class Overloaded(StreamkdError):
+    """A bounded queue is full."""
+
+    def __init__(self, message: str, *, retry_after_seconds: float = 1.0, where: str = "", fix: str = "") -> None:
+        super().__init__(message, where=where, fix=fix)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class NotReady(StreamkdError):
+    """Nothing is published yet, or the process is draining."""

@@ -1,0 +1,87 @@
+"""The whole extension surface: seven hooks, each yielding kinds of one thing.
+
+A distribution offers an entry point in the group ``streamkd`` that names a module (or object)
+with some of these functions marked ``@streamkd.hookspecs.hookimpl``. Built-ins come in the same way.
+No hook depends on the order of calls. ``make`` of each kind is called with the arguments given below,
+all by position; ``options`` is an instance of the kind's own ``options`` class.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pluggy
+from pydantic import BaseModel, ConfigDict
+
+hookspec = pluggy.HookspecMarker("streamkd")
+hookimpl = pluggy.HookimplMarker("streamkd")
+
+Group = Literal["students", "teachers", "losses", "gates", "sources", "detectors", "observers"]
+
+
+class Options(BaseModel):
+    """What a kind can be configured with; subclass it and give every field a type and a default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One named implementation: what ``name:`` in the configuration picks.
+
+    ``make(options, ...)`` builds it; the further arguments belong to the hook that yields it.
+    """
+
+    name: str
+    make: Callable[..., Any]
+    options: type[Options] = Options
+    summary: str = ""
+
+
+@dataclass(frozen=True)
+class SourceKind(Kind):
+    """A source of records. With ``push``, ``make`` builds a listener that fills the log instead.
+
+    ``describe(options)`` gives the schema of the records where the source knows it, else ``None``.
+    """
+
+    push: bool = False
+    describe: Callable[[Any], Any] = lambda options: None
+
+
+@hookspec
+def streamkd_students() -> Iterable[Kind]:
+    """Students: ``make(options, shape, classes) -> torch.nn.Module`` that maps [batch, *shape] to [batch, classes].
+
+    The module's last linear layer is its attribute ``head``; the label space grows it.
+    """
+
+
+@hookspec
+def streamkd_teachers() -> Iterable[Kind]:
+    """Teachers: ``make(options, context) -> streamkd.distill.teachers.Teacher``."""
+
+
+@hookspec
+def streamkd_losses() -> Iterable[Kind]:
+    """Losses: ``make(options) -> streamkd.distill.losses.Loss``, one value per sample of a lesson."""
+
+
+@hookspec
+def streamkd_gates() -> Iterable[Kind]:
+    """Gates: ``make(options) -> streamkd.distill.gate.Gate``, weights over the hard label and the teachers."""
+
+
+@hookspec
+def streamkd_sources() -> Iterable[SourceKind]:
+    """Sources: ``make(options, schema) -> streamkd.records.Source``; with ``push``, ``make(options, ingest)``."""
+
+
+@hookspec
+def streamkd_detectors() -> Iterable[Kind]:
+    """Boundary detectors: ``make(options) -> streamkd.tasks.boundary.Detector``."""
+
+
+@hookspec
+def streamkd_observers() -> Iterable[Kind]:
+    """Observers: ``make(options) -> object`` with any of the methods of ``streamkd.observe.Observer``."""

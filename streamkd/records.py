@@ -1,0 +1,148 @@
+"""The words for data on its way from a source to the student: Arrow and numpy, no torch.
+
+``RecordSchema`` says what a stream's records look like, ``Chunk`` is rows as a source gives
+them, ``Records`` is what the codec makes of the good ones, ``Reject`` what it says of a bad one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Label = str | int
+InputKind = Literal["tensor", "text", "image"]
+ElementType = Literal["uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]
+LabelType = Literal["int", "string"]
+
+# Why a row was refused; a closed set, because it is the value of a metric's label.
+RejectReason = Literal[
+    "missing_label", "missing_input", "missing_task", "wrong_shape", "not_finite", "decode", "too_large"
+]
+
+
+class Model(BaseModel):
+    """A frozen node of the configuration; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class InputColumn(Model):
+    """One input column: what it holds on the wire and how it becomes numbers.
+
+    ``tensor`` is a number, a list, a fixed-size list or a fixed-shape tensor; ``text`` is a
+    string, hashed into ``shape[0]`` features; ``image`` is PNG or JPEG bytes, decoded to ``shape``
+    (height, width) or (height, width, channels).
+    The student sees ``(value * scale - mean) / std``; with ``fit`` = N, mean and std come from the
+    first N records of the stream and are kept in the checkpoint.
+    """
+
+    name: str
+    kind: InputKind = "tensor"
+    shape: tuple[int, ...] = Field(default=(), description="of one record; () is a single number")
+    dtype: ElementType = "float32"
+    scale: float = 1.0
+    mean: float | tuple[float, ...] = 0.0
+    std: float | tuple[float, ...] = 1.0
+    fit: int = Field(default=0, ge=0)
+
+    @property
+    def size(self) -> int:
+        """Elements of one record."""
+        return int(np.prod(self.shape, dtype=np.int64)) if self.shape else 1
+
+
+class RecordSchema(Model):
+    """The columns of a stream: inputs, and the names of the others (``None``: the stream has none)."""
+
+    inputs: tuple[InputColumn, ...] = Field(min_length=1)
+    label: str = "label"
+    label_type: LabelType = "int"
+    task: str | None = None
+    id: str | None = None
+    event_time: str | None = None
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "RecordSchema":
+        names = [c.name for c in self.inputs] + [self.label] + [n for n in (self.task, self.id, self.event_time) if n]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"each column has one role; used twice: {', '.join(twice)}")
+        return self
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one encoded record: the column's own, or one flat vector of several columns."""
+        if len(self.inputs) == 1:
+            return self.inputs[0].shape or (1,)
+        return (sum(column.size for column in self.inputs),)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Element type of an encoded record; several columns of different types become float32."""
+        kinds = {"float32" if c.kind == "text" else "uint8" if c.kind == "image" else c.dtype for c in self.inputs}
+        return np.dtype(kinds.pop() if len(kinds) == 1 else "float32")
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive rows of one partition: ``rows[0]`` has ``offset``; reading goes on at ``next_offset``.
+
+    No rows means that there is nothing to read at ``offset`` now.
+    """
+
+    rows: pa.RecordBatch
+    partition: str
+    offset: int
+    next_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """Encoded good rows: ``inputs`` [records, *shape] in the schema's element type, and their labels.
+
+    ``tasks`` is ``None`` where the stream has no task column. ``offsets`` [records] int64.
+    """
+
+    inputs: np.ndarray
+    labels: Sequence[Label]
+    tasks: Sequence[Label] | None
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A row that cannot be learned: its place in the batch it came in, the reason, and the values seen."""
+
+    row: int
+    reason: RejectReason
+    detail: str
+
+
+class Source(Protocol):
+    """Records by offset: the same offset gives the same record for as long as the source keeps it.
+
+    Read by the learner. A push source's records are read from the log, which is a ``Source`` too.
+    """
+
+    partitions: tuple[str, ...]
+    finite: bool
+
+    def read(self, partition: str, offset: int, limit: int) -> Chunk:
+        """Up to ``limit`` rows from ``offset`` on, without waiting."""
+        ...
+
+    def end(self, partition: str) -> int | None:
+        """The offset after the last record that is there; ``None`` where the source never ends."""
+        ...
+
+    def tests(self) -> Mapping[str, pa.RecordBatch]:
+        """Test records by task, in the order of the tasks; empty where there are none."""
+        ...
+
+    def close(self) -> None: ...
