@@ -1,0 +1,159 @@
+"""JSON lines between the supervisor and its children, over one inherited socket.
+
+    supervisor ─ pair() ─► fd ─► child: Channel.inherited(fd)
+         send({"kind": ...}) ◄─ one line of JSON each ─► receive(timeout)
+
+The end of the stream (``EOFError``) means that the other process is gone: the kernel closes a dead
+process's sockets, so no heartbeat is needed. A child has no purpose without its supervisor and exits.
+"""
+
+import contextlib
+import ctypes
+import json
+import numbers
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from streamkd.errors import StreamkdError
+
+MESSAGE_BYTES = 16 << 20
+_PR_SET_PDEATHSIG = 1
+
+
+class Channel:
+    """One end. Any thread may send; one thread at a time receives."""
+
+    def __init__(self, end: int | socket.socket) -> None:
+        self._socket = socket.socket(fileno=end) if isinstance(end, int) else end
+        self._socket.setblocking(True)
+        os.set_inheritable(self._socket.fileno(), False)
+        self._sending = threading.Lock()
+        self._receiving = threading.Lock()
+        self._buffer = bytearray()
+        self._scanned = 0
+        self._closed = False
+
+    @classmethod
+    def inherited(cls, fd: int) -> "Channel":
+        """The child's end, and the child tied to its parent.
+
+        The kernel kills the child when its parent dies. The stop signals are left to the supervisor: a
+        terminal and a service manager send them to the whole group, and the children stop in order,
+        by message.
+        """
+        die_with_parent()
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, signal.SIG_IGN)
+        return cls(fd)
+
+    @property
+    def closed(self) -> bool:
+        """Whether this end was closed, or the other end was seen to be gone."""
+        return self._closed
+
+    def fileno(self) -> int:
+        """For ``select``."""
+        return self._socket.fileno()
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Write one message, waiting while the other side does not read.
+
+        Raises:
+            EOFError: the other process is gone.
+        """
+        line = json.dumps(message, default=_plain, separators=(",", ":")).encode() + b"\n"
+        if len(line) > MESSAGE_BYTES:
+            raise StreamkdError(f"a message of {len(line)} bytes, at most {MESSAGE_BYTES}", where="channel")
+        with self._sending:
+            try:
+                self._socket.sendall(line)
+            except OSError as fault:
+                self._closed = True
+                raise EOFError(f"the other end of the channel is gone: {fault}") from None
+
+    def receive(self, timeout: float | None = None) -> dict[str, Any] | None:
+        """The next message, or ``None`` when none came within ``timeout`` seconds (``None``: wait for ever).
+
+        Raises:
+            EOFError: the other process is gone and everything it said has been received.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._receiving:
+            while (line := self._line()) is None:
+                wait = None if deadline is None else max(0.0, deadline - time.monotonic())
+                if not self._fill(wait):
+                    return None
+        return _message(line)
+
+    def _line(self) -> bytes | None:
+        end = self._buffer.find(b"\n", self._scanned)
+        if end < 0:
+            self._scanned = len(self._buffer)
+            return None
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
+        self._scanned = 0
+        return line
+
+    def _fill(self, wait: float | None) -> bool:
+        """Read what is there within ``wait`` seconds; ``False`` when nothing came."""
+        if len(self._buffer) > MESSAGE_BYTES:
+            raise StreamkdError(f"a message of more than {MESSAGE_BYTES} bytes", where="channel")
+        try:
+            if not select.select([self._socket], [], [], wait)[0]:
+                return False
+            data = self._socket.recv(1 << 16)
+        except (OSError, ValueError):  # reset by the other side, or closed here meanwhile
+            data = b""
+        if not data:
+            self._closed = True
+            raise EOFError("the other end of the channel is gone")
+        self._buffer += data
+        return True
+
+    def close(self) -> None:
+        """Close this end; the other side receives what was sent, then ``EOFError``."""
+        self._closed = True
+        with contextlib.suppress(OSError):  # the other side went first
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+def pair() -> tuple[Channel, socket.socket]:
+    """The supervisor's end, and the socket whose descriptor a child inherits (``pass_fds``)."""
+    ours, theirs = socket.socketpair()
+    return Channel(ours), theirs
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when the thread that started it ends (Linux; elsewhere nothing)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _message(line: bytes) -> dict[str, Any]:
+    try:
+        message = json.loads(line)
+    except ValueError as fault:
+        raise StreamkdError(f"needed a line of JSON, got {line[:80]!r} ({fault})", where="channel") from None
+    if not isinstance(message, dict):
+        raise StreamkdError(f"needed a JSON object, got {line[:80]!r}", where="channel")
+    return message
+
+
+def _plain(value: object) -> object:
+    """JSON for numpy's numbers and for paths."""
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"a message cannot hold {type(value).__name__}")
