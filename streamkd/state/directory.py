@@ -1,0 +1,230 @@
+"""A state directory: its paths, its one database, and the lock that makes one learner its owner.
+
+::
+
+    DIR/
+      state.sqlite        the commit point: epoch, checkpoints, versions, dead letters of the learner
+      log.sqlite          the durable log of a push source (written by the ingress)
+      checkpoints/<id>/   streamkd.state.checkpoint
+      published/<n>/      streamkd.state.publish
+      teachers/           files of teachers that were added
+      lock                held by the learner; names its process id
+
+The learner enters ``lock()``; others (predictions, inspection) read without it. Each lock takes a new
+*epoch*, and every commit checks in its own transaction that its epoch is still the newest, so a
+learner that was believed dead cannot write over its successor (fencing).
+"""
+
+import fcntl
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from streamkd.errors import StateConflict, StateError, StateInUse
+
+FORMAT = 1
+_APPLICATION_ID = 0x736B6431  # "skd1": tells our database from any other file of that name
+_SCHEMA = (
+    "CREATE TABLE owner (one INTEGER PRIMARY KEY CHECK (one = 1), epoch INTEGER NOT NULL, pid INTEGER, since REAL)",
+    "INSERT INTO owner VALUES (1, 0, NULL, NULL)",
+    "CREATE TABLE checkpoints (id INTEGER PRIMARY KEY AUTOINCREMENT, records INTEGER NOT NULL, epoch INTEGER NOT NULL,"
+    " created REAL NOT NULL, bytes INTEGER NOT NULL, offsets TEXT NOT NULL, sha256 TEXT NOT NULL)",
+    # AUTOINCREMENT: a number is never given twice, also after the newest version is gone
+    "CREATE TABLE versions (version INTEGER PRIMARY KEY AUTOINCREMENT, records INTEGER NOT NULL, created REAL NOT NULL,"
+    " kind TEXT NOT NULL CHECK (kind IN ('learned', 'rollback')), source_version INTEGER, sha256 TEXT NOT NULL)",
+    "CREATE TABLE pin (one INTEGER PRIMARY KEY CHECK (one = 1), version INTEGER NOT NULL)",
+)
+
+
+class StateDirectory:
+    """The paths and the database of one state directory; ``epoch`` is set while this process owns it."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.epoch: int | None = None
+
+    @property
+    def database(self) -> Path:
+        return self.path / "state.sqlite"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.sqlite"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def published(self) -> Path:
+        return self.path / "published"
+
+    @property
+    def teachers(self) -> Path:
+        return self.path / "teachers"
+
+    def exists(self) -> bool:
+        """Whether a learner has ever written here."""
+        return self.database.is_file()
+
+    def create(self) -> None:
+        """Make the folders and the database where they are not there yet.
+
+        Raises:
+            StateError: the place cannot be written, or holds another kind of file.
+        """
+        try:
+            for folder in (self.path, self.checkpoints, self.published, self.teachers):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as fault:
+            raise StateError(
+                f"needed a directory that can be written, got: {fault.strerror or fault}",
+                where=str(self.path),
+                fix="name another place with --state, or free this one",
+            ) from fault
+        self.connect().close()
+
+    def connect(self, read_only: bool = False) -> sqlite3.Connection:
+        """A connection to ``state.sqlite`` (write-ahead log, full sync); transactions are begun by hand.
+
+        Raises:
+            StateError: no such directory, or not a database. StateConflict: written by a newer streamkd.
+        """
+        if read_only and not self.exists():
+            raise StateError(
+                "needed a state directory, got none",
+                where=str(self.path),
+                fix="name the directory that `streamkd serve --state` was given",
+            )
+        uri = f"{self.database.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
+        connection = None
+        try:
+            connection = sqlite3.connect(uri, uri=True, timeout=10.0, isolation_level=None, check_same_thread=False)
+            connection.execute("PRAGMA busy_timeout = 10000")
+            if not read_only and _is_empty(connection):
+                _fill(connection)
+            _check_format(connection, self.database)
+            connection.execute("PRAGMA synchronous = FULL")
+        except sqlite3.Error as fault:
+            if connection:
+                connection.close()
+            raise StateError(
+                f"needed streamkd's database, got: {fault}",
+                where=str(self.database),
+                fix="name another place with --state, or restore the directory from a copy",
+            ) from fault
+        except StateError:
+            if connection:
+                connection.close()
+            raise
+        return connection
+
+    @contextmanager
+    def lock(self) -> Iterator[int]:
+        """Own the directory until the end of the block; yields the new epoch.
+
+        Raises:
+            StateInUse: another process owns it; its process id is named.
+        """
+        self.create()
+        handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._take(handle)
+            self.epoch = self._begin_epoch()
+            yield self.epoch
+        finally:
+            self.epoch = None
+            os.close(handle)
+
+    def _take(self, handle: int) -> None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            pid = os.pread(handle, 32, 0).decode(errors="replace").strip()
+            raise StateInUse(
+                f"process {pid or '(starting)'} owns this state directory",
+                where=str(self.path),
+                fix="stop that process, or name another directory with --state",
+            ) from None
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+
+    def _begin_epoch(self) -> int:
+        connection = self.connect()
+        try:
+            with transaction(connection):
+                connection.execute("UPDATE owner SET epoch = epoch + 1, pid = ?, since = ?", (os.getpid(), time.time()))
+                return int(connection.execute("SELECT epoch FROM owner").fetchone()[0])
+        finally:
+            connection.close()
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """One write transaction: committed at the end of the block, rolled back where the block or the commit fails."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield connection
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def fence(connection: sqlite3.Connection, epoch: int | None, where: Path) -> None:
+    """Refuse to go on unless ``epoch`` is the newest; call it inside the transaction that it protects.
+
+    Raises:
+        StateError: not locked by this process, or another learner has taken over.
+    """
+    if epoch is None:
+        raise StateError(
+            "needed the lock of the state directory, got none", where=str(where), fix="write inside directory.lock()"
+        )
+    newest, pid = connection.execute("SELECT epoch, pid FROM owner").fetchone()
+    if newest != epoch:
+        raise StateError(
+            f"needed the newest epoch {newest} (process {pid}), got {epoch}: another learner has taken over",
+            where=str(where),
+            fix="stop this process; nothing of it was written",
+        )
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or the names in a directory, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _is_empty(connection: sqlite3.Connection) -> bool:
+    return not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+
+
+def _fill(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA journal_mode = WAL")
+    with transaction(connection):
+        if not _is_empty(connection):
+            return  # another process was faster
+        for statement in _SCHEMA:
+            connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {FORMAT}")
+
+
+def _check_format(connection: sqlite3.Connection, path: Path) -> None:
+    if connection.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION_ID:
+        raise StateError(
+            "needed streamkd's database, got another program's", where=str(path), fix="name another --state"
+        )
+    found = connection.execute("PRAGMA user_version").fetchone()[0]
+    if found > FORMAT:
+        raise StateConflict(
+            f"needed state format {FORMAT} or older, got {found}", where=str(path), fix="upgrade streamkd"
+        )

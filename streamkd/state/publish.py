@@ -1,0 +1,250 @@
+"""Published versions: immutable copies of the served model, numbered for ever upwards.
+
+    write beside ─► sha256, fsync ─► one transaction: number, rename, row ─► readers swap one reference
+
+The learner calls ``publish``, the predictions ``served`` and ``read``, the commands ``rollback`` and ``unpin``
+(also while a learner runs). A publish that fails at any point changes nothing. Whether a candidate may be
+published at all is said by ``streamkd.state.candidate``.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from streamkd.errors import CheckpointDamaged, StateError
+from streamkd.state.directory import StateDirectory, fence, sync, transaction
+
+Kind = Literal["learned", "rollback"]
+_ABOUT = "version.json"
+_SELECT = (
+    "SELECT version, records, created, kind, source_version, sha256,"
+    " version IS (SELECT pin.version FROM pin) AS pinned FROM versions"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class VersionInfo:
+    """One published version; ``sha256`` covers the files of the model, so a rollback has that of its source."""
+
+    version: int
+    records: int
+    created: float
+    kind: Kind
+    source_version: int | None
+    sha256: str
+    pinned: bool
+
+
+class Versions:
+    """The versions of one state directory: the files ``published/<version>/`` and a row each."""
+
+    def __init__(self, directory: StateDirectory, keep: int = 10, read_only: bool = False) -> None:
+        self._directory = directory
+        self._keep = keep
+        self._mutex = threading.RLock()
+        self._connection = directory.connect(read_only)
+        if directory.epoch is not None:
+            self._clean()
+
+    def publish(self, write: Callable[[Path], Mapping[str, Any] | None], *, records: int) -> int:
+        """Let ``write`` fill an empty folder with a model, and give it the next number.
+
+        What ``write`` returns is kept as ``meta`` in the folder's ``version.json``.
+
+        Raises:
+            StateError: the disk is full, or another learner has taken over; nothing has changed.
+        """
+        with self._beside() as folder:
+            fence(self._connection, self._directory.epoch, self._directory.path)
+            folder.mkdir(mode=0o700)
+            meta = dict(write(folder) or {})
+            return self._commit(folder, records, "learned", None, meta)
+
+    def rollback(self, version: int) -> int:
+        """Serve an old version again: the same files under a new number, pinned until ``unpin``.
+
+        Raises:
+            StateError: that version is not kept any more. CheckpointDamaged: its files have changed.
+        """
+        source, info = self.read(version), self.info(version)
+        with self._beside() as folder:
+            shutil.copytree(source, folder, ignore=shutil.ignore_patterns(_ABOUT))
+            meta = json.loads((source / _ABOUT).read_text())["meta"]
+            return self._commit(folder, info.records, "rollback", version, meta)
+
+    def unpin(self) -> None:
+        """Serve the newest version again."""
+        with self._mutex, transaction(self._connection):
+            self._connection.execute("DELETE FROM pin")
+
+    def served(self) -> VersionInfo | None:
+        """The pinned version, or the newest; ``None`` before the first."""
+        found = self._rows("ORDER BY pinned DESC, version DESC LIMIT 1")
+        return found[0] if found else None
+
+    def list(self) -> Sequence[VersionInfo]:
+        """What is kept, oldest first."""
+        return self._rows("ORDER BY version")
+
+    def info(self, version: int) -> VersionInfo:
+        """One version.
+
+        Raises:
+            StateError: it is not kept (any more); the kept ones are named.
+        """
+        found = self._rows("WHERE version = ?", version)
+        if not found:
+            kept = ", ".join(str(info.version) for info in self.list()) or "none"
+            raise StateError(
+                f"needed a version that is kept, got {version}",
+                where=str(self._directory.path),
+                fix=f"kept versions: {kept}",
+            )
+        return found[0]
+
+    def read(self, version: int) -> Path:
+        """The folder of a version, after its files were found to be those that were published.
+
+        Raises:
+            StateError: not kept any more. CheckpointDamaged: a file is missing or has changed.
+        """
+        info = self.info(version)
+        folder = self._directory.published / str(version)
+        try:
+            got = digest(folder)
+        except OSError as fault:
+            self.info(version)  # gone by retention just now: that is no damage
+            raise CheckpointDamaged(f"cannot be read: {fault}", where=str(folder), fix=_INSTEAD) from fault
+        if got != info.sha256:
+            raise CheckpointDamaged(
+                f"needed sha256 {info.sha256[:12]}, got {got[:12]}", where=str(folder), fix=_INSTEAD
+            )
+        return folder
+
+    def changes(self) -> int:
+        """A number that differs after any other connection has committed; cheap enough to poll."""
+        with self._mutex:
+            return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
+
+    def close(self) -> None:
+        with self._mutex:
+            self._connection.close()
+
+    def _clean(self) -> None:
+        """Remove what writers that were killed have left half written."""
+        for folder in self._directory.published.glob(".new-*"):
+            if not _alive(int(folder.name.split("-")[1])):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _rows(self, clause: str, *values: Any) -> Sequence[VersionInfo]:
+        with self._mutex:
+            rows = self._connection.execute(f"{_SELECT} {clause}", values).fetchall()
+        return [VersionInfo(*(*row[:6], bool(row[6]))) for row in rows]
+
+    @contextmanager
+    def _beside(self) -> Iterator[Path]:
+        """A name for a folder to write in; what is left there is removed, and faults of the disk become ours."""
+        folder = self._directory.published / f".new-{os.getpid()}-{time.monotonic_ns()}"
+        try:
+            yield folder
+        except (OSError, sqlite3.Error) as fault:
+            raise StateError(
+                f"the version was not published, nothing has changed: {fault}",
+                where=str(self._directory.published),
+                fix="free space, and see that this user may write there",
+            ) from fault
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _commit(self, folder: Path, records: int, kind: Kind, source: int | None, meta: dict[str, Any]) -> int:
+        row: dict[str, Any] = {"records": records, "created": time.time(), "kind": kind, "source_version": source}
+        row["sha256"] = digest(folder)
+        with self._mutex, self._undone(), transaction(self._connection) as writer:
+            if kind == "learned":
+                fence(writer, self._directory.epoch, self._directory.path)
+            version = _insert(writer, row)
+            about = {"version": version, **row, "meta": meta}
+            (folder / _ABOUT).write_text(json.dumps(about, allow_nan=False))
+            _move(folder, self._directory.published / str(version))
+            if kind == "rollback":
+                writer.execute("INSERT OR REPLACE INTO pin VALUES (1, ?)", (version,))
+            gone = self._retire(writer)
+        for old in gone:
+            shutil.rmtree(self._directory.published / str(old), ignore_errors=True)
+        return version
+
+    @contextmanager
+    def _undone(self) -> Iterator[None]:
+        """Where the block fails, remove the folders that no row speaks of: a rename without its commit."""
+        try:
+            yield
+        except BaseException:
+            # inside a transaction: no other writer is between its rename and its commit
+            with suppress(sqlite3.Error), transaction(self._connection):
+                known = {str(info.version) for info in self.list()}
+                for folder in self._directory.published.iterdir():
+                    if folder.name.isdigit() and folder.name not in known:
+                        shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def _retire(self, writer: sqlite3.Connection) -> Sequence[int]:
+        """Drop the rows beyond the newest ``keep``, never that of the served version."""
+        rows = writer.execute(
+            "DELETE FROM versions WHERE version NOT IN (SELECT version FROM versions ORDER BY version DESC LIMIT ?)"
+            " AND version NOT IN (SELECT version FROM pin) RETURNING version",
+            (self._keep,),
+        ).fetchall()
+        return [row[0] for row in rows]
+
+
+_INSTEAD = "roll back to another version, or let the learner publish a new one"
+
+
+def digest(folder: Path) -> str:
+    """One sha256 over the names and contents of a model's files, independent of its version's number.
+
+    Raises:
+        OSError: a file cannot be read, or there is none.
+    """
+    total = hashlib.sha256()
+    names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+    for name in [name for name in names if name != _ABOUT] or [_ABOUT + " alone"]:
+        content = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        total.update(f"{content}  {name}\n".encode())
+    return total.hexdigest()
+
+
+def _insert(writer: sqlite3.Connection, row: Mapping[str, Any]) -> int:
+    marks = ", ".join("?" * len(row))
+    found = writer.execute(f"INSERT INTO versions ({', '.join(row)}) VALUES ({marks})", tuple(row.values())).lastrowid
+    assert found is not None  # an INSERT has a row id
+    return found
+
+
+def _move(folder: Path, target: Path) -> None:
+    """Give a written folder its name, durably."""
+    for file in sorted(folder.rglob("*")):
+        sync(file)
+    sync(folder)
+    shutil.rmtree(target, ignore_errors=True)  # left by a process that died before its commit
+    folder.rename(target)
+    sync(target.parent)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
