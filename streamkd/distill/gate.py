@@ -1,0 +1,155 @@
+"""Gates: how much each sample listens to its hard label and to each teacher.
+
+    Evidence (who says what of the labels) ─► gate ─► weights [batch, 1 + teachers], rows sum to 1
+
+Column 0 is the hard label and never falls below the gate's floor. A gate's parameters are never trained by the
+loss that the student minimises: they have the outer loss of ``streamkd.meta``.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from streamkd.hookspecs import Kind, Options, hookimpl
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a gate may know of a lesson, without gradient.
+
+    ``heard`` [batch, teachers] is where a teacher knows the sample's label; only those can be given weight.
+    ``facts`` [teachers, 2]: held-out accuracy, and 1 / (1 + age in tasks).
+    """
+
+    logits: Float[Tensor, "batch classes"]
+    labels: Int[Tensor, "batch"]
+    answers: Float[Tensor, "batch teachers classes"]
+    known: Bool[Tensor, "batch teachers classes"]
+    heard: Bool[Tensor, "batch teachers"]
+    facts: Float[Tensor, "teachers facts"]
+    teachers: tuple[str, ...]
+
+
+class Gate(Protocol):
+    """A gate is a ``torch.nn.Module`` whose forward gives the weights; no parameters means nothing to adapt."""
+
+    def __call__(self, evidence: Evidence) -> Float[Tensor, "batch sources"]: ...
+
+    def parameters(self) -> Iterable[nn.Parameter]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+def share(
+    scores: Float[Tensor, "batch teachers"], heard: Bool[Tensor, "batch teachers"]
+) -> Float[Tensor, "batch teachers"]:
+    """Softmax over the teachers that are heard; rows sum to 1, or are 0 where no one is."""
+    return torch.softmax(scores.masked_fill(~heard, -torch.inf), dim=1).nan_to_num(0.0)
+
+
+def weights_of(
+    hard: Float[Tensor, "batch"], shares: Float[Tensor, "batch teachers"], heard: Bool[Tensor, "batch teachers"]
+) -> Float[Tensor, "batch sources"]:
+    """Hard-label weights and teachers' shares as one row per sample; where no teacher is heard, the label has it all."""
+    first = torch.where(heard.any(1), hard, 1.0).unsqueeze(1)
+    return torch.cat([first, (1.0 - first) * shares], dim=1)
+
+
+class FixedOptions(Options):
+    """Weights that stay as they are."""
+
+    hard: float = Field(default=0.5, ge=0, le=1, description="weight of the hard label")
+    teachers: dict[str, float] = Field(default={}, description="relative weight of each teacher by its id; others 1")
+
+
+class FixedGate(nn.Module):
+    """The same weights for every sample, shared out again where a teacher is not heard."""
+
+    def __init__(self, options: FixedOptions) -> None:
+        super().__init__()
+        self._hard = options.hard
+        self._weights = dict(options.teachers)
+
+    def forward(self, evidence: Evidence) -> Float[Tensor, "batch sources"]:
+        relative = evidence.logits.new_tensor([self._weights.get(name, 1.0) for name in evidence.teachers])
+        shares = relative * evidence.heard
+        total = shares.sum(1, keepdim=True)
+        hard = torch.where(total[:, 0] > 0, self._hard, 1.0)
+        return torch.cat([hard.unsqueeze(1), (1 - hard).unsqueeze(1) * shares / total.clamp_min(1e-12)], dim=1)
+
+
+class PerSampleOptions(Options):
+    """A shared scorer: one small network scores every teacher of every sample."""
+
+    floor: float = Field(default=0.3, ge=0, le=1, description="least weight of the hard label")
+    hidden: int = Field(default=16, gt=0)
+    trust: float = Field(default=2.0, ge=0, description="prior: shares go as p(label) to this power")
+    doubt: float = Field(default=1.0, ge=0, description="prior: hard-label weight is this times 1 - p(label)")
+    span: float = Field(default=2.0, gt=0, description="how far, in logits, the scorer may move the prior")
+
+
+class PerSampleGate(nn.Module):
+    """Weights per sample from a scorer that all teachers share, so that it survives the pool's growth.
+
+    The prior is w_0 = max(floor, doubt·(1 - p_T(y))) and v_k ∝ p_k(y)^trust; the scorer, whose last layer begins at
+    zero, moves both in logits. Its features do not depend on how many teachers there are: the label's log
+    probability, entropy, divergence from the student, and the teacher's held-out accuracy and age.
+    """
+
+    FEATURES = 7
+
+    def __init__(self, options: PerSampleOptions) -> None:
+        super().__init__()
+        self.floor, self.trust, self.doubt, self.span = options.floor, options.trust, options.doubt, options.span
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.score = nn.Sequential(nn.Linear(self.FEATURES, options.hidden), nn.Tanh(), nn.Linear(options.hidden, 1))
+            self.hard = nn.Sequential(nn.Linear(self.FEATURES, options.hidden), nn.Tanh(), nn.Linear(options.hidden, 1))
+        for network in (self.score, self.hard):
+            nn.init.zeros_(network[2].weight)
+            nn.init.zeros_(network[2].bias)
+
+    def forward(self, evidence: Evidence) -> Float[Tensor, "batch sources"]:
+        features, likelihood = _features(evidence)
+        moved = self.span * torch.tanh(self.score(features).squeeze(-1))
+        shares = share(self.trust * likelihood + moved, evidence.heard)
+        mixed = (shares.unsqueeze(-1) * features).sum(1)
+        trusted = (shares * likelihood.exp()).sum(1)
+        prior = torch.logit((self.doubt * (1 - trusted)).clamp(0.02, 0.98))
+        hard = torch.sigmoid(prior + self.span * torch.tanh(self.hard(mixed).squeeze(-1)))
+        return weights_of(hard.clamp_min(self.floor), shares, evidence.heard)
+
+
+def _features(
+    evidence: Evidence,
+) -> tuple[Float[Tensor, "batch teachers features"], Float[Tensor, "batch teachers"]]:
+    """Features of each teacher on each sample, about unit size, 0 where it is not heard; and log p_k(y)."""
+    heard = evidence.heard
+    classes = evidence.logits.shape[1]
+    log_soft = torch.log_softmax(evidence.answers.masked_fill(~evidence.known, -torch.inf), dim=-1)
+    log_soft = log_soft.nan_to_num(nan=0.0, neginf=-30.0)
+    soft = log_soft.exp() * evidence.known
+    labels = evidence.labels.view(-1, 1, 1).expand(-1, heard.shape[1], 1)
+    likelihood = log_soft.gather(2, labels).squeeze(2).clamp_min(-10.0).masked_fill(~heard, 0.0)
+    own = torch.log_softmax(evidence.logits, dim=-1)
+    entropy = -(soft * log_soft).sum(-1) / max(torch.log(torch.tensor(float(max(classes, 2)))).item(), 1e-6)
+    apart = (soft * (log_soft - own.unsqueeze(1).clamp_min(-30.0))).sum(-1).clamp(0, 10)
+    ours = own.gather(1, evidence.labels.unsqueeze(1)).clamp_min(-10.0).expand_as(likelihood)
+    facts = evidence.facts.unsqueeze(0).expand(heard.shape[0], -1, -1)
+    columns = [likelihood / 3, likelihood.exp(), entropy, apart / 3, ours / 3]
+    features = torch.cat([torch.stack(columns, dim=-1), facts], dim=-1)
+    return features * heard.unsqueeze(-1), likelihood
+
+
+@hookimpl
+def streamkd_gates() -> Iterable[Kind]:
+    """The built-in gates."""
+    yield Kind("fixed", FixedGate, FixedOptions, "the same weights for every sample")
+    yield Kind("per-sample", PerSampleGate, PerSampleOptions, "a shared scorer over samples and teachers, meta-adapted")

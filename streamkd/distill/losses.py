@@ -1,0 +1,136 @@
+"""Losses: one value per sample of a lesson, whatever the number of teachers.
+
+``match-gate`` is the expected-log reading of L = -g·log S(y|x) - (1-g)·log F(y|x), F's term taken over
+all classes::
+
+    L_i = w_i0 · CE(y_i, s_i) + (1 - w_i0) · T² · KL(q_i^T ‖ s_i^T),   q_i^T = Σ_k v_ik · p_ik^T
+
+with w_ik = (1 - w_i0)·v_ik from the gate. T² keeps the gradient's size over temperatures (Hinton et al. 2015,
+section 2). One fused target: its gradient to the student is that of the weighted sum of each teacher's
+KL, at the cost of one.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from streamkd.hookspecs import Kind, Options, hookimpl
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What a loss sees of one step. Rows up to ``fresh`` have just arrived, the others are remembered.
+
+    ``answers`` are the teachers' logits; ``known`` is where a teacher has one: it is asked, and knows the class.
+    ``weights`` column 0 is the hard label, column 1 + k teacher k: rows sum to 1, 0 where a teacher knows nothing.
+    ``features`` and ``teacher_features`` hold the outputs of the layers that the losses named, the teachers'
+    for fresh rows only.
+    """
+
+    logits: Float[Tensor, "batch classes"]
+    labels: Int[Tensor, "batch"]
+    answers: Float[Tensor, "batch teachers classes"]
+    known: Bool[Tensor, "batch teachers classes"]
+    weights: Float[Tensor, "batch sources"]
+    fresh: int
+    teachers: tuple[str, ...] = ()
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+    teacher_features: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+
+
+class Loss(Protocol):
+    """A term of the student's loss."""
+
+    layers: tuple[str, ...]
+    """Names of the student's layers whose outputs it wants in ``lesson.features``."""
+    teacher_layers: Mapping[str, tuple[str, ...]]
+    """Per teacher, the layers whose outputs it wants in ``lesson.teacher_features``."""
+
+    def __call__(self, lesson: Lesson) -> Float[Tensor, "batch"]:
+        """The loss of each sample; its gradient reaches the student through ``logits`` and ``features``."""
+        ...
+
+
+def soft_answers(
+    answers: Float[Tensor, "batch teachers classes"],
+    known: Bool[Tensor, "batch teachers classes"],
+    temperature: float,
+) -> Float[Tensor, "batch teachers classes"]:
+    """Each teacher's tempered probabilities p^T over the classes that it knows.
+
+    Rows sum to 1; a teacher that knows nothing of a row gives it zeros; temperature to infinity is uniform.
+    """
+    masked = (answers / temperature).masked_fill(~known, -torch.inf)
+    return torch.softmax(masked, dim=-1).nan_to_num(0.0)
+
+
+def fused_target(
+    soft: Float[Tensor, "batch teachers classes"], weights: Float[Tensor, "batch sources"]
+) -> Float[Tensor, "batch classes"]:
+    """Q = Σ_k w_k·p_k^T = (1 - w_0)·q^T: the linear pool of the teachers, with the mass that the hard label leaves."""
+    return torch.einsum("bk,bkc->bc", weights[:, 1:], soft)
+
+
+def match_gate(
+    logits: Float[Tensor, "batch classes"],
+    labels: Int[Tensor, "batch"],
+    soft: Float[Tensor, "batch teachers classes"],
+    weights: Float[Tensor, "batch sources"],
+    temperature: float,
+) -> Float[Tensor, "batch"]:
+    """w_0·CE(y, s) + (1 - w_0)·T²·KL(q^T ‖ s^T) per sample; never negative; 0 only where both terms agree.
+
+    Gradient to the logits: w_0·(s - e_y) + T·((1 - w_0)·s^T - Q), Q of ``fused_target``.
+    """
+    target = fused_target(soft, weights)
+    hard = F.cross_entropy(logits, labels, reduction="none")
+    student = F.log_softmax(logits / temperature, dim=-1)
+    rest = target.sum(-1)
+    # Σ Q·log(Q/(1-w0)) - Q·log s: KL times the mass 1 - w0, without a division where that mass is 0
+    entropy = torch.xlogy(target, target).sum(-1) - torch.xlogy(rest, rest)
+    return weights[:, 0] * hard + temperature**2 * (entropy - (target * student).sum(-1))
+
+
+def source_losses(
+    logits: Float[Tensor, "batch classes"],
+    labels: Int[Tensor, "batch"],
+    soft: Float[Tensor, "batch teachers classes"],
+    temperature: float,
+) -> Float[Tensor, "batch sources"]:
+    """What each source alone would ask of the student: CE for the hard label, T²·KL(p_k^T ‖ s^T) for teacher k."""
+    hard = F.cross_entropy(logits, labels, reduction="none")
+    student = F.log_softmax(logits / temperature, dim=-1).unsqueeze(1)
+    divergence = (torch.xlogy(soft, soft) - soft * student).sum(-1)
+    return torch.cat([hard.unsqueeze(1), temperature**2 * divergence], dim=1)
+
+
+class MatchGateOptions(Options):
+    """The gate's own loss."""
+
+    temperature: float = Field(default=2.0, gt=0, description="softens the teachers' and the student's probabilities")
+
+
+class MatchGate:
+    """``match_gate`` over a lesson."""
+
+    layers: tuple[str, ...] = ()
+    teacher_layers: Mapping[str, tuple[str, ...]] = {}
+
+    def __init__(self, options: MatchGateOptions) -> None:
+        self.temperature = options.temperature
+
+    def __call__(self, lesson: Lesson) -> Float[Tensor, "batch"]:
+        soft = soft_answers(lesson.answers, lesson.known, self.temperature)
+        return match_gate(lesson.logits, lesson.labels, soft, lesson.weights, self.temperature)
+
+
+@hookimpl
+def streamkd_losses() -> Iterable[Kind]:
+    """The built-in losses."""
+    yield Kind("match-gate", MatchGate, MatchGateOptions, "gated hard label and fused teacher target")

@@ -1,0 +1,201 @@
+"""Memory: a bounded set of remembered samples, of which a part is held out and never replayed.
+
+Each sample carries the logits that the student gave at insertion and those of frozen teachers (float16),
+so that a frozen teacher is never asked twice about it. All rows live in tensors of a fixed size: the memory
+never holds on to a batch that it saw.
+
+The class-balanced policy is CBRS (Chrysakis & Moens 2020, algorithm 1); reservoir sampling is Vitter 1985, algorithm R.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Policy = Literal["reservoir", "class-balanced"]
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """Samples drawn from memory, with what was cached of them; ``slots`` are their places."""
+
+    slots: Tensor
+    """[n] int64"""
+    x: Tensor
+    """[n, *shape] in the stream's element type"""
+    y: Tensor
+    """[n] int64"""
+    logits: Tensor
+    """[n, classes] float16: the student at insertion"""
+    width: Tensor
+    """[n] int64: classes that the student knew at insertion"""
+    frozen: Tensor
+    """[n, slots, classes] float16: cached answers by teacher slot"""
+    answered: Tensor
+    """[n, slots] bool"""
+
+
+class Ring:
+    """``capacity`` places filled by a policy; ``offer`` decides, ``take`` writes the rows."""
+
+    def __init__(self, capacity: int, policy: Policy, teacher_slots: int) -> None:
+        self.capacity, self.policy, self.teacher_slots = capacity, policy, teacher_slots
+        self.filled = 0
+        self.seen: dict[int, int] = {}
+        self._places: dict[int, list[int]] = {}
+        self._labels: list[int] = []
+        self.x: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.filled
+
+    def _allocate(self, x: Tensor, classes: int) -> None:
+        places, device = self.capacity, x.device
+        self.x = torch.zeros((places, *x.shape[1:]), dtype=x.dtype, device=device)
+        self.y = torch.zeros(places, dtype=torch.int64, device=device)
+        self.task = torch.zeros(places, dtype=torch.int64, device=device)
+        self.logits = torch.zeros((places, classes), dtype=torch.float16, device=device)
+        self.width = torch.zeros(places, dtype=torch.int64, device=device)
+        self.frozen = torch.zeros((places, self.teacher_slots, classes), dtype=torch.float16, device=device)
+        self.answered = torch.zeros((places, self.teacher_slots), dtype=torch.bool, device=device)
+
+    def grow(self, classes: int) -> None:
+        """Widen the cached answers to ``classes`` columns."""
+        if self.x is not None and (more := classes - self.logits.shape[1]) > 0:
+            self.logits = torch.nn.functional.pad(self.logits, (0, more))
+            self.frozen = torch.nn.functional.pad(self.frozen, (0, more))
+
+    def offer(self, labels: list[int], draws: list[float]) -> dict[int, int]:
+        """Which row goes to which place: {place: row}; ``draws`` are two uniform numbers per row."""
+        chosen: dict[int, int] = {}
+        for row, label in enumerate(labels):
+            place = self._place(label, draws[2 * row], draws[2 * row + 1])
+            if place is not None:
+                chosen[place] = row
+        return chosen
+
+    def _place(self, label: int, chance: float, pick: float) -> int | None:
+        seen = self.seen[label] = self.seen.get(label, 0) + 1
+        if self.filled < self.capacity:
+            place = self.filled
+            self.filled += 1
+            self._labels.append(label)
+            self._places.setdefault(label, []).append(place)
+            return place
+        if self.policy == "reservoir":
+            place = int(chance * sum(self.seen.values()))
+            return self._replace(place, label) if place < self.capacity else None
+        mine = self._places.get(label, [])
+        largest = max(self._places.values(), key=len)
+        if len(mine) < len(largest):
+            return self._replace(largest[int(pick * len(largest))], label)
+        return mine[int(pick * len(mine))] if chance * seen < len(mine) else None
+
+    def _replace(self, place: int, label: int) -> int:
+        old = self._labels[place]
+        if old != label:
+            self._places[old].remove(place)
+            if not self._places[old]:
+                del self._places[old]
+            self._places.setdefault(label, []).append(place)
+            self._labels[place] = label
+        return place
+
+    def take(self, places: Tensor, x: Tensor, y: Tensor, task: int, logits: Tensor) -> None:
+        """Write rows into places; their cached teacher answers are forgotten."""
+        if self.x is None:
+            self._allocate(x, logits.shape[1])
+        assert self.x is not None
+        self.x[places], self.y[places], self.task[places] = x, y, task
+        self.logits[places] = logits.half()
+        self.width[places] = logits.shape[1]
+        self.answered[places] = False
+
+    def state_dict(self) -> dict[str, Any]:
+        names = ("x", "y", "task", "logits", "width", "frozen", "answered")
+        tensors = {} if self.x is None else {name: getattr(self, name)[: self.filled] for name in names}
+        # the order of each class's places decides later replacements, so it is state
+        places = [[label, *places] for label, places in self._places.items()]
+        return {"filled": self.filled, "seen": [list(i) for i in self.seen.items()], "places": places, **tensors}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        self.filled = state["filled"]
+        self.seen = dict(map(tuple, state["seen"]))
+        self._places = {label: list(places) for label, *places in state["places"]}
+        self._labels = [0] * self.filled
+        for label, places in self._places.items():
+            for place in places:
+                self._labels[place] = label
+        if "x" in state:
+            self._allocate(state["x"].to(device), state["logits"].shape[1])
+            for name in ("x", "y", "task", "logits", "width", "frozen", "answered"):
+                getattr(self, name)[: self.filled] = state[name].to(device)
+
+
+class Memory:
+    """A replayed ring and a held-out one, ``size`` places in all."""
+
+    def __init__(self, size: int, holdout_ratio: float, policy: Policy, teacher_slots: int, seed: int) -> None:
+        held = round(size * holdout_ratio)
+        self.holdout_ratio = holdout_ratio
+        self.replayed = Ring(size - held, policy, teacher_slots)
+        self.holdout = Ring(held, "class-balanced", teacher_slots)
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return len(self.replayed) + len(self.holdout)
+
+    def grow(self, classes: int) -> None:
+        """Widen the cached answers to ``classes`` columns."""
+        self.replayed.grow(classes)
+        self.holdout.grow(classes)
+
+    def insert(self, x: Tensor, y: Tensor, task: int, logits: Tensor) -> None:
+        """Offer arriving rows [batch, *shape]; a share goes to the held-out part, never to both."""
+        draws = torch.rand(3 * len(y), generator=self._generator).tolist()
+        labels = y.tolist()
+        held = [draws[3 * row] < self.holdout_ratio and self.holdout.capacity > 0 for row in range(len(labels))]
+        for ring, rows in (
+            (self.holdout, [row for row, out in enumerate(held) if out]),
+            (self.replayed, [row for row, out in enumerate(held) if not out]),
+        ):
+            pairs = [d for row in rows for d in draws[3 * row + 1 : 3 * row + 3]]
+            chosen = ring.offer([labels[row] for row in rows], pairs) if ring.capacity else {}
+            if chosen:
+                places = torch.tensor(list(chosen), device=x.device)
+                source = torch.tensor([rows[i] for i in chosen.values()], device=x.device)
+                ring.take(places, x[source], y[source], task, logits[source])
+
+    def sample(self, count: int) -> Remembered | None:
+        """Up to ``count`` different samples of the replayed part."""
+        return self._draw(self.replayed, count)
+
+    def query(self, count: int) -> Remembered | None:
+        """Up to ``count`` different samples of the held-out part."""
+        return self._draw(self.holdout, count)
+
+    def _draw(self, ring: Ring, count: int) -> Remembered | None:
+        if not ring.filled or not count:
+            return None
+        slots = torch.randperm(ring.filled, generator=self._generator)[:count]
+        return rows_of(ring, slots if ring.y.device.type == "cpu" else slots.to(ring.y.device))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "replayed": self.replayed.state_dict(),
+            "holdout": self.holdout.state_dict(),
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        self.replayed.load_state_dict(state["replayed"], device)
+        self.holdout.load_state_dict(state["holdout"], device)
+        self._generator.set_state(state["generator"])
+
+
+def rows_of(ring: Ring, slots: Tensor) -> Remembered:
+    """The samples at those places."""
+    assert ring.x is not None
+    parts = (ring.x, ring.y, ring.logits, ring.width, ring.frozen, ring.answered)
+    return Remembered(slots, *(part.index_select(0, slots) for part in parts))

@@ -1,0 +1,289 @@
+"""The pool: all teachers, what they answer on a step's rows, who is admitted and who goes.
+
+    rows (fresh + remembered) ─► Pool.answers ─► logits, known [batch, teachers, classes] ─► gate, loss
+
+Live teachers are asked about every row. A frozen teacher's answers on remembered rows come from the memory's
+cache, filled in bulk, so the cost of a step does not grow with the pool.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from streamkd.distill.memory import Memory, Remembered, Ring
+from streamkd.distill.students import Student
+from streamkd.distill.teachers import EmaTeacher, SnapshotMaker, SnapshotTeacher, Teacher, copy_of
+from streamkd.errors import PluginError
+from streamkd.records import Label
+
+ANNOTATE_ROWS = 64  # remembered rows that wait before the frozen teachers are asked about all of them at once
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Logits and where they count, [batch, teachers, classes]."""
+
+    logits: Tensor
+    known: Tensor
+
+
+class Pool:
+    """Teachers by key, in the order of the configuration, snapshots behind them by age."""
+
+    def __init__(
+        self,
+        teachers: Sequence[Teacher],
+        snapshots: SnapshotMaker | None,
+        memory: Memory,
+        *,
+        limit: int,
+        limit_bytes: int,
+        admit_margin: float = 0.0,
+    ) -> None:
+        self.teachers: list[Teacher] = list(teachers)
+        self.snapshots = snapshots
+        self.memory = memory
+        self.limit, self.limit_bytes, self.admit_margin = limit, limit_bytes, admit_margin
+        self.worth: dict[str, float] = {}
+        self.accuracy: dict[str, float] = {}
+        self.ages: dict[str, int] = {t.key: 0 for t in self.teachers}
+        self.taken = 0
+        self._slots: dict[str, int] = {}
+        self._pending = 0
+        self._facts: Tensor | None = None
+        for teacher in self.teachers:
+            if teacher.role == "frozen":
+                self._assign_slot(teacher)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The teachers' names, in the order of the answers."""
+        return tuple(teacher.key for teacher in self.teachers)
+
+    @property
+    def average(self) -> EmaTeacher | None:
+        """The first moving average, if there is one."""
+        return next((t for t in self.teachers if isinstance(t, EmaTeacher)), None)
+
+    def grow(self, labels: Sequence[Label]) -> None:
+        """New labels for teachers and caches."""
+        for teacher in self.teachers:
+            teacher.grow(labels)
+        self.memory.grow(len(labels))
+
+    def answers(self, x: Tensor, fresh: int, remembered: Remembered | None, classes: int) -> Answers:
+        """What every teacher says of the rows; the first ``fresh`` have just arrived."""
+        rows = len(x)
+        logits = x.new_zeros((rows, len(self.teachers), classes), dtype=torch.float32)
+        known = torch.zeros((rows, len(self.teachers), classes), dtype=torch.bool, device=x.device)
+        for index, teacher in enumerate(self.teachers):
+            if teacher.role == "live":
+                logits[:, index] = teacher.logits(x)
+                known[:, index] = teacher.known().to(x.device)
+                continue
+            if teacher.fresh and fresh:
+                logits[:fresh, index] = teacher.logits(x[:fresh])
+                known[:fresh, index] = teacher.known().to(x.device)
+            if remembered is None:
+                continue
+            if teacher.role == "remembered":
+                logits[fresh:, index] = remembered.logits.float()
+                columns = torch.arange(classes, device=x.device)
+                known[fresh:, index] = columns < remembered.width.unsqueeze(1)
+            else:
+                slot = self._slots[teacher.key]
+                logits[fresh:, index] = remembered.frozen[:, slot].float()
+                known[fresh:, index] = teacher.known().to(x.device) & remembered.answered[:, slot].unsqueeze(1)
+        return Answers(logits, known)
+
+    def features(self, x: Tensor, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, dict[str, Tensor]]:
+        """Outputs of the teachers' named layers on fresh rows.
+
+        Raises:
+            PluginError: a loss names a teacher that is not in the pool.
+        """
+        by_key = {teacher.key: teacher for teacher in self.teachers}
+        for key in wanted:
+            if key not in by_key:
+                raise PluginError(
+                    f"a loss reads layers of the teacher {key!r}, which is not in the pool",
+                    where="losses",
+                    fix=f"teachers here: {', '.join(by_key) or 'none'}",
+                )
+        return {key: by_key[key].features(x, layers) for key, layers in wanted.items()}
+
+    def after_step(self, student: Student, inserted: int) -> None:
+        """Live teachers follow; frozen ones are asked about remembered rows once enough are waiting."""
+        for teacher in self.teachers:
+            if teacher.role == "live":
+                teacher.after_step(student)
+        self._pending += inserted
+        if self._pending >= ANNOTATE_ROWS:
+            self.annotate()
+
+    @torch.no_grad()
+    def annotate(self) -> None:
+        """Ask each frozen teacher about the remembered rows that it has not seen, in one pass."""
+        self._pending = 0
+        for teacher in self.teachers:
+            if teacher.role == "frozen":
+                for ring in (self.memory.replayed, self.memory.holdout):
+                    self._annotate(teacher, ring)
+
+    def _annotate(self, teacher: Teacher, ring: Ring) -> None:
+        if ring.x is None:
+            return
+        slot = self._slots[teacher.key]
+        places = (~ring.answered[: ring.filled, slot]).nonzero().squeeze(1)
+        if len(places):
+            ring.frozen[places, slot] = teacher.logits(ring.x[places]).half()
+            ring.answered[places, slot] = True
+
+    def end_task(self, student: Student) -> str | None:
+        """A task has ended: teachers age, worth is measured anew, a snapshot may be admitted; returns its key."""
+        for key in self.ages:
+            self.ages[key] += 1
+        admitted = self._admit(student) if self.snapshots else None
+        self.annotate()
+        self.assess(student)
+        self._evict()
+        return admitted
+
+    def _admit(self, student: Student) -> str | None:
+        assert self.snapshots is not None
+        source = self.average.student if self.average else student
+        candidate = self.snapshots.take(source, self.taken)
+        self.taken += 1
+        accuracy = _held_out_accuracy(candidate, self.memory.holdout)
+        chance = 1 / max(candidate.student.classes, 1)
+        if accuracy is not None and accuracy < chance + self.admit_margin:
+            return None
+        self.teachers.append(candidate)
+        self.ages[candidate.key] = 0
+        mine = [t for t in self.teachers if isinstance(t, SnapshotTeacher)]
+        if len(self._slots) >= self.memory.replayed.teacher_slots:
+            self._drop(mine[0])
+        self._assign_slot(candidate)
+        return candidate.key
+
+    def _assign_slot(self, teacher: Teacher) -> None:
+        free = set(range(self.memory.replayed.teacher_slots)) - set(self._slots.values())
+        slot = self._slots[teacher.key] = min(free)
+        for ring in (self.memory.replayed, self.memory.holdout):
+            if ring.x is not None:
+                ring.answered[:, slot] = False
+
+    def _evict(self) -> None:
+        """Over budget, the snapshot goes whose loss the pool would feel least on held-out records."""
+        while self._over_budget():
+            mine = [t for t in self.teachers if isinstance(t, SnapshotTeacher)]
+            if not mine:
+                return
+            self._drop(min(mine, key=lambda t: (self.worth.get(t.key, 0.0), -self.ages[t.key])))
+
+    def _over_budget(self) -> bool:
+        mine = [t for t in self.teachers if isinstance(t, SnapshotTeacher)]
+        too_many = self.snapshots is not None and len(mine) > self.snapshots.limit
+        too_large = sum(t.size_bytes() for t in self.teachers) > self.limit_bytes
+        return too_many or too_large or len(self.teachers) > self.limit
+
+    def _drop(self, teacher: Teacher) -> None:
+        self.teachers.remove(teacher)
+        for book in (self.worth, self.accuracy, self.ages, self._slots):
+            book.pop(teacher.key, None)  # type: ignore[attr-defined]
+        self._facts = None
+
+    @torch.no_grad()
+    def assess(self, student: Student) -> None:
+        """Accuracy of each teacher on held-out records of labels that it knows, and its marginal worth.
+
+        Worth is what the mean over held-out records of max_k p_k(y) loses without the teacher.
+        """
+        ring = self.memory.holdout
+        self._facts = None
+        if ring.x is None or not ring.filled:
+            return
+        remembered = _whole(ring)
+        answers = self.answers(remembered.x, 0, remembered, student.classes)
+        soft = torch.softmax(answers.logits.masked_fill(~answers.known, -torch.inf), -1).nan_to_num(0.0)
+        heard = answers.known.gather(2, _column(remembered.y, len(self.teachers))).squeeze(2)
+        right = (soft.argmax(-1) == remembered.y.unsqueeze(1)) & heard
+        likelihood = soft.gather(2, _column(remembered.y, len(self.teachers))).squeeze(2) * heard
+        best = likelihood.max(1).values.mean()
+        for index, teacher in enumerate(self.teachers):
+            others = torch.cat([likelihood[:, :index], likelihood[:, index + 1 :]], 1)
+            without = others.max(1).values.mean() if others.shape[1] else best.new_zeros(())
+            self.worth[teacher.key] = float(best - without)
+            self.accuracy[teacher.key] = float(right[:, index].sum() / heard[:, index].sum().clamp_min(1))
+
+    def facts(self, device: torch.device) -> Tensor:
+        """[teachers, 2] for the gate: held-out accuracy, and 1 / (1 + age in tasks)."""
+        if self._facts is None or len(self._facts) != len(self.teachers):
+            rows = [[self.accuracy.get(k, 0.5), 1 / (1 + self.ages[k])] for k in self.keys]
+            self._facts = torch.tensor(rows, device=device).reshape(len(rows), 2)
+        return self._facts
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "teachers": {t.key: t.state_dict() for t in self.teachers},
+            "snapshots": [t.key for t in self.teachers if isinstance(t, SnapshotTeacher)],
+            "slots": self._slots,
+            "pending": self._pending,
+            "worth": self.worth,
+            "accuracy": self.accuracy,
+            "ages": self.ages,
+            "taken": self.taken,
+        }
+
+    def load_state_dict(
+        self, state: dict[str, Any], build: Callable[[int], Student], labels: Sequence[Label]
+    ) -> None:
+        """Restore; ``build`` gives a student of so many classes for each snapshot that was there.
+
+        Teachers that the configuration no longer names are left out, new ones begin as they are.
+        """
+        for key in state["snapshots"] if self.snapshots else []:
+            saved = state["teachers"][key]
+            self.teachers.append(SnapshotTeacher(key, copy_of(build(len(saved["student"]["body.head.weight"])))))
+        for teacher in self.teachers:
+            if teacher.key in state["teachers"]:
+                teacher.load_state_dict(state["teachers"][teacher.key])
+            teacher.grow(labels)
+        here = set(self.keys)
+        self.worth = {k: v for k, v in state["worth"].items() if k in here}
+        self.accuracy = {k: v for k, v in state["accuracy"].items() if k in here}
+        self.ages = {k: state["ages"].get(k, 0) for k in self.keys}
+        self._slots = {k: v for k, v in state["slots"].items() if k in here}
+        self._pending, self.taken = state["pending"], state["taken"]
+        for teacher in self.teachers:
+            if teacher.role == "frozen" and teacher.key not in self._slots:
+                self._assign_slot(teacher)
+        self._facts = None
+
+
+def _whole(ring: Ring) -> Remembered:
+    assert ring.x is not None
+    n = ring.filled
+    slots = torch.arange(n, device=ring.y.device)
+    return Remembered(
+        slots, ring.x[:n], ring.y[:n], ring.logits[:n], ring.width[:n], ring.frozen[:n], ring.answered[:n]
+    )
+
+
+def _column(labels: Tensor, teachers: int) -> Tensor:
+    return labels.view(-1, 1, 1).expand(-1, teachers, 1)
+
+
+@torch.no_grad()
+def _held_out_accuracy(teacher: SnapshotTeacher, ring: Ring) -> float | None:
+    """On held-out records of labels that it knows; ``None`` without any."""
+    if ring.x is None or not ring.filled:
+        return None
+    mine = ring.y[: ring.filled] < teacher.student.classes
+    if not mine.any():
+        return None
+    x, y = ring.x[: ring.filled][mine], ring.y[: ring.filled][mine]
+    return float((teacher.student(x).argmax(1) == y).float().mean())

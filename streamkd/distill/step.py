@@ -1,0 +1,157 @@
+"""One training step, in the order of the data::
+
+    begin     fresh rows + replayed rows ─► Plan: x, y, what the teachers answer
+    (the student's forward pass is the caller's: Avalanche's plugins want to see it)
+    weigh     logits ─► gate ─► Lesson: weights per sample
+    loss      Lesson ─► one number; backward and update are the caller's again
+    finish    teachers follow, fresh rows are offered to the memory
+
+Everything random comes from generators that are part of the state.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from streamkd.distill.gate import Evidence, Gate
+from streamkd.distill.losses import Lesson, Loss
+from streamkd.distill.memory import Memory
+from streamkd.distill.pool import Answers, Pool
+from streamkd.distill.students import Student
+from streamkd.distill.teachers import capture
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One loss with its weight."""
+
+    loss: Loss
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A step's rows, fresh ones first: x [batch, *shape], y [batch], and the teachers' answers."""
+
+    x: Tensor
+    y: Tensor
+    fresh: int
+    task: int
+    answers: Answers
+
+
+class Adapter(Protocol):
+    """Whoever adapts the gate (``streamkd.meta.adapt``)."""
+
+    def due(self) -> bool:
+        """Whether this step adapts; called once a step."""
+        ...
+
+    def adapt(self, step: "Step", plan: Plan, logits: Tensor) -> None:
+        """Move the gate's parameters; ``logits`` still carry their graph."""
+        ...
+
+
+class Step:
+    """The parts that one step moves, and the arithmetic between a batch and its loss."""
+
+    def __init__(
+        self,
+        student: Student,
+        optimizer: torch.optim.Optimizer,
+        memory: Memory,
+        pool: Pool,
+        gate: Gate,
+        terms: Sequence[Term],
+        *,
+        replay: int,
+        clip_norm: float | None = None,
+        adapter: Adapter | None = None,
+    ) -> None:
+        self.student, self.optimizer, self.memory, self.pool = student, optimizer, memory, pool
+        self.gate, self.terms, self.adapter = gate, tuple(terms), adapter
+        self.replay, self.clip_norm = replay, clip_norm
+        self.parameters = [p for p in student.parameters() if p.requires_grad]
+        self._student_layers = tuple(sorted({name for term in terms for name in term.loss.layers}))
+        self._teacher_layers = _merge([term.loss.teacher_layers for term in terms])
+        self._captured: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def begin(self, x: Tensor, y: Tensor, task: int) -> Plan:
+        """Join the fresh rows with replayed ones and ask the teachers about all of them."""
+        remembered = self.memory.sample(self.replay)
+        fresh = len(y)
+        if self.student.normalise.fit:
+            self.student.normalise.observe(x)
+        if remembered is not None:
+            x, y = torch.cat([x, remembered.x]), torch.cat([y, remembered.y])
+        return Plan(x, y, fresh, task, self.pool.answers(x, fresh, remembered, self.student.classes))
+
+    def forward(self, plan: Plan) -> Tensor:
+        """The student's logits, and the outputs of the layers that losses named."""
+        if not self._student_layers:
+            return self.student(plan.x)
+        self._captured = {}
+        with capture(self.student, self._student_layers, self._captured):
+            return self.student(plan.x)
+
+    def weigh(self, plan: Plan, logits: Tensor) -> Lesson:
+        """The gate's weights for the step; on steps that are due the gate is adapted first."""
+        if self.adapter is not None and self.adapter.due():
+            self.adapter.adapt(self, plan, logits)
+        with torch.no_grad():
+            weights = self.gate(self.evidence(plan, logits))
+        return self.lesson(plan, logits, weights)
+
+    def evidence(self, plan: Plan, logits: Tensor) -> Evidence:
+        """What the gate may see of the step, without gradient."""
+        known = plan.answers.known
+        heard = known.gather(2, plan.y.view(-1, 1, 1).expand(-1, known.shape[1], 1)).squeeze(2)
+        facts = self.pool.facts(plan.y.device)
+        return Evidence(logits.detach(), plan.y, plan.answers.logits, known, heard, facts, self.pool.keys)
+
+    def lesson(self, plan: Plan, logits: Tensor, weights: Tensor) -> Lesson:
+        """What the losses see of the step."""
+        theirs = self.pool.features(plan.x[: plan.fresh], self._teacher_layers) if self._teacher_layers else {}
+        return Lesson(
+            logits,
+            plan.y,
+            plan.answers.logits,
+            plan.answers.known,
+            weights,
+            plan.fresh,
+            self.pool.keys,
+            self._captured,
+            theirs,
+        )
+
+    def loss(self, lesson: Lesson) -> Tensor:
+        """Σ weight · mean over the rows, of every term."""
+        first, *others = self.terms
+        total = first.weight * first.loss(lesson).mean()
+        for term in others:
+            total = total + term.weight * term.loss(lesson).mean()
+        return total
+
+    def clip(self) -> None:
+        """Clip the gradients by their global norm, where that is asked for."""
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+
+    @torch.no_grad()
+    def finish(self, plan: Plan, logits: Tensor) -> None:
+        """Teachers follow the update; fresh rows are offered to the memory with the logits that they met."""
+        fresh = plan.fresh
+        self.memory.insert(plan.x[:fresh], plan.y[:fresh], plan.task, logits[:fresh].detach())
+        self.pool.after_step(self.student, fresh)
+
+
+def _merge(wanted: Sequence[Any]) -> dict[str, tuple[str, ...]]:
+    merged: dict[str, set[str]] = {}
+    for mapping in wanted:
+        for key, layers in mapping.items():
+            merged.setdefault(key, set()).update(layers)
+    return {key: tuple(sorted(layers)) for key, layers in merged.items()}

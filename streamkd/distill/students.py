@@ -1,0 +1,265 @@
+"""Students: the small networks that learn, their normalisation inside, their head growing with the labels.
+
+    raw inputs [batch, *shape] ─► Normalise ─► body ─► logits [batch, classes]
+
+``build`` makes one, ``grow`` widens its head (optimiser state follows), ``write_published`` and
+``load_published`` carry one over to the process that answers requests.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from streamkd.errors import PluginError, StateError
+from streamkd.hookspecs import Kind, Options, hookimpl
+from streamkd.plugins import Registry
+from streamkd.records import InputColumn, Label, RecordSchema
+
+torch_dtype = {name: getattr(torch, name) for name in ("uint8", "int8", "int16", "int32", "int64", "float16")}
+torch_dtype |= {"float32": torch.float32, "float64": torch.float64}
+
+
+class MlpOptions(Options):
+    """A multi-layer perceptron."""
+
+    hidden: tuple[int, ...] = Field(default=(256, 256), description="width of each hidden layer")
+
+
+class ConvnetOptions(Options):
+    """A small convolutional network for images."""
+
+    channels: tuple[int, ...] = Field(default=(32, 64), min_length=1, description="channels; each halves the image")
+    hidden: int = Field(default=128, gt=0)
+
+
+class Mlp(nn.Module):
+    """Linear and ReLU layers over the flattened input."""
+
+    def __init__(self, options: MlpOptions, shape: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        widths = [int(np.prod(shape)), *options.hidden]
+        layers = [nn.Linear(before, after) for before, after in zip(widths, widths[1:], strict=False)]
+        self.hidden = nn.ModuleList(layers)
+        self.head = nn.Linear(widths[-1], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        for layer in self.hidden:
+            x = torch.relu(layer(x))
+        return self.head(x)
+
+
+class Convnet(nn.Module):
+    """3×3 convolutions with ReLU and 2×2 pooling, one hidden layer, no normalisation that batches could leak through."""
+
+    def __init__(self, options: ConvnetOptions, shape: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        if len(shape) not in (2, 3):
+            raise PluginError(
+                f"needed an input of (height, width) or (height, width, channels), got {shape}",
+                where="student convnet",
+                fix="set the column's shape, or take the student mlp",
+            )
+        height, width, channels = (*shape, 1)[:3]
+        steps = [channels, *options.channels]
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(before, after, 3, padding=1) for before, after in zip(steps, steps[1:], strict=False)
+        )
+        for _ in options.channels:
+            height, width = max(height // 2, 1), max(width // 2, 1)
+        self.hidden = nn.Linear(steps[-1] * height * width, options.hidden)
+        self.head = nn.Linear(options.hidden, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.unsqueeze(1) if x.dim() == 3 else x.permute(0, 3, 1, 2)
+        for convolution in self.convolutions:
+            x = torch.relu(convolution(x))
+            if min(x.shape[-2:]) > 1:
+                x = torch.max_pool2d(x, 2)
+        return self.head(torch.relu(self.hidden(x.flatten(1))))
+
+
+@hookimpl
+def streamkd_students() -> Iterable[Kind]:
+    """The built-in students."""
+    yield Kind("mlp", Mlp, MlpOptions, "linear and ReLU layers; any input")
+    yield Kind("convnet", Convnet, ConvnetOptions, "small convolutional network; images")
+
+
+class Normalise(nn.Module):
+    """``(x * scale - mean) / std`` in float32, as one multiply-add; mean and std may be fitted on the first records.
+
+    The statistics are buffers: they are checkpointed and published with the student.
+    """
+
+    gain: Tensor
+    bias: Tensor
+    moments: Tensor
+    count: Tensor
+
+    def __init__(self, schema: RecordSchema) -> None:
+        super().__init__()
+        columns = schema.inputs
+        flat = len(columns) > 1
+        gain, bias = (torch.cat(p).reshape(schema.shape) for p in zip(*map(_affine, columns), strict=True))
+        plain = not flat and bool((gain == gain.flatten()[0]).all() and (bias == bias.flatten()[0]).all())
+        self.fit = max(column.fit for column in columns)
+        if plain and not self.fit:
+            gain, bias = gain.flatten()[0].clone(), bias.flatten()[0].clone()
+        self._fitted = torch.cat([torch.full((c.size,), bool(c.fit)) for c in columns]).reshape(schema.shape)
+        self._scale = torch.cat([torch.full((c.size,), c.scale) for c in columns]).reshape(schema.shape)
+        self.register_buffer("gain", gain)
+        self.register_buffer("bias", bias)
+        self.register_buffer("moments", torch.zeros((2, *schema.shape) if self.fit else (2, 0), dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.bias, x.float(), self.gain)
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Take the first ``fit`` records into mean and std (Welford's update by batch, float64)."""
+        seen = int(self.count)
+        x = x[: max(self.fit - seen, 0)].double() * self._scale.to(x.device).double()
+        if not len(x):
+            return
+        total = seen + len(x)
+        shift = x.mean(0) - self.moments[0]
+        self.moments[0] += shift * (len(x) / total)
+        self.moments[1] += x.var(0, correction=0) * len(x) + shift**2 * (seen * len(x) / total)
+        self.count.fill_(total)
+        std = (self.moments[1] / total).sqrt().clamp_min(1e-6)
+        std = torch.where(self.moments[1] > 0, std, torch.ones_like(std))
+        fitted = self._fitted.to(x.device)
+        self.gain.copy_(torch.where(fitted, self._scale.to(x.device).double() / std, self.gain.double()))
+        self.bias.copy_(torch.where(fitted, -self.moments[0] / std, self.bias.double()))
+
+
+def _affine(column: InputColumn) -> tuple[Tensor, Tensor]:
+    """Gain and bias of one column, flat; mean and std go over its last axis (channels)."""
+    shape = column.shape or (1,)
+    mean, std = (torch.as_tensor(v, dtype=torch.float64).expand(shape).reshape(-1) for v in (column.mean, column.std))
+    return (column.scale / std).float(), (-mean / std).float()
+
+
+class Student(nn.Module):
+    """A body behind its normalisation: raw inputs [batch, *shape] to logits [batch, classes]."""
+
+    def __init__(self, body: nn.Module, schema: RecordSchema, seed: int) -> None:
+        super().__init__()
+        self.normalise = Normalise(schema)
+        self.body = body
+        self.seed = seed
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self.normalise(x))
+
+    @property
+    def classes(self) -> int:
+        """Width of the head."""
+        return self.body.head.out_features
+
+    def grow(self, classes: int, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Widen the head to ``classes``; parameters stay the same objects, their optimiser state is padded with 0.
+
+        A new row depends on the seed and its class alone, so growing in steps equals growing at once.
+        """
+        head: nn.Linear = self.body.head
+        while head.out_features < classes:
+            row = _head_row(head, self.seed)
+            for parameter, new in ((head.weight, row), (head.bias, row.new_zeros(1))):
+                _append(parameter, new, optimizer)
+            head.out_features += 1
+
+
+def _head_row(head: nn.Linear, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + head.out_features)
+    bound = head.in_features**-0.5
+    row = torch.empty(1, head.in_features).uniform_(-bound, bound, generator=generator)
+    return row.to(head.weight.device)
+
+
+def _append(parameter: nn.Parameter, row: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
+    before = parameter.shape
+    parameter.data = torch.cat([parameter.data, row])
+    parameter.grad = None
+    for name, value in (optimizer.state.get(parameter, {}) if optimizer else {}).items():
+        if isinstance(value, Tensor) and value.shape == before:
+            optimizer.state[parameter][name] = torch.cat([value, torch.zeros_like(row)])  # type: ignore[union-attr]
+
+
+def build(kind: Kind, options: Options, schema: RecordSchema, classes: int, seed: int) -> Student:
+    """A fresh student; its first weights depend on the seed alone.
+
+    Raises:
+        PluginError: the body has no linear layer ``head`` of that width.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        body = kind.make(options, schema.shape, 1)
+    head = getattr(body, "head", None)
+    if not isinstance(head, nn.Linear) or head.out_features != 1 or head.bias is None:
+        raise PluginError(
+            f"needed a torch.nn.Linear with bias and `classes` outputs as attribute `head`, got {head!r}",
+            where=f"student {kind.name}",
+        )
+    student = Student(body, schema, seed)
+    student.grow(classes)
+    return student
+
+
+@dataclass(frozen=True)
+class Published:
+    """An immutable version of the student, ready to predict."""
+
+    student: Student
+    classes: list[Label]
+    version: int
+    schema: RecordSchema
+    published_at: float
+    records: int
+
+    @torch.inference_mode()
+    def predict(self, inputs: np.ndarray) -> np.ndarray:
+        """Probabilities [n, classes] float32 for encoded inputs [n, *shape]; rows sum to 1."""
+        x = torch.from_numpy(np.ascontiguousarray(inputs))
+        return torch.softmax(self.student(x), dim=1).numpy()
+
+
+def write_published(directory: Path, student: Student, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Write ``model.safetensors`` and ``model.json`` of a version; ``meta`` needs what ``load_published`` reads.
+
+    ``meta``: ``student`` {name, options}, ``schema``, ``classes``, ``seed``, ``records``, ``published_at``.
+    """
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in student.state_dict().items()}
+    save_file(weights, directory / "model.safetensors")
+    (directory / "model.json").write_text(json.dumps(meta), "utf-8")
+    return dict(meta)
+
+
+def load_published(directory: Path, registry: Registry, version: int = 0) -> Published:
+    """The version in a directory.
+
+    Raises:
+        StateError: files are missing or do not fit each other.
+    """
+    try:
+        meta = json.loads((directory / "model.json").read_text("utf-8"))
+        weights = load_file(directory / "model.safetensors")
+        schema = RecordSchema.model_validate(meta["schema"])
+        kind = registry.kind("students", meta["student"]["name"])
+        options = kind.options.model_validate(meta["student"]["options"])
+        student = build(kind, options, schema, len(meta["classes"]), meta["seed"])
+        student.load_state_dict(weights)
+    except (OSError, KeyError, ValueError, RuntimeError) as fault:
+        raise StateError(f"a published version cannot be loaded: {fault}", where=str(directory)) from fault
+    student.eval().requires_grad_(False)
+    return Published(student, meta["classes"], version, schema, meta["published_at"], meta["records"])

@@ -1,0 +1,275 @@
+"""Teachers: whoever answers a batch with logits that the student may learn from.
+
+    ema        a moving average of the student, asked about every row; also the default served model
+    memory     the student's own logits at the time a sample was remembered
+    snapshot   a frozen copy of the average, admitted when a task ends
+
+A *live* teacher changes at every step and is asked each time. A *frozen* one never changes, so its answer on a
+remembered sample is cached; whether it is asked about fresh rows too is its own choice (``fresh``).
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from streamkd.distill.students import Student
+from streamkd.hookspecs import Kind, Options, hookimpl
+from streamkd.records import Label, RecordSchema
+
+Role = Literal["live", "remembered", "frozen", "snapshots"]
+
+
+@dataclass(frozen=True)
+class TeacherContext:
+    """What a teacher is built from. ``student`` is copied, never kept; ``labels`` is the label space at start."""
+
+    key: str
+    student: Student
+    schema: RecordSchema
+    labels: Sequence[Label]
+    device: torch.device
+
+
+class Teacher(Protocol):
+    """One teacher. Its columns follow the label space; ``grow`` tells it of new labels."""
+
+    key: str
+    role: Role
+    fresh: bool
+    """Frozen teachers only: asked about rows that have just arrived, not only about remembered ones."""
+
+    def logits(self, x: Tensor) -> Float[Tensor, "batch classes"]:
+        """Answers on raw inputs [batch, *shape], one column per label of the label space."""
+        ...
+
+    def known(self) -> Bool[Tensor, "classes"]:
+        """The labels that it knows; the others are masked."""
+        ...
+
+    def features(self, x: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
+        """Outputs of named layers on raw inputs."""
+        ...
+
+    def grow(self, labels: Sequence[Label]) -> None: ...
+
+    def after_step(self, student: Student) -> None:
+        """Follow the student's update (live teachers)."""
+        ...
+
+    def size_bytes(self) -> int: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class EmaOptions(Options):
+    """A moving average of the student's weights."""
+
+    decay: float = Field(default=0.99, ge=0, lt=1)
+
+
+class EmaTeacher:
+    """θ' ← d·θ' + (1-d)·θ after each step, with d = min(decay, (1+t)/(10+t)) so that the start is forgotten.
+
+    Mean teacher, Tarvainen & Valpola 2017, equation 1.
+    """
+
+    role: Role = "live"
+    fresh = True
+
+    def __init__(self, options: EmaOptions, context: TeacherContext) -> None:
+        self.key = context.key
+        self.decay = options.decay
+        self.steps = 0
+        self.student = copy_of(context.student)
+        self._ours = [*self.student.parameters()]
+
+    def logits(self, x: Tensor) -> Float[Tensor, "batch classes"]:
+        with torch.no_grad():
+            return self.student(x)
+
+    def known(self) -> Bool[Tensor, "classes"]:
+        return torch.ones(self.student.classes, dtype=torch.bool)
+
+    def features(self, x: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
+        with torch.no_grad():
+            return layer_outputs(self.student, x, layers)
+
+    def grow(self, labels: Sequence[Label]) -> None:
+        self.student.grow(len(labels))
+
+    @torch.no_grad()
+    def after_step(self, student: Student) -> None:
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        self.steps += 1
+        torch._foreach_lerp_(self._ours, [*student.parameters()], 1 - decay)
+        for ours, theirs in zip(self.student.buffers(), student.buffers(), strict=True):
+            ours.copy_(theirs)
+
+    def size_bytes(self) -> int:
+        return module_bytes(self.student)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"student": self.student.state_dict(), "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        load_grown(self.student, state["student"])
+        self.steps = state["steps"]
+
+
+class RecallTeacher:
+    """The student's logits as they were when a sample was remembered (DER++, Buzzega et al. 2020, equation 6).
+
+    It answers nothing by itself: its answers lie in the memory.
+    """
+
+    role: Role = "remembered"
+    fresh = False
+
+    def __init__(self, options: Options, context: TeacherContext) -> None:
+        self.key = context.key
+        self._width = len(context.labels)
+
+    def logits(self, x: Tensor) -> Float[Tensor, "batch classes"]:
+        return torch.zeros(len(x), self._width, device=x.device)
+
+    def known(self) -> Bool[Tensor, "classes"]:
+        return torch.zeros(self._width, dtype=torch.bool)
+
+    def features(self, x: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
+        return {}
+
+    def grow(self, labels: Sequence[Label]) -> None:
+        self._width = len(labels)
+
+    def after_step(self, student: Student) -> None: ...
+
+    def size_bytes(self) -> int:
+        return 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class SnapshotOptions(Options):
+    """Frozen copies of the average, one per finished task while they are worth their place."""
+
+    limit: int = Field(default=4, gt=0, description="most snapshots kept, within the pool's own budget")
+
+
+class SnapshotTeacher:
+    """A frozen copy of a student; it knows the labels that were there when it was taken."""
+
+    role: Role = "frozen"
+    fresh = False
+
+    def __init__(self, key: str, student: Student) -> None:
+        self.key = key
+        self.student = student
+        self._width = student.classes
+
+    def logits(self, x: Tensor) -> Float[Tensor, "batch classes"]:
+        with torch.no_grad():
+            return nn.functional.pad(self.student(x), (0, self._width - self.student.classes))
+
+    def known(self) -> Bool[Tensor, "classes"]:
+        return torch.arange(self._width) < self.student.classes
+
+    def features(self, x: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
+        with torch.no_grad():
+            return layer_outputs(self.student, x, layers)
+
+    def grow(self, labels: Sequence[Label]) -> None:
+        self._width = len(labels)
+
+    def after_step(self, student: Student) -> None: ...
+
+    def size_bytes(self) -> int:
+        return module_bytes(self.student)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"student": self.student.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        load_grown(self.student, state["student"])
+
+
+@dataclass
+class SnapshotMaker:
+    """What ``name: snapshot`` in the configuration stands for: the pool asks it for candidates when a task ends."""
+
+    key: str
+    limit: int
+    role: Role = field(default="snapshots", init=False)
+
+    def take(self, source: Student, number: int) -> SnapshotTeacher:
+        """A frozen copy, named after the task that has just ended."""
+        return SnapshotTeacher(f"{self.key}-{number}", copy_of(source))
+
+
+def copy_of(student: Student) -> Student:
+    """A copy in evaluation mode that shares no tensor with the original and never asks for a gradient."""
+    clone = copy.deepcopy(student)
+    return clone.eval().requires_grad_(False)
+
+
+def load_grown(student: Student, state: dict[str, Tensor]) -> None:
+    """Load weights whose head may be wider than the student's."""
+    student.grow(state["body.head.weight"].shape[0])
+    student.load_state_dict(state)
+
+
+def module_bytes(module: nn.Module) -> int:
+    """Bytes of parameters and buffers."""
+    return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+
+
+def layer_outputs(module: nn.Module, x: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:
+    """Outputs of named submodules during one forward pass."""
+    found: dict[str, Tensor] = {}
+    with capture(module, layers, found):
+        module(x)
+    return found
+
+
+class capture:  # noqa: N801 - reads as a verb: `with capture(...)`
+    """While entered, the outputs of named submodules land in ``into``."""
+
+    def __init__(self, module: nn.Module, layers: Iterable[str], into: dict[str, Tensor]) -> None:
+        self._modules = [(name, module.get_submodule(name)) for name in layers]
+        self._into = into
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> None:
+        self._handles = [m.register_forward_hook(self._keep(name)) for name, m in self._modules]
+
+    def _keep(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            self._into[name] = output
+
+        return hook
+
+    def __exit__(self, *exc: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def _make_snapshots(options: SnapshotOptions, context: TeacherContext) -> SnapshotMaker:
+    return SnapshotMaker(context.key, options.limit)
+
+
+@hookimpl
+def streamkd_teachers() -> Iterable[Kind]:
+    """The built-in teachers."""
+    yield Kind("ema", EmaTeacher, EmaOptions, "moving average of the student")
+    yield Kind("memory", RecallTeacher, Options, "the student's own remembered logits")
+    yield Kind("snapshot", _make_snapshots, SnapshotOptions, "frozen copies of the average, taken when tasks end")

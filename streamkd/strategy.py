@@ -1,0 +1,255 @@
+"""The door to Avalanche: a ``SupervisedTemplate`` whose experiences are tensor batches and whose loop is ``Step``'s.
+
+    strategy.train(experience) ─► hooks of plugins around: begin ─► forward ─► loss ─► backward ─► update ─► finish
+
+Avalanche's plugins, metrics and loggers see the events and attributes that they know. Plugins that work once a
+task (EWC and the like) go in through ``AtBoundaries``: an experience here is one batch, and a task spans many.
+"""
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
+from avalanche.core import SupervisedPlugin
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.plugins.clock import Clock
+from avalanche.training.templates import SupervisedTemplate
+from avalanche.training.templates.base_sgd import PeriodicEval
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from streamkd.distill.memory import Ring
+from streamkd.distill.step import Plan, Step
+from streamkd.tasks.experience import TensorBatch
+
+EVENTS = (
+    "before_training",
+    "before_training_exp",
+    "before_train_dataset_adaptation",
+    "after_train_dataset_adaptation",
+    "before_training_epoch",
+    "before_training_iteration",
+    "before_forward",
+    "after_forward",
+    "before_backward",
+    "after_backward",
+    "before_update",
+    "after_update",
+    "after_training_iteration",
+    "after_training_epoch",
+    "after_training_exp",
+    "after_training",
+)
+
+
+class TensorExperience:
+    """One batch in the form that Avalanche's plugins read: ``dataset``, classes, task labels, origin stream."""
+
+    origin_stream = SimpleNamespace(name="train")
+
+    def __init__(self, batch: TensorBatch, number: int) -> None:
+        self.batch = batch
+        self.current_experience = number
+        self.task_labels = [0]
+        self.task_label = 0
+        self._dataset: AvalancheDataset | None = None
+
+    @property
+    def classes_in_this_experience(self) -> list[int]:
+        return sorted(set(self.batch.y.tolist()))
+
+    @property
+    def dataset(self) -> AvalancheDataset:
+        """The batch as an Avalanche dataset, made only if a plugin asks."""
+        if self._dataset is None:
+            self._dataset = dataset_of(self.batch.x, self.batch.y)
+        return self._dataset
+
+
+def dataset_of(x: Tensor, y: Tensor) -> AvalancheDataset:
+    """An Avalanche dataset over tensors, task label 0."""
+    targets = DataAttribute(y.tolist(), "targets")
+    tasks = DataAttribute([0] * len(y), "targets_task_labels", use_in_getitem=True)
+    return AvalancheDataset([TensorDataset(x, y)], data_attributes=[targets, tasks])
+
+
+class AtBoundaries(SupervisedPlugin):
+    """Lets a plugin that works once an experience work once a task instead.
+
+    ``after_training_exp`` and ``before_training_exp`` reach the plugin only at boundaries, with the remembered
+    samples of the finished task as ``strategy.experience.dataset``; every other event passes as it is.
+    """
+
+    def __init__(self, plugin: Any) -> None:
+        super().__init__()
+        self.plugin = plugin
+        for event in EVENTS:
+            if event not in ("before_training_exp", "after_training_exp") and _implements(plugin, event):
+                setattr(self, event, getattr(plugin, event))
+
+    def task_ended(self, strategy: "StreamStrategy", experience: TensorExperience) -> None:
+        """Deliver the two task events that Avalanche would have sent."""
+        before, strategy.experience = strategy.experience, experience
+        for event in ("after_training_exp", "before_training_exp"):
+            if _implements(self.plugin, event):
+                getattr(self.plugin, event)(strategy)
+        strategy.experience = before
+
+
+def _implements(plugin: Any, event: str) -> bool:
+    method = getattr(type(plugin), event, None) or getattr(plugin, event, None)
+    return method is not None and method is not getattr(SupervisedPlugin, event, None)
+
+
+class StreamStrategy(SupervisedTemplate):
+    """Avalanche's face of a ``Step``; ``learn`` trains on one batch, ``end_task`` closes a task."""
+
+    def __init__(
+        self, *, step: Step, device: torch.device, plugins: Sequence[Any] = (), evaluator: EvaluationPlugin | None = None
+    ) -> None:
+        self.step = step
+        self.report: StepReport = StepReport(0, 0.0, 0, torch.zeros(0), False)
+        self._listeners: dict[str, list[Callable[..., None]]] = {}
+        self._listened: tuple[int, ...] = ()
+        super().__init__(
+            model=step.student,
+            optimizer=step.optimizer,
+            criterion=torch.nn.functional.cross_entropy,
+            train_mb_size=1,
+            train_epochs=1,
+            eval_mb_size=256,
+            device=device,
+            plugins=list(plugins),
+            evaluator=evaluator or EvaluationPlugin(collect_all=False),
+            eval_every=-1,
+        )
+        self.plan: Plan | None = None
+        self._number = 0
+
+    def learn(self, batch: TensorBatch) -> "StepReport":
+        """Train on one batch; says what happened."""
+        self.train(TensorExperience(batch, self._number), eval_streams=[])
+        self._number += 1
+        return self.report
+
+    def end_task(self, task: int) -> None:
+        """Tell task-wise plugins that a task is over."""
+        plugins = [plugin for plugin in self.plugins if isinstance(plugin, AtBoundaries)]
+        rows = _rows_of_task(self.step.memory.replayed, task) if plugins else None
+        for plugin in plugins:
+            if rows is not None:
+                experience = TensorExperience(TensorBatch(*rows, task), task)
+                plugin.task_ended(self, experience)
+
+    # Avalanche's own machinery, at the price of a batch: no dataset, no loader, no regrouping of parameters
+
+    def train_dataset_adaptation(self, **kwargs: Any) -> None: ...
+
+    def make_train_dataloader(self, **kwargs: Any) -> None:
+        assert isinstance(self.experience, TensorExperience)
+        self.dataloader = [self.experience.batch]
+
+    def check_model_and_optimizer(self, **kwargs: Any) -> None:
+        """The head grows by the label space, with the optimiser's state; evaluation never grows it."""
+
+    def model_adaptation(self, model: torch.nn.Module | None = None) -> torch.nn.Module:
+        return self.model if model is None else model
+
+    def train(self, experiences: Any, eval_streams: Any = None, **kwargs: Any) -> Any:
+        if not isinstance(experiences, TensorExperience):
+            return super().train(experiences, eval_streams=eval_streams, **kwargs)
+        self.is_training = True
+        if not self.model.training:
+            self.model.train()
+        self.experience = experiences
+        for event in EVENTS[:5]:
+            self._tell(event)
+        self._iterate(experiences.batch)
+        for event in EVENTS[-3:]:
+            self._tell(event)
+        self.experience = None
+        return self.evaluator.get_last_metrics() if self._listeners["after_training_iteration"] else {}
+
+    def training_epoch(self, **kwargs: Any) -> None:
+        """Avalanche's own experiences take the same step, batch by batch."""
+        for batch in self.dataloader:
+            if not isinstance(batch, TensorBatch):
+                x, y, *_ = batch
+                batch = TensorBatch(x.to(self.device), y.to(self.device), self.clock.train_exp_counter)
+            self._iterate(batch)
+
+    def _iterate(self, batch: TensorBatch) -> None:
+        step = self.step
+        plan = self.plan = step.begin(batch.x, batch.y, batch.task)
+        self.mbatch = [plan.x, plan.y, torch.zeros_like(plan.y)] if self._heard() else [plan.x, plan.y, plan.y]
+        self._tell("before_training_iteration")
+        self.optimizer.zero_grad()
+        self._tell("before_forward")
+        self.mb_output = logits = step.forward(plan)
+        self._tell("after_forward")
+        lesson = step.weigh(plan, logits)
+        self.loss = step.loss(lesson)
+        self._tell("before_backward")
+        self.loss.backward()
+        loss = float(self.loss.detach())
+        self._tell("after_backward")
+        finite = loss - loss == 0.0  # neither NaN nor infinite
+        if finite:
+            step.clip()
+            self._tell("before_update")
+            self.optimizer.step()
+            self._tell("after_update")
+            step.finish(plan, logits)
+        self.report = StepReport(plan.fresh, loss, _right(logits, plan), lesson.weights, not finite)
+        # the graph must not outlive the step: it would pin the shapes of parameters that grow
+        self.loss, self.mb_output = self.loss.detach(), logits.detach()
+        self._tell("after_training_iteration")
+
+    def _heard(self) -> bool:
+        """Whether anyone listens to iterations; refreshes the lists of listeners when plugins came or went."""
+        present = tuple(map(id, self.plugins))
+        if present != self._listened:
+            self._listened = present
+            loud = [plugin for plugin in self.plugins if not _silent(plugin)]
+            self._listeners = {e: [getattr(p, e) for p in loud if _implements(p, e)] for e in EVENTS}
+        return bool(self._listeners["before_forward"] or self._listeners["before_training_iteration"])
+
+    def _tell(self, event: str) -> None:
+        if tuple(map(id, self.plugins)) != self._listened:
+            self._heard()
+        for listener in self._listeners[event]:
+            listener(self)
+
+
+def _silent(plugin: Any) -> bool:
+    """Avalanche's own defaults that would do nothing, at the price of a call per event."""
+    if isinstance(plugin, EvaluationPlugin):
+        return not plugin.metrics and not plugin.loggers
+    return isinstance(plugin, PeriodicEval) and plugin.eval_every < 0
+
+
+def _rows_of_task(ring: Ring, task: int) -> tuple[Tensor, Tensor] | None:
+    if ring.x is None:
+        return None
+    mine = ring.task[: ring.filled] == task
+    return (ring.x[: ring.filled][mine], ring.y[: ring.filled][mine]) if mine.any() else None
+
+
+@torch.no_grad()
+def _right(logits: Tensor, plan: Plan) -> int:
+    fresh = plan.fresh
+    return int((logits[:fresh].argmax(1) == plan.y[:fresh]).sum())
+
+
+class StepReport:
+    """One step: fresh rows, loss, how many fresh rows the student had right before it learned them, gate weights."""
+
+    __slots__ = ("fresh", "loss", "right", "skipped", "weights")
+
+    def __init__(self, fresh: int, loss: float, right: int, weights: Tensor, skipped: bool) -> None:
+        self.fresh, self.loss, self.right, self.weights, self.skipped = fresh, loss, right, weights, skipped
+
+
+__all__ = ["AtBoundaries", "Clock", "StepReport", "StreamStrategy", "TensorExperience", "dataset_of"]

@@ -1,0 +1,148 @@
+"""Boundaries: where one task of the stream ends and the next begins.
+
+Detectors look at each batch before it is trained on. The first that sees a boundary names the task; where the
+stream says its tasks itself (a task column), detectors that guess stay silent.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pydantic import Field
+
+from streamkd.hookspecs import Kind, Options, hookimpl
+from streamkd.records import Records
+
+
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """A task begins with record number ``record`` (counted over the learner's life); ``detector`` saw it."""
+
+    record: int
+    task: str
+    detector: str
+
+
+class Detector(Protocol):
+    """Sees every batch once, in order."""
+
+    def begins(self, records: Records, new_labels: Sequence[Any], since_boundary: int) -> str | None:
+        """The name of the task that begins with this batch (empty: the next number), or ``None``.
+
+        ``new_labels`` are those that were never seen before; ``since_boundary`` counts records of the current task.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class TaskColumn:
+    """A batch whose last record names another task than the current one begins that task."""
+
+    def __init__(self, options: Options) -> None:
+        self._current: str | None = None
+
+    def begins(self, records: Records, new_labels: Sequence[Any], since_boundary: int) -> str | None:
+        if records.tasks is None:
+            return None
+        latest = str(records.tasks[-1])
+        if latest == self._current:
+            return None
+        self._current = latest
+        return latest
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"current": self._current}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._current = state["current"]
+
+
+class NewLabelOptions(Options):
+    """A task per group of new labels."""
+
+    grace: int = Field(default=200, ge=0, description="labels that are new within so many records belong to one task")
+
+
+class NewLabel:
+    """A label that was never seen begins a task, unless the current one has only just begun."""
+
+    def __init__(self, options: NewLabelOptions) -> None:
+        self.grace = options.grace
+
+    def begins(self, records: Records, new_labels: Sequence[Any], since_boundary: int) -> str | None:
+        return "" if new_labels and since_boundary >= self.grace else None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Tasks:
+    """The tasks of a stream so far, told by detectors: the current one, all names, the latest boundaries."""
+
+    KEPT = 1_000  # boundaries, so that a stream of years stays small
+
+    def __init__(self, detectors: dict[str, Detector]) -> None:
+        self._detectors = detectors
+        self.names: list[str] = []
+        self.current = -1
+        self.boundaries: list[Boundary] = []
+        self.count = 0
+        self._since = 0
+
+    def observe(self, records: Records, new_labels: Sequence[Any], record: int) -> Boundary | None:
+        """Look at a batch before it is trained on; a boundary that is returned has made its task current."""
+        told = records.tasks is not None
+        found: Boundary | None = None
+        for name, detector in self._detectors.items():
+            task = detector.begins(records, new_labels, self._since)
+            guess = not isinstance(detector, TaskColumn)
+            if task is not None and found is None and not (told and guess):
+                found = Boundary(record, task or str(len(self.names)), name)
+        if found is None and not self.names:
+            found = Boundary(record, "0", "start")
+        if found is not None:
+            self._begin(found)
+        self._since += len(records)
+        return found
+
+    def _begin(self, boundary: Boundary) -> None:
+        if boundary.task not in self.names:
+            self.names.append(boundary.task)
+        self.current = self.names.index(boundary.task)
+        self.boundaries = [*self.boundaries, boundary][-self.KEPT :]
+        self.count += 1
+        self._since = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "names": self.names,
+            "current": self.current,
+            "boundaries": [[b.record, b.task, b.detector] for b in self.boundaries],
+            "count": self.count,
+            "since": self._since,
+            "detectors": {name: detector.state_dict() for name, detector in self._detectors.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.names, self.current = list(state["names"]), state["current"]
+        self.boundaries = [Boundary(*b) for b in state["boundaries"]]
+        self.count, self._since = state["count"], state["since"]
+        for name, detector in self._detectors.items():
+            if name in state["detectors"]:
+                detector.load_state_dict(state["detectors"][name])
+
+
+def _task_column(options: Options) -> Detector:
+    return TaskColumn(options)
+
+
+@hookimpl
+def streamkd_detectors() -> Iterable[Kind]:
+    """The built-in boundary detectors."""
+    yield Kind("task-column", _task_column, Options, "the stream's own task column")
+    yield Kind("new-label", NewLabel, NewLabelOptions, "a label that was never seen")
