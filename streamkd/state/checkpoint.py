@@ -1,0 +1,302 @@
+"""Checkpoints: the whole state of a learner and the offsets that belong to it, committed together.
+
+    tree ─► tensors.safetensors, state.json, tables/*.arrow, config.json   in a folder beside, hashed, fsynced
+         ─► ONE transaction: fence, row (id, offsets, hashes, records, epoch), rename, dead letters, retention
+
+Until that transaction is committed the checkpoint before is the newest, whatever happens. The learner calls
+``save`` and ``latest``; ``streamkd inspect`` reads without the lock. A checkpoint whose files are not what was
+committed is passed over for the one before it, and said.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import safetensors.torch
+import torch
+
+from streamkd.errors import CheckpointDamaged, StateConflict, StateError
+from streamkd.records import Reject
+from streamkd.state.directory import StateDirectory, fence, sync, transaction
+from streamkd.state.environment import compare, environment
+from streamkd.state.tree import Parts, Tree, pack, unpack
+
+__all__ = ["CheckpointInfo", "Checkpoints", "DeadBatch", "Skipped", "Snapshot", "compare", "environment"]
+FORMAT = 1
+logger = logging.getLogger(__name__)
+_SELECT = "SELECT id, records, epoch, created, bytes, offsets, sha256 FROM checkpoints"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointInfo:
+    """A committed checkpoint; ``offsets`` is the next record of each partition, ``sha256`` a hash per file."""
+
+    id: int
+    records: int
+    epoch: int
+    created: float
+    bytes: int
+    offsets: Mapping[str, int]
+    sha256: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A damaged checkpoint that was passed over, and what was wrong with it."""
+
+    id: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A checkpoint read back: ``tree`` is what was saved, on the CPU."""
+
+    info: CheckpointInfo
+    tree: Tree
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    skipped: tuple[Skipped, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeadBatch:
+    """Refused rows of one chunk, to be kept with the offsets that pass over them."""
+
+    rejects: Sequence[Reject]
+    rows: pa.RecordBatch
+    source: str
+    offsets: Sequence[int]
+
+
+class Checkpoints:
+    """The checkpoints of one state directory: ``checkpoints/<id>/`` and a row each, the newest ``keep``."""
+
+    def __init__(self, directory: StateDirectory, keep: int = 3, read_only: bool = False) -> None:
+        self._directory = directory
+        self._keep = keep
+        self._damaged: set[int] = set()
+        self._connection = directory.connect(read_only)
+        if directory.epoch is not None:
+            self._clean()
+
+    def save(
+        self,
+        tree: Tree,
+        *,
+        offsets: Mapping[str, int],
+        records: int,
+        config: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        dead_letters: Sequence[DeadBatch] = (),
+    ) -> CheckpointInfo:
+        """Commit the state after ``records`` records together with the next offset of every partition.
+
+        Raises:
+            StateError: the disk is full, the tree holds something that cannot be stored, or another learner
+                has taken over. The checkpoint before is intact and nothing else is left.
+        """
+        parts = pack(tree)
+        state = {"format": FORMAT, "records": records, "offsets": dict(offsets), "environment": _plain(environment)}
+        with self._beside() as folder:
+            fence(self._connection, self._directory.epoch, self._directory.path)
+            files = _write(folder, parts, state, _plain(config))
+            size = sum((folder / name).stat().st_size for name in files)
+            row = (records, self._directory.epoch, time.time(), size, json.dumps(dict(offsets)), json.dumps(files))
+            return self._commit(folder, row, dead_letters)
+
+    def latest(self) -> Snapshot | None:
+        """The newest whole checkpoint; ``None`` where there has never been one.
+
+        Raises:
+            CheckpointDamaged: there are checkpoints, and none is whole.
+            StateConflict: it was written by a newer streamkd.
+        """
+        skipped: dict[int, str] = {}
+        while (info := self._newest(skipped)) is not None:
+            try:
+                parts, state, config = _read(self._directory.checkpoints / str(info.id), info.sha256)
+            except (OSError, CheckpointDamaged) as fault:
+                if info.id in {kept.id for kept in self.list()}:  # else retention was faster than the reader
+                    logger.warning("checkpoint %d is passed over: %s", info.id, fault)
+                    skipped[info.id] = str(fault)
+                continue
+            self._damaged.update(skipped)
+            notes = tuple(Skipped(number, reason) for number, reason in skipped.items())
+            return Snapshot(info, unpack(parts), unpack(Parts(config)), unpack(Parts(state["environment"])), notes)
+        if skipped:
+            raise CheckpointDamaged(
+                "no checkpoint is whole: " + "; ".join(f"{number}: {why}" for number, why in skipped.items()),
+                where=str(self._directory.checkpoints),
+                fix="restore the directory from a copy, or begin anew with --state elsewhere",
+            )
+        return None
+
+    def list(self) -> Sequence[CheckpointInfo]:
+        """What is kept, oldest first; the files are not read."""
+        rows = self._connection.execute(f"{_SELECT} ORDER BY id").fetchall()
+        return [CheckpointInfo(*(*row[:5], json.loads(row[5]), json.loads(row[6]))) for row in rows]
+
+    def oldest_offsets(self) -> dict[str, int]:
+        """The smallest offset per partition of the kept checkpoints: what is before is never read again."""
+        oldest: dict[str, int] = {}
+        for info in self.list():
+            for partition, offset in info.offsets.items():
+                oldest[partition] = min(offset, oldest.get(partition, offset))
+        return oldest
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _newest(self, skipped: Mapping[int, str]) -> CheckpointInfo | None:
+        left = [info for info in self.list() if info.id not in skipped]
+        return left[-1] if left else None
+
+    def _commit(self, folder: Path, row: tuple[Any, ...], dead_letters: Sequence[DeadBatch]) -> CheckpointInfo:
+        with transaction(self._connection) as writer:
+            fence(writer, self._directory.epoch, self._directory.path)
+            number = writer.execute(
+                "INSERT INTO checkpoints (records, epoch, created, bytes, offsets, sha256) VALUES (?, ?, ?, ?, ?, ?)",
+                row,
+            ).lastrowid
+            target = self._directory.checkpoints / str(number)
+            shutil.rmtree(target, ignore_errors=True)  # left by a process that died before its commit
+            folder.rename(target)
+            sync(target.parent)
+            _bury(writer, dead_letters)
+            gone = self._retire(writer)
+        for old in gone:
+            shutil.rmtree(self._directory.checkpoints / str(old), ignore_errors=True)
+        self._damaged.difference_update(gone)
+        return self.list()[-1]
+
+    def _retire(self, writer: sqlite3.Connection) -> Sequence[int]:
+        """Drop the rows beyond the newest ``keep`` whole ones, and those found damaged."""
+        numbers = [row[0] for row in writer.execute("SELECT id FROM checkpoints ORDER BY id DESC")]
+        whole = [number for number in numbers if number not in self._damaged]
+        gone = sorted(set(numbers) - set(whole[: self._keep]))
+        writer.executemany("DELETE FROM checkpoints WHERE id = ?", [(number,) for number in gone])
+        return gone
+
+    @contextmanager
+    def _beside(self) -> Iterator[Path]:
+        """A fresh folder to write in; it goes where the block fails, and faults of the disk become ours."""
+        folder = self._directory.checkpoints / f".new-{os.getpid()}"
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(mode=0o700)
+            yield folder
+        except (OSError, sqlite3.Error) as fault:
+            self._undo()
+            raise StateError(
+                f"the checkpoint was not saved, the one before is intact: {fault}",
+                where=str(self._directory.checkpoints),
+                fix="free space, and see that this user may write there",
+            ) from fault
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _undo(self) -> None:
+        """Remove a renamed folder whose row did not get committed."""
+        with suppress(sqlite3.Error, StateError), transaction(self._connection):
+            fence(self._connection, self._directory.epoch, self._directory.path)
+            self._clean()
+
+    def _clean(self) -> None:
+        """Remove what was never committed; only the owner may."""
+        known = {str(info.id) for info in self.list()}
+        for folder in self._directory.checkpoints.iterdir():
+            if folder.name not in known:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(folder: Path, parts: Parts, state: Mapping[str, Any], config: Any) -> dict[str, str]:
+    """Write and sync every file of a checkpoint; returns the hash of each."""
+    names = {key: f"tables/{index:04d}.arrow" for index, key in enumerate(parts.tables)}
+    contents = {
+        "tensors.safetensors": _safetensors(parts.tensors),
+        "config.json": _json(config),
+        "state.json": _json({**state, "tables": names, "tree": parts.document}),
+    }
+    if names:
+        (folder / "tables").mkdir(mode=0o700)
+    hashes = {name: _put(folder / name, content) for name, content in contents.items()}
+    for key, name in names.items():
+        hashes[name] = _put(folder / name, _arrow(parts.tables[key]))
+    for path in [folder / "tables", folder] if names else [folder]:
+        sync(path)
+    return hashes
+
+
+def _read(folder: Path, sha256: Mapping[str, str]) -> tuple[Parts, dict[str, Any], dict[str, Any]]:
+    """The parts, the state document and the configuration, of exactly the bytes that were hashed."""
+    contents = {name: _get(folder / name, expected) for name, expected in sha256.items()}
+    state = json.loads(contents["state.json"])
+    if state["format"] > FORMAT:
+        raise StateConflict(
+            f"needed checkpoint format {FORMAT}, got {state['format']}", where=str(folder), fix="upgrade streamkd"
+        )
+    tables = {key: pa.ipc.open_file(pa.py_buffer(contents[name])).read_all() for key, name in state["tables"].items()}
+    tensors = safetensors.torch.load(contents["tensors.safetensors"])
+    return Parts(state["tree"], tensors, tables), state, json.loads(contents["config.json"])
+
+
+def _put(path: Path, content: bytes) -> str:
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashlib.sha256(content).hexdigest()
+
+
+def _get(path: Path, expected: str) -> bytes:
+    content = path.read_bytes()
+    got = hashlib.sha256(content).hexdigest()
+    if got != expected:
+        raise CheckpointDamaged(
+            f"needed sha256 {expected[:12]}, got {got[:12]} ({len(content)} bytes)", where=str(path)
+        )
+    return content
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _plain(values: Mapping[str, Any]) -> Any:
+    """A document that is JSON also where a value is infinite."""
+    return pack(values).document
+
+
+def _safetensors(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    try:
+        return safetensors.torch.save(dict(tensors))
+    except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as fault:
+        kinds = ", ".join(sorted({str(tensor.dtype) for tensor in tensors.values()}))
+        raise StateError(f"safetensors cannot hold this state ({kinds}): {fault}", where="state tree") from fault
+
+
+def _arrow(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def _bury(writer: sqlite3.Connection, batches: Sequence[DeadBatch]) -> None:
+    if batches:
+        from streamkd.streams.dead_letters import DeadLetters
+
+        letters = DeadLetters(writer)
+        for batch in batches:
+            letters.add(batch.rejects, batch.rows, batch.source, batch.offsets)
