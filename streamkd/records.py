@@ -47,6 +47,7 @@ class InputColumn(Model):
     mean: float | tuple[float, ...] = 0.0
     std: float | tuple[float, ...] = 1.0
     fit: int = Field(default=0, ge=0)
+    pad: bool = Field(default=False, description="lists of varying length: shorter end in zeros, longer are cut")
 
     @property
     def size(self) -> int:

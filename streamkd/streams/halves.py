@@ -1,0 +1,232 @@
+"""The train and the test half of what ``replay`` plays: row numbers with their labels and tasks.
+
+open ─► label codes ─► held out ─► per_class ─► tasks (by classes, by the file's column, or one) ─► noise
+"""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from streamkd.errors import SourceError
+from streamkd.records import RecordSchema
+from streamkd.streams import datasets
+from streamkd.streams.files import Rows, TableRows, open_rows
+
+if TYPE_CHECKING:
+    from streamkd.streams.replay import ReplayOptions
+
+NONE = -1  # a row without label, or outside of every task
+
+
+@dataclass(frozen=True)
+class Half:
+    """Rows and the task of each: ``tasks`` [rows of the file] are numbers of ``names``; ``NONE`` leaves a row out."""
+
+    rows: Rows
+    columns: tuple[str, ...]
+    tasks: np.ndarray
+    names: tuple[str | None, ...]
+    labels: pa.Array | None = None
+
+    def groups(self, in_order: bool) -> Iterator[np.ndarray]:
+        """Row numbers task by task; ``in_order``: all at once as the file has them, whatever their tasks."""
+        if in_order:
+            yield np.flatnonzero(self.tasks != NONE)
+            return
+        for task in range(len(self.names)):
+            rows = np.flatnonzero(self.tasks == task)
+            if len(rows):
+                yield rows
+
+    def take(self, rows: np.ndarray) -> pa.Table:
+        """The file's columns of these rows."""
+        return self.rows.take(rows, self.columns)
+
+    def name(self, task: int, form: str) -> str | None:
+        """``<task>``, in changed form ``<task>/<form>``."""
+        name = self.names[task]
+        return name if form == "plain" or name is None else f"{name}/{form}"
+
+    def tasks_of(self, rows: np.ndarray, form: str) -> pa.Array:
+        """The task names of these rows."""
+        names = pa.array([self.name(task, form) for task in range(len(self.names))], pa.string())
+        return names.take(pa.array(self.tasks[rows]))
+
+
+def split(options: "ReplayOptions", schema: RecordSchema, seed: int) -> tuple[Half, Half]:
+    """Both halves, with the tasks that the options ask for.
+
+    Raises:
+        SourceError: data that is missing or damaged, lacks a column of the schema, or leaves nothing to train on.
+    """
+    train, test, where = _open(options)
+    columns = _columns(train, schema, where)
+    codes, classes = _codes(train.column(schema.label))
+    in_train = np.ones(len(train), bool)
+    if test is None:
+        in_train = ~_held_out(codes, options.test_ratio, options.test_limit)
+    in_test = ~in_train
+    if options.per_class:
+        kept = in_train & (_rank(np.where(in_train, codes, NONE)) < options.per_class)
+        in_train, rest = kept, in_train & ~kept
+        if options.test == "rest":
+            test, in_test = None, rest
+    if not in_train.any():
+        raise SourceError("there is no record to train on", where=where, fix="lower test_ratio, or name another file")
+    tasks = _Tasks(options, schema, train, codes, classes, seed, where)
+    train_tasks = np.where(in_train, tasks.of(train, codes, lost=0), NONE)
+    values = pa.array(classes, train.schema.field(schema.label).type)
+    labels = _noisy(codes, values, train_tasks, options.label_noise, seed) if options.label_noise else None
+    train_half = Half(train, columns, train_tasks, tasks.names, labels)
+    if test is None:
+        return train_half, Half(train, columns, np.where(in_test, tasks.of(train, codes, lost=NONE), NONE), tasks.names)
+    _columns(test, schema, str(options.test_path or where))
+    test_codes = _codes_among(test.column(schema.label), classes)
+    return train_half, Half(test, columns, tasks.of(test, test_codes, lost=NONE), tasks.names)
+
+
+class _Tasks:
+    """Names the tasks and puts rows into them."""
+
+    def __init__(
+        self,
+        options: "ReplayOptions",
+        schema: RecordSchema,
+        train: Rows,
+        codes: np.ndarray,
+        classes: Sequence[object],
+        seed: int,
+        where: str,
+    ) -> None:
+        self._column = schema.task if schema.task in train.schema.names else None
+        self._task_of_class: np.ndarray | None = None
+        self._values: Sequence[object] = ()
+        draw = np.random.default_rng([seed, 0])
+        if options.classes_per_task:
+            if self._column:
+                raise SourceError(
+                    f"classes_per_task makes tasks, but the file has a task column {self._column!r} of its own",
+                    where=where,
+                    fix="drop classes_per_task, or give stream.records.task a name that the file has not",
+                )
+            order = _class_order(classes, given=options.order == "given", by_value=bool(options.dataset))
+            order = draw.permutation(order) if options.order == "seed" else order
+            self._task_of_class = np.empty(len(classes), np.int64)
+            self._task_of_class[order] = np.arange(len(classes)) // options.classes_per_task
+            count = max(1, -(-len(classes) // options.classes_per_task))
+            self.names: tuple[str | None, ...] = tuple(str(task) for task in range(count))
+        elif self._column:
+            values = _task_names(train, self._column)
+            _, found = _codes(values)
+            places = draw.permutation(len(found)) if options.order == "seed" else np.arange(len(found))
+            self._values = [found[place] for place in places]
+            # The last name is for rows whose task is null: they go on, to be refused with their reason.
+            self.names = (*(str(value) for value in self._values), None)
+        else:
+            self.names = ("0",)
+
+    def of(self, rows: Rows, codes: np.ndarray, lost: int) -> np.ndarray:
+        """The task number of each row; ``lost``: that of rows whose label (or task) no task has."""
+        if self._task_of_class is not None:
+            return np.where(codes == NONE, lost, self._task_of_class[codes]) if len(self._task_of_class) else codes * 0
+        if self._column:
+            found = _codes_among(_task_names(rows, self._column), self._values)
+            return np.where(found == NONE, len(self._values) if lost != NONE else NONE, found)
+        return np.zeros(len(rows), np.int64)
+
+
+def _open(options: "ReplayOptions") -> tuple[Rows, Rows | None, str]:
+    """Train rows, test rows where they are apart, and what to call the place in an error."""
+    if options.dataset:
+        dataset = datasets.load(options.dataset)
+        return TableRows(dataset.train), TableRows(dataset.test), f"dataset {options.dataset}"
+    assert options.path is not None  # the options refuse neither of both
+    rows = open_rows(options.path)
+    in_order = options.order == "given" and not options.classes_per_task
+    if not rows.scattered and not in_order:
+        raise SourceError(
+            "the file is too large to be read in another order than its own",
+            where=str(options.path),
+            fix="set order: given and drop classes_per_task, or convert it to an Arrow IPC file, which is mapped",
+        )
+    return rows, open_rows(options.test_path) if options.test_path else None, str(options.path)
+
+
+def _columns(rows: Rows, schema: RecordSchema, where: str) -> tuple[str, ...]:
+    """The columns to read: all of the schema that the rows have, the task only where they have one."""
+    needed = [column.name for column in schema.inputs] + [schema.label]
+    needed += [name for name in (schema.id, schema.event_time) if name]
+    there = rows.schema.names
+    for name in needed:
+        if name not in there:
+            near = difflib.get_close_matches(name, there, 1)
+            raise SourceError(
+                f"needed a column {name!r}, got {', '.join(there)}",
+                where=where,
+                fix=(f"did you mean {near[0]!r}? " if near else "") + "name the columns in stream.records",
+            )
+    return tuple(needed)
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[object]]:
+    """``(number of its value [rows], values by first appearance)``; nulls are ``NONE``."""
+    encoded = column.combine_chunks().dictionary_encode()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.combine_chunks() if encoded.num_chunks != 1 else encoded.chunk(0)
+    return encoded.indices.fill_null(NONE).to_numpy(zero_copy_only=False).astype(
+        np.int64
+    ), encoded.dictionary.to_pylist()
+
+
+def _codes_among(column: pa.ChunkedArray, values: Sequence[object]) -> np.ndarray:
+    codes, found = _codes(column)
+    number = {value: place for place, value in enumerate(values)}
+    among = np.array([number.get(value, NONE) for value in found] + [NONE], np.int64)
+    return among[codes]  # NONE is the last place
+
+
+def _task_names(rows: Rows, column: str) -> pa.ChunkedArray:
+    return rows.column(column).cast(pa.string())
+
+
+def _class_order(classes: Sequence[object], given: bool, by_value: bool) -> np.ndarray:
+    """Class numbers in the order of their values; a file's given order is that of arrival."""
+    if given and not by_value:
+        return np.arange(len(classes))
+    return np.array(sorted(range(len(classes)), key=lambda code: classes[code]), np.int64)  # type: ignore[arg-type, return-value]
+
+
+def _rank(codes: np.ndarray) -> np.ndarray:
+    """How many rows of the same code come before each row."""
+    order = np.argsort(codes, kind="stable")
+    ordered = codes[order]
+    starts = np.searchsorted(ordered, ordered, side="left")
+    rank = np.empty(len(codes), np.int64)
+    rank[order] = np.arange(len(codes)) - starts
+    return rank
+
+
+def _held_out(codes: np.ndarray, ratio: float, limit: int) -> np.ndarray:
+    """Evenly spaced rows of each class; rows without label are never held out."""
+    ratio = min(ratio, limit / max(1, len(codes)))
+    rank = _rank(codes)
+    return (np.floor((rank + 1) * ratio) > np.floor(rank * ratio)) & (codes != NONE)
+
+
+def _noisy(codes: np.ndarray, values: pa.Array, tasks: np.ndarray, ratio: float, seed: int) -> pa.Array:
+    """Labels of which a share is another class of the same task: noise brings no task's classes forward."""
+    codes = codes.copy()
+    for task in np.unique(tasks[tasks != NONE]):
+        rows = np.flatnonzero((tasks == task) & (codes != NONE))
+        there = np.unique(codes[rows])
+        if len(there) < 2:
+            continue
+        draw = np.random.default_rng([seed, 1, int(task)])
+        changed = rows[draw.random(len(rows)) < ratio]
+        step = draw.integers(1, len(there), len(changed))
+        codes[changed] = there[(np.searchsorted(there, codes[changed]) + step) % len(there)]
+    return values.take(pa.array(codes, mask=codes == NONE))

@@ -1,0 +1,290 @@
+"""The source ``replay``: a dataset or a file as a stream of tasks, by offset.
+
+    rows ─► classes ─► tasks ─► one segment per (variation, task) ─► a round ─► rounds, one after another
+
+The record at an offset is a pure function of the options and the offset: class order, shuffles and label noise are
+drawn from the seed, and pacing decides only when a record is there. So any offset can be read again, at any
+time, in any chunks, in any process.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field, field_validator, model_validator
+
+from streamkd.errors import SourceError
+from streamkd.hookspecs import Options, SourceKind, hookimpl
+from streamkd.records import Chunk, RecordSchema
+from streamkd.streams import datasets, variations
+from streamkd.streams.halves import Half, split
+from streamkd.streams.lists import element_type, is_list, to_fixed, to_values
+
+Positive = Annotated[int, Field(gt=0)]
+PARTITION = "replay/0"
+BLOCK_BYTES, BLOCK_RECORDS = 4 << 20, 1024
+
+
+class ReplayOptions(Options):
+    """What is replayed, in which order, in which forms, how often and how fast."""
+
+    dataset: str | None = Field(default=None, description=f"one of {', '.join(datasets.NAMES)}")
+    path: Path | None = Field(default=None, description="a Parquet, Arrow, Feather or CSV file")
+    test_path: Path | None = Field(default=None, description="a file of test records")
+    test_ratio: float = Field(default=0.2, ge=0, lt=1, description="held out of a file without test_path, per label")
+    test_limit: int = Field(default=20_000, ge=0, description="at most so many records are held out of a file")
+    test: Literal["test", "rest"] = Field(
+        default="test", description="rest: test on the train records beyond per_class"
+    )
+    classes_per_task: Positive | None = Field(default=None, description="None: the file's task column, or one task")
+    order: Literal["seed", "given"] = Field(default="seed", description="of classes, tasks and records")
+    seed: int | None = Field(default=None, ge=0, description="None: the configuration's seed")
+    variations: tuple[str, ...] = Field(default=("plain",), description="each repeats all tasks in changed form")
+    permuted: int = Field(default=0, ge=0, description="so many fixed orders of the elements, the first one plain")
+    rotated: tuple[float, ...] = Field(default=(), description="angles in degrees, a form each")
+    label_noise: float = Field(default=0.0, ge=0, lt=1, description="share of train labels changed within their task")
+    per_class: Positive | None = Field(default=None, description="only the first train records of each class")
+    repeat: bool | Positive = Field(default=False, description="true: for ever; a number: so many rounds")
+    rate: float | None = Field(default=None, gt=0, description="records per second; None: as fast as they are read")
+    limit: Positive | None = Field(default=None, description="the stream ends after so many records")
+
+    @field_validator("variations")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if not variations.PATTERN.fullmatch(name):
+                raise ValueError(f"there is no variation {name!r}: plain, invert, rotate-<degrees>, permute-<number>")
+        return names
+
+    @field_validator("dataset")
+    @classmethod
+    def _named(cls, name: str | None) -> str | None:
+        if name is not None and name not in datasets.NAMES:
+            raise ValueError(f"there is no dataset {name!r}: {', '.join(datasets.NAMES)}")
+        return name
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ReplayOptions":
+        if (self.dataset is None) == (self.path is None):
+            raise ValueError("needs either dataset or path")
+        if self.dataset and self.test_path:
+            raise ValueError("test_path belongs to path; a dataset brings its own test records")
+        if sum([self.variations != ("plain",), bool(self.permuted), bool(self.rotated)]) > 1:
+            raise ValueError("takes one of variations, permuted and rotated")
+        if self.test == "rest" and not self.per_class:
+            raise ValueError("test: rest needs per_class, which leaves the rest")
+        if not self.forms or len(set(self.forms)) < len(self.forms):
+            raise ValueError(f"needs at least one variation, each once, got {list(self.forms)}")
+        return self
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The variations, with ``permuted`` and ``rotated`` written out."""
+        if self.permuted:
+            return ("plain", *(f"permute-{number}" for number in range(1, self.permuted)))
+        if self.rotated:
+            return tuple(f"rotate-{angle:g}" if angle else "plain" for angle in self.rotated)
+        return self.variations
+
+
+def describe(options: ReplayOptions) -> RecordSchema | None:
+    """The schema of a dataset; ``None`` for a file, whose columns only the configuration can name."""
+    return datasets.describe(options.dataset) if options.dataset else None
+
+
+def make(options: ReplayOptions, schema: RecordSchema) -> "Replay":
+    """The source.
+
+    Raises:
+        SourceError: data that is missing, damaged, or without the schema's columns.
+    """
+    return Replay(options, schema)
+
+
+@hookimpl
+def streamkd_sources() -> list[SourceKind]:
+    summary = "a dataset or a file as a stream of tasks: split, permuted, rotated, noisy, paced"
+    return [SourceKind("replay", make, ReplayOptions, summary, describe=describe)]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One task in one form: records ``[start, start + len(rows))`` of a round."""
+
+    number: int
+    start: int
+    rows: np.ndarray
+    form: str
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.rows)
+
+
+class Replay:
+    """Records by offset, as the module says."""
+
+    partitions = (PARTITION,)
+
+    def __init__(self, options: ReplayOptions, schema: RecordSchema) -> None:
+        self._schema = schema
+        self._seed = options.seed or 0
+        self._shuffled = options.order == "seed"
+        self._train, self._test = split(options, schema, self._seed)
+        self._forms = {name: _form(name, schema, self._seed) for name in options.forms}
+        self._changed = any(self._forms.values())
+        self._segments = self._lay_out(options)
+        self._round = self._segments[-1].end
+        rounds = None if options.repeat is True else max(1, int(options.repeat))
+        ends = [end for end in (rounds and rounds * self._round, options.limit) if end]
+        self._end = min(ends) if ends else None
+        self.finite = self._end is not None
+        self._pace = Pace(options.rate)
+        self._block_records = 0
+        self._blocks: dict[int, pa.RecordBatch] = {}
+        self._order = lru_cache(maxsize=4)(self._draw_order)
+
+    def read(self, partition: str, offset: int, limit: int) -> Chunk:
+        """Up to ``limit`` rows from ``offset`` on: those that the end and the pace allow now."""
+        if offset < 0:
+            raise SourceError(f"needed an offset of 0 or more, got {offset}", where=f"partition {partition}")
+        end = offset + max(0, min(limit, self._pace.allows(offset)))
+        end = min(end, max(self._end, offset)) if self._end is not None else end
+        return Chunk(self._rows(offset, end), partition, offset, end)
+
+    def end(self, partition: str) -> int | None:
+        """The number of records of all rounds; ``None`` where they repeat for ever."""
+        return self._end
+
+    def tests(self) -> Mapping[str, pa.RecordBatch]:
+        """Test records by task, in the forms of the tasks, in the order of the stream."""
+        found: dict[str, pa.RecordBatch] = {}
+        for segment in self._segments:
+            if self._end is not None and segment.start >= self._end:
+                break
+            for task in dict.fromkeys(self._train.tasks[segment.rows].tolist()):
+                rows = np.flatnonzero(self._test.tasks == task)
+                name = self._train.name(task, segment.form)
+                if name is not None and len(rows) and name not in found:
+                    found[name] = self._compose(self._test, rows, segment.form)
+        return found
+
+    def close(self) -> None:
+        self._blocks.clear()
+
+    def _lay_out(self, options: ReplayOptions) -> list[Segment]:
+        segments: list[Segment] = []
+        for name in options.forms:
+            for rows in self._train.groups(in_order=not self._shuffled and not options.classes_per_task):
+                start = segments[-1].end if segments else 0
+                segments.append(Segment(len(segments), start, rows, name))
+        return segments
+
+    def _rows(self, start: int, end: int) -> pa.RecordBatch:
+        """Rows by offset, cut from blocks that are composed once: small reads stay cheap."""
+        if start == end:
+            return self._block(0).slice(0, 0)
+        first, size = self._block(start), self._block_records
+        if (end - 1) // size == start // size:
+            return first.slice(start % size, end - start)
+        parts, at = [first.slice(start % size)], (start // size + 1) * size
+        while at < end:
+            parts.append(self._block(at).slice(0, end - at))
+            at += size
+        return pa.concat_batches(parts)
+
+    def _block(self, offset: int) -> pa.RecordBatch:
+        if not self._block_records:
+            few = self._span(0, min(16, self._round))
+            row_bytes = max(1, few.nbytes // few.num_rows)
+            self._block_records = int(np.clip(BLOCK_BYTES // row_bytes, 1, BLOCK_RECORDS))
+        number = offset // self._block_records
+        if number not in self._blocks:
+            while len(self._blocks) > 1:
+                self._blocks.pop(next(iter(self._blocks)))
+            start = number * self._block_records
+            end = start + self._block_records
+            self._blocks[number] = self._span(start, end if self._end is None else min(end, max(self._end, start)))
+        return self._blocks[number]
+
+    def _span(self, start: int, end: int) -> pa.RecordBatch:
+        """The records of offsets ``[start, end)``, over segments and rounds."""
+        parts = []
+        while start < end:
+            turn, place = divmod(start, self._round)
+            segment = self._segment_at(place)
+            stop = min(end - start, segment.end - place)
+            rows = self._order(turn, segment.number)[place - segment.start :][:stop]
+            parts.append(self._compose(self._train, rows, segment.form))
+            start += stop
+        return pa.concat_batches(parts) if parts else self._compose(self._train, np.zeros(0, np.int64), "plain")
+
+    def _segment_at(self, place: int) -> Segment:
+        ends = [segment.end for segment in self._segments]
+        return self._segments[int(np.searchsorted(ends, place, side="right"))]
+
+    def _draw_order(self, turn: int, number: int) -> np.ndarray:
+        rows = self._segments[number].rows
+        return np.random.default_rng([self._seed, turn, number]).permutation(rows) if self._shuffled else rows
+
+    def _compose(self, half: Half, rows: np.ndarray, form: str) -> pa.RecordBatch:
+        """These rows of a half in one form, with the columns of the schema."""
+        table = half.take(rows)
+        columns: dict[str, pa.Array] = {}
+        for column in self._schema.inputs:
+            values = _whole(table.column(column.name))
+            if column.kind == "tensor" and (self._changed or (column.pad and is_list(values.type))):
+                values = self._reshape(values, column.size, column.pad, form)
+            columns[column.name] = values
+        noisy = half.labels
+        columns[self._schema.label] = (
+            _whole(table.column(self._schema.label)) if noisy is None else noisy.take(pa.array(rows))
+        )
+        if self._schema.task:
+            columns[self._schema.task] = half.tasks_of(rows, form)
+        for name in (self._schema.id, self._schema.event_time):
+            if name:
+                columns[name] = _whole(table.column(name))
+        return pa.RecordBatch.from_pydict(columns)
+
+    def _reshape(self, column: pa.Array, size: int, pad: bool, form: str) -> pa.Array:
+        """Lists as fixed-size lists of one type, so that every form has the same columns."""
+        values, good = to_values(column, size, pad)
+        change = self._forms[form]
+        values = values if change is None else change(values)
+        return to_fixed(values.astype(element_type(column.type).to_pandas_dtype(), copy=False), good)
+
+
+class Pace:
+    """How many records from an offset on are there: ``rate`` per second since the first read, from its offset on."""
+
+    def __init__(self, rate: float | None) -> None:
+        self._rate = rate
+        self._first: tuple[int, float] | None = None
+
+    def allows(self, offset: int) -> int:
+        if self._rate is None:
+            return 1 << 62
+        if self._first is None:
+            self._first = offset, time.monotonic()
+        first, opened = self._first
+        return first + int(self._rate * (time.monotonic() - opened)) - offset
+
+
+def _form(name: str, schema: RecordSchema, seed: int) -> variations.Form | None:
+    if name != "plain" and len(schema.inputs) != 1:
+        raise SourceError(f"variation {name} needs one input column, got {len(schema.inputs)}", fix="use plain")
+    return variations.form(name, schema.inputs[0], seed)
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    """One array of a column of any number of chunks."""
+    joined = column.combine_chunks()
+    if isinstance(joined, pa.ChunkedArray):
+        return joined.chunk(0) if joined.num_chunks else pa.array([], joined.type)
+    return joined
