@@ -1,0 +1,330 @@
+"""The durable log of a push stream: one SQLite file, one writer, many readers.
+
+    intake ─► Committer (group commit) ─► Log.append_many ─► batches | receipts | dead letters   one transaction
+                                              Log.read ◄─ Cutter (learner) ─► cuts
+
+Each row of ``batches`` is one Arrow IPC batch with its first offset; ``read`` cuts across them. The file
+is in WAL mode with ``synchronous=FULL``: when ``append_many`` returns, the rows are on disk. A receipt is
+remembered for each (producer, sequence), so a batch that is sent again is answered, not stored.
+"""
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from streamkd.errors import Overloaded, SourceError, StateConflict, StateError
+from streamkd.records import Chunk, RecordSchema, Reject
+from streamkd.streams.codec import arrow_schema
+from streamkd.streams.database import connect, transaction
+from streamkd.streams.dead_letters import DeadLetter, DeadLetters, letters
+from streamkd.streams.receipts import Receipt, Receipts
+
+READ_ROWS = 512
+READ_BYTES = 8 << 20
+TRIM_BATCHES = 2_000
+
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS about (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS batches (first INTEGER PRIMARY KEY, count INTEGER NOT NULL, bytes INTEGER NOT NULL,"
+    " created REAL NOT NULL, producer TEXT, sequence INTEGER, payload BLOB NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS batches_sizes ON batches (first, count, bytes, created)",
+    "CREATE TABLE IF NOT EXISTS cuts (start INTEGER PRIMARY KEY, stop INTEGER NOT NULL)",
+)
+_ELSEWHERE = "name another state directory with --state, or go back to the configuration that made this one"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One batch for the log: canonical rows, who sent it, and the letters of its refused rows."""
+
+    rows: pa.RecordBatch
+    producer: str | None = None
+    sequence: int | None = None
+    letters: Sequence[DeadLetter] = ()
+
+
+class Log:
+    """One log file. Any thread may read, append and journal cuts; only one process appends."""
+
+    def __init__(
+        self,
+        path: Path,
+        schema: RecordSchema | None = None,
+        read_only: bool = False,
+        *,
+        stream: str | None = None,
+        quota_bytes: int | None = None,
+    ) -> None:
+        """Open or make the log of a stream; ``schema=None`` opens one that is there already.
+
+        Raises:
+            StateError: there is none, or the file is no log.
+            StateConflict: its records have another schema, or belong to another stream.
+        """
+        self.path = Path(path)
+        self._read_only = read_only
+        self._quota_bytes = quota_bytes
+        if schema is None and not self.path.exists():
+            raise StateError("there is no log", where=str(path), fix="start `streamkd serve` with a push source once")
+        try:
+            self._reader, self._writer = connect(self.path), connect(self.path)
+            self.letters, self._receipts = DeadLetters(self._writer), Receipts(self._writer)
+            self.schema, self.stream = self._introduce(schema, stream)
+        except (sqlite3.DatabaseError, KeyError) as fault:
+            raise StateError(f"cannot be opened as a log: {fault}", where=str(path)) from None
+        self.partition = f"{self.stream}/0"
+        self.arrow_schema = arrow_schema(self.schema)
+        self._reading, self._writing = threading.Lock(), threading.Lock()
+        self._window: tuple[int, pa.RecordBatch] = (0, _no_rows(self.arrow_schema))
+
+    def _introduce(self, schema: RecordSchema | None, stream: str | None) -> tuple[RecordSchema, str]:
+        """Write who the log belongs to, or check it."""
+        if schema is not None:
+            with transaction(self._writer):
+                for statement in _TABLES:
+                    self._writer.execute(statement)
+                self.letters.create()
+                self._receipts.create()
+                for item in {"schema": schema.model_dump_json(), "stream": stream or "main"}.items():
+                    self._writer.execute("INSERT OR IGNORE INTO about VALUES (?, ?)", item)
+        about = dict(self._writer.execute("SELECT key, value FROM about").fetchall())
+        found = RecordSchema.model_validate_json(about["schema"])
+        if schema is not None and arrow_schema(found) != arrow_schema(schema):
+            got, needed = (_in_words(arrow_schema(each)) for each in (found, schema))
+            raise StateConflict(f"needed records of {needed}, the log has {got}", where=str(self.path), fix=_ELSEWHERE)
+        if stream is not None and about["stream"] != stream:
+            said = f"needed the stream {stream!r}, the log has {about['stream']!r}"
+            raise StateConflict(said, where=str(self.path), fix=_ELSEWHERE)
+        return schema or found, about["stream"]
+
+    def append(
+        self,
+        rows: pa.RecordBatch,
+        producer: str | None = None,
+        sequence: int | None = None,
+        rejects: Sequence[Reject] = (),
+        original: pa.RecordBatch | None = None,
+    ) -> Receipt:
+        """Write one batch; ``original`` has the refused rows, for the dead letters."""
+        source = producer or self.stream
+        return self.append_many([Entry(rows, producer, sequence, letters(rejects, original, source))])[0]
+
+    def append_many(self, entries: Sequence[Entry]) -> list[Receipt]:
+        """Write batches in one transaction, in order; on return they are on disk.
+
+        Raises:
+            Overloaded: the quota or the disk is full; nothing was written.
+        """
+        if self._read_only:
+            raise StateError("is open for reading only", where=str(self.path))
+        self.refuse_over_quota(sum(entry.rows.nbytes for entry in entries))
+        try:
+            with self._writing, transaction(self._writer):
+                end = _end(self._writer)
+                receipts = []
+                for entry in entries:
+                    receipts.append(self._put(entry, end))
+                    end = end if receipts[-1].duplicate else receipts[-1].offset
+                return receipts
+        except sqlite3.OperationalError as fault:  # disk full, or locked for long
+            raise Overloaded(f"the log cannot be written: {fault}", where=str(self.path)) from None
+
+    def refuse_over_quota(self, more_bytes: int = 0) -> None:
+        """Whether so many bytes may be written.
+
+        Raises:
+            Overloaded: they may not; come again when the learner has gone on.
+        """
+        if self._quota_bytes is not None and (used := self.size_bytes()) + more_bytes > self._quota_bytes:
+            said = f"the log holds {used} of {self._quota_bytes} bytes"
+            raise Overloaded(said, retry_after_seconds=5.0, where=str(self.path), fix="raise stream.retain.quota_bytes")
+
+    def _put(self, entry: Entry, end: int) -> Receipt:
+        name = None if entry.producer is None or entry.sequence is None else (entry.producer, entry.sequence)
+        if name and (seen := self._receipts.find(*name, end)) is not None:
+            return seen
+        count = entry.rows.num_rows
+        if count:
+            payload = entry.rows.serialize()
+            self._writer.execute(
+                "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (end, count, payload.size, time.time(), entry.producer, entry.sequence, memoryview(payload)),
+            )
+        self.letters.put(entry.letters, end + count)
+        receipt = Receipt(entry.sequence, count, len(entry.letters), end + count)
+        if name:
+            self._receipts.add(name[0], receipt)
+        return receipt
+
+    def read(self, offset: int, limit: int) -> Chunk:
+        """Up to ``limit`` rows from ``offset`` on.
+
+        Raises:
+            SourceError: records before the first one kept are asked for.
+        """
+        with self._reading:
+            rows = self._slice(offset, limit)
+            if rows.num_rows < limit:
+                first, window = self._window
+                if rows.num_rows == 0 or _end(self._reader) > first + window.num_rows:
+                    self._window = (offset, self._fetch(offset, limit))
+                    rows = self._slice(offset, limit)
+        return Chunk(rows, self.partition, offset, offset + rows.num_rows)
+
+    def _slice(self, offset: int, limit: int) -> pa.RecordBatch:
+        first, window = self._window
+        if not first <= offset < first + window.num_rows:
+            return window.slice(0, 0)
+        return window.slice(offset - first, limit)
+
+    def _fetch(self, offset: int, limit: int) -> pa.RecordBatch:
+        """The rows from ``offset`` on: as many as asked for, and some to come, so that small reads are slices."""
+        found = self._reader.execute(
+            "SELECT first, payload FROM batches"
+            " WHERE first >= (SELECT coalesce(max(first), 0) FROM batches WHERE first <= ?) ORDER BY first",
+            (offset,),
+        )
+        parts: list[pa.RecordBatch] = []
+        rows, taken_bytes = 0, 0
+        with closing(found):
+            for first, payload in found:
+                part = pa.ipc.read_record_batch(pa.py_buffer(payload), self.arrow_schema)
+                if not parts:
+                    if first > offset:
+                        raise SourceError(f"offset {offset} is gone, the log begins at {first}", where=str(self.path))
+                    part = part.slice(offset - first)
+                parts.append(part)
+                rows, taken_bytes = rows + part.num_rows, taken_bytes + len(payload)
+                if rows >= limit and (rows >= READ_ROWS or taken_bytes >= READ_BYTES):
+                    break
+        if len(parts) == 1:
+            return parts[0]
+        return pa.concat_batches(parts) if parts else _no_rows(self.arrow_schema)
+
+    def begin(self) -> int:
+        """The first offset that is kept."""
+        with self._reading:
+            return int(self._reader.execute("SELECT coalesce(min(first), 0) FROM batches").fetchone()[0])
+
+    def end(self) -> int:
+        """The offset after the last record."""
+        with self._reading:
+            return _end(self._reader)
+
+    def size_bytes(self) -> int:
+        """Bytes in use; pages of trimmed records are used again and do not count."""
+        with self._reading:
+            pages, free, page_bytes = (
+                self._reader.execute(f"PRAGMA {name}").fetchone()[0]
+                for name in ("page_count", "freelist_count", "page_size")
+            )
+        return int((pages - free) * page_bytes)
+
+    def bytes_between(self, start: int, stop: int) -> int:
+        """Bytes of the batches that hold the offsets from ``start`` to ``stop``."""
+        with self._reading:
+            query = "SELECT coalesce(sum(bytes), 0) FROM batches WHERE first + count > ? AND first >= ? AND first < ?"
+            near = self._reader.execute("SELECT coalesce(max(first), 0) FROM batches WHERE first <= ?", (start,))
+            return int(self._reader.execute(query, (start, near.fetchone()[0], stop)).fetchone()[0])
+
+    def trim(self, before_offset: int, retain_bytes: int = 0, retain_age_seconds: float = 0.0) -> int:
+        """Forget batches before an offset that are older than both bounds allow; returns how many records.
+
+        The newest batch always stays, so that offsets go on after it.
+        """
+        with self._reading:
+            cut = _first_kept(self._reader, before_offset, retain_bytes, time.time() - retain_age_seconds)
+        with self._writing, transaction(self._writer):
+            gone = self._writer.execute("SELECT coalesce(sum(count), 0) FROM batches WHERE first < ?", (cut,))
+            records = int(gone.fetchone()[0])
+            self._writer.execute("DELETE FROM batches WHERE first < ?", (cut,))
+            self._writer.execute("DELETE FROM cuts WHERE start < ?", (cut,))
+            self._receipts.forget_idle()
+        return records
+
+    def put_cut(self, start: int, stop: int) -> None:
+        """Journal that a training batch ends at ``stop``; the first cut at a start stands."""
+        with self._writing, transaction(self._writer):
+            self._writer.execute("INSERT OR IGNORE INTO cuts VALUES (?, ?)", (start, stop))
+
+    def cut_at(self, start: int) -> int | None:
+        """Where the journaled batch that begins at ``start`` ends."""
+        with self._reading:
+            row = self._reader.execute("SELECT stop FROM cuts WHERE start = ?", (start,)).fetchone()
+        return None if row is None else int(row[0])
+
+    def note_committed(self, offset: int) -> None:
+        """Remember the offset that the learner's checkpoint holds, for the time before it says so again."""
+        with self._writing, transaction(self._writer):
+            self._writer.execute("INSERT OR REPLACE INTO about VALUES ('committed', ?)", (json.dumps(offset),))
+
+    def committed(self) -> int:
+        """The offset that ``note_committed`` was last told; 0 before the first checkpoint."""
+        with self._reading:
+            row = self._reader.execute("SELECT value FROM about WHERE key = 'committed'").fetchone()
+        return int(json.loads(row[0])) if row else 0
+
+    def close(self) -> None:
+        with self._reading, self._writing:
+            self._reader.close()
+            self._writer.close()
+
+
+class LogSource:
+    """The log as a ``records.Source``: one partition, never at its end."""
+
+    finite = False
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self.partitions: tuple[str, ...] = (log.partition,)
+
+    def read(self, partition: str, offset: int, limit: int) -> Chunk:
+        return self._log.read(offset, limit)
+
+    def end(self, partition: str) -> int | None:
+        return self._log.end()
+
+    def tests(self) -> Mapping[str, pa.RecordBatch]:
+        return {}
+
+    def close(self) -> None:
+        self._log.close()
+
+
+def _end(connection: sqlite3.Connection) -> int:
+    row = connection.execute("SELECT first + count FROM batches ORDER BY first DESC LIMIT 1").fetchone()
+    return int(row[0]) if row else 0
+
+
+def _first_kept(connection: sqlite3.Connection, before_offset: int, retain_bytes: int, oldest: float) -> int:
+    """The first offset that a trim leaves: of the newest batch at most, and not too far for one transaction."""
+    retained = connection.execute(
+        "SELECT min(first) FROM (SELECT first, created, sum(bytes) OVER (ORDER BY first DESC) AS above_bytes"
+        " FROM batches WHERE first + count <= ?) WHERE above_bytes <= ? AND created >= ?",
+        (before_offset, retain_bytes, oldest),
+    ).fetchone()[0]
+    wanted = before_offset if retained is None else retained
+    bounds = connection.execute(
+        "SELECT coalesce((SELECT first FROM batches WHERE first + count > ? ORDER BY first LIMIT 1), max(first), 0),"
+        " coalesce(max(first), 0),"
+        f" coalesce((SELECT first FROM batches ORDER BY first LIMIT 1 OFFSET {TRIM_BATCHES}), max(first), 0)"
+        " FROM batches",
+        (wanted,),
+    ).fetchone()
+    return int(min(bounds))
+
+
+def _no_rows(schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
+
+
+def _in_words(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} {field.type}" for field in schema)
