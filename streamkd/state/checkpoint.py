@@ -26,12 +26,12 @@ import safetensors.torch
 import torch
 
 from streamkd.errors import CheckpointDamaged, StateConflict, StateError
-from streamkd.records import Reject
 from streamkd.state.directory import StateDirectory, fence, sync, transaction
 from streamkd.state.environment import compare, environment
 from streamkd.state.tree import Parts, Tree, pack, unpack
+from streamkd.streams.dead_letters import DeadLetter, DeadLetters
 
-__all__ = ["CheckpointInfo", "Checkpoints", "DeadBatch", "Skipped", "Snapshot", "compare", "environment"]
+__all__ = ["CheckpointInfo", "Checkpoints", "Skipped", "Snapshot", "compare", "environment"]
 FORMAT = 1
 logger = logging.getLogger(__name__)
 _SELECT = "SELECT id, records, epoch, created, bytes, offsets, sha256 FROM checkpoints"
@@ -69,16 +69,6 @@ class Snapshot:
     skipped: tuple[Skipped, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class DeadBatch:
-    """Refused rows of one chunk, to be kept with the offsets that pass over them."""
-
-    rejects: Sequence[Reject]
-    rows: pa.RecordBatch
-    source: str
-    offsets: Sequence[int]
-
-
 class Checkpoints:
     """The checkpoints of one state directory: ``checkpoints/<id>/`` and a row each, the newest ``keep``."""
 
@@ -87,7 +77,9 @@ class Checkpoints:
         self._keep = keep
         self._damaged: set[int] = set()
         self._connection = directory.connect(read_only)
+        self._letters = DeadLetters(self._connection)
         if directory.epoch is not None:
+            self._letters.create()
             self._clean()
 
     def save(
@@ -98,7 +90,7 @@ class Checkpoints:
         records: int,
         config: Mapping[str, Any],
         environment: Mapping[str, Any],
-        dead_letters: Sequence[DeadBatch] = (),
+        dead_letters: Sequence[DeadLetter] = (),
     ) -> CheckpointInfo:
         """Commit the state after ``records`` records together with the next offset of every partition.
 
@@ -112,7 +104,10 @@ class Checkpoints:
             fence(self._connection, self._directory.epoch, self._directory.path)
             files = _write(folder, parts, state, _plain(config))
             size = sum((folder / name).stat().st_size for name in files)
-            row = (records, self._directory.epoch, time.time(), size, json.dumps(dict(offsets)), json.dumps(files))
+            row = {
+                **{"records": records, "epoch": self._directory.epoch, "created": time.time(), "bytes": size},
+                **{"offsets": json.dumps(dict(offsets)), "sha256": json.dumps(files)},
+            }
             return self._commit(folder, row, dead_letters)
 
     def latest(self) -> Snapshot | None:
@@ -162,23 +157,34 @@ class Checkpoints:
         left = [info for info in self.list() if info.id not in skipped]
         return left[-1] if left else None
 
-    def _commit(self, folder: Path, row: tuple[Any, ...], dead_letters: Sequence[DeadBatch]) -> CheckpointInfo:
+    def _commit(self, folder: Path, row: Mapping[str, Any], dead_letters: Sequence[DeadLetter]) -> CheckpointInfo:
         with transaction(self._connection) as writer:
             fence(writer, self._directory.epoch, self._directory.path)
+            if self._damaged:
+                self._forget()
+            self._letters.put(dead_letters)
+            values = (*row.values(), self._letters.total())
             number = writer.execute(
-                "INSERT INTO checkpoints (records, epoch, created, bytes, offsets, sha256) VALUES (?, ?, ?, ?, ?, ?)",
-                row,
+                f"INSERT INTO checkpoints ({', '.join(row)}, letters) VALUES (?, ?, ?, ?, ?, ?, ?)", values
             ).lastrowid
             target = self._directory.checkpoints / str(number)
             shutil.rmtree(target, ignore_errors=True)  # left by a process that died before its commit
             folder.rename(target)
             sync(target.parent)
-            _bury(writer, dead_letters)
             gone = self._retire(writer)
         for old in gone:
             shutil.rmtree(self._directory.checkpoints / str(old), ignore_errors=True)
         self._damaged.difference_update(gone)
         return self.list()[-1]
+
+    def _forget(self) -> None:
+        """After a fall-back: drop the letters of the damaged checkpoints, whose rows have been read again."""
+        marks = ", ".join("?" * len(self._damaged))
+        query = (
+            f"SELECT max(letters) FROM checkpoints WHERE id < (SELECT min(id) FROM checkpoints WHERE id IN ({marks}))"
+        )
+        kept = self._connection.execute(query, tuple(self._damaged)).fetchone()[0]
+        self._connection.execute("DELETE FROM dead_letters WHERE id > ?", (kept or 0,))
 
     def _retire(self, writer: sqlite3.Connection) -> Sequence[int]:
         """Drop the rows beyond the newest ``keep`` whole ones, and those found damaged."""
@@ -291,12 +297,3 @@ def _arrow(table: pa.Table) -> bytes:
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     return sink.getvalue().to_pybytes()
-
-
-def _bury(writer: sqlite3.Connection, batches: Sequence[DeadBatch]) -> None:
-    if batches:
-        from streamkd.streams.dead_letters import DeadLetters
-
-        letters = DeadLetters(writer)
-        for batch in batches:
-            letters.add(batch.rejects, batch.rows, batch.source, batch.offsets)

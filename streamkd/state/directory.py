@@ -31,7 +31,8 @@ _SCHEMA = (
     "CREATE TABLE owner (one INTEGER PRIMARY KEY CHECK (one = 1), epoch INTEGER NOT NULL, pid INTEGER, since REAL)",
     "INSERT INTO owner VALUES (1, 0, NULL, NULL)",
     "CREATE TABLE checkpoints (id INTEGER PRIMARY KEY AUTOINCREMENT, records INTEGER NOT NULL, epoch INTEGER NOT NULL,"
-    " created REAL NOT NULL, bytes INTEGER NOT NULL, offsets TEXT NOT NULL, sha256 TEXT NOT NULL)",
+    " created REAL NOT NULL, bytes INTEGER NOT NULL, offsets TEXT NOT NULL, sha256 TEXT NOT NULL,"
+    " letters INTEGER NOT NULL)",  # the last dead letter that it knows of
     # AUTOINCREMENT: a number is never given twice, also after the newest version is gone
     "CREATE TABLE versions (version INTEGER PRIMARY KEY AUTOINCREMENT, records INTEGER NOT NULL, created REAL NOT NULL,"
     " kind TEXT NOT NULL CHECK (kind IN ('learned', 'rollback')), source_version INTEGER, sha256 TEXT NOT NULL)",
