@@ -26,12 +26,13 @@ import safetensors.torch
 import torch
 
 from streamkd.errors import CheckpointDamaged, StateConflict, StateError
+from streamkd.records import Reject
 from streamkd.state.directory import StateDirectory, fence, sync, transaction
 from streamkd.state.environment import compare, environment
 from streamkd.state.tree import Parts, Tree, pack, unpack
-from streamkd.streams.dead_letters import DeadLetter, DeadLetters
+from streamkd.streams.dead_letters import DeadLetters, letters
 
-__all__ = ["CheckpointInfo", "Checkpoints", "Skipped", "Snapshot", "compare", "environment"]
+__all__ = ["CheckpointInfo", "Checkpoints", "DeadBatch", "Skipped", "Snapshot", "compare", "environment"]
 FORMAT = 1
 logger = logging.getLogger(__name__)
 _SELECT = "SELECT id, records, epoch, created, bytes, offsets, sha256 FROM checkpoints"
@@ -69,6 +70,16 @@ class Snapshot:
     skipped: tuple[Skipped, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class DeadBatch:
+    """Refused rows of one chunk, to be kept with the offsets that pass over them; one offset per row of ``rows``."""
+
+    rejects: Sequence[Reject]
+    rows: pa.RecordBatch
+    source: str
+    offsets: Sequence[int]
+
+
 class Checkpoints:
     """The checkpoints of one state directory: ``checkpoints/<id>/`` and a row each, the newest ``keep``."""
 
@@ -90,7 +101,7 @@ class Checkpoints:
         records: int,
         config: Mapping[str, Any],
         environment: Mapping[str, Any],
-        dead_letters: Sequence[DeadLetter] = (),
+        dead_letters: Sequence[DeadBatch] = (),
     ) -> CheckpointInfo:
         """Commit the state after ``records`` records together with the next offset of every partition.
 
@@ -157,12 +168,13 @@ class Checkpoints:
         left = [info for info in self.list() if info.id not in skipped]
         return left[-1] if left else None
 
-    def _commit(self, folder: Path, row: Mapping[str, Any], dead_letters: Sequence[DeadLetter]) -> CheckpointInfo:
+    def _commit(self, folder: Path, row: Mapping[str, Any], dead_letters: Sequence[DeadBatch]) -> CheckpointInfo:
         with transaction(self._connection) as writer:
             fence(writer, self._directory.epoch, self._directory.path)
             if self._damaged:
                 self._forget()
-            self._letters.put(dead_letters)
+            for batch in dead_letters:
+                self._letters.put(letters(batch.rejects, batch.rows, batch.source, batch.offsets))
             values = (*row.values(), self._letters.total())
             number = writer.execute(
                 f"INSERT INTO checkpoints ({', '.join(row)}, letters) VALUES (?, ?, ?, ?, ?, ?, ?)", values

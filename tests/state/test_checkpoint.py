@@ -18,9 +18,10 @@ import pytest
 import torch
 
 from streamkd.errors import CheckpointDamaged, StateConflict, StateError
-from streamkd.state.checkpoint import CheckpointInfo, Checkpoints, compare, environment
+from streamkd.records import Reject
+from streamkd.state.checkpoint import CheckpointInfo, Checkpoints, DeadBatch, compare, environment
 from streamkd.state.directory import StateDirectory
-from streamkd.streams.dead_letters import DeadLetter, DeadLetters
+from streamkd.streams.dead_letters import DeadLetters
 
 torch.set_num_threads(1)
 
@@ -158,8 +159,10 @@ def test_a_damaged_one_does_not_take_a_whole_ones_place(directory: StateDirector
     assert _names(directory) == ["1", "2", "4"]
 
 
-def _letter(place: int) -> DeadLetter:
-    return DeadLetter("main", "not_finite", "x is NaN", offset=place, record=b"..")
+def _dead(place: int) -> DeadBatch:
+    """A chunk of two rows at ``place - 1`` and ``place``, of which the second is refused."""
+    rows = pa.record_batch({"x": [1.0, float("nan")]})
+    return DeadBatch([Reject(1, "not_finite", "x is NaN")], rows, "main/0", [place - 1, place])
 
 
 def _places(directory: StateDirectory) -> list[int | None]:
@@ -172,24 +175,24 @@ def _places(directory: StateDirectory) -> list[int | None]:
 def test_dead_letters_are_committed_with_the_offsets(directory: StateDirectory, checkpoints: Checkpoints) -> None:
     """Letters appear with the checkpoint that passes them, and not where that one fails."""
     save = partial(checkpoints.save, config={}, environment={})
-    save({}, offsets={"main/0": 5}, records=4, dead_letters=[_letter(3)])
+    save({}, offsets={"main/0": 5}, records=4, dead_letters=[_dead(3)])
     with pytest.raises(StateError):
-        save({"x": torch.zeros(1).to_sparse()}, offsets={"main/0": 9}, records=7, dead_letters=[_letter(8)])
+        save({"x": torch.zeros(1).to_sparse()}, offsets={"main/0": 9}, records=7, dead_letters=[_dead(8)])
     assert _places(directory) == [3]
 
 
 def test_dead_letters_are_not_doubled_by_a_fall_back(directory: StateDirectory, checkpoints: Checkpoints) -> None:
     """Rows that are read again after a fall-back leave their letters once."""
     save = partial(checkpoints.save, config={}, environment={})
-    save({}, offsets={"main/0": 5}, records=4, dead_letters=[_letter(3)])
+    save({}, offsets={"main/0": 5}, records=4, dead_letters=[_dead(3)])
     for _ in range(2):
-        save({}, offsets={"main/0": 9}, records=7, dead_letters=[_letter(8)])
+        save({}, offsets={"main/0": 9}, records=7, dead_letters=[_dead(8)])
         newest = checkpoints.list()[-1].id
         _damage(directory.checkpoints / str(newest) / "state.json", "flip")
         found = checkpoints.latest()
         assert found is not None
         assert found.info.offsets == {"main/0": 5}
-    save({}, offsets={"main/0": 9}, records=7, dead_letters=[_letter(8)])
+    save({}, offsets={"main/0": 9}, records=7, dead_letters=[_dead(8)])
     assert _places(directory) == [3, 8]
 
 
