@@ -1,0 +1,124 @@
+"""Accuracy on a stream of tasks: the matrix and what is read from it, and prequential accuracy.
+
+``R[i, j]`` is the accuracy on the test records of task j after training on task i (both from 0); a cell that
+was not measured is NaN. Pure functions in float64; called by ``streamkd.evaluate.report`` and the benchmarks.
+"""
+
+import math
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+
+def final_average(matrix: np.ndarray) -> float:
+    """Mean accuracy over all tasks after the last: ``ACC = 1/T Σ_j R[T, j]`` (Lopez-Paz & Ranzato 2017, eq. 2)."""
+    return _mean(_square(matrix)[-1])
+
+
+def anytime_average(matrix: np.ndarray) -> float:
+    """Mean over i of the mean accuracy on tasks 0..i after task i (Caccia et al. 2022, average anytime accuracy).
+
+    With evaluation at task ends only; for one task it is ``final_average``.
+    """
+    square = _square(matrix)
+    return _mean(np.array([_mean(square[i, : i + 1]) for i in range(len(square))]))
+
+
+def forgetting_per_task(matrix: np.ndarray) -> np.ndarray:
+    """``f_j = max_{l < T} R[l, j] - R[T, j]`` for each task j before the last [tasks - 1].
+
+    Chaudhry et al. 2018 (Riemannian Walk), the forgetting measure. Negative where a task is better at the
+    end than it ever was before; the last task has no past and no entry.
+    """
+    square = _square(matrix)
+    past = np.where(np.isnan(square[:-1, :-1]), -np.inf, square[:-1, :-1])
+    best = past.max(axis=0, initial=-np.inf)
+    return np.where(np.isfinite(best), best - square[-1, :-1], np.nan)
+
+
+def forgetting(matrix: np.ndarray) -> float:
+    """Mean of ``forgetting_per_task``; NaN for one task, which can forget nothing (the same paper, F_T)."""
+    return _mean(forgetting_per_task(matrix))
+
+
+def backward_transfer(matrix: np.ndarray) -> float:
+    """``BWT = 1/(T-1) Σ_{j<T} R[T, j] - R[j, j]``: negative is forgetting (Lopez-Paz & Ranzato 2017, eq. 3).
+
+    NaN for one task.
+    """
+    square = _square(matrix)
+    return _mean((square[-1] - np.diag(square))[:-1])
+
+
+def forward_transfer(matrix: np.ndarray, baseline: np.ndarray) -> float:
+    """``FWT = 1/(T-1) Σ_{j>0} R[j-1, j] - b[j]`` (Lopez-Paz & Ranzato 2017, eq. 4).
+
+    Args:
+        baseline: accuracy of the untrained student on each task [tasks].
+
+    NaN for one task, or where the cells above the diagonal were not measured.
+    """
+    square = _square(matrix)
+    if np.shape(baseline) != (len(square),):
+        raise ValueError(f"needed a baseline of {len(square)} tasks, got shape {np.shape(baseline)}")
+    return _mean(np.diag(square, 1) - np.asarray(baseline, np.float64)[1:])
+
+
+class Prequential:
+    """Accuracy of predictions made before training on the same records (test, then train).
+
+    Gama, Sebastião & Rodrigues 2013, with a sliding window: the newest batches that together hold at least
+    ``window`` records. Batches come and go whole, so the work of ``add`` does not depend on the window.
+    """
+
+    def __init__(self, window: int) -> None:
+        self._window = window
+        self._batches: deque[tuple[int, int]] = deque()
+        self._right = self._total = 0
+        self._right_ever = self._total_ever = 0
+
+    def add(self, right: int, total: int) -> None:
+        """Count one batch: so many right of so many predicted."""
+        if not 0 <= right <= total:
+            raise ValueError(f"needed 0 <= right <= total, got {right} of {total}")
+        if total == 0:
+            return
+        self._batches.append((right, total))
+        self._right, self._total = self._right + right, self._total + total
+        self._right_ever, self._total_ever = self._right_ever + right, self._total_ever + total
+        while self._total - self._batches[0][1] >= self._window:
+            old_right, old_total = self._batches.popleft()
+            self._right, self._total = self._right - old_right, self._total - old_total
+
+    @property
+    def accuracy(self) -> float | None:
+        """Over the window; ``None`` before the first batch."""
+        return self._right / self._total if self._total else None
+
+    @property
+    def overall(self) -> float | None:
+        """Over every record so far: the figure of a report."""
+        return self._right_ever / self._total_ever if self._total_ever else None
+
+    def state_dict(self) -> dict[str, Any]:
+        batches = [list(batch) for batch in self._batches]
+        return {"batches": batches, "right": self._right_ever, "total": self._total_ever}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._batches = deque((right, total) for right, total in state["batches"])
+        self._right = sum(right for right, _ in self._batches)
+        self._total = sum(total for _, total in self._batches)
+        self._right_ever, self._total_ever = state["right"], state["total"]
+
+
+def _square(matrix: np.ndarray) -> np.ndarray:
+    square = np.asarray(matrix, np.float64)
+    if square.ndim != 2 or square.shape[0] != square.shape[1] or not square.size:
+        raise ValueError(f"needed a matrix [after task, on task], got shape {square.shape}")
+    return square
+
+
+def _mean(values: np.ndarray) -> float:
+    """NaN where there is nothing to average, or where a cell that counts was not measured."""
+    return float(np.mean(values)) if np.size(values) else math.nan
