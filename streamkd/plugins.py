@@ -17,9 +17,12 @@ import pluggy
 
 from streamkd import hookspecs
 from streamkd.errors import PluginError
-from streamkd.hookspecs import Group, Kind
+from streamkd.hookspecs import Group, Kind, Options, SourceKind
 
 GROUP = "streamkd"
+SINGULAR: dict[Group, str] = {group: "loss" if group == "losses" else group[:-1] for group in get_args(Group)}
+# Keys that a choice in the configuration keeps for itself: an option of that name would never be filled.
+RESERVED: dict[Group, tuple[str, ...]] = {"teachers": ("name", "id"), "losses": ("name", "weight")}
 logger = logging.getLogger(__name__)
 
 
@@ -39,9 +42,8 @@ class Registry:
     """Kinds by group and name."""
 
     def __init__(self) -> None:
-        self._manager = pluggy.PluginManager("streamkd")
-        self._manager.add_hookspecs(hookspecs)
         self._kinds: dict[Group, dict[str, tuple[Kind, str]]] = {group: {} for group in get_args(Group)}
+        self._distributions: dict[str, str] = {}
         self._statuses: list[PluginStatus] = []
 
     @classmethod
@@ -49,7 +51,7 @@ class Registry:
         """All entry points of the group, or those named ``only`` (a process that needs one source)."""
         registry = cls()
         wanted = None if only is None else set(only)
-        for entry in sorted(entry_points(group=GROUP), key=lambda e: (not e.value.startswith("streamkd."), e.name)):
+        for entry in sorted(entry_points(group=GROUP), key=_builtin_first):
             if wanted is None or entry.name in wanted:
                 registry._load_entry(entry)
         return registry
@@ -58,54 +60,41 @@ class Registry:
         distribution = entry.dist.name if entry.dist else "?"
         version = entry.dist.version if entry.dist else "?"
         try:
-            kinds = self.register(entry.load(), entry.name)
+            kinds = self.register(entry.load(), entry.name, distribution)
             status = PluginStatus(entry.name, distribution, version, tuple(kinds))
-        except Exception as fault:  # a plugin is a stranger's code: it hurts only itself
+        except (Exception, SystemExit) as fault:  # a plugin is a stranger's code: it hurts only itself
             logger.warning("plugin %s of %s %s is off: %r", entry.name, distribution, version, fault)
             said = f"{type(fault).__name__}: {fault}"
             status = PluginStatus(entry.name, distribution, version, (), said, traceback.format_exc())
         self._statuses.append(status)
 
-    def register(self, plugin: Any, name: str) -> list[str]:
+    def register(self, plugin: Any, name: str, distribution: str = "") -> list[str]:
         """Take the kinds of one plugin object, all or none; returns them as ``group/name``.
 
         Raises:
-            PluginError: a hook is misspelt, yields no ``Kind``, raises, or a name is taken.
+            PluginError: a hook is misspelt or unmarked, raises, yields something else than kinds, or a name is taken.
         """
-        self._manager.register(plugin, name)
-        try:
-            self._manager.check_pending()
-            brought = [(group, kind) for group in self._kinds for kind in self._call(plugin, group, name)]
-            if not brought:
-                hooks = ", ".join(f"streamkd_{group}" for group in self._kinds)
-                raise PluginError("brings nothing", where=f"plugin {name}", fix=f"mark one of {hooks} with @hookimpl")
-            for group, kind in brought:
-                self._refuse_taken(group, kind, name, brought)
-        except BaseException:
-            self._manager.unregister(plugin)
-            raise
+        where = f"plugin {name}" + (f" of {distribution}" if distribution else "")
+        hooks = _hooks_of(plugin, name, where)
+        brought = [(group, kind) for group in self._kinds for kind in _yielded(hooks, group, where)]
+        if not brought:
+            known = ", ".join(f"streamkd_{group}" for group in self._kinds)
+            raise PluginError("brings nothing", where=where, fix=f"mark one of {known} with @hookimpl")
+        for group, kind in brought:
+            self._refuse_taken(group, kind, where, brought)
         for group, kind in brought:
             self._kinds[group][kind.name] = (kind, name)
+            self._distributions[f"{group}/{kind.name}"] = where
         return [f"{group}/{kind.name}" for group, kind in brought]
 
-    def _call(self, plugin: Any, group: Group, name: str) -> list[Kind]:
-        others = [other for other in self._manager.get_plugins() if other is not plugin]
-        caller = self._manager.subset_hook_caller(f"streamkd_{group}", others)
-        kinds = [kind for result in caller() for kind in result]
-        for kind in kinds:
-            if not isinstance(kind, Kind):
-                raise PluginError(
-                    f"needed streamkd.hookspecs.Kind, got {kind!r}", where=f"plugin {name}, hook streamkd_{group}"
-                )
-        return kinds
-
-    def _refuse_taken(self, group: Group, kind: Kind, name: str, brought: list[tuple[Group, Kind]]) -> None:
-        taken = self._kinds[group].get(kind.name)
-        if taken or sum(g == group and k.name == kind.name for g, k in brought) > 1:
-            other = taken[1] if taken else name
+    def _refuse_taken(self, group: Group, kind: Kind, where: str, brought: list[tuple[Group, Kind]]) -> None:
+        other = self._distributions.get(f"{group}/{kind.name}")
+        if sum(g == group and k.name == kind.name for g, k in brought) > 1:
+            raise PluginError(f"{group}/{kind.name} is brought twice", where=where, fix="give one another name")
+        if other:
             raise PluginError(
-                f"{group}/{kind.name} is brought by both {other} and {name}",
-                where=f"plugin {name}",
+                f"{group}/{kind.name} is brought by both {other} and {where}",
+                where=where,
                 fix="give one of them another name, or uninstall one",
             )
 
@@ -127,7 +116,7 @@ class Registry:
         fix += f"known {group}: {', '.join(self.names(group)) or 'none'}"
         if broken:
             fix += f"; plugins that did not load: {'; '.join(broken)}"
-        raise PluginError(f"there is no {group.rstrip('s')} {name!r}", where=where or group, fix=fix)
+        raise PluginError(f"there is no {SINGULAR[group]} {name!r}", where=where or group, fix=fix)
 
     def origin(self, group: Group, name: str) -> str:
         """The entry point that brought a kind."""
@@ -146,3 +135,58 @@ class Registry:
         """Every entry point that was found, healthy or not."""
         return list(self._statuses)
 
+
+def _builtin_first(entry: EntryPoint) -> tuple[bool, str, str]:
+    return not entry.value.startswith("streamkd."), entry.name, entry.dist.name if entry.dist else ""
+
+
+def _hooks_of(plugin: Any, name: str, where: str) -> pluggy.PluginManager:
+    """A manager with this plugin alone, so that one call asks nobody else."""
+    known = [f"streamkd_{group}" for group in get_args(Group)]
+    found = {hook: getattr(plugin, hook, None) for hook in known}
+    unmarked = [hook for hook, function in found.items() if function and not getattr(function, "streamkd_impl", None)]
+    if unmarked:
+        raise PluginError(f"{unmarked[0]} is not marked", where=where, fix="put @streamkd.hookspecs.hookimpl above it")
+    manager = pluggy.PluginManager("streamkd")
+    manager.add_hookspecs(hookspecs)
+    try:
+        manager.register(plugin, name)
+        manager.check_pending()
+    except pluggy.PluginValidationError as fault:
+        seen = [hook for hook in dir(plugin) if hook.startswith("streamkd") and hook not in known]
+        near = difflib.get_close_matches(seen[0], known, 1) if seen else []
+        fix = (f"did you mean {near[0]!r}? " if near else "") + f"hooks take no argument: {', '.join(known)}"
+        raise PluginError(str(fault), where=where, fix=fix) from None
+    return manager
+
+
+def _yielded(hooks: pluggy.PluginManager, group: Group, where: str) -> list[Kind]:
+    """What one hook of the plugin yields, each checked to be what the configuration can pick."""
+    needed, at = SourceKind if group == "sources" else Kind, f"{where}, hook streamkd_{group}"
+    try:
+        kinds = [kind for result in getattr(hooks.hook, f"streamkd_{group}")() for kind in result]
+    except Exception as fault:
+        raise PluginError(f"raised {type(fault).__name__}: {fault}", where=at) from fault
+    for kind in kinds:
+        if not isinstance(kind, needed):
+            raise PluginError(f"needed streamkd.hookspecs.{needed.__name__}, got {kind!r}", where=at)
+        _refuse_malformed(kind, group, at)
+    return kinds
+
+
+def _refuse_malformed(kind: Kind, group: Group, at: str) -> None:
+    if not isinstance(kind.name, str) or not kind.name.strip():
+        raise PluginError(f"needed a name, got {kind.name!r}", where=at)
+    if not callable(kind.make):
+        raise PluginError(f"needed a callable `make`, got {kind.make!r}", where=f"{at}, {kind.name}")
+    if not isinstance(kind.options, type) or not issubclass(kind.options, Options):
+        raise PluginError(
+            f"needed a subclass of streamkd.hookspecs.Options, got {kind.options!r}", where=f"{at}, {kind.name}"
+        )
+    for key in RESERVED.get(group, ("name",)):
+        if key in kind.options.model_fields:
+            raise PluginError(
+                f"the option {key!r} can never be filled: the configuration keeps that key for itself",
+                where=f"{at}, {kind.name}",
+                fix="give the option another name",
+            )
