@@ -202,6 +202,11 @@ class Exposition:
         with self._lock:
             return self._values.get(family, {}).get(_key(family, FAMILIES[family].type, labels)[1])
 
+    def total(self, family: str) -> float:
+        """A counter over all its labels."""
+        with self._lock:
+            return sum(self._values.get(family, {}).values())
+
     def expose(self) -> tuple[bytes, str]:
         """The text and its content type."""
         from prometheus_client import CollectorRegistry

@@ -1,0 +1,280 @@
+"""``streamkd serve``: the process that answers, and that keeps the others alive.
+
+    supervisor (HTTP, predictions, metrics; no training)
+      ├── learner   trains; its death stalls nothing here
+      └── ingress   for push sources: decodes what strangers send; its death loses nothing acknowledged
+
+On SIGTERM: not ready ─► drain time ─► ingress drained ─► learner stops after its step, with a checkpoint ─►
+requests in flight ─► exit 0. A second SIGTERM skips the checkpoint. Until the last step predictions go on.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from streamkd.config import Config, dump
+from streamkd.hookspecs import SourceKind
+from streamkd.plugins import Registry
+from streamkd.serve.api import Services, application
+from streamkd.serve.board import Board
+from streamkd.serve.gateway import Gateway
+from streamkd.serve.keeper import Keeper, Message
+from streamkd.serve.listen import bind, check_exposure, tls_arguments, url_of
+from streamkd.serve.predictor import Predictor, Published
+from streamkd.serve.versions import Follower
+from streamkd.state.directory import StateDirectory
+from streamkd.state.publish import VersionInfo
+from streamkd.streams.tokens import Tokens
+from streamkd.telemetry import Exposition, Recorder
+
+LEARNER = "streamkd.serve.learner"
+INGRESS = "streamkd.serve.ingress"
+KEEP_ALIVE_SECONDS = 75
+INGRESS_SECONDS = 10.0
+CHECKPOINT_SECONDS = 120.0
+HURRIED_SECONDS = 5.0
+logger = logging.getLogger(__name__)
+
+
+def serve(config: Config, state: Path, registry: Registry | None = None) -> int:
+    """Learn and answer until a signal; returns the exit code.
+
+    Raises:
+        ConfigError: the address, the port, the certificates or the tokens cannot be used.
+    """
+    check_exposure(config.serve)
+    tls = tls_arguments(config.serve.tls)
+    tokens = Tokens.load(config.serve.tokens)
+    registry = registry or Registry.load()
+    bound = bind(config.serve.host, config.serve.port)
+    with bound, tempfile.TemporaryDirectory(prefix="streamkd-") as runtime:
+        return Supervisor(config, state, registry, tokens, Path(runtime)).run(bound, tls)
+
+
+class Supervisor:
+    """The parts of a running server, wired."""
+
+    def __init__(self, config: Config, state: Path, registry: Registry, tokens: Tokens, runtime: Path) -> None:
+        self._config = config
+        self._state = state
+        source = config.stream.source.name
+        kind = registry.kind("sources", source, "stream.source")
+        self._origin = registry.origin("sources", source)
+        self._socket = runtime / "ingress.sock" if isinstance(kind, SourceKind) and kind.push else None
+        self._flight_port = config.serve.flight_port
+        self._recorder, self._exposition = Recorder(), Exposition()
+        self._board = Board(config.name, source)
+        self._predictor = Predictor(config.serve.batch_rows, config.serve.queue_rows, self._recorder)
+        self._follower = Follower(
+            StateDirectory(state),
+            lambda folder, info: load_version(folder, info, registry),
+            self._predictor,
+            self._recorder,
+            config.publish.keep,
+        )
+        self._gateway = Gateway(self._socket, source, config.serve.body_bytes)
+        self._tokens = tokens
+        self._learner = Keeper("learner", LEARNER, self._start_learner, self._hear_learner, self._board, self._recorder)
+        self._ingress = Keeper(
+            "ingress",
+            INGRESS,
+            self._start_ingress,
+            self._hear_ingress,
+            self._board,
+            self._recorder,
+            {"MALLOC_ARENA_MAX": "2"},
+        )
+        self._exit_code = 0
+        self._signals = Signals()
+
+    def run(self, bound: socket.socket, tls: dict[str, Any]) -> int:
+        """Serve on a bound socket until the end."""
+        services = Services(
+            self._board,
+            self._predictor,
+            self._follower,
+            self._gateway,
+            self._tokens,
+            self._recorder,
+            self._exposition,
+            self._config.serve.body_bytes,
+            self._config.serve.queue_rows,
+        )
+        server = Server(
+            uvicorn.Config(
+                application(services),
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=10,
+                **tls,
+            ),
+            self._signals,
+        )
+        try:
+            with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+                runner.run(self._serve(server, bound, "https" if tls else "http"))
+        finally:
+            for keeper in (self._ingress, self._learner):
+                keeper.kill()
+                keeper.join(HURRIED_SECONDS)
+            self._follower.close()
+            self._predictor.close()
+        return self._exit_code
+
+    async def _serve(self, server: "Server", bound: socket.socket, scheme: str) -> None:
+        self._signals.bind(asyncio.get_running_loop())
+        self._learner.start()
+        ending = asyncio.create_task(self._end(server))
+        try:
+            self._say("http", url_of(scheme, bound), "predictions, records, metrics, and a page to look at")
+            await server.serve(sockets=[bound])
+        finally:
+            ending.cancel()
+            await self._gateway.close()
+
+    def _say(self, name: str, url: str, what: str) -> None:
+        if self._board.urls.get(name) != url:
+            self._board.urls[name] = url
+            print(f"streamkd listens on {url}  ({what})", flush=True)
+
+    async def _end(self, server: "Server") -> None:
+        """Everything in order, once a signal or a fatal message has come."""
+        await self._signals.first.wait()
+        try:
+            await self._stop_in_order()
+        finally:
+            server.should_exit = True
+
+    async def _stop_in_order(self) -> None:
+        self._board.draining = True
+        if self._exit_code == 0:
+            logger.info("stopping: no longer ready, answering for %g s more", self._config.serve.drain_seconds)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._signals.second.wait(), self._config.serve.drain_seconds)
+        self._ingress.ask_to_end({"kind": "drain"})
+        await self._gone(self._ingress, INGRESS_SECONDS)
+        self._ingress.kill()
+        checkpoint = not self._signals.second.is_set()
+        self._learner.ask_to_end({"kind": "stop", "checkpoint": checkpoint})
+        if checkpoint and not await self._gone(self._learner, CHECKPOINT_SECONDS):
+            self._learner.ask_to_end({"kind": "stop", "checkpoint": False})
+        if not await self._gone(self._learner, HURRIED_SECONDS, hurry=False):
+            logger.warning("the learner did not stop in time and is killed; its last checkpoint stands")
+        self._learner.kill()
+
+    async def _gone(self, keeper: Keeper, seconds: float, hurry: bool = True) -> bool:
+        """Wait for a child's end, not beyond a second signal where ``hurry``."""
+        deadline = time.monotonic() + seconds
+        while keeper.alive and time.monotonic() < deadline and not (hurry and self._signals.second.is_set()):
+            await asyncio.sleep(0.02)
+        return not keeper.alive
+
+    def _start_learner(self) -> Message:
+        return {"kind": "start", "config": dump(self._config), "state": str(self._state.absolute())}
+
+    def _start_ingress(self) -> Message:
+        assert self._socket is not None
+        self._socket.unlink(missing_ok=True)
+        tree = dump(self._config)
+        tree["serve"]["flight_port"] = self._flight_port  # a port that was picked stays over restarts
+        return {
+            "kind": "start",
+            "config": tree,
+            "entry_points": [self._origin],
+            "state": str(self._state.absolute()),
+            "http_socket": str(self._socket),
+        }
+
+    def _hear_learner(self, message: Message) -> None:
+        kind = message["kind"]
+        if kind == "status":
+            self._board.tell(message)
+        elif kind == "published":
+            self._follower.poke()
+        elif kind == "committed" and self._socket:
+            self._ingress.send(message)
+        elif kind == "ready" and self._socket:
+            self._ingress.start()  # only now: the learner has the lock of the state directory
+        else:
+            self._hear_any("learner", message)
+
+    def _hear_ingress(self, message: Message) -> None:
+        if message["kind"] == "listening":
+            self._flight_port = int(str(message["flight"]).rpartition(":")[2])
+            self._say("flight", message["flight"], "records over Arrow Flight")
+        else:
+            self._hear_any("ingress", message)
+
+    def _hear_any(self, name: str, message: Message) -> None:
+        kind = message["kind"]
+        if kind == "metrics":
+            self._exposition.apply(message["deltas"])
+        elif kind == "fatal":
+            self._exit_code = int(message.get("exit_code", 1))
+            print(f"error: {message['message']}", file=sys.stderr, flush=True)
+            self._signals.end()
+        elif kind not in ("ready", "committed", "stopped"):
+            logger.warning("the %s said %r, which nobody knows", name, kind)
+
+
+class Signals:
+    """The first and the second request to end, from a signal or from any thread."""
+
+    def __init__(self) -> None:
+        self.first, self.second = asyncio.Event(), asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Take the loop that waits for the events."""
+        self._loop = loop
+
+    def end(self) -> None:
+        """Ask for the end; may be called from any thread."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self.first.set)
+
+    def received(self) -> None:
+        """A signal has come."""
+        (self.second if self.first.is_set() else self.first).set()
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with our order on signals instead of its own."""
+
+    def __init__(self, config: uvicorn.Config, signals: Signals) -> None:
+        super().__init__(config)
+        self._signals = signals
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(name, self._signals.received)
+        try:
+            yield
+        finally:
+            for name in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(name)
+
+
+def load_version(folder: Path, info: VersionInfo, registry: Registry) -> Published:
+    """A published version from its folder; its time is its row's, so a rollback is published when it is made."""
+    from streamkd.distill.students import load_published
+
+    published = load_published(folder, registry, info.version)
+    return dataclasses.replace(published, published_at=info.created)

@@ -1,0 +1,182 @@
+"""Follows the published versions of a state directory and puts each new one before the predictor.
+
+    state.sqlite changed? ─► which version is served? ─► read (hash checked) ─► load ─► try it ─► swap
+
+Loading happens in a thread of its own: requests are answered by the version before until the new one has
+shown that it can answer. A version that cannot be loaded or fails its trial is refused, counted and
+said, and the one before stays.
+"""
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from streamkd.errors import CheckpointDamaged, NotReady, StateError, StreamkdError
+from streamkd.serve.predictor import Predictor, Published
+from streamkd.state.directory import StateDirectory
+from streamkd.state.publish import VersionInfo, Versions
+from streamkd.telemetry import Recorder
+
+Loader = Callable[[Path, VersionInfo], Published]
+_KEPT = 3
+logger = logging.getLogger(__name__)
+
+
+class Follower:
+    """One thread that keeps the predictor on the served version; other kept versions are loaded when asked for."""
+
+    def __init__(
+        self,
+        directory: StateDirectory,
+        load: Loader,
+        predictor: Predictor,
+        recorder: Recorder,
+        keep: int = 10,
+        poll_seconds: float = 0.2,
+    ) -> None:
+        self._directory = directory
+        self._load = load
+        self._predictor = predictor
+        self._recorder = recorder
+        self._keep = keep
+        self._poll_seconds = poll_seconds
+        self._versions: Versions | None = None
+        self._loading = threading.Lock()
+        self._loaded: OrderedDict[int, Published] = OrderedDict()
+        self._refused: int | None = None
+        self._poked = threading.Event()
+        self._closed = False
+        self._thread = threading.Thread(target=self._follow, name="versions", daemon=True)
+        self._thread.start()
+
+    def poke(self) -> None:
+        """Look now: the learner says that it has published."""
+        self._poked.set()
+
+    def list(self) -> Sequence[VersionInfo]:
+        """The versions that are kept, oldest first; none before the learner has made the directory."""
+        versions = self._open()
+        return versions.list() if versions else []
+
+    def get(self, version: int) -> Published:
+        """A kept version by number, loaded where it is not yet.
+
+        Raises:
+            NotReady: no version is published yet. StateError: that version is not kept.
+        """
+        current = self._predictor.current()
+        if version == current.version:
+            return current
+        with self._loading:
+            return self._ready(version)
+
+    def rollback(self, version: int) -> int:
+        """Serve an old version under a new number until ``unpin``; returns the number.
+
+        Raises:
+            NotReady: no version is published yet. StateError: that version is not kept.
+        """
+        number = self._need().rollback(version)
+        self.poke()
+        return number
+
+    def unpin(self) -> None:
+        """Serve the newest version again."""
+        self._need().unpin()
+        self.poke()
+
+    def close(self) -> None:
+        """Stop following; the predictor keeps its version."""
+        self._closed = True
+        self._poked.set()
+        self._thread.join(10.0)
+        if self._versions:
+            self._versions.close()
+
+    def _follow(self) -> None:
+        seen: int | None = None
+        while not self._closed:
+            try:
+                versions = self._open()
+                now = versions.changes() if versions else None
+                if versions and (now != seen or self._poked.is_set()):
+                    self._poked.clear()
+                    self._step(versions)
+                    seen = now
+            except StreamkdError as fault:
+                logger.warning("the published versions cannot be read: %s", fault)
+            self._poked.wait(self._poll_seconds)
+
+    def _step(self, versions: Versions) -> None:
+        served = versions.served()
+        if served is None or served.version in (self._predictor.version, self._refused):
+            return
+        begin = time.monotonic()
+        try:
+            with self._loading:
+                published = self._ready(served.version)
+        except Exception as fault:  # a plugin's student may fail on anything: the version before stays
+            if self._is_gone(versions, served.version):
+                self.poke()  # retention took it: there is a newer one
+                return
+            self._refused = served.version
+            self._recorder.count("model_swaps_rejected_total", reason=_reason(fault))
+            logger.warning("version %d is refused, %s stays: %s", served.version, self._predictor.version, fault)
+            return
+        self._predictor.swap(published)
+        self._recorder.count("model_swaps_total")
+        self._recorder.observe("model_swap_duration_seconds", time.monotonic() - begin)
+
+    def _ready(self, version: int) -> Published:
+        """A version that has answered once, from the few that are kept loaded or from the disk."""
+        if version in self._loaded:
+            self._loaded.move_to_end(version)
+            return self._loaded[version]
+        versions = self._need()
+        published = self._load(versions.read(version), versions.info(version))
+        try_out(published)
+        self._loaded[version] = published
+        while len(self._loaded) > _KEPT:
+            self._loaded.popitem(last=False)
+        return published
+
+    def _open(self) -> Versions | None:
+        if self._versions is None and self._directory.exists():
+            self._versions = Versions(self._directory, self._keep)
+        return self._versions
+
+    def _need(self) -> Versions:
+        versions = self._open()
+        if versions is None:
+            raise NotReady("no version is published yet", fix="come again when the learner is ready")
+        return versions
+
+    def _is_gone(self, versions: Versions, version: int) -> bool:
+        try:
+            versions.info(version)
+        except StateError:
+            return True
+        return False
+
+
+def try_out(published: Published) -> None:
+    """Let a version answer one record, which also warms it up.
+
+    Raises:
+        ValueError: the answer is no row of probabilities.
+    """
+    schema, classes = published.schema, len(published.classes)
+    answer = published.predict(np.zeros((1, *schema.shape), schema.dtype))
+    if answer.shape != (1, classes) or not np.isfinite(answer).all() or not np.isclose(answer.sum(), 1.0, atol=1e-3):
+        raise ValueError(f"needed {classes} probabilities that sum to 1, got {answer!r:.200}")
+
+
+def _reason(fault: Exception) -> str:
+    if isinstance(fault, CheckpointDamaged):
+        return "damaged"
+    return "not_loaded" if isinstance(fault, StreamkdError) else "failed_trial"

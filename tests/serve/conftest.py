@@ -1,0 +1,169 @@
+"""A real server on loopback over a real state directory: published students of two inputs, no learner."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+import uvicorn
+
+from streamkd.distill.students import Mlp, MlpOptions, Student, write_published
+from streamkd.plugins import Registry
+from streamkd.records import InputColumn, Label, RecordSchema
+from streamkd.serve.api import Services, application
+from streamkd.serve.board import Board
+from streamkd.serve.gateway import Gateway
+from streamkd.serve.listen import bind, url_of
+from streamkd.serve.predictor import Predictor
+from streamkd.serve.supervisor import load_version
+from streamkd.serve.versions import Follower
+from streamkd.state.directory import StateDirectory
+from streamkd.state.publish import Versions
+from streamkd.streams.tokens import Tokens
+from streamkd.telemetry import Exposition, Recorder
+
+torch.set_num_threads(1)
+SCHEMA = RecordSchema(inputs=(InputColumn(name="image", shape=(2, 3), dtype="uint8", scale=1 / 255),))
+
+
+class Publisher:
+    """Owns a state directory and publishes students: that of number ``seed`` has weights of that seed."""
+
+    def __init__(self, path: Path) -> None:
+        self.directory = StateDirectory(path)
+        self._lock = self.directory.lock()
+        self._lock.__enter__()
+        self.versions = Versions(self.directory, keep=10)
+
+    def publish(
+        self,
+        seed: int = 0,
+        schema: RecordSchema = SCHEMA,
+        classes: tuple[Label, ...] = (7, 3, 5),
+        records: int = 100,
+        spoil: Callable[[Student], None] = lambda student: None,
+    ) -> int:
+        student = make_student(seed, schema, len(classes))
+        spoil(student)
+        meta = {
+            "student": {"name": "mlp", "options": {"hidden": [4]}},
+            "schema": schema.model_dump(mode="json"),
+            "classes": list(classes),
+            "seed": seed,
+            "records": records,
+            "published_at": time.time(),
+        }
+        return self.versions.publish(lambda folder: write_published(folder, student, meta), records=records)
+
+    def close(self) -> None:
+        self.versions.close()
+        self._lock.__exit__(None, None, None)
+
+
+def make_student(seed: int, schema: RecordSchema = SCHEMA, classes: int = 3) -> Student:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        student = Student(Mlp(MlpOptions(hidden=(4,)), schema.shape, classes), schema, seed)
+        with torch.no_grad():
+            for parameter in student.parameters():
+                parameter.mul_(3.0)
+    return student.eval()
+
+
+@dataclass
+class Running:
+    """A server with everything behind it in reach of the test."""
+
+    url: str
+    services: Services
+    publisher: Publisher
+    client: httpx.Client
+
+    def wait_for(self, version: int, seconds: float = 10.0) -> None:
+        """Wait until that version answers."""
+        until(lambda: self.services.predictor.version == version, seconds)
+
+
+def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    """Wait for a condition, or fail."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def registry() -> Registry:
+    return Registry.load(["students"])
+
+
+@pytest.fixture
+def publisher(tmp_path: Path) -> Iterator[Publisher]:
+    publisher = Publisher(tmp_path / "state")
+    yield publisher
+    publisher.close()
+
+
+@pytest.fixture
+def start(publisher: Publisher, registry: Registry) -> Iterator[Callable[..., Running]]:
+    """Starts servers over the publisher's state directory; each is stopped when the test ends."""
+    ends: list[Callable[[], None]] = []
+
+    def run(
+        tokens: Path | None = None, socket: Path | None = None, queue_rows: int = 512, body_bytes: int = 1 << 20
+    ) -> Running:
+        recorder = Recorder()
+        predictor = Predictor(16, queue_rows, recorder)
+        follower = Follower(
+            StateDirectory(publisher.directory.path),
+            lambda folder, info: load_version(folder, info, registry),
+            predictor,
+            recorder,
+            poll_seconds=0.02,
+        )
+        services = Services(
+            Board("test", "replay"),
+            predictor,
+            follower,
+            Gateway(socket, "replay", body_bytes),
+            Tokens.load(tokens),
+            recorder,
+            Exposition(),
+            body_bytes,
+            queue_rows,
+        )
+        bound = bind("127.0.0.1", 0)
+        settings = uvicorn.Config(application(services), log_config=None, access_log=False, lifespan="off")
+        server = uvicorn.Server(settings)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
+        thread.start()
+        url = url_of("http", bound)
+        client = httpx.Client(base_url=url, timeout=20)
+
+        def end() -> None:
+            client.close()
+            server.should_exit = True
+            thread.join(10)
+            follower.close()
+            predictor.close()
+
+        ends.append(end)
+        until(lambda: server.started)
+        return Running(url, services, publisher, client)
+
+    yield run
+    for end in ends:
+        end()
+
+
+@pytest.fixture
+def running(start: Callable[..., Running], publisher: Publisher) -> Running:
+    """A server with version 1 published."""
+    version = publisher.publish(seed=1)
+    server = start()
+    server.wait_for(version)
+    return server
