@@ -113,24 +113,34 @@ class Follower:
             self._poked.wait(self._poll_seconds)
 
     def _step(self, versions: Versions) -> None:
+        """Swap to the served version; at the start, where that one is damaged, to the newest that is not."""
         served = versions.served()
         if served is None or served.version in (self._predictor.version, self._refused):
             return
+        if not self._swap_to(served) and self._predictor.version is None:
+            older = [info for info in reversed(versions.list()) if info.version < served.version]
+            next(filter(self._swap_to, older), None)
+
+    def _swap_to(self, info: VersionInfo) -> bool:
         begin = time.monotonic()
         try:
             with self._loading:
-                published = self._ready(served.version)
+                published = self._ready(info.version)
         except Exception as fault:  # a plugin's student may fail on anything: the version before stays
-            if self._is_gone(versions, served.version):
-                self.poke()  # retention took it: there is a newer one
-                return
-            self._refused = served.version
-            self._recorder.count("model_swaps_rejected_total", reason=_reason(fault))
-            logger.warning("version %d is refused, %s stays: %s", served.version, self._predictor.version, fault)
-            return
+            self._refuse(info.version, fault)
+            return False
         self._predictor.swap(published)
         self._recorder.count("model_swaps_total")
         self._recorder.observe("model_swap_duration_seconds", time.monotonic() - begin)
+        return True
+
+    def _refuse(self, version: int, fault: Exception) -> None:
+        if self._is_gone(version):
+            self.poke()  # retention took it meanwhile: there is a newer one
+            return
+        self._refused = version if self._refused is None else max(self._refused, version)
+        self._recorder.count("model_swaps_rejected_total", reason=_reason(fault))
+        logger.warning("version %d is refused, version %s stays: %s", version, self._predictor.version, fault)
 
     def _ready(self, version: int) -> Published:
         """A version that has answered once, from the few that are kept loaded or from the disk."""
@@ -156,9 +166,9 @@ class Follower:
             raise NotReady("no version is published yet", fix="come again when the learner is ready")
         return versions
 
-    def _is_gone(self, versions: Versions, version: int) -> bool:
+    def _is_gone(self, version: int) -> bool:
         try:
-            versions.info(version)
+            self._need().info(version)
         except StateError:
             return True
         return False

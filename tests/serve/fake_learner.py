@@ -1,0 +1,52 @@
+"""A child that speaks the learner's side of the channel and trains nothing; ``FAKE`` says how it behaves."""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from streamkd.serve.channel import Channel
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fd", type=int)
+    channel = Channel.inherited(parser.parse_args().fd)
+    start = channel.receive(30)
+    assert start is not None
+    state, manner = Path(start["state"]), os.environ.get("FAKE", "")
+    state.mkdir(exist_ok=True)
+    with (state / "starts").open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    if manner == "fatal":
+        channel.send({"kind": "fatal", "message": "the state directory is another's", "exit_code": 2})
+        return
+    channel.send({"kind": "nonsense"})
+    channel.send({"kind": "metrics", "deltas": [["no_such_family", [], 1]]})
+    channel.send({"kind": "metrics", "deltas": [["train_steps_total", [], 5]]})
+    channel.send({"kind": "status", "records_trained": 50, "task": "0"})
+    channel.send({"kind": "ready"})
+    if manner == "finished":
+        channel.send({"kind": "stopped"})
+        return
+    try:
+        listen(channel, state, manner)
+    except EOFError:
+        sys.exit(9)
+
+
+def listen(channel: Channel, state: Path, manner: str) -> None:
+    while message := channel.receive(60):
+        with (state / "heard").open("a") as file:
+            file.write(f"{message['kind']} {message.get('checkpoint', '')}\n")
+        if message["kind"] == "stop":
+            if manner == "stuck" or (manner == "slow" and message["checkpoint"]):
+                continue
+            time.sleep(0.2)
+            channel.send({"kind": "stopped"})
+            return
+
+
+if __name__ == "__main__":
+    main()
