@@ -8,9 +8,11 @@ are more than ``PRODUCERS`` of them, so the tables stay bounded however many pro
 import sqlite3
 import time
 from dataclasses import dataclass
+from typing import Any
 
 RECEIPTS = 1_024
 PRODUCERS = 10_000
+PRODUCER_CHARACTERS = 256
 PRODUCER_SECONDS = 30 * 86_400.0
 
 _TABLES = (
@@ -30,6 +32,22 @@ class Receipt:
     rejected: int
     offset: int
     duplicate: bool = False
+
+
+def identity(producer: Any, sequence: Any) -> tuple[str | None, int | None]:
+    """Producer and sequence, checked.
+
+    Raises:
+        ValueError: one without the other, another type, or out of bounds.
+    """
+    if producer is None and sequence is None:
+        return None, None
+    if not isinstance(producer, str) or not 0 < len(producer) <= PRODUCER_CHARACTERS:
+        raise ValueError(f"needed a producer of 1 to {PRODUCER_CHARACTERS} characters")
+    if not isinstance(sequence, int) or isinstance(sequence, bool) or not 0 <= sequence < 2**63:
+        raise ValueError("needed a sequence from 0 to 2^63 - 1")
+    producer.encode()  # half of a surrogate pair is a ValueError too
+    return producer, sequence
 
 
 class Receipts:

@@ -1,0 +1,85 @@
+"""Group commit: batches of all producers, written to the log in one transaction after another.
+
+    submit(entry) ─► waiting ─► one transaction of all that wait ─► each future gets its receipt
+
+While one transaction is synced to disk the next group gathers, so that a commit costs the same for one
+producer as for many.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from streamkd.errors import NotReady
+from streamkd.streams.log import Entry, Log
+from streamkd.streams.receipts import Receipt
+
+GROUP_BYTES = 32 << 20
+logger = logging.getLogger(__name__)
+
+Settled = Callable[[Entry, Receipt | None], None]
+
+
+class Committer:
+    """One thread over one log. ``settled`` is told of every entry, with ``None`` where it was not written."""
+
+    def __init__(self, log: Log, settled: Settled) -> None:
+        self._log = log
+        self._settled = settled
+        self._waiting: deque[tuple[Entry, Future[Receipt]]] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
+        self._thread.start()
+
+    def submit(self, entry: Entry) -> "Future[Receipt]":
+        """The receipt to come; when it is there the batch is on disk. Entries are written in order.
+
+        Raises:
+            NotReady: closed.
+        """
+        future: Future[Receipt] = Future()
+        with self._changed:
+            if self._closed:
+                raise NotReady("the server is shutting down", fix="send the batch again after the restart")
+            self._waiting.append((entry, future))
+            self._changed.notify()
+        return future
+
+    def close(self) -> None:
+        """Write what waits, and end."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while group := self._group():
+            self._commit(group)
+
+    def _group(self) -> list[tuple[Entry, "Future[Receipt]"]]:
+        """Everything that waits, up to ``GROUP_BYTES`` and one; nothing when closed."""
+        group: list[tuple[Entry, Future[Receipt]]] = []
+        group_bytes = 0
+        with self._changed:
+            while not self._waiting and not self._closed:
+                self._changed.wait()
+            while self._waiting and group_bytes < GROUP_BYTES:
+                group.append(self._waiting.popleft())
+                group_bytes += group[-1][0].rows.nbytes
+        return group
+
+    def _commit(self, group: list[tuple[Entry, "Future[Receipt]"]]) -> None:
+        try:
+            receipts = self._log.append_many([entry for entry, _ in group])
+        except Exception as fault:  # whatever it is, no producer may wait for ever
+            logger.warning("%d batches were not written: %s", len(group), fault)
+            for entry, future in group:
+                self._settled(entry, None)
+                future.set_exception(fault)
+            return
+        for (entry, future), receipt in zip(group, receipts, strict=True):
+            self._settled(entry, receipt)
+            future.set_result(receipt)
