@@ -142,6 +142,7 @@ class Adapt(Model):
     engine: Literal["auto", "forward", "finite-difference"] = "auto"
     learning_rate: float = Field(default=0.01, gt=0)
     query: Positive = Field(default=64, description="held-out samples per outer loss")
+    anchor: float = Field(default=1e-3, ge=0, description="pull of the gate's parameters towards where they began")
 
 
 class Checkpoints(Model):
@@ -237,7 +238,13 @@ EMBEDDED = """\
 # The embedded stream: scikit-learn's handwritten digits, tasks of two digits, then the same in changed form, for ever.
 name: embedded
 stream:
-  source: {name: replay, dataset: digits, classes_per_task: 2, variations: [plain, rotate-90, invert], repeat: true, rate: 50}
+  source:
+    name: replay
+    dataset: digits
+    classes_per_task: 2
+    variations: [plain, rotate-90, invert]
+    repeat: true
+    rate: 50
 memory: {size: 300}
 student: {name: mlp, hidden: [100, 100]}
 checkpoint: {every_seconds: 5}
@@ -402,7 +409,7 @@ def _keys_at(model: type[BaseModel], loc: Sequence[str]) -> list[str]:
         if part.isdigit():
             continue
         found = model.model_fields.get(part)
-        nested = [m for m in _models(found.annotation)] if found else []
+        nested = list(_models(found.annotation)) if found else []
         if not nested:
             return sorted(model.model_fields)
         model = nested[0]

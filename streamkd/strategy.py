@@ -107,7 +107,12 @@ class StreamStrategy(SupervisedTemplate):
     """Avalanche's face of a ``Step``; ``learn`` trains on one batch, ``end_task`` closes a task."""
 
     def __init__(
-        self, *, step: Step, device: torch.device, plugins: Sequence[Any] = (), evaluator: EvaluationPlugin | None = None
+        self,
+        *,
+        step: Step,
+        device: torch.device,
+        plugins: Sequence[Any] = (),
+        evaluator: EvaluationPlugin | None = None,
     ) -> None:
         self.step = step
         self.report: StepReport = StepReport(0, 0.0, 0, torch.zeros(0), False)
@@ -169,7 +174,7 @@ class StreamStrategy(SupervisedTemplate):
         self._iterate(experiences.batch)
         for event in EVENTS[-3:]:
             self._tell(event)
-        self.experience = None
+        self.experience = None  # type: ignore[assignment]
         return self.evaluator.get_last_metrics() if self._listeners["after_training_iteration"] else {}
 
     def training_epoch(self, **kwargs: Any) -> None:

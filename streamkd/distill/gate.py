@@ -8,7 +8,7 @@ loss that the student minimises: they have the outer loss of ``streamkd.meta``.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -35,6 +35,7 @@ class Evidence:
     teachers: tuple[str, ...]
 
 
+@runtime_checkable
 class Gate(Protocol):
     """A gate is a ``torch.nn.Module`` whose forward gives the weights; no parameters means nothing to adapt."""
 
@@ -57,7 +58,7 @@ def share(
 def weights_of(
     hard: Float[Tensor, "batch"], shares: Float[Tensor, "batch teachers"], heard: Bool[Tensor, "batch teachers"]
 ) -> Float[Tensor, "batch sources"]:
-    """Hard-label weights and teachers' shares as one row per sample; where no teacher is heard, the label has it all."""
+    """Hard-label weights and shares as one row per sample; where no teacher is heard, the label has it all."""
     first = torch.where(heard.any(1), hard, 1.0).unsqueeze(1)
     return torch.cat([first, (1.0 - first) * shares], dim=1)
 
@@ -103,18 +104,12 @@ class PerSampleGate(nn.Module):
     probability, entropy, divergence from the student, and the teacher's held-out accuracy and age.
     """
 
-    FEATURES = 7
-
     def __init__(self, options: PerSampleOptions) -> None:
         super().__init__()
         self.floor, self.trust, self.doubt, self.span = options.floor, options.trust, options.doubt, options.span
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.score = nn.Sequential(nn.Linear(self.FEATURES, options.hidden), nn.Tanh(), nn.Linear(options.hidden, 1))
-            self.hard = nn.Sequential(nn.Linear(self.FEATURES, options.hidden), nn.Tanh(), nn.Linear(options.hidden, 1))
-        for network in (self.score, self.hard):
-            nn.init.zeros_(network[2].weight)
-            nn.init.zeros_(network[2].bias)
+            self.score, self.hard = _scorer(options.hidden), _scorer(options.hidden)
 
     def forward(self, evidence: Evidence) -> Float[Tensor, "batch sources"]:
         features, likelihood = _features(evidence)
@@ -125,6 +120,17 @@ class PerSampleGate(nn.Module):
         prior = torch.logit((self.doubt * (1 - trusted)).clamp(0.02, 0.98))
         hard = torch.sigmoid(prior + self.span * torch.tanh(self.hard(mixed).squeeze(-1)))
         return weights_of(hard.clamp_min(self.floor), shares, evidence.heard)
+
+
+FEATURES = 7
+
+
+def _scorer(hidden: int) -> nn.Sequential:
+    """Two layers, the last one zero: it begins without an opinion."""
+    last = nn.Linear(hidden, 1)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(FEATURES, hidden), nn.Tanh(), last)
 
 
 def _features(

@@ -12,7 +12,7 @@ KL, at the cost of one.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,7 @@ class Lesson:
     teacher_features: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Loss(Protocol):
     """A term of the student's loss."""
 

@@ -193,7 +193,7 @@ class Pool:
     def _drop(self, teacher: Teacher) -> None:
         self.teachers.remove(teacher)
         for book in (self.worth, self.accuracy, self.ages, self._slots):
-            book.pop(teacher.key, None)  # type: ignore[attr-defined]
+            book.pop(teacher.key, None)
         self._facts = None
 
     @torch.no_grad()
@@ -238,9 +238,7 @@ class Pool:
             "taken": self.taken,
         }
 
-    def load_state_dict(
-        self, state: dict[str, Any], build: Callable[[int], Student], labels: Sequence[Label]
-    ) -> None:
+    def load_state_dict(self, state: dict[str, Any], build: Callable[[int], Student], labels: Sequence[Label]) -> None:
         """Restore; ``build`` gives a student of so many classes for each snapshot that was there.
 
         Teachers that the configuration no longer names are left out, new ones begin as they are.

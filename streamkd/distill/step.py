@@ -11,7 +11,7 @@ Everything random comes from generators that are part of the state.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,7 @@ class Plan:
     answers: Answers
 
 
+@runtime_checkable
 class Adapter(Protocol):
     """Whoever adapts the gate (``streamkd.meta.adapt``)."""
 
@@ -78,6 +79,7 @@ class Step:
         self._student_layers = tuple(sorted({name for term in terms for name in term.loss.layers}))
         self._teacher_layers = _merge([term.loss.teacher_layers for term in terms])
         self._captured: dict[str, Tensor] = {}
+        capture(student, self._student_layers, {})  # a layer that is not there is an error now, not at the first step
 
     @torch.no_grad()
     def begin(self, x: Tensor, y: Tensor, task: int) -> Plan:

@@ -9,8 +9,9 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ class Mlp(nn.Module):
     def __init__(self, options: MlpOptions, shape: tuple[int, ...], classes: int) -> None:
         super().__init__()
         widths = [int(np.prod(shape)), *options.hidden]
-        layers = [nn.Linear(before, after) for before, after in zip(widths, widths[1:], strict=False)]
+        layers = [nn.Linear(before, after) for before, after in pairwise(widths)]
         self.hidden = nn.ModuleList(layers)
         self.head = nn.Linear(widths[-1], classes)
 
@@ -58,7 +59,7 @@ class Mlp(nn.Module):
 
 
 class Convnet(nn.Module):
-    """3×3 convolutions with ReLU and 2×2 pooling, one hidden layer, no normalisation that batches could leak through."""
+    """3×3 convolutions with ReLU and 2×2 pooling, one hidden layer; no batch normalisation, which streams upset."""
 
     def __init__(self, options: ConvnetOptions, shape: tuple[int, ...], classes: int) -> None:
         super().__init__()
@@ -70,9 +71,7 @@ class Convnet(nn.Module):
             )
         height, width, channels = (*shape, 1)[:3]
         steps = [channels, *options.channels]
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(before, after, 3, padding=1) for before, after in zip(steps, steps[1:], strict=False)
-        )
+        self.convolutions = nn.ModuleList(nn.Conv2d(before, after, 3, padding=1) for before, after in pairwise(steps))
         for _ in options.channels:
             height, width = max(height // 2, 1), max(width // 2, 1)
         self.hidden = nn.Linear(steps[-1] * height * width, options.hidden)
@@ -163,20 +162,25 @@ class Student(nn.Module):
         return self.body(self.normalise(x))
 
     @property
+    def head(self) -> nn.Linear:
+        """The last layer, one output per label."""
+        return cast(nn.Linear, self.body.head)
+
+    @property
     def classes(self) -> int:
         """Width of the head."""
-        return self.body.head.out_features
+        return self.head.out_features
 
     def grow(self, classes: int, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Widen the head to ``classes``; parameters stay the same objects, their optimiser state is padded with 0.
 
         A new row depends on the seed and its class alone, so growing in steps equals growing at once.
         """
-        head: nn.Linear = self.body.head
+        head = self.head
         while head.out_features < classes:
             row = _head_row(head, self.seed)
             for parameter, new in ((head.weight, row), (head.bias, row.new_zeros(1))):
-                _append(parameter, new, optimizer)
+                _append(cast(nn.Parameter, parameter), new, optimizer)
             head.out_features += 1
 
 

@@ -9,9 +9,10 @@ remembered sample is cached; whether it is asked about fresh rows too is its own
 """
 
 import copy
+import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,6 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from streamkd.distill.students import Student
+from streamkd.errors import PluginError
 from streamkd.hookspecs import Kind, Options, hookimpl
 from streamkd.records import Label, RecordSchema
 
@@ -36,6 +38,7 @@ class TeacherContext:
     device: torch.device
 
 
+@runtime_checkable
 class Teacher(Protocol):
     """One teacher. Its columns follow the label space; ``grow`` tells it of new labels."""
 
@@ -89,7 +92,7 @@ class EmaTeacher:
         self.decay = options.decay
         self.steps = 0
         self.student = copy_of(context.student)
-        self._ours = [*self.student.parameters()]
+        self._ours: list[Tensor] = [*self.student.parameters()]
 
     def logits(self, x: Tensor) -> Float[Tensor, "batch classes"]:
         with torch.no_grad():
@@ -109,9 +112,10 @@ class EmaTeacher:
     def after_step(self, student: Student) -> None:
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
-        torch._foreach_lerp_(self._ours, [*student.parameters()], 1 - decay)
-        for ours, theirs in zip(self.student.buffers(), student.buffers(), strict=True):
-            ours.copy_(theirs)
+        theirs: list[Tensor] = [*student.parameters()]
+        torch._foreach_lerp_(self._ours, theirs, 1 - decay)
+        for kept, new in zip(self.student.buffers(), student.buffers(), strict=True):
+            kept.copy_(new)
 
     def size_bytes(self) -> int:
         return module_bytes(self.student)
@@ -241,11 +245,33 @@ def layer_outputs(module: nn.Module, x: Tensor, layers: Iterable[str]) -> dict[s
     return found
 
 
+def layer(module: nn.Module, name: str) -> nn.Module:
+    """The submodule of that dotted name.
+
+    Raises:
+        PluginError: there is none; the known ones are named, the nearest first.
+    """
+    known = dict(module.named_modules())
+    known.pop("")
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 3, cutoff=0.4)
+        raise PluginError(
+            f"there is no layer {name!r} in {type(module).__name__}",
+            where=f"layer {name}",
+            fix=(f"did you mean {near[0]!r}? " if near else "") + f"known layers: {', '.join(known)}",
+        )
+    return known[name]
+
+
 class capture:  # noqa: N801 - reads as a verb: `with capture(...)`
-    """While entered, the outputs of named submodules land in ``into``."""
+    """While entered, the outputs of named submodules land in ``into``.
+
+    Raises:
+        PluginError: a name that the module does not have, before anything runs.
+    """
 
     def __init__(self, module: nn.Module, layers: Iterable[str], into: dict[str, Tensor]) -> None:
-        self._modules = [(name, module.get_submodule(name)) for name in layers]
+        self._modules = [(name, layer(module, name)) for name in layers]
         self._into = into
         self._handles: list[Any] = []
 

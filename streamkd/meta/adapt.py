@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from streamkd.distill import optimizers
 from streamkd.distill.losses import MatchGate, soft_answers, source_losses
 from streamkd.distill.memory import Remembered
 from streamkd.distill.step import Plan, Step
@@ -93,7 +94,9 @@ class GateAdapter:
         """v = ∇CE(query) at θ'."""
         leaves = [m.requires_grad_() for m in moved]
         names = [name for name, p in step.student.named_parameters() if p.requires_grad]
-        loss = F.cross_entropy(functional_call(step.student, dict(zip(names, leaves, strict=True)), (query.x,)), query.y)
+        loss = F.cross_entropy(
+            functional_call(step.student, dict(zip(names, leaves, strict=True)), (query.x,)), query.y
+        )
         self.outer_loss = float(loss.detach())
         return torch.autograd.grad(loss, leaves)
 
@@ -113,10 +116,9 @@ class GateAdapter:
         return hypergradient.finite_difference(step.student, u, losses)
 
     def state_dict(self) -> dict[str, Any]:
-        moments = self.optimizer.state_dict()["state"] if self.optimizer else {}
         return {
             "origin": self.origin,
-            "optimizer": {str(index): dict(state) for index, state in moments.items()},
+            "optimizer": optimizers.state_of(self.optimizer) if self.optimizer else {},
             "steps": self.steps,
             "burst": self.burst,
             "adaptations": self.adaptations,
@@ -126,9 +128,7 @@ class GateAdapter:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.origin = list(state["origin"])
         if self.optimizer is not None:
-            groups = self.optimizer.state_dict()["param_groups"]
-            moments = {int(index): moment for index, moment in state["optimizer"].items()}
-            self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+            optimizers.restore(self.optimizer, state["optimizer"])
         self.steps, self.burst, self.adaptations = state["steps"], state["burst"], state["adaptations"]
         self.engine = state["engine"]
 

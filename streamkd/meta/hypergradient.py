@@ -169,7 +169,7 @@ def finite_difference(
     u: Sequence[Tensor],
     losses: Callable[[nn.Module, dict[str, Tensor]], Float[Tensor, "batch sources"]],
 ) -> Float[Tensor, "batch sources"]:
-    """Table A by a central difference of the source losses at θ ± ε·u, ε = 1e-2/‖u‖; relative error near 1e-4 in float32.
+    """Table A by a central difference of the source losses at θ ± ε·u, ε = 1e-2/‖u‖; error near 1e-4 in float32.
 
     The source losses hold no gate, so nothing that depends on φ is differenced.
     """

@@ -1,0 +1,121 @@
+"""``streamkd bench speed``: records per second of our whole learner, of a bare loop and of Avalanche's online replay.
+
+All three in one process, on the same 30,000 records, one thread, taking turns so that a machine that slows down
+slows all of them; the figures are medians over the turns and ratios of the same turn.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from streamkd import config as configuration
+from streamkd.bench import bare, peers
+from streamkd.learner import Learner, open_source, schema_of
+from streamkd.plugins import Registry
+from streamkd.state.environment import environment
+from streamkd.streams import codec
+
+SHAPE = bare.Shape(
+    batch=10, replay=30, memory=500, classes=10, learning_rate=0.05, decay=0.99, hard=0.5, temperature=2.0
+)
+HIDDEN = (256, 256)
+TURNS = 3  # of ours and the bare loop; Avalanche's replay takes minutes and gets one
+
+
+def measure(records: int = 30_000, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+    """Time the three and return figures by name."""
+    torch.set_num_threads(1)
+    registry = Registry.load()
+    config = configuration.from_tree(_tree(records), registry)
+    x, y = _arrays(config, registry, records)
+    total = records * (2 * TURNS + 1)
+    rows = []
+    for turn in range(TURNS):
+        ours = _ours(config, registry)
+        progress((2 * turn + 1) * records, total)
+        plain = bare.samples_per_second(x, y, network(x.shape[1]), SHAPE, seed=0)
+        progress((2 * turn + 2) * records, total)
+        rows.append({"turn": turn, "streamkd": ours, "bare_loop": plain, "ratio": ours / plain})
+    theirs = peers.online_replay(
+        x.float() / 255,
+        y,
+        network(x.shape[1]),
+        batch=SHAPE.batch,
+        replay=SHAPE.replay,
+        memory=SHAPE.memory,
+        learning_rate=SHAPE.learning_rate,
+    )
+    progress(total, total)
+    ours = statistics.median(row["streamkd"] for row in rows)
+    figures = {
+        "samples_per_second": ours,
+        "bare_loop_samples_per_second": statistics.median(row["bare_loop"] for row in rows),
+        "avalanche_replay_samples_per_second": theirs,
+        "ratio_to_bare_loop": statistics.median(row["ratio"] for row in rows),
+        "ratio_to_avalanche_replay": ours / theirs,
+        "records": records,
+    }
+    return {"schema": 1, "suite": "speed", "figures": figures, "rows": rows, "environment": environment()}
+
+
+def _tree(records: int) -> dict[str, Any]:
+    return {
+        "name": "speed",
+        "device": "cpu",
+        "stream": {
+            "source": {
+                "name": "replay",
+                "dataset": "fashion-mnist",
+                "classes_per_task": 2,
+                "per_class": 3_000,
+                "limit": records,
+            },
+            "batch": {"size": SHAPE.batch},
+        },
+        "student": {"name": "mlp", "hidden": list(HIDDEN)},
+        "optimizer": {"name": "sgd", "learning_rate": SHAPE.learning_rate},
+        "memory": {"size": SHAPE.memory, "holdout_ratio": 0.0, "replay": SHAPE.replay, "policy": "reservoir"},
+        "teachers": [{"name": "ema", "decay": SHAPE.decay}],
+        "gate": {"name": "fixed", "hard": SHAPE.hard},
+        "losses": [{"name": "match-gate", "temperature": SHAPE.temperature}],
+    }
+
+
+def network(features: int) -> nn.Module:
+    """The same multi-layer perceptron for every side; ten outputs from the start."""
+    torch.manual_seed(0)
+    widths = [features, *HIDDEN, SHAPE.classes]
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _arrays(config: configuration.Config, registry: Registry, records: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The stream's records as tensors, for the sides that do not read streams."""
+    schema = schema_of(config, registry)
+    source, _ = open_source(config, registry, schema)
+    rows = source.read(source.partitions[0], 0, records).rows
+    encoded, _ = codec.encode(rows, schema, 0)
+    source.close()
+    inputs = np.ascontiguousarray(encoded.inputs.reshape(len(encoded), -1))
+    return torch.from_numpy(inputs), torch.tensor([int(label) for label in encoded.labels])
+
+
+def _ours(config: configuration.Config, registry: Registry) -> float:
+    """The whole learner, from the source to the update, everything counted but opening the source."""
+    schema = schema_of(config, registry)
+    source, _ = open_source(config, registry, schema)
+    learner = Learner(config, registry, source, schema)
+    begun = time.perf_counter()
+    while learner.advance():
+        pass
+    seconds = time.perf_counter() - begun
+    source.close()
+    return learner.records / seconds

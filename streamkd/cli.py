@@ -1,0 +1,393 @@
+"""The commands. Each is a few lines that read arguments, call a room, and print; nothing heavy is imported before
+a command runs, so ``--help`` answers at once.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from streamkd import __version__
+from streamkd.errors import StreamkdError
+
+CONFIG = click.argument("config", required=False, type=click.Path(path_type=Path, dir_okay=False))
+SET = click.option("--set", "overrides", multiple=True, metavar="a.b=c", help="Override a key of the configuration.")
+STATE = click.option(
+    "--state", type=click.Path(path_type=Path, file_okay=False), default=Path("state"), show_default=True,
+    help="The state directory.",
+)  # fmt: skip
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+TOKEN = click.option("--token", envvar="STREAMKD_TOKEN", help="Bearer token; or set STREAMKD_TOKEN.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="streamkd")
+def cli() -> None:
+    """A continual learner that lives on a data stream.
+
+    `streamkd serve` without arguments learns from an embedded stream and answers on http://127.0.0.1:8470.
+    """
+
+
+@cli.command()
+@CONFIG
+@STATE
+@SET
+@click.option("--host", help="Address to listen on (default 127.0.0.1).")
+@click.option("--port", type=int, help="HTTP port; 0 picks a free one (default 8470).")
+@click.option("--flight-port", type=int, help="Arrow Flight port; 0 picks a free one (default 8815).")
+@click.option("--insecure", is_flag=True, help="Allow a bind beyond loopback without TLS and tokens.")
+def serve(config: Path | None, state: Path, overrides: tuple[str, ...], **serving: Any) -> None:
+    """Learn from a live stream and answer predictions while learning. Without CONFIG: the embedded stream."""
+    given = {"host": "host", "port": "port", "flight_port": "flight_port"}
+    more = [f"serve.{key}={serving[name]}" for name, key in given.items() if serving[name] is not None]
+    more += ["serve.insecure=true"] if serving["insecure"] else []
+    from streamkd import config as configuration
+    from streamkd.plugins import Registry
+    from streamkd.serve import supervisor
+
+    _log_to_stderr()
+    tree = configuration.load(config, [*overrides, *more], Registry.load())
+    sys.exit(supervisor.serve(tree, state))
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--label", help="The column that holds the label.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Where to write it (default FILE's stem).")
+@click.option("--force", is_flag=True, help="Overwrite.")
+def init(file: Path, label: str | None, out: Path | None, force: bool) -> None:
+    """Look at a Parquet, Arrow or CSV FILE of your own and write a commented configuration for it."""
+    from streamkd.streams import describe
+
+    target = out or Path(f"{file.stem}.yaml")
+    if target.exists() and not force:
+        raise StreamkdError("is there already", where=str(target), fix="name another with --out, or --force")
+    target.write_text(describe.describe(file, label), "utf-8")
+    click.echo(f"wrote {target}\nnext: streamkd serve {target} --state {target.stem}-state")
+
+
+@cli.command()
+@CONFIG
+@SET
+@click.option(
+    "--report", "out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to fill."
+)
+@click.option("--seeds", default="0", show_default=True, help="Comma-separated; the stream is run once for each.")
+def run(config: Path | None, overrides: tuple[str, ...], out: Path, seeds: str) -> None:
+    """Consume a finite stream once per seed and write report.json and report.html."""
+    numbers = _integers(seeds)
+    from streamkd import config as configuration
+    from streamkd import run as runs
+    from streamkd.plugins import Registry
+
+    registry = Registry.load()
+    tree = configuration.load(config, overrides, registry)
+    with _bar("records", None) as advance:
+        seen = [0, 0]
+
+        def progress(done: int, total: int | None) -> None:
+            if done < seen[1]:
+                seen[:] = [seen[0] + 1, 0]
+            seen[1] = done
+            advance(seen[0] * (total or 0) + done, (total or 0) * len(numbers))
+
+        report = runs.run(tree, registry, out, numbers, progress)
+    accuracy = report["served"]["accuracy"]["final_average"]
+    forgetting = report["served"]["forgetting"]["average"]
+    click.echo(f"served model: final average accuracy {_show(accuracy)}, forgetting {_show(forgetting)}")
+    click.echo(f"wrote {out / 'report.json'} and {out / 'report.html'}")
+
+
+@cli.command()
+@click.argument("source")
+@click.option("--to", "url", required=True, help="grpc://HOST:PORT (Arrow Flight) or http://HOST:PORT.")
+@click.option("--stream", default="main", show_default=True)
+@click.option("--rate", type=float, help="Records per second; default as fast as they are taken.")
+@click.option("--limit", type=int, help="Send so many records at most.")
+@click.option("--batch", default=500, show_default=True, help="Records per batch.")
+@click.option("--columns", help="Rename columns: theirs=ours,...")
+@click.option("--producer", help="Name for deduplication; resend under the same name to go on.")
+@TOKEN
+def push(source: str, url: str, **options: Any) -> None:
+    """Send SOURCE (a data set's name, a file, or a stream definition) as live records."""
+    from streamkd.streams import push as pushing
+
+    batches, total = pushing.open_batches(
+        source, size=options["batch"], limit=options["limit"], columns=options["columns"]
+    )
+    with _bar("records", total) as advance:
+        summary = pushing.push(
+            batches,
+            url,
+            stream=options["stream"],
+            producer=options["producer"],
+            token=options["token"],
+            rate=options["rate"],
+            on_ack=lambda ack: advance(ack.total, total),
+        )
+    click.echo(
+        f"{summary.sent} records sent, {summary.accepted} accepted, {summary.rejected} rejected, "
+        f"{summary.duplicates} duplicates, {summary.seconds:.1f} s"
+    )
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--to", "url", required=True, help="http://HOST:PORT of a running server.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Parquet, Arrow or JSON lines; default stdout."
+)
+@TOKEN
+def predict(file: Path, url: str, out: Path | None, token: str | None) -> None:
+    """Predictions for the records of a FILE."""
+    from streamkd.serve import client
+
+    with _bar("records", None) as advance:
+        rows = client.predict_file(file, url, token=token, progress=advance)
+    click.echo(client.write(rows, out))
+
+
+@cli.command()
+@CONFIG
+@SET
+@click.option("--show", is_flag=True, help="Print the complete configuration.")
+def check(config: Path | None, overrides: tuple[str, ...], show: bool) -> None:
+    """Validate a configuration."""
+    import yaml
+
+    from streamkd import config as configuration
+    from streamkd.learner import schema_of
+    from streamkd.plugins import Registry
+
+    registry = Registry.load()
+    tree = configuration.load(config, overrides, registry)
+    schema = schema_of(tree, registry)
+    if show:
+        click.echo(yaml.safe_dump(configuration.dump(tree), sort_keys=False).rstrip())
+    else:
+        inputs = ", ".join(f"{c.name} {c.kind} {list(c.shape)} {c.dtype}" for c in schema.inputs)
+        click.echo(f"{config or 'embedded'}: fine\n  inputs: {inputs}\n  label: {schema.label} ({schema.label_type})")
+
+
+@cli.command()
+@click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@JSON
+def inspect(directory: Path, as_json: bool) -> None:
+    """A state directory in words."""
+    from streamkd import inspection
+
+    found = inspection.inspect(directory)
+    click.echo(json.dumps(found) if as_json else inspection.in_words(found))
+
+
+@cli.group()
+def plugins() -> None:
+    """What is installed, and whether it is healthy."""
+
+
+@plugins.command("list")
+@JSON
+def plugins_list(as_json: bool) -> None:
+    """Every entry point with what it brings, or why it is broken."""
+    from streamkd.plugins import Registry
+
+    rows = [
+        {"name": s.name, "distribution": f"{s.distribution} {s.version}", "kinds": list(s.kinds), "error": s.error}
+        for s in Registry.load().report()
+    ]
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    head = ("name", "distribution", "brings")
+    _table(head, [(r["name"], r["distribution"], r["error"] or ", ".join(r["kinds"])) for r in rows])
+
+
+@cli.group()
+def teachers() -> None:
+    """The pool of a state directory."""
+
+
+@teachers.command("list")
+@STATE
+@JSON
+def teachers_list(state: Path, as_json: bool) -> None:
+    """The teachers of the newest checkpoint, with their held-out worth."""
+    from streamkd import inspection
+
+    rows = inspection.inspect(state)["teachers"]
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    _table(
+        ("name", "worth", "accuracy", "age in tasks", "bytes"),
+        [tuple(_show(row[k]) for k in ("name", "worth", "accuracy", "age", "bytes")) for row in rows],
+    )
+
+
+@cli.group()
+def models() -> None:
+    """The published versions of a state directory; works beside a running server."""
+
+
+@models.command("list")
+@STATE
+@JSON
+def models_list(state: Path, as_json: bool) -> None:
+    """The versions that are kept; the served one is marked."""
+    with _versions(state) as versions:
+        served = versions.served()
+        rows = [
+            {
+                "version": v.version,
+                "records": v.records,
+                "kind": v.kind,
+                "source_version": v.source_version,
+                "published": v.created,
+                "pinned": v.pinned,
+                "served": bool(served and served.version == v.version),
+            }
+            for v in versions.list()
+        ]
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    for row in rows:
+        row["served"] = "pinned" if row["pinned"] else "yes" if row["served"] else ""
+    columns = ("version", "records", "kind", "source_version", "served")
+    _table(columns, [tuple("" if r[c] is None else r[c] for c in columns) for r in rows])
+
+
+@models.command("rollback")
+@click.argument("version", type=int)
+@STATE
+def models_rollback(version: int, state: Path) -> None:
+    """Serve an old VERSION under a new number, pinned until `models unpin`."""
+    with _versions(state) as versions:
+        click.echo(f"version {versions.rollback(version)} serves what version {version} was; it is pinned")
+
+
+@models.command("unpin")
+@STATE
+def models_unpin(state: Path) -> None:
+    """Serve the newest version again."""
+    with _versions(state) as versions:
+        versions.unpin()
+        served = versions.served()
+    click.echo(f"version {served.version} is served" if served else "nothing is published yet")
+
+
+@cli.group()
+def tokens() -> None:
+    """Bearer tokens of a server."""
+
+
+@tokens.command("add")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("name")
+@click.option(
+    "--scope", "scopes", multiple=True, required=True, help="predict, ingest, label or admin; may be repeated."
+)
+def tokens_add(file: Path, name: str, scopes: tuple[str, ...]) -> None:
+    """Add a token to FILE (hashed) and print it, once."""
+    from streamkd.streams import tokens as tokening
+
+    click.echo(tokening.create(file, name, scopes))
+
+
+@cli.command()
+@click.argument("suite", type=click.Choice(["speed"]))
+@click.option("--json", "out", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here.")
+@click.option("--records", default=30_000, show_default=True, help="Records of the stream.")
+def bench(suite: str, out: Path | None, records: int) -> None:
+    """Side by side with a bare PyTorch loop and with Avalanche's own online replay."""
+    from streamkd.bench import speed
+
+    with _bar("records", None) as advance:
+        result = speed.measure(records, progress=advance)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=1), "utf-8")
+    _table(("figure", "value"), [(name, _show(value)) for name, value in result["figures"].items()])
+
+
+@contextmanager
+def _versions(state: Path) -> Iterator[Any]:
+    from streamkd.state.directory import StateDirectory
+    from streamkd.state.publish import Versions
+
+    versions = Versions(StateDirectory(state))
+    try:
+        yield versions
+    finally:
+        versions.close()
+
+
+@contextmanager
+def _bar(label: str, total: int | None) -> Iterator[Any]:
+    """A progress bar on a terminal, plain lines elsewhere; yields ``advance(done, total)``."""
+    if sys.stderr.isatty():
+        with click.progressbar(length=total or 1, label=label, file=sys.stderr, show_pos=True) as bar:
+
+            def advance(done: int, of: int | None = None) -> None:
+                bar.length = of or total or max(done, 1)
+                bar.update(max(done - bar.pos, 0))
+
+            yield advance
+        return
+    said = [0]
+
+    def lines(done: int, of: int | None = None) -> None:
+        whole = of or total
+        if whole and done * 10 // whole > said[0]:
+            said[0] = done * 10 // whole
+            click.echo(f"{label}: {done} of {whole}", err=True)
+
+    yield lines
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    cells = [head, *[tuple(str(cell) for cell in row) for row in rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    for row in cells:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _show(value: Any) -> str:
+    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _integers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"needed numbers with commas between, got {text!r}", param_hint="--seeds") from None
+
+
+def _log_to_stderr() -> None:
+    import logging
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+
+
+def main() -> None:
+    """The entry point: our errors are said in words, with the exit code that they carry."""
+    try:
+        cli(standalone_mode=False)
+    except click.ClickException as fault:
+        fault.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped", err=True)
+        sys.exit(130)
+    except StreamkdError as fault:
+        click.echo(f"error: {fault}", err=True)
+        sys.exit(fault.exit_code)
+    except BrokenPipeError:
+        sys.exit(1)

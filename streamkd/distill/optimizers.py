@@ -1,0 +1,39 @@
+"""Optimisers of the student: built from names, their state as plain tensors by parameter index."""
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+Name = Literal["sgd", "adam", "adamw"]
+
+
+def build(
+    name: Name,
+    parameters: Iterable[nn.Parameter],
+    *,
+    learning_rate: float,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+) -> torch.optim.Optimizer:
+    """SGD (with momentum, Nesterov), Adam (decay in the gradient) or AdamW (decoupled decay)."""
+    if name == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=learning_rate, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay
+        )
+    kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=learning_rate, weight_decay=weight_decay)
+
+
+def state_of(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
+    """The moments of each parameter by its index, without rates."""
+    return {str(index): dict(moments) for index, moments in optimizer.state_dict()["state"].items()}
+
+
+def restore(optimizer: torch.optim.Optimizer, state: dict[str, dict[str, Any]]) -> None:
+    """Put moments back; the rates stay those that the optimiser was built with."""
+    groups = optimizer.state_dict()["param_groups"]
+    moments = {int(index): dict(moment) for index, moment in state.items()}
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})

@@ -1,0 +1,119 @@
+"""A state directory in words: what its newest checkpoint holds, read without owning it."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from streamkd.errors import StateError
+from streamkd.state.checkpoint import Checkpoints, Snapshot
+from streamkd.state.directory import StateDirectory
+from streamkd.state.publish import Versions
+from streamkd.streams.dead_letters import DeadLetters
+from streamkd.streams.log import Log
+
+
+def inspect(path: Path) -> dict[str, Any]:
+    """The state directory as plain values; ``weights_sha256`` covers the student's parameters and buffers.
+
+    Raises:
+        StateError: it is no state directory, or holds no checkpoint yet.
+    """
+    directory = StateDirectory(path)
+    if not directory.exists():
+        raise StateError("is no state directory", where=str(path), fix="name one that `streamkd serve --state` made")
+    checkpoints = Checkpoints(directory, read_only=True)
+    snapshot = checkpoints.latest()
+    if snapshot is None:
+        raise StateError("holds no checkpoint yet", where=str(path), fix="let `streamkd serve` run a little longer")
+    versions = Versions(directory, read_only=True)
+    served = versions.served()
+    return {
+        **_learned(snapshot),
+        "version": served.version if served else None,
+        "pinned": bool(served and served.pinned),
+        "checkpoint": {"id": snapshot.info.id, "created": snapshot.info.created, "bytes": snapshot.info.bytes},
+        "skipped": [{"id": s.id, "reason": s.reason} for s in snapshot.skipped],
+        "offsets": dict(snapshot.info.offsets),
+        "dead_letters": _dead_letters(directory),
+        "environment": snapshot.environment,
+        "config": snapshot.config,
+    }
+
+
+def _learned(snapshot: Snapshot) -> dict[str, Any]:
+    tree = snapshot.tree
+    learned: Mapping[str, Any] = tree["learned"] or {}
+    memory = learned.get("memory")
+    pool = learned.get("pool", {})
+    return {
+        "records_trained": tree["records"],
+        "steps": tree["steps"],
+        "weights_sha256": weights_sha256(learned["student"]) if learned else None,
+        "tasks": tree["tasks"]["names"],
+        "classes": tree["labels"]["labels"],
+        "teachers": [
+            {
+                "name": name,
+                "worth": pool["worth"].get(name),
+                "accuracy": pool["accuracy"].get(name),
+                "age": pool["ages"].get(name),
+                "bytes": _bytes(state),
+            }
+            for name, state in pool.get("teachers", {}).items()
+        ],
+        "memory_records": memory["replayed"]["filled"] + memory["holdout"]["filled"] if memory else 0,
+    }
+
+
+def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
+    """One hash over names, types, shapes and bytes of a module's state."""
+    total = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def _bytes(node: Any) -> int:
+    if isinstance(node, torch.Tensor):
+        return node.numel() * node.element_size()
+    return sum(map(_bytes, node.values())) if isinstance(node, dict) else 0
+
+
+def _dead_letters(directory: StateDirectory) -> int:
+    """Refused records in all: those of the learner, and those of the log."""
+    connection = directory.connect(read_only=True)
+    count = DeadLetters(connection).total()
+    connection.close()
+    if directory.log.exists():
+        log = Log(directory.log, read_only=True)
+        count += log.letters.total()
+        log.close()
+    return count
+
+
+def in_words(found: Mapping[str, Any]) -> str:
+    """A few lines for a person."""
+    tasks, classes = found["tasks"], found["classes"]
+    lines = [
+        f"{found['records_trained']} records trained in {found['steps']} steps; "
+        f"{len(tasks)} tasks ({_some(tasks)}), {len(classes)} classes ({_some(classes)})",
+        f"served version: {found['version'] or 'none yet'}{' (pinned)' if found['pinned'] else ''}",
+        f"teachers: {_some([t['name'] for t in found['teachers']]) or 'none'}; "
+        f"{found['memory_records']} remembered records",
+        f"next offsets: {', '.join(f'{p} {o}' for p, o in found['offsets'].items())}; "
+        f"{found['dead_letters']} dead letters",
+        f"checkpoint {found['checkpoint']['id']}, {found['checkpoint']['bytes']} bytes; "
+        f"weights {found['weights_sha256']}",
+    ]
+    lines += [f"checkpoint {s['id']} is damaged: {s['reason']}" for s in found["skipped"]]
+    return "\n".join(lines)
+
+
+def _some(values: list[Any], most: int = 12) -> str:
+    shown = ", ".join(map(str, values[:most]))
+    return f"{shown}, … {len(values) - most} more" if len(values) > most else shown

@@ -1,0 +1,211 @@
+"""``streamkd run``: consume a finite stream once per seed, test after each task, and write the report.
+
+    for each seed: learner ─► task ends ─► accuracy of student and served model on every task's test records
+    all seeds ─► report.json, report.html
+
+Test records are only ever looked at to be reported: nothing is chosen by them.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamkd import config as configuration
+from streamkd.config import Config
+from streamkd.distill.students import Student
+from streamkd.errors import ConfigError, SourceError
+from streamkd.evaluate import efficiency, fidelity, report, summary
+from streamkd.learner import Learner, is_push, open_source, schema_of
+from streamkd.plugins import Registry
+from streamkd.records import RecordSchema
+from streamkd.state.environment import environment
+from streamkd.streams import codec
+
+Progress = Callable[[int, int | None], None]
+"""Told (records trained of this seed, records in all or ``None``)."""
+BATCH = 512  # test records per forward pass
+POINTS = 200  # of a run's history
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """A task's test records: x [n, *shape], and their labels."""
+
+    task: str
+    x: Tensor
+    labels: Sequence[Any]
+
+
+def run(
+    config: Config, registry: Registry, out: Path, seeds: Sequence[int], progress: Progress = lambda done, total: None
+) -> dict[str, Any]:
+    """Run every seed, write ``report.json`` and ``report.html`` into ``out``, return the report.
+
+    Raises:
+        ConfigError: the stream never ends, or is pushed. SourceError: it cannot be read.
+    """
+    torch.set_num_threads(config.threads)
+    if is_push(config, registry):
+        raise ConfigError(
+            f"the source {config.stream.source.name} is pushed and never ends",
+            where="stream.source",
+            fix="use `streamkd serve`, or a replay source with repeat: false",
+        )
+    results = [run_seed(config.model_copy(update={"seed": seed}), registry, progress) for seed in seeds]
+    stream = {
+        "name": config.name,
+        "records": results[0]["throughput"]["records"],
+        "tasks": results[0]["tasks"],
+        "classes": results[0]["classes"],
+    }
+    return report.write_report(
+        out, results, config=configuration.dump(config), stream=stream, environment=environment()
+    )
+
+
+def run_seed(config: Config, registry: Registry, progress: Progress = lambda done, total: None) -> dict[str, Any]:
+    """One pass over the stream under the configuration's seed: the seed's part of the report."""
+    schema = schema_of(config, registry)
+    source, _ = open_source(config, registry, schema)
+    if not source.finite:
+        raise ConfigError("the stream never ends", where="stream.source", fix="set repeat: false")
+    tests = [_test_set(task, rows, schema) for task, rows in source.tests().items()]
+    trial = _Trial(tests)
+    learner = trial.learner = Learner(config, registry, source, schema, on_task_end=trial.task_ended)
+    total = sum(end for p in source.partitions if (end := source.end(p)) is not None)
+    every = max(total // POINTS, 1)
+    begun, noted = time.perf_counter(), 0
+    while learner.advance():
+        if learner.records - noted >= every:
+            noted = learner.records
+            trial.note()
+            progress(learner.records, total)
+    if not learner.started:
+        raise SourceError("the stream gave no record that could be learned", where=config.name)
+    learner.end_of_stream()
+    progress(total, total)
+    seconds = time.perf_counter() - begun - trial.test_seconds
+    source.close()
+    return trial.result(seconds)
+
+
+def _test_set(task: str, rows: Any, schema: RecordSchema) -> TestSet:
+    records, _ = codec.encode(rows, schema, 0)
+    return TestSet(task, torch.from_numpy(records.inputs), records.labels)
+
+
+class _Trial:
+    """What one seed's run collects."""
+
+    learner: Learner
+
+    def __init__(self, tests: Sequence[TestSet]) -> None:
+        self.tests = tests
+        self.matrices: dict[str, list[list[float]]] = {"student": [], "served": []}
+        self.worth: dict[str, list[dict[str, float]]] = {}
+        self.weights: list[dict[str, Any]] = []
+        self.test_seconds = 0.0
+
+    def task_ended(self) -> None:
+        """Test student and served model on every task."""
+        begun = time.perf_counter()
+        for name, model in self._models().items():
+            self.matrices[name].append([_accuracy(model, test, self._columns(test)) for test in self.tests])
+        pool = self.learner.strategy.step.pool
+        for key, worth in pool.worth.items():
+            self.worth.setdefault(key, []).append({"record": self.learner.records, "worth": worth})
+        self.test_seconds += time.perf_counter() - begun
+
+    def note(self) -> None:
+        """A point of the history."""
+        begun = time.perf_counter()
+        self.learner.measure()
+        weights = self.learner.gate_weights()
+        point = {"record": self.learner.records, "hard": weights.pop("hard", None), "weights": weights}
+        self.weights.append(point)
+        self.test_seconds += time.perf_counter() - begun
+
+    def _models(self) -> dict[str, Student]:
+        return {"student": self.learner.student, "served": self.learner.served}
+
+    def _columns(self, test: TestSet) -> Tensor:
+        """Columns of a test set's labels; -1 where a label was never learned, which no prediction equals."""
+        index = {label: column for column, label in enumerate(self.learner.labels.labels)}
+        return torch.tensor([index.get(label, -1) for label in test.labels])
+
+    def result(self, seconds: float) -> dict[str, Any]:
+        """The seed's part of the report."""
+        learner = self.learner
+        adapter = learner.adapter
+        sides = {name: self._summary(name, model) for name, model in self._models().items()}
+        sample = self.tests[0].x[:32] if self.tests else None
+        return {
+            "seed": learner.config.seed,
+            **sides,
+            "fidelity": self._fidelity(),
+            "gate": {
+                "weights": self.weights,
+                "overhead_ratio": adapter.seconds / seconds if adapter else 0.0,
+                "adaptations": adapter.adaptations if adapter else 0,
+            },
+            "efficiency": efficiency.measure(learner.served, sample) if sample is not None else {},
+            "throughput": {
+                "samples_per_second": learner.records / seconds,
+                "seconds": seconds,
+                "records": learner.records,
+            },
+            "teachers": [{"name": name, "worth": worth} for name, worth in self.worth.items()],
+            "boundaries": [
+                {"record": b.record, "detector": b.detector, "task": b.task} for b in learner.tasks.boundaries
+            ],
+            "history": learner.quality.history,
+            "tasks": len(learner.tasks.names),
+            "classes": len(learner.labels),
+        }
+
+    def _summary(self, name: str, model: Student) -> dict[str, Any]:
+        probabilities = [_probabilities(model, test.x) for test in self.tests]
+        labels = [self._columns(test).numpy() for test in self.tests]
+        return summary.summarise(
+            np.array(self.matrices[name]),
+            prequential=self.learner.prequential.overall,
+            probabilities=np.concatenate(probabilities) if probabilities else None,
+            labels=np.concatenate(labels) if labels else None,
+            tasks=[test.task for test in self.tests],
+        )
+
+    def _fidelity(self) -> list[dict[str, Any]]:
+        """Agreement of the student with each teacher that answers by itself, on all test records."""
+        if not self.tests:
+            return []
+        x = torch.cat([test.x for test in self.tests])
+        ours = _probabilities(self.learner.student, x)
+        rows = []
+        for teacher in self.learner.strategy.step.pool.teachers:
+            if teacher.role == "remembered":
+                continue
+            theirs = _probabilities_of(teacher.logits, teacher.known(), x)
+            row = {"agreement": fidelity.agreement(ours, theirs), "kl": fidelity.kl(theirs, ours)}
+            rows.append({"teacher": teacher.key, **row})
+        return rows
+
+
+def _accuracy(model: Student, test: TestSet, columns: Tensor) -> float:
+    return float((torch.from_numpy(_probabilities(model, test.x)).argmax(1) == columns).float().mean())
+
+
+def _probabilities(model: Student, x: Tensor) -> np.ndarray:
+    return _probabilities_of(model, torch.ones(model.classes, dtype=torch.bool), x)
+
+
+@torch.no_grad()
+def _probabilities_of(logits: Callable[[Tensor], Tensor], known: Tensor, x: Tensor) -> np.ndarray:
+    """[n, classes] over the known classes, in batches."""
+    parts = [torch.softmax(logits(part).masked_fill(~known, -torch.inf), 1) for part in x.split(BATCH)]
+    return torch.cat(parts).cpu().numpy()

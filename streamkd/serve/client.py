@@ -1,0 +1,131 @@
+"""Predictions for a file, over the Open Inference Protocol: what ``streamkd predict`` does.
+
+file ─► batches ─► POST /v2/models/student/infer (binary tensors) ─► the rows' label and probabilities
+"""
+
+import json
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet
+
+from streamkd.errors import NotReady, RecordError, StreamkdError
+from streamkd.streams import files, lists
+
+BATCH = 256
+HEADER_LENGTH = "Inference-Header-Content-Length"
+_ELEMENT = {"UINT8": "u1", "INT8": "i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8", "FP16": "<f2", "FP32": "<f4"}
+_ELEMENT["FP64"] = "<f8"
+
+
+def predict_file(
+    file: Path, url: str, *, token: str | None = None, progress: Callable[[int, int | None], None] = lambda n, of: None
+) -> pa.Table:
+    """A table [rows] of ``label``, ``probability`` (of that label), ``version`` and ``probabilities`` (per class).
+
+    Raises:
+        RecordError: the file lacks an input column, or the server refuses a batch.
+        NotReady: nothing is published yet. StreamkdError: the server cannot be reached.
+    """
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    total, done = files.count(file), 0
+    answers = []
+    with httpx.Client(base_url=url.rstrip("/"), headers=headers, timeout=60, trust_env=False) as client:
+        model = _ask(client, "GET", "/v2/models/student")
+        for batch in files.batches(file, BATCH):
+            answers.append(_predict(client, batch, model["inputs"]))
+            done += batch.num_rows
+            progress(done, total)
+    if not answers:
+        raise RecordError("the file has no rows", where=str(file))
+    return pa.concat_tables(answers)
+
+
+def write(rows: pa.Table, out: Path | None) -> str:
+    """Write predictions by the ending of ``out`` (.parquet, .arrow, .feather, else JSON lines); says what was done."""
+    if out is None:
+        return "\n".join(json.dumps(row) for row in rows.to_pylist())
+    if out.suffix == ".parquet":
+        pa.parquet.write_table(rows, out)
+    elif out.suffix in (".arrow", ".feather"):
+        pa.feather.write_feather(rows, out, compression="uncompressed")
+    else:
+        out.write_text("".join(json.dumps(row) + "\n" for row in rows.to_pylist()), "utf-8")
+    return f"wrote {rows.num_rows} predictions to {out}"
+
+
+def _predict(client: httpx.Client, batch: pa.RecordBatch, inputs: Sequence[dict[str, Any]]) -> pa.Table:
+    tensors, binary = [], []
+    for tensor in inputs:
+        raw = _raw(batch, tensor)
+        shape = [batch.num_rows, *tensor["shape"][1:]]
+        described = {"name": tensor["name"], "datatype": tensor["datatype"], "shape": shape}
+        tensors.append({**described, "parameters": {"binary_data_size": len(raw)}})
+        binary.append(raw)
+    head = json.dumps({"inputs": tensors}).encode()
+    answer = _ask(
+        client,
+        "POST",
+        "/v2/models/student/infer",
+        content=b"".join([head, *binary]),
+        headers={HEADER_LENGTH: str(len(head)), "Content-Type": "application/octet-stream"},
+    )
+    outputs = {output["name"]: output for output in answer["outputs"]}
+    probabilities = np.array(outputs["probability"]["data"], np.float32).reshape(outputs["probability"]["shape"])
+    return pa.table(
+        {
+            "label": outputs["label"]["data"],
+            "probability": probabilities.max(axis=1),
+            "version": [int(answer["model_version"])] * batch.num_rows,
+            "probabilities": list(probabilities),
+        }
+    )
+
+
+def _raw(batch: pa.RecordBatch, tensor: dict[str, Any]) -> bytes:
+    """One input column in the protocol's binary form."""
+    name, datatype = tensor["name"], tensor["datatype"]
+    if batch.schema.get_field_index(name) < 0:
+        have = ", ".join(batch.schema.names)
+        raise RecordError(f"needed the column {name!r}, got {have}", fix="rename the file's column")
+    column = batch.column(name)
+    if datatype == "BYTES":
+        return b"".join(struct.pack("<I", len(e)) + e for e in _elements(column))
+    size = int(np.prod(tensor["shape"][1:]))
+    if lists.is_list(column.type):
+        values, good = lists.to_values(column, size)
+        if not good.all():
+            raise RecordError(f"needed lists of {size} values", where=f"column {name!r}, row {int(np.argmin(good))}")
+    else:
+        values = column.to_numpy(zero_copy_only=False)
+    return np.ascontiguousarray(values, dtype=_ELEMENT[datatype]).tobytes()
+
+
+def _elements(column: pa.Array) -> Iterator[bytes]:
+    for value in column.to_pylist():
+        yield value.encode() if isinstance(value, str) else value or b""
+
+
+def _ask(client: httpx.Client, method: str, path: str, **more: Any) -> Any:
+    try:
+        response = client.request(method, path, **more)
+    except httpx.HTTPError as fault:
+        raise StreamkdError(
+            f"cannot be reached: {fault}", where=str(client.base_url), fix="is `streamkd serve` up?"
+        ) from None
+    if response.status_code == 503:
+        raise NotReady(response.json().get("error", "not ready"), where=str(client.base_url), fix="try again shortly")
+    if response.is_error:
+        message = response.json().get("error", response.text) if _is_json(response) else response.text
+        raise RecordError(f"{response.status_code}: {message}", where=str(client.base_url))
+    return response.json()
+
+
+def _is_json(response: httpx.Response) -> bool:
+    return response.headers.get("content-type", "").startswith("application/json")

@@ -1,0 +1,284 @@
+"""The learner process: owns the state directory, trains, checkpoints, publishes, and says how it goes.
+
+    start message ─► lock ─► newest whole checkpoint ─► loop: advance, every so often checkpoint, publish, tell
+    {"kind": "stop"} ─► last checkpoint, last version ─► {"kind": "stopped"}
+
+``python -m streamkd.serve.learner --fd N`` is started by the supervisor with one end of a channel. What the clock
+decides here (when to checkpoint, publish or measure) never reaches the weights.
+"""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from streamkd import config as configuration
+from streamkd.config import Config
+from streamkd.errors import StateConflict, StateError, StreamkdError
+from streamkd.learner import Learner, open_source, schema_of
+from streamkd.plugins import Registry
+from streamkd.serve.channel import Channel
+from streamkd.serve.publisher import Publisher
+from streamkd.state.checkpoint import Checkpoints, Snapshot, compare, environment
+from streamkd.state.directory import StateDirectory
+from streamkd.telemetry import Recorder
+
+logger = logging.getLogger("streamkd.learner")
+IDLE_SECONDS = 0.02  # between looks at a source that has nothing
+TELL_SECONDS = 1.0  # between status messages
+SLICE_SECONDS = 0.05  # of training between looks at the clock and the channel
+
+
+class LearnerProcess:
+    """One learner with its state directory, from the start message to the last checkpoint."""
+
+    def __init__(self, config: Config, registry: Registry, directory: StateDirectory, channel: Channel) -> None:
+        self.config, self.channel = config, channel
+        self.recorder = Recorder()
+        self._checkpoints = Checkpoints(directory, config.checkpoint.keep)
+        schema = schema_of(config, registry)
+        source, journal = open_source(config, registry, schema, directory.log)
+        self.learner = Learner(config, registry, source, schema, journal=journal, recorder=self.recorder)
+        self._restore(self._checkpoints.latest(), registry)
+        self._publisher = Publisher(directory, config, registry, self.recorder)
+        self._environment = environment()
+        now = time.monotonic()
+        self._next = {"checkpoint": now + config.checkpoint.every_seconds, "publish": now, "tell": now}
+        self._committed_records = self.learner.records
+        self._told = (time.monotonic(), self.learner.records)
+        self._adaptations = (self.learner.adapter.adaptations, 0.0) if self.learner.adapter else (0, 0.0)
+
+    def _restore(self, snapshot: Snapshot | None, registry: Registry) -> None:
+        if snapshot is None:
+            return
+        for skipped in snapshot.skipped:
+            self.recorder.count("checkpoint_failures_total", reason="damaged")
+            logger.error("checkpoint %d is damaged (%s); going on from the one before", skipped.id, skipped.reason)
+        self.learner.restore(snapshot.tree, snapshot.info.offsets, configuration.from_tree(snapshot.config))
+        logger.info("resumed at record %d from checkpoint %d", self.learner.records, snapshot.info.id)
+        for difference in compare(snapshot.environment, environment()):
+            logger.warning("resuming is not exact bit for bit: %s", difference)
+
+    def run(self) -> None:
+        """Train until the supervisor says stop."""
+        self.channel.send({"kind": "ready"})
+        self.committed(self.learner.offsets)
+        while (message := self._message(0.0)) is None or message["kind"] != "stop":
+            busy = self._train_a_while()
+            self._by_the_clock()
+            if not busy:
+                message = self._message(IDLE_SECONDS)
+                if message is not None and message["kind"] == "stop":
+                    break
+        self._stop(bool(message and message.get("checkpoint", True)))
+
+    def _message(self, timeout: float) -> dict[str, Any] | None:
+        return self.channel.receive(timeout)
+
+    def _train_a_while(self) -> bool:
+        """Train for a slice of time; ``False`` where the source has nothing."""
+        until = time.monotonic() + SLICE_SECONDS
+        while self.learner.advance():
+            if time.monotonic() >= until:
+                return True
+        return False
+
+    def _by_the_clock(self) -> None:
+        now = time.monotonic()
+        if now >= self._next["publish"]:
+            self._next["publish"] = now + self.config.publish.every_seconds
+            self._publish()
+        if now >= self._next["checkpoint"]:
+            self._next["checkpoint"] = now + self.config.checkpoint.every_seconds
+            self._checkpoint()
+        if now >= self._next["tell"]:
+            self._next["tell"] = now + TELL_SECONDS
+            self._tell()
+
+    def _publish(self) -> None:
+        self.learner.measure()
+        version = self._publisher.publish(self.learner)
+        if version is not None:
+            self.channel.send({"kind": "published", "version": version})
+            self.learner.observers.tell("on_published", version, self.learner.records)
+
+    def _checkpoint(self) -> None:
+        """Commit state and offsets; a disk that is full is said and tried again, the learner goes on."""
+        learner = self.learner
+        if not learner.started and not learner.dead:
+            return
+        if learner.records == self._committed_records and not learner.dead:
+            return
+        begun = time.monotonic()
+        try:
+            info = self._checkpoints.save(
+                learner.state(),
+                offsets=learner.offsets,
+                records=learner.records,
+                config=configuration.dump(self.config),
+                environment=self._environment,
+                dead_letters=learner.dead,
+            )
+        except StateConflict:
+            raise
+        except StateError as fault:
+            self.recorder.count("checkpoint_failures_total", reason="not_saved")
+            logger.error("%s", fault)
+            return
+        learner.dead.clear()
+        self._committed_records = learner.records
+        self.recorder.count("checkpoints_total")
+        self.recorder.observe("checkpoint_duration_seconds", time.monotonic() - begun)
+        self.recorder.set("checkpoint_size_bytes", info.bytes)
+        self.recorder.set("checkpoint_last_success_timestamp_seconds", info.created)
+        self.committed(self._checkpoints.oldest_offsets())
+        learner.observers.tell("on_checkpoint", learner.records, info.offsets)
+
+    def committed(self, offsets: Mapping[str, int]) -> None:
+        """Say from where on the log is still needed."""
+        self.channel.send({"kind": "committed", "offsets": dict(offsets)})
+
+    def _stop(self, checkpoint: bool) -> None:
+        if checkpoint:
+            self._checkpoint()
+            self._publish()
+        self._tell()
+        self.channel.send({"kind": "stopped"})
+
+    def _tell(self) -> None:
+        learner, recorder = self.learner, self.recorder
+        now, records = time.monotonic(), learner.records
+        rate = (records - self._told[1]) / max(now - self._told[0], 1e-9)
+        self._told = (now, records)
+        status = status_of(learner, rate, self._publisher.version, self._lag())
+        _record(status, learner, recorder)
+        self._record_adaptations()
+        self.channel.send({"kind": "status", **status})
+        self.channel.send({"kind": "metrics", "deltas": recorder.drain()})
+
+    def _record_adaptations(self) -> None:
+        adapter = self.learner.adapter
+        if adapter is None:
+            return
+        count, seconds = self._adaptations
+        if (more := adapter.adaptations - count) > 0:
+            self.recorder.count("gate_adaptations_total", more)
+            self.recorder.observe("gate_adaptation_duration_seconds", (adapter.seconds - seconds) / more)
+            self.recorder.set("gate_outer_loss", adapter.outer_loss)
+        self._adaptations = (adapter.adaptations, adapter.seconds)
+
+    def _lag(self) -> int | None:
+        ends = {p: self.learner.source.end(p) for p in self.learner.source.partitions}
+        lags = [end - self.learner.offsets[p] for p, end in ends.items() if end is not None]
+        return sum(lags) if lags else None
+
+
+def status_of(learner: Learner, rate: float, version: int | None, lag: int | None) -> dict[str, Any]:
+    """How the learner stands, for the page and for `/v1/status`."""
+    quality, adapter = learner.quality, learner.adapter
+    weights = learner.gate_weights()
+    return {
+        "records_trained": learner.records,
+        "steps": learner.steps,
+        "version": version,
+        "task": learner.tasks.names[learner.tasks.current] if learner.tasks.names else None,
+        "tasks": learner.tasks.names,
+        "classes": learner.labels.labels,
+        "accuracy": {
+            "prequential": learner.prequential.accuracy,
+            "holdout": quality.accuracy,
+            "per_task": quality.per_task,
+            "forgetting": quality.forgetting,
+        },
+        "teachers": _teachers(learner, weights),
+        "gate": {
+            "hard": weights.get("hard"),
+            "weights": {name: weight for name, weight in weights.items() if name != "hard"},
+            "adaptations": adapter.adaptations if adapter else 0,
+            "adaptation_seconds": adapter.seconds / adapter.adaptations if adapter and adapter.adaptations else None,
+        },
+        "boundaries": [
+            {"record": b.record, "detector": b.detector, "task": b.task} for b in learner.tasks.boundaries[-100:]
+        ],
+        "samples_per_second": rate,
+        "loss": learner.last.loss if learner.last else None,
+        "lag_records": lag,
+        "device": str(learner.device),
+        "history": quality.history,
+    }
+
+
+def _teachers(learner: Learner, weights: Mapping[str, float]) -> list[dict[str, Any]]:
+    if not learner.started:
+        return []
+    pool = learner.strategy.step.pool
+    return [
+        {
+            "name": teacher.key,
+            "kind": teacher.role,
+            "worth": pool.worth.get(teacher.key),
+            "accuracy": pool.accuracy.get(teacher.key),
+            "weight": weights.get(teacher.key),
+            "classes": int(teacher.known().sum()) or None,
+            "bytes": teacher.size_bytes(),
+        }
+        for teacher in pool.teachers
+    ]
+
+
+def _record(status: Mapping[str, Any], learner: Learner, recorder: Recorder) -> None:
+    """The gauges that follow from a status."""
+    source = learner.config.stream.source.name
+    accuracy = status["accuracy"]
+    for window in ("prequential", "holdout"):
+        if accuracy[window] is not None:
+            recorder.set("eval_accuracy_ratio", accuracy[window], window=window)
+    if accuracy["forgetting"] is not None:
+        recorder.set("eval_forgetting_ratio", accuracy["forgetting"], window="holdout")
+    recorder.set("teachers", len(status["teachers"]))
+    for teacher in status["teachers"]:
+        if teacher["worth"] is not None:
+            recorder.set("teacher_worth_ratio", teacher["worth"], teacher=teacher["name"])
+    for name, weight in learner.gate_weights().items():
+        recorder.set("gate_weight_ratio", weight, teacher=name)
+    if status["loss"] is not None:
+        recorder.set("train_loss", status["loss"], loss="total")
+        recorder.set("train_last_step_timestamp_seconds", time.time())
+    if status["lag_records"] is not None:
+        recorder.set("source_lag_records", status["lag_records"], source=source)
+
+
+def main(fd: int) -> int:
+    """Run the process on a channel; the exit code is for the log, the supervisor reads the messages."""
+    import torch
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s learner %(levelname)s %(message)s", stream=sys.stderr)
+    channel = Channel.inherited(fd)
+    start = channel.receive()
+    assert start is not None, "the supervisor speaks first"
+    try:
+        with ExitStack() as stack:
+            registry = Registry.load()
+            config = configuration.from_tree(start["config"], registry)
+            torch.set_num_threads(config.threads)
+            directory = StateDirectory(Path(start["state"]))
+            directory.create()
+            stack.enter_context(directory.lock())
+            LearnerProcess(config, registry, directory, channel).run()
+        return 0
+    except EOFError:
+        return 1  # the supervisor is gone: nothing is left to say, and nobody to say it to
+    except StreamkdError as fault:
+        logger.error("%s", fault)
+        channel.send({"kind": "fatal", "message": str(fault), "exit_code": fault.exit_code})
+        return fault.exit_code
+
+
+if __name__ == "__main__":
+    code = main(int(sys.argv[sys.argv.index("--fd") + 1]))
+    sys.stderr.flush()
+    os._exit(code)  # torch's and Avalanche's exit handlers have nothing to do, and take their time
