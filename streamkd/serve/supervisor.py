@@ -93,7 +93,8 @@ class Supervisor:
             self._hear_ingress,
             self._board,
             self._recorder,
-            {"MALLOC_ARENA_MAX": "2"},
+            # the ingress bounds its address space: neither glibc nor mimalloc may reserve a gigabyte of it
+            {"MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system"},
         )
         self._exit_code = 0
         self._signals = Signals()
