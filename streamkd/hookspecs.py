@@ -22,7 +22,7 @@ Group = Literal["students", "teachers", "losses", "gates", "sources", "detectors
 class Options(BaseModel):
     """What a kind can be configured with; subclass it and give every field a type and a default."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ RejectReason = Literal[
 class Model(BaseModel):
     """A frozen node of the configuration; unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class InputColumn(Model):

@@ -8,7 +8,7 @@ loss that the student minimises: they have the outer loss of ``streamkd.meta``.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -67,7 +67,9 @@ class FixedOptions(Options):
     """Weights that stay as they are."""
 
     hard: float = Field(default=0.5, ge=0, le=1, description="weight of the hard label")
-    teachers: dict[str, float] = Field(default={}, description="relative weight of each teacher by its id; others 1")
+    teachers: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default={}, description="relative weight of each teacher by its id; others 1"
+    )
 
 
 class FixedGate(nn.Module):

@@ -75,7 +75,7 @@ def fused_target(
     soft: Float[Tensor, "batch teachers classes"], weights: Float[Tensor, "batch sources"]
 ) -> Float[Tensor, "batch classes"]:
     """Q = Σ_k w_k·p_k^T = (1 - w_0)·q^T: the linear pool of the teachers, with the mass that the hard label leaves."""
-    return torch.einsum("bk,bkc->bc", weights[:, 1:], soft)
+    return torch.bmm(weights[:, 1:].unsqueeze(1), soft).squeeze(1)
 
 
 def match_gate(

@@ -92,7 +92,7 @@ class EmaTeacher:
         self.decay = options.decay
         self.steps = 0
         self.student = copy_of(context.student)
-        self._ours: list[Tensor] = [*self.student.parameters()]
+        self._pairs: _Pairs | None = None
 
     def logits(self, x: Tensor) -> Float[Tensor, "batch classes"]:
         with torch.no_grad():
@@ -112,10 +112,10 @@ class EmaTeacher:
     def after_step(self, student: Student) -> None:
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
-        theirs: list[Tensor] = [*student.parameters()]
-        torch._foreach_lerp_(self._ours, theirs, 1 - decay)
-        for kept, new in zip(self.student.buffers(), student.buffers(), strict=True):
-            kept.copy_(new)
+        if self._pairs is None or self._pairs.of is not student:
+            self._pairs = _Pairs.between(self.student, student)
+        torch._foreach_lerp_(self._pairs.ours, self._pairs.theirs, 1 - decay)
+        torch._foreach_copy_(self._pairs.kept, self._pairs.new)
 
     def size_bytes(self) -> int:
         return module_bytes(self.student)
@@ -126,6 +126,22 @@ class EmaTeacher:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         load_grown(self.student, state["student"])
         self.steps = state["steps"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """Parameters and buffers of an average beside those of its student: walking modules costs more than the update."""
+
+    of: Student
+    ours: list[Tensor]
+    theirs: list[Tensor]
+    kept: list[Tensor]
+    new: list[Tensor]
+
+    @classmethod
+    def between(cls, average: Student, student: Student) -> "_Pairs":
+        kept, new = [*average.buffers()], [*student.buffers()]
+        return cls(student, [*average.parameters()], [*student.parameters()], kept, new)
 
 
 class RecallTeacher:

@@ -1,0 +1,50 @@
+"""What every test has: one torch thread, deterministic kernels, shapes checked in the modules that state them.
+
+``oracles`` (slow and obvious formulas) and ``toys`` (small parts to test with) are importable by name.
+"""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# before torch and OpenMP start
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+
+install_import_hook(["streamkd.distill", "streamkd.meta"], "beartype.beartype")
+# the same examples on every run, and no deadline on a busy machine
+settings.register_profile("streamkd", deadline=None, derandomize=True, max_examples=25, database=None)
+settings.load_profile("streamkd")
+
+
+class _Late:
+    """Finds ``oracles`` and ``toys`` beside this file when they are asked for: both import torch, most rooms do not."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> object:
+        if name in ("oracles", "toys"):
+            return importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+        return None
+
+
+sys.meta_path.append(_Late)  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_deterministic() -> Iterator[None]:
+    """Torch, where a test has imported it, computes on one thread and refuses kernels that are not deterministic."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    torch.manual_seed(0)
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -1,0 +1,169 @@
+"""Gates: rows that sum to 1 over any pool, the hard-label floor, and the prior that the scorer starts from."""
+
+import oracles
+import pytest
+import torch
+import toys
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from streamkd.distill.gate import Evidence, FixedGate, FixedOptions, Gate, PerSampleGate
+
+seeds = st.integers(0, 10_000)
+
+
+def learned(**options: float) -> PerSampleGate:
+    """A scorer that is no longer at its prior."""
+    gate = toys.scorer(**options)
+    with torch.no_grad():
+        for number, parameter in enumerate(gate.parameters()):
+            g = torch.Generator().manual_seed(number)
+            parameter.copy_(torch.randn(parameter.shape, generator=g))
+    return gate
+
+
+def gates() -> list[Gate]:
+    return [FixedGate(FixedOptions(hard=0.4, teachers={"t1": 3.0})), toys.scorer(floor=0.4), learned(floor=0.4)]
+
+
+def seen(seed: int, teachers: int = 3, batch: int = 5) -> tuple[dict, Evidence]:
+    parts = toys.lesson(seed, teachers=teachers, batch=batch, dtype=torch.float32)
+    return parts, toys.evidence(parts)
+
+
+@given(seeds, st.integers(0, 6))
+def test_rows_sum_to_one_above_the_floor(seed: int, teachers: int) -> None:
+    """For any number of teachers, none included, each row sums to 1 and its hard label has at least the floor."""
+    _, evidence = seen(seed, teachers)
+    for gate in gates():
+        weights = gate(evidence)
+        assert weights.shape == (5, 1 + teachers)
+        assert (weights >= 0).all()
+        torch.testing.assert_close(weights.sum(1), torch.ones(5))
+        assert (weights[:, 0] >= 0.4 - 1e-6).all()
+
+
+@given(seeds)
+def test_a_teacher_that_is_not_heard_has_no_weight(seed: int) -> None:
+    """Weight is 0 where a teacher does not know the label; where nobody does, the label has it all."""
+    parts, evidence = seen(seed)
+    for gate in gates():
+        weights = gate(evidence)
+        assert (weights[:, 1:][~parts["heard"]] == 0).all()
+        assert (weights[:, 0][~parts["heard"].any(1)] == 1).all()
+
+
+@given(seeds)
+def test_permuting_the_teachers_permutes_their_weights(seed: int) -> None:
+    """A gate knows no positions."""
+    parts, evidence = seen(seed)
+    order = torch.randperm(3, generator=torch.Generator().manual_seed(seed))
+    turned = {**parts, **{k: parts[k][:, order] for k in ("answers", "known", "heard")}}
+    moved = toys.evidence(turned, evidence.facts[order])
+    moved = Evidence(*(getattr(moved, k) for k in Evidence.__slots__[:-1]), tuple(f"t{k}" for k in order.tolist()))
+    for gate in gates():
+        weights = gate(evidence)
+        torch.testing.assert_close(gate(moved)[:, 1:], weights[:, 1:][:, order], rtol=1e-4, atol=1e-6)
+
+
+@given(seeds)
+def test_a_batch_is_the_concatenation_of_its_parts(seed: int) -> None:
+    """A sample's weights do not depend on its neighbours."""
+    parts, evidence = seen(seed)
+    for gate in gates():
+        rows = [gate(toys.evidence({k: v[i : i + 1] for k, v in parts.items()}, evidence.facts)) for i in range(5)]
+        torch.testing.assert_close(gate(evidence), torch.cat(rows), rtol=1e-4, atol=1e-6)
+
+
+@given(seeds)
+def test_a_teacher_that_is_never_heard_changes_nothing(seed: int) -> None:
+    """The scorer survives the pool's growth: an unheard newcomer leaves the others' weights as they are."""
+    parts, evidence = seen(seed, 4)
+    parts["heard"][:, 3] = parts["known"][:, 3] = False
+    fewer = {**parts, **{k: parts[k][:, :3] for k in ("answers", "known", "heard")}}
+    for gate in gates():
+        torch.testing.assert_close(gate(toys.evidence(parts))[:, :4], gate(toys.evidence(fewer, evidence.facts[:3])))
+
+
+@given(seeds, st.sampled_from([0.0, 0.3, 0.6]), st.sampled_from([0.5, 2.0]), st.sampled_from([0.5, 1.0]))
+def test_the_scorer_begins_at_the_documented_prior(seed: int, floor: float, trust: float, doubt: float) -> None:
+    """w0 = max(floor, doubt·(1 - p_T)), v ∝ p^trust."""
+    parts = toys.lesson(seed)
+    gate = toys.scorer(floor=floor, trust=trust, doubt=doubt).double()
+    named = (parts[k] for k in ("labels", "answers", "known", "heard"))
+    wanted = torch.tensor(oracles.gate_prior(*named, floor, trust, doubt), dtype=torch.float64)
+    torch.testing.assert_close(gate(toys.evidence(parts)), wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_a_gate_gives_no_gradient_to_the_student() -> None:
+    """Evidence carries no graph, and a gate's gradients end at its own parameters."""
+    step = toys.make_step(gate=learned())
+    x, y = toys.batches(1)[0]
+    plan = step.begin(x, y, 0)
+    evidence = step.evidence(plan, step.forward(plan))
+    assert not evidence.logits.requires_grad
+    learned()(evidence)[:, 0].sum().backward()
+    assert all(p.grad is None for p in step.student.parameters())
+
+
+@given(seeds)
+def test_gradients_are_finite_where_no_teacher_is_heard(seed: int) -> None:
+    """Rows without a teacher do not poison the gate's gradient."""
+    parts, _ = seen(seed)
+    parts["heard"][:2] = parts["known"][:2] = False
+    gate = learned()
+    (gate(toys.evidence(parts)) * torch.randn(5, 4, generator=torch.Generator().manual_seed(seed))).sum().backward()
+    assert all(p.grad.isfinite().all() for p in gate.parameters())
+
+
+@pytest.mark.parametrize("value", [1e4, -1e4, 6e4])
+def test_extreme_answers_give_finite_weights(value: float) -> None:
+    """Logits as large as float16 holds leave weights that sum to 1."""
+    parts, _ = seen(1)
+    parts["answers"] = value * parts["answers"].sign()
+    parts["logits"] = -value * parts["logits"].sign()
+    for gate in gates():
+        torch.testing.assert_close(gate(toys.evidence(parts)).sum(1), torch.ones(5))
+
+
+def test_the_scorer_listens_to_the_better_teacher() -> None:
+    """Before anything is learned, who gives the label more probability has more weight."""
+    parts, _ = seen(2, teachers=2)
+    parts["known"][:] = parts["heard"][:] = True
+    right = torch.nn.functional.one_hot(parts["labels"], 4).float()
+    parts["answers"] = torch.stack([5 * right, -5 * right], 1)
+    weights = toys.scorer()(toys.evidence(parts))
+    assert (weights[:, 1] > 10 * weights[:, 2]).all()
+
+
+def test_fixed_weights_are_those_of_the_configuration() -> None:
+    """Teachers share what the hard label leaves, by their relative weights among those heard."""
+    parts, _ = seen(3, teachers=2)
+    parts["heard"] = torch.tensor([[True, True], [True, False], [False, True], [False, False], [True, True]])
+    weights = FixedGate(FixedOptions(hard=0.2, teachers={"t0": 3.0}))(toys.evidence(parts))
+    wanted = torch.tensor([[0.2, 0.6, 0.2], [0.2, 0.8, 0], [0.2, 0, 0.8], [1, 0, 0], [0.2, 0.6, 0.2]])
+    torch.testing.assert_close(weights, wanted)
+
+
+def test_a_fixed_weight_of_zero_for_all_leaves_the_label() -> None:
+    """Teachers that the configuration silences leave everything to the hard label."""
+    parts, _ = seen(3, teachers=1)
+    weights = FixedGate(FixedOptions(hard=0.2, teachers={"t0": 0.0}))(toys.evidence(parts))
+    assert (weights[:, 0] == 1).all()
+
+
+@pytest.mark.parametrize("options", [{"hard": 1.1}, {"hard": -0.1}, {"teachers": {"ema": -1.0}}])
+def test_impossible_fixed_weights_are_refused(options: dict) -> None:
+    """A weight below 0, or a hard label above 1, is a mistake of the configuration."""
+    with pytest.raises(ValidationError):
+        FixedOptions(**options)
+
+
+def test_two_scorers_begin_equal_and_leave_the_global_generator_alone() -> None:
+    """A gate's first weights depend on nothing outside it."""
+    before = torch.random.get_rng_state()
+    one, other = toys.scorer(), toys.scorer()
+    assert torch.equal(torch.random.get_rng_state(), before)
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)

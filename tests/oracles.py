@@ -1,0 +1,144 @@
+"""Oracles: every formula of the product once more, slow and obvious, in float64, one sample and one class at a time."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+
+def softmax(logits: Sequence[float], known: Sequence[bool] | None = None, temperature: float = 1.0) -> list[float]:
+    """Tempered softmax over the classes that are known; zeros where none is."""
+    known = known or [True] * len(logits)
+    scaled = [z / temperature for z, k in zip(logits, known, strict=True) if k]
+    top = max(scaled, default=0.0)
+    parts = [math.exp(z / temperature - top) if k else 0.0 for z, k in zip(logits, known, strict=True)]
+    total = sum(parts)
+    return [p / total for p in parts] if total else parts
+
+
+def match_gate(
+    logits: Tensor, labels: Tensor, answers: Tensor, known: Tensor, weights: Tensor, temperature: float
+) -> list[float]:
+    """w0·CE(y, s) + (1-w0)·T²·KL(q^T ‖ s^T) with q^T = Σ_k v_k·p_k^T, v_k = w_k / (1-w0), per sample."""
+    losses = []
+    for i in range(len(logits)):
+        student = softmax(logits[i].tolist())
+        tempered = softmax(logits[i].tolist(), temperature=temperature)
+        w0 = float(weights[i, 0])
+        loss = -w0 * math.log(student[int(labels[i])]) if w0 else 0.0
+        mixture = [0.0] * len(student)
+        for k in range(answers.shape[1]):
+            teacher = softmax(answers[i, k].tolist(), known[i, k].tolist(), temperature)
+            share = float(weights[i, 1 + k]) / (1 - w0) if w0 < 1 else 0.0
+            mixture = [q + share * p for q, p in zip(mixture, teacher, strict=True)]
+        divergence = sum(q * math.log(q / s) for q, s in zip(mixture, tempered, strict=True) if q > 0)
+        losses.append(loss + (1 - w0) * temperature**2 * divergence)
+    return losses
+
+
+def per_teacher(
+    logits: Tensor, labels: Tensor, answers: Tensor, known: Tensor, weights: Tensor, temperature: float
+) -> Tensor:
+    """Σ_i [w_i0·CE + Σ_k w_ik·T²·KL(p_ik^T ‖ s_i^T)], each teacher's own KL, differentiable in ``logits``."""
+    total = logits.new_zeros(())
+    for i in range(len(logits)):
+        total = total - weights[i, 0] * torch.log_softmax(logits[i], 0)[labels[i]]
+        student = torch.log_softmax(logits[i] / temperature, 0)
+        for k in range(answers.shape[1]):
+            teacher = softmax(answers[i, k].tolist(), known[i, k].tolist(), temperature)
+            for c, p in enumerate(teacher):
+                if p > 0:
+                    total = total + weights[i, 1 + k] * temperature**2 * p * (math.log(p) - student[c])
+    return total
+
+
+def gate_prior(
+    labels: Tensor, answers: Tensor, known: Tensor, heard: Tensor, floor: float, trust: float, doubt: float
+) -> list[list[float]]:
+    """w0 = max(floor, doubt·(1 - p_T)), the latter within [0.02, 0.98]; v_k ∝ p_k(y)^trust among those heard."""
+    rows = []
+    for i in range(len(labels)):
+        mine = [k for k in range(answers.shape[1]) if heard[i, k]]
+        if not mine:
+            rows.append([1.0] + [0.0] * answers.shape[1])
+            continue
+        p = {k: softmax(answers[i, k].tolist(), known[i, k].tolist())[int(labels[i])] for k in mine}
+        p = {k: max(v, math.exp(-10)) for k, v in p.items()}
+        total = sum(v**trust for v in p.values())
+        share = {k: p[k] ** trust / total for k in mine}
+        trusted = sum(share[k] * p[k] for k in mine)
+        w0 = max(floor, min(max(doubt * (1 - trusted), 0.02), 0.98))
+        rows.append([w0] + [(1 - w0) * share.get(k, 0.0) for k in range(answers.shape[1])])
+    return rows
+
+
+def optimizer_step(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], grads: Sequence[Tensor]
+) -> list[Tensor]:
+    """θ' by the formulas of PyTorch's documentation of SGD, Adam and AdamW, differentiable in the gradients."""
+    group = optimizer.param_groups[0]
+    rate, decay = group["lr"], group["weight_decay"]
+    moved = []
+    for p, g in zip(parameters, grads, strict=True):
+        state = optimizer.state.get(p, {})
+        start = p.detach()
+        if isinstance(optimizer, torch.optim.AdamW):
+            start = start - rate * decay * start
+        else:
+            g = g + decay * start
+        if isinstance(optimizer, torch.optim.SGD):
+            moved.append(start - rate * _sgd_direction(g, state.get("momentum_buffer"), group))
+            continue
+        beta1, beta2 = group["betas"]
+        t = float(state["step"]) + 1 if state else 1.0
+        m = beta1 * (state["exp_avg"] if state else 0) + (1 - beta1) * g
+        v = beta2 * (state["exp_avg_sq"] if state else 0) + (1 - beta2) * g * g
+        alive = v > 0
+        root = torch.sqrt(torch.where(alive, v, 1.0) / (1 - beta2**t)) * alive
+        step = (m / (1 - beta1**t)) / (root + group["eps"])
+        # a dead unit's gradient is 0 for every weight of every source: it says nothing of them
+        moved.append(start - rate * torch.where(alive, step, step.detach()))
+    return moved
+
+
+def _sgd_direction(g: Tensor, buffer: Tensor | None, group: dict) -> Tensor:
+    momentum = group["momentum"]
+    if not momentum:
+        return g
+    new = g if buffer is None else momentum * buffer + g
+    return g + momentum * new if group["nesterov"] else new
+
+
+def clip(grads: Sequence[Tensor], clip_norm: float | None) -> list[Tensor]:
+    """``torch.nn.utils.clip_grad_norm_``, differentiable."""
+    if clip_norm is None:
+        return list(grads)
+    norm = sum((g**2).sum() for g in grads) ** 0.5
+    factor = clip_norm / (norm + 1e-6)
+    return [g * factor if factor < 1 else g for g in grads]
+
+
+def hypergradient(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inner: Callable[[dict[str, Tensor], Tensor], Tensor],
+    outer: Callable[[dict[str, Tensor]], Tensor],
+    weights: Tensor,
+    clip_norm: float | None,
+) -> Tensor:
+    """batch · dL_out(θ'(w))/dw by double backward through the whole inner step."""
+    names = [name for name, _ in module.named_parameters()]
+    parameters = [p for _, p in module.named_parameters()]
+    weights = weights.detach().clone().requires_grad_()
+    loss = inner(dict(zip(names, parameters, strict=True)), weights)
+    grads = torch.autograd.grad(loss, parameters, create_graph=True)
+    moved = optimizer_step(optimizer, parameters, clip(grads, clip_norm))
+    (slope,) = torch.autograd.grad(outer(dict(zip(names, moved, strict=True))), weights)
+    return slope * len(weights)
+
+
+def call(module: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+    """The module's output with other parameters."""
+    return functional_call(module, parameters, (x,))

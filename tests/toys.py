@@ -1,0 +1,154 @@
+"""Small parts to test with: random lessons, tiny students, steps wired from them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from streamkd.distill.gate import Evidence, FixedGate, FixedOptions, Gate, PerSampleGate, PerSampleOptions
+from streamkd.distill.losses import MatchGate, MatchGateOptions
+from streamkd.distill.memory import Memory, Policy
+from streamkd.distill.pool import Pool
+from streamkd.distill.step import Step, Term
+from streamkd.distill.students import Mlp, MlpOptions, Student, build
+from streamkd.distill.teachers import EmaOptions, EmaTeacher, RecallTeacher, SnapshotMaker, TeacherContext
+from streamkd.hookspecs import Kind, Options
+from streamkd.meta.adapt import GateAdapter
+from streamkd.records import InputColumn, RecordSchema
+
+FEATURES = 6
+
+
+def schema_of(*shape: int, **column: Any) -> RecordSchema:
+    """One input column ``x`` of that shape."""
+    return RecordSchema(inputs=(InputColumn(name="x", shape=shape, **column),))
+
+
+def mlp(classes: int = 3, hidden: tuple[int, ...] = (8,), seed: int = 0, schema: RecordSchema | None = None) -> Student:
+    """A tiny student over ``FEATURES`` numbers."""
+    kind = Kind("mlp", Mlp, MlpOptions)
+    return build(kind, MlpOptions(hidden=hidden), schema or schema_of(FEATURES), classes, seed)
+
+
+def wrapped(body: nn.Module, schema: RecordSchema | None = None) -> Student:
+    """Any body as a student."""
+    return Student(body, schema or schema_of(FEATURES), 0)
+
+
+def lesson(seed: int, batch: int = 5, teachers: int = 3, classes: int = 4, dtype: torch.dtype = torch.float64) -> dict:
+    """Random logits, labels and answers; some classes unknown, some rows unheard; weights that fit them."""
+    g = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(batch, classes, generator=g, dtype=dtype)
+    labels = torch.randint(classes, (batch,), generator=g)
+    answers = 3 * torch.randn(batch, teachers, classes, generator=g, dtype=dtype)
+    known = torch.rand(batch, teachers, classes, generator=g) < 0.8
+    known &= torch.rand(batch, teachers, 1, generator=g) < 0.8
+    heard = known.gather(2, labels.view(-1, 1, 1).expand(-1, teachers, 1)).squeeze(2)
+    raw = torch.rand(batch, 1 + teachers, generator=g, dtype=dtype) + 0.01
+    raw[:, 1:] *= heard
+    weights = raw / raw.sum(1, keepdim=True)
+    return {"logits": logits, "labels": labels, "answers": answers, "known": known, "heard": heard, "weights": weights}
+
+
+def evidence(parts: dict, facts: Tensor | None = None) -> Evidence:
+    """What a gate sees of ``lesson``."""
+    teachers = parts["answers"].shape[1]
+    if facts is None:
+        facts = torch.linspace(0.2, 1, 2 * teachers, dtype=parts["logits"].dtype).reshape(teachers, 2)
+    names = tuple(f"t{k}" for k in range(teachers))
+    keys = ("logits", "labels", "answers", "known", "heard")
+    return Evidence(*(parts[k] for k in keys), facts, names)
+
+
+def optimizer_of(name: str, parameters: Sequence[nn.Parameter], **settings: Any) -> torch.optim.Optimizer:
+    """By its name in the configuration."""
+    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    return kinds[name](parameters, **settings)
+
+
+def batches(
+    count: int, batch: int = 8, classes: int = 3, seed: int = 0, shift: float = 0.0
+) -> list[tuple[Tensor, Tensor]]:
+    """Separable records: class c around the c-th of a few fixed centres."""
+    centres = 2 * torch.randn(classes, FEATURES, generator=torch.Generator().manual_seed(99))
+    g = torch.Generator().manual_seed(seed)
+    drawn = []
+    for _ in range(count):
+        y = torch.randint(classes, (batch,), generator=g)
+        drawn.append((centres[y] + shift + torch.randn(batch, FEATURES, generator=g), y))
+    return drawn
+
+
+def make_step(
+    *,
+    classes: int = 3,
+    hidden: tuple[int, ...] = (8,),
+    seed: int = 0,
+    size: int = 40,
+    replay: int = 6,
+    policy: Policy = "class-balanced",
+    holdout_ratio: float = 0.25,
+    optimizer: tuple[str, dict[str, Any]] = ("sgd", {"lr": 0.05}),
+    gate: Gate | None = None,
+    teachers: Sequence[Any] | None = None,
+    snapshots: int = 3,
+    limit: int = 8,
+    limit_bytes: int = 1 << 30,
+    adapter: GateAdapter | None = None,
+    clip_norm: float | None = None,
+    student: Student | None = None,
+    temperature: float = 2.0,
+) -> Step:
+    """A whole step of small parts: a student, EMA, memory and snapshot teachers, a gate and the match-gate loss."""
+    student = student or mlp(classes, hidden, seed)
+    classes = student.classes
+    memory = Memory(size, holdout_ratio, policy, limit, seed)
+    if teachers is None:
+        teachers = [
+            EmaTeacher(EmaOptions(), context_of("ema", student)),
+            RecallTeacher(Options(), context_of("memory", student)),
+        ]
+    maker = SnapshotMaker("snapshot", snapshots) if snapshots else None
+    pool = Pool(teachers, maker, memory, limit=limit, limit_bytes=limit_bytes)
+    name, settings = optimizer
+    return Step(
+        student,
+        optimizer_of(name, list(student.parameters()), **settings),
+        memory,
+        pool,
+        gate or FixedGate(FixedOptions()),
+        [Term(MatchGate(MatchGateOptions(temperature=temperature)), 1.0)],
+        replay=replay,
+        clip_norm=clip_norm,
+        adapter=adapter,
+    )
+
+
+def context_of(key: str, student: Student) -> TeacherContext:
+    """A teacher's context, labels numbered by their columns."""
+    return TeacherContext(key, student, schema_of(FEATURES), list(range(student.classes)), torch.device("cpu"))
+
+
+def scorer(**options: Any) -> PerSampleGate:
+    """A per-sample gate."""
+    return PerSampleGate(PerSampleOptions(**options))
+
+
+def adapter_of(gate: nn.Module, **settings: Any) -> GateAdapter:
+    """An adapter with short defaults."""
+    defaults: dict[str, Any] = {"every": 2, "on_task_steps": 3, "engine": "auto", "learning_rate": 0.05, "query": 16}
+    return GateAdapter(gate, **{**defaults, **settings})
+
+
+def train(step: Step, x: Tensor, y: Tensor, task: int = 0) -> Tensor:
+    """One whole step without Avalanche: begin, forward, weigh, loss, backward, update, finish; the loss."""
+    plan = step.begin(x, y, task)
+    step.optimizer.zero_grad()
+    logits = step.forward(plan)
+    loss = step.loss(step.weigh(plan, logits))
+    loss.backward()
+    step.clip()
+    step.optimizer.step()
+    step.finish(plan, logits)
+    return loss.detach()
