@@ -1,0 +1,1 @@
+"""Image networks as teachers for streamkd, and attention transfer from their layers."""
