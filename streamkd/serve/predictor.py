@@ -136,10 +136,8 @@ class Predictor:
         self._thread.join(timeout)
 
     def _work(self) -> None:
-        import torch  # late: the supervisor listens before torch is there
-
-        torch.set_num_threads(1)
         while batch := self._next():
+            _one_thread()
             self._answer(batch)
             del batch  # the version of an answered batch must not outlive it while the thread waits
 
@@ -189,6 +187,14 @@ class Predictor:
         if probabilities.shape != (len(inputs), len(published.classes)):
             raise ValueError(f"needed {(len(inputs), len(published.classes))} probabilities, got {probabilities.shape}")
         return probabilities
+
+
+def _one_thread() -> None:
+    """Leave the other cores to the learner; late, since the server listens before torch is there."""
+    import torch
+
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
 
 
 def _deliver(request: _Request, result: np.ndarray | Exception) -> None:

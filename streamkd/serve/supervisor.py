@@ -215,11 +215,14 @@ class Supervisor:
             self._hear_any("learner", message)
 
     def _hear_ingress(self, message: Message) -> None:
-        if message["kind"] == "listening":
-            self._flight_port = int(str(message["flight"]).rpartition(":")[2])
-            self._say("flight", message["flight"], "records over Arrow Flight")
-        else:
+        if message["kind"] != "listening":
             self._hear_any("ingress", message)
+            return
+        for name, url in message.items():
+            if name == "flight":
+                self._flight_port = int(url.rpartition(":")[2])
+            if name != "kind":
+                self._say(name, url, f"records over {name.capitalize()}")
 
     def _hear_any(self, name: str, message: Message) -> None:
         kind = message["kind"]

@@ -1,0 +1,324 @@
+"""The supervisor as a process: its children, its end, its refusals. The children speak the channel and no more."""
+
+import json
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from streamkd import config as configuration
+from streamkd.errors import ConfigError
+from streamkd.plugins import Registry
+from streamkd.serve import supervisor
+from streamkd.serve.listen import bind, check_exposure, is_loopback
+from streamkd.streams.tokens import create
+
+from .conftest import until
+
+REPLAY: dict[str, Any] = {"stream": {"source": {"name": "replay", "dataset": "digits"}}}
+PUSH: dict[str, Any] = {
+    "stream": {"source": {"name": "flight"}, "records": {"inputs": [{"name": "x", "shape": [4]}]}},
+}
+MAIN = """
+import json, sys
+from pathlib import Path
+from streamkd import config
+from streamkd.plugins import Registry
+from streamkd.serve import supervisor
+supervisor.LEARNER, supervisor.INGRESS = "fake_learner", "fake_ingress"
+supervisor.HURRIED_SECONDS = 1.0
+registry = Registry.load(["replay", "flight"])
+sys.exit(supervisor.serve(config.from_tree(json.loads(sys.argv[1])), Path(sys.argv[2]), registry))
+"""
+
+
+@dataclass
+class Server:
+    """A supervisor process with its state directory."""
+
+    process: subprocess.Popen[str]
+    state: Path
+    url: str
+
+    def heard(self, name: str = "heard") -> list[str]:
+        file = self.state / name
+        return file.read_text().split("\n")[:-1] if file.exists() else []
+
+    def starts(self) -> list[int]:
+        return [int(pid) for pid in self.heard("starts")]
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(self.url + path, timeout=10)
+
+    def status(self) -> Any:
+        return self.get("/v1/status").json()["server"]
+
+    def end(self, name: signal.Signals = signal.SIGTERM, seconds: float = 20) -> int:
+        self.process.send_signal(name)
+        return self.process.wait(seconds)
+
+
+def command(tree: dict[str, Any], state: Path, port: int = 0) -> list[str]:
+    serve = {"port": port, "flight_port": 0, "drain_seconds": 0.1, **tree.get("serve", {})}
+    resolved = configuration.dump(configuration.from_tree({**tree, "serve": serve}))
+    return [sys.executable, "-c", MAIN, json.dumps(resolved), str(state)]
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    started: list[subprocess.Popen[str]] = []
+
+    def run(tree: dict[str, Any] = REPLAY, manner: str = "") -> Server:
+        state = tmp_path / "state"
+        state.mkdir(exist_ok=True)
+        environment = {**os.environ, "FAKE": manner, "PYTHONPATH": str(Path(__file__).parent)}
+        process = subprocess.Popen(command(tree, state), stdout=subprocess.PIPE, env=environment, text=True)
+        started.append(process)
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        url = re.search(r"http://127\.0\.0\.1:\d+", said)
+        assert url, said
+        return Server(process, state, url[0])
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_one_signal_ends_in_order_with_a_checkpoint(launch: Callable[..., Server]) -> None:
+    """SIGTERM: not ready, the learner is asked for a checkpoint, exit 0; messages that nobody knows change nothing."""
+    server = launch()
+    until(lambda: "streamkd_train_steps_total 5.0" in server.get("/metrics").text)
+    assert server.get("/v1/status").json()["records_trained"] == 50
+    assert server.status()["processes"]["learner"]["state"] == "running"
+    assert server.end() == 0
+    assert server.heard() == ["stop True"]
+    assert not is_running(server.starts()[0])
+
+
+def test_it_answers_until_the_learner_has_stopped(launch: Callable[..., Server]) -> None:
+    """While the learner takes its last checkpoint, health is answered: alive, and no longer ready."""
+    server = launch(manner="slow")
+    until(server.starts)
+    server.process.send_signal(signal.SIGTERM)
+    until(lambda: server.heard() == ["stop True"])
+    assert server.get("/v2/health/live").status_code == 200
+    assert server.get("/v2/health/ready").json()["reason"] == "the server is stopping"
+    assert server.end() == 0
+
+
+def test_a_second_signal_skips_the_checkpoint(launch: Callable[..., Server]) -> None:
+    """A learner that is busy with its checkpoint is told to leave it, by a second signal of either kind."""
+    server = launch(manner="slow")
+    until(server.starts)
+    server.process.send_signal(signal.SIGTERM)
+    until(lambda: server.heard() == ["stop True"])
+    assert server.end(signal.SIGINT) == 0
+    assert server.heard() == ["stop True", "stop False"]
+
+
+def test_a_learner_that_does_not_stop_is_killed(launch: Callable[..., Server]) -> None:
+    """After the second signal's time a stuck learner is killed, and the exit code is still 0."""
+    server = launch(manner="stuck")
+    until(server.starts)
+    server.process.send_signal(signal.SIGTERM)
+    until(lambda: server.heard() == ["stop True"])
+    assert server.end() == 0
+    assert not is_running(server.starts()[0])
+
+
+def test_a_killed_learner_is_started_again_and_counted(launch: Callable[..., Server]) -> None:
+    """kill -9 of the learner: a new one is there within a moment, said and counted; its sums go on."""
+    server = launch()
+    until(lambda: "streamkd_train_steps_total 5.0" in server.get("/metrics").text)
+    os.kill(server.starts()[0], signal.SIGKILL)
+    until(lambda: "streamkd_train_steps_total 10.0" in server.get("/metrics").text)
+    assert 'streamkd_process_restarts_total{process="learner"} 1.0' in server.get("/metrics").text
+    assert server.status()["processes"]["learner"]["restarts"] == 1
+    assert len(server.starts()) == 2
+
+
+def test_children_end_with_a_killed_supervisor(launch: Callable[..., Server]) -> None:
+    """kill -9 of the supervisor takes its children with it."""
+    server = launch(PUSH)
+    until(lambda: "flight" in server.status()["urls"])
+    pids = [p["pid"] for p in server.status()["processes"].values()]
+    assert len(pids) == 2
+    assert all(map(is_running, pids))
+    server.end(signal.SIGKILL)
+    until(lambda: not any(map(is_running, pids)))
+
+
+def test_children_leave_the_groups_signals_to_the_supervisor(launch: Callable[..., Server]) -> None:
+    """SIGTERM to every process at once, as service managers send it, still ends in order."""
+    server = launch()
+    until(lambda: server.get("/v1/status").json().get("records_trained"))
+    os.kill(server.starts()[0], signal.SIGTERM)
+    assert server.end() == 0
+    assert server.heard() == ["stop True"]
+
+
+def test_a_fatal_message_ends_the_server_with_its_code(tmp_path: Path) -> None:
+    """A learner that can never work is not started again: its message is printed, its exit code is ours."""
+    (tmp_path / "state").mkdir()
+    ended = subprocess.run(
+        command(REPLAY, tmp_path / "state"),
+        env={**os.environ, "FAKE": "fatal", "PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert ended.returncode == 2
+    assert "error: the state directory is another's" in ended.stderr
+    assert len((tmp_path / "state" / "starts").read_text().split()) == 1
+
+
+def test_a_learner_that_has_finished_is_left_finished(launch: Callable[..., Server]) -> None:
+    """After the end of a finite stream the server goes on answering without a learner."""
+    server = launch(manner="finished")
+    until(lambda: server.status()["processes"]["learner"]["state"] == "stopped")
+    assert len(server.starts()) == 1
+    assert server.end() == 0
+
+
+def test_the_ingress_keeps_its_port_over_a_restart_and_is_drained_first(launch: Callable[..., Server]) -> None:
+    """The ingress starts once the learner is ready, comes back on its port, and drains before the learner stops."""
+    server = launch(PUSH)
+    until(lambda: "flight" in server.status()["urls"])
+    before = server.status()["urls"]["flight"]
+    pid = server.status()["processes"]["ingress"]["pid"]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: server.status()["processes"]["ingress"]["pid"] not in (pid, None))
+    assert server.status()["urls"]["flight"] == before
+    time.sleep(0.3)
+    assert server.end() == 0
+    assert server.heard("ingress-heard")[-1] == "drain"
+    assert (server.state / "ingress-heard").stat().st_mtime <= (server.state / "heard").stat().st_mtime
+
+
+def test_a_push_while_the_ingress_is_down_is_503(launch: Callable[..., Server]) -> None:
+    """Until the ingress listens, pushes are told when to come again."""
+    server = launch(PUSH)
+    reply = httpx.post(server.url + "/v1/streams/main", content=b"x", timeout=10)
+    assert reply.status_code == 503
+    assert reply.headers["Retry-After"] == "1"
+
+
+def test_the_supervisor_never_meets_avalanche() -> None:
+    """Neither the module nor any built-in that it loads imports Avalanche: this process does not train."""
+    code = (
+        "import sys, streamkd.serve.supervisor as s; from streamkd.plugins import Registry; r = Registry.load();"
+        "import streamkd.distill.students; sys.exit('avalanche' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_taken_port_is_said_with_the_way_out(tmp_path: Path) -> None:
+    """A port that another server has is a configuration error that names the port and how to pick another."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config = configuration.from_tree({**REPLAY, "serve": {"port": port}})
+        with pytest.raises(ConfigError, match=rf"port {port} on 127\.0\.0\.1 is taken(?s:.)*--port 0") as refused:
+            supervisor.serve(config, tmp_path, Registry.load(["replay"]))
+    assert refused.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "allowed"),
+    [
+        ({"host": "127.0.0.1"}, True),
+        ({"host": "localhost"}, True),
+        ({"host": "::1"}, True),
+        ({"host": "0.0.0.0"}, False),
+        ({"host": "::"}, False),
+        ({"host": ""}, False),
+        ({"host": "0.0.0.0", "insecure": True}, True),
+        ({"host": "0.0.0.0", "tokens": "t.json"}, False),
+        ({"host": "0.0.0.0", "tls": {"certificate": "c", "key": "k"}}, False),
+        ({"host": "0.0.0.0", "tokens": "t.json", "tls": {"certificate": "c", "key": "k"}}, True),
+    ],
+)
+def test_a_bind_beyond_loopback_needs_tls_and_tokens(settings: dict[str, Any], allowed: bool) -> None:
+    """Beyond loopback both are needed, unless `insecure` takes the risk."""
+    serve = configuration.Serve.model_validate(settings)
+    if allowed:
+        check_exposure(serve)
+    else:
+        with pytest.raises(ConfigError, match="insecure"):
+            check_exposure(serve)
+
+
+def test_an_address_of_nobody_is_said() -> None:
+    """A host that does not resolve, and an address that is not this machine's, are configuration errors."""
+    with pytest.raises(ConfigError, match=r"serve\.host"):
+        is_loopback("no.such.host.invalid")
+    with pytest.raises(ConfigError, match=r"serve\.port"):
+        bind("192.0.2.1", 0)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("tls")
+    pair = {"certificate": str(folder / "cert.pem"), "key": str(folder / "key.pem")}
+    request = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    files = ["-keyout", pair["key"], "-out", pair["certificate"], "-days", "2"]
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    try:
+        subprocess.run([*request, *files, *names], check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("openssl is not installed")
+    return pair
+
+
+def test_tls_is_served_and_checked(launch: Callable[..., Server], certificate: dict[str, str], tmp_path: Path) -> None:
+    """With a certificate the port speaks TLS, and tokens hold there too."""
+    tokens = tmp_path / "tokens.json"
+    token = create(tokens, "a", ["predict"])
+    process = subprocess.Popen(
+        command({**REPLAY, "serve": {"tls": certificate, "tokens": str(tokens)}}, tmp_path),
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+    )
+    assert process.stdout is not None
+    url = re.search(r"https://127\.0\.0\.1:\d+", process.stdout.readline())
+    assert url
+    context = ssl.create_default_context(cafile=certificate["certificate"])
+    with httpx.Client(base_url=url[0], verify=context) as client:
+        assert client.get("/v2/health/live").status_code == 200
+        assert client.get("/v1/status").status_code == 401
+        assert client.get("/v1/status", headers={"Authorization": f"Bearer {token}"}).status_code == 200
+    process.terminate()
+    assert process.wait(20) == 0
+    process.stdout.close()
+
+
+def test_a_certificate_that_cannot_be_used_is_said(tmp_path: Path, certificate: dict[str, str]) -> None:
+    """A missing or wrong certificate is a configuration error before anything starts."""
+    (tmp_path / "wrong.pem").write_text("no certificate")
+    for name in ("missing.pem", "wrong.pem"):
+        tls = {**certificate, "certificate": str(tmp_path / name)}
+        config = configuration.from_tree({**REPLAY, "serve": {"port": 0, "tls": tls}})
+        with pytest.raises(ConfigError, match=r"serve\.tls"):
+            supervisor.serve(config, tmp_path, Registry.load(["replay"]))
