@@ -55,7 +55,7 @@ class Learner:
         journal: CutJournal | None = None,
         recorder: Recorder | None = None,
         avalanche_plugins: Sequence[Any] = (),
-        on_task_end: Callable[[], None] = lambda: None,
+        on_task_end: Callable[[str], None] = lambda task: None,
     ) -> None:
         self.config, self.registry, self.source, self.schema = config, registry, source, schema
         self.recorder = recorder or Recorder()
@@ -123,7 +123,7 @@ class Learner:
     def end_of_stream(self) -> None:
         """A finite stream is over: close its last task."""
         if self.started:
-            self._end_task()
+            self._end_task(self.tasks.current)
 
     def _refuse(self, chunk: Chunk, rejects: Sequence[Any], good: int) -> None:
         offsets = [chunk.offset + reject.row for reject in rejects]
@@ -181,18 +181,18 @@ class Learner:
         logger.info("task %s begins at record %d (%s)", boundary.task, boundary.record, boundary.detector)
         self.observers.tell("on_boundary", boundary)
 
-    def _end_task(self, task: int | None = None) -> None:
+    def _end_task(self, task: int) -> None:
         pool = self.strategy.step.pool
         admitted = pool.end_task(self.student)
-        self.strategy.end_task(self.tasks.current if task is None else task)
+        self.strategy.end_task(task)
         if admitted:
             logger.info("teacher %s is admitted; the pool has %s", admitted, ", ".join(pool.keys))
-        self._on_task_end()
+        self._on_task_end(self.tasks.names[task])
 
     def _start(self, classes: int) -> None:
         """Wire the parts that need a student."""
         config, registry = self.config, self.registry
-        student = self._fresh_student(classes).to(self.device)
+        student = self.fresh_student(classes).to(self.device)
         slots = config.pool.limit
         memory = Memory(config.memory.size, config.memory.holdout_ratio, config.memory.policy, slots, seed=config.seed)
         teachers, snapshots = self._teachers(student)
@@ -231,7 +231,8 @@ class Learner:
         )
         self._strategy = StreamStrategy(step=step, device=self.device, plugins=self._plugins)
 
-    def _fresh_student(self, classes: int) -> Student:
+    def fresh_student(self, classes: int) -> Student:
+        """An untrained student of the configuration; the seed alone decides its weights."""
         config = self.config
         kind = self.registry.kind("students", config.student.name, "student")
         options = configuration.options(self.registry, "student", "students", config.student)
@@ -321,7 +322,7 @@ class Learner:
             optimizers.restore(step.optimizer, learned["optimizer"])
         step.memory.load_state_dict(learned["memory"], self.device)
         step.pool.load_state_dict(
-            learned["pool"], lambda n: copy_of(self._fresh_student(n).to(self.device)), self.labels.labels
+            learned["pool"], lambda n: copy_of(self.fresh_student(n).to(self.device)), self.labels.labels
         )
         if saved.gate == self.config.gate:
             step.gate.load_state_dict(learned["gate"])

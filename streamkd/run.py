@@ -20,7 +20,7 @@ from streamkd import config as configuration
 from streamkd.config import Config
 from streamkd.distill.students import Student
 from streamkd.errors import ConfigError, SourceError
-from streamkd.evaluate import efficiency, fidelity, report, summary
+from streamkd.evaluate import efficiency, fidelity, report
 from streamkd.learner import Learner, is_push, open_source, schema_of
 from streamkd.plugins import Registry
 from streamkd.records import RecordSchema
@@ -75,7 +75,9 @@ def run_seed(config: Config, registry: Registry, progress: Progress = lambda don
     source, _ = open_source(config, registry, schema)
     if not source.finite:
         raise ConfigError("the stream never ends", where="stream.source", fix="set repeat: false")
-    tests = [_test_set(task, rows, schema) for task, rows in source.tests().items()]
+    tests = [_test_set(task, rows, schema) for task, rows in source.tests().items() if rows.num_rows]
+    if not tests:
+        raise ConfigError("the stream has no test records", where="stream.source", fix="set test_path or test_ratio")
     trial = _Trial(tests)
     learner = trial.learner = Learner(config, registry, source, schema, on_task_end=trial.task_ended)
     total = sum(end for p in source.partitions if (end := source.end(p)) is not None)
@@ -107,18 +109,17 @@ class _Trial:
 
     def __init__(self, tests: Sequence[TestSet]) -> None:
         self.tests = tests
-        self.matrices: dict[str, list[list[float]]] = {"student": [], "served": []}
+        self.rows: dict[str, dict[str, list[float]]] = {"student": {}, "served": {}}
         self.worth: dict[str, list[dict[str, float]]] = {}
         self.weights: list[dict[str, Any]] = []
         self.test_seconds = 0.0
 
-    def task_ended(self) -> None:
-        """Test student and served model on every task."""
+    def task_ended(self, task: str) -> None:
+        """Test student and served model on every task; a task that recurs keeps its last row."""
         begun = time.perf_counter()
         for name, model in self._models().items():
-            self.matrices[name].append([_accuracy(model, test, self._columns(test)) for test in self.tests])
-        pool = self.learner.strategy.step.pool
-        for key, worth in pool.worth.items():
+            self.rows[name][task] = [self._accuracy(model, test) for test in self.tests]
+        for key, worth in self.learner.strategy.step.pool.worth.items():
             self.worth.setdefault(key, []).append({"record": self.learner.records, "worth": worth})
         self.test_seconds += time.perf_counter() - begun
 
@@ -144,7 +145,6 @@ class _Trial:
         learner = self.learner
         adapter = learner.adapter
         sides = {name: self._summary(name, model) for name, model in self._models().items()}
-        sample = self.tests[0].x[:32] if self.tests else None
         return {
             "seed": learner.config.seed,
             **sides,
@@ -154,7 +154,7 @@ class _Trial:
                 "overhead_ratio": adapter.seconds / seconds if adapter else 0.0,
                 "adaptations": adapter.adaptations if adapter else 0,
             },
-            "efficiency": efficiency.measure(learner.served, sample) if sample is not None else {},
+            "efficiency": efficiency.measure(learner.served, self.tests[0].x[:32]),
             "throughput": {
                 "samples_per_second": learner.records / seconds,
                 "seconds": seconds,
@@ -170,34 +170,40 @@ class _Trial:
         }
 
     def _summary(self, name: str, model: Student) -> dict[str, Any]:
-        probabilities = [_probabilities(model, test.x) for test in self.tests]
-        labels = [self._columns(test).numpy() for test in self.tests]
-        return summary.summarise(
-            np.array(self.matrices[name]),
-            prequential=self.learner.prequential.overall,
-            probabilities=np.concatenate(probabilities) if probabilities else None,
-            labels=np.concatenate(labels) if labels else None,
-            tasks=[test.task for test in self.tests],
+        """The report's object of one model, over the tasks that were learned."""
+        rows = self.rows[name]
+        places = [index for index, test in enumerate(self.tests) if test.task in rows]
+        if places:
+            matrix = np.array([[rows[self.tests[i].task][j] for j in places] for i in places])
+        else:  # the detectors' names are not those of the tests: the end is all that can be compared
+            places = list(range(len(self.tests)))
+            matrix = np.array([[np.mean(list(rows.values())[-1])]])
+        tests = [self.tests[index] for index in places]
+        untrained = self.learner.fresh_student(model.classes)
+        baseline = np.array([self._accuracy(untrained, test) for test in tests])
+        return report.assess(
+            matrix,
+            self.learner.prequential.overall if name == "student" else None,
+            np.concatenate([_probabilities(model, test.x) for test in tests]),
+            np.concatenate([self._columns(test).numpy() for test in tests]),
+            baseline if len(baseline) == len(matrix) else None,
         )
+
+    def _accuracy(self, model: Student, test: TestSet) -> float:
+        return float((_probabilities(model, test.x).argmax(1) == self._columns(test).numpy()).mean())
 
     def _fidelity(self) -> list[dict[str, Any]]:
         """Agreement of the student with each teacher that answers by itself, on all test records."""
-        if not self.tests:
-            return []
         x = torch.cat([test.x for test in self.tests])
         ours = _probabilities(self.learner.student, x)
         rows = []
         for teacher in self.learner.strategy.step.pool.teachers:
-            if teacher.role == "remembered":
-                continue
-            theirs = _probabilities_of(teacher.logits, teacher.known(), x)
-            row = {"agreement": fidelity.agreement(ours, theirs), "kl": fidelity.kl(theirs, ours)}
-            rows.append({"teacher": teacher.key, **row})
+            if teacher.role != "remembered":
+                known = teacher.known()
+                theirs, mask = _probabilities_of(teacher.logits, known, x), known.numpy()
+                agreement, kl = fidelity.agreement(ours, theirs, mask), fidelity.kl(ours, theirs, mask)
+                rows.append({"teacher": teacher.key, "agreement": agreement, "kl": kl})
         return rows
-
-
-def _accuracy(model: Student, test: TestSet, columns: Tensor) -> float:
-    return float((torch.from_numpy(_probabilities(model, test.x)).argmax(1) == columns).float().mean())
 
 
 def _probabilities(model: Student, x: Tensor) -> np.ndarray:

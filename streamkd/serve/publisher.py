@@ -1,0 +1,98 @@
+"""From the learner's served network to a published version: copy, check, write, number.
+
+Published weights are never trained on: a version is a copy in files, and the predictions read the files. A
+candidate that fails a check is counted and left; what is served stays as it is.
+"""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from streamkd import config as configuration
+from streamkd.config import Config
+from streamkd.distill import students
+from streamkd.distill.students import Student
+from streamkd.distill.teachers import copy_of
+from streamkd.errors import StateError
+from streamkd.learner import Learner
+from streamkd.plugins import Registry
+from streamkd.state import candidate
+from streamkd.state.directory import StateDirectory
+from streamkd.state.publish import Versions
+from streamkd.telemetry import Recorder
+
+CANARY = 16  # held-out records that a candidate must answer sanely
+logger = logging.getLogger("streamkd.learner")
+
+
+class Publisher:
+    """Publishes a learner's served network into its state directory."""
+
+    def __init__(self, directory: StateDirectory, config: Config, registry: Registry, recorder: Recorder) -> None:
+        self._config, self._registry, self._recorder = config, registry, recorder
+        self._versions = Versions(directory, config.publish.keep)
+        self._served: Student | None = None
+        self._records = -1
+        info = self._versions.served()
+        self.version = info.version if info else None
+
+    def publish(self, learner: Learner) -> int | None:
+        """Publish what has been learned since the last time; the new version, or ``None``."""
+        if not learner.started or learner.records == self._records:
+            return None
+        clone = copy_of(learner.served).cpu()
+        reason = self._refusal(clone, learner)
+        if reason is not None:
+            self._recorder.count("model_swaps_rejected_total", reason=reason)
+            logger.warning("a version at record %d is not published: %s", learner.records, reason)
+            return None
+        try:
+            self.version = self._versions.publish(
+                lambda folder: self._write(folder, clone, learner), records=learner.records
+            )
+        except StateError as fault:
+            self._recorder.count("model_swaps_rejected_total", reason="not_written")
+            logger.error("%s", fault)
+            return None
+        self._served, self._records = clone, learner.records
+        return self.version
+
+    def _write(self, folder: Path, clone: Student, learner: Learner) -> dict[str, Any]:
+        options = configuration.options(self._registry, "student", "students", self._config.student)
+        meta = {
+            "student": {"name": self._config.student.name, "options": options.model_dump(mode="json")},
+            "schema": learner.schema.model_dump(mode="json"),
+            "classes": learner.labels.labels,
+            "seed": self._config.seed,
+            "records": learner.records,
+            "steps": learner.steps,
+            "published_at": time.time(),
+        }
+        return students.write_published(folder, clone, meta)
+
+    def _refusal(self, clone: Student, learner: Learner) -> candidate.Refusal | None:
+        ring = learner.strategy.step.memory.holdout
+        x = ring.x[: ring.filled].cpu() if ring.x is not None else None
+        y = ring.y[: ring.filled].cpu() if x is not None else None
+        return candidate.refusal(
+            clone.state_dict(),
+            learner.served.state_dict(),
+            lambda: _probabilities(clone, x[:CANARY]) if x is not None and len(x) else torch.ones(1, 1),
+            _accuracy(clone, x, y),
+            _accuracy(self._served, x, y) if self._served is not None else None,
+            self._config.publish.regression,
+        )
+
+
+@torch.no_grad()
+def _probabilities(student: Student, x: torch.Tensor) -> torch.Tensor:
+    return torch.softmax(student(x), 1)
+
+
+def _accuracy(student: Student | None, x: torch.Tensor | None, y: torch.Tensor | None) -> float | None:
+    if student is None or x is None or y is None or not len(x):
+        return None
+    return float((_probabilities(student, x).argmax(1) == y).float().mean())
