@@ -1,0 +1,259 @@
+"""Charts as SVG text: no script, no network; colours are the page's CSS variables, so dark mode follows.
+
+Each function takes plain numbers and returns one ``<svg>``; points where nothing was measured (``None``) are
+left out. Called by ``streamkd.evaluate.report``.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+Point = tuple[float, float | None]
+COLOURS = 8
+_WIDTH, _HEIGHT = 560, 270
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 14, 34
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A vertical line: a boundary that was given, or one that was detected."""
+
+    x: float
+    text: str
+    detected: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Where numbers go: the plotting area and the ranges that it shows."""
+
+    x0: float
+    x1: float
+    y0: float
+    y1: float
+
+    def x(self, value: float) -> float:
+        return _LEFT + (value - self.x0) / ((self.x1 - self.x0) or 1) * (_WIDTH - _LEFT - _RIGHT)
+
+    def y(self, value: float) -> float:
+        return _HEIGHT - _BOTTOM - (value - self.y0) / ((self.y1 - self.y0) or 1) * (_HEIGHT - _TOP - _BOTTOM)
+
+
+def lines(series: Mapping[str, Sequence[Point]], marks: Sequence[Mark] = (), *, title: str, low: float = 0.0) -> str:
+    """A line per name over records; the y axis begins at ``low`` or below."""
+    values = [y for points in series.values() for _, y in points if y is not None]
+    if not values:
+        return _nothing(title)
+    frame = _frame([x for points in series.values() for x, _ in points], [*values, low])
+    drawn = [
+        f'<path d="{_path(points, frame)}" class="line" style="stroke:{colour(index)}"><title>{escape(name)}</title>'
+        f"</path>{_end(points, frame, index)}"
+        for index, (name, points) in enumerate(series.items())
+    ]
+    return _svg(title, [_axes(frame), *[_mark(mark, frame) for mark in marks], *drawn]) + legend(series)
+
+
+def areas(series: Mapping[str, Sequence[Point]], marks: Sequence[Mark] = (), *, title: str) -> str:
+    """Shares that sum to about 1, stacked in the order of the names."""
+    xs = sorted({x for points in series.values() for x, _ in points})
+    if not xs:
+        return _nothing(title)
+    frame = Frame(_start(xs), xs[-1], 0.0, 1.0)
+    floor = dict.fromkeys(xs, 0.0)
+    drawn = []
+    for index, (name, points) in enumerate(series.items()):
+        share = {x: y or 0.0 for x, y in points}
+        top = {x: floor[x] + share.get(x, 0.0) for x in xs}
+        edge = [(x, min(top[x], 1.0)) for x in xs] + [(x, min(floor[x], 1.0)) for x in reversed(xs)]
+        corners = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in edge)
+        drawn.append(
+            f'<polygon points="{corners}" style="fill:{colour(index)}" class="area">'
+            f"<title>{escape(name)}</title></polygon>"
+        )
+        floor = top
+    return _svg(title, [_axes(frame), *drawn, *[_mark(mark, frame) for mark in marks]]) + legend(series)
+
+
+def bars(values: Mapping[str, float | None], deviations: Mapping[str, float | None], *, title: str) -> str:
+    """A bar per name with its standard deviation as a whisker."""
+    known = {name: value for name, value in values.items() if value is not None}
+    if not known:
+        return _nothing(title)
+    tall = [value + (deviations.get(name) or 0) for name, value in known.items()]
+    frame = _frame([0, len(known)], [0.0, min(known.values()), *tall, 0.05])
+    drawn = []
+    for index, (name, value) in enumerate(known.items()):
+        left, right = frame.x(index + 0.2), frame.x(index + 0.8)
+        top, base = sorted((frame.y(value), frame.y(0.0)))
+        deviation = deviations.get(name) or 0.0
+        middle = (left + right) / 2
+        said = f"{escape(name)}: {value:.3f} ± {deviation:.3f}"
+        drawn.append(
+            _bar(left, right, top, base, f"fill:{colour(1)}", said)
+            + f'<line x1="{middle:.1f}" x2="{middle:.1f}" y1="{frame.y(value - deviation):.1f}"'
+            f' y2="{frame.y(value + deviation):.1f}" class="whisker"/>'
+            f'<text x="{middle:.1f}" y="{_HEIGHT - _BOTTOM + 16}" class="tick middle">{escape(_short(name))}</text>'
+        )
+    return _svg(title, [_axes(frame, across=False), *drawn])
+
+
+def heatmap(matrix: Sequence[Sequence[float | None]], names: Sequence[str], *, title: str) -> str:
+    """Accuracy after each task (down) on each task (across); cells above the diagonal were not learned yet."""
+    count = len(matrix)
+    cell = min(64.0, (_WIDTH - 90) / max(count, 1))
+    width, height = 90 + cell * count, 40 + cell * count
+    drawn = []
+    every = math.ceil(24 / cell)  # names that would touch are left out
+    for i, row in enumerate(matrix):
+        y = 30 + i * cell
+        drawn += [_cell(value, i, j, 90 + j * cell, y, cell, names) for j, value in enumerate(row)]
+        if i % every:
+            continue
+        drawn.append(f'<text x="82" y="{y + cell / 2 + 4:.1f}" class="tick end">{escape(_short(names[i]))}</text>')
+        drawn.append(
+            f'<text x="{90 + (i + 0.5) * cell:.1f}" y="22" class="tick middle">{escape(_short(names[i]))}</text>'
+        )
+    head = '<text x="82" y="10" class="axis end">after ↓ on →</text>'
+    return _svg(title, [head, *drawn], width, height, "heat")
+
+
+def diagram(bins: Sequence[Mapping[str, float]], *, title: str) -> str:
+    """Accuracy against confidence: bars on the diagonal are calibrated; the gap is drawn."""
+    if not bins:
+        return _nothing(title)
+    frame = Frame(0.0, 1.0, 0.0, 1.0)
+    total = sum(one["records"] for one in bins) or 1
+    drawn = []
+    for one in bins:
+        left, right = frame.x(one["low"]) + 1, frame.x(one["high"]) - 1
+        said = f"confidence {one['confidence']:.2f}, accuracy {one['accuracy']:.2f}, {one['records']:.0f} records"
+        shade = 0.35 + 0.65 * min(1.0, one["records"] / total * len(bins))
+        low, high = sorted((one["accuracy"], one["confidence"]))
+        drawn += [
+            _bar(left, right, frame.y(low), frame.y(0), f"fill:{colour(0)};opacity:{shade:.2f}", said),
+            _bar(left, right, frame.y(high), frame.y(low), f"fill:{colour(1)};opacity:{0.75 * shade:.2f}", said),
+        ]
+    across = f'x1="{frame.x(0):.1f}" y1="{frame.y(0):.1f}" x2="{frame.x(1):.1f}" y2="{frame.y(1):.1f}"'
+    return _svg(title, [_axes(frame), *drawn, f'<line {across} class="ideal"/>'])
+
+
+def legend(names: Mapping[str, object] | Sequence[str]) -> str:
+    """The names beside their colours."""
+    items = "".join(
+        f'<span><i style="background:{colour(index)}"></i>{escape(name)}</span>' for index, name in enumerate(names)
+    )
+    return f'<div class="legend">{items}</div>'
+
+
+def colour(index: int) -> str:
+    return f"var(--c{index % COLOURS})"
+
+
+def _frame(xs: Sequence[float], ys: Sequence[float]) -> Frame:
+    low, high = min(ys), max(ys)
+    top = 1.0 if 0.5 < high <= 1.0 else _ceiling(high)
+    return Frame(_start(xs), max(xs), -_ceiling(-low) if low < 0 else 0.0, top)
+
+
+def _start(xs: Sequence[float]) -> float:
+    """0 where that hides nothing, else the first."""
+    return 0.0 if 0 <= min(xs) <= 0.2 * max(xs) else min(xs)
+
+
+def _ceiling(value: float) -> float:
+    """The next round number above: 1, 2, 2.5, 5 or 10 times a power of ten."""
+    if value <= 0:
+        return 0.1
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(factor * power for factor in (1, 2, 2.5, 5, 10, 20) if factor * power >= value * 0.999_999)
+
+
+def _axes(frame: Frame, across: bool = True) -> str:
+    drawn = []
+    for step in range(6):
+        value = frame.y0 + (frame.y1 - frame.y0) * step / 5
+        y = frame.y(value)
+        drawn.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
+        drawn.append(f'<text x="{_LEFT - 7}" y="{y + 4:.1f}" class="tick end">{value:.4g}</text>')
+    for value in _round(frame.x0, frame.x1) if across else ():
+        side = "end" if value == frame.x1 else "middle"
+        x, y = frame.x(value), _HEIGHT - _BOTTOM + 18
+        drawn.append(f'<text x="{x:.1f}" y="{y}" class="tick {side}">{_thousands(value)}</text>')
+    return "".join(drawn)
+
+
+def _round(low: float, high: float) -> list[float]:
+    """Up to seven round numbers from low to high."""
+    step = _ceiling((high - low) / 6) if high > low else 1.0
+    first = math.ceil(low / step)
+    return [number * step for number in range(first, first + 8) if number * step <= high * 1.000_001]
+
+
+def _path(points: Sequence[Point], frame: Frame) -> str:
+    """Straight lines, broken where a value is missing."""
+    parts, pen = [], "M"
+    for x, y in points:
+        if y is None:
+            pen = "M"
+            continue
+        parts.append(f"{pen}{frame.x(x):.1f},{frame.y(y):.1f}")
+        pen = "L"
+    return "".join(parts)
+
+
+def _end(points: Sequence[Point], frame: Frame, index: int) -> str:
+    known = [(x, y) for x, y in points if y is not None]
+    if not known:
+        return ""
+    x, y = known[-1]
+    return f'<circle cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="3" style="fill:{colour(index)}"/>'
+
+
+def _bar(left: float, right: float, top: float, bottom: float, style: str, said: str) -> str:
+    return (
+        f'<rect x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{max(bottom - top, 0.5):.1f}" rx="1.5"'
+        f' style="{style}"><title>{said}</title></rect>'
+    )
+
+
+def _mark(mark: Mark, frame: Frame) -> str:
+    if not frame.x0 <= mark.x <= frame.x1:
+        return ""
+    x, kind = frame.x(mark.x), "drift" if mark.detected else "boundary"
+    return (
+        f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}" class="{kind}">'
+        f"<title>{escape(mark.text)}</title></line>"
+    )
+
+
+def _cell(value: float | None, i: int, j: int, x: float, y: float, size: float, names: Sequence[str]) -> str:
+    place = f'x="{x + 1:.1f}" y="{y + 1:.1f}" width="{size - 2:.1f}" height="{size - 2:.1f}" rx="3"'
+    if value is None:
+        return f'<rect {place} class="blank"/>'
+    said = f"after {names[i]}, on {names[j]}: {value:.3f}"
+    text = f"{100 * value:.0f}" if size >= 22 else ""
+    strong = "strong" if value > 0.6 else "weak"
+    early = " early" if j > i else ""
+    return (
+        f'<rect {place} class="cell{early}" style="fill-opacity:{0.06 + 0.94 * max(0.0, min(1.0, value)):.3f}">'
+        f"<title>{escape(said)}</title></rect>"
+        f'<text x="{x + size / 2:.1f}" y="{y + size / 2 + 4:.1f}" class="value {strong}{early}">{text}</text>'
+    )
+
+
+def _svg(title: str, parts: Sequence[str], width: float = _WIDTH, height: float = _HEIGHT, kind: str = "chart") -> str:
+    size = f'viewBox="0 0 {width:.0f} {height:.0f}"'
+    return f'<svg {size} class="{kind}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+
+
+def _nothing(title: str) -> str:
+    return f'<p class="nothing">Not measured: {escape(title.lower())}.</p>'
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 11 else name[:10] + "…"
+
+
+def _thousands(value: float) -> str:
+    return f"{value:.4g}" if value < 1000 else f"{value / 1000:.4g} k"

@@ -1,0 +1,277 @@
+"""``report.html`` from the content of ``report.json``: one file that opens without network and runs no script.
+
+Every text that comes from a user (names of streams, tasks, teachers) is escaped. Called by
+``streamkd.evaluate.report``.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from streamkd.evaluate import charts
+from streamkd.evaluate.charts import Mark, Point
+
+_MODELS = {"served": "served model", "student": "student"}
+
+
+def page(report: Mapping[str, Any]) -> str:
+    """The whole page."""
+    template = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
+    stream = report["stream"]
+    return template.substitute(
+        title=escape(f"{stream.get('name', 'stream')}: what was learned"),
+        lead=escape(_lead(report)),
+        tiles="".join(_tiles(report)),
+        cards="\n".join(_cards(report)),
+        footer=escape(_footer(report)),
+    )
+
+
+def _lead(report: Mapping[str, Any]) -> str:
+    stream, seeds = report["stream"], report["seeds"]
+    counted = [f"{_count(stream.get(key)):,} {key}" for key in ("records", "tasks", "classes") if stream.get(key)]
+    runs = f"mean of seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
+    return " · ".join([*counted, runs])
+
+
+def _footer(report: Mapping[str, Any]) -> str:
+    place = report["environment"]
+    known = [
+        f"{key.replace('_', ' ')} {place[key]}" for key in ("streamkd", "torch", "cpu", "threads") if place.get(key)
+    ]
+    return " · ".join(known)
+
+
+def _tiles(report: Mapping[str, Any]) -> list[str]:
+    """The figures that are read first."""
+    served = report.get("served") or report.get("student") or {}
+    student = report.get("student") or {}
+    wanted = [
+        ("Served model", served, ("accuracy", "final_average"), "final average accuracy", 100, " %"),
+        ("Student", student, ("accuracy", "final_average"), "final average accuracy", 100, " %"),
+        ("On arrival", served, ("accuracy", "prequential"), "accuracy before training", 100, " %"),
+        ("Forgetting", served, ("forgetting", "average"), "best so far minus final", 100, " %"),
+        ("Calibration", served, ("calibration", "ece"), "expected error", 100, " %"),
+        ("Throughput", report, ("throughput", "samples_per_second"), "records per second", 1, ""),
+    ]
+    return [_tile(name, *_figure(place, keys), said, scale, unit) for name, place, keys, said, scale, unit in wanted]
+
+
+def _tile(name: str, value: float | None, deviation: float | None, said: str, scale: float, unit: str) -> str:
+    if value is None:
+        return ""
+    digits = 1 if scale == 100 else 0
+    text = f"{value * scale:,.{digits}f}{unit}"
+    around = f"<i>± {deviation * scale:,.{digits}f}</i>" if deviation else ""
+    return f'<div class="tile"><span class="name">{name}</span><b>{text}{around}</b><small>{said}</small></div>'
+
+
+def _figure(place: Mapping[str, Any], keys: Sequence[str]) -> tuple[float | None, float | None]:
+    """A figure and its deviation at a path of the report."""
+    for key in keys[:-1]:
+        place = place.get(key) or {}
+    return place.get(keys[-1]), place.get(f"{keys[-1]}_std")
+
+
+def _cards(report: Mapping[str, Any]) -> list[str]:
+    marks, history = _marks(report), _over_seeds(report, "history")
+    models = {name: report[name] for name in _MODELS if report.get(name)}
+    narrow = [
+        *[_matrix_card(name, model, report) for name, model in models.items()],
+        _history_card(history, marks),
+        _forgetting_card(history, marks),
+        _gate_card(report, marks),
+        _worth_card(report, marks),
+        *[_per_task_card(name, model, report) for name, model in list(models.items())[:1]],
+        *[_calibration_card(name, model) for name, model in list(models.items())[:1]],
+        _efficiency_card(report),
+        _fidelity_card(report),
+        _boundaries_card(report),
+    ]
+    shown = [card for card in narrow if card]
+    if len(shown) % 2:
+        shown[-1] = shown[-1].replace('class="card"', 'class="card wide"', 1)
+    return [*shown, _seeds_card(report), _config_card(report)]
+
+
+def _matrix_card(name: str, model: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+    matrix = model["accuracy"].get("matrix")
+    if not matrix:
+        return ""
+    title = f"Accuracy matrix, {_MODELS[name]}"
+    note = "Percent right on each task's test records (across) after each task (down). Grey: not learned yet."
+    return _card(title, note, charts.heatmap(matrix, _tasks(report, len(matrix)), title=title))
+
+
+def _history_card(history: Sequence[Mapping[str, Any]], marks: Sequence[Mark]) -> str:
+    series = {"before training on it": _points(history, "prequential"), "held out": _points(history, "holdout")}
+    note = "Accuracy on arriving records before they are trained on, and on held-out remembered records."
+    return _card(
+        "Accuracy over time", note + _marks_note(marks), charts.lines(_measured(series), marks, title="Accuracy")
+    )
+
+
+def _forgetting_card(history: Sequence[Mapping[str, Any]], marks: Sequence[Mark]) -> str:
+    series = {"forgetting": _points(history, "forgetting")}
+    note = "Each task's best accuracy so far minus now, on held-out remembered records, averaged."
+    return _card("Forgetting over time", note, charts.lines(_measured(series), marks, title="Forgetting"))
+
+
+def _gate_card(report: Mapping[str, Any], marks: Sequence[Mark]) -> str:
+    gate = report.get("gate") or {}
+    points: list[dict[str, Any]] = gate.get("weights") or next(
+        (seed["gate"]["weights"] for seed in report["per_seed"] if seed.get("gate")), []
+    )
+    names = dict.fromkeys(name for point in points for name in point.get("weights") or {})
+    series = {"hard label": _points(points, "hard")}
+    series |= {name: [(point["record"], (point.get("weights") or {}).get(name)) for point in points] for name in names}
+    overhead = gate.get("overhead_ratio")
+    note = "Share of the loss that the label and each teacher have."
+    note += f" The gate's own work is {100 * overhead:.0f} % of the time." if overhead is not None else ""
+    return _card("Gate weights over time", note, charts.areas(_measured(series), marks, title="Gate weights"))
+
+
+def _worth_card(report: Mapping[str, Any], marks: Sequence[Mark]) -> str:
+    series: dict[str, Sequence[Point]] = {}
+    for teacher in _over_seeds(report, "teachers"):
+        series[teacher["name"]] = _points(teacher.get("worth") or [], "worth")
+    note = "How good each teacher is on held-out records of the classes that it knows."
+    return _card("Worth of each teacher", note, charts.lines(_measured(series), marks, title="Worth of teachers"))
+
+
+def _per_task_card(name: str, model: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+    found = model.get("forgetting") or {}
+    lost = found.get("per_task") or []
+    names = _tasks(report, len(lost))
+    deviations = dict(zip(names, found.get("per_task_std") or [None] * len(lost), strict=False))
+    note = "Best accuracy before the last task minus final; whiskers are one standard deviation over seeds."
+    drawn = charts.bars(dict(zip(names, lost, strict=False)), deviations, title="Forgetting per task")
+    return _card(f"Forgetting per task, {_MODELS[name]}", note, drawn)
+
+
+def _calibration_card(name: str, model: Mapping[str, Any]) -> str:
+    found = model.get("calibration") or {}
+    figures = [f"{key.upper()} {_pm(found, key, 3)}" for key in ("ece", "nll") if found.get(key) is not None]
+    note = f"Accuracy against confidence; the orange part is the gap. {', '.join(figures)}."
+    bins = [one for one in found.get("bins") or [] if one.get("accuracy") is not None]
+    return _card(f"Calibration, {_MODELS[name]}", note, charts.diagram(bins, title="Calibration"))
+
+
+def _efficiency_card(report: Mapping[str, Any]) -> str:
+    found = report.get("efficiency") or {}
+    rows = [
+        [said, _large(found[key])]
+        for key, said in (("parameters", "parameters"), ("bytes", "bytes"), ("flops", "FLOPs per record"))
+        if found.get(key) is not None
+    ]
+    for one in found.get("latency_seconds") or []:
+        said = f"latency, {one['form']}, batch {one['batch']}"
+        rows.append([said, f"p50 {1e3 * one['p50']:.3f} ms · p95 {1e3 * one['p95']:.3f} ms"])
+    note = "2 FLOPs per multiply-add; latency of a forward pass without the network."
+    return _card("Efficiency", note, _table(["", "figure"], rows)) if rows else ""
+
+
+def _fidelity_card(report: Mapping[str, Any]) -> str:
+    rows = [
+        [one["teacher"], _pm(one, "agreement", 3), _pm(one, "kl", 3)] for one in report.get("fidelity") or [] if one
+    ]
+    note = "On test records: how often student and teacher say the same, and the divergence of their probabilities."
+    return _card("Fidelity to the teachers", note, _table(["teacher", "agreement", "KL (nats)"], rows)) if rows else ""
+
+
+def _boundaries_card(report: Mapping[str, Any]) -> str:
+    found = _over_seeds(report, "boundaries")
+    rows = [[f"{one['record']:,.0f}", one.get("detector") or "", one.get("task") or ""] for one in found]
+    note = "Where a task began, and what said so."
+    return _card("Boundaries", note, _table(["record", "detector", "task"], rows)) if rows else ""
+
+
+def _seeds_card(report: Mapping[str, Any]) -> str:
+    rows = []
+    for seed in report["per_seed"]:
+        cells = [str(seed["seed"])]
+        for model in ("served", "student"):
+            for path in (("accuracy", "final_average"), ("accuracy", "prequential"), ("forgetting", "average")):
+                cells.append(_number(_figure(seed.get(model) or {}, path)[0]))
+        cells.append(_number(_figure(seed, ("throughput", "samples_per_second"))[0], 0))
+        rows.append(cells)
+    head = ["seed", "served", "on arrival", "forgetting", "student", "on arrival", "forgetting", "records/s"]
+    return _card("Each seed", "", _table(head, rows), wide=True)
+
+
+def _config_card(report: Mapping[str, Any]) -> str:
+    parts = []
+    for name in ("config", "environment"):
+        text = escape(json.dumps(report[name], indent=2, ensure_ascii=False))
+        parts.append(f"<details><summary>{name}</summary><pre>{text}</pre></details>")
+    return _card("How to get it again", "", "".join(parts), wide=True)
+
+
+def _card(title: str, note: str, body: str, wide: bool = False) -> str:
+    said = f'<p class="note">{escape(note)}</p>' if note else ""
+    return f'<section class="card{" wide" if wide else ""}"><h2>{escape(title)}</h2>{said}{body}</section>'
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    kinds = ['class="number"' if index else "" for index in range(len(head))]
+    top = "".join(f"<th {kind}>{escape(name)}</th>" for kind, name in zip(kinds, head, strict=True))
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td {kind}>{escape(str(cell))}</td>" for kind, cell in zip(kinds, row, strict=True))
+        + "</tr>"
+        for row in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _over_seeds(report: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    """What the seeds have in common, or the first seed's where their points in time differ."""
+    return report.get(key) or next((seed[key] for seed in report["per_seed"] if seed.get(key)), [])
+
+
+def _marks(report: Mapping[str, Any]) -> list[Mark]:
+    return [
+        Mark(one["record"], f"{one.get('detector')}: task {one.get('task')}", one.get("detector") not in _GIVEN)
+        for one in _over_seeds(report, "boundaries")
+    ]
+
+
+_GIVEN = ("task-column", "new-label", None)  # told by the stream; any other detector guesses from the records
+
+
+def _marks_note(marks: Sequence[Mark]) -> str:
+    return " Vertical lines: task boundaries (dashed: given; red: detected drift)." if marks else ""
+
+
+def _points(items: Sequence[Mapping[str, Any]], key: str) -> list[Point]:
+    return [(item["record"], item.get(key)) for item in items]
+
+
+def _measured(series: Mapping[str, Sequence[Point]]) -> dict[str, Sequence[Point]]:
+    return {name: points for name, points in series.items() if any(y is not None for _, y in points)}
+
+
+def _tasks(report: Mapping[str, Any], count: int) -> list[str]:
+    tasks = report["stream"].get("tasks")
+    names = [str(task) for task in tasks] if isinstance(tasks, list) else []
+    return names[:count] if len(names) >= count else [str(index + 1) for index in range(count)]
+
+
+def _count(value: Any) -> int:
+    return len(value) if isinstance(value, list) else int(value)
+
+
+def _pm(place: Mapping[str, Any], key: str, digits: int) -> str:
+    deviation = place.get(f"{key}_std")
+    return _number(place.get(key), digits) + (f" ± {deviation:.{digits}f}" if deviation else "")
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def _large(value: float) -> str:
+    return f"{value:,.0f}"

@@ -1,0 +1,121 @@
+"""The report of a run: ``report.json`` for programs, ``report.html`` for people, from the figures of each seed.
+
+    assess(...) per model ─► one dict per seed ─► write_report ─► means, deviations, per_seed ─► JSON and HTML
+
+Figures are means over the seeds with sample standard deviations beside them (``..._std``, 0 for one seed);
+what was not measured is ``null``. Called by ``streamkd run``.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from streamkd.evaluate import accuracy, calibration
+from streamkd.evaluate.page import page
+from streamkd.evaluate.seeds import merge, plain
+
+SCHEMA = 1
+_ORDER = ("student", "served", "fidelity", "gate", "efficiency", "throughput", "teachers", "boundaries", "history")
+
+
+def assess(
+    matrix: np.ndarray,
+    prequential: float | None,
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    baseline: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """The report's object of one model.
+
+    Args:
+        matrix: accuracy after task i on the test records of task j; NaN where it was not measured.
+        prequential: accuracy of its predictions before training on each record, over the whole stream.
+        probabilities: of the final model for the test records of all tasks [records, classes].
+        labels: their positions [records]; -1 for a label that the model does not know.
+        baseline: accuracy of the untrained student per task; forward transfer is null without it.
+    """
+    forward = None if baseline is None else accuracy.forward_transfer(matrix, baseline)
+    bins = [
+        {
+            "low": one.low,
+            "high": one.high,
+            "records": one.records,
+            "confidence": one.confidence,
+            "accuracy": one.accuracy,
+        }
+        for one in calibration.reliability(probabilities, labels)
+    ]
+    return plain(
+        {
+            "accuracy": {
+                "final_average": accuracy.final_average(matrix),
+                "anytime_average": accuracy.anytime_average(matrix),
+                "prequential": prequential,
+                "matrix": np.asarray(matrix, np.float64),
+            },
+            "forgetting": {
+                "average": accuracy.forgetting(matrix),
+                "per_task": accuracy.forgetting_per_task(matrix),
+            },
+            "transfer": {"backward": accuracy.backward_transfer(matrix), "forward": forward},
+            "calibration": {
+                "nll": calibration.nll(probabilities, labels),
+                "ece": calibration.ece(probabilities, labels),
+                "bins": bins,
+            },
+        }
+    )
+
+
+def write_report(
+    path: Path,
+    results: Sequence[Mapping[str, Any]],
+    config: Mapping[str, Any],
+    stream: Mapping[str, Any],
+    environment: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write both files into a folder, each whole or not at all; returns what ``report.json`` holds.
+
+    Args:
+        results: one per seed: ``seed`` and any of student, served, fidelity, gate, efficiency, throughput,
+            teachers, boundaries, history.
+        stream: ``name``, ``records``, ``tasks`` and ``classes`` (names, or how many).
+    """
+    report = summarise(results, config, stream, environment)
+    path.mkdir(parents=True, exist_ok=True)
+    _replace(path / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
+    _replace(path / "report.html", page(report))
+    return report
+
+
+def summarise(
+    results: Sequence[Mapping[str, Any]],
+    config: Mapping[str, Any],
+    stream: Mapping[str, Any],
+    environment: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The content of ``report.json``."""
+    if not results:
+        raise ValueError("needed the results of one seed at least, got none")
+    seeds = [plain(dict(result)) for result in results]
+    merged = merge([{key: value for key, value in seed.items() if key != "seed"} for seed in seeds])
+    return {
+        "schema": SCHEMA,
+        "config": plain(dict(config)),
+        "seeds": [seed["seed"] for seed in seeds],
+        "stream": plain(dict(stream)),
+        **{key: merged[key] for key in _ORDER if key in merged},
+        **{key: value for key, value in merged.items() if key not in _ORDER},
+        "environment": plain(dict(environment)),
+        "per_seed": seeds,
+    }
+
+
+def _replace(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
