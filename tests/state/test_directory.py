@@ -136,3 +136,10 @@ def test_a_place_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StateError, match="file/state"):
         StateDirectory(tmp_path / "file" / "state").create()
+
+
+def test_directory_and_versions_need_no_torch() -> None:
+    """Processes without torch can look at a state directory and at what is published."""
+    script = "import sys, streamkd.state.directory, streamkd.state.publish; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
