@@ -30,11 +30,11 @@ CREATE TABLE IF NOT EXISTS dead_letters (
     reason TEXT NOT NULL,
     detail TEXT NOT NULL,
     form TEXT NOT NULL,
-    through_bytes INTEGER NOT NULL,
+    before_bytes INTEGER NOT NULL,
     record BLOB
 )
 """
-_INDEX = "CREATE INDEX IF NOT EXISTS dead_letters_through ON dead_letters (through_bytes)"
+_INDEX = "CREATE INDEX IF NOT EXISTS dead_letters_before ON dead_letters (before_bytes)"
 
 Form = Literal["arrow", "json"]
 
@@ -101,18 +101,18 @@ class DeadLetters:
         now, through = time.time(), self._through()
         rows = []
         for letter in letters:
-            through += len(letter.record or b"")
             place = offset if letter.offset is None else letter.offset
             created = letter.created or now
             said = letter.detail[:DETAIL_CHARACTERS]
             rows.append((created, letter.source, place, letter.reason, said, letter.form, through, letter.record))
+            through += len(letter.record or b"")
         self._connection.executemany(
-            "INSERT INTO dead_letters (created, source, offset, reason, detail, form, through_bytes, record)"
+            "INSERT INTO dead_letters (created, source, offset, reason, detail, form, before_bytes, record)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             rows,
         )
         self._connection.execute("DELETE FROM dead_letters WHERE id <= ?", (self.total() - self._keep,))
-        self._connection.execute("DELETE FROM dead_letters WHERE through_bytes <= ?", (through - self._keep_bytes,))
+        self._connection.execute("DELETE FROM dead_letters WHERE before_bytes < ?", (through - self._keep_bytes,))
 
     def list(self, limit: int = 100, after: int = 0) -> list[DeadLetter]:
         """Letters in order of arrival; go on with the ``id`` of the last one as ``after``."""
@@ -133,7 +133,9 @@ class DeadLetters:
         return int(row[0]) if row else 0
 
     def _through(self) -> int:
-        row = self._connection.execute("SELECT through_bytes FROM dead_letters ORDER BY id DESC LIMIT 1").fetchone()
+        row = self._connection.execute(
+            "SELECT before_bytes + coalesce(length(record), 0) FROM dead_letters ORDER BY id DESC LIMIT 1"
+        ).fetchone()
         return int(row[0]) if row else 0
 
 

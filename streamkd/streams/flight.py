@@ -86,6 +86,11 @@ class FlightListener(Listener):
         if self._server is not None:
             self._server.drain(deadline_seconds)
 
+    def close(self) -> None:
+        """Stop listening; waits for streams that are still open."""
+        if self._server is not None:
+            self._server.shutdown()
+
 
 class _TokenDoor(fl.ServerMiddlewareFactory):
     """Refuses every call without a token of scope ``ingest``."""
