@@ -1,88 +1,74 @@
-"""Whether a candidate may be published: each check gives a reason from a closed set, or ``None``.
+"""Whether a candidate may be published: pure checks, each a reason from a closed set or ``None``.
 
-    weights like the ones before? ─► finite? ─► answers a canary batch? ─► no regression on the held-out records?
-
-Pure functions; the learner calls ``refuse`` before ``streamkd.state.publish``. The reasons are values of a
-metric's label.
+Called by the publisher before a version is written; a candidate that is refused changes nothing.
 """
 
 import logging
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-import numpy as np
 import torch
-from torch import Tensor
 
-Reason = Literal["keys", "shapes", "types", "not_finite", "canary", "regression", "storage"]
+Refusal = Literal["keys", "types", "shapes", "not_finite", "canary", "regression"]
 logger = logging.getLogger(__name__)
 
 
-def refuse(
-    candidate: Mapping[str, Tensor],
-    previous: Mapping[str, Tensor] | None,
-    *,
-    canary: Callable[[], np.ndarray],
-    classes: int,
+def refusal(
+    candidate: Mapping[str, torch.Tensor],
+    expected: Mapping[str, torch.Tensor],
+    canary: Callable[[], torch.Tensor],
     accuracy: float | None,
-    previous_accuracy: float | None,
-    allowed_loss: float,
-) -> Reason | None:
-    """The first reason against publishing a candidate, or ``None``.
+    served_accuracy: float | None,
+    tolerance: float,
+) -> Refusal | None:
+    """The first reason against a candidate, or ``None``.
 
     Args:
-        candidate, previous: weights by name; ``previous`` is ``None`` for the first version.
-        canary: predicts a fixed batch with the candidate: probabilities [records, classes].
-        accuracy, previous_accuracy: of both on the same held-out records; ``None`` where there are none.
-        allowed_loss: how much lower the candidate's may be.
+        candidate: its weights by name.
+        expected: those of the network that it is a copy of.
+        canary: its probabilities [n, classes] on a few records.
+        accuracy: its accuracy on held-out records; ``served_accuracy`` that of the served version on the same.
+        tolerance: the largest drop that is still published.
     """
     return (
-        validate(candidate, previous)
-        or check_canary(canary, classes)
-        or check_regression(accuracy, previous_accuracy, allowed_loss)
+        against_weights(candidate, expected)
+        or against_canary(canary)
+        or against_accuracy(accuracy, served_accuracy, tolerance)
     )
 
 
-def validate(candidate: Mapping[str, Tensor], previous: Mapping[str, Tensor] | None = None) -> Reason | None:
-    """Weights: the names, types and shapes of the version before, and finite.
-
-    A tensor may have more rows than before (a head that grew by a class), never fewer.
-    """
-    if previous is not None:
-        if candidate.keys() != previous.keys():
-            return "keys"
-        if any(candidate[name].dtype != old.dtype for name, old in previous.items()):
-            return "types"
-        if not all(_grew(candidate[name], old) for name, old in previous.items()):
-            return "shapes"
-    if not candidate:
+def against_weights(candidate: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> Refusal | None:
+    """Other names, element types or shapes than expected, or a number that is not finite."""
+    if candidate.keys() != expected.keys():
         return "keys"
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in candidate.values()):
-        return "not_finite"
-    return None
+    if any(candidate[name].dtype != expected[name].dtype for name in expected):
+        return "types"
+    if any(candidate[name].shape != expected[name].shape for name in expected):
+        return "shapes"
+    finite = all(bool(torch.isfinite(t).all()) for t in candidate.values() if t.is_floating_point())
+    return None if finite else "not_finite"
 
 
-def check_canary(predict: Callable[[], np.ndarray], classes: int) -> Reason | None:
-    """Predictions of a fixed batch: finite probabilities for every class that sum to 1."""
+def against_canary(predict: Callable[[], torch.Tensor]) -> Refusal | None:
+    """A candidate that fails on the canary records, or answers them with what are no probabilities."""
     try:
-        rows = np.asarray(predict(), np.float64)
+        return against_answers(predict())
     except Exception as fault:  # a student may be a stranger's code: it must not stop the learner
-        logger.warning("the candidate failed on the canary batch: %r", fault)
+        logger.warning("the candidate failed on the canary records: %r", fault)
         return "canary"
-    fits = rows.ndim == 2 and rows.shape[0] > 0 and rows.shape[1] == classes
-    if not fits or not np.isfinite(rows).all() or (rows < 0).any() or (np.abs(rows.sum(axis=1) - 1) > 1e-3).any():
-        return "canary"
-    return None
 
 
-def check_regression(accuracy: float | None, previous: float | None, allowed_loss: float) -> Reason | None:
-    """Held-out accuracy of the candidate against the version before, on the same records."""
-    if accuracy is None or previous is None:
+def against_answers(probabilities: torch.Tensor) -> Refusal | None:
+    """Probabilities on the canary records that are none: no rows, not finite, negative, or not summing to 1."""
+    if probabilities.dim() != 2 or not probabilities.numel():
+        return "canary"
+    sums = probabilities.sum(dim=1)
+    fine = bool(torch.isfinite(probabilities).all()) and bool((probabilities >= 0).all())
+    return None if fine and torch.allclose(sums, torch.ones_like(sums), atol=1e-3) else "canary"
+
+
+def against_accuracy(accuracy: float | None, served_accuracy: float | None, tolerance: float) -> Refusal | None:
+    """A held-out accuracy that falls by more than ``tolerance`` below that of the served version."""
+    if accuracy is None or served_accuracy is None:
         return None
-    return None if accuracy >= previous - allowed_loss else "regression"
-
-
-def _grew(new: Tensor, old: Tensor) -> bool:
-    if new.shape == old.shape:
-        return True
-    return new.dim() == old.dim() > 0 and new.shape[0] > old.shape[0] and new.shape[1:] == old.shape[1:]
+    return "regression" if accuracy < served_accuracy - tolerance else None
