@@ -99,8 +99,8 @@ class Stream(Model):
 class Optimizer(Model):
     """The student's optimiser."""
 
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
-    learning_rate: float = Field(default=0.05, gt=0)
+    name: Literal["sgd", "adam", "adamw"] = "adam"
+    learning_rate: float = Field(default=0.001, gt=0)
     momentum: float = Field(default=0.0, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: float = Field(default=0.0, ge=0)

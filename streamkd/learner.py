@@ -29,7 +29,7 @@ from streamkd.observe import Observers
 from streamkd.plugins import Registry
 from streamkd.records import Chunk, Records, RecordSchema, Source
 from streamkd.state.checkpoint import DeadBatch
-from streamkd.strategy import StepReport, StreamStrategy
+from streamkd.strategy import StepReport, StreamStrategy, quiet_evaluator
 from streamkd.streams import codec
 from streamkd.streams.cut import CutJournal, Cutter
 from streamkd.streams.log import Log, LogSource
@@ -55,6 +55,7 @@ class Learner:
         journal: CutJournal | None = None,
         recorder: Recorder | None = None,
         avalanche_plugins: Sequence[Any] = (),
+        avalanche_metrics: Sequence[Any] = (),
         on_task_end: Callable[[str], None] = lambda task: None,
     ) -> None:
         self.config, self.registry, self.source, self.schema = config, registry, source, schema
@@ -75,6 +76,7 @@ class Learner:
         self.last: StepReport | None = None
         self._cutter = Cutter(source, config.stream.batch.size, config.stream.batch.flush_seconds, journal)
         self._plugins = list(avalanche_plugins)
+        self._evaluator = quiet_evaluator(*avalanche_metrics, sink=self._log)
         self._on_task_end = on_task_end
         self._bad_in_a_row = 0
         self._strategy: StreamStrategy | None = None
@@ -119,6 +121,9 @@ class Learner:
             self._bad_in_a_row = 0
             self._train(records)
         return True
+
+    def _log(self, name: str, value: float) -> None:
+        self.recorder.set("avalanche_metric", value, metric=name)
 
     def end_of_stream(self) -> None:
         """A finite stream is over: close its last task."""
@@ -229,7 +234,7 @@ class Learner:
             clip_norm=config.optimizer.clip_norm,
             adapter=self._adapter,
         )
-        self._strategy = StreamStrategy(step=step, device=self.device, plugins=self._plugins)
+        self._strategy = StreamStrategy(step=step, device=self.device, plugins=self._plugins, evaluator=self._evaluator)
 
     def fresh_student(self, classes: int) -> Student:
         """An untrained student of the configuration; the seed alone decides its weights."""

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
 from avalanche.core import SupervisedPlugin
+from avalanche.logging import BaseLogger
 from avalanche.training.plugins import EvaluationPlugin
-from avalanche.training.plugins.clock import Clock
 from avalanche.training.templates import SupervisedTemplate
 from avalanche.training.templates.base_sgd import PeriodicEval
 from torch import Tensor
@@ -98,6 +98,19 @@ class AtBoundaries(SupervisedPlugin):
         strategy.experience = before
 
 
+class MetricsLogger(BaseLogger):
+    """An Avalanche logger that hands every number to ``sink(name, value)``: our metrics, and so Prometheus."""
+
+    def __init__(self, sink: Callable[[str, float], None]) -> None:
+        super().__init__()
+        self._sink = sink
+
+    def log_single_metric(self, name: str, value: Any, x_plot: int) -> None:
+        """Pass on numbers; Avalanche's images and histograms have no place in a time series."""
+        if isinstance(value, int | float):
+            self._sink(name, float(value))
+
+
 def _implements(plugin: Any, event: str) -> bool:
     method = getattr(type(plugin), event, None) or getattr(plugin, event, None)
     return method is not None and method is not getattr(SupervisedPlugin, event, None)
@@ -127,7 +140,7 @@ class StreamStrategy(SupervisedTemplate):
             eval_mb_size=256,
             device=device,
             plugins=list(plugins),
-            evaluator=evaluator or EvaluationPlugin(collect_all=False),
+            evaluator=evaluator or quiet_evaluator(),
             eval_every=-1,
         )
         self.plan: Plan | None = None
@@ -228,10 +241,15 @@ class StreamStrategy(SupervisedTemplate):
             listener(self)
 
 
+def quiet_evaluator(*metrics: Any, sink: Callable[[str, float], None] = lambda name, value: None) -> EvaluationPlugin:
+    """An evaluator that keeps no values for ever, and whose metrics go to ``sink``."""
+    return EvaluationPlugin(*metrics, loggers=[MetricsLogger(sink)], collect_all=False)
+
+
 def _silent(plugin: Any) -> bool:
     """Avalanche's own defaults that would do nothing, at the price of a call per event."""
     if isinstance(plugin, EvaluationPlugin):
-        return not plugin.metrics and not plugin.loggers
+        return not plugin.metrics and all(isinstance(logger, MetricsLogger) for logger in plugin.loggers)
     return isinstance(plugin, PeriodicEval) and plugin.eval_every < 0
 
 
@@ -255,6 +273,3 @@ class StepReport:
 
     def __init__(self, fresh: int, loss: float, right: int, weights: Tensor, skipped: bool) -> None:
         self.fresh, self.loss, self.right, self.weights, self.skipped = fresh, loss, right, weights, skipped
-
-
-__all__ = ["AtBoundaries", "Clock", "StepReport", "StreamStrategy", "TensorExperience", "dataset_of"]

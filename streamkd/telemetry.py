@@ -75,6 +75,7 @@ FAMILIES: Mapping[str, Family] = {
     "drift_detected_total": _counter("Drifts seen, by detector.", "detector"),
     "eval_accuracy_ratio": _gauge("Accuracy over the window.", "window"),
     "eval_forgetting_ratio": _gauge("Average forgetting over the window.", "window"),
+    "avalanche_metric": _gauge("Last value of an Avalanche metric, by Avalanche's name for it.", "metric"),
     "gate_weight_ratio": _gauge("Mean weight of the last step; the hard label is a teacher here.", "teacher"),
     "gate_adaptations_total": _counter("Meta-adaptations of the gate."),
     "gate_adaptation_duration_seconds": _histogram("Duration of a meta-adaptation.", SLOW),
