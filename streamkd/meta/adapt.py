@@ -44,6 +44,7 @@ class GateAdapter:
         self.origin = [p.detach().clone() for p in self.parameters]
         self.optimizer = torch.optim.Adam(self.parameters, lr=learning_rate) if self.parameters else None
         self.engine: Engine = engine
+        self.refused = False
         self.steps = 0
         self.burst = 0
         self.adaptations = 0
@@ -82,7 +83,7 @@ class GateAdapter:
     def _table(self, step: Step, plan: Plan, logits: Tensor, weights: Tensor, query: Remembered) -> Tensor:
         """batch · dL_out/dw for every sample and source, [batch, 1 + teachers]."""
         inner = step.loss(step.lesson(plan, logits, weights))
-        grads = torch.autograd.grad(inner, step.parameters, retain_graph=True)
+        grads = torch.autograd.grad(inner, step.parameters, retain_graph=True, materialize_grads=True)
         moved = hypergradient.virtual_step(step.optimizer, step.parameters, grads, step.clip_norm)
         outer = self._outer(step, moved, query)
         u = hypergradient.direction(step.optimizer, step.parameters, grads, outer, step.clip_norm)
@@ -94,20 +95,19 @@ class GateAdapter:
         """v = ∇CE(query) at θ'."""
         leaves = [m.requires_grad_() for m in moved]
         names = [name for name, p in step.student.named_parameters() if p.requires_grad]
-        loss = F.cross_entropy(
-            functional_call(step.student, dict(zip(names, leaves, strict=True)), (query.x,)), query.y
-        )
+        parameters = dict(zip(names, leaves, strict=True)) | hypergradient.own_buffers(step.student)
+        loss = F.cross_entropy(functional_call(step.student, parameters, (query.x,)), query.y)
         self.outer_loss = float(loss.detach())
-        return torch.autograd.grad(loss, leaves)
+        return torch.autograd.grad(loss, leaves, materialize_grads=True)
 
     def _slopes(self, step: Step, plan: Plan, u: list[Tensor], soft: Tensor, temperature: float) -> Tensor:
-        if self.engine != "finite-difference":
+        if self.engine == "forward" or (self.engine == "auto" and not self.refused):
             try:
                 return hypergradient.forward(step.student, plan.x, u, plan.y, soft, temperature)
             except (NotImplementedError, RuntimeError):
                 if self.engine == "forward":
                     raise
-                self.engine = "finite-difference"  # an operator has no forward mode, and never will
+                self.refused = True  # an operator has no forward mode, and never will
 
         def losses(module: nn.Module, parameters: dict[str, Tensor]) -> Tensor:
             z = functional_call(module, parameters, (plan.x,))
@@ -122,7 +122,7 @@ class GateAdapter:
             "steps": self.steps,
             "burst": self.burst,
             "adaptations": self.adaptations,
-            "engine": self.engine,
+            "refused": self.refused,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -130,7 +130,7 @@ class GateAdapter:
         if self.optimizer is not None:
             optimizers.restore(self.optimizer, state["optimizer"])
         self.steps, self.burst, self.adaptations = state["steps"], state["burst"], state["adaptations"]
-        self.engine = state["engine"]
+        self.refused = state["refused"]
 
 
 def _gated_term(step: Step) -> tuple[float, float]:

@@ -7,6 +7,7 @@ loss ℓ_ik, so dL_out/dw_ik = ⟨u, ∇ℓ_ik⟩ / batch, a directional derivat
 takes it with one forward-mode pass, ``finite_difference`` with two plain ones, on every operator.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -96,7 +97,7 @@ def direction(
 ) -> Tensors:
     """u = (∂θ'/∂g)ᵀ v for ``outer`` = v, exact for SGD (momentum, Nesterov, decay), Adam, AdamW, each also clipped.
 
-    Adam: u = -η[((1-β1)/c1)/(√v̂+ε) - m̂(1-β2)g/(c2·√v̂·(√v̂+ε)²)] ⊙ v, c = 1-βᵗ; the second term is 0 where v̂ = 0.
+    Adam: u = -η[((1-β1)/c1)/(√v̂+ε) - m̂(1-β2)g/(c2·√v̂·(√v̂+ε)²)] ⊙ v, c = 1-βᵗ; 0 where v̂ = 0.
     """
     rates = _rates(optimizer)
     entering = clipped(grads, clip_norm)
@@ -118,7 +119,9 @@ def _adam_slope(p: Tensor, g: Tensor, state: dict[str, Tensor], rates: Rates, de
     root = (second / c2).sqrt()
     slope = (1 - beta1) / c1 / (root + rates.eps)
     bend = (first / c1) * (1 - beta2) * g / (c2 * root * (root + rates.eps) ** 2)
-    return -rates.learning_rate * (slope - torch.where(root > 0, bend, 0.0))
+    # v̂ = 0: no sample has ever moved this weight, so its column of J is 0 and any u is exact; 1/ε there would drown
+    # all other directions in a finite difference
+    return -rates.learning_rate * torch.where(root > 0, slope - bend, 0.0)
 
 
 def _through_clip(grads: Sequence[Tensor], u: Tensors, clip_norm: float | None) -> Tensors:
@@ -151,8 +154,11 @@ def forward(
     names = [name for name, p in module.named_parameters() if p.requires_grad]
     values = [p.detach() for p in module.parameters() if p.requires_grad]
     with forward_ad.dual_level(), torch.no_grad():
-        duals = {n: forward_ad.make_dual(p, d) for n, p, d in zip(names, values, u, strict=True)}
-        z, slope = forward_ad.unpack_dual(functional_call(module, duals, (x,)))
+        with warnings.catch_warnings():
+            # at the first dual number torch compiles its rules with a compiler of its own that it calls deprecated
+            warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+            duals = {n: forward_ad.make_dual(p, d) for n, p, d in zip(names, values, u, strict=True)}
+        z, slope = forward_ad.unpack_dual(functional_call(module, duals | own_buffers(module), (x,)))
     if slope is None:
         slope = torch.zeros_like(z)
     hard = torch.softmax(z, -1) - nn.functional.one_hot(labels, z.shape[1])
@@ -180,8 +186,13 @@ def finite_difference(
     with torch.no_grad():
         for sign in (1, -1):
             moved = {n: p + sign * eps * d for n, p, d in zip(names, values, u, strict=True)}
-            sides.append(losses(module, moved))
+            sides.append(losses(module, moved | own_buffers(module)))
     return (sides[0] - sides[1]) / (2 * eps)
+
+
+def own_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of the buffers, for passes that must leave running statistics as they are."""
+    return {name: buffer.clone() for name, buffer in module.named_buffers()}
 
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -196,11 +207,19 @@ def _rates(optimizer: torch.optim.Optimizer) -> Rates:
             fix="take one of these, or a gate without parameters (fixed)",
         )
     group = optimizer.param_groups[0]
+    odd = [name for name in ("amsgrad", "dampening", "maximize") if group.get(name)]
+    if odd or len(optimizer.param_groups) > 1:
+        raise ConfigError(
+            f"the gate's hypergradient has no closed form for {odd[0] if odd else 'several groups of parameters'}",
+            where="optimizer",
+            fix="leave it at its default, or take a gate without parameters (fixed)",
+        )
+    beta1, beta2 = group.get("betas", (0.0, 0.0))
     return Rates(
         float(group["lr"]),
-        group["weight_decay"],
-        group.get("momentum", 0.0),
-        group.get("nesterov", False),
-        group.get("betas", (0.0, 0.0)),
-        group.get("eps", 0.0),
+        float(group["weight_decay"]),
+        float(group.get("momentum", 0.0)),
+        bool(group.get("nesterov", False)),
+        (float(beta1), float(beta2)),
+        float(group.get("eps", 0.0)),
     )

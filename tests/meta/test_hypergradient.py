@@ -1,0 +1,285 @@
+"""The closed-form hypergradient against double backward through the whole optimiser step."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import oracles
+import pytest
+import torch
+import toys
+from torch import Tensor, nn
+
+from streamkd.distill.losses import match_gate, soft_answers, source_losses
+from streamkd.errors import ConfigError
+from streamkd.meta import hypergradient
+
+OPTIMIZERS = {
+    "sgd": ("sgd", {"lr": 0.1}),
+    "sgd-decay": ("sgd", {"lr": 0.1, "weight_decay": 0.02}),
+    "momentum": ("sgd", {"lr": 0.1, "momentum": 0.9}),
+    "momentum-decay": ("sgd", {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.02}),
+    "nesterov": ("sgd", {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
+    "adam": ("adam", {"lr": 0.01}),
+    "adam-decay": ("adam", {"lr": 0.01, "weight_decay": 0.02}),
+    "adamw": ("adamw", {"lr": 0.01, "weight_decay": 0.02}),
+}
+CLIPS = {"unclipped": None, "clipped": 0.05, "loosely clipped": 1e3}
+TEMPERATURE = 2.0
+
+every_optimizer = pytest.mark.parametrize("kind", OPTIMIZERS)
+every_clip = pytest.mark.parametrize("clip", CLIPS)
+
+
+class Problem:
+    """A network with a dead unit and a dead input, an optimiser some steps old, a support and a query batch."""
+
+    def __init__(self, kind: str, *, warm: int = 3, dtype: torch.dtype = torch.float64, seed: int = 0) -> None:
+        g = torch.Generator().manual_seed(seed)
+        self.module = _network(g).to(dtype)
+        name, settings = OPTIMIZERS[kind]
+        self.parameters = list(self.module.parameters())
+        self.optimizer = toys.optimizer_of(name, self.parameters, **settings)
+        parts = toys.lesson(seed, batch=7, teachers=3, classes=4, dtype=dtype)
+        self.labels, self.weights = parts["labels"], parts["weights"]
+        self.soft = soft_answers(parts["answers"], parts["known"], TEMPERATURE)
+        self.x, self.query = (torch.randn(n, 5, generator=g, dtype=torch.float64).to(dtype) for n in (7, 9))
+        self.x[:, 4] = self.query[:, 4] = 0.0
+        self.query_labels = torch.randint(4, (9,), generator=g)
+        for _ in range(warm):
+            x = torch.randn(7, 5, generator=g, dtype=torch.float64).to(dtype)
+            x[:, 4] = 0.0
+            self.optimizer.zero_grad()
+            nn.functional.cross_entropy(self.module(x), self.labels).backward()
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def inner(self, parameters: dict[str, Tensor], weights: Tensor) -> Tensor:
+        z = oracles.call(self.module, parameters, self.x)
+        return (weights * source_losses(z, self.labels, self.soft, TEMPERATURE)).sum(1).mean()
+
+    def outer(self, parameters: dict[str, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(oracles.call(self.module, parameters, self.query), self.query_labels)
+
+    def grads(self) -> tuple[Tensor, ...]:
+        loss = match_gate(self.module(self.x), self.labels, self.soft, self.weights, TEMPERATURE).mean()
+        return torch.autograd.grad(loss, self.parameters)
+
+    def direction(self, clip: float | None) -> list[Tensor]:
+        grads = self.grads()
+        moved = hypergradient.virtual_step(self.optimizer, self.parameters, grads, clip)
+        leaves = [m.requires_grad_() for m in moved]
+        names = [name for name, _ in self.module.named_parameters()]
+        outer = torch.autograd.grad(self.outer(dict(zip(names, leaves, strict=True))), leaves)
+        return hypergradient.direction(self.optimizer, self.parameters, grads, outer, clip)
+
+    def forward(self, clip: float | None) -> Tensor:
+        return hypergradient.forward(self.module, self.x, self.direction(clip), self.labels, self.soft, TEMPERATURE)
+
+    def finite_difference(self, clip: float | None) -> Tensor:
+        return hypergradient.finite_difference(self.module, self.direction(clip), self.source_losses)
+
+    def source_losses(self, module: nn.Module, parameters: dict[str, Tensor]) -> Tensor:
+        return source_losses(oracles.call(module, parameters, self.x), self.labels, self.soft, TEMPERATURE)
+
+    def oracle(self, clip: float | None) -> Tensor:
+        return oracles.hypergradient(self.module, self.optimizer, self.inner, self.outer, self.weights, clip)
+
+
+def _network(g: torch.Generator) -> nn.Module:
+    module = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 4))
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(0.6 * torch.randn(parameter.shape, generator=g))
+        module[0].bias[2] = -100.0  # a unit that no input wakes
+    return module
+
+
+def _apart(got: Tensor, wanted: Tensor) -> float:
+    return float((got.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+@every_clip
+@every_optimizer
+def test_forward_mode_is_the_double_backward(kind: str, clip: str) -> None:
+    """In float64 the table equals batch · dL_out/dw by double backward, to 1e-10, dead units and filled buffers too."""
+    problem = Problem(kind)
+    wanted = problem.oracle(CLIPS[clip])
+    got = problem.forward(CLIPS[clip])
+    assert wanted.norm() > 1e-6
+    torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("kind", ["momentum", "nesterov", "adam", "adamw"])
+def test_the_very_first_step_is_exact_too(kind: str) -> None:
+    """Without a buffer yet, torch begins with the gradient itself."""
+    problem = Problem(kind, warm=0)
+    wanted = problem.oracle(None)
+    torch.testing.assert_close(problem.forward(None), wanted, rtol=1e-9, atol=1e-10 * float(wanted.abs().max()))
+
+
+@every_clip
+@every_optimizer
+def test_finite_difference_is_near_in_float32(kind: str, clip: str) -> None:
+    """Two plain passes in float32 are within 1e-3 of the double backward in float64."""
+    exact = Problem(kind)
+    problem = Problem(kind)
+    for part in (problem.module, exact.module):
+        part.double()
+    _to_float32(problem)
+    assert _apart(problem.finite_difference(CLIPS[clip]), exact.oracle(CLIPS[clip])) < 1e-3
+
+
+def _to_float32(problem: Problem) -> None:
+    problem.module.float()
+    for name in ("soft", "weights", "x", "query"):
+        setattr(problem, name, getattr(problem, name).float())
+    for state in problem.optimizer.state.values():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                state[key] = value.float()
+
+
+@every_clip
+@every_optimizer
+def test_forward_mode_is_near_in_float32(kind: str, clip: str) -> None:
+    """Forward mode in float32 is within 1e-4 of the double backward in float64."""
+    exact, problem = Problem(kind), Problem(kind)
+    _to_float32(problem)
+    assert _apart(problem.forward(CLIPS[clip]), exact.oracle(CLIPS[clip])) < 1e-4
+
+
+@every_clip
+@every_optimizer
+def test_the_virtual_step_is_the_optimisers_next_step(kind: str, clip: str) -> None:
+    """θ' is what torch's optimiser, with torch's clipping, makes of the same gradients; nothing is moved before."""
+    problem = Problem(kind, dtype=torch.float32)
+    before = [p.detach().clone() for p in problem.parameters]
+    grads = problem.grads()
+    moved = hypergradient.virtual_step(problem.optimizer, problem.parameters, grads, CLIPS[clip])
+    for p, old in zip(problem.parameters, before, strict=True):
+        assert torch.equal(p, old)
+    for p, g in zip(problem.parameters, grads, strict=True):
+        p.grad = g.clone()
+    if CLIPS[clip] is not None:
+        nn.utils.clip_grad_norm_(problem.parameters, CLIPS[clip])
+    problem.optimizer.step()
+    for p, m in zip(problem.parameters, moved, strict=True):
+        torch.testing.assert_close(m, p.detach(), rtol=2e-6, atol=2e-7)
+
+
+@every_optimizer
+def test_the_oracles_own_step_is_torchs(kind: str) -> None:
+    """The oracle goes through the same optimiser as torch, or it proves nothing."""
+    problem = Problem(kind)
+    grads = problem.grads()
+    moved = oracles.optimizer_step(problem.optimizer, problem.parameters, oracles.clip(grads, 0.05))
+    for p, g in zip(problem.parameters, grads, strict=True):
+        p.grad = g.clone()
+    nn.utils.clip_grad_norm_(problem.parameters, 0.05)
+    problem.optimizer.step()
+    for p, m in zip(problem.parameters, moved, strict=True):
+        torch.testing.assert_close(m, p.detach(), rtol=1e-12, atol=1e-14)
+
+
+def test_a_pixel_that_is_dead_in_support_does_not_blind_the_finite_difference() -> None:
+    """Under Adam an input that was never on has v̂ = 0; a query where it is on must not drown the other directions."""
+    exact, problem = Problem("adam"), Problem("adam")
+    exact.query[:, 4] = problem.query[:, 4] = 1.0
+    _to_float32(problem)
+    assert _apart(problem.finite_difference(None), exact.oracle(None)) < 1e-3
+
+
+def test_batch_normalisation_in_training_mode_has_a_forward_pass() -> None:
+    """Dual numbers go through BatchNorm in training mode, where each sample's logits depend on the others."""
+    problem = Problem("sgd")
+    problem.module = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 4)).double().train()
+    problem.parameters = list(problem.module.parameters())
+    problem.optimizer = torch.optim.SGD(problem.parameters, lr=0.1)
+    torch.testing.assert_close(problem.forward(None), problem.oracle(None), rtol=1e-8, atol=1e-10)
+
+
+def test_a_direction_of_zero_gives_a_table_of_zeros() -> None:
+    """Where the query asks for nothing, finite difference divides by no zero."""
+    problem = Problem("sgd")
+    u = [torch.zeros_like(p) for p in problem.parameters]
+    table = hypergradient.finite_difference(problem.module, u, problem.source_losses)
+    assert torch.equal(table, torch.zeros_like(table))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.RMSprop(p, lr=0.1),
+        lambda p: torch.optim.Adam(p, lr=0.1, amsgrad=True),
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, dampening=0.5),
+        lambda p: torch.optim.SGD(p, lr=0.1, maximize=True),
+        lambda p: torch.optim.SGD([{"params": p[:1], "lr": 0.2}, {"params": p[1:]}], lr=0.1),
+    ],
+    ids=["rmsprop", "amsgrad", "dampening", "maximize", "two groups"],
+)
+def test_an_optimiser_without_a_closed_form_is_refused(make: Callable[[list[Any]], torch.optim.Optimizer]) -> None:
+    """Better no hypergradient than a wrong one."""
+    problem = Problem("sgd")
+    with pytest.raises(ConfigError, match="hypergradient"):
+        hypergradient.virtual_step(make(problem.parameters), problem.parameters, problem.grads(), None)
+
+
+class Attention(nn.Module):
+    """Fused scaled-dot-product attention over the features as tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.widen, self.head = nn.Linear(1, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.widen(x.unsqueeze(-1)).unsqueeze(1)
+        return self.head(nn.functional.scaled_dot_product_attention(tokens, tokens, tokens).squeeze(1).mean(1))
+
+
+class Recurrent(nn.Module):
+    """An LSTM over the features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(1, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.lstm(x.unsqueeze(-1))[0][:, -1])
+
+
+class Bag(nn.Module):
+    """An EmbeddingBag over the rounded features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag, self.head = nn.EmbeddingBag(16, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.bag(x.round().long() % 16))
+
+
+@pytest.mark.parametrize("body", [Attention, Recurrent, Bag])
+def test_auto_falls_back_where_an_operator_has_no_forward_mode(body: type[nn.Module]) -> None:
+    """Students with fused attention, LSTM or EmbeddingBag adapt their gate by finite difference, and go on doing so."""
+    torch.manual_seed(0)
+    gate = toys.scorer()
+    adapter = toys.adapter_of(gate, every=1, engine="auto")
+    step = toys.make_step(student=toys.wrapped(body()), gate=gate, adapter=adapter)
+    before = copy.deepcopy(gate.state_dict())
+    for x, y in toys.batches(6):
+        toys.train(step, x, y)
+    assert adapter.adaptations > 0
+    assert any(not torch.equal(before[k], v) for k, v in gate.state_dict().items())
+
+
+@pytest.mark.parametrize("body", [Attention, Recurrent, Bag])
+def test_forward_says_where_it_has_no_forward_mode(body: type[nn.Module]) -> None:
+    """The engine `forward`, asked for by name, does not turn into another one silently."""
+    torch.manual_seed(0)
+    gate = toys.scorer()
+    adapter = toys.adapter_of(gate, every=1, engine="forward")
+    step = toys.make_step(student=toys.wrapped(body()), gate=gate, adapter=adapter)
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        for x, y in toys.batches(6):
+            toys.train(step, x, y)
