@@ -1,0 +1,132 @@
+"""What the checks look at: small random data from fixed seeds, and how to take it apart and put it together."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamkd.distill import students
+from streamkd.distill.gate import Evidence
+from streamkd.distill.losses import Lesson
+from streamkd.hookspecs import Kind
+from streamkd.records import InputColumn, Label, Records, RecordSchema
+
+IMAGES = RecordSchema(inputs=(InputColumn(name="image", shape=(8, 8), dtype="float32"),))
+
+
+def rows_of(schema: RecordSchema, count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    if np.issubdtype(schema.dtype, np.integer):
+        return torch.randint(0, 100, (count, *schema.shape), generator=generator).to(
+            students.torch_dtype[schema.dtype.name]
+        )
+    return torch.randn(count, *schema.shape, generator=generator).to(students.torch_dtype[schema.dtype.name])
+
+
+def plain_student(schema: RecordSchema, classes: int, seed: int) -> students.Student:
+    kind = Kind("mlp", students.Mlp, students.MlpOptions)
+    return students.build(kind, students.MlpOptions(hidden=(8,)), schema, classes, seed)
+
+
+def evidence_of(teachers: int) -> Evidence:
+    generator = torch.Generator().manual_seed(7)
+    known = torch.rand(6, teachers, 4, generator=generator) > 0.3
+    labels = torch.randint(0, 4, (6,), generator=generator)
+    known[0] = False
+    return Evidence(
+        logits=torch.randn(6, 4, generator=generator),
+        labels=labels,
+        answers=torch.randn(6, teachers, 4, generator=generator),
+        known=known,
+        heard=known.gather(2, labels.view(-1, 1, 1).expand(-1, teachers, 1)).squeeze(2),
+        facts=torch.rand(teachers, 2, generator=generator),
+        teachers=tuple(f"teacher-{number}" for number in range(teachers)),
+    )
+
+
+def part_of(evidence: Evidence, rows: slice) -> Evidence:
+    per_sample = ("logits", "labels", "answers", "known", "heard")
+    return dataclasses.replace(evidence, **{name: getattr(evidence, name)[rows] for name in per_sample})
+
+
+def of_teachers(evidence: Evidence, order: list[int]) -> Evidence:
+    """The evidence of those teachers, in that order."""
+    return dataclasses.replace(
+        evidence,
+        answers=evidence.answers[:, order],
+        known=evidence.known[:, order],
+        heard=evidence.heard[:, order],
+        facts=evidence.facts[order],
+        teachers=tuple(evidence.teachers[index] for index in order),
+    )
+
+
+def lesson_for(loss: Any, feature_shape: tuple[int, ...], teachers: int) -> Lesson:
+    """Three fresh and two remembered rows in float64; the teachers that the loss names come first."""
+    generator = torch.Generator().manual_seed(11)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+    weights = torch.softmax(normal(5, 1 + teachers), 1)
+    known = torch.rand(5, teachers, 4, generator=generator) > 0.2
+    known[:, :, 0] = True
+    named = {key: {layer: normal(3, *feature_shape) for layer in layers} for key, layers in loss.teacher_layers.items()}
+    return Lesson(
+        logits=normal(5, 4),
+        labels=torch.randint(0, 4, (5,), generator=generator),
+        answers=normal(5, teachers, 4),
+        known=known,
+        weights=weights,
+        fresh=3,
+        teachers=tuple([*named, "another", "a-third", "a-fourth"][:teachers]),
+        features={layer: normal(5, *feature_shape) for layer in loss.layers},
+        teacher_features=named,
+    )
+
+
+def row_of(lesson: Lesson, row: int) -> Lesson:
+    """One sample alone: fresh or remembered, as it was."""
+    at, fresh = slice(row, row + 1), row < lesson.fresh
+    per_sample = ("logits", "labels", "answers", "known", "weights")
+    shown = {
+        key: {name: value[at] if fresh else value[:0] for name, value in layers.items()}
+        for key, layers in lesson.teacher_features.items()
+    }
+    return dataclasses.replace(
+        lesson,
+        **{name: getattr(lesson, name)[at] for name in per_sample},
+        fresh=int(fresh),
+        features={name: value[at] for name, value in lesson.features.items()},
+        teacher_features=shown,
+    )
+
+
+def taught_by(lesson: Lesson, order: list[int]) -> Lesson:
+    """The lesson of those teachers, in that order; the hard label takes what the others leave."""
+    kept = lesson.weights[:, [1 + index for index in order]]
+    hard = 1 - kept.sum(1, keepdim=True)
+    return dataclasses.replace(
+        lesson,
+        answers=lesson.answers[:, order],
+        known=lesson.known[:, order],
+        weights=torch.cat([hard, kept], 1),
+        teachers=tuple(lesson.teachers[index] for index in order),
+    )
+
+
+def batches_of(tasks: bool) -> list[tuple[Records, list[Label], int]]:
+    """Batches of a stream of three tasks of two labels, what is new in each, and how far its task has come."""
+    generator, seen, batches = np.random.default_rng(3), set[Label](), []
+    for number in range(12):
+        task = number // 4
+        labels: list[Label] = [int(label) for label in generator.integers(2 * task, 2 * task + 2, 100)]
+        new = sorted(set(labels) - seen)
+        seen |= set(labels)
+        inputs = generator.normal(size=(100, 8)).astype(np.float32) + task
+        offsets = np.arange(100 * number, 100 * number + 100)
+        records = Records(inputs, labels, [str(task)] * 100 if tasks else None, offsets)
+        batches.append((records, list(new), 100 * (number % 4)))
+    return batches
