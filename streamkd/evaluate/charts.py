@@ -40,18 +40,18 @@ class Frame:
         return _HEIGHT - _BOTTOM - (value - self.y0) / ((self.y1 - self.y0) or 1) * (_HEIGHT - _TOP - _BOTTOM)
 
 
-def lines(series: Mapping[str, Sequence[Point]], marks: Sequence[Mark] = (), *, title: str, low: float = 0.0) -> str:
-    """A line per name over records; the y axis begins at ``low`` or below."""
+def lines(series: Mapping[str, Sequence[Point]], marks: Sequence[Mark] = (), *, title: str, first: int = 0) -> str:
+    """A line per name over records, from 0 or below; ``first`` is the colour of the first name."""
     values = [y for points in series.values() for _, y in points if y is not None]
     if not values:
         return _nothing(title)
-    frame = _frame([x for points in series.values() for x, _ in points], [*values, low])
+    frame = _frame([x for points in series.values() for x, _ in points], [*values, 0.0])
     drawn = [
         f'<path d="{_path(points, frame)}" class="line" style="stroke:{colour(index)}"><title>{escape(name)}</title>'
         f"</path>{_end(points, frame, index)}"
-        for index, (name, points) in enumerate(series.items())
+        for index, (name, points) in enumerate(series.items(), first)
     ]
-    return _svg(title, [_axes(frame), *[_mark(mark, frame) for mark in marks], *drawn]) + legend(series)
+    return _svg(title, [_axes(frame), *[_mark(mark, frame) for mark in marks], *drawn]) + legend(series, first)
 
 
 def areas(series: Mapping[str, Sequence[Point]], marks: Sequence[Mark] = (), *, title: str) -> str:
@@ -138,10 +138,11 @@ def diagram(bins: Sequence[Mapping[str, float]], *, title: str) -> str:
     return _svg(title, [_axes(frame), *drawn, f'<line {across} class="ideal"/>'])
 
 
-def legend(names: Mapping[str, object] | Sequence[str]) -> str:
+def legend(names: Mapping[str, object], first: int = 0) -> str:
     """The names beside their colours."""
     items = "".join(
-        f'<span><i style="background:{colour(index)}"></i>{escape(name)}</span>' for index, name in enumerate(names)
+        f'<span><i style="background:{colour(index)}"></i>{escape(name)}</span>'
+        for index, name in enumerate(names, first)
     )
     return f'<div class="legend">{items}</div>'
 

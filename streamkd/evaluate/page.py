@@ -52,7 +52,7 @@ def _tiles(report: Mapping[str, Any]) -> list[str]:
     wanted = [
         ("Served model", served, ("accuracy", "final_average"), "final average accuracy", 100, " %"),
         ("Student", student, ("accuracy", "final_average"), "final average accuracy", 100, " %"),
-        ("On arrival", served, ("accuracy", "prequential"), "accuracy before training", 100, " %"),
+        ("On arrival", student, ("accuracy", "prequential"), "before training on it", 100, " %"),
         ("Forgetting", served, ("forgetting", "average"), "best so far minus final", 100, " %"),
         ("Calibration", served, ("calibration", "ece"), "expected error", 100, " %"),
         ("Throughput", report, ("throughput", "samples_per_second"), "records per second", 1, ""),
@@ -138,8 +138,10 @@ def _worth_card(report: Mapping[str, Any], marks: Sequence[Mark]) -> str:
     series: dict[str, Sequence[Point]] = {}
     for teacher in _over_seeds(report, "teachers"):
         series[teacher["name"]] = _points(teacher.get("worth") or [], "worth")
-    note = "How good each teacher is on held-out records of the classes that it knows."
-    return _card("Worth of each teacher", note, charts.lines(_measured(series), marks, title="Worth of teachers"))
+    note = "What each teacher is worth on held-out records: by this it is kept or evicted. Colours as in the gate."
+    return _card(
+        "Worth of each teacher", note, charts.lines(_measured(series), marks, title="Worth of teachers", first=1)
+    )
 
 
 def _per_task_card(name: str, model: Mapping[str, Any], report: Mapping[str, Any]) -> str:
@@ -193,13 +195,22 @@ def _seeds_card(report: Mapping[str, Any]) -> str:
     rows = []
     for seed in report["per_seed"]:
         cells = [str(seed["seed"])]
-        for model in ("served", "student"):
-            for path in (("accuracy", "final_average"), ("accuracy", "prequential"), ("forgetting", "average")):
-                cells.append(_number(_figure(seed.get(model) or {}, path)[0]))
+        for model, path in _EACH:
+            cells.append(_number(_figure(seed.get(model) or {}, path)[0]))
         cells.append(_number(_figure(seed, ("throughput", "samples_per_second"))[0], 0))
         rows.append(cells)
-    head = ["seed", "served", "on arrival", "forgetting", "student", "on arrival", "forgetting", "records/s"]
+    head = ["seed", "served", "its forgetting", "its ECE", "student", "its forgetting", "on arrival", "records/s"]
     return _card("Each seed", "", _table(head, rows), wide=True)
+
+
+_EACH = (
+    ("served", ("accuracy", "final_average")),
+    ("served", ("forgetting", "average")),
+    ("served", ("calibration", "ece")),
+    ("student", ("accuracy", "final_average")),
+    ("student", ("forgetting", "average")),
+    ("student", ("accuracy", "prequential")),
+)
 
 
 def _config_card(report: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from streamkd.evaluate.page import page
 from streamkd.evaluate.seeds import merge, plain
 
 SCHEMA = 1
-_ORDER = ("student", "served", "fidelity", "gate", "efficiency", "throughput", "teachers", "boundaries", "history")
+MERGED = ("student", "served", "fidelity", "gate", "efficiency", "throughput", "teachers", "boundaries", "history")
 
 
 def assess(
@@ -82,7 +82,7 @@ def write_report(
 
     Args:
         results: one per seed: ``seed`` and any of student, served, fidelity, gate, efficiency, throughput,
-            teachers, boundaries, history.
+            teachers, boundaries, history. Anything else stays in ``per_seed`` alone.
         stream: ``name``, ``records``, ``tasks`` and ``classes`` (names, or how many).
     """
     report = summarise(results, config, stream, environment)
@@ -108,8 +108,7 @@ def summarise(
         "config": plain(dict(config)),
         "seeds": [seed["seed"] for seed in seeds],
         "stream": plain(dict(stream)),
-        **{key: merged[key] for key in _ORDER if key in merged},
-        **{key: value for key, value in merged.items() if key not in _ORDER},
+        **{key: merged[key] for key in MERGED if key in merged},
         "environment": plain(dict(environment)),
         "per_seed": seeds,
     }
