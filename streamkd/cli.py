@@ -163,8 +163,8 @@ def check(config: Path | None, overrides: tuple[str, ...], show: bool) -> None:
     import yaml
 
     from streamkd import config as configuration
-    from streamkd.learner import schema_of
     from streamkd.plugins import Registry
+    from streamkd.wiring import schema_of
 
     registry = Registry.load()
     tree = configuration.load(config, overrides, registry)

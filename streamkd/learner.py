@@ -1,4 +1,4 @@
-"""The composition root: a configuration becomes wired parts, and ``advance`` trains on the next batch.
+"""The learner: one student on one stream; ``advance`` trains on the next batch.
 
     source ─► Cutter ─► codec ─► labels, tasks ─► strategy (memory, teachers, gate, loss, update) ─► live quality
 
@@ -11,17 +11,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-import torch
-
-from streamkd import config as configuration
+from streamkd import wiring
 from streamkd.config import Config
-from streamkd.distill import optimizers, students
-from streamkd.distill.memory import Memory
-from streamkd.distill.pool import Pool
-from streamkd.distill.step import Step, Term
+from streamkd.distill import optimizers
 from streamkd.distill.students import Student
-from streamkd.distill.teachers import SnapshotMaker, Teacher, TeacherContext, copy_of
-from streamkd.errors import ConfigError, SourceError, StateConflict
+from streamkd.errors import SourceError
 from streamkd.evaluate.accuracy import Prequential
 from streamkd.evaluate.live import LiveQuality
 from streamkd.meta.adapt import GateAdapter
@@ -32,7 +26,6 @@ from streamkd.state.checkpoint import DeadBatch
 from streamkd.strategy import StepReport, StreamStrategy, quiet_evaluator
 from streamkd.streams import codec
 from streamkd.streams.cut import CutJournal, Cutter
-from streamkd.streams.log import Log, LogSource
 from streamkd.tasks.boundary import Boundary, Tasks
 from streamkd.tasks.experience import tensors
 from streamkd.tasks.labels import LabelSpace
@@ -60,18 +53,15 @@ class Learner:
     ) -> None:
         self.config, self.registry, self.source, self.schema = config, registry, source, schema
         self.recorder = recorder or Recorder()
-        self.device = device_of(config.device)
+        self.device = wiring.device_of(config.device)
         self.offsets: dict[str, int] = dict.fromkeys(source.partitions, 0)
         self.records = 0
         self.steps = 0
         self.labels = LabelSpace()
-        self.tasks = Tasks(
-            {c.name: make(registry, f"detectors.{i}", "detectors", c) for i, c in enumerate(config.detectors)}
-        )
+        self.tasks = Tasks(dict(wiring.make_all(registry, "detectors", config.detectors)))
         self.prequential = Prequential(WINDOW)
         self.quality = LiveQuality()
-        observers = [(c.name, make(registry, f"observers.{i}", "observers", c)) for i, c in enumerate(config.observers)]
-        self.observers = Observers(observers, self.recorder)
+        self.observers = Observers(wiring.make_all(registry, "observers", config.observers), self.recorder)
         self.dead: list[DeadBatch] = []
         self.last: StepReport | None = None
         self._cutter = Cutter(source, config.stream.batch.size, config.stream.batch.flush_seconds, journal)
@@ -155,7 +145,7 @@ class Learner:
         previous = self.tasks.current
         boundary = self.tasks.observe(records, new, self.records)
         if self._strategy is None:
-            self._start(len(self.labels))
+            self._start()
         elif boundary is not None:
             self._end_task(previous)
         if len(self.labels) > self.student.classes:
@@ -194,64 +184,14 @@ class Learner:
             logger.info("teacher %s is admitted; the pool has %s", admitted, ", ".join(pool.keys))
         self._on_task_end(self.tasks.names[task])
 
-    def _start(self, classes: int) -> None:
-        """Wire the parts that need a student."""
-        config, registry = self.config, self.registry
-        student = self.fresh_student(classes).to(self.device)
-        slots = config.pool.limit
-        memory = Memory(config.memory.size, config.memory.holdout_ratio, config.memory.policy, slots, seed=config.seed)
-        teachers, snapshots = self._teachers(student)
-        pool = Pool(
-            teachers,
-            snapshots,
-            memory,
-            limit=config.pool.limit,
-            limit_bytes=config.pool.bytes,
-            admit_margin=config.pool.admit_margin,
-        )
-        gate = make(registry, "gate", "gates", config.gate).to(self.device)
-        adapt = config.adapt
-        self._adapter = GateAdapter(
-            gate,
-            every=adapt.every,
-            on_task_steps=adapt.on_task_steps,
-            engine=adapt.engine,
-            learning_rate=adapt.learning_rate,
-            query=adapt.query,
-            anchor=adapt.anchor,
-        )
-        rates = config.optimizer.model_dump(exclude={"name", "clip_norm"})
-        optimizer = optimizers.build(config.optimizer.name, student.parameters(), **rates)
-        terms = [Term(make(registry, f"losses.{i}", "losses", c), c.weight) for i, c in enumerate(config.losses)]
-        step = Step(
-            student,
-            optimizer,
-            memory,
-            pool,
-            gate,
-            terms,
-            replay=config.memory.replay,
-            clip_norm=config.optimizer.clip_norm,
-            adapter=self._adapter,
-        )
+    def _start(self) -> None:
+        """Wire the parts that need a student, for the labels so far."""
+        step, self._adapter = wiring.step_of(self.config, self.registry, self.schema, self.labels.labels, self.device)
         self._strategy = StreamStrategy(step=step, device=self.device, plugins=self._plugins, evaluator=self._evaluator)
 
     def fresh_student(self, classes: int) -> Student:
-        """An untrained student of the configuration; the seed alone decides its weights."""
-        config = self.config
-        kind = self.registry.kind("students", config.student.name, "student")
-        options = configuration.options(self.registry, "student", "students", config.student)
-        return students.build(kind, options, self.schema, classes, config.seed)
-
-    def _teachers(self, student: Student) -> tuple[list[Teacher], SnapshotMaker | None]:
-        made: list[Any] = []
-        for index, choice in enumerate(self.config.teachers):
-            context = TeacherContext(choice.key, student, self.schema, self.labels.labels, self.device)
-            made.append(make(self.registry, f"teachers.{index}", "teachers", choice, context))
-        snapshots = [maker for maker in made if isinstance(maker, SnapshotMaker)]
-        if len(snapshots) > 1:
-            raise ConfigError("needed at most one teacher of the kind snapshot, got two", where="teachers")
-        return [t for t in made if not isinstance(t, SnapshotMaker)], snapshots[0] if snapshots else None
+        """An untrained student of the configuration, on the device."""
+        return wiring.student_of(self.config, self.registry, self.schema, classes).to(self.device)
 
     def measure(self) -> None:
         """Score the served model on held-out records and note a point of the history."""
@@ -308,7 +248,7 @@ class Learner:
         Raises:
             StateConflict: what may not change has changed; both values and the way out are named.
         """
-        self._refuse_conflicts(RecordSchema.model_validate(tree["schema"]), saved)
+        wiring.refuse_conflicts(saved, RecordSchema.model_validate(tree["schema"]), self.config, self.schema)
         self.offsets.update(offsets)
         self.records, self.steps = tree["records"], tree["steps"]
         self.labels.load_state_dict(tree["labels"])
@@ -320,15 +260,13 @@ class Learner:
             self._restore_learned(tree["learned"], saved)
 
     def _restore_learned(self, learned: Mapping[str, Any], saved: Config) -> None:
-        self._start(len(self.labels))
+        self._start()
         step = self.strategy.step
         step.student.load_state_dict(learned["student"])
         if saved.optimizer.name == self.config.optimizer.name:
             optimizers.restore(step.optimizer, learned["optimizer"])
         step.memory.load_state_dict(learned["memory"], self.device)
-        step.pool.load_state_dict(
-            learned["pool"], lambda n: copy_of(self.fresh_student(n).to(self.device)), self.labels.labels
-        )
+        step.pool.load_state_dict(learned["pool"], self.fresh_student, self.labels.labels)
         if saved.gate == self.config.gate:
             step.gate.load_state_dict(learned["gate"])
             cast(GateAdapter, self._adapter).load_state_dict(learned["adapter"])
@@ -336,80 +274,3 @@ class Learner:
             before, now = getattr(saved, what), getattr(self.config, what)
             if before != now:
                 logger.warning("%s has changed since the checkpoint: was %s, is %s", what, before, now)
-
-    def _refuse_conflicts(self, schema: RecordSchema, saved: Config) -> None:
-        now = self.config
-        pairs: list[tuple[str, object, object]] = [
-            ("stream.records inputs", [(c.name, c.kind, c.shape) for c in schema.inputs],
-             [(c.name, c.kind, c.shape) for c in self.schema.inputs]),
-            ("stream.records.label_type", schema.label_type, self.schema.label_type),
-            ("student", saved.student, now.student),
-            ("memory", saved.memory.model_copy(update={"replay": now.memory.replay}), now.memory),
-            ("stream.name", saved.stream.name, now.stream.name),
-            ("stream.source", _content(saved.stream.source), _content(now.stream.source)),
-            ("seed", saved.seed, now.seed),
-        ]  # fmt: skip
-        for what, before, after in pairs:
-            if before != after:
-                raise StateConflict(
-                    f"the state directory was written with {before}, the configuration has {after}",
-                    where=what,
-                    fix="go back to the first, or begin elsewhere with --state DIR",
-                )
-
-
-def _content(source: configuration.Choice) -> dict[str, Any]:
-    """What of a source's options decides its records: not how fast they come."""
-    return {"name": source.name, **{k: v for k, v in source.values.items() if k != "rate"}}
-
-
-def make(registry: Registry, path: str, group: Any, choice: configuration.Choice, *arguments: Any) -> Any:
-    """What a choice of the configuration stands for."""
-    options = configuration.options(registry, path, group, choice)
-    return registry.kind(group, choice.name, path).make(options, *arguments)
-
-
-def schema_of(config: Config, registry: Registry) -> RecordSchema:
-    """The records' schema: the configuration's, or what the source says of itself.
-
-    Raises:
-        ConfigError: neither knows.
-    """
-    if config.stream.records is not None:
-        return config.stream.records
-    choice = config.stream.source
-    kind = registry.kind("sources", choice.name, "stream.source")
-    schema = kind.describe(configuration.options(registry, "stream.source", "sources", choice))  # type: ignore[attr-defined]
-    if schema is None:
-        raise ConfigError(
-            f"the source {choice.name} does not say what its records look like",
-            where="stream.records",
-            fix="write stream.records, or let `streamkd init FILE` write it for a file like the stream's",
-        )
-    return schema
-
-
-def is_push(config: Config, registry: Registry) -> bool:
-    """Whether records are pushed into the log, rather than pulled from the source."""
-    return bool(registry.kind("sources", config.stream.source.name, "stream.source").push)  # type: ignore[attr-defined]
-
-
-def open_source(
-    config: Config, registry: Registry, schema: RecordSchema, log: Any = None
-) -> tuple[Source, CutJournal | None]:
-    """The source that the learner reads: the configured one, or the log (at path ``log``) of a push source."""
-    if not is_push(config, registry):
-        choice = config.stream.source
-        options = configuration.options(registry, "stream.source", "sources", choice)
-        if getattr(options, "seed", 0) is None:
-            options = options.model_copy(update={"seed": config.seed})
-        return registry.kind("sources", choice.name).make(options, schema), None
-    journal = Log(log, schema, stream=config.stream.name)
-    return LogSource(journal), journal
-
-
-def device_of(name: str) -> torch.device:
-    """``auto`` takes CUDA, then MPS, then the CPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return torch.device(name)

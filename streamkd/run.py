@@ -21,11 +21,12 @@ from streamkd.config import Config
 from streamkd.distill.students import Student
 from streamkd.errors import ConfigError, SourceError
 from streamkd.evaluate import efficiency, fidelity, report
-from streamkd.learner import Learner, is_push, open_source, schema_of
+from streamkd.learner import Learner
 from streamkd.plugins import Registry
 from streamkd.records import RecordSchema
 from streamkd.state.environment import environment
 from streamkd.streams import codec
+from streamkd.wiring import open_source, schema_of, source_kind
 
 Progress = Callable[[int, int | None], None]
 """Told (records trained of this seed, records in all or ``None``)."""
@@ -51,7 +52,7 @@ def run(
         ConfigError: the stream never ends, or is pushed. SourceError: it cannot be read.
     """
     torch.set_num_threads(config.threads)
-    if is_push(config, registry):
+    if source_kind(config, registry).push:
         raise ConfigError(
             f"the source {config.stream.source.name} is pushed and never ends",
             where="stream.source",

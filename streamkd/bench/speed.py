@@ -16,10 +16,11 @@ from torch import nn
 
 from streamkd import config as configuration
 from streamkd.bench import bare, peers
-from streamkd.learner import Learner, open_source, schema_of
+from streamkd.learner import Learner
 from streamkd.plugins import Registry
 from streamkd.state.environment import environment
 from streamkd.streams import codec
+from streamkd.wiring import open_source, schema_of
 
 SHAPE = bare.Shape(
     batch=10, replay=30, memory=500, classes=10, learning_rate=0.05, decay=0.99, hard=0.5, temperature=2.0

@@ -75,7 +75,7 @@ class Teacher(Protocol):
 class EmaOptions(Options):
     """A moving average of the student's weights."""
 
-    decay: float = Field(default=0.99, ge=0, lt=1)
+    decay: float = Field(default=0.999, ge=0, lt=1)
 
 
 class EmaTeacher:

@@ -19,13 +19,14 @@ from typing import Any
 from streamkd import config as configuration
 from streamkd.config import Config
 from streamkd.errors import StateConflict, StateError, StreamkdError
-from streamkd.learner import Learner, open_source, schema_of
+from streamkd.learner import Learner
 from streamkd.plugins import Registry
 from streamkd.serve.channel import Channel
 from streamkd.serve.publisher import Publisher
 from streamkd.state.checkpoint import Checkpoints, Snapshot, compare, environment
 from streamkd.state.directory import StateDirectory
 from streamkd.telemetry import Recorder
+from streamkd.wiring import open_source, schema_of
 
 logger = logging.getLogger("streamkd.learner")
 IDLE_SECONDS = 0.02  # between looks at a source that has nothing

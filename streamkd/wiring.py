@@ -1,0 +1,190 @@
+"""From the configuration to parts: whatever a ``Choice`` names, built and joined.
+
+Only this module, ``streamkd.learner`` and the commands read the configuration; the parts take plain arguments.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from streamkd import config as configuration
+from streamkd.config import Choice, Config
+from streamkd.distill import optimizers, students
+from streamkd.distill.memory import Memory
+from streamkd.distill.pool import Pool
+from streamkd.distill.step import Step, Term
+from streamkd.distill.students import Student
+from streamkd.distill.teachers import SnapshotMaker, Teacher, TeacherContext
+from streamkd.errors import ConfigError, StateConflict
+from streamkd.hookspecs import Group, SourceKind
+from streamkd.meta.adapt import GateAdapter
+from streamkd.plugins import Registry
+from streamkd.records import Label, RecordSchema, Source
+from streamkd.streams.cut import CutJournal
+from streamkd.streams.log import Log, LogSource
+
+
+def make(registry: Registry, path: str, group: Group, choice: Choice, *arguments: Any) -> Any:
+    """What a choice of the configuration stands for; ``path`` is where it stands, for errors."""
+    options = configuration.options(registry, path, group, choice)
+    return registry.kind(group, choice.name, path).make(options, *arguments)
+
+
+def make_all(registry: Registry, group: Group, choices: Sequence[Choice]) -> list[tuple[str, Any]]:
+    """Name and part of every choice in a list of the configuration."""
+    return [(choice.name, make(registry, f"{group}.{index}", group, choice)) for index, choice in enumerate(choices)]
+
+
+def step_of(
+    config: Config, registry: Registry, schema: RecordSchema, labels: Sequence[Label], device: torch.device
+) -> tuple[Step, GateAdapter]:
+    """The parts that one training step moves, for a fresh student that knows ``labels``."""
+    student = student_of(config, registry, schema, len(labels)).to(device)
+    rates = config.optimizer.model_dump(exclude={"name", "clip_norm"})
+    kept = config.memory
+    memory = Memory(kept.size, kept.holdout_ratio, kept.policy, config.pool.limit, seed=config.seed)
+    teachers, snapshots = _teachers(config, registry, schema, labels, student, device)
+    limits = config.pool
+    gate = make(registry, "gate", "gates", config.gate).to(device)
+    adapter = GateAdapter(gate, **config.adapt.model_dump())
+    terms = [
+        Term(loss, choice.weight)
+        for (_, loss), choice in zip(make_all(registry, "losses", config.losses), config.losses, strict=True)
+    ]
+    step = Step(
+        student,
+        optimizers.build(config.optimizer.name, student.parameters(), **rates),
+        memory,
+        Pool(
+            teachers,
+            snapshots,
+            memory,
+            limit=limits.limit,
+            limit_bytes=limits.bytes,
+            admit_margin=limits.admit_margin,
+        ),
+        gate,
+        terms,
+        replay=kept.replay,
+        clip_norm=config.optimizer.clip_norm,
+        adapter=adapter,
+    )
+    return step, adapter
+
+
+def student_of(config: Config, registry: Registry, schema: RecordSchema, classes: int) -> Student:
+    """An untrained student of the configuration; the seed alone decides its weights."""
+    kind = registry.kind("students", config.student.name, "student")
+    options = configuration.options(registry, "student", "students", config.student)
+    return students.build(kind, options, schema, classes, config.seed)
+
+
+def _teachers(
+    config: Config,
+    registry: Registry,
+    schema: RecordSchema,
+    labels: Sequence[Label],
+    student: Student,
+    device: torch.device,
+) -> tuple[list[Teacher], SnapshotMaker | None]:
+    made: list[Any] = []
+    for index, choice in enumerate(config.teachers):
+        context = TeacherContext(choice.key, student, schema, labels, device)
+        made.append(make(registry, f"teachers.{index}", "teachers", choice, context))
+    snapshots = [maker for maker in made if isinstance(maker, SnapshotMaker)]
+    if len(snapshots) > 1:
+        raise ConfigError("needed at most one teacher of the kind snapshot, got two", where="teachers")
+    return [t for t in made if not isinstance(t, SnapshotMaker)], snapshots[0] if snapshots else None
+
+
+def source_kind(config: Config, registry: Registry) -> SourceKind:
+    """The kind of the stream's source; with ``push``, records come through the log.
+
+    Raises:
+        ConfigError: the plugin brings something else under that name.
+    """
+    kind = registry.kind("sources", config.stream.source.name, "stream.source")
+    if not isinstance(kind, SourceKind):
+        raise ConfigError(f"needed a SourceKind, got {type(kind).__name__}", where="stream.source")
+    return kind
+
+
+def schema_of(config: Config, registry: Registry) -> RecordSchema:
+    """The records' schema: the configuration's, or what the source says of itself.
+
+    Raises:
+        ConfigError: neither knows.
+    """
+    if config.stream.records is not None:
+        return config.stream.records
+    choice = config.stream.source
+    options = configuration.options(registry, "stream.source", "sources", choice)
+    schema = source_kind(config, registry).describe(options)
+    if not isinstance(schema, RecordSchema):
+        raise ConfigError(
+            f"the source {choice.name} does not say what its records look like",
+            where="stream.records",
+            fix="write stream.records, or let `streamkd init FILE` write it for a file like the stream's",
+        )
+    return schema
+
+
+def open_source(
+    config: Config, registry: Registry, schema: RecordSchema, log: Path | None = None
+) -> tuple[Source, CutJournal | None]:
+    """What the learner reads: the configured source, or the log (a file at ``log``) of a push source.
+
+    A source's option ``seed`` that is left open takes the configuration's.
+    """
+    kind = source_kind(config, registry)
+    if kind.push:
+        if log is None:
+            raise ConfigError(f"the source {kind.name} needs a state directory for its log", where="stream.source")
+        journal = Log(log, schema, stream=config.stream.name)
+        return LogSource(journal), journal
+    options = configuration.options(registry, "stream.source", "sources", config.stream.source)
+    if options.model_dump().get("seed", 0) is None:
+        options = options.model_copy(update={"seed": config.seed})
+    return kind.make(options, schema), None
+
+
+def device_of(name: str) -> torch.device:
+    """``auto`` takes CUDA, then MPS, then the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return torch.device(name)
+
+
+def refuse_conflicts(saved: Config, saved_schema: RecordSchema, now: Config, schema: RecordSchema) -> None:
+    """What a state directory was written under and what may not change since.
+
+    Raises:
+        StateConflict: both values and the way out are named.
+    """
+    pairs: list[tuple[str, object, object]] = [
+        ("stream.records.inputs", _inputs(saved_schema), _inputs(schema)),
+        ("stream.records.label_type", saved_schema.label_type, schema.label_type),
+        ("student", saved.student, now.student),
+        ("memory", saved.memory.model_copy(update={"replay": now.memory.replay}), now.memory),
+        ("stream.name", saved.stream.name, now.stream.name),
+        ("stream.source", _content(saved.stream.source), _content(now.stream.source)),
+        ("seed", saved.seed, now.seed),
+    ]
+    for what, before, after in pairs:
+        if before != after:
+            raise StateConflict(
+                f"the state directory was written with {before}, the configuration has {after}",
+                where=what,
+                fix="go back to the first, or begin elsewhere with --state DIR",
+            )
+
+
+def _inputs(schema: RecordSchema) -> list[tuple[str, str, tuple[int, ...]]]:
+    return [(column.name, column.kind, column.shape) for column in schema.inputs]
+
+
+def _content(source: Choice) -> dict[str, Any]:
+    """What of a source's options decides its records: not how fast they come."""
+    return {"name": source.name, **{key: value for key, value in source.values.items() if key != "rate"}}
