@@ -24,7 +24,6 @@ from streamkd.errors import (
     NotReady,
     Overloaded,
     RecordError,
-    SchemaMismatch,
     SourceError,
     StreamkdError,
 )
@@ -32,7 +31,7 @@ from streamkd.hookspecs import Options, SourceKind, hookimpl
 from streamkd.streams.acks import Acks
 from streamkd.streams.admission import admit_batch, admit_schema
 from streamkd.streams.codec import arrow_schema
-from streamkd.streams.intake import Ingest, Listener
+from streamkd.streams.intake import Ingest, Listener, refusal_reason
 from streamkd.streams.receipts import identity
 from streamkd.streams.tokens import Tokens
 
@@ -256,9 +255,8 @@ def _translated(fault: Exception) -> tuple[str, fl.FlightError]:
     if isinstance(fault, MemoryError):
         fault = LimitExceeded("a batch needs more memory than there is", where="batch")
     if isinstance(fault, RecordError):
-        reason = "schema" if isinstance(fault, SchemaMismatch) else "limits" if isinstance(fault, LimitExceeded) else ""
         extra = {"code": "invalid_argument", "error": str(fault)}
-        return reason or "protocol", fl.FlightServerError(str(fault), extra_info=json.dumps(extra).encode())
+        return refusal_reason(fault), fl.FlightServerError(str(fault), extra_info=json.dumps(extra).encode())
     number = secrets.token_hex(4)
     logger.error("put failed, error id %s", number, exc_info=fault)
     said = str(fault) if isinstance(fault, StreamkdError) else f"internal error, id {number}"

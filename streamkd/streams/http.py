@@ -15,12 +15,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from streamkd.errors import LimitExceeded, NotReady, Overloaded, RecordError, SchemaMismatch, StreamkdError
+from streamkd.errors import LimitExceeded, NotReady, Overloaded, RecordError, StreamkdError
 from streamkd.hookspecs import Options, SourceKind, hookimpl
 from streamkd.records import Reject
 from streamkd.streams.admission import Sifted, admit_batch, admit_lines, admit_schema
 from streamkd.streams.envelope import check_stream
-from streamkd.streams.intake import Ingest, Listener
+from streamkd.streams.intake import Ingest, Listener, refusal_reason
 from streamkd.streams.receipts import identity
 
 ARROW = "application/vnd.apache.arrow.stream"
@@ -160,13 +160,11 @@ class HttpListener(Listener):
         if isinstance(fault, NotReady):
             refuse("draining")
             return _error(503, fault.message, {"Retry-After": "2"})
-        if isinstance(fault, LimitExceeded | MemoryError):
-            refuse("limits")
-            return _error(413, str(fault) if isinstance(fault, LimitExceeded) else "needs more memory than there is")
+        if isinstance(fault, MemoryError):
+            fault = LimitExceeded("needs more memory than there is", where="body")
         if isinstance(fault, RecordError):
-            schema = isinstance(fault, SchemaMismatch)
-            refuse("schema" if schema else "protocol")
-            return _error(422 if schema else 400, str(fault))
+            refuse(reason := refusal_reason(fault))
+            return _error({"limits": 413, "protocol": 400}.get(reason, 422), str(fault))
         number = secrets.token_hex(4)
         logger.error("post failed, error id %s", number, exc_info=fault)
         refuse("internal")

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from streamkd.config import Limits, Retain, Tls
-from streamkd.errors import LimitExceeded, NotReady, Overloaded, StreamkdError
+from streamkd.errors import LimitExceeded, NotReady, Overloaded, RecordError, SchemaMismatch, StreamkdError
 from streamkd.records import RecordSchema
 from streamkd.streams.admission import Sifted
 from streamkd.streams.committer import Committer
@@ -59,6 +59,10 @@ class Ingest:
     host: str = "127.0.0.1"
     flight_port: int = 0
     tls: Tls | None = None
+
+
+class BadRun(RecordError):
+    """So many refused rows in a row that the stream is stopped instead of drained."""
 
 
 class Intake:
@@ -107,7 +111,7 @@ class Intake:
         ``sender`` is whom bad rows in a row are counted for. ``patient``: while it is true, full means wait.
 
         Raises:
-            NotReady: draining. Overloaded: full, and not to be waited for. LimitExceeded: too many bad rows in a row.
+            NotReady: draining. Overloaded: full, and not to be waited for. BadRun: too many bad rows in a row.
         """
         self._count_run(sifted, sender)
         entry = Entry(sifted.rows, producer, sequence, sifted.letters)
@@ -157,7 +161,7 @@ class Intake:
                     self._runs.popitem(last=False)
                 return
         first = sifted.rejects[0]
-        raise LimitExceeded(
+        raise BadRun(
             f"{longest} refused rows in a row, the last batch's first: row {first.row}: {first.reason}: {first.detail}",
             where=f"stream {self.stream!r}",
             fix="nothing of this batch was taken; send rows that fit stream.records",
@@ -233,6 +237,15 @@ class Intake:
             records = self._end - self._committed + self._pending_records
         self._meter.set("queue_records", max(records, 0), queue="log")
         self._meter.set("source_paused", float(records >= self.limits.queue_records), source=self.stream)
+
+
+def refusal_reason(fault: RecordError) -> str:
+    """The label of ``source_errors_total`` for a batch that was refused whole."""
+    if isinstance(fault, SchemaMismatch):
+        return "schema"
+    if isinstance(fault, LimitExceeded):
+        return "limits"
+    return "bad_in_a_row" if isinstance(fault, BadRun) else "protocol"
 
 
 def _runs(before: int, sifted: Sifted) -> tuple[int, int]:

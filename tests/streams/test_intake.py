@@ -13,7 +13,7 @@ from streamkd.config import Limits
 from streamkd.errors import LimitExceeded, NotReady, Overloaded, RecordError
 from streamkd.records import InputColumn, RecordSchema, Reject
 from streamkd.streams.admission import Sifted, admit_batch, admit_lines
-from streamkd.streams.intake import Intake, _runs
+from streamkd.streams.intake import BadRun, Intake, _runs
 
 Pictures = Callable[..., pa.RecordBatch]
 NUMBER = RecordSchema(inputs=(InputColumn(name="x"),))
@@ -164,7 +164,7 @@ def test_bad_rows_in_a_row_refuse_the_batch(open_way: Callable, pictures: Pictur
     bad = pictures(2).set_column(1, "label", pa.nulls(2, pa.int64()))
     put(way.intake, bad)
     put(way.intake, bad)
-    with pytest.raises(LimitExceeded, match="6 refused rows in a row"):
+    with pytest.raises(BadRun, match="6 refused rows in a row"):
         put(way.intake, bad)
     assert way.log.letters.count() == 4
     put(way.intake, bad, sender="other")
