@@ -21,7 +21,7 @@ def _page() -> tuple[bytes, str]:
     text = files("streamkd.serve").joinpath("page.html").read_text("utf-8")
     script, style = (_hash(re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.S)) for tag in ("script", "style"))
     policy = (
-        f"default-src 'none'; script-src {script}; style-src {style}; style-src-attr 'unsafe-inline';"
+        f"default-src 'none'; script-src {script}; style-src {style};"
         " connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return text.encode(), policy
