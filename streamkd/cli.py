@@ -114,23 +114,33 @@ def run(config: Path | None, overrides: tuple[str, ...], out: Path, seeds: str) 
 @click.option("--batch", default=500, show_default=True, help="Records per batch.")
 @click.option("--columns", help="Rename columns: theirs=ours,...")
 @click.option("--producer", help="Name for deduplication; resend under the same name to go on.")
+@click.option("--ca", type=click.Path(path_type=Path), help="PEM file of the authorities to trust.")
+@click.option("--certificate", type=click.Path(path_type=Path), help="PEM file of a client certificate.")
+@click.option("--key", type=click.Path(path_type=Path), help="PEM file of its key.")
 @TOKEN
 def push(source: str, url: str, **options: Any) -> None:
     """Send SOURCE (a data set's name, a file, or a stream definition) as live records."""
+    from streamkd.streams import outgoing
     from streamkd.streams import push as pushing
 
-    batches, total = pushing.open_batches(
-        source, size=options["batch"], limit=options["limit"], columns=options["columns"]
-    )
-    with _bar("records", total) as advance:
+    opened = outgoing.open_outgoing(source, _pairs(options["columns"]), options["limit"], options["batch"])
+    with _bar("records", opened.total) as advance:
+        done = 0
+
+        def on_ack(ack: pushing.Ack) -> None:
+            nonlocal done
+            done += ack.records
+            advance(done, opened.total)
+
         summary = pushing.push(
-            batches,
+            opened.batches,
             url,
             stream=options["stream"],
             producer=options["producer"],
             token=options["token"],
             rate=options["rate"],
-            on_ack=lambda ack: advance(ack.total, total),
+            on_ack=on_ack,
+            tls=pushing.ClientTls(options["ca"], options["certificate"], options["key"]),
         )
     click.echo(
         f"{summary.sent} records sent, {summary.accepted} accepted, {summary.rejected} rejected, "
@@ -361,6 +371,16 @@ def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
 
 def _show(value: Any) -> str:
     return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _pairs(text: str | None) -> dict[str, str] | None:
+    """``theirs=ours,...`` as a mapping."""
+    if text is None:
+        return None
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(theirs and equals and ours for theirs, equals, ours in pairs):
+        raise click.BadParameter(f"needed theirs=ours,..., got {text!r}", param_hint="--columns")
+    return {theirs: ours for theirs, _, ours in pairs}
 
 
 def _integers(text: str) -> list[int]:

@@ -120,7 +120,7 @@ class Memory(Model):
 
     size: Positive = 500
     holdout_ratio: float = Field(default=0.2, ge=0, lt=1)
-    replay: int = Field(default=30, ge=0, description="remembered samples added to each step")
+    replay: int = Field(default=60, ge=0, description="remembered samples added to each step")
     policy: Literal["reservoir", "class-balanced"] = "class-balanced"
 
 

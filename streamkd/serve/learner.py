@@ -67,7 +67,7 @@ class LearnerProcess:
     def run(self) -> None:
         """Train until the supervisor says stop."""
         self.channel.send({"kind": "ready"})
-        self.committed(self.learner.offsets)
+        self.committed(self._checkpoints.oldest_offsets() or self.learner.offsets)
         while (message := self._message(0.0)) is None or message["kind"] != "stop":
             busy = self._train_a_while()
             self._by_the_clock()
