@@ -40,7 +40,7 @@ from streamkd.streams.tokens import Tokens
 from streamkd.telemetry import Recorder
 
 TELL_SECONDS = 0.5
-DRAIN_SECONDS = 5.0
+DRAIN_SECONDS = 2.0
 BODIES = 4  # that are held and decoded at once
 logger = logging.getLogger("streamkd.ingress")
 

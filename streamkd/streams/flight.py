@@ -20,11 +20,11 @@ import pyarrow.flight as fl
 from pydantic import Field
 
 from streamkd.errors import (
+    ConfigError,
     LimitExceeded,
     NotReady,
     Overloaded,
     RecordError,
-    SourceError,
     StreamkdError,
 )
 from streamkd.hookspecs import Options, SourceKind, hookimpl
@@ -63,7 +63,7 @@ class FlightListener(Listener):
         """Listen.
 
         Raises:
-            SourceError: the port is taken, or the certificate cannot be used.
+            ConfigError: the port is taken, or the certificate cannot be used.
         """
         tls, host, port = self._ingest.tls, self._ingest.host, self._ingest.flight_port
         scheme = "grpc+tls" if tls else "grpc"
@@ -78,7 +78,7 @@ class FlightListener(Listener):
         except (pa.ArrowException, OSError) as fault:
             said = str(fault).splitlines()[0]
             fix = "free the port, or choose another with serve.flight_port (0: any); check serve.tls"
-            raise SourceError(f"Flight cannot listen: {said}", where=f"{shown}:{port}", fix=fix) from None
+            raise ConfigError(f"Flight cannot listen on {shown}:{port}: {said}", where="serve", fix=fix) from None
         return {"flight": f"{scheme}://{shown}:{self._server.port}"}
 
     def drain(self, deadline_seconds: float) -> None:

@@ -257,7 +257,7 @@ def test_what_cannot_start_says_why(case: str, start: Callable[..., Process], tm
     if case == "port":
         other = start()
         failed = start(serve={"flight_port": int(other.url.rpartition(":")[2])})
-        said, exit_code = "Flight cannot listen", 1
+        said, exit_code = "Flight cannot listen", 2
     elif case == "schema":
         failed = start(stream={"records": None})
         said, exit_code = "stream.records", 2

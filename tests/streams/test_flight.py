@@ -15,7 +15,7 @@ import pyarrow.flight as fl
 import pytest
 
 from streamkd.config import Tls
-from streamkd.errors import SourceError
+from streamkd.errors import ConfigError
 from streamkd.records import InputColumn, RecordSchema
 from streamkd.streams import codec, tokens
 from streamkd.streams.acks import fold
@@ -342,7 +342,7 @@ def test_a_port_that_is_taken_is_said(open_way: Callable, serve: Callable) -> No
     """With the port and the way out."""
     way = open_way()
     port = int(serve(way).rpartition(":")[2])
-    with pytest.raises(SourceError, match=f"127.0.0.1:{port}") as caught:
+    with pytest.raises(ConfigError, match=f"127.0.0.1:{port}") as caught:
         FlightListener(FlightOptions(), way.ingest(flight_port=port)).start()
     assert "serve.flight_port" in caught.value.fix
 
@@ -364,7 +364,7 @@ def test_a_certificate_that_is_none_is_said(open_way: Callable, tmp_path: Path) 
     """The error names the setting."""
     (tmp_path / "no.pem").write_text("nothing")
     tls = Tls(certificate=tmp_path / "no.pem", key=tmp_path / "gone.pem")
-    with pytest.raises(SourceError, match="cannot listen") as caught:
+    with pytest.raises(ConfigError, match="cannot listen") as caught:
         FlightListener(FlightOptions(), open_way().ingest(tls=tls)).start()
     assert "serve.tls" in caught.value.fix
 
