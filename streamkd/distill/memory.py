@@ -4,7 +4,9 @@ Each sample carries the logits that the student gave at insertion and those of f
 so that a frozen teacher is never asked twice about it. All rows live in tensors of a fixed size: the memory
 never holds on to a batch that it saw.
 
-The class-balanced policy is CBRS (Chrysakis & Moens 2020, algorithm 1); reservoir sampling is Vitter 1985, algorithm R.
+The class-balanced policy is CBRS (Chrysakis & Moens 2020, algorithm 1): a class that has once been the largest of a
+filled memory is full from then on, and only reservoir sampling within itself replaces its records; any other takes
+a place from the largest. Reservoir sampling is Vitter 1985, algorithm R.
 """
 
 from dataclasses import dataclass
@@ -45,6 +47,7 @@ class Ring:
         self.seen: dict[int, int] = {}
         self._places: dict[int, list[int]] = {}
         self._labels: list[int] = []
+        self._full: set[int] = set()
         self.x: Tensor | None = None
 
     def __len__(self) -> int:
@@ -86,10 +89,12 @@ class Ring:
         if self.policy == "reservoir":
             place = int(chance * sum(self.seen.values()))
             return self._replace(place, label) if place < self.capacity else None
-        mine = self._places.get(label, [])
-        largest = max(self._places.values(), key=len)
-        if len(mine) < len(largest):
+        most = max(map(len, self._places.values()))
+        self._full.update(known for known, places in self._places.items() if len(places) == most)
+        if label not in self._full or label not in self._places:
+            largest = [place for places in self._places.values() if len(places) == most for place in places]
             return self._replace(largest[int(pick * len(largest))], label)
+        mine = self._places[label]
         return mine[int(pick * len(mine))] if chance * seen < len(mine) else None
 
     def _replace(self, place: int, label: int) -> int:
@@ -117,10 +122,13 @@ class Ring:
         tensors = {} if self.x is None else {name: getattr(self, name)[: self.filled] for name in names}
         # the order of each class's places decides later replacements, so it is state
         places = [[label, *places] for label, places in self._places.items()]
-        return {"filled": self.filled, "seen": [list(i) for i in self.seen.items()], "places": places, **tensors}
+        seen = [list(item) for item in self.seen.items()]
+        return {"filled": self.filled, "seen": seen, "places": places, "full": sorted(self._full), **tensors}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Restore; with another number of teacher slots, cached answers that have no place any more are dropped."""
         self.filled = state["filled"]
+        self._full = set(state["full"])
         self.seen = dict(map(tuple, state["seen"]))
         self._places = {label: list(places) for label, *places in state["places"]}
         self._labels = [0] * self.filled
@@ -129,8 +137,11 @@ class Ring:
                 self._labels[place] = label
         if "x" in state:
             self._allocate(state["x"].to(device), state["logits"].shape[1])
-            for name in ("x", "y", "task", "logits", "width", "frozen", "answered"):
+            for name in ("x", "y", "task", "logits", "width"):
                 getattr(self, name)[: self.filled] = state[name].to(device)
+            slots = min(self.teacher_slots, state["frozen"].shape[1])
+            for name in ("frozen", "answered"):
+                getattr(self, name)[: self.filled, :slots] = state[name][:, :slots].to(device)
 
 
 class Memory:

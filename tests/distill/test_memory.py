@@ -1,0 +1,265 @@
+"""Memory: bounded, disjoint, fair, its own tensors, and the same future after a round trip."""
+
+import copy
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from streamkd.distill.memory import Memory, Policy, Ring, rows_of
+
+CPU = torch.device("cpu")
+policies = pytest.mark.parametrize("policy", ["reservoir", "class-balanced"])
+
+
+def memory(size: int = 50, policy: Policy = "class-balanced", ratio: float = 0.2, seed: int = 0) -> Memory:
+    return Memory(size, ratio, policy, 2, seed)
+
+
+def numbered(labels: list[int], start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """x carries each record's number, so that it can be told again; logits carry its label."""
+    x = torch.arange(start, start + len(labels), dtype=torch.float32).unsqueeze(1)
+    y = torch.tensor(labels, dtype=torch.int64)
+    return x, y, torch.nn.functional.one_hot(y, 6).float()
+
+
+def fill(target: Memory, labels: list[int], batch: int = 7) -> None:
+    for start in range(0, len(labels), batch):
+        x, y, logits = numbered(labels[start : start + batch], start)
+        target.insert(x, y, 0, logits)
+
+
+def numbers(ring: Ring) -> list[int]:
+    return [] if ring.x is None else [int(v) for v in ring.x[: ring.filled, 0]]
+
+
+def drawn(seed: int, count: int, classes: int = 4, skew: float = 1.0) -> list[int]:
+    chances = torch.tensor([skew**c for c in range(classes)])
+    return torch.multinomial(chances, count, True, generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+@policies
+@given(seed=st.integers(0, 1000), size=st.integers(1, 60), ratio=st.sampled_from([0.0, 0.1, 0.2, 0.5, 0.9]))
+def test_sizes_never_exceed_what_was_asked_for(policy: Policy, seed: int, size: int, ratio: float) -> None:
+    """Replayed and held-out part together hold at most ``size``, at every prefix of the stream."""
+    target = memory(size, policy, ratio, seed)
+    labels = drawn(seed, 150)
+    for start in range(0, 150, 10):
+        x, y, logits = numbered(labels[start : start + 10], start)
+        target.insert(x, y, 0, logits)
+        assert len(target) <= size
+        assert len(target.replayed) <= target.replayed.capacity
+        assert len(target.holdout) <= target.holdout.capacity
+    assert target.replayed.capacity + target.holdout.capacity == size
+
+
+@policies
+@given(seed=st.integers(0, 1000))
+def test_held_out_records_are_never_replayed(policy: Policy, seed: int) -> None:
+    """No record that was ever held out is, or was, in the replayed part, and what is drawn says where it is from."""
+    target = memory(30, policy, 0.3, seed)
+    replayed: set[int] = set()
+    held: set[int] = set()
+    for start in range(0, 300, 10):
+        x, y, logits = numbered(drawn(seed + start, 10), start)
+        target.insert(x, y, 0, logits)
+        replayed |= set(numbers(target.replayed))
+        held |= set(numbers(target.holdout))
+        sample, query = target.sample(8), target.query(8)
+        assert sample is None or {int(v) for v in sample.x[:, 0]} <= replayed
+        assert query is None or {int(v) for v in query.x[:, 0]} <= held
+    assert not replayed & held
+
+
+@policies
+def test_rows_stay_together(policy: Policy) -> None:
+    """Each place holds one record's input, label, logits and task, whatever has been replaced."""
+    target = memory(20, policy, 0.3)
+    labels = drawn(3, 400)
+    fill(target, labels)
+    for ring in (target.replayed, target.holdout):
+        rows = rows_of(ring, torch.arange(ring.filled))
+        assert [labels[int(v)] for v in rows.x[:, 0]] == rows.y.tolist()
+        assert rows.logits.argmax(1).tolist() == rows.y.tolist()
+        assert ring._labels == rows.y.tolist()
+        assert len(set(numbers(ring))) == ring.filled
+
+
+def test_class_balance_follows_the_stream() -> None:
+    """Two classes at a time: the memory is shared out evenly among the classes so far, however many of each came."""
+    target = memory(61, ratio=0.0)
+    for task, classes in enumerate([(0, 1), (2, 3), (4, 5)]):
+        g = torch.Generator().manual_seed(task)
+        labels = [classes[int(i)] for i in torch.randint(2, (400,), generator=g)]
+        fill(target, labels)
+        counts = Counter(target.replayed._labels)
+        assert len(counts) == 2 * task + 2
+        assert max(counts.values()) - min(counts.values()) <= 1
+        assert sum(counts.values()) == 61
+
+
+def test_a_rare_class_is_kept_whole() -> None:
+    """CBRS: of a class that comes less often than its share nothing is lost."""
+    target = memory(40, ratio=0.0)
+    labels = [0] * 300
+    rare = list(range(20, 300, 35))
+    for place in rare:
+        labels[place] = 1
+    fill(target, labels)
+    assert {n for n in numbers(target.replayed) if labels[n] == 1} == set(rare)
+
+
+def test_a_class_that_was_pushed_out_comes_back() -> None:
+    """With fewer places than classes, a class without a place takes one when it returns."""
+    target = memory(3, ratio=0.0)
+    fill(target, [0, 1, 2, 3, 4, 5] * 10)
+    for label in range(6):
+        fill(target, [label])
+        assert label in target.replayed._labels
+
+
+def _chi_square(counts: list[int], expected: float) -> float:
+    return sum((count - expected) ** 2 / expected for count in counts)
+
+
+@pytest.mark.parametrize(("policy", "classes"), [("reservoir", 4), ("class-balanced", 1), ("class-balanced", 3)])
+def test_every_record_has_the_same_chance(policy: Policy, classes: int) -> None:
+    """A full memory is a uniform sample of the stream (within each class), early records and late ones alike.
+
+    Chi-square over ten equal stretches of the stream; 27.9 is the 0.1 % quantile of nine degrees of freedom.
+    """
+    counts = [0] * 10
+    total = 0
+    for seed in range(60):
+        target = memory(16, policy, 0.0, seed)
+        fill(target, [i % classes for i in range(300)], batch=10)
+        for number in numbers(target.replayed):
+            counts[number // 30] += 1
+            total += 1
+    assert _chi_square(counts, total / 10) < 27.9
+
+
+def test_the_held_out_share_is_a_fair_draw() -> None:
+    """About ``holdout_ratio`` of the arriving records are offered to the held-out part."""
+    target = memory(100_000, ratio=0.2)
+    fill(target, [0] * 5000, batch=500)
+    assert abs(len(target.holdout) / 5000 - 0.2) < 0.02
+
+
+@policies
+def test_incremental_is_the_same_however_batches_are_cut(policy: Policy) -> None:
+    """Which records are kept depends on the stream and the seed, at every prefix, not on the batches."""
+    one, many = memory(20, policy), memory(20, policy)
+    labels = drawn(4, 120)
+    for start in range(0, 120, 12):
+        x, y, logits = numbered(labels[start : start + 12], start)
+        one.insert(x, y, 0, logits)
+        for row in range(12):
+            many.insert(x[row : row + 1], y[row : row + 1], 0, logits[row : row + 1])
+        assert numbers(one.replayed) == numbers(many.replayed)
+        assert numbers(one.holdout) == numbers(many.holdout)
+
+
+def test_a_batch_is_not_held_on_to() -> None:
+    """The memory owns its rows: a huge batch may go, and later changes to it do not reach the memory."""
+    target = memory(10)
+    x, y, logits = numbered([0, 1] * 500)
+    target.insert(x, y, 0, logits)
+    for ring in (target.replayed, target.holdout):
+        for name in ("x", "y", "logits", "width", "frozen", "answered", "task"):
+            tensor = getattr(ring, name)
+            assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+            assert len(tensor) == ring.capacity
+    kept = numbers(target.replayed)
+    x.zero_()
+    assert numbers(target.replayed) == kept
+
+
+def test_what_is_drawn_is_a_copy() -> None:
+    """Rows that were drawn stay as they are when their places are taken by others."""
+    target = memory(10)
+    fill(target, drawn(1, 50))
+    sample = target.sample(6)
+    assert sample is not None
+    before = sample.x.clone()
+    fill(target, drawn(2, 300))
+    assert torch.equal(sample.x, before)
+
+
+def test_draws_are_different_records() -> None:
+    """A sample holds no record twice and at most what is there."""
+    target = memory(30, ratio=0.0)
+    assert target.sample(5) is None
+    assert target.query(5) is None
+    fill(target, drawn(1, 12))
+    sample = target.sample(100)
+    assert sample is not None
+    assert len(set(sample.slots.tolist())) == len(sample.slots) == 12
+    assert target.sample(0) is None
+
+
+def test_growing_pads_what_is_cached() -> None:
+    """New classes add columns of zeros; what was cached, and how wide the student was then, stays."""
+    target = memory(20)
+    x, y, logits = numbered([0, 1] * 30)
+    target.insert(x, y, 0, logits[:, :2])
+    before = copy.deepcopy(target.replayed.logits)
+    target.grow(5)
+    for ring in (target.replayed, target.holdout):
+        assert ring.logits.shape[1] == ring.frozen.shape[2] == 5
+        assert (ring.width[: ring.filled] == 2).all()
+    assert torch.equal(target.replayed.logits[:, :2], before)
+    assert (target.replayed.logits[:, 2:] == 0).all()
+    x, y, logits = numbered([3, 4] * 30, 60)
+    target.insert(x, y, 1, logits[:, :5])
+    assert set(target.replayed.width[: target.replayed.filled].tolist()) == {2, 5}
+
+
+def test_growing_an_empty_memory_is_nothing() -> None:
+    """Classes may come before the first record is kept."""
+    target = memory()
+    target.grow(4)
+    fill(target, [0, 1, 2])
+    assert len(target) == 3
+
+
+@policies
+@pytest.mark.parametrize("before", [0, 5, 90])
+def test_a_restored_memory_has_the_same_future(policy: Policy, before: int) -> None:
+    """State → fresh memory: the same rows, the same draws, the same replacements from there on."""
+    target, other = memory(20, policy, seed=1), memory(20, policy, seed=99)
+    labels = drawn(5, 300)
+    fill(target, labels[:before])
+    other.load_state_dict(copy.deepcopy(target.state_dict()), CPU)
+    for start in range(before, 300, 10):
+        x, y, logits = numbered(labels[start : start + 10], start)
+        for one in (target, other):
+            one.insert(x, y, 0, logits)
+        assert _same(target.sample(6), other.sample(6))
+        assert _same(target.query(6), other.query(6))
+        assert numbers(target.replayed) == numbers(other.replayed)
+        assert numbers(target.holdout) == numbers(other.holdout)
+
+
+def _same(one: Any, other: Any) -> bool:
+    if one is None or other is None:
+        return one is other
+    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in one.__slots__)
+
+
+def test_a_restored_memory_may_have_more_or_fewer_places_for_answers() -> None:
+    """The pool's limit may change at a restart; rows survive, and answers that still have their place."""
+    target = memory(20)
+    fill(target, drawn(5, 100))
+    target.replayed.frozen[:, 1] = 3.0
+    target.replayed.answered[:] = True
+    state = target.state_dict()
+    for slots in (1, 4):
+        other = Memory(20, 0.2, "class-balanced", slots, 0)
+        other.load_state_dict(copy.deepcopy(state), CPU)
+        assert numbers(other.replayed) == numbers(target.replayed)
+        assert other.replayed.answered[: other.replayed.filled].sum(1).unique().tolist() == [min(slots, 2)]
