@@ -53,6 +53,7 @@ def serve(config: Config, state: Path, registry: Registry | None = None) -> int:
     Raises:
         ConfigError: the address, the port, the certificates or the tokens cannot be used.
     """
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for every batch that goes to the ingress
     check_exposure(config.serve)
     tls = tls_arguments(config.serve.tls)
     tokens = Tokens.load(config.serve.tokens)

@@ -1,5 +1,6 @@
 """A real server on loopback over a real state directory: published students of two inputs, no learner."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -139,7 +140,12 @@ def start(publisher: Publisher, registry: Registry) -> Iterator[Callable[..., Ru
         bound = bind("127.0.0.1", 0)
         settings = uvicorn.Config(application(services), log_config=None, access_log=False, lifespan="off")
         server = uvicorn.Server(settings)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
+
+        async def serve() -> None:
+            await server.serve(sockets=[bound])
+            await services.gateway.close()
+
+        thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
         thread.start()
         url = url_of("http", bound)
         client = httpx.Client(base_url=url, timeout=20)
