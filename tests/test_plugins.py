@@ -1,22 +1,25 @@
 """The registry: what one broken plugin does to itself, and to nobody else."""
 
+import inspect
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, get_args
 
 import pytest
 
-from streamkd import config
+from streamkd import config, hookspecs, testing
 from streamkd.errors import ConfigError, PluginError
-from streamkd.hookspecs import Kind, Options, SourceKind, hookimpl
+from streamkd.hookspecs import Group, Kind, Options, SourceKind, hookimpl
 from streamkd.plugins import PluginStatus, Registry
 
 Install = Callable[..., None]
 
 GOOD = """
-from streamkd.hookspecs import Kind, hookimpl
+from streamkd.hookspecs import Group, Kind, hookimpl
 
 @hookimpl
 def streamkd_gates():
@@ -229,3 +232,33 @@ def test_a_configuration_that_names_no_broken_plugin_is_taken(install: Install) 
     """A broken plugin that nobody asked for stops nothing."""
     install("acme-broken", "raise RuntimeError('no licence')")
     assert config.load(None, registry=Registry.load()).student.name == "mlp"
+
+
+GUIDE = (Path(__file__).parents[1] / "plugins" / "README.md").read_text("utf-8")
+HOOKS = sorted(name for name in vars(hookspecs) if name.startswith("streamkd_"))
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_every_hook_is_in_the_guide_with_its_arguments(hook: str) -> None:
+    """The author's guide has the hook, the exact call of ``make`` that the specification says, and its check."""
+    calls = re.findall(r"``(make\([^`]*\))", inspect.getdoc(getattr(hookspecs, hook)) or "")
+    row = re.findall(rf"^\| `{hook}` \| (.*) \| `(\w+)` \|$", GUIDE, re.MULTILINE)
+    assert len(row) == 1
+    assert re.findall(r"`(make\([^`]*\))", row[0][0]) == calls
+    assert callable(getattr(testing, row[0][1]))
+
+
+def test_the_guide_has_no_hook_that_is_not_there() -> None:
+    """Every hook that the guide names is one that is called, and every group has one."""
+    assert {*re.findall(r"streamkd_[a-z]+", GUIDE)} - {"streamkd_vision"} == set(HOOKS)
+    assert {f"streamkd_{group}" for group in get_args(Group)} == set(HOOKS)
+
+
+def test_the_guides_plugin_works_as_written(install: Install) -> None:
+    """The guide's smallest plugin, installed, is listed and keeps its contract by its own test."""
+    source, test = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+    install("acme-gates", source)
+    assert Registry.load().kind("gates", "confident").summary == "teachers by how sure they are"
+    own: dict[str, Any] = {}
+    exec(test, own)
+    own["test_it_keeps_the_contract"]()
