@@ -1,0 +1,176 @@
+"""The producer: sends batches to a running server until each is acknowledged, over Flight or HTTP.
+
+    batches ─► Outbox ─► one connection at a time ─► acks
+                  ▲              │ breaks
+                  └── back-off ──┘  what was not acknowledged is sent again, under its numbers
+
+The server keeps the numbers it has seen of each producer, so that a batch sent twice counts once.
+`streamkd push` calls this.
+"""
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+
+from streamkd.errors import SourceError
+from streamkd.streams.outbox import Ack, Outbox
+
+__all__ = ["Ack", "ClientTls", "Disconnected", "PushSummary", "Target", "push"]
+
+PATIENCE_SECONDS = 60.0
+BACK_OFF_SECONDS = (0.1, 5.0)
+
+
+@dataclass(frozen=True)
+class PushSummary:
+    """What became of the records. ``duplicates``: known to the server from before; ``resent``: sent more than once."""
+
+    sent: int
+    accepted: int
+    rejected: int
+    duplicates: int
+    seconds: float
+    resent: int = 0
+
+
+@dataclass(frozen=True)
+class ClientTls:
+    """PEM files: whom to trust instead of the system's authorities, and who we are."""
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where to send, and as whom."""
+
+    url: str
+    stream: str
+    producer: str
+    token: str | None
+    tls: ClientTls
+
+
+class Disconnected(Exception):
+    """The connection broke, or the server cannot take records now: worth another try."""
+
+    def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Wire(Protocol):
+    """One way of sending."""
+
+    def __call__(self, outbox: Outbox, target: Target) -> None:
+        """One connection: send again what is not acknowledged, then what is new, until all is acknowledged.
+
+        Raises:
+            Disconnected: try again. StreamkdError: the server will never take this.
+        """
+        ...
+
+
+def push(
+    batches: Iterable[pa.RecordBatch],
+    url: str,
+    stream: str = "main",
+    producer: str | None = None,
+    token: str | None = None,
+    rate: float | None = None,
+    on_ack: Callable[[Ack], None] = lambda ack: None,
+    *,
+    tls: ClientTls | None = None,
+    patience_seconds: float = PATIENCE_SECONDS,
+) -> PushSummary:
+    """Send all batches and wait until the server has them on disk.
+
+    ``url`` is grpc://, grpc+tls://, http:// or https://; a path /v1/streams/NAME names the stream. ``rate`` is in
+    records per second. A ``producer`` who is named may send the same batches again after a crash of its own: those
+    that the server has are not counted twice; different data needs another name. ``on_ack`` is called
+    from another thread. Without any progress for ``patience_seconds`` it gives up.
+
+    Raises:
+        SourceError: the server stays away. RecordError: the server refuses the batches, or the token.
+    """
+    wire, target = _target(url, stream, producer or f"push-{uuid.uuid4().hex[:12]}", token, tls or ClientTls())
+    outbox = Outbox(batches, rate, on_ack)
+    began = time.monotonic()
+    _outside(lambda: _deliver(wire, outbox, target, patience_seconds))
+    seconds = time.monotonic() - began
+    duplicates = outbox.settled - outbox.accepted - outbox.rejected
+    return PushSummary(outbox.sent, outbox.accepted, outbox.rejected, max(0, duplicates), seconds, outbox.resent)
+
+
+def _target(url: str, stream: str, producer: str, token: str | None, tls: ClientTls) -> tuple[Wire, Target]:
+    parts = urlsplit(url)
+    path = parts.path.strip("/").split("/") if parts.path.strip("/") else []
+    if path[:2] == ["v1", "streams"] and len(path) == 3:
+        stream = path[2]
+    elif path:
+        raise SourceError(
+            f"needed no path or /v1/streams/NAME, got {parts.path}", where=url, fix="see the server's URLs"
+        )
+    if not parts.hostname:
+        raise SourceError("needed a host", where=url, fix="grpc://127.0.0.1:8815 or http://127.0.0.1:8470")
+    place = Target(f"{parts.scheme}://{parts.netloc}", stream, producer, token, tls)
+    if parts.scheme in ("grpc", "grpc+tcp", "grpc+tls"):
+        from streamkd.streams.flight_client import deliver as over_flight
+
+        return over_flight, place
+    if parts.scheme in ("http", "https"):
+        from streamkd.streams.http_client import deliver as over_http
+
+        return over_http, place
+    raise SourceError(
+        f"needed grpc://, grpc+tls://, http:// or https://, got {parts.scheme or 'no scheme'}",
+        where=url,
+        fix="the server prints its URLs when it listens",
+    )
+
+
+def _deliver(wire: Wire, outbox: Outbox, target: Target, patience_seconds: float) -> None:
+    """Connect until everything is acknowledged; each progress renews the patience."""
+    least, most = BACK_OFF_SECONDS
+    wait_seconds, last_progress, settled = least, time.monotonic(), 0
+    while not outbox.done:
+        try:
+            wire(outbox, target)
+        except Disconnected as fault:
+            if outbox.settled > settled:
+                wait_seconds, last_progress, settled = least, time.monotonic(), outbox.settled
+            if time.monotonic() - last_progress > patience_seconds:
+                raise SourceError(
+                    f"no progress for {patience_seconds:g} s, {outbox.settled} records acknowledged: {fault}",
+                    where=target.url,
+                    fix="see whether the server runs; push again under the same --producer to go on",
+                ) from None
+            time.sleep(fault.retry_after_seconds if fault.retry_after_seconds is not None else wait_seconds)
+            wait_seconds = min(2 * wait_seconds, most)
+
+
+def _outside(work: Callable[[], None]) -> None:
+    """Work in a daemon thread: a blocked write would keep the main thread from its interrupts."""
+    faults: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as fault:
+            faults.append(fault)
+
+    thread = threading.Thread(target=run, name="push", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    if faults:
+        raise faults[0]
