@@ -32,6 +32,7 @@ from streamkd.serve.gateway import Gateway
 from streamkd.serve.keeper import Keeper, Message
 from streamkd.serve.listen import bind, check_exposure, tls_arguments, url_of
 from streamkd.serve.predictor import Predictor, Published
+from streamkd.serve.protocol import BoundedProtocol
 from streamkd.serve.versions import Follower
 from streamkd.state.directory import StateDirectory
 from streamkd.state.publish import VersionInfo
@@ -41,6 +42,7 @@ from streamkd.telemetry import Exposition, Recorder
 LEARNER = "streamkd.serve.learner"
 INGRESS = "streamkd.serve.ingress"
 KEEP_ALIVE_SECONDS = 75
+CONNECTIONS = 1_000
 INGRESS_SECONDS = 10.0
 CHECKPOINT_SECONDS = 120.0
 HURRIED_SECONDS = 5.0
@@ -53,7 +55,8 @@ def serve(config: Config, state: Path, registry: Registry | None = None) -> int:
     Raises:
         ConfigError: the address, the port, the certificates or the tokens cannot be used.
     """
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for every batch that goes to the ingress
+    for chatty in ("httpx", "uvicorn"):  # a line for every batch that goes to the ingress, and the like
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     check_exposure(config.serve)
     tls = tls_arguments(config.serve.tls)
     tokens = Tokens.load(config.serve.tokens)
@@ -98,6 +101,7 @@ class Supervisor:
             {"MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system"},
         )
         self._exit_code = 0
+        self._committed: Message | None = None
         self._signals = Signals()
 
     def run(self, bound: socket.socket, tls: dict[str, Any]) -> int:
@@ -116,6 +120,8 @@ class Supervisor:
         server = Server(
             uvicorn.Config(
                 application(services),
+                http=BoundedProtocol,
+                limit_concurrency=CONNECTIONS,
                 log_config=None,
                 access_log=False,
                 lifespan="off",
@@ -209,6 +215,7 @@ class Supervisor:
         elif kind == "published":
             self._follower.poke()
         elif kind == "committed" and self._socket:
+            self._committed = message
             self._ingress.send(message)
         elif kind == "ready" and self._socket:
             self._ingress.start()  # only now: the learner has the lock of the state directory
@@ -216,6 +223,8 @@ class Supervisor:
             self._hear_any("learner", message)
 
     def _hear_ingress(self, message: Message) -> None:
+        if message["kind"] in ("listening", "ready") and self._committed:
+            self._ingress.send(self._committed)  # it may have been told while there was no ingress to hear it
         if message["kind"] != "listening":
             self._hear_any("ingress", message)
             return

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from streamkd.serve.board import Board
 from streamkd.serve.gateway import Gateway
 from streamkd.serve.listen import bind, url_of
 from streamkd.serve.predictor import Predictor
+from streamkd.serve.protocol import BoundedProtocol
 from streamkd.serve.supervisor import load_version
 from streamkd.serve.versions import Follower
 from streamkd.state.directory import StateDirectory
@@ -109,61 +111,74 @@ def publisher(tmp_path: Path) -> Iterator[Publisher]:
     publisher.close()
 
 
+@contextmanager
+def serving(
+    publisher: Publisher,
+    registry: Registry,
+    tokens: Path | None = None,
+    socket: Path | None = None,
+    queue_rows: int = 512,
+    body_bytes: int = 1 << 20,
+) -> Iterator[Running]:
+    """A server over the publisher's state directory."""
+    recorder = Recorder()
+    predictor = Predictor(16, queue_rows, recorder)
+    follower = Follower(
+        StateDirectory(publisher.directory.path),
+        lambda folder, info: load_version(folder, info, registry),
+        predictor,
+        recorder,
+        poll_seconds=0.02,
+    )
+    services = Services(
+        Board("test", "replay"),
+        predictor,
+        follower,
+        Gateway(socket, "replay", body_bytes),
+        Tokens.load(tokens),
+        recorder,
+        Exposition(),
+        body_bytes,
+        queue_rows,
+    )
+    bound = bind("127.0.0.1", 0)
+    app = application(services)
+    server = uvicorn.Server(
+        uvicorn.Config(app, http=BoundedProtocol, log_config=None, access_log=False, lifespan="off")
+    )
+
+    async def serve() -> None:
+        await server.serve(sockets=[bound])
+        await services.gateway.close()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
+    thread.start()
+    until(lambda: server.started)
+    url = url_of("http", bound)
+    with httpx.Client(base_url=url, timeout=20) as client:
+        yield Running(url, services, publisher, client)
+    server.should_exit = True
+    thread.join(10)
+    follower.close()
+    predictor.close()
+
+
 @pytest.fixture
 def start(publisher: Publisher, registry: Registry) -> Iterator[Callable[..., Running]]:
     """Starts servers over the publisher's state directory; each is stopped when the test ends."""
-    ends: list[Callable[[], None]] = []
+    with ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(serving(publisher, registry, **settings))
 
-    def run(
-        tokens: Path | None = None, socket: Path | None = None, queue_rows: int = 512, body_bytes: int = 1 << 20
-    ) -> Running:
-        recorder = Recorder()
-        predictor = Predictor(16, queue_rows, recorder)
-        follower = Follower(
-            StateDirectory(publisher.directory.path),
-            lambda folder, info: load_version(folder, info, registry),
-            predictor,
-            recorder,
-            poll_seconds=0.02,
-        )
-        services = Services(
-            Board("test", "replay"),
-            predictor,
-            follower,
-            Gateway(socket, "replay", body_bytes),
-            Tokens.load(tokens),
-            recorder,
-            Exposition(),
-            body_bytes,
-            queue_rows,
-        )
-        bound = bind("127.0.0.1", 0)
-        settings = uvicorn.Config(application(services), log_config=None, access_log=False, lifespan="off")
-        server = uvicorn.Server(settings)
 
-        async def serve() -> None:
-            await server.serve(sockets=[bound])
-            await services.gateway.close()
-
-        thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
-        thread.start()
-        url = url_of("http", bound)
-        client = httpx.Client(base_url=url, timeout=20)
-
-        def end() -> None:
-            client.close()
-            server.should_exit = True
-            thread.join(10)
-            follower.close()
-            predictor.close()
-
-        ends.append(end)
-        until(lambda: server.started)
-        return Running(url, services, publisher, client)
-
-    yield run
-    for end in ends:
-        end()
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory, registry: Registry) -> Iterator[Running]:
+    """One server with version 1 published, for tests that change nothing."""
+    publisher = Publisher(tmp_path_factory.mktemp("shared") / "state")
+    version = publisher.publish(seed=1)
+    with serving(publisher, registry) as running:
+        running.wait_for(version)
+        yield running
+    publisher.close()
 
 
 @pytest.fixture

@@ -52,9 +52,9 @@ def test_nothing_comes_from_elsewhere() -> None:
     )
 
 
-def test_the_policy_allows_the_pages_own_script_and_style_only(running: Running) -> None:
+def test_the_policy_allows_the_pages_own_script_and_style_only(shared: Running) -> None:
     """The policy's hashes are those of the script and the style that are served; inline attributes are not allowed."""
-    reply = running.client.get("/")
+    reply = shared.client.get("/")
     policy = reply.headers["Content-Security-Policy"]
     for tag in ("script", "style"):
         (block,) = re.findall(rf"<{tag}>(.*?)</{tag}>", reply.text, re.S)
