@@ -49,6 +49,20 @@ class InputColumn(Model):
     fit: int = Field(default=0, ge=0)
     pad: bool = Field(default=False, description="lists of varying length: shorter end in zeros, longer are cut")
 
+    @model_validator(mode="after")
+    def _normalisation_fits(self) -> "InputColumn":
+        if any(length < 1 for length in self.shape):
+            raise ValueError(f"every length of shape is at least 1, got {self.shape}")
+        last = self.shape[-1] if self.shape else 1
+        for name, value in (("mean", self.mean), ("std", self.std)):
+            if isinstance(value, tuple) and len(value) not in (1, last):
+                raise ValueError(
+                    f"{name} needs one number or {last}, one per channel (the last axis), got {len(value)}"
+                )
+        if min(self.std if isinstance(self.std, tuple) else (self.std,)) <= 0:
+            raise ValueError(f"std is greater than 0, got {self.std}")
+        return self
+
     @property
     def size(self) -> int:
         """Elements of one record."""

@@ -11,11 +11,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
 from pydantic import Field
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -26,19 +27,20 @@ from streamkd.records import InputColumn, Label, RecordSchema
 
 torch_dtype = {name: getattr(torch, name) for name in ("uint8", "int8", "int16", "int32", "int64", "float16")}
 torch_dtype |= {"float32": torch.float32, "float64": torch.float64}
+Width = Annotated[int, Field(gt=0)]
 
 
 class MlpOptions(Options):
     """A multi-layer perceptron."""
 
-    hidden: tuple[int, ...] = Field(default=(256, 256), description="width of each hidden layer")
+    hidden: tuple[Width, ...] = Field(default=(256, 256), description="width of each hidden layer")
 
 
 class ConvnetOptions(Options):
     """A small convolutional network for images."""
 
-    channels: tuple[int, ...] = Field(default=(32, 64), min_length=1, description="channels; each halves the image")
-    hidden: int = Field(default=128, gt=0)
+    channels: tuple[Width, ...] = Field(default=(32, 64), min_length=1, description="channels; each halves the image")
+    hidden: Width = 128
 
 
 class Mlp(nn.Module):
@@ -73,7 +75,8 @@ class Convnet(nn.Module):
         steps = [channels, *options.channels]
         self.convolutions = nn.ModuleList(nn.Conv2d(before, after, 3, padding=1) for before, after in pairwise(steps))
         for _ in options.channels:
-            height, width = max(height // 2, 1), max(width // 2, 1)
+            if min(height, width) > 1:
+                height, width = height // 2, width // 2
         self.hidden = nn.Linear(steps[-1] * height * width, options.hidden)
         self.head = nn.Linear(options.hidden, classes)
 
@@ -135,8 +138,10 @@ class Normalise(nn.Module):
         self.moments[0] += shift * (len(x) / total)
         self.moments[1] += x.var(0, correction=0) * len(x) + shift**2 * (seen * len(x) / total)
         self.count.fill_(total)
-        std = (self.moments[1] / total).sqrt().clamp_min(1e-6)
-        std = torch.where(self.moments[1] > 0, std, torch.ones_like(std))
+        std = (self.moments[1] / total).sqrt()
+        # below the resolution of float32 a spread is rounding: the feature has been constant so far
+        constant = std <= 1e-6 * self.moments[0].abs()
+        std = torch.where(constant, torch.ones_like(std), std.clamp_min(1e-6))
         fitted = self._fitted.to(x.device)
         self.gain.copy_(torch.where(fitted, self._scale.to(x.device).double() / std, self.gain.double()))
         self.bias.copy_(torch.where(fitted, -self.moments[0] / std, self.bias.double()))
@@ -234,7 +239,7 @@ class Published:
     @torch.inference_mode()
     def predict(self, inputs: np.ndarray) -> np.ndarray:
         """Probabilities [n, classes] float32 for encoded inputs [n, *shape]; rows sum to 1."""
-        x = torch.from_numpy(np.ascontiguousarray(inputs))
+        x = torch.from_numpy(np.require(inputs, requirements=("C", "W")))
         return torch.softmax(self.student(x), dim=1).numpy()
 
 
@@ -263,7 +268,7 @@ def load_published(directory: Path, registry: Registry, version: int = 0) -> Pub
         options = kind.options.model_validate(meta["student"]["options"])
         student = build(kind, options, schema, len(meta["classes"]), meta["seed"])
         student.load_state_dict(weights)
-    except (OSError, KeyError, ValueError, RuntimeError) as fault:
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as fault:
         raise StateError(f"a published version cannot be loaded: {fault}", where=str(directory)) from fault
     student.eval().requires_grad_(False)
     return Published(student, meta["classes"], version, schema, meta["published_at"], meta["records"])
