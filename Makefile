@@ -21,10 +21,10 @@ $(READY): requirements.txt requirements-dev.txt constraints.txt pyproject.toml
 serve: setup ## learn from the embedded stream and answer on http://127.0.0.1:8470
 	$(BIN)/streamkd serve
 
-test: setup check ## format, lint, types, layers and tests
+test: setup check ## check, then the tests
 	$(BIN)/python -m pytest -q
 
-check: setup
+check: setup ## format, lint, types and layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
@@ -36,5 +36,5 @@ bench: setup ## speed beside a bare PyTorch loop and Avalanche's replay
 soak: setup ## the long tests
 	$(BIN)/python -m pytest -q -m soak --timeout 3600
 
-clean:
+clean: ## remove what setup and the tools made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

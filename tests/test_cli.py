@@ -1,0 +1,87 @@
+"""The commands as a person runs them: in processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def streamkd(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command and wait."""
+    command = [sys.executable, "-m", "streamkd", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=100, env=os.environ)
+
+
+def test_help_answers_at_once() -> None:
+    """`--help` takes less than 0.3 s: the best of five, for a busy machine."""
+    script = Path(sys.executable).with_name("streamkd")
+    seconds = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        done = subprocess.run([script, "--help"], capture_output=True, text=True, timeout=20)
+        seconds.append(time.perf_counter() - begun)
+    assert "serve" in done.stdout
+    assert min(seconds) < 0.3
+
+
+def test_importing_the_commands_imports_nothing_heavy() -> None:
+    """Neither torch, nor Arrow, nor Avalanche is there before a command runs."""
+    code = (
+        "import sys, streamkd.cli; print([m for m in ('torch','pyarrow','avalanche','pydantic') if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_check_says_what_it_found() -> None:
+    """`check` without a file looks at the embedded stream."""
+    done = streamkd("check")
+    assert done.returncode == 0
+    assert "image tensor [8, 8] uint8" in done.stdout
+
+
+def test_a_wrong_configuration_is_exit_code_2(tmp_path: Path) -> None:
+    """A misspelt key is refused with file, line, path and the nearest key, without a traceback."""
+    file = tmp_path / "wrong.yaml"
+    file.write_text("stream: {source: {name: replay, dataset: digits}}\nmemory:\n  sise: 3\n")
+    done = streamkd("check", str(file))
+    assert done.returncode == 2
+    assert f"{file}:3: memory.sise" in done.stderr
+    assert "did you mean 'size'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_plugins_list_names_every_built_in() -> None:
+    """All groups are there, as JSON for programs."""
+    rows = json.loads(streamkd("plugins", "list", "--json").stdout)
+    kinds = {kind for row in rows for kind in row["kinds"]}
+    assert {"students/mlp", "teachers/ema", "losses/match-gate", "gates/per-sample", "sources/flight"} <= kinds
+
+
+def test_init_writes_a_configuration_that_check_takes(tmp_path: Path) -> None:
+    """A file of the user's own becomes a configuration; a second `init` does not overwrite it."""
+    (tmp_path / "flowers.csv").write_text("a,b,species\n" + "".join(f"{i},{i % 7},{'xy'[i % 2]}\n" for i in range(50)))
+    made = streamkd("init", "flowers.csv", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert streamkd("check", "flowers.yaml", cwd=tmp_path).returncode == 0
+    again = streamkd("init", "flowers.csv", cwd=tmp_path)
+    assert again.returncode == 1
+    assert "--force" in again.stderr
+
+
+def test_inspect_of_no_state_directory_is_said(tmp_path: Path) -> None:
+    """A folder that is none is an error in words."""
+    done = streamkd("inspect", str(tmp_path))
+    assert done.returncode == 1
+    assert "is no state directory" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("run", "--report"), ("push",), ("serve", "--port", "many")])
+def test_wrong_usage_is_exit_code_2(arguments: tuple[str, ...]) -> None:
+    """click's own usage errors keep their code."""
+    assert streamkd(*arguments).returncode == 2

@@ -1,0 +1,170 @@
+"""The learner as a whole: what it learns, that stopping changes nothing, and what it refuses."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from streamkd import config as configuration
+from streamkd.errors import SourceError, StateConflict
+from streamkd.inspection import weights_sha256
+from streamkd.learner import Learner
+from streamkd.plugins import Registry
+from streamkd.state.tree import pack, unpack
+from streamkd.wiring import open_source, schema_of
+
+REGISTRY = Registry.load()
+
+
+def tree(**changes: Any) -> dict[str, Any]:
+    """Two tasks of two digits, small parts; top-level keys can be replaced."""
+    source = {"name": "replay", "dataset": "digits", "classes_per_task": 2, "limit": 400}
+    base = {
+        "stream": {"source": source},
+        "student": {"name": "mlp", "hidden": [16]},
+        "memory": {"size": 60, "replay": 20},
+        "adapt": {"every": 5, "on_task_steps": 3},
+        "device": "cpu",
+    }
+    return {**base, **changes}
+
+
+def learner(changes: dict[str, Any] | None = None, **more: Any) -> Learner:
+    config = configuration.from_tree(tree(**(changes or {})), REGISTRY)
+    schema = schema_of(config, REGISTRY)
+    source, _ = open_source(config, REGISTRY, schema)
+    return Learner(config, REGISTRY, source, schema, **more)
+
+
+def weights(one: Learner) -> list[str]:
+    """Hashes of everything that was learned: student, average, gate."""
+    step = one.strategy.step
+    average = step.pool.average
+    assert average is not None
+    return [weights_sha256(part.state_dict()) for part in (step.student, average.student, step.gate)]  # type: ignore[attr-defined]
+
+
+def run(one: Learner, batches: int | None = None) -> Learner:
+    done = 0
+    while (batches is None or done < batches) and one.advance():
+        done += 1
+    return one
+
+
+def test_it_learns_the_stream_better_than_chance() -> None:
+    """After one pass over 400 digits of three tasks the student knows most of what it has just seen."""
+    one = run(learner())
+    accuracy = one.prequential.overall
+    assert one.records == 400
+    assert accuracy is not None
+    assert accuracy > 0.5
+
+
+def test_a_seed_and_a_configuration_give_one_result() -> None:
+    """Two learners of one configuration end in the same bits; another seed does not."""
+    first, second, other = run(learner()), run(learner()), run(learner({"seed": 1}))
+    assert weights(first) == weights(second)
+    assert weights(first) != weights(other)
+
+
+@pytest.mark.parametrize("stop", [0, 1, 7, 20, 29])
+def test_stopping_and_resuming_ends_in_the_same_bits(stop: int) -> None:
+    """A learner restored from a checkpoint's tree ends where one that was never stopped ends, wherever it stopped."""
+    whole = run(learner())
+    stopped = run(learner(), stop)
+    stopped.measure()  # what the clock asks for must not reach the weights
+    parts = pack(stopped.state())
+    resumed = learner()
+    resumed.restore(unpack(parts), dict(stopped.offsets), stopped.config)
+    run(resumed)
+    assert weights(resumed) == weights(whole)
+    assert resumed.records == whole.records
+    assert resumed.tasks.names == whole.tasks.names
+
+
+def test_resuming_with_another_optimiser_rate_is_taken() -> None:
+    """Rates may change between runs: the resumed learner steps with the new one."""
+    stopped = run(learner(), 10)
+    resumed = learner({"optimizer": {"learning_rate": 0.01}})
+    resumed.restore(unpack(pack(stopped.state())), dict(stopped.offsets), stopped.config)
+    assert resumed.strategy.optimizer.param_groups[0]["lr"] == 0.01
+    assert run(resumed).records == 400
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"student": {"name": "mlp", "hidden": [8]}}, "student"),
+        ({"memory": {"size": 61, "replay": 20}}, "memory"),
+        ({"seed": 5}, "seed"),
+    ],
+)
+def test_what_may_not_change_is_refused_with_both_values(changes: dict[str, Any], where: str) -> None:
+    """A changed student, memory or seed is a conflict that names both and the way out."""
+    stopped = run(learner(), 3)
+    with pytest.raises(StateConflict) as fault:
+        learner(changes).restore(unpack(pack(stopped.state())), dict(stopped.offsets), stopped.config)
+    assert fault.value.where == where
+    assert "--state" in fault.value.fix
+
+
+def test_teachers_and_pool_may_change_between_runs() -> None:
+    """A pool of another size and other teachers is taken over; what is still there keeps its state."""
+    stopped = run(learner(), 30)
+    changes = {"pool": {"limit": 3}, "teachers": [{"name": "ema"}, {"name": "snapshot"}]}
+    resumed = learner(changes)
+    resumed.restore(unpack(pack(stopped.state())), dict(stopped.offsets), stopped.config)
+    run(resumed)
+    assert "memory" not in resumed.strategy.step.pool.keys
+    assert len(resumed.strategy.step.pool.keys) <= 3
+
+
+def test_boundaries_are_told_before_the_task_is_learned() -> None:
+    """When a task ends, the caller sees the learner as it was before the first batch of the next."""
+    seen: list[tuple[str, int]] = []
+    one = learner(on_task_end=lambda task: seen.append((task, one.records)))
+    run(one)
+    ends = [boundary.record for boundary in one.tasks.boundaries[1:]]
+    assert [record for _, record in seen] == ends
+    assert [task for task, _ in seen] == one.tasks.names[: len(seen)]
+
+
+def test_observers_that_raise_are_off_after_three_strikes() -> None:
+    """A raising observer is counted, switched off, and changes nothing."""
+    from streamkd.observe import Observers
+
+    class Broken:
+        def on_step(self, record: int, loss: float, accuracy: float) -> None:
+            raise RuntimeError("no")
+
+    whole, one = run(learner()), learner()
+    one.observers = Observers([("broken", Broken())], one.recorder)
+    run(one)
+    errors = [delta for delta in one.recorder.drain() if delta[0] == "plugin_errors_total"]
+    assert errors == [["plugin_errors_total", ["broken", "on_step"], 3.0]]
+    assert weights(one) == weights(whole)
+
+
+def test_bad_rows_in_a_row_stop_the_source(tmp_path: Any) -> None:
+    """A file of rows that cannot be learned stops with the last reason instead of being drained."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    table = pa.table({"x": [float("nan")] * 50, "label": [1] * 50})
+    pa.parquet.write_table(table, tmp_path / "bad.parquet")
+    records = {"inputs": [{"name": "x"}], "label": "label"}
+    source = {"name": "replay", "path": str(tmp_path / "bad.parquet"), "test_ratio": 0.0}
+    stream = {"source": source, "records": records, "limits": {"bad_in_a_row": 20}}
+    with pytest.raises(SourceError, match="not_finite"):
+        run(learner({"stream": stream}))
+
+
+def test_a_loss_that_is_not_finite_is_skipped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step whose loss is NaN leaves the weights alone and goes on."""
+    one = run(learner(), 5)
+    before = weights(one)
+    real = one.strategy.step.loss
+    monkeypatch.setattr(one.strategy.step, "loss", lambda lesson: real(lesson) * torch.nan)
+    run(one, 1)
+    assert weights(one)[0] == before[0]
+    assert ["train_steps_skipped_total", ["not_finite"], 1.0] in one.recorder.drain()
