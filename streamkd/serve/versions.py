@@ -8,6 +8,7 @@ said, and the one before stays.
 """
 
 import logging
+import sqlite3
 import threading
 import time
 from collections import OrderedDict
@@ -100,17 +101,29 @@ class Follower:
 
     def _follow(self) -> None:
         seen: int | None = None
+        said = ""
         while not self._closed:
             try:
-                versions = self._open()
-                now = versions.changes() if versions else None
-                if versions and (now != seen or self._poked.is_set()):
-                    self._poked.clear()
-                    self._step(versions)
-                    seen = now
-            except StreamkdError as fault:
-                logger.warning("the published versions cannot be read: %s", fault)
+                seen = self._look(seen)
+                said = ""
+            except (StreamkdError, sqlite3.Error) as fault:
+                seen = None
+                if str(fault) != said:
+                    said = str(fault)
+                    logger.warning("the published versions cannot be read: %s", said)
             self._poked.wait(self._poll_seconds)
+
+    def _look(self, seen: int | None) -> int | None:
+        """Follow what has changed since ``seen``, a number of ``Versions.changes``."""
+        poked = self._poked.is_set()
+        self._poked.clear()
+        versions = self._open()
+        if versions is None:
+            return seen
+        now = versions.changes()
+        if poked or now != seen:
+            self._step(versions)
+        return now
 
     def _step(self, versions: Versions) -> None:
         """Swap to the served version; at the start, where that one is damaged, to the newest that is not."""

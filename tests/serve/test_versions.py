@@ -1,13 +1,22 @@
 """Following the published versions: swaps, refusals, rollbacks; real state directories."""
 
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import numpy as np
+import pytest
 import torch
 
 from streamkd.distill.students import Student
+from streamkd.plugins import Registry
+from streamkd.serve.predictor import Predictor
+from streamkd.serve.supervisor import load_version
+from streamkd.serve.versions import Follower
+from streamkd.state.directory import StateDirectory
+from streamkd.telemetry import Recorder
 
 from .conftest import Publisher, Running, until
 
@@ -87,3 +96,24 @@ def test_200_published_versions_under_load_drop_no_request(running: Running) -> 
     for mine in seen:
         assert np.all(np.diff(mine) >= 0)
         assert len(mine) > 10
+
+
+def test_a_state_directory_that_cannot_be_read_is_said_once(
+    tmp_path: Path, registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file that is no database of ours is said once, and the server goes on without a version."""
+    (tmp_path / "state.sqlite").write_bytes(b"no database" * 100)
+    predictor = Predictor(8, 8, Recorder())
+    follower = Follower(
+        StateDirectory(tmp_path),
+        lambda folder, info: load_version(folder, info, registry),
+        predictor,
+        Recorder(),
+        10,
+        0.01,
+    )
+    until(lambda: "cannot be read" in caplog.text)
+    time.sleep(0.1)
+    follower.close()
+    predictor.close()
+    assert caplog.text.count("cannot be read") == 1
