@@ -25,6 +25,8 @@ class Shape:
     decay: float
     hard: float
     temperature: float
+    gain: float
+    bias: float
 
 
 def samples_per_second(x: Tensor, y: Tensor, network: nn.Module, shape: Shape, seed: int) -> float:
@@ -36,6 +38,7 @@ def samples_per_second(x: Tensor, y: Tensor, network: nn.Module, shape: Shape, s
     theirs: list[Tensor] = list(network.parameters())
     kept_x = torch.zeros((shape.memory, *x.shape[1:]), dtype=x.dtype)
     kept_y = torch.zeros(shape.memory, dtype=torch.int64)
+    gain, bias = torch.tensor(shape.gain), torch.tensor(shape.bias)
     filled = seen = 0
     begun = time.perf_counter()
     for start in range(0, len(y), shape.batch):
@@ -44,7 +47,7 @@ def samples_per_second(x: Tensor, y: Tensor, network: nn.Module, shape: Shape, s
         if filled:
             slots = torch.randperm(filled, generator=generator)[: shape.replay]
             batch_x, batch_y = torch.cat([fresh_x, kept_x[slots]]), torch.cat([fresh_y, kept_y[slots]])
-        inputs = batch_x.float() * (1 / 255)
+        inputs = torch.addcmul(bias, batch_x.float(), gain)
         with torch.no_grad():
             target = torch.softmax(average(inputs) / shape.temperature, 1)
         logits = network(inputs)
