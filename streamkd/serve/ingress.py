@@ -56,9 +56,9 @@ class Ingress:
         retain, serve = config.stream.retain, config.serve
         self._recorder = Recorder()
         self._log = Log(state / "log.sqlite", records, stream=config.stream.name, quota_bytes=retain.quota_bytes)
-        self._intake = Intake(self._log, config.stream.limits, self._recorder, retain, config.checkpoint.keep)
-        ingest = Ingest(self._intake, Tokens.load(serve.tokens), serve.host, serve.flight_port, serve.tls)
         choice = config.stream.source
+        self._intake = Intake(self._log, config.stream.limits, self._recorder, retain, choice.name)
+        ingest = Ingest(self._intake, Tokens.load(serve.tokens), serve.host, serve.flight_port, serve.tls)
         options = configuration.options(registry, "stream.source", "sources", choice)
         listener: Listener = registry.kind("sources", choice.name, "stream.source").make(options, ingest)
         self._posts = listener if isinstance(listener, HttpListener) else HttpListener(HttpOptions(), ingest)
@@ -90,7 +90,7 @@ class Ingress:
             if message is not None and message.get("kind") == "committed":
                 offset = message.get("offsets", {}).get(self._log.partition)
                 if isinstance(offset, int):
-                    self._intake.committed(offset)
+                    self._intake.committed(offset, message.get("oldest", {}).get(self._log.partition))
             if time.monotonic() - told >= TELL_SECONDS and (deltas := self._recorder.drain()):
                 told = time.monotonic()
                 channel.send({"kind": "metrics", "deltas": deltas})

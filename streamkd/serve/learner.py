@@ -67,7 +67,7 @@ class LearnerProcess:
     def run(self) -> None:
         """Train until the supervisor says stop."""
         self.channel.send({"kind": "ready"})
-        self.committed(self._checkpoints.oldest_offsets() or self.learner.offsets)
+        self._tell_committed(self.learner.offsets)
         while (message := self._message(0.0)) is None or message["kind"] != "stop":
             busy = self._train_a_while()
             self._by_the_clock()
@@ -136,12 +136,13 @@ class LearnerProcess:
         self.recorder.observe("checkpoint_duration_seconds", time.monotonic() - begun)
         self.recorder.set("checkpoint_size_bytes", info.bytes)
         self.recorder.set("checkpoint_last_success_timestamp_seconds", info.created)
-        self.committed(self._checkpoints.oldest_offsets())
+        self._tell_committed(info.offsets)
         learner.observers.tell("on_checkpoint", learner.records, info.offsets)
 
-    def committed(self, offsets: Mapping[str, int]) -> None:
-        """Say from where on the log is still needed."""
-        self.channel.send({"kind": "committed", "offsets": dict(offsets)})
+    def _tell_committed(self, offsets: Mapping[str, int]) -> None:
+        """Say how far the newest checkpoint reaches, and from where on the log is needed to fall back on an older."""
+        oldest = self._checkpoints.oldest_offsets() or offsets
+        self.channel.send({"kind": "committed", "offsets": dict(offsets), "oldest": dict(oldest)})
 
     def _stop(self, checkpoint: bool) -> None:
         if checkpoint:

@@ -8,7 +8,7 @@ Flight waits for room and leaves its stream unread meanwhile; HTTP does not wait
 """
 
 import threading
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -68,13 +68,20 @@ class BadRun(RecordError):
 class Intake:
     """One stream's door to its log. Thread safe."""
 
-    def __init__(self, log: Log, limits: Limits, meter: Meter, retain: Retain | None = None, keep: int = 1) -> None:
-        """``keep`` is the number of checkpoints that may be resumed from: the log is trimmed behind the oldest."""
+    def __init__(
+        self,
+        log: Log,
+        limits: Limits,
+        meter: Meter,
+        retain: Retain | None = None,
+        source: str | None = None,
+    ) -> None:
+        """``source`` names the numbers; ``None``: the stream does."""
         self.limits = limits
         self._log = log
         self._meter = meter
+        self._source = source or log.stream
         self._retain = retain or Retain()
-        self._commits: deque[int] = deque(maxlen=keep)
         self._runs: OrderedDict[str, int] = OrderedDict()
         self._changed = threading.Condition()
         self._draining = False
@@ -120,24 +127,25 @@ class Intake:
 
     def refuse(self, reason: str) -> None:
         """Count a batch that was refused whole."""
-        self._meter.count("source_errors_total", source=self.stream, reason=reason)
+        self._meter.count("source_errors_total", source=self._source, reason=reason)
 
     def refuse_token(self, protocol: str) -> None:
         """Count a request without the right token."""
         self._meter.count("auth_failures_total", protocol=protocol)
 
-    def committed(self, offset: int) -> None:
-        """A checkpoint holds everything before ``offset``: make room and trim."""
+    def committed(self, offset: int, oldest: int | None = None) -> None:
+        """The newest checkpoint holds everything before ``offset``, which makes room.
+
+        The log is trimmed behind ``oldest``, from where on a checkpoint that is kept may have to read again.
+        """
         self._log.note_committed(offset)
         backlog_bytes = self._log.bytes_between(offset, self._log.end())
         with self._changed:
             self._committed, self._backlog_bytes = offset, backlog_bytes
-            self._commits.append(offset)
             self._changed.notify_all()
-        if len(self._commits) == self._commits.maxlen:
-            # what is retained beyond need must leave room in the quota for what is needed
-            retain_bytes = min(self._retain.bytes, self._retain.quota_bytes // 2)
-            self._log.trim(self._commits[0], retain_bytes, self._retain.age_seconds)
+        # what is retained beyond need must leave room in the quota for what is needed
+        retain_bytes = min(self._retain.bytes, self._retain.quota_bytes // 2)
+        self._log.trim(offset if oldest is None else oldest, retain_bytes, self._retain.age_seconds)
         self._tell()
 
     def drain(self) -> None:
@@ -171,7 +179,7 @@ class Intake:
         """Wait for room, or refuse; the room is taken when this returns."""
         with self._changed:
             while (full := self._full(entry)) is not None:
-                self._meter.set("source_paused", 1, source=self.stream)
+                self._meter.set("source_paused", 1, source=self._source)
                 if self._look_again():
                     continue
                 if patient is None or not patient():
@@ -218,7 +226,7 @@ class Intake:
         self._tell()
 
     def _count(self, entry: Entry, receipt: Receipt) -> None:
-        source = self.stream
+        source = self._source
         if receipt.duplicate:
             self._meter.count("records_duplicate_total", entry.rows.num_rows, source=source)
             return
@@ -236,7 +244,7 @@ class Intake:
         with self._changed:
             records = self._end - self._committed + self._pending_records
         self._meter.set("queue_records", max(records, 0), queue="log")
-        self._meter.set("source_paused", float(records >= self.limits.queue_records), source=self.stream)
+        self._meter.set("source_paused", float(records >= self.limits.queue_records), source=self._source)
 
 
 def refusal_reason(fault: RecordError) -> str:

@@ -67,10 +67,10 @@ def open_way(tmp_path: Path) -> Iterator[Callable[..., Way]]:
     """Opens the way into ``log.sqlite``; closed at the end of the test."""
     with contextlib.ExitStack() as stack:
 
-        def make(schema: RecordSchema = SCHEMA, quota_bytes: int | None = None, keep: int = 1, **limits: Any) -> Way:
+        def make(schema: RecordSchema = SCHEMA, quota_bytes: int | None = None, **limits: Any) -> Way:
             recorder = Recorder()
             log = Log(tmp_path / "log.sqlite", schema, quota_bytes=quota_bytes)
-            intake = Intake(log, Limits(**limits), recorder, Retain(), keep)
+            intake = Intake(log, Limits(**limits), recorder, Retain())
             stack.callback(log.close)
             stack.callback(intake.close)
             return Way(log, intake, recorder)

@@ -1,0 +1,112 @@
+"""kill -9 of any process at any moment: each record counts once, and the weights are those of an undisturbed run."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from streamkd.state.checkpoint import Checkpoints
+from streamkd.state.directory import StateDirectory
+
+from .conftest import PUSHED, STREAMKD, Serve, Server, merged, records
+
+# batches of 7 at a rate, with a flush after a few milliseconds: many cuts that only the journal knows
+DISTURBED = merged(PUSHED, {"stream": {"batch": {"flush_seconds": 0.02}}, "pool": {"limit": 5}})
+
+
+def kill(server: Server, what: str) -> None:
+    """kill -9; what nobody is left to start again is started again, on the same ports."""
+    if what in ("learner", "ingress"):
+        os.kill(server.pid(what), signal.SIGKILL)
+        return
+    if what == "supervisor":
+        os.kill(server.process.pid, signal.SIGKILL)
+        server.process.wait()
+    server.again()
+
+
+def learned(state: Path) -> dict[str, Any]:
+    """Everything in the newest checkpoint that decides what is learned next, tensor by tensor."""
+    checkpoints = Checkpoints(StateDirectory(state), read_only=True)
+    snapshot = checkpoints.latest()
+    checkpoints.close()
+    assert snapshot is not None
+    tree = {name: part for name, part in snapshot.tree.items() if name != "quality"}  # measured by the clock
+    return dict(_leaves(tree, ""))
+
+
+def _leaves(node: Any, path: str) -> list[tuple[str, Any]]:
+    if isinstance(node, dict):
+        return [leaf for key, value in node.items() for leaf in _leaves(value, f"{path}/{key}")]
+    return [(path, node)]
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Paths whose values are not the same, bit for bit."""
+    paths = sorted({*one, *other})
+    return [path for path in paths if path not in one or path not in other or not _same(one[path], other[path])]
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
+    return repr(a) == repr(b)
+
+
+def check_kills(serve: Serve, folder: Path, rows: int, rate: int, whats: Sequence[str], seed: int) -> None:
+    """Push, kill, push on; then let an undisturbed learner consume a copy of the log, and compare."""
+    moments = random.Random(seed)
+    pq.write_table(pa.Table.from_batches([records(rows)]), folder / "rows.parquet")
+    server = serve(DISTURBED)
+    push = [*STREAMKD, "push", str(folder / "rows.parquet"), "--to", server.flight]
+    pushing = subprocess.Popen(
+        [*push, "--batch", "7", "--rate", str(rate), "--producer", "p"], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        for what in whats:
+            server.trained(server.status().get("records_trained", 0) + 1)
+            time.sleep(moments.uniform(0.0, 0.5))
+            kill(server, what)
+        said, _ = pushing.communicate(timeout=300)
+    finally:
+        pushing.kill()
+        pushing.wait()
+    assert f"{rows} records sent, {rows} accepted, 0 rejected" in said
+    server.trained(rows, 120)
+    assert server.stop() == 0
+
+    (folder / "undisturbed").mkdir()
+    for file in server.state.glob("log.sqlite*"):
+        shutil.copy(file, folder / "undisturbed")
+    other = serve(DISTURBED, "--set", "checkpoint.every_seconds=2.3", state=folder / "undisturbed")
+    other.trained(rows, 300)
+    assert other.stop() == 0
+    seen = [each.inspect() for each in (server, other)]
+    assert [each["records_trained"] for each in seen] == [rows, rows]
+    assert [each["offsets"] for each in seen] == [{"main/0": rows}] * 2
+    assert differences(learned(server.state), learned(other.state)) == []
+    assert seen[0]["weights_sha256"] == seen[1]["weights_sha256"]
+
+
+def test_kills_change_no_bit_of_what_is_learned(serve: Serve, tmp_path: Path) -> None:
+    """Learner, ingress and the whole group are killed in mid-push: weights, memory and gate as if nothing had been."""
+    check_kills(serve, tmp_path, 3_000, 300, ["learner", "ingress", "group"], seed=0)
+
+
+@pytest.mark.soak
+def test_ten_kills_of_a_long_push(serve: Serve, tmp_path: Path) -> None:
+    """Ten kills of every kind over 30,000 records: the same."""
+    moments = random.Random(1)
+    kinds = ["learner", "ingress", "supervisor", "group"]
+    whats = [*kinds, *moments.choices(kinds, k=6)]
+    check_kills(serve, tmp_path, 30_000, 300, moments.sample(whats, 10), seed=1)
