@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from streamkd.errors import LimitExceeded, SchemaMismatch
 from streamkd.records import InputColumn, RecordSchema, Reject, RejectReason
 from streamkd.streams.encoding import encode, encode_inputs
+from streamkd.streams.lists import padded
 
 __all__ = ["arrow_schema", "check_schema", "encode", "encode_inputs", "sift"]
 
@@ -43,8 +44,7 @@ def check_schema(got: pa.Schema, schema: RecordSchema) -> None:
         where = f"column {place.name!r}"
         if len(indices) != 1:
             said = "no such column" if not indices else f"{len(indices)} columns of that name"
-            known = ", ".join(map(repr, got.names[:20])) or "none"
-            raise SchemaMismatch(f"needed {place.type}, got {said} (columns: {known})", where=where)
+            raise SchemaMismatch(f"needed {place.type}, got {said} (columns: {_names(got)})", where=where)
         found = got.field(indices[0]).type
         if not _fits(found, place):
             fix = f"send {place.type}, or change stream.records to what is sent"
@@ -107,6 +107,13 @@ def _each_place(schema: RecordSchema) -> Iterator[_Place]:
         yield _Place(schema.event_time, _EVENT_TIME, None)
 
 
+def _names(got: pa.Schema) -> str:
+    try:
+        return ", ".join(map(repr, got.names[:20])) or "none"
+    except UnicodeDecodeError:  # Arrow does not look at what a name is made of
+        return "some with names that are not UTF-8"
+
+
 def _fits(found: pa.DataType, place: _Place) -> bool:
     if place.column is not None:
         return _fits_input(found, place.column)
@@ -133,7 +140,7 @@ def _fits_input(found: pa.DataType, column: InputColumn) -> bool:
     return (
         len(sizes) in (0, 1, len(column.shape))
         and (bool(sizes) or column.size == 1)
-        and all(size == n for size, n in known)
+        and (column.pad or all(size == n for size, n in known))
         and _fits_number(element, np.dtype(column.dtype))
     )
 
@@ -207,8 +214,9 @@ def _plain(array: pa.Array) -> pa.Array:
 
 def _tensor(array: pa.Array, column: InputColumn, needed: pa.DataType, faults: _Faults) -> pa.Array:
     """Any list or number column as fixed-size lists; rows that do not fit hold zeros and are marked."""
-    owners = np.arange(len(array))
     sizes, _ = _nesting(array.type)
+    array = padded(array, column.size) if column.pad and len(sizes) == 1 else array
+    owners = np.arange(len(array))
     for depth, length in enumerate(_levels(column, len(sizes))):
         keep = _long_enough(array, owners, length, column, depth, faults)
         if not keep.all():

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from streamkd.errors import RecordError
 from streamkd.records import InputColumn, Records, RecordSchema, Reject, RejectReason
+from streamkd.streams.lists import fit
 
 _IMAGE_MODES: Mapping[int, str] = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -152,8 +153,8 @@ def _flat(values: np.ndarray | Sequence[Any]) -> list[Any]:
 def _tensor(values: np.ndarray | Sequence[Any], column: InputColumn, where: str) -> np.ndarray:
     shape, needed = column.shape or (1,), np.dtype(column.dtype)
     try:
-        array = np.asarray(values)
-    except ValueError:
+        array = np.asarray([fit(np.asarray(row), column.size) for row in values] if column.pad else values)
+    except (ValueError, IndexError):  # IndexError: a row that is one number
         raise RecordError(f"needed rows of shape {list(shape)}, got rows of different lengths", where=where) from None
     if array.dtype.kind not in "iuf" or (array.dtype.kind == "f" and needed.kind != "f"):
         raise RecordError(f"needed {needed}, got {array.dtype}", where=where)

@@ -17,6 +17,7 @@ import pyarrow as pa
 from streamkd.records import InputColumn, RecordSchema, Reject, RejectReason
 from streamkd.streams.codec import arrow_schema
 from streamkd.streams.dead_letters import RECORD_BYTES
+from streamkd.streams.lists import fit
 
 LINE_FACTOR = 5  # "255," takes four bytes for one
 
@@ -101,6 +102,7 @@ def _tensor(value: Any, column: InputColumn) -> np.ndarray:
         missing = array.dtype.kind == "O" and any(each is None for each in array.reshape(-1))
         said = "a null" if missing else "needed numbers"
         raise _UnfitError("missing_input" if missing else "decode", f"{column.name}: {said}")
+    array = fit(array, column.size) if column.pad and array.ndim == 1 else array
     if array.shape not in (column.shape, (column.size,)) and not (column.size == 1 and array.shape == ()):
         raise _UnfitError("wrong_shape", f"{column.name}: needed shape {list(column.shape)}, got {list(array.shape)}")
     with np.errstate(all="ignore"):

@@ -11,6 +11,8 @@ import pyarrow as pa
 
 from streamkd.errors import SchemaMismatch
 
+PADDED_ELEMENTS = 1 << 20
+
 
 def is_list(kind: pa.DataType) -> bool:
     """Whether a column of this type holds several values a row."""
@@ -31,6 +33,19 @@ def to_fixed(values: np.ndarray, good: np.ndarray | None = None) -> pa.FixedSize
     flat = pa.array(np.ascontiguousarray(values).reshape(-1))
     mask = None if good is None or good.all() else pa.array(~good)
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1], mask=mask)
+
+
+def padded(column: pa.Array, size: int) -> pa.FixedSizeListArray:
+    """Lists of any length as lists of ``size``: shorter ones end in zeros, longer ones are cut, null rows stay null."""
+    step = max(1, PADDED_ELEMENTS // size)  # what is computed beside the result stays small
+    parts = [to_fixed(*to_values(column.slice(at, step), size, pad=True)) for at in range(0, len(column) or 1, step)]
+    return parts[0] if len(parts) == 1 else pa.concat_arrays(parts)
+
+
+def fit(values: np.ndarray, size: int) -> np.ndarray:
+    """One list of numbers, ended in zeros or cut."""
+    kind = values.dtype if values.size else np.uint8  # an empty list is of no type yet, and this one goes into any
+    return np.concatenate([values[:size].astype(kind), np.zeros(max(0, size - len(values)), kind)])
 
 
 def to_values(column: pa.Array, size: int, pad: bool = False) -> tuple[np.ndarray, np.ndarray]:
