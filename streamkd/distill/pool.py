@@ -16,7 +16,7 @@ from torch import Tensor
 from streamkd.distill.memory import Memory, Remembered, Ring
 from streamkd.distill.students import Student
 from streamkd.distill.teachers import EmaTeacher, SnapshotMaker, SnapshotTeacher, Teacher, copy_of
-from streamkd.errors import PluginError
+from streamkd.errors import ConfigError, PluginError
 from streamkd.records import Label
 
 ANNOTATE_ROWS = 64  # remembered rows that wait before the frozen teachers are asked about all of them at once
@@ -54,6 +54,12 @@ class Pool:
         self._slots: dict[str, int] = {}
         self._pending = 0
         self._facts: Tensor | None = None
+        if len(self.teachers) > limit:
+            raise ConfigError(
+                f"{len(self.teachers)} teachers are configured, the pool takes {limit}",
+                where="pool.limit",
+                fix="raise pool.limit, or name fewer teachers",
+            )
         for teacher in self.teachers:
             if teacher.role == "frozen":
                 self._assign_slot(teacher)
@@ -75,7 +81,10 @@ class Pool:
         self.memory.grow(len(labels))
 
     def answers(self, x: Tensor, fresh: int, remembered: Remembered | None, classes: int) -> Answers:
-        """What every teacher says of the rows; the first ``fresh`` have just arrived."""
+        """What every teacher says of the rows; the first ``fresh`` have just arrived.
+
+        An answer that is not finite is none: it is masked, so that a broken teacher hurts only itself.
+        """
         rows = len(x)
         logits = x.new_zeros((rows, len(self.teachers), classes), dtype=torch.float32)
         known = torch.zeros((rows, len(self.teachers), classes), dtype=torch.bool, device=x.device)
@@ -97,7 +106,7 @@ class Pool:
                 slot = self._slots[teacher.key]
                 logits[fresh:, index] = remembered.frozen[:, slot].float()
                 known[fresh:, index] = teacher.known().to(x.device) & remembered.answered[:, slot].unsqueeze(1)
-        return Answers(logits, known)
+        return Answers(logits, known & torch.isfinite(logits))
 
     def features(self, x: Tensor, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, dict[str, Tensor]]:
         """Outputs of the teachers' named layers on fresh rows.
@@ -149,8 +158,8 @@ class Pool:
         admitted = self._admit(student) if self.snapshots else None
         self.annotate()
         self.assess(student)
-        self._evict()
-        return admitted
+        self._evict(self._over_budget)
+        return admitted if admitted in self._slots else None
 
     def _admit(self, student: Student) -> str | None:
         assert self.snapshots is not None
@@ -161,11 +170,12 @@ class Pool:
         chance = 1 / max(candidate.student.classes, 1)
         if accuracy is not None and accuracy < chance + self.admit_margin:
             return None
+        if len(self._slots) >= self.memory.replayed.teacher_slots:
+            if not self._mine():
+                return None
+            self._drop(self._least())
         self.teachers.append(candidate)
         self.ages[candidate.key] = 0
-        mine = [t for t in self.teachers if isinstance(t, SnapshotTeacher)]
-        if len(self._slots) >= self.memory.replayed.teacher_slots:
-            self._drop(mine[0])
         self._assign_slot(candidate)
         return candidate.key
 
@@ -176,19 +186,23 @@ class Pool:
             if ring.x is not None:
                 ring.answered[:, slot] = False
 
-    def _evict(self) -> None:
-        """Over budget, the snapshot goes whose loss the pool would feel least on held-out records."""
-        while self._over_budget():
-            mine = [t for t in self.teachers if isinstance(t, SnapshotTeacher)]
-            if not mine:
-                return
-            self._drop(min(mine, key=lambda t: (self.worth.get(t.key, 0.0), -self.ages[t.key])))
+    def _mine(self) -> list[SnapshotTeacher]:
+        return [t for t in self.teachers if isinstance(t, SnapshotTeacher)]
+
+    def _least(self) -> SnapshotTeacher:
+        """The snapshot whose loss the pool would feel least on held-out records, the oldest of equals."""
+        return min(self._mine(), key=lambda t: (self.worth.get(t.key, 0.0), -self.ages[t.key]))
+
+    def _evict(self, over: Callable[[], bool]) -> None:
+        while self._mine() and over():
+            self._drop(self._least())
 
     def _over_budget(self) -> bool:
-        mine = [t for t in self.teachers if isinstance(t, SnapshotTeacher)]
-        too_many = self.snapshots is not None and len(mine) > self.snapshots.limit
-        too_large = sum(t.size_bytes() for t in self.teachers) > self.limit_bytes
-        return too_many or too_large or len(self.teachers) > self.limit
+        return self._too_many() or sum(t.size_bytes() for t in self.teachers) > self.limit_bytes
+
+    def _too_many(self) -> bool:
+        most = self.snapshots.limit if self.snapshots else 0
+        return len(self._mine()) > most or len(self.teachers) > self.limit
 
     def _drop(self, teacher: Teacher) -> None:
         self.teachers.remove(teacher)
@@ -230,11 +244,11 @@ class Pool:
         return {
             "teachers": {t.key: t.state_dict() for t in self.teachers},
             "snapshots": [t.key for t in self.teachers if isinstance(t, SnapshotTeacher)],
-            "slots": self._slots,
+            "slots": dict(self._slots),
             "pending": self._pending,
-            "worth": self.worth,
-            "accuracy": self.accuracy,
-            "ages": self.ages,
+            "worth": dict(self.worth),
+            "accuracy": dict(self.accuracy),
+            "ages": dict(self.ages),
             "taken": self.taken,
         }
 
@@ -254,8 +268,11 @@ class Pool:
         self.worth = {k: v for k, v in state["worth"].items() if k in here}
         self.accuracy = {k: v for k, v in state["accuracy"].items() if k in here}
         self.ages = {k: state["ages"].get(k, 0) for k in self.keys}
-        self._slots = {k: v for k, v in state["slots"].items() if k in here}
+        slots = self.memory.replayed.teacher_slots
+        self._slots = {k: slot for k, slot in state["slots"].items() if k in here and slot < slots}
         self._pending, self.taken = state["pending"], state["taken"]
+        # by count alone: bytes grow with the labels within a task, and are looked at when it ends
+        self._evict(self._too_many)
         for teacher in self.teachers:
             if teacher.role == "frozen" and teacher.key not in self._slots:
                 self._assign_slot(teacher)

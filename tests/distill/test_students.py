@@ -129,7 +129,7 @@ class Biasless(nn.Module):
 @pytest.mark.parametrize("body", [Headless, Biasless])
 def test_a_body_that_cannot_grow_is_refused(body: Any) -> None:
     """A plugin's student needs a linear ``head`` with bias; the error names the student."""
-    with pytest.raises(PluginError, match="student odd: needed a torch.nn.Linear"):
+    with pytest.raises(PluginError, match=r"student odd: needed a torch\.nn\.Linear"):
         build(Kind("odd", body), Options(), toys.schema_of(6), 3, 0)
 
 
@@ -192,7 +192,7 @@ def test_fitting_leaves_other_columns_alone() -> None:
 
 @pytest.mark.parametrize("constant", [0.1, 1e-3, 12345.678, 0.0])
 def test_a_constant_feature_is_not_blown_up(constant: float) -> None:
-    """Rounding is no variance: a feature that never moved while fitting gets std 1, so that a later value stays sane."""
+    """Rounding is no variance: a feature that never moved while fitting has std 1: a later value stays sane."""
     normalise = Normalise(toys.schema_of(1, dtype="float64", fit=100))
     for size in (7, 13, 30, 50):
         normalise.observe(torch.full((size, 1), constant, dtype=torch.float64))
@@ -235,7 +235,7 @@ def test_a_convnet_refuses_what_is_no_image() -> None:
 )  # fmt: skip
 def test_impossible_widths_are_refused(options: type[Options], values: dict) -> None:
     """A layer has at least one unit."""
-    with pytest.raises(ValueError, match="greater than|at least"):
+    with pytest.raises(ValueError, match=r"greater than|at least"):
         options.model_validate(values)
 
 
