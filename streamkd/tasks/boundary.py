@@ -45,7 +45,7 @@ class TaskColumn:
         self._current: str | None = None
 
     def begins(self, records: Records, new_labels: Sequence[Any], since_boundary: int) -> str | None:
-        if records.tasks is None:
+        if records.tasks is None or not len(records.tasks):
             return None
         latest = str(records.tasks[-1])
         if latest == self._current:
@@ -120,7 +120,7 @@ class Tasks:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "names": self.names,
+            "names": list(self.names),
             "current": self.current,
             "boundaries": [[b.record, b.task, b.detector] for b in self.boundaries],
             "count": self.count,

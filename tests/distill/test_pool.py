@@ -86,7 +86,7 @@ def test_a_frozen_teacher_is_never_asked_twice_about_a_record() -> None:
 
 
 def test_questions_do_not_grow_with_the_pool() -> None:
-    """Each frozen teacher is asked once in many steps, in bulk, and one more teacher asks nothing more of the others."""
+    """Each frozen teacher is asked once in many steps, in bulk, however many others there are."""
     for count in (1, 6):
         teachers = frozen(count)
         step = toys.make_step(teachers=teachers, snapshots=0)

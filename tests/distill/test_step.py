@@ -1,0 +1,114 @@
+"""A step: its order, what it asks and stores, and layers that losses name."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+import toys
+from torch import Tensor
+
+from streamkd.distill.losses import Lesson, MatchGate, MatchGateOptions
+from streamkd.distill.memory import Memory
+from streamkd.distill.pool import Pool
+from streamkd.distill.step import Step, Term
+from streamkd.distill.teachers import EmaOptions, EmaTeacher
+from streamkd.errors import PluginError
+
+
+class Reads:
+    """A loss that reads layers of the student and of a teacher."""
+
+    def __init__(self, layers: tuple[str, ...], teacher_layers: Mapping[str, tuple[str, ...]]) -> None:
+        self.layers, self.teacher_layers = layers, teacher_layers
+        self.seen: list[Lesson] = []
+
+    def __call__(self, lesson: Lesson) -> Tensor:
+        self.seen.append(lesson)
+        return sum(v.pow(2).flatten(1).mean(1) for v in lesson.features.values())  # type: ignore[return-value]
+
+
+def with_terms(*terms: Term) -> Step:
+    student = toys.mlp()
+    memory = Memory(20, 0.25, "class-balanced", 8, 0)
+    pool = Pool([EmaTeacher(EmaOptions(), toys.context_of("ema", student))], None, memory, limit=8, limit_bytes=1 << 30)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    return Step(student, optimizer, memory, pool, toys.scorer(), terms, replay=5)
+
+
+def test_fresh_rows_come_first_and_replayed_ones_behind() -> None:
+    """The plan's rows are the batch as it arrived, then remembered rows, with their labels."""
+    step = toys.make_step()
+    for x, y in toys.batches(5):
+        toys.train(step, x, y)
+    x, y = toys.batches(1, seed=9)[0]
+    plan = step.begin(x, y, 3)
+    assert plan.fresh == len(y)
+    assert plan.task == 3
+    assert torch.equal(plan.x[:8], x)
+    assert torch.equal(plan.y[:8], y)
+    held = {tuple(row) for row in step.memory.replayed.x.tolist()}
+    assert len(plan.x) == 8 + 6
+    assert {tuple(row) for row in plan.x[8:].tolist()} <= held
+
+
+def test_the_memory_keeps_what_the_student_said_before_it_learned() -> None:
+    """Remembered logits are those that the arriving rows met, not those after the update."""
+    step = toys.make_step(size=1000, holdout_ratio=0.0, replay=0)
+    x, y = toys.batches(1)[0]
+    before = step.student(x).detach()
+    toys.train(step, x, y)
+    torch.testing.assert_close(step.memory.replayed.logits[:8].float(), before, rtol=2e-3, atol=2e-3)
+
+
+def test_the_loss_is_the_weighted_mean_of_its_terms() -> None:
+    """Σ weight · mean over rows."""
+    reads = Reads(("body.hidden.0",), {})
+    gate_loss = MatchGate(MatchGateOptions())
+    step = with_terms(Term(gate_loss, 0.5), Term(reads, 2.0))
+    x, y = toys.batches(1)[0]
+    plan = step.begin(x, y, 0)
+    lesson = step.weigh(plan, step.forward(plan))
+    torch.testing.assert_close(step.loss(lesson), 0.5 * gate_loss(lesson).mean() + 2 * reads(lesson).mean())
+
+
+def test_losses_get_the_layers_that_they_name() -> None:
+    """The student's for all rows, with gradient; the teacher's for fresh rows, without."""
+    reads = Reads(("body.hidden.0",), {"ema": ("body.head",)})
+    step = with_terms(Term(MatchGate(MatchGateOptions()), 1.0), Term(reads, 1.0))
+    for x, y in toys.batches(4):
+        toys.train(step, x, y)
+    lesson = reads.seen[-1]
+    assert lesson.features["body.hidden.0"].shape == (8 + 5, 8)
+    assert lesson.features["body.hidden.0"].requires_grad
+    assert lesson.teacher_features["ema"]["body.head"].shape == (8, 3)
+    assert not lesson.teacher_features["ema"]["body.head"].requires_grad
+
+
+def test_a_layer_that_the_student_lacks_is_refused_at_once() -> None:
+    """Not at the first step, but when the parts are wired."""
+    with pytest.raises(PluginError, match="no layer 'body.tail'"):
+        with_terms(Term(Reads(("body.tail",), {}), 1.0))
+
+
+def test_the_memory_never_sees_what_it_is_about_to_learn() -> None:
+    """Rows are offered to the memory only after they were trained on."""
+    step = toys.make_step()
+    x, y = toys.batches(1)[0]
+    plan = step.begin(x, y, 0)
+    step.weigh(plan, step.forward(plan))
+    assert len(step.memory) == 0
+    assert len(plan.x) == 8
+
+
+@pytest.mark.parametrize("clip", [None, 0.01])
+def test_clipping_is_torchs_global_norm(clip: Any) -> None:
+    """With ``clip_norm`` the gradients' global norm is at most that."""
+    step = toys.make_step(clip_norm=clip)
+    x, y = toys.batches(1)[0]
+    plan = step.begin(x, y, 0)
+    step.loss(step.weigh(plan, step.forward(plan))).backward()
+    free = torch.stack([p.grad.norm() for p in step.parameters]).norm()
+    step.clip()
+    norm = torch.stack([p.grad.norm() for p in step.parameters]).norm()
+    assert norm <= clip if clip else norm == free
