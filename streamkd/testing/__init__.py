@@ -29,7 +29,7 @@ __all__ = [
 
 
 def check(group: Group, kind: Kind, options: Given = None) -> None:
-    """The check of that group, with its defaults: what ``streamkd plugins check`` calls.
+    """The check of that group, with its defaults.
 
     Raises:
         ContractBroken: a clause is broken; the text names it.
