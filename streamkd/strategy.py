@@ -7,10 +7,12 @@ task (EWC and the like) go in through ``AtBoundaries``: an experience here is on
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from avalanche.benchmarks import OnlineCLExperience
 from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
 from avalanche.core import SupervisedPlugin
 from avalanche.logging import BaseLogger
@@ -56,6 +58,10 @@ class TensorExperience:
         self.task_label = 0
         self._dataset: AvalancheDataset | None = None
 
+    def logging(self) -> "TensorExperience":
+        """What metrics may read of it: everything."""
+        return self
+
     @property
     def classes_in_this_experience(self) -> list[int]:
         return sorted(set(self.batch.y.tolist()))
@@ -79,23 +85,35 @@ class AtBoundaries(SupervisedPlugin):
     """Lets a plugin that works once an experience work once a task instead.
 
     ``after_training_exp`` and ``before_training_exp`` reach the plugin only at boundaries, with the remembered
-    samples of the finished task as ``strategy.experience.dataset``; every other event passes as it is.
+    samples of the finished task as ``strategy.experience.dataset``; every other event passes when it comes.
+    While the plugin is called, ``strategy.clock.train_exp_counter`` counts finished tasks: plugins file by it.
     """
 
     def __init__(self, plugin: Any) -> None:
         super().__init__()
         self.plugin = plugin
+        self.tasks = 0
         for event in EVENTS:
             if event not in ("before_training_exp", "after_training_exp") and _implements(plugin, event):
-                setattr(self, event, getattr(plugin, event))
+                setattr(self, event, partial(self._tell, event))
 
     def task_ended(self, strategy: "StreamStrategy", experience: TensorExperience) -> None:
         """Deliver the two task events that Avalanche would have sent."""
         before, strategy.experience = strategy.experience, experience
-        for event in ("after_training_exp", "before_training_exp"):
-            if _implements(self.plugin, event):
-                getattr(self.plugin, event)(strategy)
+        self._tell("after_training_exp", strategy)
+        self.tasks += 1
+        self._tell("before_training_exp", strategy)
         strategy.experience = before
+
+    def _tell(self, event: str, strategy: "StreamStrategy", **kwargs: Any) -> None:
+        if not _implements(self.plugin, event):
+            return
+        clock = strategy.clock
+        batches, clock.train_exp_counter = clock.train_exp_counter, self.tasks
+        try:
+            getattr(self.plugin, event)(strategy, **kwargs)
+        finally:
+            clock.train_exp_counter = batches
 
 
 class MetricsLogger(BaseLogger):
@@ -112,12 +130,17 @@ class MetricsLogger(BaseLogger):
 
 
 def _implements(plugin: Any, event: str) -> bool:
-    method = getattr(type(plugin), event, None) or getattr(plugin, event, None)
-    return method is not None and method is not getattr(SupervisedPlugin, event, None)
+    method = getattr(plugin, event, None)
+    return method is not None and getattr(method, "__func__", method) is not getattr(SupervisedPlugin, event, None)
 
 
 class StreamStrategy(SupervisedTemplate):
-    """Avalanche's face of a ``Step``; ``learn`` trains on one batch, ``end_task`` closes a task."""
+    """Avalanche's face of a ``Step``; ``learn`` trains on one batch, ``end_task`` closes a task.
+
+    ``train`` also takes Avalanche's own experiences, labels being columns: each is a task (sub-experiences of an online
+    stream belong to their origin, where it can be seen), cut into steps of ``train_mb_size``, the head growing as
+    labels come.
+    """
 
     def __init__(
         self,
@@ -126,6 +149,7 @@ class StreamStrategy(SupervisedTemplate):
         device: torch.device,
         plugins: Sequence[Any] = (),
         evaluator: EvaluationPlugin | None = None,
+        train_mb_size: int = 1,
     ) -> None:
         self.step = step
         self.report: StepReport = StepReport(0, 0.0, 0, torch.zeros(0), False)
@@ -135,7 +159,7 @@ class StreamStrategy(SupervisedTemplate):
             model=step.student,
             optimizer=step.optimizer,
             criterion=torch.nn.functional.cross_entropy,
-            train_mb_size=1,
+            train_mb_size=train_mb_size,
             train_epochs=1,
             eval_mb_size=256,
             device=device,
@@ -145,6 +169,7 @@ class StreamStrategy(SupervisedTemplate):
         )
         self.plan: Plan | None = None
         self._number = 0
+        self._task = -1  # of Avalanche's own experiences
 
     def learn(self, batch: TensorBatch) -> "StepReport":
         """Train on one batch; says what happened."""
@@ -163,12 +188,6 @@ class StreamStrategy(SupervisedTemplate):
 
     # Avalanche's own machinery, at the price of a batch: no dataset, no loader, no regrouping of parameters
 
-    def train_dataset_adaptation(self, **kwargs: Any) -> None: ...
-
-    def make_train_dataloader(self, **kwargs: Any) -> None:
-        assert isinstance(self.experience, TensorExperience)
-        self.dataloader = [self.experience.batch]
-
     def check_model_and_optimizer(self, **kwargs: Any) -> None:
         """The head grows by the label space, with the optimiser's state; evaluation never grows it."""
 
@@ -177,7 +196,8 @@ class StreamStrategy(SupervisedTemplate):
 
     def train(self, experiences: Any, eval_streams: Any = None, **kwargs: Any) -> Any:
         if not isinstance(experiences, TensorExperience):
-            return super().train(experiences, eval_streams=eval_streams, **kwargs)
+            # Avalanche would read the whole stream before the first step, unless told that none is for evaluation
+            return super().train(experiences, eval_streams=eval_streams or [], **kwargs)
         self.is_training = True
         if not self.model.training:
             self.model.train()
@@ -190,13 +210,33 @@ class StreamStrategy(SupervisedTemplate):
         self.experience = None  # type: ignore[assignment]
         return self.evaluator.get_last_metrics() if self._listeners["after_training_iteration"] else {}
 
+    def _before_training_exp(self, **kwargs: Any) -> None:
+        if _begins_task(self.experience):
+            self._next_task()
+        super()._before_training_exp(**kwargs)
+
+    def _next_task(self) -> None:
+        if self._task >= 0:
+            self.step.pool.end_task(self.step.student)
+            self.end_task(self._task)
+        self._task += 1
+        if self.step.adapter is not None:
+            self.step.adapter.new_task()
+
     def training_epoch(self, **kwargs: Any) -> None:
         """Avalanche's own experiences take the same step, batch by batch."""
-        for batch in self.dataloader:
-            if not isinstance(batch, TensorBatch):
-                x, y, *_ = batch
-                batch = TensorBatch(x.to(self.device), y.to(self.device), self.clock.train_exp_counter)
-            self._iterate(batch)
+        for x, y, *_ in self.dataloader:
+            classes = int(y.max()) + 1
+            if classes > self.step.student.classes:
+                self.step.student.grow(classes, self.optimizer)
+                self.step.pool.grow(range(classes))
+            self._iterate(TensorBatch(x.to(self.device), y.to(self.device), self._task))
+
+    def forward(self) -> Tensor:
+        """Logits in evaluation; a class that was never learned has probability e⁻³⁰, and no column in the head."""
+        logits = super().forward()
+        unseen = max(int(self.mb_y.max()) + 1 - logits.shape[1], 0)
+        return torch.cat([logits, (logits.logsumexp(1, keepdim=True) - 30).expand(-1, unseen)], 1)
 
     def _iterate(self, batch: TensorBatch) -> None:
         step = self.step
@@ -213,7 +253,7 @@ class StreamStrategy(SupervisedTemplate):
         self.loss.backward()
         loss = float(self.loss.detach())
         self._tell("after_backward")
-        finite = loss - loss == 0.0  # neither NaN nor infinite
+        finite = loss - loss == 0.0 and step.gradients_finite()  # neither NaN nor infinite
         if finite:
             step.clip()
             self._tell("before_update")
@@ -244,6 +284,13 @@ class StreamStrategy(SupervisedTemplate):
 def quiet_evaluator(*metrics: Any, sink: Callable[[str, float], None] = lambda name, value: None) -> EvaluationPlugin:
     """An evaluator that keeps no values for ever, and whose metrics go to ``sink``."""
     return EvaluationPlugin(*metrics, loggers=[MetricsLogger(sink)], collect_all=False)
+
+
+def _begins_task(experience: Any) -> bool:
+    """Every experience but the later parts of one that an online stream has cut."""
+    if isinstance(experience, OnlineCLExperience):
+        return bool(experience.access_task_boundaries and experience.is_first_subexp)
+    return True
 
 
 def _silent(plugin: Any) -> bool:

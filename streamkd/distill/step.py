@@ -47,6 +47,10 @@ class Plan:
 class Adapter(Protocol):
     """Whoever adapts the gate (``streamkd.meta.adapt``)."""
 
+    def new_task(self) -> None:
+        """A task has begun."""
+        ...
+
     def due(self) -> bool:
         """Whether this step adapts; called once a step."""
         ...
@@ -79,6 +83,7 @@ class Step:
         self._student_layers = tuple(sorted({name for term in terms for name in term.loss.layers}))
         self._teacher_layers = _merge([term.loss.teacher_layers for term in terms])
         self._captured: dict[str, Tensor] = {}
+        self._small = [p for p in self.parameters if p.dim() < 2]
         capture(student, self._student_layers, {})  # a layer that is not there is an error now, not at the first step
 
     @torch.no_grad()
@@ -137,6 +142,11 @@ class Step:
         for term in others:
             total = total + term.weight * term.loss(lesson).mean()
         return total
+
+    def gradients_finite(self) -> bool:
+        """Whether the biases' gradients are finite: each sums what flows back into its layer, at little cost."""
+        small = [p.grad.flatten() for p in self._small if p.grad is not None]
+        return not small or bool(torch.cat(small).sum().isfinite())
 
     def clip(self) -> None:
         """Clip the gradients by their global norm, where that is asked for."""

@@ -87,7 +87,7 @@ def test_losses_get_the_layers_that_they_name() -> None:
 
 def test_a_layer_that_the_student_lacks_is_refused_at_once() -> None:
     """Not at the first step, but when the parts are wired."""
-    with pytest.raises(PluginError, match="no layer 'body.tail'"):
+    with pytest.raises(PluginError, match=r"no layer 'body\.tail'"):
         with_terms(Term(Reads(("body.tail",), {}), 1.0))
 
 
