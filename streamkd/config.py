@@ -281,7 +281,8 @@ def from_tree(
     try:
         config = Config.model_validate(tree)
     except ValidationError as fault:
-        raise _explain(fault, Config, name, lines or {}, "") from None
+        raise _explain(fault, Config, tree, name, lines or {}, "") from None
+    _refuse_switches(tree, config, name, lines or {}, "")
     if registry is not None:
         for path, group, choice in config.choices():
             options(registry, path, group, choice, name, lines or {})
@@ -301,9 +302,11 @@ def options(
     except PluginError as fault:
         raise ConfigError(fault.message, where=_where(name, lines or {}, f"{path}.name"), fix=fault.fix) from None
     try:
-        return kind.options.model_validate(choice.values)
+        checked = kind.options.model_validate(choice.values)
     except ValidationError as fault:
-        raise _explain(fault, kind.options, name, lines or {}, f"{path}.") from None
+        raise _explain(fault, kind.options, choice.values, name, lines or {}, f"{path}.") from None
+    _refuse_switches(choice.values, checked, name, lines or {}, path)
+    return checked
 
 
 def dump(config: Config) -> dict[str, Any]:
@@ -347,7 +350,7 @@ def _note_lines(node: yaml.Node | None, path: str, name: str, lines: dict[str, s
 def _override(tree: dict[str, Any], lines: dict[str, str], override: str) -> None:
     """Put ``a.b=c`` into the tree; the value is YAML."""
     path, equals, text = override.partition("=")
-    if not equals or not path:
+    if not equals or not all(path.split(".")):
         raise ConfigError(f"needed a.b=c, got {override!r}", where="--set")
     try:
         value = yaml.safe_load(text)
@@ -377,19 +380,24 @@ def _where(name: str, lines: Mapping[str, str], path: str) -> str:
     while at and at not in lines:
         at = at.rpartition(".")[0]
     place = lines.get(at, name)
-    return f"{place}: {path}" if place else path
+    return ": ".join(part for part in (place, path) if part)
 
 
 def _explain(
-    fault: ValidationError, model: type[BaseModel], name: str, lines: Mapping[str, str], prefix: str
+    fault: ValidationError,
+    model: type[BaseModel],
+    tree: Any,
+    name: str,
+    lines: Mapping[str, str],
+    prefix: str,
 ) -> ConfigError:
     """One error of ours from all of pydantic's: the first in full, the number of the others."""
     errors = fault.errors(include_url=False)
     first = errors[0]
-    loc = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "constrained-"))]
+    loc = _keys(first, tree)
     path = prefix + ".".join(loc)
-    got = f", got {first['input']!r:.80}" if first["type"] not in ("missing", "extra_forbidden") else ""
-    message, fix = f"{first['msg']}{got}", ""
+    got = f", got {first['input']!r:.80}" if first["type"] not in ("missing", "extra_forbidden", "value_error") else ""
+    message, fix = f"{first['msg'].removeprefix('Value error, ')}{got}", ""
     if first["type"] == "extra_forbidden":
         known = _keys_at(model, loc[:-1])
         near = difflib.get_close_matches(loc[-1], known, 1)
@@ -398,9 +406,38 @@ def _explain(
     elif first["type"] == "missing":
         message = f"the key {loc[-1]!r} is missing"
     if len(errors) > 1:
-        rest = ", ".join(prefix + ".".join(map(str, e["loc"])) for e in errors[1:6])
+        rest = ", ".join(dict.fromkeys(prefix + ".".join(_keys(e, tree)) for e in errors[1:6]))
         message += f" (and {len(errors) - 1} more: {rest})"
     return ConfigError(message, where=_where(name, lines, path.rstrip(".")), fix=fix)
+
+
+def _keys(error: Any, tree: Any) -> list[str]:
+    """The error's place as keys of the tree: pydantic's own words for branches of a type are left out."""
+    keys: list[str] = []
+    for depth, part in enumerate(error["loc"], 1):
+        missing = error["type"] == "missing" and depth == len(error["loc"])
+        if isinstance(tree, Mapping) and part in tree:
+            tree = tree[part]
+        elif isinstance(tree, Sequence) and isinstance(part, int):
+            tree = tree[part] if part < len(tree) else None
+        elif not missing:
+            continue
+        keys.append(str(part))
+    return keys
+
+
+def _refuse_switches(said: Any, taken: Any, name: str, lines: Mapping[str, str], path: str) -> None:
+    """Yes or no where a number was needed: pydantic takes it for 1 or 0."""
+    if isinstance(said, bool) and not isinstance(taken, bool):
+        raise ConfigError(f"needed a number, got {'yes' if said else 'no'}", where=_where(name, lines, path))
+    pairs: list[tuple[Any, Any, Any]] = []
+    if isinstance(said, Mapping):
+        values = taken if isinstance(taken, Mapping) else dict(taken) if isinstance(taken, BaseModel) else {}
+        pairs = [(key, value, values.get(key, value)) for key, value in said.items()]
+    elif isinstance(said, list) and isinstance(taken, Sequence):
+        pairs = [(index, *both) for index, both in enumerate(zip(said, taken, strict=False))]
+    for key, value, other in pairs:
+        _refuse_switches(value, other, name, lines, f"{path}.{key}" if path else str(key))
 
 
 def _keys_at(model: type[BaseModel], loc: Sequence[str]) -> list[str]:

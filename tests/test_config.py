@@ -1,0 +1,246 @@
+"""The configuration: every kind of mistake is refused with file, line, path, what was needed and the nearest key."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from streamkd.config import Config, dump, from_tree, load
+from streamkd.errors import ConfigError
+from streamkd.plugins import Registry
+
+GOOD = """\
+name: mine
+stream:
+  source: {name: replay, dataset: digits}
+  records:
+    inputs:
+      - {name: pixels, shape: [8, 8], dtype: uint8}
+      - name: speed
+        mean: 3.0
+memory:
+  size: 100
+teachers:
+  - name: ema
+  - {name: snapshot, limit: 2}
+"""
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    return Registry.load(only=["replay", "detectors", "students", "teachers", "gates", "losses"])
+
+
+def refused(tmp_path: Path, text: str, *overrides: str, registry: Registry | None = None) -> ConfigError:
+    """The error that this file, with these overrides, is refused with; places are relative to ``tmp_path``."""
+    path = tmp_path / "c.yaml"
+    path.write_text(text, "utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load(path, overrides, registry)
+    error = caught.value
+    error.where = error.where.replace(f"{tmp_path}/", "")
+    return error
+
+
+def changed(old: str, new: str) -> str:
+    assert old in GOOD
+    return GOOD.replace(old, new)
+
+
+def test_a_good_file_is_taken(tmp_path: Path, registry: Registry) -> None:
+    """Values that are there are taken, the others have their defaults, and every plugin is found."""
+    path = tmp_path / "c.yaml"
+    path.write_text(GOOD)
+    config = load(path, registry=registry)
+    assert (config.name, config.memory.size, config.serve.port) == ("mine", 100, 8470)
+    assert [teacher.key for teacher in config.teachers] == ["ema", "snapshot"]
+    assert config.teachers[1].values == {"limit": 2}
+    assert config.stream.records.inputs[0].shape == (8, 8)
+
+
+def test_no_file_is_the_embedded_stream(registry: Registry) -> None:
+    """Without a file there is a whole configuration, and its plugins exist."""
+    config = load(None, registry=registry)
+    assert config.stream.source.values["repeat"] is True
+    assert from_tree(dump(config), registry) == config
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where", "message", "fix"),
+    [
+        # unknown keys, with the nearest
+        ("  size: 100", "  sise: 100", "c.yaml:10: memory.sise", "unknown key 'sise'", "did you mean 'size'?"),
+        ("name: mine", "nmae: mine", "c.yaml:1: nmae", "unknown key 'nmae'", "did you mean 'name'?"),
+        ("        mean: 3.0", "        maen: 3.0", "c.yaml:8: stream.records.inputs.1.maen", "unknown key 'maen'",
+         "did you mean 'mean'?"),
+        ("shape: [8, 8]", "shpe: [8, 8]", "c.yaml:6: stream.records.inputs.0.shpe", "unknown key 'shpe'",
+         "did you mean 'shape'?"),
+        ("name: mine", "qqq: 1", "c.yaml:1: qqq", "unknown key 'qqq'", "known keys: adapt, checkpoint"),
+        # wrong types
+        ("size: 100", "size: many", "c.yaml:10: memory.size", "should be a valid integer, unable to parse string as an "
+         "integer, got 'many'", ""),
+        ("size: 100", "size: 1.5", "c.yaml:10: memory.size", "got a number with a fractional part, got 1.5", ""),
+        ("size: 100", "size: yes", "c.yaml:10: memory.size", "needed a number, got yes", ""),
+        ("mean: 3.0", "mean: off", "c.yaml:8: stream.records.inputs.1.mean", "needed a number, got no", ""),
+        ("mean: 3.0", "mean: [1, two]", "c.yaml:8: stream.records.inputs.1.mean", "valid number", ""),
+        ("limit: 2", "limit: yes", "c.yaml:13: teachers.1.limit", "needed a number, got yes", ""),
+        ("size: 100", "size:", "c.yaml:10: memory.size", "valid integer, got None", ""),
+        ("  size: 100", "  - 100", "c.yaml:9: memory", "valid dictionary", ""),
+        ("  - name: ema\n", "  - ema\n", "c.yaml:12: teachers.0", "got 'ema'", ""),
+        ("name: mine", "name: [a]", "c.yaml:1: name", "valid string, got ['a']", ""),
+        # impossible values
+        ("size: 100", "size: 0", "c.yaml:10: memory.size", "greater than 0, got 0", ""),
+        ("size: 100", "holdout_ratio: 1.0", "c.yaml:10: memory.holdout_ratio", "less than 1, got 1.0", ""),
+        ("size: 100", "policy: lifo", "c.yaml:10: memory.policy", "'reservoir' or 'class-balanced', got 'lifo'", ""),
+        ("name: mine", "optimizer: {learning_rate: .inf}", "c.yaml:1: optimizer.learning_rate", "finite number", ""),
+        ("name: mine", "optimizer: {learning_rate: .nan}", "c.yaml:1: optimizer.learning_rate", "got nan", ""),
+        ("name: mine", "optimizer: {nesterov: true}", "c.yaml:1: optimizer", "nesterov needs momentum above 0", ""),
+        ("name: mine", "optimizer: {name: adam, momentum: 0.9}", "c.yaml:1: optimizer", "belong to sgd, not to", ""),
+        ("name: mine", "serve: {port: 70000}", "c.yaml:1: serve.port", "less than or equal to 65535", ""),
+        ("mean: 3.0", "std: 0", "c.yaml:7: stream.records.inputs.1", "std is greater than 0", ""),
+        ("name: speed", "name: pixels", "c.yaml:4: stream.records", "used twice: pixels", ""),
+        ("name: snapshot", "name: ema", "c.yaml", "two teachers go by the name 'ema'", ""),
+        # missing keys
+        ("  source: {name: replay, dataset: digits}\n", "", "c.yaml:2: stream.source", "'source' is missing", ""),
+        ("  - name: ema\n", "  - {id: a}\n", "c.yaml:12: teachers.0.name", "the key 'name' is missing", ""),
+        # plugins
+        ("name: replay,", "name: repaly,", "c.yaml:3: stream.source.name", "there is no source 'repaly'",
+         "did you mean 'replay'?"),
+        ("name: snapshot, limit: 2", "name: snapshoot", "c.yaml:13: teachers.1.name", "there is no teacher 'snapshoot'",
+         "did you mean 'snapshot'?"),
+        ("limit: 2", "limt: 2", "c.yaml:13: teachers.1.limt", "unknown key 'limt'", "did you mean 'limit'?"),
+        ("limit: 2", "limit: 0", "c.yaml:13: teachers.1.limit", "greater than 0, got 0", ""),
+        ("name: mine", "gate: {name: fixed, teachers: {ema: -1}}", "c.yaml:1: gate.teachers.ema", "or equal to 0, got -1", ""),
+        ("name: mine", "student: {name: mlp, hidden: [16, 0]}", "c.yaml:1: student.hidden.1", "greater than 0", ""),
+        ("name: mine", "losses: [{name: match-gate, temperature: cold}]", "c.yaml:1: losses.0.temperature",
+         "valid number", ""),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_refused_with_its_place(
+    tmp_path: Path, registry: Registry, old: str, new: str, where: str, message: str, fix: str
+) -> None:
+    """File, line and dotted path (with list indices), what was needed and got, and the way out."""
+    error = refused(tmp_path, changed(old, new), registry=registry)
+    assert error.where == where
+    assert message in error.message
+    assert fix in error.fix
+    assert error.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "message"),
+    [
+        ("name: [a\nb: 1\n", "c.yaml:2", "is not YAML"),
+        ("a: 1\n\tb: 2\n", "c.yaml:2", "is not YAML"),
+        ("name: a\n---\nname: b\n", "c.yaml:2", "is not YAML"),
+        ("", "c.yaml", "needed a mapping of keys, got NoneType"),
+        ("- a\n- b\n", "c.yaml", "needed a mapping of keys, got list"),
+        ("just words\n", "c.yaml", "needed a mapping of keys, got str"),
+        (GOOD + "name: other\n", "c.yaml:14: name", "the key is there twice"),
+        (GOOD.replace("  size: 100", "  size: 100\n  size: 50"), "c.yaml:11: memory.size", "the key is there twice"),
+        ("? [a, b]\n: 1\n", "c.yaml:1", "is not YAML"),
+        ("name: !!python/object:os.system {}\n", "c.yaml:1", "is not YAML"),
+        ("1: 2\n" + GOOD, "c.yaml:1: 1", "should be strings"),
+    ],
+)  # fmt: skip
+def test_what_is_no_configuration_is_refused(tmp_path: Path, text: str, where: str, message: str) -> None:
+    """Broken YAML, several documents, no mapping, a key that is there twice: each says where."""
+    error = refused(tmp_path, text)
+    assert error.where == where
+    assert message in error.message
+
+
+@pytest.mark.parametrize("content", [None, b"name: \xff\xfe"])
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    """Absent, or not text."""
+    path = tmp_path / "c.yaml"
+    if content:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match="cannot be read") as caught:
+        load(path)
+    assert caught.value.where == str(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "where", "message"),
+    [
+        ("memory.size", "--set", "needed a.b=c, got 'memory.size'"),
+        ("=3", "--set", "needed a.b=c, got '=3'"),
+        ("memory.size=[1", "--set memory.size", "the value is not YAML"),
+        ("memory.sise=3", "--set: memory.sise", "unknown key 'sise'"),
+        ("memory.size=0", "--set: memory.size", "greater than 0, got 0"),
+        ("memory={sise: 3}", "--set: memory.sise", "unknown key 'sise'"),
+        ("name.first=x", "--set name.first", "there is nothing at 'first'"),
+        ("name.first.second=x", "--set name.first.second", "there is nothing at 'first'"),
+        ("teachers.7.limit=1", "--set teachers.7.limit", "there is nothing at '7'"),
+        ("teachers.x=1", "--set teachers.x", "there is nothing at 'x'"),
+        ("teachers.1.limit=0", "--set: teachers.1.limit", "greater than 0"),
+        ("a..b=1", "--set", "needed a.b=c, got 'a..b=1'"),
+    ],
+)
+def test_a_bad_override_is_refused(tmp_path: Path, registry: Registry, override: str, where: str, message: str) -> None:
+    """``--set`` is checked like the file, and the error says that it came from there."""
+    error = refused(tmp_path, GOOD, override, registry=registry)
+    assert error.where == where
+    assert message in error.message
+
+
+def test_overrides_win_over_the_file(tmp_path: Path) -> None:
+    """They may go into lists and make nodes that were not there; the last of two wins."""
+    path = tmp_path / "c.yaml"
+    path.write_text(GOOD)
+    config = load(path, ["memory.size=7", "memory.size=9", "teachers.1.limit=3", "serve.port=0", "gate={name: fixed}"])
+    assert (config.memory.size, config.teachers[1].values["limit"], config.serve.port, config.gate.name) == (
+        9,
+        3,
+        0,
+        "fixed",
+    )
+
+
+def test_several_mistakes_are_counted(tmp_path: Path) -> None:
+    """The first is explained, the others are named."""
+    error = refused(tmp_path, changed("size: 100", "size: 0\n  replay: -1\n  policy: x"))
+    assert error.where == "c.yaml:10: memory.size"
+    assert "and 2 more: memory.replay, memory.policy" in error.message
+
+
+def test_a_file_within_aliases_keeps_its_lines(tmp_path: Path) -> None:
+    """Anchors and merge keys are plain YAML and are taken."""
+    path = tmp_path / "c.yaml"
+    path.write_text(GOOD + "checkpoint: &often {every_seconds: 3}\npublish:\n  <<: *often\n")
+    assert load(path).publish.every_seconds == 3
+
+
+def test_the_tree_goes_round_through_json(tmp_path: Path, registry: Registry) -> None:
+    """What is kept beside a checkpoint gives the same configuration back."""
+    path = tmp_path / "c.yaml"
+    path.write_text(GOOD)
+    config = load(path, ["serve.tls={certificate: a.pem, key: b.pem}", "optimizer.clip_norm=1e-3"])
+    again = from_tree(json.loads(json.dumps(dump(config))), registry)
+    assert again == config
+    assert dump(again) == dump(config)
+
+
+def test_a_kept_tree_with_a_mistake_names_its_path() -> None:
+    """Without a file there is still the dotted path."""
+    with pytest.raises(ConfigError) as caught:
+        from_tree({"stream": {"source": {"name": "replay"}}, "memory": {"size": -1}})
+    assert caught.value.where == "memory.size"
+
+
+@pytest.mark.parametrize("change", [lambda c: setattr(c, "seed", 3), lambda c: setattr(c.memory, "size", 3)])
+def test_the_tree_is_frozen(change: Any) -> None:
+    """Nobody changes a configuration once it is there."""
+    config = Config.model_validate({"stream": {"source": {"name": "replay"}}})
+    with pytest.raises(ValidationError, match="frozen"):
+        change(config)
+
+
+def test_defaults_are_shared_by_no_two_configurations() -> None:
+    """What one plugin choice holds, another does not see."""
+    one, other = (Config.model_validate({"stream": {"source": {"name": "replay"}}}) for _ in range(2))
+    one.gate.values["x"] = 1
+    assert other.gate.values == {}
