@@ -40,12 +40,14 @@ def cli() -> None:
 @STATE
 @SET
 @click.option("--host", help="Address to listen on (default 127.0.0.1).")
-@click.option("--port", type=int, help="HTTP port; 0 picks a free one (default 8470).")
+@click.option("--port", type=int, help="HTTP port (default 8470); 0 picks free ones, the Flight port's too.")
 @click.option("--flight-port", type=int, help="Arrow Flight port; 0 picks a free one (default 8815).")
 @click.option("--insecure", is_flag=True, help="Allow a bind beyond loopback without TLS and tokens.")
 def serve(config: Path | None, state: Path, overrides: tuple[str, ...], **serving: Any) -> None:
     """Learn from a live stream and answer predictions while learning. Without CONFIG: the embedded stream."""
     given = {"host": "host", "port": "port", "flight_port": "flight_port"}
+    if serving["port"] == 0 and serving["flight_port"] is None:
+        serving["flight_port"] = 0
     more = [f"serve.{key}={serving[name]}" for name, key in given.items() if serving[name] is not None]
     more += ["serve.insecure=true"] if serving["insecure"] else []
     from streamkd import config as configuration

@@ -64,10 +64,13 @@ class Learner:
         self.observers = Observers(wiring.make_all(registry, "observers", config.observers), self.recorder)
         self.dead: list[DeadBatch] = []
         self.last: StepReport | None = None
+        self._pushed = journal is not None
         self._cutter = Cutter(source, config.stream.batch.size, config.stream.batch.flush_seconds, journal)
         self._plugins = list(avalanche_plugins)
         self._evaluator = quiet_evaluator(*avalanche_metrics, sink=self._log)
         self._on_task_end = on_task_end
+        self._pulled = journal is None
+        self.last_step_at: float | None = None
         self._bad_in_a_row = 0
         self._strategy: StreamStrategy | None = None
         self._adapter: GateAdapter | None = None
@@ -127,7 +130,9 @@ class Learner:
             self.recorder.count("records_rejected_total", source=self._source, reason=reject.reason)
             self.recorder.count("dead_letter_records_total", source=self._source, reason=reject.reason)
         self._bad_in_a_row = 0 if good else self._bad_in_a_row + len(rejects)
-        if self._bad_in_a_row >= self.config.stream.limits.bad_in_a_row:
+        # pushed records are acknowledged already, and their bad runs refused at the door: stopping for
+        # those in the log would stop every later start at the same place
+        if not self._pushed and self._bad_in_a_row >= self.config.stream.limits.bad_in_a_row:
             raise SourceError(
                 f"{self._bad_in_a_row} records in a row were refused, the last for {rejects[-1].reason}: "
                 f"{rejects[-1].detail}",
@@ -137,7 +142,7 @@ class Learner:
 
     @property
     def _source(self) -> str:
-        return self.config.stream.source.name
+        return self.config.stream.name
 
     def _train(self, records: Records) -> None:
         begun = time.perf_counter()
@@ -156,11 +161,14 @@ class Learner:
         report = self.last = self.strategy.learn(tensors(records, self.labels, self.tasks.current, self.device))
         self.records += report.fresh
         self.steps += 1
+        self.last_step_at = time.time()
         self.prequential.add(report.right, report.fresh)
         self._count(report, time.perf_counter() - begun)
         self.observers.tell("on_step", self.records, report.loss, report.right / max(report.fresh, 1))
 
     def _count(self, report: StepReport, seconds: float) -> None:
+        if self._pulled:  # pushed records were counted when they were accepted
+            self.recorder.count("source_records_total", report.fresh, source=self._source)
         self.recorder.count("train_steps_total")
         self.recorder.count("train_samples_total", report.fresh)
         self.recorder.observe("train_step_duration_seconds", seconds)

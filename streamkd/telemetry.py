@@ -84,7 +84,9 @@ FAMILIES: Mapping[str, Family] = {
     "teacher_worth_ratio": _gauge("Held-out worth of the teacher.", "teacher"),
     "teacher_requests_total": _counter("Batches put to the teacher.", "teacher"),
     "teacher_failures_total": _counter("Batches that the teacher failed on.", "teacher", "reason"),
-    "teacher_duration_seconds": _histogram("Duration of a teacher's answer.", SLOW, "teacher"),
+    "teacher_duration_seconds": _histogram(
+        "Mean duration of a teacher's answers between two reports.", SLOW, "teacher"
+    ),
     "teacher_cache_hits_total": _counter("Samples whose remembered logits spared a question.", "teacher"),
     "predict_requests_total": _counter("Prediction requests.", "protocol"),
     "predict_failures_total": _counter("Prediction requests without a prediction.", "protocol", "reason"),
@@ -94,7 +96,6 @@ FAMILIES: Mapping[str, Family] = {
     "predict_in_flight": _gauge("Prediction requests being answered.", "protocol"),
     "model_version": _gauge("Version that answers."),
     "model_lag_records": _gauge("Records trained since the served version was cut."),
-    "model_lag_steps": _gauge("Steps trained since the served version was cut."),
     "model_published_timestamp_seconds": _gauge("When the served version was published."),
     "model_swaps_total": _counter("Versions swapped in."),
     "model_swaps_rejected_total": _counter("Versions not published or not swapped in.", "reason"),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from streamkd.distill.memory import Memory, Remembered, Ring
+from streamkd.distill.questions import Questions
 from streamkd.distill.students import Student
 from streamkd.distill.teachers import EmaTeacher, SnapshotMaker, SnapshotTeacher, Teacher, copy_of
 from streamkd.errors import ConfigError, PluginError
@@ -52,6 +53,7 @@ class Pool:
         self.ages: dict[str, int] = {t.key: 0 for t in self.teachers}
         self.taken = 0
         self._slots: dict[str, int] = {}
+        self.questions = Questions()
         self._pending = 0
         self._facts: Tensor | None = None
         if len(self.teachers) > limit:
@@ -89,14 +91,10 @@ class Pool:
         logits = x.new_zeros((rows, len(self.teachers), classes), dtype=torch.float32)
         known = torch.zeros((rows, len(self.teachers), classes), dtype=torch.bool, device=x.device)
         for index, teacher in enumerate(self.teachers):
-            if teacher.role == "live":
-                logits[:, index] = teacher.logits(x)
-                known[:, index] = teacher.known().to(x.device)
-                continue
-            if teacher.fresh and fresh:
-                logits[:fresh, index] = teacher.logits(x[:fresh])
-                known[:fresh, index] = teacher.known().to(x.device)
-            if remembered is None:
+            asked = rows if teacher.role == "live" else fresh if teacher.fresh else 0
+            if asked and (answer := self.questions.ask(teacher, x[:asked], classes)) is not None:
+                logits[:asked, index], known[:asked, index] = answer
+            if remembered is None or teacher.role == "live":
                 continue
             if teacher.role == "remembered":
                 logits[fresh:, index] = remembered.logits.float()
@@ -104,6 +102,7 @@ class Pool:
                 known[fresh:, index] = columns < remembered.width.unsqueeze(1)
             else:
                 slot = self._slots[teacher.key]
+                self.questions.of(teacher.key).cached += rows - fresh
                 logits[fresh:, index] = remembered.frozen[:, slot].float()
                 known[fresh:, index] = teacher.known().to(x.device) & remembered.answered[:, slot].unsqueeze(1)
         return Answers(logits, known & torch.isfinite(logits))
@@ -147,8 +146,11 @@ class Pool:
             return
         slot = self._slots[teacher.key]
         places = (~ring.answered[: ring.filled, slot]).nonzero().squeeze(1)
-        if len(places):
-            ring.frozen[places, slot] = teacher.logits(ring.x[places]).half()
+        if not len(places):
+            return
+        answer = self.questions.ask(teacher, ring.x[places], ring.logits.shape[1])
+        if answer is not None:
+            ring.frozen[places, slot] = answer[0].half()
             ring.answered[places, slot] = True
 
     def end_task(self, student: Student) -> str | None:
@@ -246,6 +248,7 @@ class Pool:
             "snapshots": [t.key for t in self.teachers if isinstance(t, SnapshotTeacher)],
             "slots": dict(self._slots),
             "pending": self._pending,
+            "strikes": self.questions.strikes,
             "worth": dict(self.worth),
             "accuracy": dict(self.accuracy),
             "ages": dict(self.ages),
@@ -271,6 +274,7 @@ class Pool:
         slots = self.memory.replayed.teacher_slots
         self._slots = {k: slot for k, slot in state["slots"].items() if k in here and slot < slots}
         self._pending, self.taken = state["pending"], state["taken"]
+        self.questions.strikes = {k: n for k, n in state["strikes"].items() if k in here}
         # by count alone: bytes grow with the labels within a task, and are looked at when it ends
         self._evict(self._too_many)
         for teacher in self.teachers:

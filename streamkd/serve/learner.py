@@ -23,6 +23,7 @@ from streamkd.learner import Learner
 from streamkd.plugins import Registry
 from streamkd.serve.channel import Channel
 from streamkd.serve.publisher import Publisher
+from streamkd.serve.status import Gauges, status_of
 from streamkd.state.checkpoint import Checkpoints, Snapshot, compare, environment
 from streamkd.state.directory import StateDirectory
 from streamkd.telemetry import Recorder
@@ -51,7 +52,7 @@ class LearnerProcess:
         self._next = {"checkpoint": now + config.checkpoint.every_seconds, "publish": now, "tell": now}
         self._committed_records = self.learner.records
         self._told = (time.monotonic(), self.learner.records)
-        self._adaptations = (self.learner.adapter.adaptations, 0.0) if self.learner.adapter else (0, 0.0)
+        self._gauges = Gauges(self.recorder, self.learner)
 
     def _restore(self, snapshot: Snapshot | None, registry: Registry) -> None:
         if snapshot is None:
@@ -152,106 +153,18 @@ class LearnerProcess:
         self.channel.send({"kind": "stopped"})
 
     def _tell(self) -> None:
-        learner, recorder = self.learner, self.recorder
-        now, records = time.monotonic(), learner.records
+        now, records = time.monotonic(), self.learner.records
         rate = (records - self._told[1]) / max(now - self._told[0], 1e-9)
         self._told = (now, records)
-        status = status_of(learner, rate, self._publisher.version, self._lag())
-        _record(status, learner, recorder)
-        self._record_adaptations()
+        status = status_of(self.learner, rate, self._publisher.version, self._lag())
+        self._gauges.record(status, self.learner)
         self.channel.send({"kind": "status", **status})
-        self.channel.send({"kind": "metrics", "deltas": recorder.drain()})
-
-    def _record_adaptations(self) -> None:
-        adapter = self.learner.adapter
-        if adapter is None:
-            return
-        count, seconds = self._adaptations
-        if (more := adapter.adaptations - count) > 0:
-            self.recorder.count("gate_adaptations_total", more)
-            self.recorder.observe("gate_adaptation_duration_seconds", (adapter.seconds - seconds) / more)
-            self.recorder.set("gate_outer_loss", adapter.outer_loss)
-        self._adaptations = (adapter.adaptations, adapter.seconds)
+        self.channel.send({"kind": "metrics", "deltas": self.recorder.drain()})
 
     def _lag(self) -> int | None:
         ends = {p: self.learner.source.end(p) for p in self.learner.source.partitions}
         lags = [end - self.learner.offsets[p] for p, end in ends.items() if end is not None]
         return sum(lags) if lags else None
-
-
-def status_of(learner: Learner, rate: float, version: int | None, lag: int | None) -> dict[str, Any]:
-    """How the learner stands, for the page and for `/v1/status`."""
-    quality, adapter = learner.quality, learner.adapter
-    weights = learner.gate_weights()
-    return {
-        "records_trained": learner.records,
-        "steps": learner.steps,
-        "version": version,
-        "task": learner.tasks.names[learner.tasks.current] if learner.tasks.names else None,
-        "tasks": learner.tasks.names,
-        "classes": learner.labels.labels,
-        "accuracy": {
-            "prequential": learner.prequential.accuracy,
-            "holdout": quality.accuracy,
-            "per_task": quality.per_task,
-            "forgetting": quality.forgetting,
-        },
-        "teachers": _teachers(learner, weights),
-        "gate": {
-            "hard": weights.get("hard"),
-            "weights": {name: weight for name, weight in weights.items() if name != "hard"},
-            "adaptations": adapter.adaptations if adapter else 0,
-            "adaptation_seconds": adapter.seconds / adapter.adaptations if adapter and adapter.adaptations else None,
-        },
-        "boundaries": [
-            {"record": b.record, "detector": b.detector, "task": b.task} for b in learner.tasks.boundaries[-100:]
-        ],
-        "samples_per_second": rate,
-        "loss": learner.last.loss if learner.last else None,
-        "lag_records": lag,
-        "device": str(learner.device),
-        "history": quality.history,
-    }
-
-
-def _teachers(learner: Learner, weights: Mapping[str, float]) -> list[dict[str, Any]]:
-    if not learner.started:
-        return []
-    pool = learner.strategy.step.pool
-    return [
-        {
-            "name": teacher.key,
-            "kind": teacher.role,
-            "worth": pool.worth.get(teacher.key),
-            "accuracy": pool.accuracy.get(teacher.key),
-            "weight": weights.get(teacher.key),
-            "classes": int(teacher.known().sum()) or None,
-            "bytes": teacher.size_bytes(),
-        }
-        for teacher in pool.teachers
-    ]
-
-
-def _record(status: Mapping[str, Any], learner: Learner, recorder: Recorder) -> None:
-    """The gauges that follow from a status."""
-    source = learner.config.stream.source.name
-    accuracy = status["accuracy"]
-    for window in ("prequential", "holdout"):
-        if accuracy[window] is not None:
-            recorder.set("eval_accuracy_ratio", accuracy[window], window=window)
-    if accuracy["forgetting"] is not None:
-        recorder.set("eval_forgetting_ratio", accuracy["forgetting"], window="holdout")
-    recorder.set("teachers", len(status["teachers"]))
-    for teacher in status["teachers"]:
-        if teacher["worth"] is not None:
-            recorder.set("teacher_worth_ratio", teacher["worth"], teacher=teacher["name"])
-    for name, weight in learner.gate_weights().items():
-        recorder.set("gate_weight_ratio", weight, teacher=name)
-    if status["loss"] is not None:
-        recorder.set("train_loss", status["loss"], loss="total")
-        recorder.set("train_last_step_timestamp_seconds", time.time())
-    if status["lag_records"] is not None:
-        recorder.set("source_lag_records", status["lag_records"], source=source)
 
 
 def main(fd: int) -> int:

@@ -10,6 +10,7 @@ import toys
 from torch import Tensor, nn
 
 from streamkd.distill.losses import soft_answers
+from streamkd.distill.questions import STRIKES, Questions
 from streamkd.distill.step import Step
 from streamkd.distill.teachers import Role, SnapshotTeacher, copy_of
 from streamkd.errors import ConfigError, PluginError
@@ -389,3 +390,23 @@ def test_a_restart_may_change_the_budget(snapshots: int, limit: int) -> None:
     assert len(snapshots_of(other)) == min(snapshots, limit - 2, 3)
     end_tasks(other, 3)
     assert len(other.pool.teachers) <= limit
+
+
+def test_a_teacher_that_raises_is_off_after_three_strikes() -> None:
+    """A failing teacher gives no answer, and it is not asked a fourth time."""
+
+    class Broken(Counted):
+        def logits(self, x: Tensor) -> Tensor:
+            raise RuntimeError("no")
+
+    questions, broken = Questions(), Broken("broken", toys.mlp())
+    answers = [questions.ask(broken, torch.zeros(2, 3), 3) for _ in range(STRIKES + 2)]
+    assert answers == [None] * (STRIKES + 2)
+    assert questions.of("broken").failures == questions.of("broken").requests == STRIKES
+
+
+def test_an_answer_of_another_shape_is_a_failure() -> None:
+    """Logits that do not fit the label space are none."""
+    questions, teacher = Questions(), Counted("wide", toys.mlp())
+    assert questions.ask(teacher, torch.zeros(2, 3), classes=7) is None
+    assert questions.of("wide").failures == 1

@@ -1,0 +1,65 @@
+"""Asking a teacher: guarded, timed and counted, so that a broken teacher hurts only itself.
+
+A teacher that raises gives no answer to that batch; after three strikes it is not asked again until the learner
+starts anew from scratch (the strikes are state: a resumed run must ask the same questions).
+"""
+
+import logging
+import time
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from streamkd.distill.teachers import Teacher
+from streamkd.errors import PluginError
+
+STRIKES = 3
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Tally:
+    """What was asked of one teacher; ``cached`` counts rows whose remembered answer spared a question."""
+
+    requests: int = 0
+    failures: int = 0
+    seconds: float = 0.0
+    cached: int = 0
+
+
+@dataclass
+class Questions:
+    """The questions to all teachers by key."""
+
+    tallies: dict[str, Tally] = field(default_factory=dict)
+    strikes: dict[str, int] = field(default_factory=dict)
+
+    def of(self, key: str) -> Tally:
+        """The tally of a teacher."""
+        return self.tallies.setdefault(key, Tally())
+
+    def ask(self, teacher: Teacher, x: Tensor, classes: int) -> tuple[Tensor, Tensor] | None:
+        """Logits [batch, classes] on raw inputs and the classes known; ``None``: it failed, or did so too often."""
+        if self.strikes.get(teacher.key, 0) >= STRIKES:
+            return None
+        tally = self.of(teacher.key)
+        tally.requests += 1
+        begun = time.perf_counter()
+        try:
+            return self._checked(teacher.logits(x), teacher.known().to(x.device), len(x), classes)
+        except Exception:  # a plugin is a stranger's code: it hurts only itself
+            tally.failures += 1
+            self.strikes[teacher.key] = self.strikes.get(teacher.key, 0) + 1
+            logger.exception(
+                "teacher %s failed (%d of %d, then it is off)", teacher.key, self.strikes[teacher.key], STRIKES
+            )
+            return None
+        finally:
+            tally.seconds += time.perf_counter() - begun
+
+    @staticmethod
+    def _checked(logits: Tensor, known: Tensor, rows: int, classes: int) -> tuple[Tensor, Tensor]:
+        if logits.shape != (rows, classes) or known.shape != (classes,):
+            got = f"{tuple(logits.shape)} and {tuple(known.shape)}"
+            raise PluginError(f"needed logits {(rows, classes)} and known {(classes,)}, got {got}")
+        return logits, known

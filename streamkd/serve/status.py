@@ -1,0 +1,132 @@
+"""How the learner stands: as the status that the page shows, and as the metrics that follow from it.
+
+Called by the learner process once a second; nothing here changes the learner.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from streamkd.distill.questions import Tally
+from streamkd.learner import Learner
+from streamkd.telemetry import Recorder
+
+
+def status_of(learner: Learner, rate: float, version: int | None, lag: int | None) -> dict[str, Any]:
+    """How the learner stands, for the page and for `/v1/status`."""
+    quality, adapter = learner.quality, learner.adapter
+    weights = learner.gate_weights()
+    return {
+        "records_trained": learner.records,
+        "steps": learner.steps,
+        "version": version,
+        "task": learner.tasks.names[learner.tasks.current] if learner.tasks.names else None,
+        "tasks": learner.tasks.names,
+        "classes": learner.labels.labels,
+        "accuracy": {
+            "prequential": learner.prequential.accuracy,
+            "holdout": quality.accuracy,
+            "per_task": quality.per_task,
+            "forgetting": quality.forgetting,
+        },
+        "teachers": _teachers(learner, weights),
+        "gate": {
+            "hard": weights.get("hard"),
+            "weights": {name: weight for name, weight in weights.items() if name != "hard"},
+            "adaptations": adapter.adaptations if adapter else 0,
+            "adaptation_seconds": adapter.seconds / adapter.adaptations if adapter and adapter.adaptations else None,
+        },
+        "boundaries": [
+            {"record": b.record, "detector": b.detector, "task": b.task} for b in learner.tasks.boundaries[-100:]
+        ],
+        "samples_per_second": rate,
+        "loss": learner.last.loss if learner.last else None,
+        "lag_records": lag,
+        "device": str(learner.device),
+        "history": quality.history,
+    }
+
+
+def _teachers(learner: Learner, weights: Mapping[str, float]) -> list[dict[str, Any]]:
+    if not learner.started:
+        return []
+    pool = learner.strategy.step.pool
+    kinds = {choice.key: choice.name for choice in learner.config.teachers}
+    return [
+        {
+            "name": teacher.key,
+            "kind": kinds.get(teacher.key, "snapshot"),
+            "worth": pool.worth.get(teacher.key),
+            "accuracy": pool.accuracy.get(teacher.key),
+            "weight": weights.get(teacher.key),
+            "classes": int(teacher.known().sum()) or None,
+            "bytes": teacher.size_bytes(),
+        }
+        for teacher in pool.teachers
+    ]
+
+
+class Gauges:
+    """The metrics that follow from a status, and the counters that rose since the last one."""
+
+    def __init__(self, recorder: Recorder, learner: Learner) -> None:
+        self._recorder = recorder
+        adapter = learner.adapter
+        self._adaptations = (adapter.adaptations, adapter.seconds) if adapter else (0, 0.0)
+        self._tallies: dict[str, Tally] = {}
+        self._teachers: set[str] = set()
+
+    def record(self, status: Mapping[str, Any], learner: Learner) -> None:
+        """Take a status and what the learner has counted."""
+        recorder, accuracy = self._recorder, status["accuracy"]
+        for window in ("prequential", "holdout"):
+            if accuracy[window] is not None:
+                recorder.set("eval_accuracy_ratio", accuracy[window], window=window)
+        if accuracy["forgetting"] is not None:
+            recorder.set("eval_forgetting_ratio", accuracy["forgetting"], window="holdout")
+        if status["loss"] is not None:
+            recorder.set("train_loss", status["loss"], loss="total")
+        if learner.last_step_at is not None:
+            recorder.set("train_last_step_timestamp_seconds", learner.last_step_at)
+        if status["lag_records"] is not None:
+            recorder.set("source_lag_records", status["lag_records"], source=learner.config.stream.name)
+        self._record_teachers(status, learner)
+        self._record_adaptations(learner)
+
+    def _record_teachers(self, status: Mapping[str, Any], learner: Learner) -> None:
+        recorder = self._recorder
+        recorder.set("teachers", len(status["teachers"]))
+        for name, weight in learner.gate_weights().items():
+            recorder.set("gate_weight_ratio", weight, teacher=name)
+        for teacher in status["teachers"]:
+            if teacher["worth"] is not None:
+                recorder.set("teacher_worth_ratio", teacher["worth"], teacher=teacher["name"])
+        names = {teacher["name"] for teacher in status["teachers"]}
+        for gone in self._teachers - names:
+            recorder.remove("teacher_worth_ratio", teacher=gone)
+            recorder.remove("gate_weight_ratio", teacher=gone)
+        self._teachers = names
+        if learner.started:
+            for key, tally in learner.strategy.step.pool.questions.tallies.items():
+                self._record_tally(key, tally)
+
+    def _record_tally(self, key: str, tally: Tally) -> None:
+        last = self._tallies.get(key, Tally())
+        self._tallies[key] = Tally(tally.requests, tally.failures, tally.seconds, tally.cached)
+        if (asked := tally.requests - last.requests) > 0:
+            self._recorder.count("teacher_requests_total", asked, teacher=key)
+            self._recorder.observe("teacher_duration_seconds", (tally.seconds - last.seconds) / asked, teacher=key)
+        if (failed := tally.failures - last.failures) > 0:
+            self._recorder.count("teacher_failures_total", failed, teacher=key, reason="raised")
+        if (cached := tally.cached - last.cached) > 0:
+            self._recorder.count("teacher_cache_hits_total", cached, teacher=key)
+
+    def _record_adaptations(self, learner: Learner) -> None:
+        adapter = learner.adapter
+        if adapter is None:
+            return
+        count, seconds = self._adaptations
+        if (more := adapter.adaptations - count) > 0:
+            self._recorder.count("gate_adaptations_total", more)
+            self._recorder.observe("gate_adaptation_duration_seconds", (adapter.seconds - seconds) / more)
+            self._recorder.set("gate_outer_loss", adapter.outer_loss)
+        self._adaptations = (adapter.adaptations, adapter.seconds)
