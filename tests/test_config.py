@@ -112,7 +112,7 @@ def test_no_file_is_the_embedded_stream(registry: Registry) -> None:
          "did you mean 'snapshot'?"),
         ("limit: 2", "limt: 2", "c.yaml:13: teachers.1.limt", "unknown key 'limt'", "did you mean 'limit'?"),
         ("limit: 2", "limit: 0", "c.yaml:13: teachers.1.limit", "greater than 0, got 0", ""),
-        ("name: mine", "gate: {name: fixed, teachers: {ema: -1}}", "c.yaml:1: gate.teachers.ema", "or equal to 0, got -1", ""),
+        ("name: mine", "gate: {name: fixed, teachers: {ema: -1}}", "c.yaml:1: gate.teachers.ema", "to 0, got -1", ""),
         ("name: mine", "student: {name: mlp, hidden: [16, 0]}", "c.yaml:1: student.hidden.1", "greater than 0", ""),
         ("name: mine", "losses: [{name: match-gate, temperature: cold}]", "c.yaml:1: losses.0.temperature",
          "valid number", ""),

@@ -380,6 +380,20 @@ def _tensors() -> int:
     return sum(issubclass(type(o), Tensor) for o in gc.get_objects())
 
 
+def test_every_record_has_a_task_label() -> None:
+    """Trap 6: plugins that read task labels find 0 for each row, fresh or replayed."""
+    seen: list[list[int]] = []
+
+    class Reads(SupervisedPlugin):
+        def before_forward(self, strategy: Any, **kwargs: Any) -> None:
+            seen.append(strategy.mb_task_id.tolist())
+            assert strategy.experience.task_labels == [0]
+
+    strategy = strategy_of(toys.make_step(), plugins=[Reads()])
+    learn(strategy, 3)
+    assert seen[-1] == [0] * (8 + 6)
+
+
 def test_no_stream_is_read_ahead_of_training() -> None:
     """Trap 4: ``train(stream)`` takes experiences one by one, and looks at nothing for evaluation."""
     taken: list[int] = []

@@ -1,14 +1,18 @@
 """Meta-adaptation: when it happens, that it lowers the outer loss, and that it moves nothing but the gate."""
 
 import copy
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
+import oracles
 import pytest
 import torch
 import toys
 from torch import Tensor, nn
 
-from streamkd.distill.step import Step
+from streamkd.distill.losses import Lesson
+from streamkd.distill.step import Plan, Step, Term
 from streamkd.distill.teachers import SnapshotTeacher, copy_of
 from streamkd.meta.adapt import GateAdapter
 
@@ -172,6 +176,54 @@ def test_the_anchor_pulls_back() -> None:
         adapter.adapt(step, plan, step.forward(plan))
     near = sum(float((p - o).detach().norm()) for p, o in zip(gate.parameters(), adapter.origin, strict=True))
     assert near < 0.9 * far
+
+
+@pytest.mark.parametrize("clip", [None, 0.05])
+@pytest.mark.parametrize("engine", ["forward", "finite-difference"])
+@pytest.mark.parametrize("kind", [("sgd", {"lr": 0.05, "momentum": 0.9}), ("adam", {"lr": 0.01})], ids=["sgd", "adam"])
+def test_the_gates_gradient_is_that_of_the_outer_loss(kind: Any, engine: Any, clip: float | None) -> None:
+    """dL_out/dφ through evidence, gate, weighted terms, clipping, optimiser and query, against double backward."""
+    gate = toys.scorer()
+    with torch.no_grad():
+        for number, p in enumerate(gate.parameters()):
+            p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(number)))
+    adapter = toys.adapter_of(gate, every=0, engine=engine, anchor=0.5)
+    adapter.origin = [o + 0.01 for o in adapter.origin]
+    step = ready(adapter, gate, optimizer=kind, clip_norm=clip, temperature=3.0)
+    step.terms = (Term(step.terms[0].loss, 0.7), Term(Spread(), 0.2))
+    x, y = toys.batches(1, seed=6)[0]
+    plan = step.begin(x, y, 0)
+    logits = step.forward(plan)
+    wanted = _through_everything(copy.deepcopy(step), adapter, gate, plan)
+    adapter.adapt(step, plan, logits)
+    got = torch.cat([p.grad.flatten() for p in gate.parameters()])
+    assert float((got - wanted).norm() / wanted.norm()) < 2e-3
+
+
+class Spread:
+    """A second term, that the gate does not weigh."""
+
+    layers: tuple[str, ...] = ()
+    teacher_layers: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+
+    def __call__(self, lesson: Lesson) -> Tensor:
+        return lesson.logits.pow(2).mean(1)
+
+
+def _through_everything(step: Step, adapter: GateAdapter, gate: nn.Module, plan: Plan) -> Tensor:
+    """The same gradient by the long way."""
+    logits = step.forward(plan)
+    inner = step.loss(step.lesson(plan, logits, gate(step.evidence(plan, logits))))
+    grads = torch.autograd.grad(inner, step.parameters, create_graph=True)
+    moved = oracles.optimizer_step(step.optimizer, step.parameters, oracles.clip(grads, step.clip_norm))
+    names = [name for name, _ in step.student.named_parameters()]
+    query = step.memory.query(adapter.query)
+    outer = nn.functional.cross_entropy(
+        oracles.call(step.student, dict(zip(names, moved, strict=True)), query.x), query.y
+    )
+    parameters = list(gate.parameters())
+    pull = sum(((p - o) ** 2).sum() for p, o in zip(parameters, adapter.origin, strict=True))
+    return torch.cat([g.flatten() for g in torch.autograd.grad(outer + adapter.anchor * pull, parameters)])
 
 
 def test_a_table_that_is_not_finite_moves_nothing() -> None:
