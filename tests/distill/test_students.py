@@ -53,6 +53,13 @@ def test_growing_in_steps_is_growing_at_once() -> None:
     assert in_steps.classes == 6
 
 
+def test_new_classes_begin_different() -> None:
+    """No two rows of the head are equal: equal ones would learn the same for ever."""
+    weight = toys.mlp(6, seed=2).body.head.weight
+    other = toys.mlp(6, seed=3).body.head.weight
+    assert len({tuple(row) for row in torch.cat([weight, other]).tolist()}) == 12
+
+
 def test_growing_leaves_old_logits_alone() -> None:
     """What the student says of old classes is bitwise the same with more columns beside it."""
     student = toys.mlp(3)
