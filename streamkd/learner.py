@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
+import torch
+
 from streamkd import wiring
 from streamkd.config import Config
 from streamkd.distill import optimizers
@@ -24,8 +26,8 @@ from streamkd.plugins import Registry
 from streamkd.records import Chunk, Records, RecordSchema, Source
 from streamkd.state.checkpoint import DeadBatch
 from streamkd.strategy import StepReport, StreamStrategy, quiet_evaluator
-from streamkd.streams import codec
 from streamkd.streams.cut import CutJournal, Cutter
+from streamkd.streams.decoder import Decoder
 from streamkd.tasks.boundary import Boundary, Tasks
 from streamkd.tasks.experience import tensors
 from streamkd.tasks.labels import LabelSpace
@@ -66,6 +68,7 @@ class Learner:
         self.last: StepReport | None = None
         self._pushed = journal is not None
         self._cutter = Cutter(source, config.stream.batch.size, config.stream.batch.flush_seconds, journal)
+        self._decoder = Decoder(source, schema)
         self._plugins = list(avalanche_plugins)
         self._evaluator = quiet_evaluator(*avalanche_metrics, sink=self._log)
         self._on_task_end = on_task_end
@@ -106,7 +109,7 @@ class Learner:
         chunk = self._cutter.next(self.offsets)
         if chunk is None:
             return False
-        records, rejects = codec.encode(chunk.rows, self.schema, chunk.offset)
+        records, rejects = self._decoder.decode(chunk)
         if rejects:
             self._refuse(chunk, rejects, len(records))
         self.offsets[chunk.partition] = chunk.next_offset
@@ -158,6 +161,8 @@ class Learner:
             self.strategy.step.pool.grow(self.labels.labels)
         if boundary is not None:
             self._begin_task(boundary)
+        # a student with dropout draws from torch's own generator: by the step's number, so that resuming is exact
+        torch.default_generator.manual_seed(self.config.seed * 1_000_003 + self.steps)
         report = self.last = self.strategy.learn(tensors(records, self.labels, self.tasks.current, self.device))
         self.records += report.fresh
         self.steps += 1

@@ -181,8 +181,8 @@ def refuse_conflicts(saved: Config, saved_schema: RecordSchema, now: Config, sch
             )
 
 
-def _inputs(schema: RecordSchema) -> list[tuple[str, str, tuple[int, ...]]]:
-    return [(column.name, column.kind, column.shape) for column in schema.inputs]
+def _inputs(schema: RecordSchema) -> list[tuple[str, str, tuple[int, ...], str]]:
+    return [(column.name, column.kind, column.shape, column.dtype) for column in schema.inputs]
 
 
 def _content(source: Choice) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def test_learning_is_the_plain_loop(kind: Any, clip: float | None) -> None:
         with torch.no_grad():
             answers[:, 0] = average(rows)
         if replayed is not None:
-            answers[len(y) :, 1] = replayed.logits.float()
+            answers[len(y) :, 1] = replayed.logits().float()
         share = torch.full((len(rows), 2), 0.5 / 2)
         share[: len(y)] = torch.tensor([0.5, 0.0])
         weights = torch.cat([torch.full((len(rows), 1), 0.5), share], 1)

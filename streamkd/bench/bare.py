@@ -47,7 +47,7 @@ def samples_per_second(x: Tensor, y: Tensor, network: nn.Module, shape: Shape, s
         if filled:
             slots = torch.randperm(filled, generator=generator)[: shape.replay]
             batch_x, batch_y = torch.cat([fresh_x, kept_x[slots]]), torch.cat([fresh_y, kept_y[slots]])
-        inputs = torch.addcmul(bias, batch_x.float(), gain)
+        inputs = (batch_x.float() * gain).add_(bias)
         with torch.no_grad():
             target = torch.softmax(average(inputs) / shape.temperature, 1)
         logits = network(inputs)

@@ -15,18 +15,26 @@ from torch.utils.data import TensorDataset
 
 
 def online_replay(
-    x: Tensor, y: Tensor, network: nn.Module, *, batch: int, replay: int, memory: int, learning_rate: float
+    x: Tensor,
+    y: Tensor,
+    network: nn.Module,
+    *,
+    task_records: int,
+    batch: int,
+    replay: int,
+    memory: int,
+    learning_rate: float,
 ) -> float:
     """``split_online_stream`` with ``ReplayPlugin`` over a reservoir, as its users write it; records per second.
 
-    x [n, features] float32, y [n]. One experience of ``batch`` records at a time, ``replay`` remembered ones beside.
+    x [n, features] float32, y [n], a task every ``task_records``. One experience of ``batch`` records at a time,
+    ``replay`` remembered ones beside.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Avalanche's own deprecations
-        targets = DataAttribute(y.tolist(), "targets")
-        tasks = DataAttribute([0] * len(y), "targets_task_labels", use_in_getitem=True)
-        dataset = AvalancheDataset([TensorDataset(x, y)], data_attributes=[targets, tasks])
-        stream = benchmark_from_datasets(train=[dataset]).train_stream
+        # Avalanche warns of itself at every step, whatever the filters say; printing it would be timed
+        warnings.showwarning = lambda *args, **more: None
+        datasets = [_dataset(*task) for task in zip(x.split(task_records), y.split(task_records), strict=True)]
+        stream = benchmark_from_datasets(train=datasets).train_stream
         plugin = ReplayPlugin(
             mem_size=memory,
             batch_size=batch,
@@ -45,3 +53,9 @@ def online_replay(
         for experience in online:
             strategy.train(experience, eval_streams=[])
         return len(y) / (time.perf_counter() - begun)
+
+
+def _dataset(x: Tensor, y: Tensor) -> AvalancheDataset:
+    targets = DataAttribute(y.tolist(), "targets")
+    tasks = DataAttribute([0] * len(y), "targets_task_labels", use_in_getitem=True)
+    return AvalancheDataset([TensorDataset(x, y)], data_attributes=[targets, tasks])

@@ -56,6 +56,7 @@ def measure(records: int = 30_000, progress: Callable[[int, int], None] = lambda
         x.float() / 255,
         y,
         network(x.shape[1]),
+        task_records=6_000,
         batch=SHAPE.batch,
         replay=SHAPE.replay,
         memory=SHAPE.memory,

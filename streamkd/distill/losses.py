@@ -29,8 +29,9 @@ class Lesson:
 
     ``answers`` are the teachers' logits; ``known`` is where a teacher has one: it is asked, and knows the class.
     ``weights`` column 0 is the hard label, column 1 + k teacher k: rows sum to 1, 0 where a teacher knows nothing.
-    ``features`` and ``teacher_features`` hold the outputs of the layers that the losses named, the teachers'
-    for fresh rows only.
+    ``complete`` says that all of ``known`` is true, so that masking can be spared.
+    ``features`` and ``teacher_features`` hold the outputs of the layers that the losses named, the teachers' for
+    fresh rows only.
     """
 
     logits: Float[Tensor, "batch classes"]
@@ -40,6 +41,7 @@ class Lesson:
     weights: Float[Tensor, "batch sources"]
     fresh: int
     teachers: tuple[str, ...] = ()
+    complete: bool = False
     features: Mapping[str, Tensor] = field(default_factory=dict)
     teacher_features: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
@@ -89,13 +91,14 @@ def match_gate(
 
     Gradient to the logits: w_0·(s - e_y) + T·((1 - w_0)·s^T - Q), Q of ``fused_target``.
     """
-    target = fused_target(soft, weights)
+    target = fused_target(soft, weights) * temperature**2
     hard = F.cross_entropy(logits, labels, reduction="none")
     student = F.log_softmax(logits / temperature, dim=-1)
     rest = target.sum(-1)
-    # Σ Q·log(Q/(1-w0)) - Q·log s: KL times the mass 1 - w0, without a division where that mass is 0
+    # Σ Q·log(Q/(1-w0)) - Q·log s: KL times the mass 1 - w0, without a division where that mass is 0; a common factor
+    # of Q and 1 - w0 goes through
     entropy = torch.xlogy(target, target).sum(-1) - torch.xlogy(rest, rest)
-    return weights[:, 0] * hard + temperature**2 * (entropy - (target * student).sum(-1))
+    return torch.addcmul(entropy - (target * student).sum(-1), weights[:, 0], hard)
 
 
 def source_losses(
@@ -127,7 +130,10 @@ class MatchGate:
         self.temperature = options.temperature
 
     def __call__(self, lesson: Lesson) -> Float[Tensor, "batch"]:
-        soft = soft_answers(lesson.answers, lesson.known, self.temperature)
+        if lesson.complete:
+            soft = torch.softmax(lesson.answers / self.temperature, dim=-1)
+        else:
+            soft = soft_answers(lesson.answers, lesson.known, self.temperature)
         return match_gate(lesson.logits, lesson.labels, soft, lesson.weights, self.temperature)
 
 

@@ -9,7 +9,6 @@ filled memory is full from then on, and only reservoir sampling within itself re
 a place from the largest. Reservoir sampling is Vitter 1985, algorithm R.
 """
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -18,24 +17,31 @@ from torch import Tensor
 Policy = Literal["reservoir", "class-balanced"]
 
 
-@dataclass(frozen=True, slots=True)
 class Remembered:
-    """Samples drawn from memory, with what was cached of them; ``slots`` are their places."""
+    """Samples drawn from memory: x [n, *shape] in the stream's element type, y [n] int64, and what was cached of them.
 
-    slots: Tensor
-    """[n] int64"""
-    x: Tensor
-    """[n, *shape] in the stream's element type"""
-    y: Tensor
-    """[n] int64"""
-    logits: Tensor
-    """[n, classes] float16: the student at insertion"""
-    width: Tensor
-    """[n] int64: classes that the student knew at insertion"""
-    frozen: Tensor
-    """[n, slots, classes] float16: cached answers by teacher slot"""
-    answered: Tensor
-    """[n, slots] bool"""
+    ``slots`` [n] are their places. The caches are gathered when they are asked for: most steps need few of them, and
+    none after the memory has changed.
+    """
+
+    def __init__(self, ring: "Ring", slots: Tensor) -> None:
+        assert ring.x is not None
+        self._ring, self.slots = ring, slots
+        self.x = ring.x.index_select(0, slots)
+        self.y = ring.y.index_select(0, slots)
+
+    def logits(self) -> Tensor:
+        """[n, classes] float16: the student at insertion."""
+        return self._ring.logits.index_select(0, self.slots)
+
+    def width(self) -> Tensor:
+        """[n] int64: classes that the student knew at insertion."""
+        return self._ring.width.index_select(0, self.slots)
+
+    def frozen(self, slot: int) -> tuple[Tensor, Tensor]:
+        """Cached answers of a teacher slot [n, classes] float16, and where there are any [n] bool."""
+        answers, answered = self._ring.frozen[:, slot], self._ring.answered[:, slot]
+        return answers.index_select(0, self.slots), answered.index_select(0, self.slots)
 
 
 class Ring:
@@ -190,7 +196,7 @@ class Memory:
         if not ring.filled or not count:
             return None
         slots = torch.randperm(ring.filled, generator=self._generator)[:count]
-        return rows_of(ring, slots if ring.y.device.type == "cpu" else slots.to(ring.y.device))
+        return Remembered(ring, slots if ring.y.device.type == "cpu" else slots.to(ring.y.device))
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -205,8 +211,6 @@ class Memory:
         self._generator.set_state(state["generator"])
 
 
-def rows_of(ring: Ring, slots: Tensor) -> Remembered:
-    """The samples at those places."""
-    assert ring.x is not None
-    parts = (ring.x, ring.y, ring.logits, ring.width, ring.frozen, ring.answered)
-    return Remembered(slots, *(part.index_select(0, slots) for part in parts))
+def whole(ring: Ring) -> Remembered | None:
+    """All samples of a ring, in the order of their places."""
+    return Remembered(ring, torch.arange(ring.filled, device=ring.y.device)) if ring.x is not None else None

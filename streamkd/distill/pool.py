@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamkd.distill.memory import Memory, Remembered, Ring
+from streamkd.distill.memory import Memory, Remembered, Ring, whole
 from streamkd.distill.questions import Questions
 from streamkd.distill.students import Student
 from streamkd.distill.teachers import EmaTeacher, SnapshotMaker, SnapshotTeacher, Teacher, copy_of
@@ -29,6 +29,8 @@ class Answers:
 
     logits: Tensor
     known: Tensor
+    complete: bool = False
+    """Everything is known: nothing has to be masked."""
 
 
 class Pool:
@@ -54,6 +56,8 @@ class Pool:
         self.taken = 0
         self._slots: dict[str, int] = {}
         self.questions = Questions()
+        self._complete: tuple[tuple[int, int], bool] = ((-1, -1), False)
+        self._everything = torch.ones(1, 1, 1, dtype=torch.bool)
         self._pending = 0
         self._facts: Tensor | None = None
         if len(self.teachers) > limit:
@@ -87,6 +91,25 @@ class Pool:
 
         An answer that is not finite is none: it is masked, so that a broken teacher hurts only itself.
         """
+        if self.complete(classes):
+            every = [self.questions.ask(teacher, x, classes) for teacher in self.teachers]
+            if all(answer is not None for answer in every):
+                parts = [answer[0] for answer in every if answer is not None]
+                logits = torch.stack(parts, 1) if len(parts) > 1 else parts[0].unsqueeze(1)
+                return Answers(logits, self._everything.expand(logits.shape), complete=True)
+        return self._partial(x, fresh, remembered, classes)
+
+    def complete(self, classes: int) -> bool:
+        """Whether every teacher answers every row over every class, so that nothing has to be masked."""
+        if self._complete[0] != (classes, len(self.teachers)):
+            live = bool(self.teachers) and all(t.role == "live" and bool(t.known().all()) for t in self.teachers)
+            self._complete = ((classes, len(self.teachers)), live)
+            device = self.teachers[0].known().device if live else None
+            self._everything = torch.ones(1, 1, 1, dtype=torch.bool, device=device)
+        return self._complete[1]
+
+    def _partial(self, x: Tensor, fresh: int, remembered: Remembered | None, classes: int) -> Answers:
+        """Answers where some teachers are asked about some rows, or know some classes."""
         rows = len(x)
         logits = x.new_zeros((rows, len(self.teachers), classes), dtype=torch.float32)
         known = torch.zeros((rows, len(self.teachers), classes), dtype=torch.bool, device=x.device)
@@ -97,14 +120,14 @@ class Pool:
             if remembered is None or teacher.role == "live":
                 continue
             if teacher.role == "remembered":
-                logits[fresh:, index] = remembered.logits.float()
+                logits[fresh:, index] = remembered.logits().float()
                 columns = torch.arange(classes, device=x.device)
-                known[fresh:, index] = columns < remembered.width.unsqueeze(1)
+                known[fresh:, index] = columns < remembered.width().unsqueeze(1)
             else:
-                slot = self._slots[teacher.key]
                 self.questions.of(teacher.key).cached += rows - fresh
-                logits[fresh:, index] = remembered.frozen[:, slot].float()
-                known[fresh:, index] = teacher.known().to(x.device) & remembered.answered[:, slot].unsqueeze(1)
+                cached, answered = remembered.frozen(self._slots[teacher.key])
+                logits[fresh:, index] = cached.float()
+                known[fresh:, index] = teacher.known().to(x.device) & answered.unsqueeze(1)
         return Answers(logits, known & torch.isfinite(logits))
 
     def features(self, x: Tensor, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, dict[str, Tensor]]:
@@ -222,7 +245,8 @@ class Pool:
         self._facts = None
         if ring.x is None or not ring.filled:
             return
-        remembered = _whole(ring)
+        remembered = whole(ring)
+        assert remembered is not None
         answers = self.answers(remembered.x, 0, remembered, student.classes)
         soft = torch.softmax(answers.logits.masked_fill(~answers.known, -torch.inf), -1).nan_to_num(0.0)
         heard = answers.known.gather(2, _column(remembered.y, len(self.teachers))).squeeze(2)
@@ -281,15 +305,6 @@ class Pool:
             if teacher.role == "frozen" and teacher.key not in self._slots:
                 self._assign_slot(teacher)
         self._facts = None
-
-
-def _whole(ring: Ring) -> Remembered:
-    assert ring.x is not None
-    n = ring.filled
-    slots = torch.arange(n, device=ring.y.device)
-    return Remembered(
-        slots, ring.x[:n], ring.y[:n], ring.logits[:n], ring.width[:n], ring.frozen[:n], ring.answered[:n]
-    )
 
 
 def _column(labels: Tensor, teachers: int) -> Tensor:

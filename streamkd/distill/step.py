@@ -116,9 +116,14 @@ class Step:
     def evidence(self, plan: Plan, logits: Tensor) -> Evidence:
         """What the gate may see of the step, without gradient."""
         known = plan.answers.known
-        heard = known.gather(2, plan.y.view(-1, 1, 1).expand(-1, known.shape[1], 1)).squeeze(2)
+        if plan.answers.complete:
+            heard = known[:, :, 0]
+        else:
+            heard = known.gather(2, plan.y.view(-1, 1, 1).expand(-1, known.shape[1], 1)).squeeze(2)
         facts = self.pool.facts(plan.y.device)
-        return Evidence(logits.detach(), plan.y, plan.answers.logits, known, heard, facts, self.pool.keys)
+        return Evidence(
+            logits.detach(), plan.y, plan.answers.logits, known, heard, facts, self.pool.keys, plan.answers.complete
+        )
 
     def lesson(self, plan: Plan, logits: Tensor, weights: Tensor) -> Lesson:
         """What the losses see of the step."""
@@ -131,6 +136,7 @@ class Step:
             weights,
             plan.fresh,
             self.pool.keys,
+            plan.answers.complete,
             self._captured,
             theirs,
         )

@@ -124,7 +124,7 @@ class Normalise(nn.Module):
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.addcmul(self.bias, x.float(), self.gain)
+        return (x.float() * self.gain).add_(self.bias)
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:

@@ -115,7 +115,8 @@ class EmaTeacher:
         if self._pairs is None or self._pairs.of is not student:
             self._pairs = _Pairs.between(self.student, student)
         torch._foreach_lerp_(self._pairs.ours, self._pairs.theirs, 1 - decay)
-        torch._foreach_copy_(self._pairs.kept, self._pairs.new)
+        if self._pairs.kept:
+            torch._foreach_copy_(self._pairs.kept, self._pairs.new)
 
     def size_bytes(self) -> int:
         return module_bytes(self.student)
@@ -140,7 +141,11 @@ class _Pairs:
 
     @classmethod
     def between(cls, average: Student, student: Student) -> "_Pairs":
-        kept, new = [*average.buffers()], [*student.buffers()]
+        fixed = (
+            () if student.normalise.fit else tuple(f"normalise.{name}" for name, _ in student.normalise.named_buffers())
+        )
+        names = [name for name, _ in student.named_buffers() if name not in fixed]
+        kept, new = ([module.get_buffer(name) for name in names] for module in (average, student))
         return cls(student, [*average.parameters()], [*student.parameters()], kept, new)
 
 

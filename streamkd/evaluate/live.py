@@ -42,7 +42,7 @@ class LiveQuality:
 
     @property
     def forgetting(self) -> float | None:
-        """Mean over the tasks of best so far minus now (the forgetting of Chaudhry et al. 2018, on held-out records)."""
+        """Mean over the tasks of best so far minus now, on held-out records (after Chaudhry et al. 2018)."""
         if not self.per_task:
             return None
         return sum(self.best[name] - now for name, now in self.per_task.items()) / len(self.per_task)

@@ -5,7 +5,7 @@ stream says its tasks itself (a task column), detectors that guess stay silent.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from pydantic import Field
@@ -85,6 +85,8 @@ class Tasks:
     """The tasks of a stream so far, told by detectors: the current one, all names, the latest boundaries."""
 
     KEPT = 1_000  # boundaries, so that a stream of years stays small
+    NAMES = 4_096  # tasks told apart; further new ones share one name
+    OTHERS = "(others)"
 
     def __init__(self, detectors: dict[str, Detector]) -> None:
         self._detectors = detectors
@@ -112,7 +114,10 @@ class Tasks:
 
     def _begin(self, boundary: Boundary) -> None:
         if boundary.task not in self.names:
-            self.names.append(boundary.task)
+            if len(self.names) >= self.NAMES:
+                boundary = replace(boundary, task=self.OTHERS)
+            if boundary.task not in self.names:
+                self.names.append(boundary.task)
         self.current = self.names.index(boundary.task)
         self.boundaries = [*self.boundaries, boundary][-self.KEPT :]
         self.count += 1

@@ -20,7 +20,7 @@ class TensorBatch:
 
 def tensors(records: Records, labels: LabelSpace, task: int, device: torch.device) -> TensorBatch:
     """Move a batch of known labels to the device; the element type stays as it is on the wire."""
-    x = torch.tensor(records.inputs)  # a copy: Arrow's memory is read-only
+    x = torch.from_numpy(records.inputs.copy())  # Arrow's memory is read-only
     y = torch.tensor(labels.indices(records.labels), dtype=torch.int64)
     if device.type != "cpu":
         x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)

@@ -1,5 +1,7 @@
 """Gates: rows that sum to 1 over any pool, the hard-label floor, and the prior that the scorer starts from."""
 
+import dataclasses
+
 import oracles
 import pytest
 import torch
@@ -61,7 +63,7 @@ def test_permuting_the_teachers_permutes_their_weights(seed: int) -> None:
     order = torch.randperm(3, generator=torch.Generator().manual_seed(seed))
     turned = {**parts, **{k: parts[k][:, order] for k in ("answers", "known", "heard")}}
     moved = toys.evidence(turned, evidence.facts[order])
-    moved = Evidence(*(getattr(moved, k) for k in Evidence.__slots__[:-1]), tuple(f"t{k}" for k in order.tolist()))
+    moved = dataclasses.replace(moved, teachers=tuple(f"t{k}" for k in order.tolist()))
     for gate in gates():
         weights = gate(evidence)
         torch.testing.assert_close(gate(moved)[:, 1:], weights[:, 1:][:, order], rtol=1e-4, atol=1e-6)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from streamkd.distill.memory import Memory, Policy, Ring, rows_of
+from streamkd.distill.memory import Memory, Policy, Ring, whole
 
 CPU = torch.device("cpu")
 policies = pytest.mark.parametrize("policy", ["reservoir", "class-balanced"])
@@ -82,9 +82,10 @@ def test_rows_stay_together(policy: Policy) -> None:
     labels = drawn(3, 400)
     fill(target, labels)
     for ring in (target.replayed, target.holdout):
-        rows = rows_of(ring, torch.arange(ring.filled))
+        rows = whole(ring)
+        assert rows is not None
         assert [labels[int(v)] for v in rows.x[:, 0]] == rows.y.tolist()
-        assert rows.logits.argmax(1).tolist() == rows.y.tolist()
+        assert rows.logits().argmax(1).tolist() == rows.y.tolist()
         assert ring._labels == rows.y.tolist()
         assert len(set(numbers(ring))) == ring.filled
 
@@ -248,7 +249,8 @@ def test_a_restored_memory_has_the_same_future(policy: Policy, before: int) -> N
 def _same(one: Any, other: Any) -> bool:
     if one is None or other is None:
         return one is other
-    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in one.__slots__)
+    parts = ((r.slots, r.x, r.y, r.logits(), r.width(), *r.frozen(0)) for r in (one, other))
+    return all(torch.equal(a, b) for a, b in zip(*parts, strict=True))
 
 
 def test_a_restored_memory_may_have_more_or_fewer_places_for_answers() -> None:
