@@ -1,20 +1,19 @@
 """The one configuration tree: frozen, complete, and strict.
 
-    file ─► yaml nodes (with lines) ─► --set overrides ─► Config ─► plugin options checked by the registry
+    file ─► Document (with lines) ─► --set overrides ─► Config ─► plugin options checked by the registry
 
 Only ``streamkd.run`` and the commands read it; everything else takes plain arguments.
 A key that names a plugin is a ``Choice``: ``{name: mlp, hidden: [256]}``, whose further keys are
 that plugin's own options.
 """
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from streamkd.document import Document
 from streamkd.errors import ConfigError, PluginError
 from streamkd.hookspecs import Group, Options
 from streamkd.plugins import Registry
@@ -264,197 +263,43 @@ def load(path: Path | None, overrides: Sequence[str] = (), registry: Registry | 
         text = path.read_text("utf-8") if path else EMBEDDED
     except (OSError, UnicodeDecodeError) as fault:
         raise ConfigError(f"cannot be read: {fault}", where=name, fix="name a readable YAML file") from None
-    tree, lines = _parse(text, name)
+    document = Document.parse(text, name)
     for override in overrides:
-        _override(tree, lines, override)
-    return from_tree(tree, registry, name, lines)
+        document.override(override)
+    return _from_document(document, registry)
 
 
-def from_tree(
-    tree: Mapping[str, Any], registry: Registry | None = None, name: str = "", lines: Mapping[str, str] | None = None
-) -> Config:
-    """The configuration of a plain tree, as ``load`` and as kept beside a checkpoint.
+def from_tree(tree: Mapping[str, Any], registry: Registry | None = None) -> Config:
+    """The configuration of a plain tree, as it is kept beside a checkpoint.
 
     Raises:
         ConfigError: as ``load``.
     """
-    try:
-        config = Config.model_validate(tree)
-    except ValidationError as fault:
-        raise _explain(fault, Config, tree, name, lines or {}, "") from None
-    _refuse_switches(tree, config, name, lines or {}, "")
+    return _from_document(Document(dict(tree)), registry)
+
+
+def _from_document(document: Document, registry: Registry | None) -> Config:
+    config = document.check(Config)
     if registry is not None:
         for path, group, choice in config.choices():
-            options(registry, path, group, choice, name, lines or {})
+            options(registry, path, group, choice, document)
     return config
 
 
-def options(
-    registry: Registry, path: str, group: Group, choice: Choice, name: str = "", lines: Mapping[str, str] | None = None
-) -> Options:
-    """The checked options of a named plugin.
+def options(registry: Registry, path: str, group: Group, choice: Choice, document: Document | None = None) -> Options:
+    """The checked options of a plugin that the configuration names at ``path``.
 
     Raises:
         ConfigError: an unknown plugin, or a key or value that its options refuse.
     """
+    document = document or Document({})
     try:
         kind = registry.kind(group, choice.name, path)
     except PluginError as fault:
-        raise ConfigError(fault.message, where=_where(name, lines or {}, f"{path}.name"), fix=fault.fix) from None
-    try:
-        checked = kind.options.model_validate(choice.values)
-    except ValidationError as fault:
-        raise _explain(fault, kind.options, choice.values, name, lines or {}, f"{path}.") from None
-    _refuse_switches(choice.values, checked, name, lines or {}, path)
-    return checked
+        raise ConfigError(fault.message, where=document.where(f"{path}.name"), fix=fault.fix) from None
+    return document.check(kind.options, choice.values, path)
 
 
 def dump(config: Config) -> dict[str, Any]:
     """The resolved tree as plain JSON values; ``from_tree`` takes it back."""
     return config.model_dump(mode="json")
-
-
-def _parse(text: str, name: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """The plain tree, and ``file:line`` of each dotted path."""
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as fault:
-        mark = getattr(fault, "problem_mark", None)
-        where = f"{name}:{mark.line + 1}" if mark else name
-        raise ConfigError(f"is not YAML: {getattr(fault, 'problem', fault)}", where=where) from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"needed a mapping of keys, got {type(tree).__name__}", where=name, fix="see streams/*.yaml")
-    lines: dict[str, str] = {}
-    _note_lines(root, "", name, lines)
-    return tree, lines
-
-
-def _note_lines(node: yaml.Node | None, path: str, name: str, lines: dict[str, str]) -> None:
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            below = f"{path}.{key.value}" if path else str(key.value)
-            if key.value in seen:
-                raise ConfigError("the key is there twice", where=f"{name}:{key.start_mark.line + 1}: {below}")
-            seen.add(key.value)
-            lines[below] = f"{name}:{key.start_mark.line + 1}"
-            _note_lines(value, below, name, lines)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            below = f"{path}.{index}"
-            lines[below] = f"{name}:{value.start_mark.line + 1}"
-            _note_lines(value, below, name, lines)
-
-
-def _override(tree: dict[str, Any], lines: dict[str, str], override: str) -> None:
-    """Put ``a.b=c`` into the tree; the value is YAML."""
-    path, equals, text = override.partition("=")
-    if not equals or not all(path.split(".")):
-        raise ConfigError(f"needed a.b=c, got {override!r}", where="--set")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as fault:
-        raise ConfigError(f"the value is not YAML: {fault}", where=f"--set {path}") from None
-    *parents, last = path.split(".")
-    node: Any = tree
-    for key in parents:
-        if isinstance(node, list) and key.isdigit() and int(key) < len(node):
-            node = node[int(key)]
-        elif isinstance(node, dict):
-            node = node.setdefault(key, {})
-        else:
-            raise ConfigError(f"there is nothing at {key!r}", where=f"--set {path}")
-    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
-        node[int(last)] = value
-    elif isinstance(node, dict):
-        node[last] = value
-    else:
-        raise ConfigError(f"there is nothing at {last!r}", where=f"--set {path}")
-    lines[path] = "--set"
-
-
-def _where(name: str, lines: Mapping[str, str], path: str) -> str:
-    """``file:line: path`` of the nearest enclosing key that has a line."""
-    at = path
-    while at and at not in lines:
-        at = at.rpartition(".")[0]
-    place = lines.get(at, name)
-    return ": ".join(part for part in (place, path) if part)
-
-
-def _explain(
-    fault: ValidationError,
-    model: type[BaseModel],
-    tree: Any,
-    name: str,
-    lines: Mapping[str, str],
-    prefix: str,
-) -> ConfigError:
-    """One error of ours from all of pydantic's: the first in full, the number of the others."""
-    errors = fault.errors(include_url=False)
-    first = errors[0]
-    loc = _keys(first, tree)
-    path = prefix + ".".join(loc)
-    got = f", got {first['input']!r:.80}" if first["type"] not in ("missing", "extra_forbidden", "value_error") else ""
-    message, fix = f"{first['msg'].removeprefix('Value error, ')}{got}", ""
-    if first["type"] == "extra_forbidden":
-        known = _keys_at(model, loc[:-1])
-        near = difflib.get_close_matches(loc[-1], known, 1)
-        message = f"unknown key {loc[-1]!r}"
-        fix = (f"did you mean {near[0]!r}? " if near else "") + f"known keys: {', '.join(known)}"
-    elif first["type"] == "missing":
-        message = f"the key {loc[-1]!r} is missing"
-    if len(errors) > 1:
-        rest = ", ".join(dict.fromkeys(prefix + ".".join(_keys(e, tree)) for e in errors[1:6]))
-        message += f" (and {len(errors) - 1} more: {rest})"
-    return ConfigError(message, where=_where(name, lines, path.rstrip(".")), fix=fix)
-
-
-def _keys(error: Any, tree: Any) -> list[str]:
-    """The error's place as keys of the tree: pydantic's own words for branches of a type are left out."""
-    keys: list[str] = []
-    for depth, part in enumerate(error["loc"], 1):
-        missing = error["type"] == "missing" and depth == len(error["loc"])
-        if isinstance(tree, Mapping) and part in tree:
-            tree = tree[part]
-        elif isinstance(tree, Sequence) and isinstance(part, int):
-            tree = tree[part] if part < len(tree) else None
-        elif not missing:
-            continue
-        keys.append(str(part))
-    return keys
-
-
-def _refuse_switches(said: Any, taken: Any, name: str, lines: Mapping[str, str], path: str) -> None:
-    """Yes or no where a number was needed: pydantic takes it for 1 or 0."""
-    if isinstance(said, bool) and not isinstance(taken, bool):
-        raise ConfigError(f"needed a number, got {'yes' if said else 'no'}", where=_where(name, lines, path))
-    pairs: list[tuple[Any, Any, Any]] = []
-    if isinstance(said, Mapping):
-        values = taken if isinstance(taken, Mapping) else dict(taken) if isinstance(taken, BaseModel) else {}
-        pairs = [(key, value, values.get(key, value)) for key, value in said.items()]
-    elif isinstance(said, list) and isinstance(taken, Sequence):
-        pairs = [(index, *both) for index, both in enumerate(zip(said, taken, strict=False))]
-    for key, value, other in pairs:
-        _refuse_switches(value, other, name, lines, f"{path}.{key}" if path else str(key))
-
-
-def _keys_at(model: type[BaseModel], loc: Sequence[str]) -> list[str]:
-    """The known keys of the node at a path of the tree."""
-    for part in loc:
-        if part.isdigit():
-            continue
-        found = model.model_fields.get(part)
-        nested = list(_models(found.annotation)) if found else []
-        if not nested:
-            return sorted(model.model_fields)
-        model = nested[0]
-    return sorted(model.model_fields)
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _models(argument)

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from streamkd import config
+from streamkd.document import Document
 from streamkd.errors import ConfigError, SourceError
 from streamkd.hookspecs import SourceKind
 from streamkd.plugins import Registry
@@ -73,7 +74,7 @@ def _defined(path: Path, batch_records: int, seed: int | None) -> Outgoing:
     registry = Registry.load(only=[choice.name])  # built-in sources are entry points of their own names
     if choice.name not in registry.names("sources"):
         registry = Registry.load()
-    checked: Any = config.options(registry, "stream.source", "sources", choice, str(path))
+    checked: Any = config.options(registry, "stream.source", "sources", choice, Document({}, str(path)))
     kind = registry.kind("sources", choice.name)
     if not isinstance(kind, SourceKind) or kind.push:
         raise ConfigError(

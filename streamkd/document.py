@@ -1,0 +1,183 @@
+"""A YAML document that knows the line of every key, and says in one sentence why it does not fit a model.
+
+text ─► Document (tree, lines) ─► override("a.b=c") ─► check(model) ─► the model, or a ConfigError that names
+                                                                        file, line, path, and the nearest key
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from streamkd.errors import ConfigError
+
+Checked = TypeVar("Checked", bound=BaseModel)
+
+
+@dataclass
+class Document:
+    """A tree of plain values; ``lines`` has ``file:line`` of each dotted path that was written in a file."""
+
+    tree: dict[str, Any]
+    name: str = ""
+    lines: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str, name: str) -> "Document":
+        """The document in a YAML text.
+
+        Raises:
+            ConfigError: it is not YAML, not a mapping, or has a key twice.
+        """
+        try:
+            root = yaml.compose(text, Loader=yaml.SafeLoader)
+            tree = yaml.safe_load(text)
+        except yaml.YAMLError as fault:
+            mark = getattr(fault, "problem_mark", None)
+            where = f"{name}:{mark.line + 1}" if mark else name
+            raise ConfigError(f"is not YAML: {getattr(fault, 'problem', fault)}", where=where) from None
+        if not isinstance(tree, dict):
+            got = type(tree).__name__
+            raise ConfigError(f"needed a mapping of keys, got {got}", where=name, fix="see streams/*.yaml")
+        document = cls(tree, name)
+        document._note_lines(root, "")
+        return document
+
+    def _note_lines(self, node: yaml.Node | None, path: str) -> None:
+        if isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
+            for key, value in node.value:
+                below = f"{path}.{key.value}" if path else str(key.value)
+                place = f"{self.name}:{key.start_mark.line + 1}"
+                if key.value in seen:
+                    raise ConfigError("the key is there twice", where=f"{place}: {below}")
+                seen.add(key.value)
+                self.lines[below] = place
+                self._note_lines(value, below)
+        elif isinstance(node, yaml.SequenceNode):
+            for index, value in enumerate(node.value):
+                below = f"{path}.{index}"
+                self.lines[below] = f"{self.name}:{value.start_mark.line + 1}"
+                self._note_lines(value, below)
+
+    def override(self, setting: str) -> None:
+        """Put ``a.b=c`` into the tree; the value is YAML.
+
+        Raises:
+            ConfigError: it has another form, or leads through something that holds nothing.
+        """
+        path, equals, text = setting.partition("=")
+        if not equals or not all(path.split(".")):
+            raise ConfigError(f"needed a.b=c, got {setting!r}", where="--set")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as fault:
+            raise ConfigError(f"the value is not YAML: {fault}", where=f"--set {path}") from None
+        *parents, last = path.split(".")
+        node: Any = self.tree
+        for key in parents:
+            if isinstance(node, list) and key.isdigit() and int(key) < len(node):
+                node = node[int(key)]
+            elif isinstance(node, dict):
+                node = node.setdefault(key, {})
+            else:
+                raise ConfigError(f"there is nothing at {key!r}", where=f"--set {path}")
+        if isinstance(node, list) and last.isdigit() and int(last) < len(node):
+            node[int(last)] = value
+        elif isinstance(node, dict):
+            node[last] = value
+        else:
+            raise ConfigError(f"there is nothing at {last!r}", where=f"--set {path}")
+        self.lines[path] = "--set"
+
+    def where(self, path: str) -> str:
+        """``file:line: path`` of the nearest enclosing key that has a line."""
+        at = path
+        while at and at not in self.lines:
+            at = at.rpartition(".")[0]
+        place = self.lines.get(at, self.name)
+        return ": ".join(part for part in (place, path) if part)
+
+    def check(self, model: type[Checked], tree: Mapping[str, Any] | None = None, path: str = "") -> Checked:
+        """The model of the whole tree, or of a part of it that stands at ``path``.
+
+        Raises:
+            ConfigError: the first thing that does not fit, in full, and the number of the others.
+        """
+        values = self.tree if tree is None else tree
+        try:
+            checked = model.model_validate(values)
+        except ValidationError as fault:
+            raise self._explain(fault, model, values, f"{path}." if path else "") from None
+        self._refuse_switches(values, checked, path)
+        return checked
+
+    def _explain(self, fault: ValidationError, model: type[BaseModel], tree: Any, prefix: str) -> ConfigError:
+        errors = fault.errors(include_url=False)
+        first = errors[0]
+        loc = _keys(first, tree)
+        silent = first["type"] in ("missing", "extra_forbidden", "value_error")
+        got = "" if silent else f", got {first['input']!r:.80}"
+        message, fix = f"{first['msg'].removeprefix('Value error, ')}{got}", ""
+        if first["type"] == "extra_forbidden":
+            known = _keys_at(model, loc[:-1])
+            near = difflib.get_close_matches(loc[-1], known, 1)
+            message = f"unknown key {loc[-1]!r}"
+            fix = (f"did you mean {near[0]!r}? " if near else "") + f"known keys: {', '.join(known)}"
+        elif first["type"] == "missing":
+            message = f"the key {loc[-1]!r} is missing"
+        if len(errors) > 1:
+            rest = ", ".join(dict.fromkeys(prefix + ".".join(_keys(e, tree)) for e in errors[1:6]))
+            message += f" (and {len(errors) - 1} more: {rest})"
+        return ConfigError(message, where=self.where((prefix + ".".join(loc)).rstrip(".")), fix=fix)
+
+    def _refuse_switches(self, said: Any, taken: Any, path: str) -> None:
+        """Yes or no where a number was needed: pydantic takes it for 1 or 0."""
+        if isinstance(said, bool) and not isinstance(taken, bool):
+            raise ConfigError(f"needed a number, got {'yes' if said else 'no'}", where=self.where(path))
+        pairs: list[tuple[Any, Any, Any]] = []
+        if isinstance(said, Mapping):
+            values = taken if isinstance(taken, Mapping) else dict(taken) if isinstance(taken, BaseModel) else {}
+            pairs = [(key, value, values.get(key, value)) for key, value in said.items()]
+        elif isinstance(said, list) and isinstance(taken, Sequence):
+            pairs = [(index, *both) for index, both in enumerate(zip(said, taken, strict=False))]
+        for key, value, other in pairs:
+            self._refuse_switches(value, other, f"{path}.{key}" if path else str(key))
+
+
+def _keys(error: Any, tree: Any) -> list[str]:
+    """The error's place as keys of the tree: pydantic's own words for branches of a type are left out."""
+    keys: list[str] = []
+    for depth, part in enumerate(error["loc"], 1):
+        missing = error["type"] == "missing" and depth == len(error["loc"])
+        if isinstance(tree, Mapping) and part in tree:
+            tree = tree[part]
+        elif isinstance(tree, Sequence) and isinstance(part, int):
+            tree = tree[part] if part < len(tree) else None
+        elif not missing:
+            continue
+        keys.append(str(part))
+    return keys
+
+
+def _keys_at(model: type[BaseModel], loc: Sequence[str]) -> list[str]:
+    """The known keys of the node at a path of the tree."""
+    for part in loc:
+        if part.isdigit():
+            continue
+        found = model.model_fields.get(part)
+        nested = list(_models(found.annotation)) if found else []
+        if not nested:
+            return sorted(model.model_fields)
+        model = nested[0]
+    return sorted(model.model_fields)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)
