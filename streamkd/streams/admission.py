@@ -62,7 +62,7 @@ def admit_batch(batch: pa.RecordBatch, schema: RecordSchema, limits: Limits, sou
         batch.validate(full=True)
     except pa.ArrowException as fault:
         raise RecordError(f"the Arrow data is corrupt: {_first_line(fault)}", where="batch") from None
-    rows, rejects = sift(batch, schema, limits.row_bytes)
+    rows, rejects = sift(batch, schema, limits.row_bytes, images=True)
     return Sifted(rows, batch.num_rows, rejects, letters(rejects, batch, source))
 
 
@@ -76,7 +76,7 @@ def admit_lines(body: bytes, schema: RecordSchema, limits: Limits, source: str) 
         raise LimitExceeded(f"more than {limits.batch_rows} lines", where="body", fix=_raise("batch_rows"))
     lines = [line for line in body.split(b"\n") if line.strip()]
     parsed, places, rejects = jsonl.parse(lines, schema, limits.row_bytes)
-    rows, more = sift(parsed, schema, limits.row_bytes)
+    rows, more = sift(parsed, schema, limits.row_bytes, images=True)
     rejects = [*rejects, *(Reject(places[each.row], each.reason, each.detail) for each in more)]
     rejects.sort(key=lambda reject: reject.row)
     kept = [

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from streamkd.errors import LimitExceeded, SchemaMismatch
 from streamkd.records import InputColumn, RecordSchema, Reject, RejectReason
-from streamkd.streams.encoding import encode, encode_inputs
+from streamkd.streams.encoding import encode, encode_inputs, undecodable
 from streamkd.streams.lists import padded
 
 __all__ = ["arrow_schema", "check_schema", "encode", "encode_inputs", "sift"]
@@ -52,11 +52,12 @@ def check_schema(got: pa.Schema, schema: RecordSchema) -> None:
 
 
 def sift(
-    rows: pa.RecordBatch, schema: RecordSchema, row_bytes: int | None = None
+    rows: pa.RecordBatch, schema: RecordSchema, row_bytes: int | None = None, *, images: bool = False
 ) -> tuple[pa.RecordBatch, list[Reject]]:
     """The good rows in canonical form and order, and why each of the others is refused.
 
-    ``Reject.row`` counts in ``rows``. ``row_bytes`` bounds the bytes of one record.
+    ``Reject.row`` counts in ``rows``. ``row_bytes`` bounds the bytes of one record. ``images``: also those go whose
+    image cannot be decoded.
 
     Raises:
         SchemaMismatch: as ``check_schema``. LimitExceeded: a dictionary that unfolds past all bounds.
@@ -74,6 +75,8 @@ def sift(
             arrays.append(_cast(array, place, faults))
     if row_bytes is not None:
         _refuse_large(arrays, row_bytes, faults)
+    if images:
+        _refuse_undecodable(arrays, schema, faults)
     canonical = pa.RecordBatch.from_arrays(arrays, schema=arrow_schema(schema))
     return (canonical if faults.none else canonical.filter(pa.array(~faults.bad))), faults.rejects()
 
@@ -315,6 +318,12 @@ def _refuse_large(arrays: list[pa.Array], row_bytes: int, faults: _Faults) -> No
     large = np.flatnonzero(sizes > row_bytes)
     if len(large):
         faults.add(large, "too_large", f"a record of {int(sizes[large].max())} bytes, at most {row_bytes}")
+
+
+def _refuse_undecodable(arrays: list[pa.Array], schema: RecordSchema, faults: _Faults) -> None:
+    for array, column in zip(arrays, schema.inputs, strict=False):
+        for row, reason, said in undecodable(array, column) if column.kind == "image" else ():
+            faults.add(np.array([row]), reason, said)
 
 
 def _list_bytes(array: pa.FixedSizeListArray) -> int:

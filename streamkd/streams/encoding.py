@@ -9,7 +9,7 @@ a hash without a seed of its own (scikit-learn), so that every process gets the 
 import base64
 import binascii
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -50,6 +50,13 @@ def encode(rows: pa.RecordBatch, schema: RecordSchema, partition_offset: int) ->
         tasks = tasks and [task for task, keep in zip(tasks, good, strict=True) if keep]
     records = Records(_join(parts, schema), labels, tasks, kept[good].astype(np.int64) + partition_offset)
     return records, sorted([*rejects, *bad.values()], key=lambda reject: reject.row)
+
+
+def undecodable(array: pa.Array, column: InputColumn) -> Iterator[tuple[int, RejectReason, str]]:
+    """The rows whose image cannot be decoded, why, and what is wrong; nulls are somebody else's."""
+    for row, data in enumerate(array.to_pylist()):
+        if data is not None and not isinstance(image := _decode(data, column), np.ndarray):
+            yield row, image[0], f"{column.name}: {image[1]}"
 
 
 def encode_inputs(columns: Mapping[str, np.ndarray | Sequence[Any]], schema: RecordSchema) -> np.ndarray:

@@ -93,6 +93,7 @@ class Server:
     environment: Mapping[str, str] = field(default_factory=dict)
     process: "subprocess.Popen[str]" = field(init=False)
     begun: float = field(init=False)
+    ready_seconds: float = field(default=0.0, init=False)
 
     def start(self) -> "Server":
         """Start the process; its output goes to files, each start appends."""
@@ -204,6 +205,7 @@ class Server:
         self.kill_all()
         self.start()
         assert self.url
+        assert not ports["--flight-port"] or self.flight
         return self
 
     def kill_all(self) -> None:
@@ -254,9 +256,15 @@ def _starter(folder: Path, started: list[Server]) -> Serve:
         started.append(server.start())
         if listen:
             assert server.url
+            assert not _by_flight(configuration) or server.flight
         return server
 
     return run
+
+
+def _by_flight(configuration: Mapping[str, Any] | Path | None) -> bool:
+    tree = yaml.safe_load(configuration.read_text()) if isinstance(configuration, Path) else configuration
+    return bool(tree and tree["stream"]["source"]["name"] == "flight")
 
 
 def merged(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from .conftest import STREAMKD, Serve, Server, records, streamkd, until
+from .conftest import Serve, Server, records, streamkd, until
 
 BARE = Path(__file__).with_name("bare_flight.py")
 

@@ -1,0 +1,169 @@
+"""A server that is started again: on the same state with another configuration, beside another, after damage."""
+
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from .conftest import PUSHED, Serve, Server, merged, records, streamkd, until
+from .test_push import json_lines, post
+
+LEARNED = 1_200  # records in the state that these tests start from
+
+
+@pytest.fixture(scope="module")
+def left(serve_in: Callable[[Path], Serve], tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """A server that has learned three tasks and has ended, with its state."""
+    folder = tmp_path_factory.mktemp("left")
+    server = serve_in(folder)(PUSHED)
+    post(server, records(LEARNED), "arrow", "before")
+    server.trained(LEARNED)
+    until(lambda: server.metric("checkpoints_total") >= 2, what="two checkpoints")
+    assert server.stop() == 0
+    return server
+
+
+@pytest.fixture
+def state(left: Server, tmp_path: Path) -> Path:
+    """A copy of its state."""
+    import shutil
+
+    return Path(shutil.copytree(left.state, tmp_path / "copied"))
+
+
+def refused(serve: Serve, changes: dict[str, Any], state: Path) -> str:
+    """What a server says that may not start with these changes; its exit code is 1."""
+    server = serve(merged(PUSHED, changes), state=state, listen=False)
+    assert server.wait(60) == 1
+    assert "Traceback" not in server.err, server.err
+    return server.err
+
+
+def test_what_may_change_is_taken(serve: Serve, state: Path) -> None:
+    """Rates, gate, pool, batch size, ports and tokens change over a restart; said, and what was learned goes on."""
+    token = streamkd("tokens", "add", state / "tokens.json", "me", "--scope", "ingest", "--scope", "predict")
+    header = {"Authorization": f"Bearer {token.stdout.split()[-1]}"}
+    changes = {
+        "optimizer": {"learning_rate": 0.01},
+        "gate": {"name": "fixed", "hard": 0.6},
+        "pool": {"limit": 2},
+        "memory": {"replay": 5},
+        "serve": {"tokens": str(state / "tokens.json")},
+    }
+    server = serve(merged(PUSHED, changes), state=state)
+    until(server.ready, 60, "readiness")
+    assert server.get("/v1/status").status_code == 401
+    body = json_lines(records(20, first=LEARNED))
+    kind = {"Content-Type": "application/x-ndjson"}
+    for wrong, code in (({}, 401), ({"Authorization": "Bearer nonsense"}, 401), (header, 200)):
+        answer = server.post("/v1/streams/main", content=body, headers={**kind, **wrong})
+        assert answer.status_code == code, answer.text
+    until(lambda: server.get("/v1/status", headers=header).json().get("records_trained") == LEARNED + 20)
+    for said in ("gate has changed", "optimizer has changed", "pool has changed"):
+        assert said in server.err
+    assert len(server.get("/v1/status", headers=header).json()["teachers"]) <= 2
+    assert server.stop() == 0
+    seen = server.inspect()
+    assert seen["records_trained"] == LEARNED + 20
+    assert seen["config"]["optimizer"]["learning_rate"] == 0.01
+
+
+CONFLICTS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
+    ("student", {"student": {"hidden": [32]}}, ("student", "16", "32")),
+    ("shape", {"stream": {"records": {"inputs": [{"name": "x", "shape": [2, 4]}]}}}, ("(8,)", "(2, 4)")),
+    ("size", {"stream": {"records": {"inputs": [{"name": "x", "shape": [9]}]}}}, ("[8]", "[9]")),
+    ("label type", {"stream": {"records": {"label_type": "string"}}}, ("label int64", "label string")),
+    ("memory", {"memory": {"size": 50}}, ("memory", "100", "50")),
+]
+
+
+def test_another_student_is_refused(serve: Serve, state: Path) -> None:
+    """Another student on the same state: both are named, and the way out; nothing in the state has changed."""
+    said = refused(serve, {"student": {"hidden": [32]}}, state)
+    assert "student" in said
+    assert "[16]" in said
+    assert "[32]" in said
+    assert "--state" in said
+    assert streamkd("inspect", state, "--json").returncode == 0
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("changes", "words"), [c[1:] for c in CONFLICTS], ids=[c[0] for c in CONFLICTS])
+def test_what_may_not_change_is_refused(
+    serve: Serve, state: Path, changes: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    """Student, shape, label type and memory size: refused with both values and the way out."""
+    said = refused(serve, changes, state)
+    for word in (*words, "--state"):
+        assert word in said, said
+
+
+def test_a_state_directory_in_use_names_its_owner(serve: Serve, tmp_path: Path) -> None:
+    """A second server on the same state ends with 1 and names the process; the first notices nothing."""
+    first = serve()
+    owner = first.pid("learner")
+    second = serve(listen=False)
+    assert second.wait(60) == 1
+    assert f"process {owner} owns this state directory" in second.err
+    assert "--state" in second.err
+    assert first.ready() or first.process.poll() is None
+    assert first.pid("learner") == owner
+    taken = serve(None, "--port", first.url.rpartition(":")[2], state=tmp_path / "elsewhere", listen=False)
+    assert taken.wait(30) == 2
+    assert "is taken" in taken.err
+    assert "--port 0" in taken.err
+    flight = serve(PUSHED, "--flight-port", first.flight.rpartition(":")[2], state=tmp_path / "flight", listen=False)
+    assert flight.wait(60) == 2
+    assert "Flight cannot listen" in flight.err
+    assert "serve.flight_port" in flight.err
+    assert "Traceback" not in second.err + taken.err + flight.err
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped"])
+def test_a_damaged_checkpoint_falls_back(serve: Serve, state: Path, damage: str) -> None:
+    """The newest checkpoint is cut short or has a wrong byte: the one before serves, said; nothing is lost."""
+    newest = max((state / "checkpoints").iterdir(), key=lambda folder: int(folder.name))
+    file = newest / "tensors.safetensors"
+    content = bytearray(file.read_bytes())
+    if damage == "truncated":
+        file.write_bytes(content[: len(content) // 2])
+    else:
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    server = serve(state=state)
+    server.trained(LEARNED)
+    assert f"checkpoint {newest.name} is damaged" in server.err
+    assert "going on from the one before" in server.err
+    until(lambda: server.metrics().get('streamkd_checkpoint_failures_total{reason="damaged"}') == 1, 10)
+    assert server.stop() == 0
+    assert server.inspect()["records_trained"] == LEARNED
+
+
+def test_a_second_signal_skips_the_checkpoint(serve: Serve) -> None:
+    """SIGTERM twice: exit 0 at once, and what was trained since the last checkpoint is left to be redone."""
+    server = serve(merged(PUSHED, {"checkpoint": {"every_seconds": 3600}, "serve": {"drain_seconds": 30}}))
+    post(server, records(200), "arrow", "p")
+    server.trained(200)
+    server.process.send_signal(signal.SIGTERM)
+    until(lambda: not server.ready(), 5, "the end of readiness")
+    begun = time.monotonic()
+    assert server.stop(signal.SIGTERM, 20) == 0
+    assert time.monotonic() - begun < 15
+    assert streamkd("inspect", server.state).returncode == 1
+    again = server.again()
+    again.trained(200)
+
+
+def test_a_port_that_is_free_again_is_taken_again(serve: Serve) -> None:
+    """After kill -9 the same ports serve at once, to clients that never heard of it."""
+    server = serve()
+    url = server.url
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))):
+        server.again()
+    assert server.url == url
+    assert httpx.get(url + "/v2/health/live", timeout=20).status_code == 200
