@@ -1,5 +1,6 @@
 """The source flight: a real server and real clients on loopback."""
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -50,20 +51,24 @@ def put(url: str, *batches: pa.RecordBatch, producer: str | None = "p", first: i
         writer, reader = connection.do_put(client.get("descriptor", MAIN), batches[0].schema, options)
 
         def listen() -> None:
-            while (ack := reader.read()) is not None:
-                acks.append(json.loads(ack.to_pybytes()))
+            with contextlib.suppress(fl.FlightError):  # the writer raises it too
+                while (ack := reader.read()) is not None:
+                    acks.append(json.loads(ack.to_pybytes()))
 
         listening = threading.Thread(target=listen)
         listening.start()
         with writer:
-            for sequence, batch in enumerate(batches, first):
-                if producer is None:
-                    writer.write_batch(batch)
-                else:
-                    note = {"producer": producer, "sequence": sequence}
-                    writer.write_with_metadata(batch, json.dumps(note).encode())
-            writer.done_writing()
-            listening.join()
+            try:
+                for sequence, batch in enumerate(batches, first):
+                    if producer is None:
+                        writer.write_batch(batch)
+                    else:
+                        note = {"producer": producer, "sequence": sequence}
+                        writer.write_with_metadata(batch, json.dumps(note).encode())
+            finally:  # else the close would wait for the reader, and the reader for the server's last word
+                with contextlib.suppress(fl.FlightError, pa.ArrowException):
+                    writer.done_writing()
+                listening.join()
     return acks
 
 
@@ -162,6 +167,18 @@ def test_a_schema_that_does_not_fit_is_refused_whole(case: str, open_way: Callab
     assert "needed" in str(fault)
     assert way.log.end() == 0
     assert way.counted("source_errors_total", "main", "schema") == 1
+
+
+def test_a_schema_changed_in_mid_stream_is_refused(open_way: Callable, serve: Callable, pictures: Pictures) -> None:
+    """The client's own Arrow refuses it on one stream; on the producer's next stream we do. What was taken stays."""
+    way = open_way()
+    url = serve(way)
+    changed = pa.record_batch({"x": pa.array(["a"]), "label": pa.array([1])})
+    with pytest.raises(pa.ArrowInvalid, match="different schema"):
+        put(url, pictures(3), changed)
+    assert code(refusal(url, changed, note=b'{"producer": "p", "sequence": 1}')) == "invalid_argument"
+    assert way.log.end() == 3
+    assert put(url, pictures(2), first=1)[-1]["accepted"] == 2
 
 
 def test_batches_past_the_limits_are_refused(open_way: Callable, serve: Callable, pictures: Pictures) -> None:

@@ -9,10 +9,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from streamkd.config import Limits
+from streamkd.records import InputColumn, RecordSchema
 from streamkd.streams import tokens
 from streamkd.streams.http import ARROW, LINES, Answer, HttpListener, HttpOptions
+from streamkd.streams.intake import Ingest, Intake
+from streamkd.streams.log import Log
 from streamkd.streams.tokens import Tokens
+from streamkd.telemetry import Recorder
 
 Pictures = Callable[..., pa.RecordBatch]
 GOOD_LINE = b'{"x": [1, 2, 3, 4, 5, 6], "label": 1}'
@@ -94,6 +101,11 @@ REFUSED: dict[str, tuple[Callable[[Pictures], bytes], int, str]] = {
     "broken off": (lambda pictures: stream(pictures(100))[:-600], 400, ""),
     "two streams": (lambda pictures: stream(pictures(1)) + stream(pictures(1)), 400, "after the end"),
     "another schema": (lambda pictures: stream(pa.record_batch({"x": ["a"], "label": [1]})), 422, "column 'x'"),
+    "a name that is no text": (
+        lambda pictures: stream(pictures(1)).replace(b"label", b"l\xffbel"),
+        422,
+        "names that are not UTF-8",
+    ),
     "too many rows": (lambda pictures: stream(pictures(600), pictures(600)), 413, "1200 rows, at most 1000"),
     "a bomb": (lambda pictures: stream(_bomb(), compression="zstd"), 413, "bytes unpacked"),
     "2^31 rows": (lambda pictures: _declaring(stream(pictures(777)), 777, 2**31), 413, "2147483648 rows"),
@@ -129,6 +141,33 @@ def test_a_body_that_cannot_be_taken_is_refused_whole(case: str, open_way: Calla
     assert "Traceback" not in json.dumps(answer.body)
     assert (way.log.end(), way.log.letters.count()) == (0, 0)
     assert post(way, stream(pictures(2)), producer="p", sequence="1").body["accepted"] == 2
+
+
+@given(places=st.lists(st.integers(0, 10_000), min_size=1, max_size=4), value=st.integers(0, 255))
+@settings(max_examples=100)
+def test_a_damaged_body_is_an_answer_of_2xx_or_4xx(
+    places: list[int], value: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Whatever bytes are wrong: never a 500, never the end of the process."""
+    body = bytearray(_mixed())
+    for place in places:
+        body[place % len(body)] = value
+    schema = RecordSchema(inputs=(InputColumn(name="x", shape=(2, 3)),), label_type="string", task="task")
+    log = Log(tmp_path_factory.mktemp("log") / "log.sqlite", schema)
+    intake = Intake(log, Limits(), Recorder())
+    answer = HttpListener(HttpOptions(), Ingest(intake, Tokens.load(None))).receive(
+        {"content-type": ARROW}, bytes(body)
+    )
+    intake.close()
+    log.close()
+    assert answer.status in (200, 400, 413, 422)
+
+
+def _mixed() -> bytes:
+    """Nested lists, dictionaries and numbers, packed."""
+    x = pa.array([[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]] * 9, pa.list_(pa.list_(pa.float32())))
+    labels = pa.array(["a", "b", "c"] * 3).dictionary_encode()
+    return stream(pa.record_batch({"x": x, "label": labels, "task": pa.array(range(9))}), compression="zstd")
 
 
 @pytest.mark.parametrize(
