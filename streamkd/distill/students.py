@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from pydantic import Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from streamkd.errors import PluginError, StateError
@@ -249,7 +249,7 @@ def write_published(directory: Path, student: Student, meta: Mapping[str, Any]) 
     ``meta``: ``student`` {name, options}, ``schema``, ``classes``, ``seed``, ``records``, ``published_at``.
     """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in student.state_dict().items()}
-    save_file(weights, directory / "model.safetensors")
+    (directory / "model.safetensors").write_bytes(save(weights))
     (directory / "model.json").write_text(json.dumps(meta), "utf-8")
     return dict(meta)
 

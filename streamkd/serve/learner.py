@@ -9,6 +9,7 @@ decides here (when to checkpoint, publish or measure) never reaches the weights.
 
 import logging
 import os
+import sqlite3
 import sys
 import time
 from collections.abc import Mapping
@@ -187,6 +188,9 @@ def main(fd: int) -> int:
         return 0
     except EOFError:
         return 1  # the supervisor is gone: nothing is left to say, and nobody to say it to
+    except sqlite3.OperationalError as fault:  # the disk is full, say: the supervisor starts us again
+        logger.error("%s cannot be written now: %s", start["state"], fault)
+        return 1
     except StreamkdError as fault:
         logger.error("%s", fault)
         channel.send({"kind": "fatal", "message": str(fault), "exit_code": fault.exit_code})

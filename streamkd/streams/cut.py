@@ -7,18 +7,21 @@ A cut by count depends on the offset alone. A cut by the clock does not, so it i
 it is used; after a crash the journaled cut at that offset wins, whatever has arrived meanwhile.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import pyarrow as pa
 
-from streamkd.errors import SourceError
+from streamkd.errors import Overloaded, SourceError
 from streamkd.records import Chunk, Source
+
+logger = logging.getLogger(__name__)
 
 
 class CutJournal(Protocol):
-    """Where cuts are kept; ``put_cut`` returns when the cut is on disk."""
+    """Where cuts are kept; ``put_cut`` returns when the cut is on disk, or raises ``Overloaded``."""
 
     def put_cut(self, start: int, stop: int) -> None: ...
 
@@ -45,6 +48,7 @@ class Cutter:
         self._journal = journal
         self._clock = clock
         self._waiting: tuple[str, int, float] | None = None
+        self._refused = False
 
     def next(self, offsets: Mapping[str, int]) -> Chunk | None:
         """The batch at these offsets, or ``None`` when none is due now.
@@ -97,5 +101,17 @@ class Cutter:
             self._waiting = (chunk.partition, start, now)
         if now - self._waiting[2] < self._flush_seconds:
             return False
-        self._journal.put_cut(start, chunk.next_offset)
+        return self._journaled(start, chunk)
+
+    def _journaled(self, start: int, chunk: Chunk) -> bool:
+        """Write the cut down; where that fails the rows wait on, since a cut that nobody knows of is no cut."""
+        assert self._journal is not None
+        try:
+            self._journal.put_cut(start, chunk.next_offset)
+        except Overloaded as fault:
+            if not self._refused:
+                logger.warning("%d records wait for a cut that cannot be journaled: %s", chunk.rows.num_rows, fault)
+            self._refused, self._waiting = True, None
+            return False
+        self._refused = False
         return True

@@ -7,6 +7,7 @@
 Flight waits for room and leaves its stream unread meanwhile; HTTP does not wait and answers 429.
 """
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ from streamkd.streams.log import Entry, Log
 from streamkd.streams.receipts import Receipt
 from streamkd.streams.tokens import Tokens
 
+logger = logging.getLogger(__name__)
 RUNS = 10_000  # producers whose bad rows in a row are counted
 WAIT_SECONDS = 0.1
 
@@ -138,15 +140,18 @@ class Intake:
 
         The log is trimmed behind ``oldest``, from where on a checkpoint that is kept may have to read again.
         """
-        self._log.note_committed(offset)
         backlog_bytes = self._log.bytes_between(offset, self._log.end())
         with self._changed:
             self._committed, self._backlog_bytes = offset, backlog_bytes
             self._changed.notify_all()
+        self._tell()
         # what is retained beyond need must leave room in the quota for what is needed
         retain_bytes = min(self._retain.bytes, self._retain.quota_bytes // 2)
-        self._log.trim(offset if oldest is None else oldest, retain_bytes, self._retain.age_seconds)
-        self._tell()
+        try:
+            self._log.trim(offset if oldest is None else oldest, retain_bytes, self._retain.age_seconds)
+            self._log.note_committed(offset)
+        except Overloaded as fault:  # the next checkpoint's message tries again
+            logger.warning("the log is not trimmed: %s", fault)
 
     def drain(self) -> None:
         """Take no more batches; those taken are still written."""
@@ -190,7 +195,7 @@ class Intake:
 
     def _look_again(self) -> bool:
         """Whether the log knows of a newer checkpoint than we were told of: a message can be lost with its process."""
-        if (offset := self._log.committed()) == self._committed:
+        if (offset := self._log.committed()) <= self._committed:
             return False
         self._committed, self._backlog_bytes = offset, self._log.bytes_between(offset, self._log.end())
         return True

@@ -12,8 +12,8 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,16 +125,26 @@ class Log:
         if self._read_only:
             raise StateError("is open for reading only", where=str(self.path))
         self.refuse_over_quota(sum(entry.rows.nbytes for entry in entries))
+        with self._write():
+            end = _end(self._writer)
+            receipts = []
+            for entry in entries:
+                receipts.append(self._put(entry, end))
+                end = end if receipts[-1].duplicate else receipts[-1].offset
+            return receipts
+
+    @contextmanager
+    def _write(self) -> Iterator[None]:
+        """One transaction of this process, all or nothing.
+
+        Raises:
+            Overloaded: the disk is full, or another process has kept the log for long.
+        """
         try:
             with self._writing, transaction(self._writer):
-                end = _end(self._writer)
-                receipts = []
-                for entry in entries:
-                    receipts.append(self._put(entry, end))
-                    end = end if receipts[-1].duplicate else receipts[-1].offset
-                return receipts
-        except sqlite3.OperationalError as fault:  # disk full, or locked for long
-            raise Overloaded(f"the log cannot be written: {fault}", where=str(self.path)) from None
+                yield
+        except sqlite3.OperationalError as fault:
+            raise Overloaded(f"the log cannot be written: {fault}", where=str(self.path), fix="free space") from None
 
     def refuse_over_quota(self, more_bytes: int = 0) -> None:
         """Whether so many bytes may be written.
@@ -238,10 +248,13 @@ class Log:
         """Forget batches before an offset that are older than both bounds allow; returns how many records.
 
         The newest batch always stays, so that offsets go on after it.
+
+        Raises:
+            Overloaded: as ``append_many``; nothing was forgotten.
         """
         with self._reading:
             cut = _first_kept(self._reader, before_offset, retain_bytes, time.time() - retain_age_seconds)
-        with self._writing, transaction(self._writer):
+        with self._write():
             gone = self._writer.execute("SELECT coalesce(sum(count), 0) FROM batches WHERE first < ?", (cut,))
             records = int(gone.fetchone()[0])
             self._writer.execute("DELETE FROM batches WHERE first < ?", (cut,))
@@ -250,8 +263,12 @@ class Log:
         return records
 
     def put_cut(self, start: int, stop: int) -> None:
-        """Journal that a training batch ends at ``stop``; the first cut at a start stands."""
-        with self._writing, transaction(self._writer):
+        """Journal that a training batch ends at ``stop``; the first cut at a start stands.
+
+        Raises:
+            Overloaded: as ``append_many``; there is no cut.
+        """
+        with self._write():
             self._writer.execute("INSERT OR IGNORE INTO cuts VALUES (?, ?)", (start, stop))
 
     def cut_at(self, start: int) -> int | None:
@@ -262,7 +279,7 @@ class Log:
 
     def note_committed(self, offset: int) -> None:
         """Remember the offset that the learner's checkpoint holds, for the time before it says so again."""
-        with self._writing, transaction(self._writer):
+        with self._write():
             self._writer.execute("INSERT OR REPLACE INTO about VALUES ('committed', ?)", (json.dumps(offset),))
 
     def committed(self) -> int:

@@ -234,7 +234,7 @@ def test_broken_lines_are_dead_letters(sender: Sender) -> None:
 
 
 def test_a_schema_that_changes_in_mid_stream_keeps_what_came_before(sender: Sender) -> None:
-    """A producer that changes its schema is refused, on the same put stream and on its next; what came before counts."""
+    """A producer that changes its schema is refused, on this put stream and the next; what came before counts."""
     first, changed = records(10, first=sender.acknowledged), batch(pa.array(["a"]))
     with fl.connect(sender.server.flight) as client:
         writer, acks = client.do_put(fl.FlightDescriptor.for_path("main"), first.schema)

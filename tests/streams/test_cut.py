@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamkd.errors import SourceError
+from streamkd.errors import Overloaded, SourceError
 from streamkd.records import Chunk, InputColumn, RecordSchema
 from streamkd.streams.cut import Cutter
 from streamkd.streams.log import Log, LogSource
@@ -158,3 +158,33 @@ def test_several_partitions_without_end_are_refused() -> None:
     """Their interleaving would depend on time and is not journaled."""
     with pytest.raises(SourceError, match="needed one partition, got 2"):
         Cutter(Numbers(4, partitions=("n/0", "n/1")), 2, 1.0)
+
+
+class FullDisk:
+    """A journal without room, until the test says."""
+
+    full = True
+
+    def __init__(self) -> None:
+        self.cuts: dict[int, int] = {}
+
+    def put_cut(self, start: int, stop: int) -> None:
+        if self.full:
+            raise Overloaded("the log cannot be written: disk full")
+        self.cuts[start] = stop
+
+    def cut_at(self, start: int) -> int | None:
+        return self.cuts.get(start)
+
+
+def test_a_cut_that_cannot_be_journaled_waits() -> None:
+    """While the journal's disk is full nothing is handed out; when there is room the rows go, under a journaled cut."""
+    clock, journal = Clock(), FullDisk()
+    cutter = Cutter(Numbers(7), 10, 1.0, journal, clock)
+    for clock.now in (0.0, 1.0, 2.0, 3.0):
+        assert cutter.next({"n/0": 0}) is None
+    journal.full = False
+    assert [cutter.next({"n/0": 0}) for clock.now in (3.5, 4.0)] == [None, None]
+    clock.now = 4.5
+    assert drain(cutter) == [[0, 1, 2, 3, 4, 5, 6]]
+    assert journal.cuts == {0: 7}
