@@ -72,7 +72,7 @@ class Learner:
         self._plugins = list(avalanche_plugins)
         self._evaluator = quiet_evaluator(*avalanche_metrics, sink=self._log)
         self._on_task_end = on_task_end
-        self._pulled = journal is None
+        self.pulled = journal is None  # else records were counted when they were accepted
         self.last_step_at: float | None = None
         self._bad_in_a_row = 0
         self._strategy: StreamStrategy | None = None
@@ -172,10 +172,6 @@ class Learner:
         self.observers.tell("on_step", self.records, report.loss, report.right / max(report.fresh, 1))
 
     def _count(self, report: StepReport, seconds: float) -> None:
-        if self._pulled:  # pushed records were counted when they were accepted
-            self.recorder.count("source_records_total", report.fresh, source=self._source)
-        self.recorder.count("train_steps_total")
-        self.recorder.count("train_samples_total", report.fresh)
         self.recorder.observe("train_step_duration_seconds", seconds)
         if report.skipped:
             self.recorder.count("train_steps_skipped_total", reason="not_finite")

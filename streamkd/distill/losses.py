@@ -96,9 +96,9 @@ def match_gate(
     student = F.log_softmax(logits / temperature, dim=-1)
     rest = target.sum(-1)
     # Σ Q·log(Q/(1-w0)) - Q·log s: KL times the mass 1 - w0, without a division where that mass is 0; a common factor
-    # of Q and 1 - w0 goes through
-    entropy = torch.xlogy(target, target).sum(-1) - torch.xlogy(rest, rest)
-    return torch.addcmul(entropy - (target * student).sum(-1), weights[:, 0], hard)
+    # of Q and 1 - w0 goes through. kl_div is Σ Q·(log Q - log s), pointwise
+    divergence = F.kl_div(student, target, reduction="none").sum(-1) - torch.xlogy(rest, rest)
+    return torch.addcmul(divergence, weights[:, 0], hard)
 
 
 def source_losses(

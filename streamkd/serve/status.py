@@ -72,6 +72,7 @@ class Gauges:
         self._recorder = recorder
         adapter = learner.adapter
         self._adaptations = (adapter.adaptations, adapter.seconds) if adapter else (0, 0.0)
+        self._trained = (learner.steps, learner.records)
         self._tallies: dict[str, Tally] = {}
         self._teachers: set[str] = set()
 
@@ -89,8 +90,17 @@ class Gauges:
             recorder.set("train_last_step_timestamp_seconds", learner.last_step_at)
         if status["lag_records"] is not None:
             recorder.set("source_lag_records", status["lag_records"], source=learner.config.stream.name)
+        self._record_training(learner)
         self._record_teachers(status, learner)
         self._record_adaptations(learner)
+
+    def _record_training(self, learner: Learner) -> None:
+        steps, records = self._trained
+        self._trained = (learner.steps, learner.records)
+        self._recorder.count("train_steps_total", learner.steps - steps)
+        self._recorder.count("train_samples_total", learner.records - records)
+        if learner.pulled:
+            self._recorder.count("source_records_total", learner.records - records, source=learner.config.stream.name)
 
     def _record_teachers(self, status: Mapping[str, Any], learner: Learner) -> None:
         recorder = self._recorder

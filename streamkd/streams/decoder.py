@@ -49,6 +49,8 @@ class Decoder:
         whole = block.records
         tasks = None if whole.tasks is None else whole.tasks[first:last]
         records = Records(whole.inputs[first:last], whole.labels[first:last], tasks, whole.offsets[first:last])
+        if not block.rejects:
+            return records, []
         shift = chunk.offset - block.start
         rows = range(shift, chunk.next_offset - block.start)
         rejects = [Reject(r.row - shift, r.reason, r.detail) for r in block.rejects if r.row in rows]

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +22,7 @@ class TensorBatch:
 def tensors(records: Records, labels: LabelSpace, task: int, device: torch.device) -> TensorBatch:
     """Move a batch of known labels to the device; the element type stays as it is on the wire."""
     x = torch.from_numpy(records.inputs.copy())  # Arrow's memory is read-only
-    y = torch.tensor(labels.indices(records.labels), dtype=torch.int64)
+    y = torch.from_numpy(np.array(labels.indices(records.labels), np.int64))
     if device.type != "cpu":
         x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
     return TensorBatch(x, y, task)
