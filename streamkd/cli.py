@@ -317,12 +317,13 @@ def tokens_add(file: Path, name: str, scopes: tuple[str, ...]) -> None:
 @click.argument("suite", type=click.Choice(["speed"]))
 @click.option("--json", "out", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here.")
 @click.option("--records", default=30_000, show_default=True, help="Records of the stream.")
-def bench(suite: str, out: Path | None, records: int) -> None:
+@click.option("--replay", default=10, show_default=True, help="Replayed records a step, on every side.")
+def bench(suite: str, out: Path | None, records: int, replay: int) -> None:
     """Side by side with a bare PyTorch loop and with Avalanche's own online replay."""
     from streamkd.bench import speed
 
     with _bar("records", None) as advance:
-        result = speed.measure(records, progress=advance)
+        result = speed.measure(records, replay, progress=advance)
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(result, indent=1), "utf-8")

@@ -7,6 +7,8 @@ import torch
 from avalanche.benchmarks import benchmark_from_datasets
 from avalanche.benchmarks.scenarios.online import split_online_stream
 from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
+from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.logging import BaseLogger
 from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
 from avalanche.training.storage_policy import ReservoirSamplingBuffer
 from avalanche.training.supervised import Naive
@@ -46,7 +48,8 @@ def online_replay(
             optimizer=torch.optim.SGD(network.parameters(), lr=learning_rate),
             train_mb_size=batch,
             plugins=[plugin],
-            evaluator=EvaluationPlugin(collect_all=False),
+            # the accuracy of each mini-batch, as our learner measures it too; nothing is printed
+            evaluator=EvaluationPlugin(accuracy_metrics(minibatch=True), loggers=[BaseLogger()], collect_all=False),
         )
         online = split_online_stream(stream, experience_size=batch, access_task_boundaries=False)
         begun = time.perf_counter()

@@ -4,6 +4,7 @@ All three in one process, on the same 30,000 records, one thread, taking turns s
 slows all of them; the figures are medians over the turns and ratios of the same turn.
 """
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from streamkd.wiring import open_source, schema_of
 
 SHAPE = bare.Shape(
     batch=10,
-    replay=30,
+    replay=10,  # as many as arrive: what Avalanche's ReplayPlugin does unless told otherwise
     memory=500,
     classes=10,
     learning_rate=0.05,
@@ -38,18 +39,23 @@ HIDDEN = (256, 256)
 TURNS = 3  # of ours and the bare loop; Avalanche's replay takes minutes and gets one
 
 
-def measure(records: int = 30_000, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
-    """Time the three and return figures by name."""
+def measure(
+    records: int = 30_000,
+    replay: int = SHAPE.replay,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Time the three, with so many replayed records a step on every side, and return figures by name."""
+    shape = dataclasses.replace(SHAPE, replay=replay)
     torch.set_num_threads(1)
     registry = Registry.load()
-    config = configuration.from_tree(tree(records), registry)
+    config = configuration.from_tree(tree(records, shape), registry)
     x, y = arrays(config, registry, records)
     total = records * (2 * TURNS + 1)
     rows = []
     for turn in range(TURNS):
         ours = _ours(config, registry)
         progress((2 * turn + 1) * records, total)
-        plain = bare.samples_per_second(x, y, network(x.shape[1]), SHAPE, seed=0)
+        plain = bare.samples_per_second(x, y, network(x.shape[1]), shape, seed=0)
         progress((2 * turn + 2) * records, total)
         rows.append({"turn": turn, "streamkd": ours, "bare_loop": plain, "ratio": ours / plain})
     theirs = peers.online_replay(
@@ -58,7 +64,7 @@ def measure(records: int = 30_000, progress: Callable[[int, int], None] = lambda
         network(x.shape[1]),
         task_records=6_000,
         batch=SHAPE.batch,
-        replay=SHAPE.replay,
+        replay=replay,
         memory=SHAPE.memory,
         learning_rate=SHAPE.learning_rate,
     )
@@ -71,11 +77,12 @@ def measure(records: int = 30_000, progress: Callable[[int, int], None] = lambda
         "ratio_to_bare_loop": statistics.median(row["ratio"] for row in rows),
         "ratio_to_avalanche_replay": ours / theirs,
         "records": records,
+        "replayed_per_step": replay,
     }
     return {"schema": 1, "suite": "speed", "figures": figures, "rows": rows, "environment": environment()}
 
 
-def tree(records: int) -> dict[str, Any]:
+def tree(records: int, shape: bare.Shape = SHAPE) -> dict[str, Any]:
     """The configuration that is timed: the gate fixed, one moving average, a reservoir."""
     return {
         "name": "speed",
@@ -92,7 +99,7 @@ def tree(records: int) -> dict[str, Any]:
         },
         "student": {"name": "mlp", "hidden": list(HIDDEN)},
         "optimizer": {"name": "sgd", "learning_rate": SHAPE.learning_rate},
-        "memory": {"size": SHAPE.memory, "holdout_ratio": 0.0, "replay": SHAPE.replay, "policy": "reservoir"},
+        "memory": {"size": SHAPE.memory, "holdout_ratio": 0.0, "replay": shape.replay, "policy": "reservoir"},
         "teachers": [{"name": "ema", "decay": SHAPE.decay}],
         "gate": {"name": "fixed", "hard": SHAPE.hard},
         "losses": [{"name": "match-gate", "temperature": SHAPE.temperature}],
