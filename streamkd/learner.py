@@ -16,7 +16,7 @@ import torch
 from streamkd import wiring
 from streamkd.config import Config
 from streamkd.distill import optimizers
-from streamkd.distill.students import Student
+from streamkd.distill.students import Student, at_rest
 from streamkd.errors import SourceError
 from streamkd.evaluate.accuracy import Prequential
 from streamkd.evaluate.live import LiveQuality
@@ -66,7 +66,6 @@ class Learner:
         self.observers = Observers(wiring.make_all(registry, "observers", config.observers), self.recorder)
         self.dead: list[DeadBatch] = []
         self.last: StepReport | None = None
-        self._pushed = journal is not None
         self._cutter = Cutter(source, config.stream.batch.size, config.stream.batch.flush_seconds, journal)
         self._decoder = Decoder(source, schema)
         self._plugins = list(avalanche_plugins)
@@ -135,7 +134,7 @@ class Learner:
         self._bad_in_a_row = 0 if good else self._bad_in_a_row + len(rejects)
         # pushed records are acknowledged already, and their bad runs refused at the door: stopping for
         # those in the log would stop every later start at the same place
-        if not self._pushed and self._bad_in_a_row >= self.config.stream.limits.bad_in_a_row:
+        if self.pulled and self._bad_in_a_row >= self.config.stream.limits.bad_in_a_row:
             raise SourceError(
                 f"{self._bad_in_a_row} records in a row were refused, the last for {rejects[-1].reason}: "
                 f"{rejects[-1].detail}",
@@ -209,7 +208,8 @@ class Learner:
         ring = self.strategy.step.memory.holdout
         if ring.x is not None and ring.filled:
             n = ring.filled
-            self.quality.measure(self.served, ring.x[:n], ring.y[:n], ring.task[:n], self.tasks.names)
+            with at_rest(self.served) as served:
+                self.quality.measure(served, ring.x[:n], ring.y[:n], ring.task[:n], self.tasks.names)
         weights = self.gate_weights()
         hard = weights.pop("hard", None)
         self.quality.note(self.records, self.prequential.accuracy, hard, weights)
@@ -257,7 +257,8 @@ class Learner:
         Raises:
             StateConflict: what may not change has changed; both values and the way out are named.
         """
-        wiring.refuse_conflicts(saved, RecordSchema.model_validate(tree["schema"]), self.config, self.schema)
+        before = RecordSchema.model_validate(tree["schema"])
+        wiring.refuse_conflicts(saved, before, self.config, self.schema, self.registry)
         self.offsets.update(offsets)
         self.records, self.steps = tree["records"], tree["steps"]
         self.labels.load_state_dict(tree["labels"])

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from streamkd import config as configuration
 from streamkd.config import Config
-from streamkd.distill.students import Student
+from streamkd.distill.students import Student, at_rest
 from streamkd.errors import ConfigError, SourceError
 from streamkd.evaluate import efficiency, fidelity, report
 from streamkd.learner import Learner
@@ -208,7 +208,8 @@ class _Trial:
 
 
 def _probabilities(model: Student, x: Tensor) -> np.ndarray:
-    return _probabilities_of(model, torch.ones(model.classes, dtype=torch.bool), x)
+    with at_rest(model):
+        return _probabilities_of(model, torch.ones(model.classes, dtype=torch.bool), x)
 
 
 @torch.no_grad()

@@ -3,7 +3,8 @@
 Only this module, ``streamkd.learner`` and the commands read the configuration; the parts take plain arguments.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from streamkd.distill.pool import Pool
 from streamkd.distill.step import Step, Term
 from streamkd.distill.students import Student
 from streamkd.distill.teachers import SnapshotMaker, Teacher, TeacherContext
-from streamkd.errors import ConfigError, StateConflict
+from streamkd.errors import ConfigError, PluginError, StateConflict, StreamkdError
 from streamkd.hookspecs import Group, SourceKind
 from streamkd.meta.adapt import GateAdapter
 from streamkd.plugins import Registry
@@ -27,9 +28,36 @@ from streamkd.streams.log import Log, LogSource
 
 
 def make(registry: Registry, path: str, group: Group, choice: Choice, *arguments: Any) -> Any:
-    """What a choice of the configuration stands for; ``path`` is where it stands, for errors."""
+    """What a choice of the configuration stands for; ``path`` is where it stands, for errors.
+
+    Raises:
+        PluginError: there is no such plugin, or it fails to build its part.
+    """
     options = configuration.options(registry, path, group, choice)
-    return registry.kind(group, choice.name, path).make(options, *arguments)
+    with _named(path, choice):
+        return registry.kind(group, choice.name, path).make(options, *arguments)
+
+
+@contextmanager
+def _named(path: str, choice: Choice) -> Iterator[None]:
+    """Whatever a plugin raises becomes an error that names it: the configuration asked for it, so it is fatal."""
+    try:
+        yield
+    except StreamkdError:
+        raise
+    except Exception as fault:  # a plugin is a stranger's code
+        said = f"{choice.name!r} cannot be built: {type(fault).__name__}: {fault}"
+        raise PluginError(said, where=path, fix="see its options and its files, or name another") from fault
+
+
+def rehearse(config: Config, registry: Registry, schema: RecordSchema, device: torch.device) -> None:
+    """Build every part once and let it go: what cannot be built is said at start, not with the first record.
+
+    Raises:
+        PluginError: a part that the configuration names cannot be built.
+    """
+    with torch.random.fork_rng(devices=[]):
+        step_of(config, registry, schema, [0 if schema.label_type == "int" else ""], device)
 
 
 def make_all(registry: Registry, group: Group, choices: Sequence[Choice]) -> list[tuple[str, Any]]:
@@ -78,7 +106,8 @@ def student_of(config: Config, registry: Registry, schema: RecordSchema, classes
     """An untrained student of the configuration; the seed alone decides its weights."""
     kind = registry.kind("students", config.student.name, "student")
     options = configuration.options(registry, "student", "students", config.student)
-    return students.build(kind, options, schema, classes, config.seed)
+    with _named("student", config.student):
+        return students.build(kind, options, schema, classes, config.seed)
 
 
 def _teachers(
@@ -147,7 +176,8 @@ def open_source(
     options = configuration.options(registry, "stream.source", "sources", config.stream.source)
     if options.model_dump().get("seed", 0) is None:
         options = options.model_copy(update={"seed": config.seed})
-    return kind.make(options, schema), None
+    with _named("stream.source", config.stream.source):
+        return kind.make(options, schema), None
 
 
 def device_of(name: str) -> torch.device:
@@ -157,7 +187,9 @@ def device_of(name: str) -> torch.device:
     return torch.device(name)
 
 
-def refuse_conflicts(saved: Config, saved_schema: RecordSchema, now: Config, schema: RecordSchema) -> None:
+def refuse_conflicts(
+    saved: Config, saved_schema: RecordSchema, now: Config, schema: RecordSchema, registry: Registry
+) -> None:
     """What a state directory was written under and what may not change since.
 
     Raises:
@@ -169,7 +201,7 @@ def refuse_conflicts(saved: Config, saved_schema: RecordSchema, now: Config, sch
         ("student", saved.student, now.student),
         ("memory", saved.memory.model_copy(update={"replay": now.memory.replay}), now.memory),
         ("stream.name", saved.stream.name, now.stream.name),
-        ("stream.source", _content(saved.stream.source), _content(now.stream.source)),
+        ("stream.source", _content(saved.stream.source, registry), _content(now.stream.source, registry)),
         ("seed", saved.seed, now.seed),
     ]
     for what, before, after in pairs:
@@ -181,10 +213,14 @@ def refuse_conflicts(saved: Config, saved_schema: RecordSchema, now: Config, sch
             )
 
 
-def _inputs(schema: RecordSchema) -> list[tuple[str, str, tuple[int, ...], str]]:
-    return [(column.name, column.kind, column.shape, column.dtype) for column in schema.inputs]
+def _inputs(schema: RecordSchema) -> list[dict[str, Any]]:
+    """Also the normalisation: it is part of the student, so another one would not be taken."""
+    return [column.model_dump(exclude_defaults=True) for column in schema.inputs]
 
 
-def _content(source: Choice) -> dict[str, Any]:
-    """What of a source's options decides its records: not how fast they come."""
+def _content(source: Choice, registry: Registry) -> dict[str, Any]:
+    """What of a source decides its records: not how fast they come, and nothing where they are pushed into the log."""
+    kind = registry.kind("sources", source.name, "stream.source")
+    if isinstance(kind, SourceKind) and kind.push:
+        return {"pushed": True}
     return {"name": source.name, **{key: value for key, value in source.values.items() if key != "rate"}}

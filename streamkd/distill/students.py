@@ -7,7 +7,8 @@
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -223,6 +224,17 @@ def build(kind: Kind, options: Options, schema: RecordSchema, classes: int, seed
     student = Student(body, schema, seed)
     student.grow(classes)
     return student
+
+
+@contextmanager
+def at_rest(student: Student) -> Iterator[Student]:
+    """The student in evaluation mode: being looked at must not draw from a generator, nor move a running mean."""
+    training = student.training
+    student.eval()
+    try:
+        yield student
+    finally:
+        student.train(training)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any
 
 from streamkd import config as configuration
 from streamkd.config import Config
-from streamkd.errors import StateConflict, StateError, StreamkdError
+from streamkd.errors import PluginError, StateConflict, StateError, StreamkdError
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
 from streamkd.serve.channel import Channel
@@ -28,7 +28,7 @@ from streamkd.serve.status import Gauges, status_of
 from streamkd.state.checkpoint import Checkpoints, Snapshot, compare, environment
 from streamkd.state.directory import StateDirectory
 from streamkd.telemetry import Recorder
-from streamkd.wiring import open_source, schema_of
+from streamkd.wiring import open_source, rehearse, schema_of
 
 logger = logging.getLogger("streamkd.learner")
 IDLE_SECONDS = 0.02  # between looks at a source that has nothing
@@ -47,6 +47,8 @@ class LearnerProcess:
         source, journal = open_source(config, registry, schema, directory.log)
         self.learner = Learner(config, registry, source, schema, journal=journal, recorder=self.recorder)
         self._restore(self._checkpoints.latest(), registry)
+        if not self.learner.started:
+            rehearse(config, registry, schema, self.learner.device)
         self._publisher = Publisher(directory, config, registry, self.recorder)
         self._environment = environment()
         now = time.monotonic()
@@ -192,7 +194,7 @@ def main(fd: int) -> int:
         logger.error("%s cannot be written now: %s", start["state"], fault)
         return 1
     except StreamkdError as fault:
-        logger.error("%s", fault)
+        logger.error("%s", fault, exc_info=isinstance(fault, PluginError) and fault.__cause__ is not None)
         channel.send({"kind": "fatal", "message": str(fault), "exit_code": fault.exit_code})
         return fault.exit_code
 

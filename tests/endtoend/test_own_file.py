@@ -1,0 +1,33 @@
+"""A file of the user's own: `streamkd init` looks at it, `streamkd serve` learns what that wrote, `predict` asks."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from sklearn.datasets import load_breast_cancer
+
+from .conftest import Serve, streamkd, until
+
+
+def test_a_stranger_s_file_is_learned(serve: Serve, tmp_path: Path) -> None:
+    """569 tumours as thirty columns, string labels: three commands, and most of them are told apart."""
+    data = load_breast_cancer(as_frame=True)
+    names = [str(data.target_names[label]) for label in data.target]
+    table = pa.Table.from_pandas(data.data).append_column("diagnosis", pa.array(names))
+    pq.write_table(table, tmp_path / "tumours.parquet")
+
+    written = streamkd("init", tmp_path / "tumours.parquet", "--label", "diagnosis", "--out", tmp_path / "it.yaml")
+    assert written.returncode == 0, written.stderr
+    assert f"streamkd serve {tmp_path / 'it.yaml'}" in written.stdout
+    assert streamkd("check", tmp_path / "it.yaml").returncode == 0
+
+    server = serve(tmp_path / "it.yaml")
+    server.trained(456)  # a fifth is held out
+    until(lambda: server.ready() and server.status()["server"]["version"] >= 2, 30, "a version of all records")
+    assert sorted(server.status()["classes"]) == ["benign", "malignant"]
+    asked = streamkd("predict", tmp_path / "tumours.parquet", "--to", server.url, "--out", tmp_path / "said.parquet")
+    assert asked.returncode == 0, asked.stderr
+    said = pq.read_table(tmp_path / "said.parquet").column("label").to_pylist()
+    assert sum(a == b for a, b in zip(said, names, strict=True)) / len(names) > 0.85
+    assert server.stop() == 0
+    assert server.inspect()["records_trained"] == 456
