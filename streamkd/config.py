@@ -72,6 +72,7 @@ class Limits(Model):
     queue_records: Positive = 262_144
     queue_bytes: Bytes = 256 << 20
     ingress_bytes: Bytes = Field(default=2 << 30, description="address space of the ingress process (RLIMIT_AS)")
+    labels: Positive = Field(default=10_000, description="labels that are learned; records of any further are refused")
     bad_in_a_row: Positive = Field(default=1_000, description="so many refused rows in a row stop the source")
 
 

@@ -23,7 +23,7 @@ from streamkd.evaluate.live import LiveQuality
 from streamkd.meta.adapt import GateAdapter
 from streamkd.observe import Observers
 from streamkd.plugins import Registry
-from streamkd.records import Chunk, Records, RecordSchema, Source
+from streamkd.records import Chunk, Records, RecordSchema, Reject, Source
 from streamkd.state.checkpoint import DeadBatch
 from streamkd.strategy import StepReport, StreamStrategy, quiet_evaluator
 from streamkd.streams.cut import CutJournal, Cutter
@@ -109,6 +109,9 @@ class Learner:
         if chunk is None:
             return False
         records, rejects = self._decoder.decode(chunk)
+        if len(self.labels) + len(records) > self.config.stream.limits.labels:
+            records, more = self._without_surplus_labels(records, chunk.offset)
+            rejects = [*rejects, *more]
         if rejects:
             self._refuse(chunk, rejects, len(records))
         self.offsets[chunk.partition] = chunk.next_offset
@@ -116,6 +119,18 @@ class Learner:
             self._bad_in_a_row = 0
             self._train(records)
         return True
+
+    def _without_surplus_labels(self, records: Records, offset: int) -> tuple[Records, list[Reject]]:
+        """Records of labels that are known or for which there is room: an id that stands as label fills no memory."""
+        limit = self.config.stream.limits.labels
+        new = [label for label in dict.fromkeys(records.labels) if label not in self.labels]
+        surplus = set(new[max(0, limit - len(self.labels)) :])
+        rejects = [
+            Reject(int(at) - offset, "too_many_labels", f"{label!r:.80} is new, and {limit} labels are known")
+            for at, label in zip(records.offsets, records.labels, strict=True)
+            if label in surplus
+        ]
+        return records.take([i for i, label in enumerate(records.labels) if label not in surplus]), rejects
 
     def _log(self, name: str, value: float) -> None:
         self.recorder.set("avalanche_metric", value, metric=name)
@@ -126,7 +141,7 @@ class Learner:
             self._end_task(self.tasks.current)
 
     def _refuse(self, chunk: Chunk, rejects: Sequence[Any], good: int) -> None:
-        offsets = [chunk.offset + reject.row for reject in rejects]
+        offsets = range(chunk.offset, chunk.next_offset)
         self.dead.append(DeadBatch(rejects, chunk.rows, chunk.partition, offsets))
         for reject in rejects:
             self.recorder.count("records_rejected_total", source=self._source, reason=reject.reason)
@@ -138,7 +153,7 @@ class Learner:
             raise SourceError(
                 f"{self._bad_in_a_row} records in a row were refused, the last for {rejects[-1].reason}: "
                 f"{rejects[-1].detail}",
-                where=f"{chunk.partition}, offset {offsets[-1]}",
+                where=f"{chunk.partition}, offset {offsets[rejects[-1].row]}",
                 fix="mend the source or stream.records; nothing of it was learned",
             )
 

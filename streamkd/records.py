@@ -19,7 +19,14 @@ LabelType = Literal["int", "string"]
 
 # Why a row was refused; a closed set, because it is the value of a metric's label.
 RejectReason = Literal[
-    "missing_label", "missing_input", "missing_task", "wrong_shape", "not_finite", "decode", "too_large"
+    "missing_label",
+    "missing_input",
+    "missing_task",
+    "wrong_shape",
+    "not_finite",
+    "decode",
+    "too_large",
+    "too_many_labels",
 ]
 
 
@@ -128,6 +135,16 @@ class Records:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def take(self, rows: Sequence[int]) -> "Records":
+        """These rows alone."""
+        labels, tasks = self.labels, self.tasks
+        return Records(
+            self.inputs[rows],
+            [labels[row] for row in rows],
+            None if tasks is None else [tasks[row] for row in rows],
+            self.offsets[rows],
+        )
 
 
 @dataclass(frozen=True, slots=True)

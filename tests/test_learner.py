@@ -168,3 +168,30 @@ def test_a_loss_that_is_not_finite_is_skipped_and_counted(monkeypatch: pytest.Mo
     run(one, 1)
     assert weights(one)[0] == before[0]
     assert ["train_steps_skipped_total", ["not_finite"], 1.0] in one.recorder.drain()
+
+
+def test_labels_have_a_limit_and_refused_records_are_kept(tmp_path: Any) -> None:
+    """Records of more labels than the limit, and bad ones, are dead letters with their offset; others are learned."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    from streamkd.state.checkpoint import Checkpoints
+    from streamkd.state.directory import StateDirectory
+    from streamkd.streams.dead_letters import DeadLetters
+
+    labels = [0, 1, 2, 0, 99, 1, 77, 2, 1, 0] * 3 + list(range(1_000, 1_010)) + [0] * 10
+    numbers = [float(label % 7) if at != 8 else float("nan") for at, label in enumerate(labels)]
+    pa.parquet.write_table(pa.table({"x": numbers, "label": labels}), tmp_path / "ids.parquet")
+    source = {"name": "replay", "path": str(tmp_path / "ids.parquet"), "test_ratio": 0.0, "order": "given"}
+    stream = {"source": source, "records": {"inputs": [{"name": "x"}]}, "limits": {"labels": 4}}
+    one = run(learner({"stream": stream}))
+    assert one.labels.labels == [0, 1, 2, 99]
+    assert one.records == 50 - 14
+    directory = StateDirectory(tmp_path / "state")
+    with directory.lock():
+        Checkpoints(directory).save(
+            one.state(), offsets=one.offsets, records=one.records, config={}, environment={}, dead_letters=one.dead
+        )
+    kept = [(letter.offset, letter.reason) for letter in DeadLetters(directory.connect()).list()]
+    surplus = [(at, "too_many_labels") for at in (6, 16, 26, *range(30, 40))]
+    assert sorted(kept) == sorted([*surplus, (8, "not_finite")])

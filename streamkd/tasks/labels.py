@@ -22,6 +22,9 @@ class LabelSpace:
         self._index: dict[Label, int] = {}
         self.learn(labels)
 
+    def __contains__(self, label: object) -> bool:
+        return label in self._index
+
     def __len__(self) -> int:
         return len(self._index)
 
