@@ -57,7 +57,7 @@ def test_it_answers_while_it_learns(server: Server) -> None:
     digits = load_digits()
     server.trained(250)
     time.sleep(2.5)  # a version with them is published
-    known = set(server.status()["classes"])
+    known = set(server.status()["classes"][:2])  # those of the first task; the second may have begun
     rows = [index for index, label in enumerate(digits.target) if label in known][:60]
     answer = infer(server, digits.data[rows].astype(int).tolist())
     labels = answer["label"]

@@ -238,7 +238,7 @@ def test_a_compressed_bomb_is_413(shared: Running, encoding: str) -> None:
 
 @pytest.mark.parametrize(
     ("encoding", "content", "status"),
-    [("gzip", b"no gzip", 400), ("gzip", gzip.compress(b"{}" * 99)[:-9], 400), ("br", b"{}", 415)],
+    [("gzip", b"no gzip", 400), ("gzip", gzip.compress(b"{}" * 99, mtime=0)[:-9], 400), ("br", b"{}", 415)],
 )
 def test_an_encoding_that_cannot_be_read_is_said(shared: Running, encoding: str, content: bytes, status: int) -> None:
     """Broken, cut off and unknown encodings are refused."""
