@@ -160,7 +160,8 @@ class Exposition:
 
     def __init__(self, series: int = SERIES) -> None:
         self._lock = threading.Lock()
-        self._room = series
+        # families without labels always have their place: no flood of labels may push out what alerts are made of
+        self._room = series - sum(_cost(family) for family in FAMILIES.values() if not family.labels)
         self._refused: set[str] = set()
         self._values: dict[str, dict[tuple[str, ...], Any]] = {}
         self.apply([[name, [], _empty(family)] for name, family in FAMILIES.items() if _from_start(family)])
@@ -179,13 +180,13 @@ class Exposition:
     def _add(self, name: str, labels: tuple[str, ...], value: Any) -> None:
         family, series = FAMILIES[name], self._values.setdefault(name, {})
         if value is None:
-            self._room += _cost(family) if series.pop(labels, None) is not None else 0
+            self._room += _cost(family) if labels and series.pop(labels, None) is not None else 0
             return
         if labels not in series:
-            if self._room < _cost(family):
+            if labels and self._room < _cost(family):
                 self._refuse(name, labels)
                 return
-            self._room -= _cost(family)
+            self._room -= _cost(family) if labels else 0
             series[labels] = _empty(family)
         if family.type == "gauge":
             series[labels] = value
@@ -198,6 +199,13 @@ class Exposition:
         if name not in self._refused:
             self._refused.add(name)
             logger.warning("no room for another series of %s%s %s: it is not exposed", PREFIX, name, labels)
+
+    def forget(self, label: str) -> None:
+        """Take away every gauge with such a label: who told them is gone, and will tell again what still is."""
+        with self._lock:
+            for name, family in FAMILIES.items():
+                if family.type == "gauge" and label in family.labels:
+                    self._room += len(self._values.pop(name, {}))
 
     def value(self, family: str, **labels: str) -> float | None:
         """A counter's or gauge's value as it stands; ``None`` where nothing was recorded."""

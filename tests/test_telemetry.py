@@ -121,10 +121,28 @@ def test_the_ceiling_holds_against_any_labels() -> None:
         recorder.set("gate_weight_ratio", 1.0, teacher=str(i))
     exposition.apply(recorder.drain())
     recorder.count("train_steps_total")
+    recorder.set("ready", 1)
+    recorder.observe("model_swap_duration_seconds", 0.1)
     exposition.apply(recorder.drain())
     lines = [line for line in exposition.expose()[0].decode().splitlines() if not line.startswith("#")]
     assert len(lines) <= SERIES
-    assert exposition.value("train_steps_total") == 1
+    assert exposition.value("train_steps_total") == exposition.value("ready") == 1
+    assert any(line.startswith("streamkd_model_swap_duration_seconds_count 1") for line in lines)
+
+
+def test_gauges_of_a_label_can_be_forgotten() -> None:
+    """What a process that is gone said of its teachers goes, and makes room; counters and other gauges stay."""
+    exposition, recorder = Exposition(), Recorder()
+    recorder.count("teacher_requests_total", teacher="ema")
+    recorder.set("teachers", 3)
+    exposition.apply(recorder.drain())
+    exposition.apply([["teacher_worth_ratio", [str(i)], 1.0] for i in range(2_000)])
+    exposition.forget("teacher")
+    exposition.apply([["teacher_worth_ratio", ["ema"], 0.5]])
+    assert exposition.value("teacher_worth_ratio", teacher="ema") == 0.5
+    assert exposition.value("teacher_worth_ratio", teacher="0") is None
+    assert exposition.value("teachers") == 3
+    assert exposition.value("teacher_requests_total", teacher="ema") == 1
 
 
 def test_values_that_are_not_finite_are_exposed() -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from streamkd.distill.memory import Memory, Remembered, Ring, whole
-from streamkd.distill.questions import Questions
+from streamkd.distill.questions import Questions, group
 from streamkd.distill.students import Student
 from streamkd.distill.teachers import EmaTeacher, SnapshotMaker, SnapshotTeacher, Teacher, copy_of
 from streamkd.errors import ConfigError, PluginError
@@ -124,7 +124,7 @@ class Pool:
                 columns = torch.arange(classes, device=x.device)
                 known[fresh:, index] = columns < remembered.width().unsqueeze(1)
             else:
-                self.questions.of(teacher.key).cached += rows - fresh
+                self.questions.of(group(teacher)).cached += rows - fresh
                 cached, answered = remembered.frozen(self._slots[teacher.key])
                 logits[fresh:, index] = cached.float()
                 known[fresh:, index] = teacher.known().to(x.device) & answered.unsqueeze(1)
@@ -233,6 +233,7 @@ class Pool:
         self.teachers.remove(teacher)
         for book in (self.worth, self.accuracy, self.ages, self._slots):
             book.pop(teacher.key, None)
+        self.questions.strikes.pop(teacher.key, None)
         self._facts = None
 
     @torch.no_grad()

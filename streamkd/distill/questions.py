@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from streamkd.distill.teachers import Teacher
+from streamkd.distill.teachers import SnapshotTeacher, Teacher
 from streamkd.errors import PluginError
 
 STRIKES = 3
@@ -27,22 +27,27 @@ class Tally:
     cached: int = 0
 
 
+def group(teacher: Teacher) -> str:
+    """Under what name a teacher is counted: its own; of snapshots, that of the choice in the configuration."""
+    return (isinstance(teacher, SnapshotTeacher) and teacher.key.rpartition("-")[0]) or teacher.key
+
+
 @dataclass
 class Questions:
-    """The questions to all teachers by key."""
+    """The questions to all teachers, tallied by ``group``: snapshots come and go, and count as one."""
 
     tallies: dict[str, Tally] = field(default_factory=dict)
     strikes: dict[str, int] = field(default_factory=dict)
 
-    def of(self, key: str) -> Tally:
-        """The tally of a teacher."""
-        return self.tallies.setdefault(key, Tally())
+    def of(self, group: str) -> Tally:
+        """The tally of a teacher, or of all snapshots."""
+        return self.tallies.setdefault(group, Tally())
 
     def ask(self, teacher: Teacher, x: Tensor, classes: int) -> tuple[Tensor, Tensor] | None:
         """Logits [batch, classes] on raw inputs and the classes known; ``None``: it failed, or did so too often."""
         if self.strikes.get(teacher.key, 0) >= STRIKES:
             return None
-        tally = self.of(teacher.key)
+        tally = self.of(group(teacher))
         tally.requests += 1
         begun = time.perf_counter()
         try:

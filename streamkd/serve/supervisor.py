@@ -217,8 +217,10 @@ class Supervisor:
         elif kind == "committed" and self._socket:
             self._committed = message
             self._ingress.send(message)
-        elif kind == "ready" and self._socket:
-            self._ingress.start()  # only now: the learner has the lock of the state directory
+        elif kind == "ready":
+            self._exposition.forget("teacher")  # those of a learner that died; this one may have others
+            if self._socket:
+                self._ingress.start()  # only now: the learner has the lock of the state directory
         else:
             self._hear_any("learner", message)
 

@@ -410,3 +410,13 @@ def test_an_answer_of_another_shape_is_a_failure() -> None:
     questions, teacher = Questions(), Counted("wide", toys.mlp())
     assert questions.ask(teacher, torch.zeros(2, 3), classes=7) is None
     assert questions.of("wide").failures == 1
+
+
+def test_snapshots_are_tallied_together() -> None:
+    """However many snapshots come and go, they are counted under one name, that of their choice."""
+    step = toys.make_step(snapshots=2)
+    for seed in range(5):
+        run(step, 20, seed=seed)
+        step.pool.end_task(step.student)
+    assert set(step.pool.questions.tallies) <= {"ema", "memory", "snapshot"}
+    assert step.pool.questions.of("snapshot").requests > 0
