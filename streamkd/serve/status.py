@@ -10,6 +10,8 @@ from streamkd.distill.questions import Tally
 from streamkd.learner import Learner
 from streamkd.telemetry import Recorder
 
+TASKS = 1_000  # names that are told
+
 
 def status_of(learner: Learner, rate: float, version: int | None, lag: int | None) -> dict[str, Any]:
     """How the learner stands, for the page and for `/v1/status`."""
@@ -20,7 +22,7 @@ def status_of(learner: Learner, rate: float, version: int | None, lag: int | Non
         "steps": learner.steps,
         "version": version,
         "task": learner.tasks.names[learner.tasks.current] if learner.tasks.names else None,
-        "tasks": learner.tasks.names,
+        "tasks": learner.tasks.names[-TASKS:],
         "classes": learner.labels.labels,
         "accuracy": {
             "prequential": learner.prequential.accuracy,

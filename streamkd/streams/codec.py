@@ -23,6 +23,7 @@ from streamkd.streams.lists import padded
 
 __all__ = ["arrow_schema", "check_schema", "encode", "encode_inputs", "sift"]
 
+NAME_BYTES = 256  # of a label or a task
 DICTIONARY_BYTES = 256 << 20  # what dictionary columns may unfold to
 _EVENT_TIME = pa.timestamp("us", "UTC")
 
@@ -75,6 +76,7 @@ def sift(
             arrays.append(_cast(array, place, faults))
     if row_bytes is not None:
         _refuse_large(arrays, row_bytes, faults)
+        _refuse_long_names(arrays, schema, faults)
     if images:
         _refuse_undecodable(arrays, schema, faults)
     canonical = pa.RecordBatch.from_arrays(arrays, schema=arrow_schema(schema))
@@ -318,6 +320,14 @@ def _refuse_large(arrays: list[pa.Array], row_bytes: int, faults: _Faults) -> No
     large = np.flatnonzero(sizes > row_bytes)
     if len(large):
         faults.add(large, "too_large", f"a record of {int(sizes[large].max())} bytes, at most {row_bytes}")
+
+
+def _refuse_long_names(arrays: list[pa.Array], schema: RecordSchema, faults: _Faults) -> None:
+    """Labels and tasks are kept for as long as the learner lives, and shown: they are names, not texts."""
+    for array, place in zip(arrays, _places(schema), strict=True):
+        if place.name in (schema.label, schema.task) and pa.types.is_string(array.type):
+            long = pc.binary_length(array).fill_null(0).to_numpy(zero_copy_only=False) > NAME_BYTES
+            faults.add(np.flatnonzero(long), "too_large", f"{place.name}: more than {NAME_BYTES} bytes")
 
 
 def _refuse_undecodable(arrays: list[pa.Array], schema: RecordSchema, faults: _Faults) -> None:

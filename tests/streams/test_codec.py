@@ -229,3 +229,13 @@ def test_a_request_that_does_not_fit_says_what_was_needed(columns: dict[str, Any
     with pytest.raises(RecordError, match="input") as caught:
         codec.encode_inputs(columns, SQUARE)
     assert said in str(caught.value)
+
+
+def test_labels_and_tasks_are_names_not_texts() -> None:
+    """A label or task of more than 256 bytes is refused at the door: it would be kept for ever."""
+    schema = RecordSchema(inputs=(InputColumn(name="x"),), label_type="string", task="task")
+    labels, tasks = ["a" * 256, "a" * 257, "a", "a"], ["t", "t", "t" * 257, "é" * 129]
+    batch = pa.record_batch({"x": pa.array([1.0] * 4), "label": pa.array(labels), "task": pa.array(tasks)})
+    rows, rejects = codec.sift(batch, schema, row_bytes=4096)
+    assert rows.num_rows == 1
+    assert [(reject.row, reject.reason) for reject in rejects] == [(1, "too_large"), (2, "too_large"), (3, "too_large")]
