@@ -122,8 +122,8 @@ def run(config: Path | None, overrides: tuple[str, ...], out: Path, seeds: str) 
 @TOKEN
 def push(source: str, url: str, **options: Any) -> None:
     """Send SOURCE (a data set's name, a file, or a stream definition) as live records."""
-    from streamkd.streams import outgoing
-    from streamkd.streams import push as pushing
+    from streamkd.producer import outgoing
+    from streamkd.producer import push as pushing
 
     opened = outgoing.open_outgoing(source, _pairs(options["columns"]), options["limit"], options["batch"])
     with _bar("records", opened.total) as advance:

@@ -11,8 +11,8 @@ import httpx
 import pyarrow as pa
 
 from streamkd.errors import LimitExceeded, RecordError, SchemaMismatch, StreamkdError
-from streamkd.streams.outbox import Outbox, Piece
-from streamkd.streams.push import Disconnected, Target
+from streamkd.producer.outbox import Outbox, Piece
+from streamkd.producer.wire import Disconnected, Target
 
 CONTENT_TYPE = "application/vnd.apache.arrow.stream"
 TIMEOUT_SECONDS = 60.0

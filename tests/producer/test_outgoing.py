@@ -7,8 +7,8 @@ import pyarrow.csv
 import pytest
 
 from streamkd.errors import ConfigError, SourceError
+from streamkd.producer.outgoing import open_outgoing
 from streamkd.streams import datasets
-from streamkd.streams.outgoing import open_outgoing
 from streamkd.streams.replay import PARTITION, ReplayOptions, describe, make
 
 

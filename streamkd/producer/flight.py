@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.flight as fl
 
 from streamkd.errors import RecordError
-from streamkd.streams.outbox import Outbox, Piece
-from streamkd.streams.push import Disconnected, Target
+from streamkd.producer.outbox import Outbox, Piece
+from streamkd.producer.wire import Disconnected, Target
 
 
 def deliver(outbox: Outbox, target: Target) -> None:

@@ -13,16 +13,15 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
 from urllib.parse import urlsplit
 
 import pyarrow as pa
 
 from streamkd.errors import SourceError
-from streamkd.streams.outbox import Ack, Outbox
+from streamkd.producer.outbox import Ack, Outbox
+from streamkd.producer.wire import ClientTls, Disconnected, Target, Wire
 
-__all__ = ["Ack", "ClientTls", "Disconnected", "PushSummary", "Target", "push"]
+__all__ = ["Ack", "ClientTls", "PushSummary", "push"]
 
 PATIENCE_SECONDS = 60.0
 BACK_OFF_SECONDS = (0.1, 5.0)
@@ -38,46 +37,6 @@ class PushSummary:
     duplicates: int
     seconds: float
     resent: int = 0
-
-
-@dataclass(frozen=True)
-class ClientTls:
-    """PEM files: whom to trust instead of the system's authorities, and who we are."""
-
-    ca: Path | None = None
-    certificate: Path | None = None
-    key: Path | None = None
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where to send, and as whom."""
-
-    url: str
-    stream: str
-    producer: str
-    token: str | None
-    tls: ClientTls
-
-
-class Disconnected(Exception):
-    """The connection broke, or the server cannot take records now: worth another try."""
-
-    def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after_seconds = retry_after_seconds
-
-
-class Wire(Protocol):
-    """One way of sending."""
-
-    def __call__(self, outbox: Outbox, target: Target) -> None:
-        """One connection: send again what is not acknowledged, then what is new, until all is acknowledged.
-
-        Raises:
-            Disconnected: try again. StreamkdError: the server will never take this.
-        """
-        ...
 
 
 def push(
@@ -124,11 +83,11 @@ def _target(url: str, stream: str, producer: str, token: str | None, tls: Client
         raise SourceError("needed a host", where=url, fix="grpc://127.0.0.1:8815 or http://127.0.0.1:8470")
     place = Target(f"{parts.scheme}://{parts.netloc}", stream, producer, token, tls)
     if parts.scheme in ("grpc", "grpc+tcp", "grpc+tls"):
-        from streamkd.streams.flight_client import deliver as over_flight
+        from streamkd.producer.flight import deliver as over_flight
 
         return over_flight, place
     if parts.scheme in ("http", "https"):
-        from streamkd.streams.http_client import deliver as over_http
+        from streamkd.producer.http import deliver as over_http
 
         return over_http, place
     raise SourceError(

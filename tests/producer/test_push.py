@@ -17,8 +17,10 @@ import pytest
 
 from streamkd.config import Limits
 from streamkd.errors import RecordError, SchemaMismatch, SourceError
-from streamkd.streams import http_client, outbox, tokens
-from streamkd.streams.push import Ack, push
+from streamkd.producer import http as http_client
+from streamkd.producer import outbox
+from streamkd.producer.push import Ack, push
+from streamkd.streams import tokens
 
 SCRIPT = Path(__file__).with_name("log_server.py")
 _spec = importlib.util.spec_from_file_location("streams_log_server", SCRIPT)
