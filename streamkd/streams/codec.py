@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from streamkd.errors import LimitExceeded, SchemaMismatch
-from streamkd.records import InputColumn, RecordSchema, Reject, RejectReason
-from streamkd.streams.encoding import encode, encode_inputs, undecodable
+from streamkd.records import InputColumn, Records, RecordSchema, Reject, RejectReason
+from streamkd.streams.encoding import encode_inputs, encode_rows, undecodable
 from streamkd.streams.lists import padded
 
 __all__ = ["arrow_schema", "check_schema", "encode", "encode_inputs", "sift"]
@@ -81,6 +81,23 @@ def sift(
         _refuse_undecodable(arrays, schema, faults)
     canonical = pa.RecordBatch.from_arrays(arrays, schema=arrow_schema(schema))
     return (canonical if faults.none else canonical.filter(pa.array(~faults.bad))), faults.rejects()
+
+
+def encode(rows: pa.RecordBatch, schema: RecordSchema, partition_offset: int) -> tuple[Records, list[Reject]]:
+    """Rows to numbers; rows in another form are sifted first.
+
+    ``partition_offset`` is the offset of ``rows[0]``; ``Reject.row`` counts in ``rows``.
+
+    Raises:
+        SchemaMismatch: the rows are neither canonical nor can be made so.
+    """
+    numbers = np.arange(rows.num_rows)
+    rejects: list[Reject] = []
+    if not rows.schema.equals(arrow_schema(schema)):
+        rows, rejects = sift(rows, schema)
+        numbers = np.delete(numbers, [reject.row for reject in rejects])
+    records, undecoded = encode_rows(rows, schema, numbers, partition_offset)
+    return records, sorted([*rejects, *undecoded], key=lambda reject: reject.row)
 
 
 @dataclass(frozen=True)

@@ -23,33 +23,25 @@ from streamkd.streams.lists import fit
 _IMAGE_MODES: Mapping[int, str] = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
-def encode(rows: pa.RecordBatch, schema: RecordSchema, partition_offset: int) -> tuple[Records, list[Reject]]:
+def encode_rows(
+    rows: pa.RecordBatch, schema: RecordSchema, numbers: np.ndarray, partition_offset: int
+) -> tuple[Records, list[Reject]]:
     """The records of canonical rows, and the rows whose image cannot be decoded.
 
-    Rows in another form are sifted first. ``partition_offset`` is the offset of ``rows[0]``; ``Reject.row``
-    counts in ``rows``.
-
-    Raises:
-        SchemaMismatch: the rows are neither canonical nor can be made so.
+    ``numbers`` [rows] are the rows' places in the batch that they came in: ``Reject.row`` counts there, and offsets are
+    ``partition_offset`` more.
     """
-    from streamkd.streams.codec import arrow_schema, sift
-
-    kept = np.arange(rows.num_rows)
-    rejects: list[Reject] = []
-    if not rows.schema.equals(arrow_schema(schema)):
-        rows, rejects = sift(rows, schema)
-        kept = np.delete(kept, [reject.row for reject in rejects])
     bad: dict[int, Reject] = {}
-    parts = [_column(rows.column(column.name), column, kept, bad) for column in schema.inputs]
-    good = np.array([row not in bad for row in kept.tolist()], bool) if bad else np.ones(len(kept), bool)
+    parts = [_column(rows.column(column.name), column, numbers, bad) for column in schema.inputs]
+    good = np.array([row not in bad for row in numbers.tolist()], bool) if bad else np.ones(len(numbers), bool)
     labels = rows.column(schema.label).to_pylist()
     tasks = rows.column(schema.task).to_pylist() if schema.task else None
     if bad:
         parts = [part[good] for part in parts]
         labels = [label for label, keep in zip(labels, good, strict=True) if keep]
         tasks = tasks and [task for task, keep in zip(tasks, good, strict=True) if keep]
-    records = Records(_join(parts, schema), labels, tasks, kept[good].astype(np.int64) + partition_offset)
-    return records, sorted([*rejects, *bad.values()], key=lambda reject: reject.row)
+    records = Records(_join(parts, schema), labels, tasks, numbers[good].astype(np.int64) + partition_offset)
+    return records, list(bad.values())
 
 
 def undecodable(array: pa.Array, column: InputColumn) -> Iterator[tuple[int, RejectReason, str]]:

@@ -6,7 +6,6 @@ open ─► label codes ─► held out ─► per_class ─► tasks (by classe
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +14,7 @@ from streamkd.errors import SourceError
 from streamkd.records import RecordSchema
 from streamkd.streams import datasets
 from streamkd.streams.files import Rows, TableRows, open_rows
-
-if TYPE_CHECKING:
-    from streamkd.streams.replay import ReplayOptions
+from streamkd.streams.replay_options import ReplayOptions
 
 NONE = -1  # a row without label, or outside of every task
 
@@ -57,7 +54,7 @@ class Half:
         return names.take(pa.array(self.tasks[rows]))
 
 
-def split(options: "ReplayOptions", schema: RecordSchema, seed: int) -> tuple[Half, Half]:
+def split(options: ReplayOptions, schema: RecordSchema, seed: int) -> tuple[Half, Half]:
     """Both halves, with the tasks that the options ask for.
 
     Raises:
@@ -94,7 +91,7 @@ class _Tasks:
 
     def __init__(
         self,
-        options: "ReplayOptions",
+        options: ReplayOptions,
         schema: RecordSchema,
         train: Rows,
         codes: np.ndarray,
@@ -139,7 +136,7 @@ class _Tasks:
         return np.zeros(len(rows), np.int64)
 
 
-def _open(options: "ReplayOptions") -> tuple[Rows, Rows | None, str]:
+def _open(options: ReplayOptions) -> tuple[Rows, Rows | None, str]:
     """Train rows, test rows where they are apart, and what to call the place in an error."""
     if options.dataset:
         dataset = datasets.load(options.dataset)

@@ -1,0 +1,73 @@
+"""What can be asked of the source ``replay``: which data, in which order, in which forms, how often and how fast."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from streamkd.hookspecs import Options
+from streamkd.streams import datasets, variations
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class ReplayOptions(Options):
+    """What is replayed, in which order, in which forms, how often and how fast."""
+
+    dataset: str | None = Field(default=None, description=f"one of {', '.join(datasets.NAMES)}")
+    path: Path | None = Field(default=None, description="a Parquet, Arrow, Feather or CSV file")
+    test_path: Path | None = Field(default=None, description="a file of test records")
+    test_ratio: float = Field(default=0.2, ge=0, lt=1, description="held out of a file without test_path, per label")
+    test_limit: int = Field(default=20_000, ge=0, description="at most so many records are held out of a file")
+    test: Literal["test", "rest"] = Field(
+        default="test", description="rest: test on the train records beyond per_class"
+    )
+    classes_per_task: Positive | None = Field(default=None, description="None: the file's task column, or one task")
+    order: Literal["seed", "given"] = Field(default="seed", description="of classes, tasks and records")
+    seed: int | None = Field(default=None, ge=0, description="None: the configuration's seed")
+    variations: tuple[str, ...] = Field(default=("plain",), description="each repeats all tasks in changed form")
+    permuted: int = Field(default=0, ge=0, description="so many fixed orders of the elements, the first one plain")
+    rotated: tuple[float, ...] = Field(default=(), description="angles in degrees, a form each")
+    label_noise: float = Field(default=0.0, ge=0, lt=1, description="share of train labels changed within their task")
+    per_class: Positive | None = Field(default=None, description="only the first train records of each class")
+    repeat: bool | Positive = Field(default=False, description="true: for ever; a number: so many rounds")
+    rate: float | None = Field(default=None, gt=0, description="records per second; None: as fast as they are read")
+    limit: Positive | None = Field(default=None, description="the stream ends after so many records")
+
+    @field_validator("variations")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if not variations.PATTERN.fullmatch(name):
+                raise ValueError(f"there is no variation {name!r}: plain, invert, rotate-<degrees>, permute-<number>")
+        return names
+
+    @field_validator("dataset")
+    @classmethod
+    def _named(cls, name: str | None) -> str | None:
+        if name is not None and name not in datasets.NAMES:
+            raise ValueError(f"there is no dataset {name!r}: {', '.join(datasets.NAMES)}")
+        return name
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ReplayOptions":
+        if (self.dataset is None) == (self.path is None):
+            raise ValueError("needs either dataset or path")
+        if self.dataset and self.test_path:
+            raise ValueError("test_path belongs to path; a dataset brings its own test records")
+        if sum([self.variations != ("plain",), bool(self.permuted), bool(self.rotated)]) > 1:
+            raise ValueError("takes one of variations, permuted and rotated")
+        if self.test == "rest" and not self.per_class:
+            raise ValueError("test: rest needs per_class, which leaves the rest")
+        if not self.forms or len(set(self.forms)) < len(self.forms):
+            raise ValueError(f"needs at least one variation, each once, got {list(self.forms)}")
+        return self
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The variations, with ``permuted`` and ``rotated`` written out."""
+        if self.permuted:
+            return ("plain", *(f"permute-{number}" for number in range(1, self.permuted)))
+        if self.rotated:
+            return tuple(f"rotate-{angle:g}" if angle else "plain" for angle in self.rotated)
+        return self.variations
