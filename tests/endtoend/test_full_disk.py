@@ -69,6 +69,7 @@ def test_the_learner_goes_on_without_checkpoints(serve: Serve, disk: Disk) -> No
     assert server.inspect()["skipped"] == []
 
 
+@pytest.mark.soak  # a cut that cannot be journaled, and a log that cannot be written, have quick tests of their own
 def test_a_full_log_refuses_and_takes_again(serve: Serve, disk: Disk) -> None:
     """No room for the log: 429 and nothing is lost; a batch that waits for its time waits on; then all are learned."""
     slow = merged(PUSHED, {"stream": {"batch": {"flush_seconds": 2.0}}})

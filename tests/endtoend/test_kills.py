@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from streamkd import config as configuration
+from streamkd.inspection import weights_sha256
+from streamkd.learner import Learner
+from streamkd.plugins import Registry
 from streamkd.state.checkpoint import Checkpoints
 from streamkd.state.directory import StateDirectory
+from streamkd.state.tree import pack, unpack
+from streamkd.wiring import open_source, schema_of
 
 from .conftest import PUSHED, STREAMKD, Serve, Server, merged, records
 
 # batches of 7 at a rate, with a flush after a few milliseconds: many cuts that only the journal knows
-DISTURBED = merged(PUSHED, {"stream": {"batch": {"flush_seconds": 0.02}}, "pool": {"limit": 5}})
+DISTURBED = merged(PUSHED, {"stream": {"batch": {"flush_seconds": 0.02}}, "pool": {"limit": 5}, "device": "cpu"})
 
 
 def kill(server: Server, what: str) -> None:
@@ -35,14 +41,23 @@ def kill(server: Server, what: str) -> None:
     server.again()
 
 
-def learned(state: Path) -> dict[str, Any]:
-    """Everything in the newest checkpoint that decides what is learned next, tensor by tensor."""
+def newest(state: Path) -> Any:
+    """The tree of the newest checkpoint."""
     checkpoints = Checkpoints(StateDirectory(state), read_only=True)
     snapshot = checkpoints.latest()
     checkpoints.close()
     assert snapshot is not None
-    tree = {name: part for name, part in snapshot.tree.items() if name != "quality"}  # measured by the clock
-    return dict(_leaves(tree, ""))
+    return snapshot.tree
+
+
+def learned(state: Path) -> dict[str, Any]:
+    """Everything in the newest checkpoint that decides what is learned next, tensor by tensor."""
+    return leaves(newest(state))
+
+
+def leaves(tree: Any) -> dict[str, Any]:
+    """The values of a tree by their paths, without what is measured by the clock."""
+    return dict(_leaves({name: part for name, part in tree.items() if name != "quality"}, ""))
 
 
 def _leaves(node: Any, path: str) -> list[tuple[str, Any]]:
@@ -63,8 +78,16 @@ def _same(a: Any, b: Any) -> bool:
     return repr(a) == repr(b)
 
 
-def check_kills(serve: Serve, folder: Path, rows: int, rate: int, whats: Sequence[str], seed: int) -> None:
-    """Push, kill, push on; then let an undisturbed learner consume a copy of the log, and compare."""
+def check_kills(
+    serve: Serve,
+    folder: Path,
+    rows: int,
+    rate: int,
+    whats: Sequence[str],
+    seed: int,
+    undisturbed: Callable[[Path, int], Any],
+) -> None:
+    """Push, kill, push on; then let ``undisturbed`` consume a copy of the log, and compare every tensor."""
     moments = random.Random(seed)
     pq.write_table(pa.Table.from_batches([records(rows)]), folder / "rows.parquet")
     server = serve(DISTURBED)
@@ -85,22 +108,44 @@ def check_kills(serve: Serve, folder: Path, rows: int, rate: int, whats: Sequenc
     server.trained(rows, 120)
     assert server.stop() == 0
 
+    seen = server.inspect()
+    assert (seen["records_trained"], seen["offsets"]) == (rows, {"main/0": rows})
     (folder / "undisturbed").mkdir()
     for file in server.state.glob("log.sqlite*"):
         shutil.copy(file, folder / "undisturbed")
-    other = serve(DISTURBED, "--set", "checkpoint.every_seconds=2.3", state=folder / "undisturbed")
-    other.trained(rows, 300)
-    assert other.stop() == 0
-    seen = [each.inspect() for each in (server, other)]
-    assert [each["records_trained"] for each in seen] == [rows, rows]
-    assert [each["offsets"] for each in seen] == [{"main/0": rows}] * 2
-    assert differences(learned(server.state), learned(other.state)) == []
-    assert seen[0]["weights_sha256"] == seen[1]["weights_sha256"]
+    tree = undisturbed(folder / "undisturbed", rows)
+    assert differences(learned(server.state), leaves(tree)) == []
+    assert weights_sha256(tree["learned"]["student"]) == seen["weights_sha256"]
+
+
+def by_a_learner(state: Path, rows: int) -> Any:
+    """What a learner in this process makes of the log, without a checkpoint before its end."""
+    registry = Registry.load()
+    config = configuration.from_tree(DISTURBED, registry)
+    schema = schema_of(config, registry)
+    source, journal = open_source(config, registry, schema, state / "log.sqlite")
+    learner = Learner(config, registry, source, schema, journal=journal)
+    while learner.offsets["main/0"] < rows:
+        assert learner.advance() or learner.offsets["main/0"] < rows
+    source.close()
+    return unpack(pack(learner.state()))
+
+
+def by_a_server(serve: Serve) -> Callable[[Path, int], Any]:
+    """The same by a server that is left alone, with checkpoints at other times."""
+
+    def consume(state: Path, rows: int) -> Any:
+        other = serve(DISTURBED, "--set", "checkpoint.every_seconds=2.3", state=state)
+        other.trained(rows, 300)
+        assert other.stop() == 0
+        return newest(state)
+
+    return consume
 
 
 def test_kills_change_no_bit_of_what_is_learned(serve: Serve, tmp_path: Path) -> None:
     """Learner, ingress and the whole group are killed in mid-push: weights, memory and gate as if nothing had been."""
-    check_kills(serve, tmp_path, 3_000, 300, ["learner", "ingress", "group"], seed=0)
+    check_kills(serve, tmp_path, 3_000, 300, ["learner", "ingress", "group"], 0, by_a_learner)
 
 
 @pytest.mark.soak
@@ -109,4 +154,4 @@ def test_ten_kills_of_a_long_push(serve: Serve, tmp_path: Path) -> None:
     moments = random.Random(1)
     kinds = ["learner", "ingress", "supervisor", "group"]
     whats = [*kinds, *moments.choices(kinds, k=6)]
-    check_kills(serve, tmp_path, 30_000, 300, moments.sample(whats, 10), seed=1)
+    check_kills(serve, tmp_path, 30_000, 300, moments.sample(whats, 10), 1, by_a_server(serve))

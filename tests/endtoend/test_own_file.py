@@ -19,7 +19,6 @@ def test_a_stranger_s_file_is_learned(serve: Serve, tmp_path: Path) -> None:
     written = streamkd("init", tmp_path / "tumours.parquet", "--label", "diagnosis", "--out", tmp_path / "it.yaml")
     assert written.returncode == 0, written.stderr
     assert f"streamkd serve {tmp_path / 'it.yaml'}" in written.stdout
-    assert streamkd("check", tmp_path / "it.yaml").returncode == 0
 
     server = serve(tmp_path / "it.yaml")
     server.trained(456)  # a fifth is held out

@@ -65,8 +65,8 @@ def post(server: Server, rows: pa.RecordBatch, form: str, producer: str, size: i
     return accepted
 
 
-def check_all_ways(serve: Serve, folder: Path, each: int) -> Server:
-    """Push ``each`` records in five ways, all of them twice, and compare every number that counts them."""
+def check_all_ways(serve: Serve, folder: Path, each: int, twice: slice) -> Server:
+    """Push ``each`` records in five ways, some of them twice, and compare every number that counts them."""
     server = serve()
     ways: list[Callable[[], int]] = []
     for index, way in enumerate(("command over Flight", "command over HTTP", "bare", "arrow", "json")):
@@ -81,15 +81,16 @@ def check_all_ways(serve: Serve, folder: Path, each: int) -> Server:
         else:
             ways.append(lambda rows=rows, form=way: post(server, rows, form, form))
     assert [way() for way in ways] == [each] * len(ways)
-    total = each * len(ways)
+    total, again = each * len(ways), ways[twice]
     server.trained(total, 300)
-    for way in ways:  # under the same numbers: answered as before, not taken again
+    for way in again:  # under the same numbers: answered as before, not taken again
         way()
-    names = ("source_records_total", "records_duplicate_total", "train_samples_total")
-    try:
-        until(lambda: [server.metric(name) for name in names] == [total] * 3, 10)
-    except AssertionError:
-        raise AssertionError({name: server.metric(name) for name in names}) from None
+    counted = {
+        "source_records_total": total,
+        "train_samples_total": total,
+        "records_duplicate_total": each * len(again),
+    }
+    until(lambda: {name: server.metric(name) for name in counted} == counted, 10, f"the numbers {counted}")
     assert server.stop() == 0
     seen = server.inspect()
     assert seen["records_trained"] == total
@@ -99,11 +100,11 @@ def check_all_ways(serve: Serve, folder: Path, each: int) -> Server:
 
 
 def test_every_way_of_pushing_counts_each_record_once(serve: Serve, tmp_path: Path) -> None:
-    """3,000 records by the command, the bare client, Arrow and JSON over HTTP, sent twice: each counts once."""
-    check_all_ways(serve, tmp_path, 600)
+    """3,000 records by the command, the bare client, Arrow and JSON over HTTP, some sent twice: each counts once."""
+    check_all_ways(serve, tmp_path, 600, slice(0, 5, 2))
 
 
 @pytest.mark.soak
 def test_thirty_thousand_records_by_each_way(serve: Serve, tmp_path: Path) -> None:
     """30,000 records by each way, sent twice: acknowledged, counted and trained once."""
-    check_all_ways(serve, tmp_path, 30_000)
+    check_all_ways(serve, tmp_path, 30_000, slice(None))

@@ -93,6 +93,7 @@ def test_a_configuration_that_names_a_broken_plugin_is_refused(serve: Serve, sit
     assert "Traceback" not in server.err
 
 
+@pytest.mark.soak  # the rehearsal itself has a quick test
 def test_a_plugin_that_fails_when_it_is_made_is_fatal(serve: Serve, site: Path) -> None:
     """An observer that cannot be built ends the server at start, in words."""
     install(site, "observers", OBSERVERS)
