@@ -27,6 +27,7 @@ def main() -> None:
     channel.send({"kind": "metrics", "deltas": [["train_steps_total", [], 5]]})
     channel.send({"kind": "status", "records_trained": 50, "task": "0"})
     channel.send({"kind": "ready"})
+    channel.send({"kind": "committed", "offsets": {"main/0": 5}})
     if manner == "finished":
         channel.send({"kind": "stopped"})
         return

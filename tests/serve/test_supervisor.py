@@ -170,6 +170,16 @@ def test_children_end_with_a_killed_supervisor(launch: Callable[..., Server]) ->
     until(lambda: not any(map(is_running, pids)))
 
 
+def test_an_ingress_hears_of_the_checkpoint_that_came_before_it(launch: Callable[..., Server]) -> None:
+    """Told while no ingress was there to hear it, also after a kill -9: each ingress knows what makes room."""
+    server = launch(PUSH)
+    until(lambda: "flight" in server.status()["urls"])
+    until(lambda: "committed" in server.heard("ingress-heard"))
+    told = len(server.heard("ingress-heard"))
+    os.kill(server.status()["processes"]["ingress"]["pid"], signal.SIGKILL)
+    until(lambda: server.heard("ingress-heard")[told:] == ["committed"])
+
+
 def test_children_leave_the_groups_signals_to_the_supervisor(launch: Callable[..., Server]) -> None:
     """SIGTERM to every process at once, as service managers send it, still ends in order."""
     server = launch()
