@@ -114,8 +114,8 @@ def run(config: Path | None, overrides: tuple[str, ...], out: Path, seeds: str) 
 @click.option("--rate", type=float, help="Records per second; default as fast as they are taken.")
 @click.option("--limit", type=int, help="Send so many records at most.")
 @click.option("--batch", default=500, show_default=True, help="Records per batch.")
-@click.option("--columns", help="Rename columns: theirs=ours,...")
-@click.option("--producer", help="Name for deduplication; resend under the same name to go on.")
+@click.option("--columns", help="Send these columns only, renamed: theirs=ours,...")
+@click.option("--producer", help="Name for deduplication: the same batches again under the same name count once.")
 @click.option("--ca", type=click.Path(path_type=Path), help="PEM file of the authorities to trust.")
 @click.option("--certificate", type=click.Path(path_type=Path), help="PEM file of a client certificate.")
 @click.option("--key", type=click.Path(path_type=Path), help="PEM file of its key.")
@@ -397,6 +397,7 @@ def _log_to_stderr() -> None:
     import logging
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each batch that passes through
 
 
 def main() -> None:
