@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.flight as fl
 import pytest
 
+from . import bare_flight
 from .conftest import PUSHED, Serve, Server, merged, records, until
 from .test_push import arrow_stream, json_lines
 
@@ -118,6 +119,13 @@ def test_a_batch_that_does_not_fit_is_refused_whole(
     for word in words:
         assert word in answer.json()["error"]
         assert word in str(caught.value)
+
+
+def test_the_ten_lines_of_the_readme_raise_what_is_wrong(sender: Sender) -> None:
+    """The bare client is told why its records are refused, not only that something was not there."""
+    table = pa.Table.from_batches([records(30).drop_columns(["label"])])
+    with pytest.raises(fl.FlightError, match="column 'label'"):
+        bare_flight.put(sender.server.flight, table, "bare")
 
 
 def test_bad_rows_are_dead_letters_with_their_reason(sender: Sender) -> None:
