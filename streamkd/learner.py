@@ -159,7 +159,7 @@ class Learner:
 
     @property
     def _source(self) -> str:
-        return self.config.stream.name
+        return self.config.stream.source.name
 
     def _train(self, records: Records) -> None:
         begun = time.perf_counter()

@@ -91,7 +91,7 @@ class Gauges:
         if learner.last_step_at is not None:
             recorder.set("train_last_step_timestamp_seconds", learner.last_step_at)
         if status["lag_records"] is not None:
-            recorder.set("source_lag_records", status["lag_records"], source=learner.config.stream.name)
+            recorder.set("source_lag_records", status["lag_records"], source=learner.config.stream.source.name)
         self._record_training(learner)
         self._record_teachers(status, learner)
         self._record_adaptations(learner)
@@ -102,7 +102,8 @@ class Gauges:
         self._recorder.count("train_steps_total", learner.steps - steps)
         self._recorder.count("train_samples_total", learner.records - records)
         if learner.pulled:
-            self._recorder.count("source_records_total", learner.records - records, source=learner.config.stream.name)
+            source = learner.config.stream.source.name
+            self._recorder.count("source_records_total", learner.records - records, source=source)
 
     def _record_teachers(self, status: Mapping[str, Any], learner: Learner) -> None:
         recorder = self._recorder
