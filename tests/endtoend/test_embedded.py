@@ -82,12 +82,13 @@ def test_promtool_has_nothing_to_say(server: Server) -> None:
 @pytest.mark.skipif(BROWSER is None, reason="no chromium to open the page with")
 def test_the_page_shows_the_live_learner(server: Server, tmp_path: Path) -> None:
     """A browser shows accuracy, tasks and teachers of the running server, complains of nothing and asks nobody else."""
+    until(lambda: len(server.status().get("history") or []) >= 4, what="a history to draw")
     quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")
     shown = subprocess.run(
         [
             *(str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", *quiet),
             *("--enable-logging=stderr", "--v=0", f"--user-data-dir={tmp_path / 'profile'}"),
-            *(f"--log-net-log={tmp_path / 'net.json'}", "--virtual-time-budget=2500", "--dump-dom", server.url + "/"),
+            *(f"--log-net-log={tmp_path / 'net.json'}", "--virtual-time-budget=6000", "--dump-dom", server.url + "/"),
         ],
         capture_output=True,
         text=True,
