@@ -100,6 +100,8 @@ class Gauges:
         steps, records = self._trained
         self._trained = (learner.steps, learner.records)
         self._recorder.count("train_steps_total", learner.steps - steps)
+        for index, group in enumerate(learner.strategy.optimizer.param_groups if learner.started else []):
+            self._recorder.set("train_learning_rate", float(group["lr"]), group=str(index))
         self._recorder.count("train_samples_total", learner.records - records)
         if learner.pulled:
             source = learner.config.stream.source.name
