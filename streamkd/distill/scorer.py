@@ -1,0 +1,85 @@
+"""The shared scorer: one small network scores every teacher of every sample, whatever the size of the pool."""
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from streamkd.distill.gate import Evidence, share, weights_of
+from streamkd.hookspecs import Kind, Options, hookimpl
+
+
+class PerSampleOptions(Options):
+    """A shared scorer: one small network scores every teacher of every sample."""
+
+    floor: float = Field(default=0.3, ge=0, le=1, description="least weight of the hard label")
+    hidden: int = Field(default=16, gt=0)
+    trust: float = Field(default=2.0, ge=0, description="prior: shares go as p(label) to this power")
+    doubt: float = Field(default=1.0, ge=0, description="prior: hard-label weight is this times 1 - p(label)")
+    span: float = Field(default=2.0, gt=0, description="how far, in logits, the scorer may move the prior")
+
+
+class PerSampleGate(nn.Module):
+    """Weights per sample from a scorer that all teachers share, so that it survives the pool's growth.
+
+    The prior is w_0 = max(floor, doubt·(1 - p_T(y))) and v_k ∝ p_k(y)^trust; the scorer, whose last layer begins at
+    zero, moves both in logits. Its features do not depend on how many teachers there are: the label's log
+    probability, entropy, divergence from the student, and the teacher's held-out accuracy and age.
+    """
+
+    def __init__(self, options: PerSampleOptions) -> None:
+        super().__init__()
+        self.floor, self.trust, self.doubt, self.span = options.floor, options.trust, options.doubt, options.span
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.score, self.hard = _scorer(options.hidden), _scorer(options.hidden)
+
+    def forward(self, evidence: Evidence) -> Float[Tensor, "batch sources"]:
+        features, likelihood = _features(evidence)
+        moved = self.span * torch.tanh(self.score(features).squeeze(-1))
+        shares = share(self.trust * likelihood + moved, evidence.heard)
+        mixed = (shares.unsqueeze(-1) * features).sum(1)
+        trusted = (shares * likelihood.exp()).sum(1)
+        prior = torch.logit((self.doubt * (1 - trusted)).clamp(0.02, 0.98))
+        hard = torch.sigmoid(prior + self.span * torch.tanh(self.hard(mixed).squeeze(-1)))
+        return weights_of(hard.clamp_min(self.floor), shares, evidence.heard)
+
+
+FEATURES = 7
+
+
+def _scorer(hidden: int) -> nn.Sequential:
+    """Two layers, the last one zero: it begins without an opinion."""
+    last = nn.Linear(hidden, 1)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(FEATURES, hidden), nn.Tanh(), last)
+
+
+def _features(
+    evidence: Evidence,
+) -> tuple[Float[Tensor, "batch teachers features"], Float[Tensor, "batch teachers"]]:
+    """Features of each teacher on each sample, about unit size, 0 where it is not heard; and log p_k(y)."""
+    heard = evidence.heard
+    classes = evidence.logits.shape[1]
+    log_soft = torch.log_softmax(evidence.answers.masked_fill(~evidence.known, -torch.inf), dim=-1)
+    log_soft = log_soft.nan_to_num(nan=0.0, neginf=-30.0)
+    soft = log_soft.exp() * evidence.known
+    labels = evidence.labels.view(-1, 1, 1).expand(-1, heard.shape[1], 1)
+    likelihood = log_soft.gather(2, labels).squeeze(2).clamp_min(-10.0).masked_fill(~heard, 0.0)
+    own = torch.log_softmax(evidence.logits, dim=-1)
+    entropy = -(soft * log_soft).sum(-1) / max(torch.log(torch.tensor(float(max(classes, 2)))).item(), 1e-6)
+    apart = (soft * (log_soft - own.unsqueeze(1).clamp_min(-30.0))).sum(-1).clamp(0, 10)
+    ours = own.gather(1, evidence.labels.unsqueeze(1)).clamp_min(-10.0).expand_as(likelihood)
+    facts = evidence.facts.unsqueeze(0).expand(heard.shape[0], -1, -1)
+    columns = [likelihood / 3, likelihood.exp(), entropy, apart / 3, ours / 3]
+    features = torch.cat([torch.stack(columns, dim=-1), facts], dim=-1)
+    return features * heard.unsqueeze(-1), likelihood
+
+
+@hookimpl
+def streamkd_gates() -> Iterable[Kind]:
+    """The shared scorer."""
+    yield Kind("per-sample", PerSampleGate, PerSampleOptions, "a shared scorer over samples and teachers, meta-adapted")
