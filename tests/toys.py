@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamkd.distill.gate import Evidence, FixedGate, FixedOptions, Gate, PerSampleGate, PerSampleOptions
+from streamkd.distill.gate import Evidence, FixedGate, FixedOptions, Gate
 from streamkd.distill.losses import MatchGate, MatchGateOptions
 from streamkd.distill.memory import Memory, Policy
 from streamkd.distill.pool import Pool
+from streamkd.distill.scorer import PerSampleGate, PerSampleOptions
 from streamkd.distill.step import Step, Term
 from streamkd.distill.students import Mlp, MlpOptions, Student, build
 from streamkd.distill.teachers import EmaOptions, EmaTeacher, RecallTeacher, SnapshotMaker, TeacherContext

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from streamkd.distill.gate import Evidence, FixedGate, FixedOptions, Gate, PerSampleGate
+from streamkd.distill.gate import Evidence, FixedGate, FixedOptions, Gate
+from streamkd.distill.scorer import PerSampleGate
 
 seeds = st.integers(0, 10_000)
 
