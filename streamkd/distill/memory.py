@@ -123,6 +123,11 @@ class Ring:
         self.width[places] = logits.shape[1]
         self.answered[places] = False
 
+    def forget(self, slot: int) -> None:
+        """Drop the cached answers of a teacher's slot."""
+        if self.x is not None:
+            self.answered[:, slot] = False
+
     def state_dict(self) -> dict[str, Any]:
         names = ("x", "y", "task", "logits", "width", "frozen", "answered")
         tensors = {} if self.x is None else {name: getattr(self, name)[: self.filled] for name in names}

@@ -3,12 +3,14 @@
     rows (fresh + remembered) ─► Pool.answers ─► logits, known [batch, teachers, classes] ─► gate, loss
 
 Live teachers are asked about every row. A frozen teacher's answers on remembered rows come from the memory's
-cache, filled in bulk, so the cost of a step does not grow with the pool.
+cache, filled in bulk, so the cost of a step does not grow with the pool. So do a settled teacher's, whose cache is
+filled anew whenever it has changed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from torch import Tensor
 from streamkd.distill.memory import Memory, Remembered, Ring, whole
 from streamkd.distill.questions import Questions, group
 from streamkd.distill.students import Student
-from streamkd.distill.teachers import EmaTeacher, SnapshotMaker, SnapshotTeacher, Teacher, copy_of
+from streamkd.distill.teachers import EmaTeacher, Observing, Settled, SnapshotMaker, SnapshotTeacher, Teacher, copy_of
 from streamkd.errors import ConfigError, PluginError
 from streamkd.records import Label
 
@@ -55,6 +57,9 @@ class Pool:
         self.ages: dict[str, int] = {t.key: 0 for t in self.teachers}
         self.taken = 0
         self._slots: dict[str, int] = {}
+        self._versions: dict[str, int] = {}  # of settled teachers, as their cached answers were given
+        self._observers = [t for t in self.teachers if isinstance(t, Observing)]
+        self._settled = [t for t in self.teachers if t.role == "settled"]
         self.questions = Questions()
         self._complete: tuple[tuple[int, int], bool] = ((-1, -1), False)
         self._everything = torch.ones(1, 1, 1, dtype=torch.bool)
@@ -67,7 +72,7 @@ class Pool:
                 fix="raise pool.limit, or name fewer teachers",
             )
         for teacher in self.teachers:
-            if teacher.role == "frozen":
+            if _cached(teacher):
                 self._assign_slot(teacher)
 
     @property
@@ -114,7 +119,7 @@ class Pool:
         logits = x.new_zeros((rows, len(self.teachers), classes), dtype=torch.float32)
         known = torch.zeros((rows, len(self.teachers), classes), dtype=torch.bool, device=x.device)
         for index, teacher in enumerate(self.teachers):
-            asked = rows if teacher.role == "live" else fresh if teacher.fresh else 0
+            asked = rows if teacher.role == "live" else fresh if teacher.fresh or teacher.role == "settled" else 0
             if asked and (answer := self.questions.ask(teacher, x[:asked], classes)) is not None:
                 logits[:asked, index], known[:asked, index] = answer
             if remembered is None or teacher.role == "live":
@@ -146,23 +151,45 @@ class Pool:
                 )
         return {key: by_key[key].features(x, layers) for key, layers in wanted.items()}
 
+    def observe(self, x: Tensor, y: Tensor) -> None:
+        """Teachers that learn from labels themselves see a step's fresh labelled rows: raw x [n, *shape], columns y."""
+        for teacher in self._observers:
+            self.questions.guarded(cast(Teacher, teacher), partial(teacher.observe, x, y))
+
     def after_step(self, student: Student, inserted: int) -> None:
-        """Live teachers follow; frozen ones are asked about remembered rows once enough are waiting."""
+        """Live teachers follow; cached answers are asked for once enough rows wait, or their teacher has changed."""
         for teacher in self.teachers:
             if teacher.role == "live":
                 teacher.after_step(student)
         self._pending += inserted
         if self._pending >= ANNOTATE_ROWS:
             self.annotate()
+        elif self._settled:
+            for teacher in self._settled:
+                if self._outdated(teacher):
+                    self._ask_anew(teacher)
 
     @torch.no_grad()
     def annotate(self) -> None:
-        """Ask each frozen teacher about the remembered rows that it has not seen, in one pass."""
+        """Ask each teacher with a cache about the remembered rows that it has not seen, in one pass."""
         self._pending = 0
         for teacher in self.teachers:
-            if teacher.role == "frozen":
-                for ring in (self.memory.replayed, self.memory.holdout):
-                    self._annotate(teacher, ring)
+            if _cached(teacher):
+                self._ask_anew(teacher)
+
+    def _outdated(self, teacher: Teacher) -> bool:
+        return isinstance(teacher, Settled) and teacher.version != self._versions.get(teacher.key)
+
+    @torch.no_grad()
+    def _ask_anew(self, teacher: Teacher) -> None:
+        """Fill the gaps of its cached answers, all of which are gaps where it has changed."""
+        rings = (self.memory.replayed, self.memory.holdout)
+        if isinstance(teacher, Settled) and self._outdated(teacher):
+            self._versions[teacher.key] = teacher.version
+            for ring in rings:
+                ring.forget(self._slots[teacher.key])
+        for ring in rings:
+            self._annotate(teacher, ring)
 
     def _annotate(self, teacher: Teacher, ring: Ring) -> None:
         if ring.x is None:
@@ -208,8 +235,7 @@ class Pool:
         free = set(range(self.memory.replayed.teacher_slots)) - set(self._slots.values())
         slot = self._slots[teacher.key] = min(free)
         for ring in (self.memory.replayed, self.memory.holdout):
-            if ring.x is not None:
-                ring.answered[:, slot] = False
+            ring.forget(slot)
 
     def _mine(self) -> list[SnapshotTeacher]:
         return [t for t in self.teachers if isinstance(t, SnapshotTeacher)]
@@ -272,6 +298,7 @@ class Pool:
             "teachers": {t.key: t.state_dict() for t in self.teachers},
             "snapshots": [t.key for t in self.teachers if isinstance(t, SnapshotTeacher)],
             "slots": dict(self._slots),
+            "versions": dict(self._versions),
             "pending": self._pending,
             "strikes": self.questions.strikes,
             "worth": dict(self.worth),
@@ -298,14 +325,20 @@ class Pool:
         self.ages = {k: state["ages"].get(k, 0) for k in self.keys}
         slots = self.memory.replayed.teacher_slots
         self._slots = {k: slot for k, slot in state["slots"].items() if k in here and slot < slots}
+        self._versions = {k: n for k, n in state.get("versions", {}).items() if k in here}
         self._pending, self.taken = state["pending"], state["taken"]
         self.questions.strikes = {k: n for k, n in state["strikes"].items() if k in here}
         # by count alone: bytes grow with the labels within a task, and are looked at when it ends
         self._evict(self._too_many)
         for teacher in self.teachers:
-            if teacher.role == "frozen" and teacher.key not in self._slots:
+            if _cached(teacher) and teacher.key not in self._slots:
                 self._assign_slot(teacher)
         self._facts = None
+
+
+def _cached(teacher: Teacher) -> bool:
+    """Whether its answers on remembered rows lie in the memory."""
+    return teacher.role in ("frozen", "settled")
 
 
 def _column(labels: Tensor, teachers: int) -> Tensor:

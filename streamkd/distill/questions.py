@@ -6,7 +6,9 @@ starts anew from scratch (the strikes are state: a resumed run must ask the same
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from streamkd.distill.teachers import SnapshotTeacher, Teacher
 from streamkd.errors import PluginError
 
 STRIKES = 3
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -45,13 +48,20 @@ class Questions:
 
     def ask(self, teacher: Teacher, x: Tensor, classes: int) -> tuple[Tensor, Tensor] | None:
         """Logits [batch, classes] on raw inputs and the classes known; ``None``: it failed, or did so too often."""
+        if self.strikes.get(teacher.key, 0) < STRIKES:
+            self.of(group(teacher)).requests += 1
+        return self.guarded(
+            teacher, lambda: self._checked(teacher.logits(x), teacher.known().to(x.device), len(x), classes)
+        )
+
+    def guarded(self, teacher: Teacher, call: Callable[[], T]) -> T | None:
+        """What a teacher's own code gives, timed; ``None``: it failed, or did so too often."""
         if self.strikes.get(teacher.key, 0) >= STRIKES:
             return None
         tally = self.of(group(teacher))
-        tally.requests += 1
         begun = time.perf_counter()
         try:
-            return self._checked(teacher.logits(x), teacher.known().to(x.device), len(x), classes)
+            return call()
         except Exception:  # a plugin is a stranger's code: it hurts only itself
             tally.failures += 1
             self.strikes[teacher.key] = self.strikes.get(teacher.key, 0) + 1

@@ -164,6 +164,7 @@ class Step:
         """Teachers follow the update; fresh rows are offered to the memory with the logits that they met."""
         fresh = plan.fresh
         self.memory.insert(plan.x[:fresh], plan.y[:fresh], plan.task, logits[:fresh].detach())
+        self.pool.observe(plan.x[:fresh], plan.y[:fresh])
         self.pool.after_step(self.student, fresh)
 
 

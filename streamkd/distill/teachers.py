@@ -5,7 +5,9 @@
     snapshot   a frozen copy of the average, admitted when a task ends
 
 A *live* teacher changes at every step and is asked each time. A *frozen* one never changes, so its answer on a
-remembered sample is cached; whether it is asked about fresh rows too is its own choice (``fresh``).
+remembered sample is cached; whether it is asked about fresh rows too is its own choice (``fresh``). A *settled* one
+(``Settled``) changes now and then and says so: its cached answers are asked for anew when its version has risen.
+One that learns from labels itself (``Observing``) sees the fresh labelled rows of every step.
 """
 
 import copy
@@ -24,7 +26,7 @@ from streamkd.errors import PluginError
 from streamkd.hookspecs import Kind, Options, hookimpl
 from streamkd.records import Label, RecordSchema
 
-Role = Literal["live", "remembered", "frozen", "snapshots"]
+Role = Literal["live", "remembered", "frozen", "settled", "snapshots"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,28 @@ class Teacher(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class Settled(Protocol):
+    """A teacher of role ``settled``: ``logits`` and ``known`` change only when ``version`` rises.
+
+    The version is part of its state. ``grow`` may widen the answers without a new version: the new labels are unknown.
+    """
+
+    version: int
+
+
+@runtime_checkable
+class Observing(Protocol):
+    """A teacher that learns from labels itself."""
+
+    def observe(self, x: Tensor, y: Tensor) -> None:
+        """The fresh labelled rows of the step that has just been taken: raw inputs [n, *shape], columns y [n] int64.
+
+        What it keeps of them it copies: the tensors are the step's own.
+        """
+        ...
 
 
 class EmaOptions(Options):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from streamkd.distill import students
-from streamkd.distill.teachers import SnapshotMaker, Teacher, TeacherContext, copy_of
+from streamkd.distill.teachers import Settled, SnapshotMaker, Teacher, TeacherContext, copy_of
 from streamkd.hookspecs import Kind
 from streamkd.records import Label, RecordSchema
 from streamkd.testing.clauses import Clause, Given, begin, is_tree, needs, same, shaped
@@ -91,7 +91,8 @@ def check_teacher(
         teacher, student = build(0)
     with clause("it goes by the key of its context, and has a role"):
         needs(teacher.key.startswith("its-key"), "the key 'its-key'", repr(teacher.key))
-        needs(teacher.role in ("live", "remembered", "frozen"), "live, remembered or frozen", repr(teacher.role))
+        needs(teacher.role in ("live", "remembered", "frozen", "settled"), "a role", repr(teacher.role))
+        needs(teacher.role != "settled" or isinstance(teacher, Settled), "a version, as settled teachers have", "none")
         needs(isinstance(teacher.fresh, bool), "`fresh` to be a bool", repr(teacher.fresh))
     _answers(clause, teacher, x, early)
     with clause("it keeps no hold of the student that it was built from"):

@@ -150,6 +150,91 @@ def test_new_rows_are_masked_until_a_frozen_teacher_was_asked() -> None:
         step.finish(plan, step.forward(plan))
 
 
+class Growing(Counted):
+    """A settled teacher: whenever it has observed ``patience`` more rows, its answers change and its version rises."""
+
+    role: Role = "settled"
+
+    def __init__(self, key: str, student: Any, patience: int = 40) -> None:
+        super().__init__(key, student)
+        self.version, self.patience = 0, patience
+        self.observed: list[tuple[tuple[float, ...], int]] = []
+
+    def observe(self, x: Tensor, y: Tensor) -> None:
+        self.observed += zip([tuple(row) for row in x.tolist()], y.tolist(), strict=True)
+        if len(self.observed) // self.patience > self.version:
+            self.version += 1
+            with torch.no_grad():
+                self.student.body.head.weight.mul_(1.1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"student": self.student.state_dict(), "version": self.version, "observed": list(self.observed)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.student.load_state_dict(state["student"])
+        self.version, self.observed = state["version"], list(state["observed"])
+
+
+def test_a_settled_teachers_cached_answers_are_never_those_of_an_older_version() -> None:
+    """Whatever counts as known is what it says now, on fresh rows and on remembered ones."""
+    teacher = Growing("g", toys.mlp())
+    step = toys.make_step(teachers=[teacher], snapshots=0)
+    cached = 0
+    for x, y in toys.batches(60):
+        plan = step.begin(x, y, 0)
+        known = plan.answers.known[:, 0].any(1)
+        assert known[: plan.fresh].all()
+        cached += int(known[plan.fresh :].sum())
+        torch.testing.assert_close(plan.answers.logits[known, 0], teacher.student(plan.x)[known], rtol=5e-3, atol=5e-3)
+        toys.train(step, x, y)
+    assert teacher.version == 12
+    assert cached > 200
+
+
+def test_a_settled_teacher_is_asked_about_remembered_rows_once_a_version() -> None:
+    """Between versions it is asked about fresh rows alone, but for new remembered ones every 64 records."""
+    teacher = Growing("g", toys.mlp(), patience=1000)
+    step = toys.make_step(teachers=[teacher], snapshots=0)
+    run(step, 40)
+    before = teacher.calls
+    run(step, 7, seed=1)
+    assert teacher.calls == before + 7
+
+
+def test_observing_teachers_see_the_fresh_rows_of_every_step_once() -> None:
+    """Fresh rows with their columns, in order, never remembered ones."""
+    teacher = Growing("g", toys.mlp())
+    step = toys.make_step(teachers=[teacher], snapshots=0)
+    run(step, 12, seed=4)
+    rows = [(tuple(x), y) for xs, ys in toys.batches(12, seed=4) for x, y in zip(xs.tolist(), ys.tolist(), strict=True)]
+    assert teacher.observed == rows
+
+
+def test_a_teacher_that_fails_to_observe_hurts_only_itself() -> None:
+    """Its failure is a strike; learning goes on."""
+
+    class Deaf(Growing):
+        def observe(self, x: Tensor, y: Tensor) -> None:
+            raise RuntimeError("no")
+
+    step = toys.make_step(teachers=[Deaf("deaf", toys.mlp())], snapshots=0)
+    run(step, STRIKES + 1)
+    assert step.pool.questions.of("deaf").failures == STRIKES
+
+
+def test_a_settled_teachers_cache_goes_round() -> None:
+    """A restored pool knows of what version its cached answers are: it asks neither too often nor too late."""
+    step = toys.make_step(teachers=[Growing("g", toys.mlp())], snapshots=0)
+    run(step, 30)
+    other = restored(step, teachers=[Growing("g", toys.mlp())])
+    for one in (step, other):
+        run(one, 20, seed=3)
+    ours, theirs = (one.pool.teachers[0] for one in (step, other))
+    assert ours.asked[-len(theirs.asked) :] == theirs.asked
+    for a, b in zip(step.student.parameters(), other.student.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 class Broken(Counted):
     """A teacher that answers with numbers that are none."""
 
