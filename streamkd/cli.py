@@ -313,17 +313,29 @@ def tokens_add(file: Path, name: str, scopes: tuple[str, ...]) -> None:
     click.echo(tokening.create(file, name, scopes))
 
 
-@cli.command()
-@click.argument("suite", type=click.Choice(["speed"]))
-@click.option("--json", "out", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here.")
+@cli.group()
+def bench() -> None:
+    """Side by side with others on the same records; figures as JSON."""
+
+
+FIGURES = click.option("--json", "out", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here.")
+
+
+@bench.command("speed")
+@FIGURES
 @click.option("--records", default=30_000, show_default=True, help="Records of the stream.")
 @click.option("--replay", default=10, show_default=True, help="Replayed records a step, on every side.")
-def bench(suite: str, out: Path | None, records: int, replay: int) -> None:
-    """Side by side with a bare PyTorch loop and with Avalanche's own online replay."""
+def bench_speed(out: Path | None, records: int, replay: int) -> None:
+    """Records per second beside a bare PyTorch loop and Avalanche's own online replay."""
     from streamkd.bench import speed
 
     with _bar("records", None) as advance:
         result = speed.measure(records, replay, progress=advance)
+    _figures(result, out)
+
+
+def _figures(result: dict[str, Any], out: Path | None) -> None:
+    """Write a suite's result where that is asked for, and print its figures."""
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(result, indent=1), "utf-8")
