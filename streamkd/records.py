@@ -77,9 +77,13 @@ class InputColumn(Model):
 
 
 class RecordSchema(Model):
-    """The columns of a stream: inputs, and the names of the others (``None``: the stream has none)."""
+    """The columns of a stream: inputs, and the names of the others (``None``: the stream has none).
+
+    Records may hold more inputs than the student reads: teachers read the others.
+    """
 
     inputs: tuple[InputColumn, ...] = Field(min_length=1)
+    student: tuple[str, ...] = Field(default=(), description="the input columns that the student reads; empty: all")
     label: str = "label"
     label_type: LabelType = "int"
     task: str | None = None
@@ -92,7 +96,22 @@ class RecordSchema(Model):
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise ValueError(f"each column has one role; used twice: {', '.join(twice)}")
+        self.only(self.student)
         return self
+
+    def only(self, names: Sequence[str]) -> "RecordSchema":
+        """The schema as a reader of these input columns sees it, in their order; no names: all of them.
+
+        Raises:
+            ValueError: a name that is no input column, or one that comes twice.
+        """
+        columns = {column.name: column for column in self.inputs}
+        for name in names:
+            if name not in columns or list(names).count(name) > 1:
+                said = "comes twice" if name in columns else f"is no input column; there are: {', '.join(columns)}"
+                raise ValueError(f"{name!r} {said}")
+        chosen = tuple(columns[name] for name in names) or self.inputs
+        return self.model_copy(update={"inputs": chosen, "student": ()})
 
     @property
     def shape(self) -> tuple[int, ...]:

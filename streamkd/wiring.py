@@ -197,6 +197,7 @@ def refuse_conflicts(
     """
     pairs: list[tuple[str, object, object]] = [
         ("stream.records.inputs", _inputs(saved_schema), _inputs(schema)),
+        ("stream.records.student", saved_schema.student, schema.student),
         ("stream.records.label_type", saved_schema.label_type, schema.label_type),
         ("student", saved.student, now.student),
         ("memory", saved.memory.model_copy(update={"replay": now.memory.replay}), now.memory),

@@ -1,6 +1,6 @@
 """Students: the small networks that learn, their normalisation inside, their head growing with the labels.
 
-    raw inputs [batch, *shape] ─► Normalise ─► body ─► logits [batch, classes]
+    raw inputs [batch, *shape] ─► Normalise (of its own columns) ─► body ─► logits [batch, classes]
 
 ``build`` makes one, ``grow`` widens its head (optimiser state follows), ``write_published`` and
 ``load_published`` carry one over to the process that answers requests.
@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from streamkd.distill.columns import Columns
 from streamkd.errors import PluginError, StateError
 from streamkd.hookspecs import Kind, Options, hookimpl
 from streamkd.plugins import Registry
@@ -100,7 +101,8 @@ def streamkd_students() -> Iterable[Kind]:
 class Normalise(nn.Module):
     """``(x * scale - mean) / std`` in float32, as one multiply-add; mean and std may be fitted on the first records.
 
-    The statistics are buffers: they are checkpointed and published with the student.
+    Of the records' columns only those are seen that the schema gives to the student. The statistics are buffers: they
+    are checkpointed and published with the student.
     """
 
     gain: Tensor
@@ -110,6 +112,8 @@ class Normalise(nn.Module):
 
     def __init__(self, schema: RecordSchema) -> None:
         super().__init__()
+        self.columns = Columns(schema, schema.student)
+        schema = self.columns.schema
         columns = schema.inputs
         flat = len(columns) > 1
         gain, bias = (torch.cat(p).reshape(schema.shape) for p in zip(*map(_affine, columns), strict=True))
@@ -125,13 +129,13 @@ class Normalise(nn.Module):
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x.float() * self.gain).add_(self.bias)
+        return (self.columns(x).float() * self.gain).add_(self.bias)
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         """Take the first ``fit`` records into mean and std (Welford's update by batch, float64)."""
         seen = int(self.count)
-        x = x[: max(self.fit - seen, 0)].double() * self._scale.to(x.device).double()
+        x = self.columns(x[: max(self.fit - seen, 0)]).double() * self._scale.to(x.device).double()
         if not len(x):
             return
         total = seen + len(x)
@@ -214,7 +218,7 @@ def build(kind: Kind, options: Options, schema: RecordSchema, classes: int, seed
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        body = kind.make(options, schema.shape, 1)
+        body = kind.make(options, schema.only(schema.student).shape, 1)
     head = getattr(body, "head", None)
     if not isinstance(head, nn.Linear) or head.out_features != 1 or head.bias is None:
         raise PluginError(

@@ -64,7 +64,7 @@ class Publisher:
         options = configuration.options(self._registry, "student", "students", self._config.student)
         meta = {
             "student": {"name": self._config.student.name, "options": options.model_dump(mode="json")},
-            "schema": learner.schema.model_dump(mode="json"),
+            "schema": learner.schema.only(learner.schema.student).model_dump(mode="json"),  # what a request must bring
             "classes": learner.labels.labels,
             "seed": self._config.seed,
             "records": learner.records,
