@@ -1,0 +1,222 @@
+"""The analytic teacher: linear discriminant analysis on fixed random features, learned from the stream in closed form.
+
+    fresh labelled rows ─► features ─► block of rows ─► class means, scatter ─► (now and then) solve ─► logits
+
+It sees each record once, forgets nothing, needs no memory and no gradient (Hayes & Kanan 2020, streaming LDA): with
+class means μ_c and the covariance Σ within the classes, all classes being equally likely beforehand,
+
+    logit_c(h) = (μ_cᵀ Σ'⁻¹ h - ½ μ_cᵀ Σ'⁻¹ μ_c) / τ,    Σ' = Σ + ridge · mean(diag Σ) · I
+
+τ is the temperature whose likelihood was best on rows that had not been learned yet. The answers change only when
+the system is solved anew, so the pool keeps them like a frozen teacher's (role ``settled``).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Tensor
+
+from streamkd.distill.discriminant import Discriminant
+from streamkd.distill.randomfeatures import RandomFeatures, is_image
+from streamkd.distill.students import Normalise
+from streamkd.distill.teachers import Role, TeacherContext
+from streamkd.errors import PluginError
+from streamkd.hookspecs import Kind, Options, hookimpl
+
+BLOCK = 256  # rows that are learned at once
+FEW = 32  # records after which a new class is worth solving for
+FIT = 1_024  # records after which a normalisation that is fitted to the stream is good enough for the features
+RECENT = 2_000  # records over which the temperature's likelihoods fade
+TEMPERATURES = tuple(2 ** (k / 2) for k in range(-4, 13))  # 0.25 ... 64
+
+
+class AnalyticOptions(Options):
+    """Linear discriminant analysis on random features."""
+
+    channels: int = Field(default=64, ge=0, le=1_024, description="random 5×5 filters where the input is an image")
+    dense: int | None = Field(
+        default=None,
+        ge=0,
+        le=8_192,
+        description="random features of the whole input; None: 512 beside filters, else 1000",
+    )
+    ridge: float = Field(default=1e-3, gt=0, description="regularisation, relative to a feature's mean variance")
+
+
+class AnalyticTeacher:
+    """``Discriminant`` on ``RandomFeatures`` of normalised inputs, solved when a tenth more has been learned.
+
+    It knows the classes that were there when it was last solved. While the student's normalisation is still being
+    fitted, rows wait as they are, for at most ``FIT`` records.
+    """
+
+    role: Role = "settled"
+    fresh = True
+
+    def __init__(self, options: AnalyticOptions, context: TeacherContext) -> None:
+        self.key = context.key
+        self.version = 0
+        self.ridge = options.ridge
+        schema, self._device = context.schema, context.device
+        self.normalise = Normalise(schema).to(self._device)
+        self.normalise.load_state_dict(context.student.normalise.state_dict())
+        self.normalise.fit = min(self.normalise.fit, FIT)
+        channels = options.channels if is_image(schema.shape) else 0
+        dense = options.dense if options.dense is not None else 512 if channels else 1_000
+        self.random = RandomFeatures(schema.shape, channels, dense, context.student.seed).to(self._device)
+        self.discriminant = Discriminant(self.random.width, len(context.labels))
+        self._width = len(context.labels)
+        self._rows: list[tuple[Tensor, Tensor]] = []  # features and columns, not yet learned
+        self._raw: list[tuple[Tensor, Tensor]] = []  # inputs that wait for the normalisation
+        self._since = 0  # records since the last solution, waiting ones included
+        self._new: dict[int, int] = {}  # records of classes that the last solution does not know
+        self._surprise = torch.zeros(len(TEMPERATURES), dtype=torch.float64)
+        self.temperature = 4.0
+        self.weight = torch.zeros(0, self.random.width, device=self._device)
+        self.bias = torch.zeros(0, device=self._device)
+        self._known = torch.zeros(self._width, dtype=torch.bool)
+
+    def logits(self, x: Tensor) -> Float[Tensor, "batch classes"]:
+        if not self.version:
+            return torch.zeros(len(x), self._width, device=x.device)
+        with torch.no_grad():
+            return self._answers(self._features(x)) / self.temperature
+
+    def _features(self, x: Tensor) -> Tensor:
+        return self.random(self.normalise(x))
+
+    def _answers(self, h: Tensor) -> Tensor:
+        logits = torch.addmm(self.bias, h, self.weight.T)
+        return torch.nn.functional.pad(logits, (0, self._width - logits.shape[1]))
+
+    def known(self) -> Bool[Tensor, "classes"]:
+        return self._known
+
+    def features(self, x: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
+        """``random`` is its only layer: the features, [batch, width].
+
+        Raises:
+            PluginError: another name.
+        """
+        if other := sorted({*layers} - {"random"}):
+            said = f"there is no layer {other[0]!r} in an analytic teacher"
+            raise PluginError(said, where=f"layer {other[0]}", fix="its one layer is 'random'")
+        with torch.no_grad():
+            return {"random": self._features(x)} if layers else {}
+
+    def grow(self, labels: Sequence[Any]) -> None:
+        self._width = len(labels)
+        self._known = torch.nn.functional.pad(self._known, (0, self._width - len(self._known)))
+        self.discriminant.grow(self._width)
+
+    def after_step(self, student: Any) -> None: ...
+
+    @torch.no_grad()
+    def observe(self, x: Tensor, y: Tensor) -> None:
+        """Learn a step's fresh labelled rows: raw inputs [n, *shape], columns y [n]; solve anew when that is due."""
+        if int(self.normalise.count) < self.normalise.fit:
+            self.normalise.observe(x)
+            self._raw.append((x.clone(), y.clone()))
+            if int(self.normalise.count) < self.normalise.fit:
+                return
+            x, y = (torch.cat(part) for part in zip(*self._raw, strict=True))
+            self._raw = []
+        if not len(y):
+            return
+        self._rows.append((self._features(x).cpu(), y.cpu()))
+        self._since += len(y)
+        for column in y.tolist():
+            if not self._known[column]:
+                self._new[column] = self._new.get(column, 0) + 1
+        due = self._due()
+        if due or sum(len(y) for _, y in self._rows) >= BLOCK:
+            self._learn()
+        if due:
+            self._solve()
+
+    def _due(self) -> bool:
+        """A tenth more than at the last solution, or enough of a new class and not just solved."""
+        known = self.discriminant.records
+        if self._since >= max(BLOCK, known // 10):
+            return True
+        return self._since >= max(FEW, known // 100) and max(self._new.values(), default=0) >= FEW
+
+    def _learn(self) -> None:
+        h, y = (torch.cat(part) for part in zip(*self._rows, strict=True))
+        self._rows = []
+        self._score(h, y)
+        self.discriminant.learn(h, y)
+
+    def _score(self, h: Tensor, y: Tensor) -> None:
+        """How surprising rows that are not learned yet are at each temperature; unknown classes cannot be."""
+        mine = self._known[y]
+        if not mine.any():
+            return
+        logits = self._answers(h[mine].to(self._device)).cpu().double().masked_fill(~self._known, -torch.inf)
+        fade = 0.5 ** (int(mine.sum()) / RECENT)
+        for place, temperature in enumerate(TEMPERATURES):
+            surprise = torch.nn.functional.cross_entropy(logits / temperature, y[mine], reduction="sum")
+            self._surprise[place] = fade * self._surprise[place] + surprise
+
+    def _solve(self) -> None:
+        weight, bias = self.discriminant.solve(self.ridge)
+        self.weight, self.bias = weight.to(self._device), bias.to(self._device)
+        self._known = self.discriminant.counts > 0
+        if self._surprise.any():
+            self.temperature = TEMPERATURES[int(self._surprise.argmin())]
+        self.version += 1
+        self._since, self._new = 0, {}
+
+    def size_bytes(self) -> int:
+        """Also what waits to be learned, and the features' own numbers."""
+        tensors = [self.weight, self.bias, *self.random.buffers(), *self.normalise.buffers()]
+        tensors += [t for pair in (*self._rows, *self._raw) for t in pair]
+        return self.discriminant.size_bytes() + sum(t.numel() * t.element_size() for t in tensors)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "discriminant": self.discriminant.state_dict(),
+            "normalise": dict(self.normalise.state_dict()),
+            "rows": _joined(self._rows),
+            "raw": _joined(self._raw),
+            "since": self._since,
+            "new": dict(self._new),
+            "surprise": self._surprise,
+            "temperature": self.temperature,
+            "weight": self.weight,
+            "bias": self.bias,
+            "known": self._known,
+            "version": self.version,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ValueError where the features are other ones than those that the state was learned on."""
+        if state["weight"].shape[1] != self.random.width:
+            had, has = state["weight"].shape[1], self.random.width
+            raise PluginError(
+                f"it was learned on {had} random features, the configuration has {has}",
+                where=f"teacher {self.key}",
+                fix="go back to its channels and dense, or give it another id to begin anew",
+            )
+        self.discriminant.load_state_dict(state["discriminant"])
+        self.normalise.load_state_dict(state["normalise"])
+        self._rows = [tuple(state["rows"])] if state["rows"] else []
+        self._raw = [tuple(t.to(self._device) for t in state["raw"])] if state["raw"] else []
+        self._since, self._new = state["since"], dict(state["new"])
+        self._surprise, self.temperature = state["surprise"].clone(), state["temperature"]
+        self.weight, self.bias = state["weight"].to(self._device), state["bias"].to(self._device)
+        self._known, self.version = state["known"].clone(), state["version"]
+        self._width = len(self._known)
+
+
+def _joined(pairs: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    return [torch.cat(part) for part in zip(*pairs, strict=True)] if pairs else []
+
+
+@hookimpl
+def streamkd_teachers() -> Any:
+    """The analytic teacher."""
+    yield Kind("analytic", AnalyticTeacher, AnalyticOptions, "linear discriminant analysis on random features")

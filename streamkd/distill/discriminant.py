@@ -1,0 +1,91 @@
+"""Streaming linear discriminant analysis: counts, class means and the scatter within the classes, solved on demand.
+
+    learn(h [n, width], y [n]) ─► count_c, μ_c, scatter S = Σ_i (h_i - μ_yi)(h_i - μ_yi)ᵀ ─► solve(ridge) ─► W, b
+
+Blocks are joined by the parallel form of Welford's update (Chan, Golub & LeVeque 1983, equation 2.1b), which only adds
+squares to S: float32 suffices, and any cut of the stream into blocks gives the same sums up to rounding.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+BAND = 512  # rows of the scatter that one product fills: only its lower triangle is kept up
+
+
+class Discriminant:
+    """Class means and one covariance over ``width`` features; on the CPU, in float32."""
+
+    def __init__(self, width: int, classes: int = 0) -> None:
+        self.width = width
+        self.counts = torch.zeros(classes, dtype=torch.int64)
+        self.means = torch.zeros(classes, width)
+        self.scatter = torch.zeros(width, width)
+        """Its lower triangle, in bands: what lies above them is not kept up."""
+
+    @property
+    def records(self) -> int:
+        """How many it has learned."""
+        return int(self.counts.sum())
+
+    def grow(self, classes: int) -> None:
+        """Room for ``classes`` classes."""
+        more = classes - len(self.counts)
+        if more > 0:
+            self.counts = torch.nn.functional.pad(self.counts, (0, more))
+            self.means = torch.nn.functional.pad(self.means, (0, 0, 0, more))
+
+    def learn(self, h: Float[Tensor, "batch features"], y: Int[Tensor, "batch"]) -> None:
+        """Take rows with their class columns."""
+        classes, place, counts = y.unique(return_inverse=True, return_counts=True)
+        means = torch.zeros(len(classes), self.width).index_add_(0, place, h) / counts.unsqueeze(1)
+        seen = self.counts[classes]
+        shift = means - self.means[classes]
+        joint = (counts / (seen + counts)).unsqueeze(1)
+        between = shift * (seen.unsqueeze(1) * joint).sqrt()
+        self._add_squares(torch.cat([h - means[place], between[seen > 0]]))
+        self.means[classes] += shift * joint
+        self.counts[classes] += counts
+
+    def _add_squares(self, rows: Tensor) -> None:
+        for begin, end in self._bands():
+            self.scatter[begin:end, :end].addmm_(rows[:, begin:end].T, rows[:, :end])
+
+    def _bands(self) -> list[tuple[int, int]]:
+        return [(begin, min(begin + BAND, self.width)) for begin in range(0, self.width, BAND)]
+
+    def solve(self, ridge: float) -> tuple[Float[Tensor, "classes features"], Float[Tensor, "classes"]]:
+        """W, b with logit_c(h) = W_c·h + b_c for classes that are equally likely; of classes never seen, zeros.
+
+        ``ridge`` is relative to the mean variance of a feature; the covariance is S over the number of records.
+        """
+        records = max(self.records, 1)
+        covariance = self.scatter / records
+        diagonal = covariance.diagonal()
+        diagonal += ridge * float(diagonal.mean()) + 1e-8
+        weight = _solve(covariance, self.means.T).T.contiguous()
+        return weight, -0.5 * (weight * self.means).sum(1)
+
+    def size_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(t.numel() * t.element_size() for t in (self.counts, self.means, self.scatter))
+
+    def state_dict(self) -> dict[str, Any]:
+        bands = [self.scatter[begin:end, :end].reshape(-1) for begin, end in self._bands()]
+        return {"counts": self.counts, "means": self.means, "scatter": torch.cat(bands)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.counts, self.means = state["counts"].clone(), state["means"].clone()
+        parts = state["scatter"].split([(end - begin) * end for begin, end in self._bands()])
+        for (begin, end), part in zip(self._bands(), parts, strict=True):
+            self.scatter[begin:end, :end] = part.view(end - begin, end)
+
+
+def _solve(lower: Tensor, right: Tensor) -> Tensor:
+    """``lower``⁻¹·``right`` of a symmetric positive matrix by its lower triangle, in float64 where float32 fails."""
+    factor, failed = torch.linalg.cholesky_ex(lower)
+    if int(failed):
+        return torch.cholesky_solve(right.double(), torch.linalg.cholesky(lower.double())).float()
+    return torch.cholesky_solve(right, factor)
