@@ -1,5 +1,8 @@
 """Losses: one value per sample of a lesson, whatever the number of teachers.
 
+A term of the student's loss is a ``Loss``; one whose sources the gate weighs is ``Gated`` too, one with parameters
+of its own ``Trained``. ``match-gate`` lives here, others in ``readings``, ``divergences``, ``hints``, ``relations``.
+
 ``match-gate`` is the expected-log reading of L = -g·log S(y|x) - (1-g)·log F(y|x), F's term taken over
 all classes::
 
@@ -8,6 +11,8 @@ all classes::
 with w_ik = (1 - w_i0)·v_ik from the gate. T² keeps the gradient's size over temperatures (Hinton et al. 2015,
 section 2). One fused target: its gradient to the student is that of the weighted sum of each teacher's
 KL, at the cost of one.
+
+A label of -1 stands for none: such a row has no cross entropy, and learns from teachers alone.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from streamkd.hookspecs import Kind, Options, hookimpl
 
@@ -27,8 +32,11 @@ from streamkd.hookspecs import Kind, Options, hookimpl
 class Lesson:
     """What a loss sees of one step. Rows up to ``fresh`` have just arrived, the others are remembered.
 
+    ``labels`` are columns, -1 where a row has none.
     ``answers`` are the teachers' logits; ``known`` is where a teacher has one: it is asked, and knows the class.
-    ``weights`` column 0 is the hard label, column 1 + k teacher k: rows sum to 1, 0 where a teacher knows nothing.
+    ``weights`` column 0 is the hard label, column 1 + k teacher k: rows sum to 1, 0 where a teacher knows nothing;
+    a row without label that no teacher answers sums to 0. A term with a gate of its own sees that gate's weights;
+    ``own_weights`` holds these by the term's place.
     ``complete`` says that all of ``known`` is true, so that masking can be spared.
     ``features`` and ``teacher_features`` hold the outputs of the layers that the losses named, the teachers' for
     fresh rows only.
@@ -44,6 +52,7 @@ class Lesson:
     complete: bool = False
     features: Mapping[str, Tensor] = field(default_factory=dict)
     teacher_features: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    own_weights: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -60,6 +69,39 @@ class Loss(Protocol):
         ...
 
 
+@runtime_checkable
+class Gated(Loss, Protocol):
+    """A loss whose sources the gate weighs, so that the gate can be credited for it."""
+
+    def per_source(self, lesson: Lesson) -> Float[Tensor, "batch sources"]:
+        """∂L_i/∂w_ik, up to what does not depend on the student; 0 where a source says nothing.
+
+        Of a loss that is linear in the weights this is ℓ_ik, what source k alone would ask of sample i: the weights are
+        not read, and Σ_k w_ik·ℓ_ik has the gradient of L_i. One that is not linear reads them, as constants.
+        Its derivative along u is the table A of ``streamkd.meta.hypergradient``.
+        """
+        ...
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shape of one sample's output, by layer."""
+
+
+@runtime_checkable
+class Trained(Loss, Protocol):
+    """A loss with parameters of its own (adapters), moved by the student's optimiser."""
+
+    def prepare(self, student: Shapes, teachers: Mapping[str, Shapes]) -> None:
+        """Make the parameters for layers of these shapes; called once, before the first step.
+
+        Raises:
+            PluginError: the layers cannot be compared.
+        """
+        ...
+
+    def parameters(self) -> Iterable[nn.Parameter]: ...
+
+
 def soft_answers(
     answers: Float[Tensor, "batch teachers classes"],
     known: Bool[Tensor, "batch teachers classes"],
@@ -73,11 +115,23 @@ def soft_answers(
     return torch.softmax(masked, dim=-1).nan_to_num(0.0)
 
 
+def soft_of(lesson: Lesson, temperature: float) -> Float[Tensor, "batch teachers classes"]:
+    """``soft_answers`` of a lesson, without masking where everything is known."""
+    if lesson.complete:
+        return torch.softmax(lesson.answers / temperature, dim=-1)
+    return soft_answers(lesson.answers, lesson.known, temperature)
+
+
 def fused_target(
     soft: Float[Tensor, "batch teachers classes"], weights: Float[Tensor, "batch sources"]
 ) -> Float[Tensor, "batch classes"]:
     """Q = Σ_k w_k·p_k^T = (1 - w_0)·q^T: the linear pool of the teachers, with the mass that the hard label leaves."""
     return torch.bmm(weights[:, 1:].unsqueeze(1), soft).squeeze(1)
+
+
+def cross_entropy(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, "batch"]) -> Float[Tensor, "batch"]:
+    """-log S(y|x) of each sample; 0, without gradient, where there is no label (-1)."""
+    return F.cross_entropy(logits, labels, ignore_index=-1, reduction="none")
 
 
 def match_gate(
@@ -92,7 +146,7 @@ def match_gate(
     Gradient to the logits: w_0·(s - e_y) + T·((1 - w_0)·s^T - Q), Q of ``fused_target``.
     """
     target = fused_target(soft, weights) * temperature**2
-    hard = F.cross_entropy(logits, labels, reduction="none")
+    hard = cross_entropy(logits, labels)
     student = F.log_softmax(logits / temperature, dim=-1)
     rest = target.sum(-1)
     # Σ Q·log(Q/(1-w0)) - Q·log s: KL times the mass 1 - w0, without a division where that mass is 0; a common factor
@@ -108,7 +162,7 @@ def source_losses(
     temperature: float,
 ) -> Float[Tensor, "batch sources"]:
     """What each source alone would ask of the student: CE for the hard label, T²·KL(p_k^T ‖ s^T) for teacher k."""
-    hard = F.cross_entropy(logits, labels, reduction="none")
+    hard = cross_entropy(logits, labels)
     student = F.log_softmax(logits / temperature, dim=-1).unsqueeze(1)
     divergence = (torch.xlogy(soft, soft) - soft * student).sum(-1)
     return torch.cat([hard.unsqueeze(1), temperature**2 * divergence], dim=1)
@@ -130,11 +184,12 @@ class MatchGate:
         self.temperature = options.temperature
 
     def __call__(self, lesson: Lesson) -> Float[Tensor, "batch"]:
-        if lesson.complete:
-            soft = torch.softmax(lesson.answers / self.temperature, dim=-1)
-        else:
-            soft = soft_answers(lesson.answers, lesson.known, self.temperature)
+        soft = soft_of(lesson, self.temperature)
         return match_gate(lesson.logits, lesson.labels, soft, lesson.weights, self.temperature)
+
+    def per_source(self, lesson: Lesson) -> Float[Tensor, "batch sources"]:
+        """CE, and T²·KL(p_k^T ‖ s^T) of each teacher: ``source_losses``."""
+        return source_losses(lesson.logits, lesson.labels, soft_of(lesson, self.temperature), self.temperature)
 
 
 @hookimpl
