@@ -60,13 +60,14 @@ class AnalyticTeacher:
         self.key = context.key
         self.version = 0
         self.ridge = options.ridge
-        schema, self._device = context.schema, context.device
-        self.normalise = Normalise(schema).to(self._device)
+        self._device = context.device
+        self.normalise = Normalise(context.schema).to(self._device)
         self.normalise.load_state_dict(context.student.normalise.state_dict())
         self.normalise.fit = min(self.normalise.fit, FIT)
-        channels = options.channels if is_image(schema.shape) else 0
+        shape = self.normalise.columns.schema.shape
+        channels = options.channels if is_image(shape) else 0
         dense = options.dense if options.dense is not None else 512 if channels else 1_000
-        self.random = RandomFeatures(schema.shape, channels, dense, context.student.seed).to(self._device)
+        self.random = RandomFeatures(shape, channels, dense, context.student.seed).to(self._device)
         self.discriminant = Discriminant(self.random.width, len(context.labels))
         self._width = len(context.labels)
         self._rows: list[tuple[Tensor, Tensor]] = []  # features and columns, not yet learned
