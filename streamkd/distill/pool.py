@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from streamkd.distill.credit import Ledger, held_out_credit
 from streamkd.distill.memory import Memory, Remembered, Ring, whole
 from streamkd.distill.questions import Questions, group
 from streamkd.distill.students import Student
@@ -65,6 +66,7 @@ class Pool:
         self._everything = torch.ones(1, 1, 1, dtype=torch.bool)
         self._pending = 0
         self._facts: Tensor | None = None
+        self._ledger = Ledger()
         if len(self.teachers) > limit:
             raise ConfigError(
                 f"{len(self.teachers)} teachers are configured, the pool takes {limit}",
@@ -158,6 +160,7 @@ class Pool:
 
     def after_step(self, student: Student, inserted: int) -> None:
         """Live teachers follow; cached answers are asked for once enough rows wait, or their teacher has changed."""
+        self._ledger.age += 1
         for teacher in self.teachers:
             if teacher.role == "live":
                 teacher.after_step(student)
@@ -293,6 +296,18 @@ class Pool:
             self._facts = torch.tensor(rows, device=device).reshape(len(rows), 2)
         return self._facts
 
+    @torch.no_grad()
+    def credit(self, classes: int, device: torch.device) -> Tensor:
+        """[teachers, classes] for the gate: mean held-out log-likelihood, NaN where none; measured every few steps."""
+        measured = self._ledger.fresh(self.keys, classes, device)
+        if measured is not None:
+            return measured
+        remembered = whole(self.memory.holdout)
+        if remembered is None or not len(remembered.y):
+            return torch.full((len(self.teachers), classes), torch.nan, device=device)
+        answers = self.answers(remembered.x, 0, remembered, classes)
+        return self._ledger.write(self.keys, held_out_credit(answers.logits, answers.known, remembered.y))
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "teachers": {t.key: t.state_dict() for t in self.teachers},
@@ -305,6 +320,7 @@ class Pool:
             "accuracy": dict(self.accuracy),
             "ages": dict(self.ages),
             "taken": self.taken,
+            "credit": self._ledger.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any], build: Callable[[int], Student], labels: Sequence[Label]) -> None:
@@ -327,6 +343,8 @@ class Pool:
         self._slots = {k: slot for k, slot in state["slots"].items() if k in here and slot < slots}
         self._versions = {k: n for k, n in state.get("versions", {}).items() if k in here}
         self._pending, self.taken = state["pending"], state["taken"]
+        if "credit" in state:
+            self._ledger.load_state_dict(state["credit"])
         self.questions.strikes = {k: n for k, n in state["strikes"].items() if k in here}
         # by count alone: bytes grow with the labels within a task, and are looked at when it ends
         self._evict(self._too_many)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from streamkd.distill.gate import Evidence, share, weights_of
+from streamkd.distill.gate import Evidence, at_labels, share, weights_of
 from streamkd.hookspecs import Kind, Options, hookimpl
 
 
@@ -44,7 +44,7 @@ class PerSampleGate(nn.Module):
         trusted = (shares * likelihood.exp()).sum(1)
         prior = torch.logit((self.doubt * (1 - trusted)).clamp(0.02, 0.98))
         hard = torch.sigmoid(prior + self.span * torch.tanh(self.hard(mixed).squeeze(-1)))
-        return weights_of(hard.clamp_min(self.floor), shares, evidence.heard)
+        return weights_of(hard.clamp_min(self.floor), shares, evidence.heard, evidence.labelled)
 
 
 FEATURES = 7
@@ -67,14 +67,14 @@ def _features(
     log_soft = torch.log_softmax(evidence.answers.masked_fill(~evidence.known, -torch.inf), dim=-1)
     log_soft = log_soft.nan_to_num(nan=0.0, neginf=-30.0)
     soft = log_soft.exp() * evidence.known
-    labels = evidence.labels.view(-1, 1, 1).expand(-1, heard.shape[1], 1)
-    likelihood = log_soft.gather(2, labels).squeeze(2).clamp_min(-10.0).masked_fill(~heard, 0.0)
+    likelihood = at_labels(log_soft, evidence).clamp_min(-10.0).masked_fill(~heard, 0.0)
     own = torch.log_softmax(evidence.logits, dim=-1)
     entropy = -(soft * log_soft).sum(-1) / max(torch.log(torch.tensor(float(max(classes, 2)))).item(), 1e-6)
     apart = (soft * (log_soft - own.unsqueeze(1).clamp_min(-30.0))).sum(-1).clamp(0, 10)
-    ours = own.gather(1, evidence.labels.unsqueeze(1)).clamp_min(-10.0).expand_as(likelihood)
+    ours = own.gather(1, evidence.labels.clamp_min(0).unsqueeze(1)).squeeze(1)
+    ours = torch.where(evidence.labelled, ours, (own.exp() * own).sum(1)).clamp_min(-10.0)
     facts = evidence.facts.unsqueeze(0).expand(heard.shape[0], -1, -1)
-    columns = [likelihood / 3, likelihood.exp(), entropy, apart / 3, ours / 3]
+    columns = [likelihood / 3, likelihood.exp(), entropy, apart / 3, ours.unsqueeze(1).expand_as(likelihood) / 3]
     features = torch.cat([torch.stack(columns, dim=-1), facts], dim=-1)
     return features * heard.unsqueeze(-1), likelihood
 

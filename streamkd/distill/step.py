@@ -12,6 +12,7 @@ Everything random comes from generators that are part of the state.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -123,7 +124,15 @@ class Step:
             heard = known.gather(2, plan.y.view(-1, 1, 1).expand(-1, known.shape[1], 1)).squeeze(2)
         facts = self.pool.facts(plan.y.device)
         return Evidence(
-            logits.detach(), plan.y, plan.answers.logits, known, heard, facts, self.pool.keys, plan.answers.complete
+            logits.detach(),
+            plan.y,
+            plan.answers.logits,
+            known,
+            heard,
+            facts,
+            self.pool.keys,
+            plan.answers.complete,
+            partial(self.pool.credit, logits.shape[1], plan.y.device),
         )
 
     def lesson(self, plan: Plan, logits: Tensor, weights: Tensor) -> Lesson:
