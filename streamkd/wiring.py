@@ -120,7 +120,7 @@ def _teachers(
 ) -> tuple[list[Teacher], SnapshotMaker | None]:
     made: list[Any] = []
     for index, choice in enumerate(config.teachers):
-        context = TeacherContext(choice.key, student, schema, labels, device)
+        context = TeacherContext(choice.key, student, schema, labels, device, registry)
         made.append(make(registry, f"teachers.{index}", "teachers", choice, context))
     snapshots = [maker for maker in made if isinstance(maker, SnapshotMaker)]
     if len(snapshots) > 1:

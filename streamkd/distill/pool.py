@@ -92,6 +92,7 @@ class Pool:
         for teacher in self.teachers:
             teacher.grow(labels)
         self.memory.grow(len(labels))
+        self._refresh()
 
     def answers(self, x: Tensor, fresh: int, remembered: Remembered | None, classes: int) -> Answers:
         """What every teacher says of the rows; the first ``fresh`` have just arrived.
@@ -167,10 +168,14 @@ class Pool:
         self._pending += inserted
         if self._pending >= ANNOTATE_ROWS:
             self.annotate()
-        elif self._settled:
-            for teacher in self._settled:
-                if self._outdated(teacher):
-                    self._ask_anew(teacher)
+        else:
+            self._refresh()
+
+    def _refresh(self) -> None:
+        """Ask the settled teachers that have changed anew."""
+        for teacher in self._settled:
+            if self._outdated(teacher):
+                self._ask_anew(teacher)
 
     @torch.no_grad()
     def annotate(self) -> None:

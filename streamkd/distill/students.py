@@ -276,15 +276,27 @@ def load_published(directory: Path, registry: Registry, version: int = 0) -> Pub
     Raises:
         StateError: files are missing or do not fit each other.
     """
+    student, schema, meta = read_model(directory / "model.safetensors", directory / "model.json", registry)
     try:
-        meta = json.loads((directory / "model.json").read_text("utf-8"))
-        weights = load_file(directory / "model.safetensors")
+        return Published(student, meta["classes"], version, schema, meta["published_at"], meta["records"])
+    except KeyError as fault:
+        raise StateError(f"a published version cannot be loaded: no {fault}", where=str(directory)) from fault
+
+
+def read_model(weights: Path, about: Path, registry: Registry) -> tuple[Student, RecordSchema, dict[str, Any]]:
+    """A frozen student as it was written, how it sees a record, and all that is said about it.
+
+    Raises:
+        StateError: files are missing or do not fit each other.
+    """
+    try:
+        meta = json.loads(about.read_text("utf-8"))
         schema = RecordSchema.model_validate(meta["schema"])
         kind = registry.kind("students", meta["student"]["name"])
         options = kind.options.model_validate(meta["student"]["options"])
         student = build(kind, options, schema, len(meta["classes"]), meta["seed"])
-        student.load_state_dict(weights)
+        student.load_state_dict(load_file(weights))
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as fault:
-        raise StateError(f"a published version cannot be loaded: {fault}", where=str(directory)) from fault
+        raise StateError(f"a published version cannot be loaded: {fault}", where=str(weights.parent)) from fault
     student.eval().requires_grad_(False)
-    return Published(student, meta["classes"], version, schema, meta["published_at"], meta["records"])
+    return student, schema, meta

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from streamkd.distill.students import Student
 from streamkd.errors import PluginError
 from streamkd.hookspecs import Kind, Options, hookimpl
+from streamkd.plugins import Registry
 from streamkd.records import Label, RecordSchema
 
 Role = Literal["live", "remembered", "frozen", "settled", "snapshots"]
@@ -31,13 +32,18 @@ Role = Literal["live", "remembered", "frozen", "settled", "snapshots"]
 
 @dataclass(frozen=True)
 class TeacherContext:
-    """What a teacher is built from. ``student`` is copied, never kept; ``labels`` is the label space at start."""
+    """What a teacher is built from. ``student`` is copied, never kept; ``labels`` is the label space at start.
+
+    ``schema`` is that of the whole records: which columns a teacher reads is its own choice
+    (``streamkd.distill.columns``). ``registry`` knows the students (``None``: whoever needs them loads it).
+    """
 
     key: str
     student: Student
     schema: RecordSchema
     labels: Sequence[Label]
     device: torch.device
+    registry: Registry | None = None
 
 
 @runtime_checkable
