@@ -53,6 +53,7 @@ class LossChoice(Choice):
     """One term of the loss with its weight."""
 
     weight: float = Field(default=1.0, ge=0)
+    gate: Choice | None = Field(default=None, description="weighs this term's sources; None: the step's gate does")
 
 
 class Batching(Model):
@@ -232,6 +233,9 @@ class Config(Model):
         for path, group, choices in many:
             for index, choice in enumerate(choices):
                 yield f"{path}.{index}", group, choice
+        for index, loss in enumerate(self.losses):
+            if loss.gate is not None:
+                yield f"losses.{index}.gate", "gates", loss.gate
 
 
 EMBEDDED = """\

@@ -15,7 +15,7 @@ import torch
 
 from streamkd import wiring
 from streamkd.config import Config
-from streamkd.distill import optimizers
+from streamkd.distill import optimizers, terms
 from streamkd.distill.students import Student, at_rest
 from streamkd.errors import SourceError
 from streamkd.evaluate.accuracy import Prequential
@@ -262,6 +262,7 @@ class Learner:
                 "memory": step.memory.state_dict(),
                 "pool": step.pool.state_dict(),
                 "gate": step.gate.state_dict(),
+                "losses": terms.state_of(step.terms),
                 "adapter": cast(GateAdapter, self._adapter).state_dict(),
             }
         return tree
@@ -288,8 +289,11 @@ class Learner:
         self._start()
         step = self.strategy.step
         step.student.load_state_dict(learned["student"])
+        adapters = saved.losses == self.config.losses and terms.restore(step.terms, learned.get("losses", []))
         if saved.optimizer.name == self.config.optimizer.name:
-            optimizers.restore(step.optimizer, learned["optimizer"])
+            # behind the student's parameters come those of the losses: of other losses than now, they say nothing
+            first = None if adapters else len([*step.student.parameters()])
+            optimizers.restore(step.optimizer, learned["optimizer"], first)
         step.memory.load_state_dict(learned["memory"], self.device)
         step.pool.load_state_dict(learned["pool"], self.fresh_student, self.labels.labels)
         if saved.gate == self.config.gate:

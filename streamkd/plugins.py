@@ -22,7 +22,7 @@ from streamkd.hookspecs import Group, Kind, Options, SourceKind
 GROUP = "streamkd"
 SINGULAR: dict[Group, str] = {group: "loss" if group == "losses" else group[:-1] for group in get_args(Group)}
 # Keys that a choice in the configuration keeps for itself: an option of that name would never be filled.
-RESERVED: dict[Group, tuple[str, ...]] = {"teachers": ("name", "id"), "losses": ("name", "weight")}
+RESERVED: dict[Group, tuple[str, ...]] = {"teachers": ("name", "id"), "losses": ("name", "weight", "gate")}
 logger = logging.getLogger(__name__)
 
 

@@ -243,7 +243,7 @@ class StreamStrategy(SupervisedTemplate):
         plan = self.plan = step.begin(batch.x, batch.y, batch.task)
         self.mbatch = [plan.x, plan.y, torch.zeros_like(plan.y)] if self._heard() else [plan.x, plan.y, plan.y]
         self._tell("before_training_iteration")
-        for parameter in step.parameters:  # what zero_grad does, without its bookkeeping
+        for parameter in step.trained:  # what zero_grad does, without its bookkeeping
             parameter.grad = None
         self._tell("before_forward")
         self.mb_output = logits = step.forward(plan)

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from streamkd import config as configuration
-from streamkd.config import Choice, Config
-from streamkd.distill import optimizers, students
+from streamkd.config import Choice, Config, LossChoice
+from streamkd.distill import optimizers, students, terms
 from streamkd.distill.memory import Memory
 from streamkd.distill.pool import Pool
-from streamkd.distill.step import Step, Term
+from streamkd.distill.step import Step
 from streamkd.distill.students import Student
 from streamkd.distill.teachers import SnapshotMaker, Teacher, TeacherContext
+from streamkd.distill.terms import Term
 from streamkd.errors import ConfigError, PluginError, StateConflict, StreamkdError
 from streamkd.hookspecs import Group, SourceKind
 from streamkd.meta.adapt import GateAdapter
@@ -75,31 +76,35 @@ def step_of(
     memory = Memory(kept.size, kept.holdout_ratio, kept.policy, config.pool.limit, seed=config.seed)
     teachers, snapshots = _teachers(config, registry, schema, labels, student, device)
     limits = config.pool
+    pool = Pool(
+        teachers,
+        snapshots,
+        memory,
+        limit=limits.limit,
+        limit_bytes=limits.bytes,
+        admit_margin=limits.admit_margin,
+    )
     gate = make(registry, "gate", "gates", config.gate).to(device)
     adapter = GateAdapter(gate, **config.adapt.model_dump())
-    terms = [
-        Term(loss, choice.weight)
-        for (_, loss), choice in zip(make_all(registry, "losses", config.losses), config.losses, strict=True)
-    ]
+    losses = [_term(registry, f"losses.{index}", choice, device) for index, choice in enumerate(config.losses)]
+    adapters = terms.prepare(losses, student, pool, schema)
     step = Step(
         student,
-        optimizers.build(config.optimizer.name, student.parameters(), **rates),
+        optimizers.build(config.optimizer.name, [*student.parameters(), *adapters], **rates),
         memory,
-        Pool(
-            teachers,
-            snapshots,
-            memory,
-            limit=limits.limit,
-            limit_bytes=limits.bytes,
-            admit_margin=limits.admit_margin,
-        ),
+        pool,
         gate,
-        terms,
+        losses,
         replay=kept.replay,
         clip_norm=config.optimizer.clip_norm,
         adapter=adapter,
     )
     return step, adapter
+
+
+def _term(registry: Registry, path: str, choice: LossChoice, device: torch.device) -> Term:
+    gate = make(registry, f"{path}.gate", "gates", choice.gate).to(device) if choice.gate else None
+    return Term(make(registry, path, "losses", choice), choice.weight, gate)
 
 
 def student_of(config: Config, registry: Registry, schema: RecordSchema, classes: int) -> Student:

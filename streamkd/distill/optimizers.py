@@ -37,8 +37,8 @@ def state_of(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
     return {str(index): dict(moments) for index, moments in optimizer.state_dict()["state"].items()}
 
 
-def restore(optimizer: torch.optim.Optimizer, state: dict[str, dict[str, Any]]) -> None:
-    """Put moments back; the rates stay those that the optimiser was built with."""
+def restore(optimizer: torch.optim.Optimizer, state: dict[str, dict[str, Any]], first: int | None = None) -> None:
+    """Put moments back, those of the ``first`` parameters or all; the rates stay those that it was built with."""
     groups = optimizer.state_dict()["param_groups"]
-    moments = {int(index): dict(moment) for index, moment in state.items()}
+    moments = {int(index): dict(moment) for index, moment in state.items() if first is None or int(index) < first}
     optimizer.load_state_dict({"state": moments, "param_groups": groups})

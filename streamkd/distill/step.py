@@ -13,25 +13,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from streamkd.distill import terms as sums
 from streamkd.distill.gate import Evidence, Gate
-from streamkd.distill.losses import Lesson, Loss
+from streamkd.distill.losses import Lesson
 from streamkd.distill.memory import Memory
 from streamkd.distill.pool import Answers, Pool
 from streamkd.distill.students import Student
 from streamkd.distill.teachers import capture
-
-
-@dataclass(frozen=True, slots=True)
-class Term:
-    """One loss with its weight."""
-
-    loss: Loss
-    weight: float
+from streamkd.distill.terms import Term
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +76,12 @@ class Step:
         self.gate, self.terms, self.adapter = gate, tuple(terms), adapter
         self.replay, self.clip_norm = replay, clip_norm
         self.parameters = [p for p in student.parameters() if p.requires_grad]
-        self._student_layers = tuple(sorted({name for term in terms for name in term.loss.layers}))
-        self._teacher_layers = _merge([term.loss.teacher_layers for term in terms])
+        self.trained = [*self.parameters, *sums.parameters_of(self.terms)]
+        self._student_layers = sums.layers_of(self.terms)
+        self._teacher_layers = sums.teacher_layers_of(self.terms)
+        self._own_gates = any(term.gate is not None for term in self.terms)
         self._captured: dict[str, Tensor] = {}
-        self._small = [p for p in self.parameters if p.dim() < 2]
+        self._small = [p for p in self.trained if p.dim() < 2]
         capture(student, self._student_layers, {})  # a layer that is not there is an error now, not at the first step
 
     @torch.no_grad()
@@ -112,8 +108,9 @@ class Step:
         if self.adapter is not None and self.adapter.due():
             self.adapter.adapt(self, plan, logits)
         with torch.no_grad():
-            weights = self.gate(self.evidence(plan, logits))
-        return self.lesson(plan, logits, weights)
+            evidence = self.evidence(plan, logits)
+            weights = self.gate(evidence)
+        return self.lesson(plan, logits, weights, evidence)
 
     def evidence(self, plan: Plan, logits: Tensor) -> Evidence:
         """What the gate may see of the step, without gradient."""
@@ -135,8 +132,12 @@ class Step:
             partial(self.pool.credit, logits.shape[1], plan.y.device),
         )
 
-    def lesson(self, plan: Plan, logits: Tensor, weights: Tensor) -> Lesson:
-        """What the losses see of the step."""
+    def lesson(self, plan: Plan, logits: Tensor, weights: Tensor, evidence: Evidence | None = None) -> Lesson:
+        """What the losses see of the step; terms with a gate of their own are weighed by it, from ``evidence``."""
+        own: dict[int, Tensor] = {}
+        if self._own_gates:
+            with torch.no_grad():
+                own = sums.own_weights(self.terms, evidence or self.evidence(plan, logits))
         theirs = self.pool.features(plan.x[: plan.fresh], self._teacher_layers) if self._teacher_layers else {}
         return Lesson(
             logits,
@@ -149,15 +150,12 @@ class Step:
             plan.answers.complete,
             self._captured,
             theirs,
+            own,
         )
 
     def loss(self, lesson: Lesson) -> Tensor:
         """Σ weight · mean over the rows, of every term."""
-        first, *others = self.terms
-        total = first.weight * first.loss(lesson).mean()
-        for term in others:
-            total = total + term.weight * term.loss(lesson).mean()
-        return total
+        return sums.total(self.terms, lesson)
 
     def gradients_finite(self) -> bool:
         """Whether the biases' gradients are finite: each sums what flows back into its layer, at little cost."""
@@ -166,7 +164,7 @@ class Step:
     def clip(self) -> None:
         """Clip the gradients by their global norm, where that is asked for."""
         if self.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+            nn.utils.clip_grad_norm_(self.trained, self.clip_norm)
 
     @torch.no_grad()
     def finish(self, plan: Plan, logits: Tensor) -> None:
@@ -175,11 +173,3 @@ class Step:
         self.memory.insert(plan.x[:fresh], plan.y[:fresh], plan.task, logits[:fresh].detach())
         self.pool.observe(plan.x[:fresh], plan.y[:fresh])
         self.pool.after_step(self.student, fresh)
-
-
-def _merge(wanted: Sequence[Any]) -> dict[str, tuple[str, ...]]:
-    merged: dict[str, set[str]] = {}
-    for mapping in wanted:
-        for key, layers in mapping.items():
-            merged.setdefault(key, set()).update(layers)
-    return {key: tuple(sorted(layers)) for key, layers in merged.items()}
