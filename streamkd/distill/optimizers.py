@@ -1,10 +1,10 @@
 """Optimisers of the student: built from names, their state as plain tensors by parameter index."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Name = Literal["sgd", "adam", "adamw"]
 
@@ -42,3 +42,26 @@ def restore(optimizer: torch.optim.Optimizer, state: dict[str, dict[str, Any]], 
     groups = optimizer.state_dict()["param_groups"]
     moments = {int(index): dict(moment) for index, moment in state.items() if first is None or int(index) < first}
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
+@torch.no_grad()
+def follow(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], origin: Sequence[Tensor]
+) -> list[Tensor]:
+    """Catch up with parameters that have grown in place, at their ends: moments get 0 there.
+
+    ``origin``, where the parameters began, gets the values that the new parts have now; returns it.
+    """
+    caught = []
+    for parameter, begun in zip(parameters, origin, strict=True):
+        if begun.shape != parameter.shape:
+            old = tuple(slice(n) for n in begun.shape)
+            for name, moment in optimizer.state.get(parameter, {}).items():
+                if isinstance(moment, Tensor) and moment.shape == begun.shape:
+                    wider = optimizer.state[parameter][name] = torch.zeros_like(parameter)
+                    wider[old] = moment
+            wider = parameter.detach().clone()
+            wider[old] = begun
+            begun = wider
+        caught.append(begun)
+    return caught

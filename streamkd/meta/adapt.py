@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from streamkd.distill import optimizers
+from streamkd.distill.gate import Priced
 from streamkd.distill.losses import MatchGate, soft_answers, source_losses
 from streamkd.distill.memory import Remembered
 from streamkd.distill.step import Plan, Step
@@ -69,9 +70,13 @@ class GateAdapter:
         if query is None or self.optimizer is None:
             return
         begun = time.perf_counter()
-        weights = self.gate(step.evidence(plan, logits))
+        evidence = step.evidence(plan, logits)
+        weights = self.gate(evidence)
+        self.origin = optimizers.follow(self.optimizer, self.parameters, self.origin)  # the gate may just have grown
         table = self._table(step, plan, logits, weights.detach(), query)
         if torch.isfinite(table).all():
+            if isinstance(self.gate, Priced):
+                self.gate.settle(evidence, table)
             self.optimizer.zero_grad()
             # Σ A·∂w/∂φ / batch is dL_out/dφ: a backward through the gate alone
             pull = sum(((p - o) ** 2).sum() for p, o in zip(self.parameters, self.origin, strict=True))

@@ -194,7 +194,7 @@ def check_gate(kind: Kind, options: Given = None, floor: float = 0.0) -> None:
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)))
     _weighs(clause, gate, floor, "after its parameters have moved")
     with clause("the gradient of its weights reaches its parameters, finite"):
-        if parameters := list(gate.parameters()):
+        if parameters := [p for p in gate.parameters() if p.requires_grad]:
             gradients = torch.autograd.grad(gate(evidence_of(3))[:, :2].sum(), parameters, allow_unused=True)
             needs(any(g is not None for g in gradients), "a gradient to some parameter", "none")
             needs(all(g is None or bool(torch.isfinite(g).all()) for g in gradients), "finite gradients", "others")
@@ -244,6 +244,15 @@ def _weighs(clause: Clause, gate: nn.Module, floor: float, about: str) -> None:
         known[:, 1], heard[:, 1] = False, False
         deaf = dataclasses.replace(evidence, known=known, heard=heard)
         same(gate(deaf)[:, [0, 1, 3]], gate(of_teachers(deaf, [0, 2])))
+    with clause(f"rows without label listen to teachers alone, {about}"):
+        labels = evidence.labels.clone()
+        labels[::2] = -1
+        heard = torch.where((labels < 0).unsqueeze(1), evidence.known.any(2), evidence.heard)
+        silent = dataclasses.replace(evidence, labels=labels, heard=heard)
+        shaped(gate(silent), (len(labels), 4))
+        same(gate(silent)[labels < 0].sum(1), heard[labels < 0].any(1).float())
+        needs(not bool(gate(silent)[labels < 0][:, 0].any()), "no weight for a label that is not there", "some")
+        same(gate(silent)[labels >= 0], weights[labels >= 0])
     with clause(f"extreme logits give finite weights, {about}"):
         extreme = dataclasses.replace(evidence, logits=evidence.logits * 1e4, answers=evidence.answers * 1e4)
         shaped(gate(extreme), (len(evidence.labels), 4))

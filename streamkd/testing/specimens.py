@@ -35,6 +35,7 @@ def evidence_of(teachers: int) -> Evidence:
     known = torch.rand(6, teachers, 4, generator=generator) > 0.3
     labels = torch.randint(0, 4, (6,), generator=generator)
     known[0] = False
+    credit = -2 * torch.rand(teachers, 4, generator=generator)
     return Evidence(
         logits=torch.randn(6, 4, generator=generator),
         labels=labels,
@@ -43,6 +44,7 @@ def evidence_of(teachers: int) -> Evidence:
         heard=known.gather(2, labels.view(-1, 1, 1).expand(-1, teachers, 1)).squeeze(2),
         facts=torch.rand(teachers, 2, generator=generator),
         teachers=tuple(f"teacher-{number}" for number in range(teachers)),
+        measure=lambda: credit,
     )
 
 
@@ -60,6 +62,7 @@ def of_teachers(evidence: Evidence, order: list[int]) -> Evidence:
         heard=evidence.heard[:, order],
         facts=evidence.facts[order],
         teachers=tuple(evidence.teachers[index] for index in order),
+        measure=lambda: evidence.credit[order],
     )
 
 
