@@ -56,6 +56,22 @@ class LossChoice(Choice):
     gate: Choice | None = Field(default=None, description="weighs this term's sources; None: the step's gate does")
 
 
+class Mapped(Model):
+    """Where a layer of the student comes from."""
+
+    layer: str
+    fit: Literal["exact", "slice"] = Field(default="exact", description="slice: the leading block that both have")
+
+
+class Share(Model):
+    """What the student inherits of a teacher before it learns."""
+
+    teacher: str = Field(description="the key of a teacher, or the path of a model that a checkpoint teacher takes")
+    layers: Literal["all"] | tuple[str, ...] = Field(default="all", description="of the student; all: of equal names")
+    map: dict[str, str | Mapped] = Field(default={}, description="the student's layer: the teacher's layer")
+    frozen: bool = Field(default=False, description="inherited layers are not trained on; the head always is")
+
+
 class Batching(Model):
     """How the log is cut into training batches: by count, or after a silence (journaled)."""
 
@@ -195,6 +211,7 @@ class Config(Model):
     stream: Stream
     detectors: tuple[Choice, ...] = (Choice(name="task-column"), Choice(name="new-label"))
     student: Choice = Choice(name="mlp")
+    share: Share | None = None
     optimizer: Optimizer = Optimizer()
     memory: Memory = Memory()
     teachers: tuple[TeacherChoice, ...] = (

@@ -171,8 +171,7 @@ class Learner:
         elif boundary is not None:
             self._end_task(previous)
         if len(self.labels) > self.student.classes:
-            self.student.grow(len(self.labels), self.strategy.optimizer)
-            self.strategy.step.pool.grow(self.labels.labels)
+            self.strategy.step.grow(self.labels.labels)
         if boundary is not None:
             self._begin_task(boundary)
         # a student with dropout draws from torch's own generator: by the step's number, so that resuming is exact
@@ -262,6 +261,7 @@ class Learner:
                 "memory": step.memory.state_dict(),
                 "pool": step.pool.state_dict(),
                 "gate": step.gate.state_dict(),
+                "heritage": step.heritage.state_dict() if step.heritage else {},
                 "losses": terms.state_of(step.terms),
                 "adapter": cast(GateAdapter, self._adapter).state_dict(),
             }
@@ -289,6 +289,8 @@ class Learner:
         self._start()
         step = self.strategy.step
         step.student.load_state_dict(learned["student"])
+        if step.heritage is not None:
+            step.heritage.load_state_dict(learned["heritage"])
         adapters = saved.losses == self.config.losses and terms.restore(step.terms, learned.get("losses", []))
         if saved.optimizer.name == self.config.optimizer.name:
             # behind the student's parameters come those of the losses: of other losses than now, they say nothing

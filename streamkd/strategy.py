@@ -228,8 +228,7 @@ class StreamStrategy(SupervisedTemplate):
         for x, y, *_ in self.dataloader:
             classes = int(y.max()) + 1
             if classes > self.step.student.classes:
-                self.step.student.grow(classes, self.optimizer)
-                self.step.pool.grow(range(classes))
+                self.step.grow(range(classes))
             self._iterate(TensorBatch(x.to(self.device), y.to(self.device), self._task))
 
     def forward(self) -> Tensor:

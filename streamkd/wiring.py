@@ -13,6 +13,7 @@ import torch
 from streamkd import config as configuration
 from streamkd.config import Choice, Config, LossChoice
 from streamkd.distill import optimizers, students, terms
+from streamkd.distill.inherit import Donor, Heritage, Origin
 from streamkd.distill.memory import Memory
 from streamkd.distill.pool import Pool
 from streamkd.distill.step import Step
@@ -71,6 +72,7 @@ def step_of(
 ) -> tuple[Step, GateAdapter]:
     """The parts that one training step moves, for a fresh student that knows ``labels``."""
     student = student_of(config, registry, schema, len(labels)).to(device)
+    heritage = _heritage(config, registry, student, TeacherContext("share", student, schema, labels, device, registry))
     rates = config.optimizer.model_dump(exclude={"name", "clip_norm"})
     kept = config.memory
     memory = Memory(kept.size, kept.holdout_ratio, kept.policy, config.pool.limit, seed=config.seed)
@@ -98,6 +100,7 @@ def step_of(
         replay=kept.replay,
         clip_norm=config.optimizer.clip_norm,
         adapter=adapter,
+        heritage=heritage,
     )
     return step, adapter
 
@@ -113,6 +116,30 @@ def student_of(config: Config, registry: Registry, schema: RecordSchema, classes
     options = configuration.options(registry, "student", "students", config.student)
     with _named("student", config.student):
         return students.build(kind, options, schema, classes, config.seed)
+
+
+def _heritage(config: Config, registry: Registry, student: Student, context: TeacherContext) -> Heritage | None:
+    """What the student inherits, which it has then: of a teacher by its key, or of a model by its path."""
+    share = config.share
+    if share is None:
+        return None
+    choice = next((t for t in config.teachers if t.key == share.teacher), None)
+    choice = choice or configuration.TeacherChoice.model_validate({"name": "checkpoint", "path": share.teacher})
+    donor = make(registry, "share.teacher", "teachers", choice, context)
+    if not isinstance(donor, Donor):
+        raise ConfigError(
+            f"the teacher {share.teacher!r} has no network that could be shared",
+            where="share.teacher",
+            fix="name a checkpoint teacher, or the path of a model",
+        )
+    origins = {
+        ours: Origin(theirs) if isinstance(theirs, str) else Origin(theirs.layer, theirs.fit == "slice")
+        for ours, theirs in share.map.items()
+    }
+    layers = None if share.layers == "all" else share.layers
+    heritage = Heritage(donor, student, layers=layers, origins=origins, frozen=share.frozen)
+    heritage.begin(student, context.labels)
+    return heritage
 
 
 def _teachers(
@@ -205,6 +232,7 @@ def refuse_conflicts(
         ("stream.records.student", saved_schema.student, schema.student),
         ("stream.records.label_type", saved_schema.label_type, schema.label_type),
         ("student", saved.student, now.student),
+        ("share", saved.share, now.share),
         ("memory", saved.memory.model_copy(update={"replay": now.memory.replay}), now.memory),
         ("stream.name", saved.stream.name, now.stream.name),
         ("stream.source", _content(saved.stream.source, registry), _content(now.stream.source, registry)),

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from streamkd.distill import terms as sums
 from streamkd.distill.gate import Evidence, Gate
+from streamkd.distill.inherit import Heritage
 from streamkd.distill.losses import Lesson
 from streamkd.distill.memory import Memory
 from streamkd.distill.pool import Answers, Pool
 from streamkd.distill.students import Student
-from streamkd.distill.teachers import capture
+from streamkd.distill.teachers import EmaTeacher, capture
 from streamkd.distill.terms import Term
 
 
@@ -71,7 +72,9 @@ class Step:
         replay: int,
         clip_norm: float | None = None,
         adapter: Adapter | None = None,
+        heritage: Heritage | None = None,
     ) -> None:
+        self.heritage = heritage
         self.student, self.optimizer, self.memory, self.pool = student, optimizer, memory, pool
         self.gate, self.terms, self.adapter = gate, tuple(terms), adapter
         self.replay, self.clip_norm = replay, clip_norm
@@ -83,6 +86,15 @@ class Step:
         self._captured: dict[str, Tensor] = {}
         self._small = [p for p in self.trained if p.dim() < 2]
         capture(student, self._student_layers, {})  # a layer that is not there is an error now, not at the first step
+
+    def grow(self, labels: Sequence[Label]) -> None:
+        """New labels: heads and caches widen; a row that a shared teacher has is inherited."""
+        before = self.student.classes
+        self.student.grow(len(labels), self.optimizer)
+        self.pool.grow(labels)
+        if self.heritage is not None:
+            averages = [teacher.student for teacher in self.pool.teachers if isinstance(teacher, EmaTeacher)]
+            self.heritage.follow([self.student, *averages], labels, before)
 
     @torch.no_grad()
     def begin(self, x: Tensor, y: Tensor, task: int) -> Plan:
