@@ -27,6 +27,7 @@ from streamkd.distill.pool import Answers, Pool
 from streamkd.distill.students import Student
 from streamkd.distill.teachers import EmaTeacher, capture
 from streamkd.distill.terms import Term
+from streamkd.records import Label
 
 
 @dataclass(frozen=True, slots=True)
