@@ -3,8 +3,8 @@
     g = ∇L_in(θ)  ─►  θ' = U(θ, g)  ─►  v = ∇L_out(θ')  ─►  u = (∂θ'/∂g)ᵀ v  ─►  A = d(source losses) along u
 
 ``A[i, k]`` is, exactly, batch · dL_out/dw_ik: w_ik enters the inner gradient as a factor of sample i's k-th source
-loss ℓ_ik, so dL_out/dw_ik = ⟨u, ∇ℓ_ik⟩ / batch, a directional derivative. No double backward is needed. ``forward``
-takes it with one forward-mode pass, ``finite_difference`` with two plain ones, on every operator.
+loss ℓ_ik, so dL_out/dw_ik = ⟨u, ∇ℓ_ik⟩ / batch, a directional derivative, and no double backward is needed.
+``streamkd.meta.slopes`` takes it; here are the optimisers: what one step, or a chain of them, makes of a gradient.
 """
 
 import warnings
@@ -24,7 +24,7 @@ Tensors = list[Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What an optimiser's group says of one step."""
+    """What an optimiser's group says of one step of a parameter."""
 
     learning_rate: float
     weight_decay: float
@@ -34,11 +34,37 @@ class Rates:
     eps: float
 
 
-def clipped(grads: Sequence[Tensor], clip_norm: float | None) -> Tensors:
-    """Gradients after ``torch.nn.utils.clip_grad_norm_``, its 1e-6 in the denominator included."""
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Adam's state of one parameter after a step: m, v, and how many steps there have been."""
+
+    first: Tensor
+    second: Tensor
+    count: float
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One step of the optimiser as it was taken.
+
+    ``before``: θ; ``gradients``: g before clipping; ``norm``: of all that was clipped together, None without clipping;
+    ``moments``: Adam's after the step, empty for SGD.
+    """
+
+    before: Tensors
+    gradients: Tensors
+    norm: Tensor | None
+    moments: list[Moments]
+
+
+def clipped(grads: Sequence[Tensor], clip_norm: float | None, norm: Tensor | None = None) -> Tensors:
+    """Gradients after ``torch.nn.utils.clip_grad_norm_``, its 1e-6 in the denominator included.
+
+    ``norm`` is theirs, unless more was clipped together with them.
+    """
     if clip_norm is None:
         return list(grads)
-    factor = (clip_norm / (_norm(grads) + 1e-6)).clamp(max=1.0)
+    factor = (clip_norm / ((norm_of(grads) if norm is None else norm) + 1e-6)).clamp(max=1.0)
     return [grad * factor for grad in grads]
 
 
@@ -50,18 +76,19 @@ def virtual_step(
     Raises:
         ConfigError: the optimiser is none of SGD, Adam, AdamW.
     """
-    rates = _rates(optimizer)
+    rates = rates_of(optimizer, parameters)
+    entering = clipped(grads, clip_norm)
     if isinstance(optimizer, torch.optim.SGD):
         return [
-            _sgd_step(p, g, optimizer.state.get(p, {}), rates)
-            for p, g in zip(parameters, clipped(grads, clip_norm), strict=True)
+            _sgd_step(p, g, optimizer.state.get(p, {}), r) for p, g, r in zip(parameters, entering, rates, strict=True)
         ]
     decoupled = isinstance(optimizer, torch.optim.AdamW)
     moved = []
-    for p, g in zip(parameters, clipped(grads, clip_norm), strict=True):
-        first, second, c1, c2, _ = _adam_moments(p, g, optimizer.state.get(p, {}), rates, decoupled)
-        start = p.detach() * (1 - rates.learning_rate * rates.weight_decay) if decoupled else p.detach()
-        moved.append(start - rates.learning_rate * (first / c1) / ((second / c2).sqrt() + rates.eps))
+    for p, g, r in zip(parameters, entering, rates, strict=True):
+        after = _next_moments(p, g, optimizer.state.get(p, {}), r, decoupled)
+        start = p.detach() * (1 - r.learning_rate * r.weight_decay) if decoupled else p.detach()
+        c1, c2 = _corrections(after, r)
+        moved.append(start - r.learning_rate * (after.first / c1) / ((after.second / c2).sqrt_().add_(r.eps)))
     return moved
 
 
@@ -74,18 +101,29 @@ def _sgd_step(p: Tensor, g: Tensor, state: dict[str, Tensor], rates: Rates) -> T
     return p.detach() - rates.learning_rate * g
 
 
-def _adam_moments(
-    p: Tensor, g: Tensor, state: dict[str, Tensor], rates: Rates, decoupled: bool
-) -> tuple[Tensor, Tensor, float, float, Tensor]:
-    """Both moments after the step, their bias corrections, and the gradient that entered them."""
-    if not decoupled:
+def _next_moments(p: Tensor, g: Tensor, state: dict[str, Tensor], rates: Rates, decoupled: bool) -> Moments:
+    """Adam's state after the step that ``g`` enters."""
+    if not decoupled and rates.weight_decay:
         g = g + rates.weight_decay * p.detach()
     beta1, beta2 = rates.betas
     zero = torch.zeros_like(p)
-    first = beta1 * state.get("exp_avg", zero) + (1 - beta1) * g
-    second = beta2 * state.get("exp_avg_sq", zero) + (1 - beta2) * g * g
-    count = float(state.get("step", torch.zeros(()))) + 1
-    return first, second, 1 - beta1**count, 1 - beta2**count, g
+    first = torch.lerp(state.get("exp_avg", zero), g, 1 - beta1)
+    second = (beta2 * state.get("exp_avg_sq", zero)).addcmul_(g, g, value=1 - beta2)
+    return Moments(first, second, float(state.get("step", 0)) + 1)
+
+
+def _corrections(moments: Moments, rates: Rates) -> tuple[float, float]:
+    return 1 - rates.betas[0] ** moments.count, 1 - rates.betas[1] ** moments.count
+
+
+def moments_of(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> list[Moments]:
+    """Adam's present state of each parameter, not copied; empty for SGD, or where a parameter has not moved yet."""
+    if isinstance(optimizer, torch.optim.SGD):
+        return []
+    states = [optimizer.state.get(p, {}) for p in parameters]
+    if not all("exp_avg" in state for state in states):
+        return []
+    return [Moments(s["exp_avg"], s["exp_avg_sq"], float(s["step"])) for s in states]
 
 
 def direction(
@@ -95,45 +133,132 @@ def direction(
     outer: Sequence[Tensor],
     clip_norm: float | None,
 ) -> Tensors:
-    """u = (∂θ'/∂g)ᵀ v for ``outer`` = v, exact for SGD (momentum, Nesterov, decay), Adam, AdamW, each also clipped.
+    """u = (∂θ'/∂g)ᵀ v for ``outer`` = v and the step that is about to be taken.
 
-    Adam: u = -η[((1-β1)/c1)/(√v̂+ε) - m̂(1-β2)g/(c2·√v̂·(√v̂+ε)²)] ⊙ v, c = 1-βᵗ; 0 where v̂ = 0.
+    Exact for SGD (momentum, Nesterov, decay), Adam, AdamW, each also clipped; see ``directions``.
     """
-    rates = _rates(optimizer)
-    entering = clipped(grads, clip_norm)
-    if isinstance(optimizer, torch.optim.SGD):
-        factor = -rates.learning_rate * (1 + rates.momentum if rates.nesterov else 1)
-        u = [factor * v for v in outer]
-    else:
+    norm = None if clip_norm is None else norm_of(grads)
+    after: list[Moments] = []
+    if not isinstance(optimizer, torch.optim.SGD):
         decoupled = isinstance(optimizer, torch.optim.AdamW)
-        u = [
-            _adam_slope(p, g, optimizer.state.get(p, {}), rates, decoupled) * v
-            for p, g, v in zip(parameters, entering, outer, strict=True)
-        ]
-    return _through_clip(grads, u, clip_norm)
+        parts = zip(parameters, clipped(grads, clip_norm), rates_of(optimizer, parameters), strict=True)
+        after = [_next_moments(p, g, optimizer.state.get(p, {}), r, decoupled) for p, g, r in parts]
+    update = Update([p.detach() for p in parameters], list(grads), norm, after)
+    return directions(optimizer, parameters, [update], outer, clip_norm)[0]
 
 
-def _adam_slope(p: Tensor, g: Tensor, state: dict[str, Tensor], rates: Rates, decoupled: bool) -> Tensor:
-    first, second, c1, c2, g = _adam_moments(p, g, state, rates, decoupled)
-    beta1, beta2 = rates.betas
-    root = (second / c2).sqrt()
-    slope = (1 - beta1) / c1 / (root + rates.eps)
-    bend = (first / c1) * (1 - beta2) * g / (c2 * root * (root + rates.eps) ** 2)
-    # v̂ = 0: no sample has ever moved this weight, so its column of J is 0 and any u is exact; 1/ε there would drown
-    # all other directions in a finite difference
-    return -rates.learning_rate * torch.where(root > 0, slope - bend, 0.0)
+def directions(
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[Tensor],
+    updates: Sequence[Update],
+    outer: Sequence[Tensor],
+    clip_norm: float | None,
+) -> list[Tensors]:
+    """u_t = (∂θ_n/∂g_t)ᵀ v for each of the last n steps, oldest first; ``outer`` = v at θ_n.
+
+    Through the optimiser's own memory exactly; what a step's *gradient* owes to the weights before it (η·Hessian) is
+    left out, so n = 1 is exact and more are the first-order sum. With B the derivative by a momentum buffer, M and V by
+    Adam's moments, and the hats' corrections c = 1 - βᵗ::
+
+        SGD    u_t = B_t ⊙ v,  B_t = -η + m·B_{t+1}                    Nesterov: B_t = -ηm + m·B_{t+1}, u_t = (B_t - η) ⊙ v
+        Adam   u_t = ((1-β1)·M_t + 2(1-β2)·g_t·V_t) ⊙ v,  M_t = -η/(c1(√v̂+ε)) + β1·M_{t+1},
+               V_t = η·m̂/(2·c2·√v̂·(√v̂+ε)²) + β2·V_{t+1};  0 where v̂ = 0
+
+    A parameter that has grown since a step is cut back to the shape that it had.
+
+    Raises:
+        ConfigError: the optimiser is none of SGD, Adam, AdamW.
+    """
+    chain = _SgdChain() if isinstance(optimizer, torch.optim.SGD) else _AdamChain(optimizer)
+    found: list[Tensors] = [[] for _ in updates]
+    for at, rates in enumerate(rates_of(optimizer, parameters)):
+        for number, factor in chain.factors(rates, [_Seen.of(update, at, clip_norm) for update in updates]):
+            shape = updates[number].before[at].shape
+            found[number].append(factor * narrowed(outer[at], shape))
+    return [_through_clip(update, u, clip_norm) for update, u in zip(updates, found, strict=True)]
 
 
-def _through_clip(grads: Sequence[Tensor], u: Tensors, clip_norm: float | None) -> Tensors:
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """One parameter's part of an update: θ, the gradient as it entered, moments."""
+
+    before: Tensor
+    gradient: Tensor
+    moments: Moments | None
+
+    @classmethod
+    def of(cls, update: Update, at: int, clip_norm: float | None) -> "_Seen":
+        (gradient,) = clipped([update.gradients[at]], clip_norm, update.norm)
+        return cls(update.before[at], gradient, update.moments[at] if update.moments else None)
+
+
+class _SgdChain:
+    def factors(self, rates: Rates, seen: list[_Seen]) -> list[tuple[int, float]]:
+        """∂θ_n/∂g_t, a number, newest step first."""
+        own = -rates.learning_rate
+        buffer, found = 0.0, []
+        for number in range(len(seen) - 1, -1, -1):
+            buffer = own * (rates.momentum if rates.nesterov else 1.0) + rates.momentum * buffer
+            found.append((number, own + buffer if rates.nesterov else buffer))
+        return found
+
+
+class _AdamChain:
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._decoupled = isinstance(optimizer, torch.optim.AdamW)
+
+    def factors(self, rates: Rates, seen: list[_Seen]) -> list[tuple[int, Tensor]]:
+        """∂θ_n/∂g_t, of the parameter's shape, newest step first."""
+        beta1, beta2 = rates.betas
+        first: Tensor | None = None
+        second: Tensor | None = None
+        found = []
+        for number in range(len(seen) - 1, -1, -1):
+            one = seen[number]
+            by_first, by_second, alive = _adam_slopes(one, rates)
+            if first is not None and second is not None:
+                by_first.add_(narrowed(first, by_first.shape), alpha=beta1)
+                by_second.add_(narrowed(second, by_second.shape), alpha=beta2)
+            first, second = by_first, by_second
+            g = one.gradient
+            if not self._decoupled and rates.weight_decay:
+                g = g + rates.weight_decay * one.before
+            factor = (g * second).mul_(2 * (1 - beta2)).add_(first, alpha=1 - beta1)
+            # v̂ = 0: no sample has ever moved this weight, so its column of J is 0 and any u is exact; 1/ε there would
+            # drown all other directions in a finite difference
+            found.append((number, factor.mul_(alive)))
+        return found
+
+
+def _adam_slopes(one: _Seen, rates: Rates) -> tuple[Tensor, Tensor, Tensor]:
+    """∂θ'/∂m and ∂θ'/∂v of the step itself, and where v is not 0; in place wherever it can be: this is memory-bound."""
+    after = one.moments
+    assert after is not None
+    c1, c2 = _corrections(after, rates)
+    shape = one.before.shape
+    alive = narrowed(after.second, shape) > 0
+    root = (narrowed(after.second, shape) / c2).sqrt_()
+    by_first = (root + rates.eps).reciprocal_()
+    by_second = (narrowed(after.first, shape) * by_first).mul_(by_first)
+    by_second.mul_(rates.learning_rate / (2 * c1 * c2)).div_(root.masked_fill_(~alive, 1.0))
+    return by_first.mul_(-rates.learning_rate / c1), by_second, alive
+
+
+def narrowed(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """The leading part of that shape."""
+    return tensor if tensor.shape == torch.Size(shape) else tensor[tuple(slice(n) for n in shape)]
+
+
+def _through_clip(update: Update, u: Tensors, clip_norm: float | None) -> Tensors:
     """Clipping is symmetric: g ↦ c·g/(‖g‖+e) has the Jacobian c/(‖g‖+e)·(I - ggᵀ/(‖g‖(‖g‖+e)))."""
     if clip_norm is None:
         return u
-    norm = _norm(grads)
+    norm = norm_of(update.gradients) if update.norm is None else update.norm
     if norm + 1e-6 <= clip_norm:
         return u
-    inner = torch.stack([(g * d).sum() for g, d in zip(grads, u, strict=True)]).sum()
+    inner = torch.stack([(g * d).sum() for g, d in zip(update.gradients, u, strict=True)]).sum()
     along = inner / (norm * (norm + 1e-6))
-    return [clip_norm / (norm + 1e-6) * (d - along * g) for g, d in zip(grads, u, strict=True)]
+    return [clip_norm / (norm + 1e-6) * (d - along * g) for g, d in zip(update.gradients, u, strict=True)]
 
 
 def forward(
@@ -181,7 +306,7 @@ def finite_difference(
     """
     names = [name for name, p in module.named_parameters() if p.requires_grad]
     values = [p.detach() for p in module.parameters() if p.requires_grad]
-    eps = float(1e-2 / _norm(u).clamp_min(1e-12))
+    eps = float(1e-2 / norm_of(u).clamp_min(1e-12))
     sides = []
     with torch.no_grad():
         for sign in (1, -1):
@@ -195,25 +320,37 @@ def own_buffers(module: nn.Module) -> dict[str, Tensor]:
     return {name: buffer.clone() for name, buffer in module.named_buffers()}
 
 
-def _norm(tensors: Sequence[Tensor]) -> Tensor:
+def norm_of(tensors: Sequence[Tensor]) -> Tensor:
+    """√Σ‖t‖²."""
     return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t) for t in tensors]))
 
 
-def _rates(optimizer: torch.optim.Optimizer) -> Rates:
+def rates_of(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> list[Rates]:
+    """The rates of each parameter, by its group.
+
+    Raises:
+        ConfigError: the optimiser is none of SGD, Adam, AdamW, or one of their variants without a closed form here.
+    """
     if not isinstance(optimizer, torch.optim.SGD | torch.optim.Adam | torch.optim.AdamW):
         raise ConfigError(
             f"the gate's hypergradient needs SGD, Adam or AdamW, got {type(optimizer).__name__}",
             where="optimizer",
             fix="take one of these, or a gate without parameters (fixed)",
         )
-    group = optimizer.param_groups[0]
-    odd = [name for name in ("amsgrad", "dampening", "maximize") if group.get(name)]
-    if odd or len(optimizer.param_groups) > 1:
-        raise ConfigError(
-            f"the gate's hypergradient has no closed form for {odd[0] if odd else 'several groups of parameters'}",
-            where="optimizer",
-            fix="leave it at its default, or take a gate without parameters (fixed)",
-        )
+    by_parameter: dict[int, Rates] = {}
+    for group in optimizer.param_groups:
+        odd = [name for name in ("amsgrad", "dampening", "maximize") if group.get(name)]
+        if odd:
+            raise ConfigError(
+                f"the gate's hypergradient has no closed form for {odd[0]}",
+                where="optimizer",
+                fix="leave it at its default, or take a gate without parameters (fixed)",
+            )
+        by_parameter |= dict.fromkeys(map(id, group["params"]), _rates(group))
+    return [by_parameter[id(p)] for p in parameters]
+
+
+def _rates(group: dict) -> Rates:
     beta1, beta2 = group.get("betas", (0.0, 0.0))
     return Rates(
         float(group["lr"]),
