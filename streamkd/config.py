@@ -110,7 +110,20 @@ class Stream(Model):
     batch: Batching = Batching()
     limits: Limits = Limits()
     retain: Retain = Retain()
-    unlabelled: Literal["reject"] = "reject"
+    unlabelled: Literal["reject", "distil"] = Field(
+        default="reject", description="records without label are refused, or taught by the teachers alone"
+    )
+
+    @model_validator(mode="after")
+    def _unlabelled_in_one_place(self) -> "Stream":
+        if self.records is not None and self.records.unlabelled:
+            raise ValueError("records.unlabelled is not to be set; write unlabelled: distil in stream")
+        return self
+
+    def schema_of(self, described: RecordSchema | None = None) -> RecordSchema | None:
+        """``records``, else what the source describes, as records are taken: with a label, or perhaps without."""
+        found = self.records or described
+        return found and found.model_copy(update={"unlabelled": self.unlabelled == "distil"})
 
 
 class Optimizer(Model):

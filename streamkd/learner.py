@@ -7,6 +7,7 @@ clock: a learner restored from a checkpoint ends where one that was never stoppe
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -21,6 +22,7 @@ from streamkd.errors import SourceError
 from streamkd.evaluate.accuracy import Prequential
 from streamkd.evaluate.live import LiveQuality
 from streamkd.meta.adapt import GateAdapter
+from streamkd.meta.artefact import Artefact
 from streamkd.observe import Observers
 from streamkd.plugins import Registry
 from streamkd.records import Chunk, Records, RecordSchema, Reject, Source
@@ -76,6 +78,7 @@ class Learner:
         self._bad_in_a_row = 0
         self._strategy: StreamStrategy | None = None
         self._adapter: GateAdapter | None = None
+        self._begun: Artefact | None = None
 
     @property
     def started(self) -> bool:
@@ -123,7 +126,7 @@ class Learner:
     def _without_surplus_labels(self, records: Records, offset: int) -> tuple[Records, list[Reject]]:
         """Records of labels that are known or for which there is room: an id that stands as label fills no memory."""
         limit = self.config.stream.limits.labels
-        new = [label for label in dict.fromkeys(records.labels) if label not in self.labels]
+        new = [label for label in dict.fromkeys(records.labels) if label is not None and label not in self.labels]
         surplus = set(new[max(0, limit - len(self.labels)) :])
         rejects = [
             Reject(int(at) - offset, "too_many_labels", f"{label!r:.80} is new, and {limit} labels are known")
@@ -163,6 +166,10 @@ class Learner:
 
     def _train(self, records: Records) -> None:
         begun = time.perf_counter()
+        if unlabelled := records.labels.count(None):
+            self.recorder.count("records_unlabelled_total", unlabelled, source=self._source)
+            if not self.labels and unlabelled == len(records):
+                return  # no class is known yet, so there is nothing that anybody could teach of them
         new = self.labels.learn(records.labels)
         previous = self.tasks.current
         boundary = self.tasks.observe(records, new, self.records)
@@ -180,9 +187,11 @@ class Learner:
         self.records += report.fresh
         self.steps += 1
         self.last_step_at = time.time()
-        self.prequential.add(report.right, report.fresh)
+        if report.labelled:
+            self.prequential.add(report.right, report.labelled)
         self._count(report, time.perf_counter() - begun)
-        self.observers.tell("on_step", self.records, report.loss, report.right / max(report.fresh, 1))
+        accuracy = report.right / report.labelled if report.labelled else math.nan
+        self.observers.tell("on_step", self.records, report.loss, accuracy)
 
     def _count(self, report: StepReport, seconds: float) -> None:
         self.recorder.observe("train_step_duration_seconds", seconds)
@@ -208,12 +217,15 @@ class Learner:
 
     def _start(self) -> None:
         """Wire the parts that need a student, for the labels so far."""
-        step, self._adapter = wiring.step_of(self.config, self.registry, self.schema, self.labels.labels, self.device)
+        self._begun = self._begun or wiring.artefact_of(self.config)
+        step, self._adapter = wiring.step_of(
+            self.config, self.registry, self.schema, self.labels.labels, self.device, self._begun
+        )
         self._strategy = StreamStrategy(step=step, device=self.device, plugins=self._plugins, evaluator=self._evaluator)
 
     def fresh_student(self, classes: int) -> Student:
-        """An untrained student of the configuration, on the device."""
-        return wiring.student_of(self.config, self.registry, self.schema, classes).to(self.device)
+        """A student of the configuration as it was before the stream, on the device."""
+        return wiring.student_of(self.config, self.registry, self.schema, classes, self._begun).to(self.device)
 
     def measure(self) -> None:
         """Score the served model on held-out records and note a point of the history."""
@@ -261,6 +273,7 @@ class Learner:
                 "memory": step.memory.state_dict(),
                 "pool": step.pool.state_dict(),
                 "gate": step.gate.state_dict(),
+                "begun": self._begun and self._begun.state_dict(),
                 "heritage": step.heritage.state_dict() if step.heritage else {},
                 "losses": terms.state_of(step.terms),
                 "adapter": cast(GateAdapter, self._adapter).state_dict(),
@@ -286,6 +299,7 @@ class Learner:
             self._restore_learned(tree["learned"], saved)
 
     def _restore_learned(self, learned: Mapping[str, Any], saved: Config) -> None:
+        self._begun = wiring.begun_from(learned.get("begun"), saved, self.config)
         self._start()
         step = self.strategy.step
         step.student.load_state_dict(learned["student"])

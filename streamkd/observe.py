@@ -18,7 +18,7 @@ class Observer(Protocol):
     """Any of these methods; the others may be left out."""
 
     def on_step(self, record: int, loss: float, accuracy: float) -> None:
-        """After each training step: records trained so far, its loss, accuracy on its rows before it."""
+        """After each training step: records trained so far, loss, earlier accuracy on its labelled rows or NaN."""
         ...
 
     def on_boundary(self, boundary: Boundary) -> None:

@@ -89,6 +89,7 @@ class RecordSchema(Model):
     task: str | None = None
     id: str | None = None
     event_time: str | None = None
+    unlabelled: bool = Field(default=False, description="`stream.unlabelled` says it: records may lack their label")
 
     @model_validator(mode="after")
     def _names_differ(self) -> "RecordSchema":
@@ -144,16 +145,23 @@ class Chunk:
 class Records:
     """Encoded good rows: ``inputs`` [records, *shape] in the schema's element type, and their labels.
 
-    ``tasks`` is ``None`` where the stream has no task column. ``offsets`` [records] int64.
+    The label of a record that has none is ``None``; only streams that distil such records take it. ``tasks`` is
+    ``None`` where the stream has no task column. ``offsets`` [records] int64.
     """
 
     inputs: np.ndarray
-    labels: Sequence[Label]
+    labels: Sequence[Label | None]
     tasks: Sequence[Label] | None
     offsets: np.ndarray
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def labelled(self) -> "Records":
+        """Those that have a label."""
+        if None not in self.labels:
+            return self
+        return self.take([row for row, label in enumerate(self.labels) if label is not None])
 
     def take(self, rows: Sequence[int]) -> "Records":
         """These rows alone."""

@@ -99,7 +99,7 @@ def run_seed(config: Config, registry: Registry, progress: Progress = lambda don
 
 
 def _test_set(task: str, rows: Any, schema: RecordSchema) -> TestSet:
-    records, _ = codec.encode(rows, schema, 0)
+    records = codec.encode(rows, schema, 0)[0].labelled()
     return TestSet(task, torch.tensor(records.inputs), records.labels)
 
 

@@ -25,6 +25,7 @@ from torch.utils.data import TensorDataset
 from streamkd.distill.memory import Ring
 from streamkd.distill.step import Plan, Step
 from streamkd.tasks.experience import TensorBatch
+from streamkd.tasks.labels import NONE
 
 EVENTS = (
     "before_training",
@@ -64,13 +65,14 @@ class TensorExperience:
 
     @property
     def classes_in_this_experience(self) -> list[int]:
-        return sorted(set(self.batch.y.tolist()))
+        return sorted(set(self.batch.y.tolist()) - {NONE})
 
     @property
     def dataset(self) -> AvalancheDataset:
-        """The batch as an Avalanche dataset, made only if a plugin asks."""
+        """The batch's labelled records as an Avalanche dataset, made only if a plugin asks."""
         if self._dataset is None:
-            self._dataset = dataset_of(self.batch.x, self.batch.y)
+            labelled = self.batch.y >= 0
+            self._dataset = dataset_of(self.batch.x[labelled], self.batch.y[labelled])
         return self._dataset
 
 
@@ -152,7 +154,7 @@ class StreamStrategy(SupervisedTemplate):
         train_mb_size: int = 1,
     ) -> None:
         self.step = step
-        self.report: StepReport = StepReport(0, 0.0, 0, torch.zeros(0), False)
+        self.report: StepReport = StepReport(0, 0.0, 0, 0, torch.zeros(0), False)
         self._listeners: dict[str, list[Callable[..., None]]] = {}
         self._listened: tuple[int, ...] = ()
         super().__init__(
@@ -260,7 +262,7 @@ class StreamStrategy(SupervisedTemplate):
             self.optimizer.step()
             self._tell("after_update")
             step.finish(plan, logits)
-        self.report = StepReport(plan.fresh, loss, _right(logits, plan), lesson.weights, not finite)
+        self.report = StepReport(plan.fresh, loss, *_right(logits, plan), lesson.weights, not finite)
         # the graph must not outlive the step: it would pin the shapes of parameters that grow
         self.loss, self.mb_output = self.loss.detach(), logits.detach()
         self._tell("after_training_iteration")
@@ -307,16 +309,22 @@ def _rows_of_task(ring: Ring, task: int) -> tuple[Tensor, Tensor] | None:
     return (ring.x[: ring.filled][mine], ring.y[: ring.filled][mine]) if mine.any() else None
 
 
-def _right(logits: Tensor, plan: Plan) -> int:
+def _right(logits: Tensor, plan: Plan) -> tuple[int, int]:
+    """How many fresh rows have a label, and on how many of them the student's first choice is that."""
     fresh = plan.fresh
     # numpy: a fifth of the calls that torch would take
-    return int((logits[:fresh].detach().cpu().numpy().argmax(1) == plan.y[:fresh].cpu().numpy()).sum())
+    labels = plan.y[:fresh].cpu().numpy()
+    right = int((logits[:fresh].detach().cpu().numpy().argmax(1) == labels).sum())
+    return int((labels >= 0).sum()) if plan.unlabelled else fresh, right
 
 
 class StepReport:
-    """One step: fresh rows, loss, how many fresh rows the student had right before it learned them, gate weights."""
+    """One step: fresh rows, loss, how many of them have a label and how many of these the student had right before it
+    learned them, gate weights.
+    """
 
-    __slots__ = ("fresh", "loss", "right", "skipped", "weights")
+    __slots__ = ("fresh", "labelled", "loss", "right", "skipped", "weights")
 
-    def __init__(self, fresh: int, loss: float, right: int, weights: Tensor, skipped: bool) -> None:
-        self.fresh, self.loss, self.right, self.weights, self.skipped = fresh, loss, right, weights, skipped
+    def __init__(self, fresh: int, loss: float, labelled: int, right: int, weights: Tensor, skipped: bool) -> None:
+        self.fresh, self.loss, self.labelled, self.right = fresh, loss, labelled, right
+        self.weights, self.skipped = weights, skipped

@@ -58,6 +58,7 @@ FAMILIES: Mapping[str, Family] = {
     "source_paused": _gauge("1 while the source is held back.", "source"),
     "source_watermark_timestamp_seconds": _gauge("Event time of the newest record.", "source"),
     "records_rejected_total": _counter("Records refused, by reason.", "source", "reason"),
+    "records_unlabelled_total": _counter("Records that came without label, and were not refused for it.", "source"),
     "dead_letter_records_total": _counter("Records written to the dead letters.", "source", "reason"),
     "records_duplicate_total": _counter("Records that a producer sent again.", "source"),
     "queue_records": _gauge("Records waiting in the queue.", "queue"),

@@ -178,8 +178,8 @@ def schema_of(config: Config, registry: Registry) -> RecordSchema:
     Raises:
         ConfigError: neither knows.
     """
-    if config.stream.records is not None:
-        return config.stream.records
+    if (written := config.stream.schema_of()) is not None:
+        return written
     choice = config.stream.source
     options = configuration.options(registry, "stream.source", "sources", choice)
     schema = source_kind(config, registry).describe(options)
@@ -189,7 +189,7 @@ def schema_of(config: Config, registry: Registry) -> RecordSchema:
             where="stream.records",
             fix="write stream.records, or let `streamkd init FILE` write it for a file like the stream's",
         )
-    return schema
+    return config.stream.schema_of(schema) or schema
 
 
 def open_source(

@@ -124,7 +124,7 @@ def arrays(config: configuration.Config, registry: Registry, records: int) -> tu
     encoded, _ = codec.encode(rows, schema, 0)
     source.close()
     inputs = np.ascontiguousarray(encoded.inputs.reshape(len(encoded), -1))
-    return torch.tensor(inputs), torch.tensor([int(label) for label in encoded.labels])
+    return torch.tensor(inputs), torch.tensor([int(label) for label in encoded.labels if label is not None])
 
 
 def _ours(config: configuration.Config, registry: Registry) -> float:

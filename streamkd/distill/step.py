@@ -32,13 +32,17 @@ from streamkd.records import Label
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A step's rows, fresh ones first: x [batch, *shape], y [batch], and the teachers' answers."""
+    """A step's rows, fresh ones first: x [batch, *shape], y [batch], and the teachers' answers.
+
+    A fresh row without label has -1 in y; ``unlabelled`` says that there are such. Remembered rows all have one.
+    """
 
     x: Tensor
     y: Tensor
     fresh: int
     task: int
     answers: Answers
+    unlabelled: bool = False
 
 
 @runtime_checkable
@@ -101,12 +105,13 @@ class Step:
     def begin(self, x: Tensor, y: Tensor, task: int) -> Plan:
         """Join the fresh rows with replayed ones and ask the teachers about all of them."""
         remembered = self.memory.sample(self.replay)
-        fresh = len(y)
+        fresh, unlabelled = len(y), bool((y < 0).any())
         if self.student.normalise.fit:
             self.student.normalise.observe(x)
         if remembered is not None:
             x, y = torch.cat([x, remembered.x]), torch.cat([y, remembered.y])
-        return Plan(x, y, fresh, task, self.pool.answers(x, fresh, remembered, self.student.classes))
+        answers = self.pool.answers(x, fresh, remembered, self.student.classes)
+        return Plan(x, y, fresh, task, answers, unlabelled)
 
     def forward(self, plan: Plan) -> Tensor:
         """The student's logits, and the outputs of the layers that losses named."""
@@ -131,7 +136,10 @@ class Step:
         if plan.answers.complete:
             heard = known[:, :, 0]
         else:
-            heard = known.gather(2, plan.y.view(-1, 1, 1).expand(-1, known.shape[1], 1)).squeeze(2)
+            columns = plan.y.clamp_min(0).view(-1, 1, 1).expand(-1, known.shape[1], 1)
+            heard = known.gather(2, columns).squeeze(2)
+            if plan.unlabelled:
+                heard = torch.where((plan.y < 0).unsqueeze(1), known.any(2), heard)
         facts = self.pool.facts(plan.y.device)
         return Evidence(
             logits.detach(),
@@ -181,8 +189,15 @@ class Step:
 
     @torch.no_grad()
     def finish(self, plan: Plan, logits: Tensor) -> None:
-        """Teachers follow the update; fresh rows are offered to the memory with the logits that they met."""
+        """Teachers follow the update; fresh rows are offered to the memory with the logits that they met.
+
+        Without a label they are not: what is remembered is balanced by label, and measured by it.
+        """
         fresh = plan.fresh
-        self.memory.insert(plan.x[:fresh], plan.y[:fresh], plan.task, logits[:fresh].detach())
-        self.pool.observe(plan.x[:fresh], plan.y[:fresh])
-        self.pool.after_step(self.student, fresh)
+        x, y, met = plan.x[:fresh], plan.y[:fresh], logits[:fresh].detach()
+        if plan.unlabelled:
+            x, y, met = (part[plan.y[:fresh] >= 0] for part in (x, y, met))
+        if len(y):
+            self.memory.insert(x, y, plan.task, met)
+            self.pool.observe(x, y)
+        self.pool.after_step(self.student, len(y))

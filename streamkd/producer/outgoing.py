@@ -87,7 +87,7 @@ def _defined(path: Path, batch_records: int, seed: int | None) -> Outgoing:
     if "seed" in fields and (seed is not None or checked.seed is None):
         changes["seed"] = loaded.seed if seed is None else seed
     checked = checked.model_copy(update=changes)
-    schema = loaded.stream.records or kind.describe(checked)
+    schema = loaded.stream.schema_of(kind.describe(checked))
     if schema is None:
         raise ConfigError("needed the columns", where=f"{path}: stream.records", fix="`streamkd init FILE` writes them")
     opened = kind.make(checked, schema)

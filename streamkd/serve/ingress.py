@@ -49,7 +49,7 @@ class Ingress:
     """The parts of one ingress process, wired."""
 
     def __init__(self, config: Config, registry: Registry, state: Path, http_socket: Path | None) -> None:
-        records = config.stream.records
+        records = config.stream.schema_of()
         if records is None:
             needed = "a push source cannot say what its records look like"
             raise ConfigError(needed, where="stream.records", fix="write the columns that producers send")

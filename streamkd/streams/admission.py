@@ -57,7 +57,7 @@ def admit_batch(batch: pa.RecordBatch, schema: RecordSchema, limits: Limits, sou
         raise LimitExceeded(
             f"{held_bytes} bytes, at most {limits.batch_bytes}", where="batch", fix=_raise("batch_bytes")
         )
-    batch = batch.select(arrow_schema(schema).names)
+    batch = batch.select([name for name in arrow_schema(schema).names if name in batch.schema.names])
     try:
         batch.validate(full=True)
     except pa.ArrowException as fault:

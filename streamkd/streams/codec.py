@@ -5,6 +5,7 @@
 Canonical: a tensor is a fixed-size list of the column's element type, text a string, an image its
 bytes, the label int64 or string, task and id strings, the event time microseconds UTC. What is
 cast keeps its value: integers must survive exactly, floats are rounded to the declared width.
+Where records may lack their label it is null, and a batch may lack the whole column.
 Called by the intake of push sources, by the learner (``encode``), and by the predictor (``encode_inputs``).
 """
 
@@ -43,6 +44,8 @@ def check_schema(got: pa.Schema, schema: RecordSchema) -> None:
     for place in _places(schema):
         indices = got.get_all_field_indices(place.name)
         where = f"column {place.name!r}"
+        if not indices and place.optional:
+            continue
         if len(indices) != 1:
             said = "no such column" if not indices else f"{len(indices)} columns of that name"
             raise SchemaMismatch(f"needed {place.type}, got {said} (columns: {_names(got)})", where=where)
@@ -67,11 +70,12 @@ def sift(
     faults = _Faults(rows.num_rows)
     arrays = []
     for place in _places(schema):
-        array = _plain(rows.column(rows.schema.get_field_index(place.name)))
+        index = rows.schema.get_field_index(place.name)
+        array = _plain(rows.column(index)) if index >= 0 else pa.nulls(rows.num_rows, place.type)
         if place.column is not None and place.column.kind == "tensor":
             arrays.append(_tensor(array, place.column, place.type, faults))
         elif pa.types.is_int64(place.type):
-            arrays.append(_integers(array, place.name, faults))
+            arrays.append(_integers(array, place, faults))
         else:
             arrays.append(_cast(array, place, faults))
     if row_bytes is not None:
@@ -93,7 +97,8 @@ def encode(rows: pa.RecordBatch, schema: RecordSchema, partition_offset: int) ->
     """
     numbers = np.arange(rows.num_rows)
     rejects: list[Reject] = []
-    if not rows.schema.equals(arrow_schema(schema)):
+    canonical = rows.schema.equals(arrow_schema(schema))
+    if not canonical or (not schema.unlabelled and rows.column(schema.label).null_count):
         rows, rejects = sift(rows, schema)
         numbers = np.delete(numbers, [reject.row for reject in rejects])
     records, undecoded = encode_rows(rows, schema, numbers, partition_offset)
@@ -102,12 +107,16 @@ def encode(rows: pa.RecordBatch, schema: RecordSchema, partition_offset: int) ->
 
 @dataclass(frozen=True)
 class _Place:
-    """One canonical column; ``missing`` is the reason for a row without a value (``None``: it may be null)."""
+    """One canonical column; ``missing`` is the reason for a row without a value (``None``: it may be null).
+
+    ``optional``: a label that may be null, or not there at all.
+    """
 
     name: str
     type: pa.DataType
     missing: RejectReason | None
     column: InputColumn | None = None
+    optional: bool = False
 
 
 @lru_cache(64)
@@ -120,7 +129,8 @@ def _each_place(schema: RecordSchema) -> Iterator[_Place]:
     for column in schema.inputs:
         tensor = pa.list_(pa.from_numpy_dtype(np.dtype(column.dtype)), column.size)
         yield _Place(column.name, kinds.get(column.kind, tensor), "missing_input", column)
-    yield _Place(schema.label, pa.int64() if schema.label_type == "int" else pa.string(), "missing_label")
+    label = pa.int64() if schema.label_type == "int" else pa.string()
+    yield _Place(schema.label, label, "missing_label", optional=schema.unlabelled)
     if schema.task:
         yield _Place(schema.task, pa.string(), "missing_task")
     if schema.id:
@@ -141,6 +151,8 @@ def _fits(found: pa.DataType, place: _Place) -> bool:
         return _fits_input(found, place.column)
     if place.type == _EVENT_TIME:
         return pa.types.is_timestamp(found) or pa.types.is_date(found)
+    if place.optional and pa.types.is_null(found):
+        return True
     found = found.value_type if pa.types.is_dictionary(found) else found
     if pa.types.is_int64(place.type):
         return pa.types.is_integer(found) or pa.types.is_floating(found)
@@ -291,17 +303,23 @@ def _numbers(values: np.ndarray, needed: np.dtype, owners: np.ndarray, name: str
     return values
 
 
-def _integers(array: pa.Array, name: str, faults: _Faults) -> pa.Array:
-    """Labels as int64; floats only where they are whole numbers."""
+def _integers(array: pa.Array, place: _Place, faults: _Faults) -> pa.Array:
+    """Labels as int64; floats only where they are whole numbers, and NaN is none, as pandas writes it."""
+    name = place.name
+    array = array.cast(place.type) if pa.types.is_null(array.type) else array
+    gone = np.zeros(len(array), bool)
     if array.null_count:
-        faults.add(_nulls(array), "missing_label", f"{name}: null")
+        gone[_nulls(array)] = True
+        if not place.optional:
+            faults.add(np.flatnonzero(gone), "missing_label", f"{name}: null")
         array = array.fill_null(0)
     values = array.to_numpy(zero_copy_only=False)
     if values.dtype.kind == "f":
+        gone = gone | np.isnan(values) if place.optional else gone
         with np.errstate(invalid="ignore"):
             whole = np.isfinite(values) & (np.floor(values) == values) & (np.abs(values) < 2.0**63)
-        for row in np.flatnonzero(~whole).tolist():
-            missing = np.isnan(values[row])  # how pandas writes a label that is not there
+        for row in np.flatnonzero(~whole & ~gone).tolist():
+            missing = np.isnan(values[row])
             reason: RejectReason = "missing_label" if missing else "decode"
             said = f"{name}: NaN" if missing else f"{name}: needed a whole number, got {values[row]}"
             faults.add(np.array([row]), reason, said)
@@ -309,12 +327,12 @@ def _integers(array: pa.Array, name: str, faults: _Faults) -> pa.Array:
     elif values.dtype == np.uint64:
         large = np.flatnonzero(values > np.iinfo(np.int64).max)
         faults.add(large, "decode", f"{name}: needed int64, got a larger number")
-    return pa.array(values.astype(np.int64))
+    return pa.array(values.astype(np.int64), mask=gone if place.optional and gone.any() else None)
 
 
 def _cast(array: pa.Array, place: _Place, faults: _Faults) -> pa.Array:
     """Text, images, string labels, tasks, ids and event times."""
-    if array.null_count and place.missing is not None:
+    if array.null_count and place.missing is not None and not place.optional:
         faults.add(_nulls(array), place.missing, f"{place.name}: null")
     if place.type == _EVENT_TIME:
         if pa.types.is_date(array.type):

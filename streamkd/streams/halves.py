@@ -1,6 +1,6 @@
 """The train and the test half of what ``replay`` plays: row numbers with their labels and tasks.
 
-open ─► label codes ─► held out ─► per_class ─► tasks (by classes, by the file's column, or one) ─► noise
+open ─► label codes ─► held out ─► per_class ─► tasks (by classes, by the file's column, or one) ─► noise, labels gone
 """
 
 import difflib
@@ -77,7 +77,8 @@ def split(options: ReplayOptions, schema: RecordSchema, seed: int) -> tuple[Half
     tasks = _Tasks(options, schema, train, codes, classes, seed, where)
     train_tasks = np.where(in_train, tasks.of(train, codes, lost=0), NONE)
     values = pa.array(classes, train.schema.field(schema.label).type)
-    labels = _noisy(codes, values, train_tasks, options.label_noise, seed) if options.label_noise else None
+    changed = options.label_noise or options.unlabelled
+    labels = _changed(codes, values, train_tasks, options, seed) if changed else None
     train_half = Half(train, columns, train_tasks, tasks.names, labels)
     if test is None:
         return train_half, Half(train, columns, np.where(in_test, tasks.of(train, codes, lost=NONE), NONE), tasks.names)
@@ -214,7 +215,16 @@ def _held_out(codes: np.ndarray, ratio: float, limit: int) -> np.ndarray:
     return (np.floor((rank + 1) * ratio) > np.floor(rank * ratio)) & (codes != NONE)
 
 
-def _noisy(codes: np.ndarray, values: pa.Array, tasks: np.ndarray, ratio: float, seed: int) -> pa.Array:
+def _changed(codes: np.ndarray, values: pa.Array, tasks: np.ndarray, options: ReplayOptions, seed: int) -> pa.Array:
+    """Labels of which one share is wrong, and another is gone."""
+    codes = _noisy(codes, tasks, options.label_noise, seed) if options.label_noise else codes
+    if options.unlabelled:
+        gone = np.random.default_rng([seed, 2]).random(len(codes)) < options.unlabelled
+        codes = np.where(gone, NONE, codes)
+    return values.take(pa.array(codes, mask=codes == NONE))
+
+
+def _noisy(codes: np.ndarray, tasks: np.ndarray, ratio: float, seed: int) -> np.ndarray:
     """Labels of which a share is another class of the same task: noise brings no task's classes forward."""
     codes = codes.copy()
     for task in np.unique(tasks[tasks != NONE]):
@@ -226,4 +236,4 @@ def _noisy(codes: np.ndarray, values: pa.Array, tasks: np.ndarray, ratio: float,
         changed = rows[draw.random(len(rows)) < ratio]
         step = draw.integers(1, len(there), len(changed))
         codes[changed] = there[(np.searchsorted(there, codes[changed]) + step) % len(there)]
-    return values.take(pa.array(codes, mask=codes == NONE))
+    return codes

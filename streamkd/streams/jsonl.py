@@ -114,7 +114,9 @@ def _tensor(value: Any, column: InputColumn) -> np.ndarray:
     return cast.reshape(-1)
 
 
-def _label(value: Any, schema: RecordSchema) -> str | int:
+def _label(value: Any, schema: RecordSchema) -> str | int | None:
+    if value is None and schema.unlabelled:
+        return None
     if value is None:
         raise _UnfitError("missing_label", f"{schema.label}: missing")
     if schema.label_type == "string":

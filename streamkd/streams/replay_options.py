@@ -29,6 +29,7 @@ class ReplayOptions(Options):
     permuted: int = Field(default=0, ge=0, description="so many fixed orders of the elements, the first one plain")
     rotated: tuple[float, ...] = Field(default=(), description="angles in degrees, a form each")
     label_noise: float = Field(default=0.0, ge=0, lt=1, description="share of train labels changed within their task")
+    unlabelled: float = Field(default=0.0, ge=0, le=1, description="share of train records that lose their label")
     per_class: Positive | None = Field(default=None, description="only the first train records of each class")
     repeat: bool | Positive = Field(default=False, description="true: for ever; a number: so many rounds")
     rate: float | None = Field(default=None, gt=0, description="records per second; None: as fast as they are read")

@@ -12,7 +12,10 @@ from streamkd.tasks.labels import LabelSpace
 
 @dataclass(frozen=True, slots=True)
 class TensorBatch:
-    """x [batch, *shape] in the stream's element type, y [batch] int64 columns, and the index of the current task."""
+    """x [batch, *shape] in the stream's element type, y [batch] int64 columns, and the index of the current task.
+
+    y is -1 where a record came without label.
+    """
 
     x: Tensor
     y: Tensor

@@ -1,11 +1,14 @@
 """The label space: labels in order of arrival, each with the index that is its column in the student's head.
 
-By arrival, never sorted: a new label that sorts first must not move the old ones.
+By arrival, never sorted: a new label that sorts first must not move the old ones. A record without label (``None``)
+adds none, and its column is -1.
 """
 
 from collections.abc import Iterable, Sequence
 
 from streamkd.records import Label
+
+NONE = -1
 
 
 class LabelSpace:
@@ -33,20 +36,20 @@ class LabelSpace:
         """All labels, column by column."""
         return list(self._index)
 
-    def learn(self, labels: Iterable[Label]) -> list[Label]:
+    def learn(self, labels: Iterable[Label | None]) -> list[Label]:
         """Append the labels that are new, in order; returns them."""
-        new = [label for label in dict.fromkeys(labels) if label not in self._index]
+        new = [label for label in dict.fromkeys(labels) if label is not None and label not in self._index]
         for label in new:
             self._index[label] = len(self._index)
         return new
 
-    def indices(self, labels: Sequence[Label]) -> list[int]:
-        """The columns of known labels.
+    def indices(self, labels: Sequence[Label | None]) -> list[int]:
+        """The columns of known labels, -1 where there is none.
 
         Raises:
             KeyError: a label that was never learned.
         """
-        return [self._index[label] for label in labels]
+        return [NONE if label is None else self._index[label] for label in labels]
 
     def state_dict(self) -> dict[str, list[Label]]:
         return {"labels": self.labels}
