@@ -1,19 +1,36 @@
-"""Avalanche's own strategies on the same stream: the other side of the benchmarks."""
+"""Avalanche's own strategies on the same stream: the other side of the benchmarks.
 
+``online_replay`` is timed by ``bench speed``; ``STRATEGIES`` are trained by ``bench learning``, an experience for each
+task, one epoch of mini-batches of the same size. LaMAML is Avalanche's second one: its first needs ``higher``, which
+no longer builds.
+"""
+
+import copy
+import random
 import time
 import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from avalanche.benchmarks import benchmark_from_datasets
+from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline
 from avalanche.benchmarks.scenarios.online import split_online_stream
-from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
+from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute, make_avalanche_dataset
+from avalanche.benchmarks.utils.data_attribute import TensorDataAttribute
+from avalanche.benchmarks.utils.flat_data import FlatData
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.logging import BaseLogger
-from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
-from avalanche.training.storage_policy import ReservoirSamplingBuffer
-from avalanche.training.supervised import Naive
+from avalanche.training.plugins import EvaluationPlugin, EWCPlugin, LwFPlugin, ReplayPlugin
+from avalanche.training.storage_policy import ClassBalancedBuffer, ReservoirSamplingBuffer
+from avalanche.training.supervised import DER, ER_ACE, Naive
+from avalanche.training.supervised.der import compute_dataset_logits
+from avalanche.training.supervised.lamaml_v2 import LaMAML
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
+
+Settings = dict[str, Any]
 
 
 def online_replay(
@@ -32,9 +49,7 @@ def online_replay(
     x [n, features] float32, y [n], a task every ``task_records``. One experience of ``batch`` records at a time,
     ``replay`` remembered ones beside.
     """
-    with warnings.catch_warnings():
-        # Avalanche warns of itself at every step, whatever the filters say; printing it would be timed
-        warnings.showwarning = lambda *args, **more: None
+    with _unheard():  # printing its warnings would be timed
         datasets = [_dataset(*task) for task in zip(x.split(task_records), y.split(task_records), strict=True)]
         stream = benchmark_from_datasets(train=datasets).train_stream
         plugin = ReplayPlugin(
@@ -56,6 +71,145 @@ def online_replay(
         for experience in online:
             strategy.train(experience, eval_streams=[])
         return len(y) / (time.perf_counter() - begun)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every side gets: records of a batch, remembered records in all."""
+
+    batch: int
+    memory: int
+
+
+class Network(nn.Module):
+    """Any classifier as Avalanche calls it, with task labels or without; they are not looked at."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor, task_labels: Tensor | None = None) -> Tensor:
+        return self.body(x)
+
+
+def train(
+    name: str,
+    tasks: Sequence[tuple[Tensor, Tensor]],
+    network: nn.Module,
+    budget: Budget,
+    settings: Settings,
+    seed: int,
+    after: Callable[[nn.Module], None],
+) -> None:
+    """One pass of a strategy of ``STRATEGIES`` over tasks (x [n, ...], y [n]); ``after`` each task it sees the network.
+
+    The order of tasks is the stream's; within a task Avalanche's own loader shuffles.
+    """
+    torch.manual_seed(seed)
+    random.seed(seed)
+    model = Network(copy.deepcopy(network))
+    with _unheard():
+        stream = with_classes_timeline(benchmark_from_datasets(train=[_dataset(x, y) for x, y in tasks])).train_stream
+        strategy = STRATEGIES[name](model, optimizer(model, settings), budget, settings)
+        for experience in stream:
+            strategy.train(experience, eval_streams=[])
+            after(model)
+
+
+def optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    """``optimizer`` sgd or adam with its ``learning_rate``."""
+    kind = torch.optim.Adam if settings["optimizer"] == "adam" else torch.optim.SGD
+    return kind(model.parameters(), lr=settings["learning_rate"])
+
+
+def _common(model: nn.Module, optimizer: torch.optim.Optimizer, budget: Budget, plugins: list[Any]) -> dict[str, Any]:
+    return {
+        "model": model,
+        "optimizer": optimizer,
+        "criterion": nn.CrossEntropyLoss(),
+        "train_mb_size": budget.batch,
+        "train_epochs": 1,
+        "plugins": plugins,
+        "evaluator": EvaluationPlugin(loggers=[BaseLogger()], collect_all=False),
+    }
+
+
+def _naive(plugins: Callable[[Budget, Settings], list[Any]]) -> Callable[..., Any]:
+    return lambda model, optimizer, budget, s: Naive(**_common(model, optimizer, budget, plugins(budget, s)))
+
+
+def _replay(budget: Budget, settings: Settings) -> list[Any]:
+    return [
+        ReplayPlugin(
+            budget.memory,
+            batch_size=budget.batch,
+            batch_size_mem=settings["replay"],
+            storage_policy=ClassBalancedBuffer(budget.memory),
+        )
+    ]
+
+
+def _er_ace(model: nn.Module, optimizer: torch.optim.Optimizer, budget: Budget, settings: Settings) -> Any:
+    return ER_ACE(**_common(model, optimizer, budget, []), mem_size=budget.memory, batch_size_mem=settings["replay"])
+
+
+def _der(model: nn.Module, optimizer: torch.optim.Optimizer, budget: Budget, settings: Settings) -> Any:
+    """DER++ over Avalanche's own buffer, which is balanced by class."""
+    return DER(
+        **_common(model, optimizer, budget, []),
+        mem_size=budget.memory,
+        batch_size_mem=settings["replay"],
+        alpha=settings["alpha"],
+        beta=settings["beta"],
+    )
+
+
+def _der_reservoir(model: nn.Module, optimizer: torch.optim.Optimizer, budget: Budget, settings: Settings) -> Any:
+    """DER++ over a reservoir, as in its paper."""
+    strategy = _der(model, optimizer, budget, settings)
+    strategy.storage_policy = ReservoirWithLogits(budget.memory)
+    return strategy
+
+
+class ReservoirWithLogits(ReservoirSamplingBuffer):
+    """A reservoir whose records carry the model's logits, as ``ClassBalancedBufferWithLogits`` has them."""
+
+    def update(self, strategy: Any, **kwargs: Any) -> None:
+        data = strategy.experience.dataset
+        logits = compute_dataset_logits(data.eval(), strategy.model, strategy.train_mb_size, strategy.device)
+        kept = FlatData([logits], discard_elements_not_in_indices=True)
+        attribute = TensorDataAttribute(kept, name="logits", use_in_getitem=True)
+        self.update_from_dataset(make_avalanche_dataset(data, data_attributes=[attribute]))
+
+
+def _lamaml(model: nn.Module, optimizer: torch.optim.Optimizer, budget: Budget, settings: Settings) -> Any:
+    common = _common(model, optimizer, budget, [])
+    return LaMAML(
+        **common,
+        alpha_init=settings["alpha"],
+        max_buffer_size=budget.memory,
+        buffer_mb_size=settings["replay"],
+    )
+
+
+STRATEGIES: dict[str, Callable[..., Any]] = {
+    "fine-tuning": _naive(lambda budget, settings: []),
+    "replay": _naive(_replay),
+    "er-ace": _er_ace,
+    "der": _der_reservoir,
+    "der-balanced": _der,
+    "lwf": _naive(lambda budget, settings: [LwFPlugin(settings["alpha"], 2.0)]),
+    "ewc": _naive(lambda budget, settings: [EWCPlugin(settings["strength"])]),
+    "lamaml": _lamaml,
+}
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Avalanche warns of itself at every step, whatever the filters say."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda *args, **more: None
+        yield
 
 
 def _dataset(x: Tensor, y: Tensor) -> AvalancheDataset:

@@ -1,0 +1,264 @@
+"""``streamkd bench learning``: our learner with its defaults beside the baselines, on the same streams.
+
+    streams × methods × seeds ─► run_one, each kept in a file as soon as it is there ─► figures, table, plots
+
+Everybody has the same records in the same tasks, one pass in the same batches, the same network with the same first
+weights, and the same number of remembered records (ours counts its held-out part in). Figures are final average
+accuracies, means over the seeds: ``<stream>.student`` and ``<stream>.served`` are ours, ``<stream>.forgetting`` is
+the served model's, ``<stream>.<baseline>`` any other's; ``..._std`` beside each.
+"""
+
+import hashlib
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from streamkd import config as configuration
+from streamkd.bench import baselines, peers, streams
+from streamkd.errors import ConfigError
+from streamkd.evaluate import accuracy
+from streamkd.plugins import Registry
+from streamkd.run import run_seed
+from streamkd.state.environment import environment
+from streamkd.wiring import student_of
+
+Row = dict[str, Any]
+Progress = Callable[[int, int], None]
+METHODS = (baselines.OURS, *baselines.BASELINES)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run: a method with its settings on a stream under a seed; ``chosen_on``: to choose settings by."""
+
+    stream: str
+    method: str
+    seed: int
+    settings: baselines.Settings
+    chosen_on: bool = False
+
+
+def measure(
+    only: Sequence[str],
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    work: Path,
+    *,
+    jobs: int = 1,
+    progress: Progress = lambda done, total: None,
+) -> dict[str, Any]:
+    """Every method on every stream under every seed; runs that ``work`` holds already are not done again.
+
+    Raises:
+        ConfigError: a stream or a method that there is not. SourceError: a stream's data is not on this machine.
+    """
+    _known("stream", only, streams.STREAMS)
+    _known("method", methods, METHODS)
+    tasks = [
+        Task(stream, method, seed, baselines.CHOSEN.get(method, {}))
+        for stream in only
+        for method in methods
+        for seed in seeds
+    ]
+    rows = list(run_all(tasks, work, jobs, progress))
+    return {
+        "schema": 1,
+        "suite": "learning",
+        "figures": figures(rows),
+        "rows": rows,
+        "seeds": list(seeds),
+        "environment": environment(),
+    }
+
+
+def choose(
+    only: Sequence[str], methods: Sequence[str], work: Path, *, jobs: int = 1, progress: Progress = lambda d, t: None
+) -> dict[str, Any]:
+    """Every baseline's whole grid on seeds and records of their own: its best settings on average over the streams."""
+    _known("stream", only, streams.STREAMS)
+    asked = [name for name in methods if name != baselines.OURS and len(baselines.grid(name)) > 1]
+    tasks = [
+        Task(stream, method, seed, settings, chosen_on=True)
+        for method in asked
+        for settings in baselines.grid(method)
+        for stream in only
+        for seed in baselines.CHOSEN_ON
+    ]
+    rows = list(run_all(tasks, work, jobs, progress))
+    chosen, scores = {}, []
+    for method in asked:
+        tried = [
+            (
+                statistics.mean(r["student"] for r in rows if r["method"] == method and r["settings"] == settings),
+                settings,
+            )
+            for settings in baselines.grid(method)
+        ]
+        scores += [{"method": method, "settings": s, "student": score} for score, s in tried]
+        chosen[method] = max(tried, key=lambda pair: pair[0])[1]
+    return {"schema": 1, "suite": "learning-choice", "chosen": chosen, "rows": scores, "environment": environment()}
+
+
+def run_all(tasks: Sequence[Task], work: Path, jobs: int, progress: Progress) -> Iterator[Row]:
+    """The rows of the tasks, in their order; new ones are appended to ``work``/learning.jsonl one by one."""
+    registry = Registry.load()
+    work.mkdir(parents=True, exist_ok=True)
+    file = work / "learning.jsonl"
+    keys = [_key(task, registry) for task in tasks]
+    kept = _read(file)
+    missing = [(key, task) for key, task in zip(keys, tasks, strict=True) if key not in kept]
+    progress(len(tasks) - len(missing), len(tasks))
+    with file.open("a", encoding="utf-8") as book:
+        for count, (key, row) in enumerate(_run(missing, jobs), len(tasks) - len(missing) + 1):
+            kept[key] = row
+            book.write(json.dumps({"key": key, "row": row}) + "\n")
+            book.flush()
+            progress(count, len(tasks))
+    return (kept[key] for key in keys)
+
+
+def _run(missing: Sequence[tuple[str, Task]], jobs: int) -> Iterator[tuple[str, Row]]:
+    """Here, one after another; or in so many processes, in the order in which they end."""
+    if jobs == 1:
+        yield from ((key, run_one(task)) for key, task in missing)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        begun = {pool.submit(run_one, task): key for key, task in missing}
+        yield from ((begun[future], future.result()) for future in as_completed(begun))
+
+
+def run_one(task: Task) -> Row:
+    """One run, on one thread: what came out, by name."""
+    torch.set_num_threads(1)
+    registry = Registry.load()
+    made = _tree(task)
+    config = streams.config_of(made, registry, task.seed)
+    begun = time.perf_counter()
+    if task.method in peers.STRATEGIES or task.method in baselines.EPOCHS:
+        found = _in_memory(task, config, registry)
+    else:
+        found = _summary(run_seed(config, registry))
+    return {**asdict(task), **found, "seconds": time.perf_counter() - begun}
+
+
+def _tree(task: Task) -> streams.Tree:
+    made = streams.tree(task.stream, task.chosen_on)
+    return baselines.gated(made, task.method, task.settings) if task.method in baselines.GATES else made
+
+
+def _summary(report: dict[str, Any]) -> Row:
+    """Of our own learner: student and served model."""
+    found: Row = {}
+    for side, prefix in (("student", ""), ("served", "served_")):
+        scores = report[side]["accuracy"]
+        found[side] = scores["final_average"]
+        found[f"{prefix}anytime"] = scores["anytime_average"]
+        found[f"{prefix}forgetting"] = report[side]["forgetting"]["average"]
+    return found
+
+
+def _in_memory(task: Task, config: configuration.Config, registry: Registry) -> Row:
+    """Of a peer or a bound, which read tensors: the same network as ours, its head wide enough from the start."""
+    data = streams.arrays(config, registry)
+    network = student_of(config, registry, data.schema, len(data.labels))
+    matrix: list[list[float]] = []
+
+    def after(model: nn.Module) -> None:
+        matrix.append([_accuracy(model, part) for part in data.test])
+
+    if task.method in baselines.EPOCHS:
+        x, y = torch.cat([p.x for p in data.train]), torch.cat([p.y for p in data.train])
+        baselines.bound(task.method, x, y, network, config.stream.batch.size, task.settings, task.seed)
+        after(network)
+        return {"student": float(np.mean(matrix[-1]))}
+    budget = peers.Budget(config.stream.batch.size, config.memory.size)
+    pairs = [(part.x, part.y) for part in data.train]
+    peers.train(task.method, pairs, network, budget, task.settings, task.seed, after)
+    scores = np.array(matrix)
+    return {
+        "student": accuracy.final_average(scores),
+        "anytime": accuracy.anytime_average(scores),
+        "forgetting": accuracy.forgetting(scores),
+    }
+
+
+@torch.no_grad()
+def _accuracy(model: nn.Module, part: streams.Part) -> float:
+    was = model.training
+    model.eval()
+    right = sum(int((model(x).argmax(1) == y).sum()) for x, y in zip(part.x.split(512), part.y.split(512), strict=True))
+    model.train(was)
+    return right / len(part.y)
+
+
+def figures(rows: Sequence[Row]) -> dict[str, float]:
+    """Means over the seeds under the names that documents quote, sample deviations beside them."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        ours = row["method"] == baselines.OURS
+        name = row["stream"] if ours else f"{row['stream']}.{row['method']}"
+        found.setdefault(f"{name}.student" if ours else name, []).append(row["student"])
+        if "served" in row:
+            found.setdefault(f"{name}.served", []).append(row["served"])
+        forgetting = row.get("served_forgetting" if ours else "forgetting")
+        if forgetting is not None:
+            found.setdefault(f"{name}.forgetting", []).append(forgetting)
+    named: dict[str, float] = {}
+    for name, values in found.items():
+        named[name] = statistics.mean(values)
+        named[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else 0.0
+    return named
+
+
+def table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Head and lines: a stream across, a method down, accuracy ± deviation; ours in two lines."""
+    across = list(dict.fromkeys(row["stream"] for row in rows))
+    sides = {(row["method"], side) for row in rows for side in ("student", "served") if side in row}
+    ours = [(baselines.OURS, side) for side in ("served", "student")]
+    down = [line for line in [*ours, *((name, "student") for name in baselines.BASELINES)] if line in sides]
+    return ("final average accuracy", *across), [
+        (f"{method}, {side}" if method == baselines.OURS else method, *[_cell(rows, s, method, side) for s in across])
+        for method, side in down
+    ]
+
+
+def _cell(rows: Sequence[Row], stream: str, method: str, side: str) -> str:
+    values = [row[side] for row in rows if row["stream"] == stream and row["method"] == method and side in row]
+    if not values:
+        return "-"
+    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{deviation}"
+
+
+def _key(task: Task, registry: Registry) -> str:
+    """A run by everything that decides it but the code: with the tree, so that other defaults are another run."""
+    made = configuration.dump(streams.config_of(_tree(task), registry, task.seed))
+    return hashlib.sha256(json.dumps([asdict(task), made], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read(file: Path) -> dict[str, Row]:
+    """What was kept; a line that a kill cut off is left out."""
+    kept: dict[str, Row] = {}
+    for line in file.read_text("utf-8").splitlines() if file.exists() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        kept[entry["key"]] = entry["row"]
+    return kept
+
+
+def _known(what: str, asked: Sequence[str], known: Any) -> None:
+    for name in asked:
+        if name not in known:
+            raise ConfigError(f"there is no {what} {name!r}", where="bench learning", fix=f"one of {', '.join(known)}")
