@@ -236,6 +236,9 @@ class Config(Model):
     gate: Choice = Choice(name="per-sample")
     losses: tuple[LossChoice, ...] = (LossChoice(name="match-gate"),)
     adapt: Adapt = Adapt()
+    meta: Path | None = Field(
+        default=None, description="directory written by `streamkd meta-train`: the stream begins from what it learned"
+    )
     observers: tuple[Choice, ...] = ()
     checkpoint: Checkpoints = Checkpoints()
     publish: Publish = Publish()

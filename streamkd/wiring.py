@@ -3,7 +3,7 @@
 Only this module, ``streamkd.learner`` and the commands read the configuration; the parts take plain arguments.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from streamkd.distill.teachers import SnapshotMaker, Teacher, TeacherContext
 from streamkd.distill.terms import Term
 from streamkd.errors import ConfigError, PluginError, StateConflict, StreamkdError
 from streamkd.hookspecs import Group, SourceKind
+from streamkd.meta import artefact, optimizee
 from streamkd.meta.adapt import GateAdapter
+from streamkd.meta.artefact import Artefact
 from streamkd.plugins import Registry
 from streamkd.records import Label, RecordSchema, Source
 from streamkd.streams.cut import CutJournal
@@ -52,6 +54,47 @@ def _named(path: str, choice: Choice) -> Iterator[None]:
         raise PluginError(said, where=path, fix="see its options and its files, or name another") from fault
 
 
+def artefact_of(config: Config) -> Artefact | None:
+    """What the stream begins from, where the configuration names it.
+
+    Raises:
+        StateError: it cannot be read. ConfigError: it was learned for another gate or student.
+    """
+    if config.meta is None:
+        return None
+    found = artefact.read(config.meta)
+    for what, learned, choice in (("gate", found.gate, config.gate), ("student", found.student, config.student)):
+        mine = choice.model_dump(mode="json")
+        if learned and learned["choice"] != mine:
+            raise ConfigError(
+                f"the {what} of {config.meta} is {learned['choice']}, the configuration's {mine}",
+                where="meta",
+                fix=f"give `{what}` as it was learned, or run `streamkd meta-train` with this configuration",
+            )
+    return found
+
+
+def begun_from(kept: Mapping[str, Any] | None, saved: Config, now: Config) -> Artefact | None:
+    """What a state directory began from, as its checkpoint has it; the file may have gone since.
+
+    Raises:
+        StateConflict: the configuration names something else to begin from.
+    """
+    begun = Artefact.from_state(kept) if kept else None
+    if saved.meta == now.meta and (now.meta is None or not now.meta.exists()):
+        return begun
+    asked = artefact_of(now)
+    before, after = (found and found.digest for found in (begun, asked))
+    if before != after:
+        raise StateConflict(
+            f"the state directory began from {saved.meta} ({(before or 'nothing')[:12]}), the configuration has "
+            f"{now.meta} ({(after or 'nothing')[:12]})",
+            where="meta",
+            fix="go back to the first, or begin elsewhere with --state DIR",
+        )
+    return begun
+
+
 def rehearse(config: Config, registry: Registry, schema: RecordSchema, device: torch.device) -> None:
     """Build every part once and let it go: what cannot be built is said at start, not with the first record.
 
@@ -59,7 +102,8 @@ def rehearse(config: Config, registry: Registry, schema: RecordSchema, device: t
         PluginError: a part that the configuration names cannot be built.
     """
     with torch.random.fork_rng(devices=[]):
-        step_of(config, registry, schema, [0 if schema.label_type == "int" else ""], device)
+        labels: list[Label] = [0 if schema.label_type == "int" else ""]
+        step_of(config, registry, schema, labels, device, artefact_of(config))
 
 
 def make_all(registry: Registry, group: Group, choices: Sequence[Choice]) -> list[tuple[str, Any]]:
@@ -68,10 +112,16 @@ def make_all(registry: Registry, group: Group, choices: Sequence[Choice]) -> lis
 
 
 def step_of(
-    config: Config, registry: Registry, schema: RecordSchema, labels: Sequence[Label], device: torch.device
+    config: Config,
+    registry: Registry,
+    schema: RecordSchema,
+    labels: Sequence[Label],
+    device: torch.device,
+    begun: Artefact | None = None,
 ) -> tuple[Step, GateAdapter]:
-    """The parts that one training step moves, for a fresh student that knows ``labels``."""
-    student = student_of(config, registry, schema, len(labels)).to(device)
+    """The parts that one training step moves, for a fresh student that knows ``labels``; ``begun``: from phase 2."""
+    begun = begun or Artefact()
+    student = student_of(config, registry, schema, len(labels), begun).to(device)
     heritage = _heritage(config, registry, student, TeacherContext("share", student, schema, labels, device, registry))
     rates = config.optimizer.model_dump(exclude={"name", "clip_norm"})
     kept = config.memory
@@ -87,12 +137,18 @@ def step_of(
         admit_margin=limits.admit_margin,
     )
     gate = make(registry, "gate", "gates", config.gate).to(device)
+    if begun.gate_weights:
+        gate.load_state_dict(begun.gate_weights)
     adapter = GateAdapter(gate, **config.adapt.model_dump())
+    if begun.gate_optimizer and adapter.parameters:
+        adapter.optimizer = optimizee.learned(begun.gate_optimizer, adapter.parameters)
     losses = [_term(registry, f"losses.{index}", choice, device) for index, choice in enumerate(config.losses)]
     adapters = terms.prepare(losses, student, pool, schema)
     step = Step(
         student,
-        optimizers.build(config.optimizer.name, [*student.parameters(), *adapters], **rates),
+        optimizers.build(
+            config.optimizer.name, [*student.parameters(), *adapters], **rates, factors=_factors(student, begun)
+        ),
         memory,
         pool,
         gate,
@@ -110,12 +166,19 @@ def _term(registry: Registry, path: str, choice: LossChoice, device: torch.devic
     return Term(make(registry, path, "losses", choice), choice.weight, gate)
 
 
-def student_of(config: Config, registry: Registry, schema: RecordSchema, classes: int) -> Student:
-    """An untrained student of the configuration; the seed alone decides its weights."""
+def student_of(
+    config: Config, registry: Registry, schema: RecordSchema, classes: int, begun: Artefact | None = None
+) -> Student:
+    """A student of the configuration before the stream; the seed alone decides its weights, or ``begun`` does."""
     kind = registry.kind("students", config.student.name, "student")
     options = configuration.options(registry, "student", "students", config.student)
     with _named("student", config.student):
-        return students.build(kind, options, schema, classes, config.seed)
+        return students.build(kind, options, schema, classes, config.seed, begun.start if begun else None)
+
+
+def _factors(student: Student, begun: Artefact) -> list[float]:
+    """Each parameter's factor of the learning rate, in the order of the student's parameters."""
+    return [begun.rates.get(name, 1.0) for name, _ in student.named_parameters()] if begun.rates else []
 
 
 def _heritage(config: Config, registry: Registry, student: Student, context: TeacherContext) -> Heritage | None:

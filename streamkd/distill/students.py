@@ -167,6 +167,7 @@ class Student(nn.Module):
         self.normalise = Normalise(schema)
         self.body = body
         self.seed = seed
+        self._head_start: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         return self.body(self.normalise(x))
@@ -181,16 +182,30 @@ class Student(nn.Module):
         """Width of the head."""
         return self.head.out_features
 
+    def begin_from(self, start: Mapping[str, Tensor]) -> None:
+        """Take the weights of a student of one class, whose head row then begins every class.
+
+        Raises:
+            ValueError: they are of another architecture, or this student knows more than one class.
+        """
+        try:
+            self.load_state_dict(dict(start))
+        except RuntimeError as fault:
+            raise ValueError(f"the start does not fit the student: {fault}") from None
+        self._head_start = start["body.head.weight"].clone(), start["body.head.bias"].clone()
+
     def grow(self, classes: int, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Widen the head to ``classes``; parameters stay the same objects, their optimiser state is padded with 0.
 
-        A new row depends on the seed and its class alone, so growing in steps equals growing at once.
+        A new row depends on the seed and its class alone, or is the one that ``begin_from`` gave to every class: so
+        growing in steps equals growing at once.
         """
         head = self.head
         while head.out_features < classes:
             row = _head_row(head, self.seed)
-            for parameter, new in ((head.weight, row), (head.bias, row.new_zeros(1))):
-                _append(cast(nn.Parameter, parameter), new, optimizer)
+            begin = self._head_start or (row, row.new_zeros(1))
+            for parameter, new in zip((head.weight, head.bias), begin, strict=True):
+                _append(cast(nn.Parameter, parameter), new.to(parameter.device), optimizer)
             head.out_features += 1
 
 
@@ -210,11 +225,18 @@ def _append(parameter: nn.Parameter, row: Tensor, optimizer: torch.optim.Optimiz
             optimizer.state[parameter][name] = torch.cat([value, torch.zeros_like(row)])  # type: ignore[union-attr]
 
 
-def build(kind: Kind, options: Options, schema: RecordSchema, classes: int, seed: int) -> Student:
-    """A fresh student; its first weights depend on the seed alone.
+def build(
+    kind: Kind,
+    options: Options,
+    schema: RecordSchema,
+    classes: int,
+    seed: int,
+    start: Mapping[str, Tensor] | None = None,
+) -> Student:
+    """A fresh student; its first weights depend on the seed alone, or are ``start``, those of a student of one class.
 
     Raises:
-        PluginError: the body has no linear layer ``head`` of that width.
+        PluginError: the body has no linear layer ``head`` of that width. ValueError: ``start`` does not fit.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -226,6 +248,8 @@ def build(kind: Kind, options: Options, schema: RecordSchema, classes: int, seed
             where=f"student {kind.name}",
         )
     student = Student(body, schema, seed)
+    if start:
+        student.begin_from(start)
     student.grow(classes)
     return student
 

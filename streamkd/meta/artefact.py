@@ -1,0 +1,124 @@
+"""What phase 2 learned, as a directory: ``meta.json`` and ``meta.safetensors``.
+
+    gate              kind, options and weights: where the stream's gate begins, and what it is anchored to
+    start             a one-class student: where the stream's student begins, its head row beginning every label
+    rates             per parameter of the student, a factor of the configured learning rate
+    gate_optimizer    a learned optimiser's weights; none: Adam
+    trained_on        the stream, its tasks, episodes, seed: what the figures of a run should be read with
+
+A learner keeps a copy in its checkpoints, so that a state directory goes on with what it began from.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from streamkd.errors import StateError
+
+SCHEMA = 1
+DOCUMENT, TENSORS = "meta.json", "meta.safetensors"
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What a stream may begin from; an empty part was not learned."""
+
+    gate: Mapping[str, Any] = field(default_factory=dict)
+    """``name`` and ``options``."""
+    gate_weights: Weights = field(default_factory=dict)
+    student: Mapping[str, Any] = field(default_factory=dict)
+    """``name``, ``options`` and ``inputs`` (the columns that it reads)."""
+    start: Weights = field(default_factory=dict)
+    rates: Mapping[str, float] = field(default_factory=dict)
+    gate_optimizer: Weights = field(default_factory=dict)
+    trained_on: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all that decides what is learned; where it was trained does not count."""
+        document = self._document()
+        document.pop("trained_on")
+        parts = hashlib.sha256(json.dumps(document, sort_keys=True).encode())
+        for name, tensor in sorted(self._tensors().items()):
+            parts.update(name.encode())
+            parts.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return parts.hexdigest()
+
+    def state_dict(self) -> dict[str, Any]:
+        """As a tree for a checkpoint."""
+        return {"document": self._document(), "tensors": self._tensors()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "Artefact":
+        """Back from ``state_dict``."""
+        document = state["document"]
+        parts: dict[str, Weights] = {"gate": {}, "start": {}, "gate_optimizer": {}}
+        for name, tensor in state["tensors"].items():
+            part, _, rest = name.partition("/")
+            parts[part][rest] = tensor
+        return cls(
+            document["gate"],
+            parts["gate"],
+            document["student"],
+            parts["start"],
+            document["rates"],
+            parts["gate_optimizer"],
+            document["trained_on"],
+        )
+
+    def _document(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "gate": dict(self.gate),
+            "student": dict(self.student),
+            "rates": dict(self.rates),
+            "trained_on": dict(self.trained_on),
+        }
+
+    def _tensors(self) -> Weights:
+        parts = {"gate": self.gate_weights, "start": self.start, "gate_optimizer": self.gate_optimizer}
+        return {f"{part}/{name}": t.detach().cpu() for part, tensors in parts.items() for name, t in tensors.items()}
+
+
+def write(directory: Path, artefact: Artefact) -> None:
+    """Write both files.
+
+    Raises:
+        StateError: the directory cannot be written.
+    """
+    state = artefact.state_dict()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.contiguous() for name, tensor in state["tensors"].items()}
+        (directory / TENSORS).write_bytes(save(tensors))
+        (directory / DOCUMENT).write_text(json.dumps(state["document"], indent=1), "utf-8")
+    except OSError as fault:
+        raise StateError(f"cannot be written: {fault}", where=str(directory)) from fault
+
+
+def read(directory: Path) -> Artefact:
+    """The artefact in a directory.
+
+    Raises:
+        StateError: there is none, it is damaged, or a later streamkd wrote it.
+    """
+    try:
+        document = json.loads((directory / DOCUMENT).read_text("utf-8"))
+        tensors = load((directory / TENSORS).read_bytes())
+        if document["schema"] > SCHEMA:
+            raise ValueError(f"schema {document['schema']} is later than {SCHEMA}, which this streamkd reads")
+        return Artefact.from_state({"document": document, "tensors": tensors})
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as fault:
+        raise StateError(
+            f"is no artefact of `streamkd meta-train`: {fault}",
+            where=str(directory),
+            fix="name the directory that `streamkd meta-train CONFIG --out DIR` wrote",
+        ) from fault

@@ -1,0 +1,150 @@
+"""A learned optimiser for the gate: one small LSTM moves every coordinate of its parameters.
+
+    (log|g|, sign g) of a coordinate ─► LSTM, its own state each ─► linear ─► Δφ
+
+Andrychowicz et al. 2016, "Learning to learn by gradient descent by gradient descent", equation 3 and the
+preprocessing of its appendix A. It is trained by Σ_t ⟨∇L_out(φ_t), φ_t⟩ with the gradients held constant: the
+derivative of the summed outer loss to the LSTM, without the optimisee's second derivatives, as the paper's section 2.1.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+SHARPNESS = 10.0  # p of the preprocessing: gradients below e⁻ᵖ are given as they are
+HIDDEN = 16
+
+
+class Rule(nn.Module):
+    """What one coordinate does with its gradient; all coordinates share it.
+
+    Its output layer begins at zero beside a step of ``rate`` against the gradient's sign, so that untrained it
+    is sign descent.
+    """
+
+    def __init__(self, rate: float = 0.01, hidden: int = HIDDEN) -> None:
+        super().__init__()
+        self.rate: Tensor
+        self.register_buffer("rate", torch.tensor(rate))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.cell = nn.LSTMCell(2, hidden)
+            self.out = nn.Linear(hidden, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(
+        self, gradient: Float[Tensor, "coordinates"], state: tuple[Tensor, Tensor]
+    ) -> tuple[Float[Tensor, "coordinates"], tuple[Tensor, Tensor]]:
+        """Δ of each coordinate and its next state; |Δ| is at most twice ``rate``."""
+        seen = preprocess(gradient)
+        hidden, cell = self.cell(seen, state)
+        return self.rate * (torch.tanh(self.out(hidden).squeeze(-1)) - seen[:, 1].clamp(-1, 1)), (hidden, cell)
+
+    def fresh(self, coordinates: int) -> tuple[Tensor, Tensor]:
+        """The state before the first gradient."""
+        zeros = self.rate.new_zeros(coordinates, self.cell.hidden_size)
+        return zeros, zeros.clone()
+
+
+def preprocess(gradient: Float[Tensor, "coordinates"]) -> Float[Tensor, "coordinates two"]:
+    """(log|g|/p, sign g), or (-1, eᵖg) where |g| < e⁻ᵖ: both about unit size over many magnitudes."""
+    size = gradient.abs()
+    large = size >= math.exp(-SHARPNESS)
+    first = torch.where(large, size.clamp_min(1e-30).log() / SHARPNESS, -1.0)
+    second = torch.where(large, gradient.sign(), math.exp(SHARPNESS) * gradient)
+    return torch.stack([first, second], dim=1)
+
+
+class LearnedOptimizer(torch.optim.Optimizer):
+    """A torch optimiser whose step is the rule's; each parameter's LSTM state is its optimiser state."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], rule: Rule) -> None:
+        super().__init__(list(parameters), {})
+        self.rule = rule
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Move every parameter that has a gradient."""
+        for parameter, gradient in self._moving():
+            delta, state = self.rule(gradient, self._state(parameter))
+            parameter.add_(delta.view_as(parameter))
+            self._keep(parameter, state)
+        return closure() if closure else None
+
+    def _moving(self) -> Iterable[tuple[nn.Parameter, Tensor]]:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    yield parameter, parameter.grad.detach().flatten()
+
+    def _state(self, parameter: nn.Parameter) -> tuple[Tensor, Tensor]:
+        kept: Mapping[str, Any] = self.state.get(parameter, {})
+        if kept and len(kept["hidden"]) == parameter.numel():
+            return kept["hidden"], kept["cell"]
+        return self.rule.fresh(parameter.numel())  # new, or a parameter that has grown
+
+    def _keep(self, parameter: nn.Parameter, state: tuple[Tensor, Tensor]) -> None:
+        self.state[parameter]["hidden"], self.state[parameter]["cell"] = state
+
+
+class RuleTrainer(LearnedOptimizer):
+    """A learned optimiser that also learns its rule: truncated after ``window`` steps.
+
+    The surrogate's slope to each Δ_s is Σ_{t>s} g_t: what moving earlier would have been worth at every later gradient.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], rule: Rule, *, window: int = 8, rate: float = 3e-3) -> None:
+        super().__init__(parameters, rule)
+        self.window = window
+        self._outer = torch.optim.Adam(rule.parameters(), lr=rate)
+        self._moved: dict[nn.Parameter, Tensor] = {}
+        self._surrogate: Tensor | None = None
+        self._steps = 0
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Move the parameters, and every ``window`` steps the rule."""
+        for parameter, gradient in self._moving():
+            if parameter in self._moved:
+                # in units of the gradient's size: the rule is judged by directions, whatever the loss's scale
+                gain = (gradient / gradient.norm().clamp_min(1e-12) * self._moved[parameter]).sum()
+                self._surrogate = gain if self._surrogate is None else self._surrogate + gain
+            delta, state = self.rule(gradient, self._state(parameter))
+            with torch.no_grad():
+                parameter.add_(delta.view_as(parameter))
+            self._moved[parameter] = self._moved.get(parameter, torch.zeros_like(delta)) + delta
+            self._keep(parameter, state)
+        self._steps += 1
+        if self._steps % self.window == 0:
+            self._learn()
+        return closure() if closure else None
+
+    def _learn(self) -> None:
+        if self._surrogate is not None:
+            self._outer.zero_grad()
+            self._surrogate.backward()
+            nn.utils.clip_grad_norm_(self.rule.parameters(), 1.0)
+            self._outer.step()
+        self.forget()
+
+    def forget(self) -> None:
+        """Cut the graph: another window, or another episode, begins."""
+        self._moved, self._surrogate = {}, None
+        for state in self.state.values():
+            state["hidden"], state["cell"] = state["hidden"].detach(), state["cell"].detach()
+
+
+def learned(weights: Mapping[str, Tensor], parameters: Iterable[nn.Parameter]) -> LearnedOptimizer:
+    """An optimiser with the rule of those weights, which stays as it is.
+
+    Raises:
+        RuntimeError: they are not a rule's.
+    """
+    parameters = list(parameters)
+    rule = Rule(hidden=weights["out.weight"].shape[1])
+    rule.load_state_dict(dict(weights))
+    return LearnedOptimizer(parameters, rule.to(parameters[0].device).requires_grad_(False))
