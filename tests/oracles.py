@@ -142,3 +142,89 @@ def hypergradient(
 def call(module: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
     """The module's output with other parameters."""
     return functional_call(module, parameters, (x,))
+
+
+def readings(
+    logits: Tensor, labels: Tensor, answers: Tensor, known: Tensor, weights: Tensor
+) -> tuple[list[float], list[float]]:
+    """-Σ w_k·log p_k(y) and -log Σ w_k·p_k(y), the student as source 0; a row without label has 0 in both."""
+    literal, mixture = [], []
+    for i in range(len(logits)):
+        y = int(labels[i])
+        sources = [softmax(logits[i].tolist())]
+        sources += [softmax(answers[i, k].tolist(), known[i, k].tolist()) for k in range(answers.shape[1])]
+        pairs = [(float(w), p[y]) for w, p in zip(weights[i], sources, strict=True) if w > 0 and y >= 0]
+        literal.append(-sum(w * math.log(p) for w, p in pairs))
+        mixture.append(-math.log(sum(w * p for w, p in pairs)) if pairs else 0.0)
+    return literal, mixture
+
+
+def decoupled_kd(
+    logits: Tensor,
+    labels: Tensor,
+    answers: Tensor,
+    known: Tensor,
+    weights: Tensor,
+    temperature: float,
+    target: float,
+    others: float,
+) -> list[float]:
+    """w0·CE + Σ_k w_k·T²·(α·TCKD + β·NCKD), Zhao et al. 2022, equations 1, 2 and 7, per sample with a label."""
+    losses = []
+    for i in range(len(logits)):
+        y = int(labels[i])
+        loss = -float(weights[i, 0]) * math.log(softmax(logits[i].tolist())[y])
+        s = softmax(logits[i].tolist(), temperature=temperature)
+        for k in range(answers.shape[1]):
+            p = softmax(answers[i, k].tolist(), known[i, k].tolist(), temperature)
+            rest_p, rest_s = (sum(v for c, v in enumerate(q) if c != y) for q in (p, s))
+            binary = _kl([p[y], rest_p], [s[y], rest_s])
+            apart = [(p[c] / rest_p, s[c] / rest_s) for c in range(len(s)) if c != y and rest_p > 0]
+            share = _kl([a for a, _ in apart], [b for _, b in apart])
+            loss += float(weights[i, 1 + k]) * temperature**2 * (target * binary + others * share)
+        losses.append(loss)
+    return losses
+
+
+def _kl(p: Sequence[float], q: Sequence[float]) -> float:
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
+
+
+def attention(ours: Tensor, theirs: Tensor, power: float) -> list[float]:
+    """½·‖ Q/‖Q‖ - Q_k/‖Q_k‖ ‖₂ of maps [batch, channels, height, width] of one size, Q = Σ_c |h_c|^p."""
+    distances = []
+    for a, b in zip(ours, theirs, strict=True):
+        maps = []
+        for h in (a, b):
+            flat = [sum(abs(float(c[y, x])) ** power for c in h) for y in range(h.shape[1]) for x in range(h.shape[2])]
+            norm = math.sqrt(sum(q * q for q in flat))
+            maps.append([q / norm for q in flat])
+        distances.append(math.sqrt(sum((p - q) ** 2 for p, q in zip(*maps, strict=True))) / 2)
+    return distances
+
+
+def relations(ours: Tensor, theirs: Tensor, among: Sequence[bool]) -> tuple[list[float], list[float]]:
+    """Mean Huber loss of each row's relations to the others ``among`` them: scaled distances, cosines of angles."""
+    rows = [i for i, counted in enumerate(among) if counted]
+    spaces = []
+    for space in (ours.tolist(), theirs.tolist()):
+        far = {(i, j): math.dist(space[i], space[j]) for i in rows for j in rows if i != j}
+        spaces.append((space, far, sum(far.values()) / max(len(far), 1)))
+
+    def cosine(i: int, j: int, m: int, which: int) -> float:
+        space, far, _ = spaces[which]
+        ways = zip(space[i], space[j], space[m], strict=True)
+        return sum((b - a) * (c - a) for a, b, c in ways) / (far[i, j] * far[i, m])
+
+    distances, angles = [0.0] * len(among), [0.0] * len(among)
+    for i in rows:
+        others = [j for j in rows if j != i]
+        near = [_huber(*(far[i, j] / mean for _, far, mean in spaces)) for j in others]
+        seen = [_huber(cosine(i, j, m, 0), cosine(i, j, m, 1)) for j in others for m in others if j != m]
+        distances[i] = sum(near) / max(len(near), 1)
+        angles[i] = sum(seen) / max(len(seen), 1)
+    return distances, angles
+
+
+def _huber(a: float, b: float) -> float:
+    return (a - b) ** 2 / 2 if abs(a - b) <= 1 else abs(a - b) - 0.5

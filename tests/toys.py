@@ -1,13 +1,14 @@
 """Small parts to test with: random lessons, tiny students, steps wired from them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from streamkd.distill.gate import Evidence, FixedGate, FixedOptions, Gate
-from streamkd.distill.losses import MatchGate, MatchGateOptions
+from streamkd.distill.losses import Gated, Lesson, MatchGate, MatchGateOptions
 from streamkd.distill.memory import Memory, Policy
 from streamkd.distill.pool import Pool
 from streamkd.distill.scorer import PerSampleGate, PerSampleOptions
@@ -52,6 +53,31 @@ def lesson(seed: int, batch: int = 5, teachers: int = 3, classes: int = 4, dtype
     return {"logits": logits, "labels": labels, "answers": answers, "known": known, "heard": heard, "weights": weights}
 
 
+def lesson_of(parts: dict, **more: Any) -> Lesson:
+    """``lesson`` as losses see it: two fresh rows, unless told."""
+    keys = ("logits", "labels", "answers", "known", "weights")
+    names = tuple(f"t{k}" for k in range(parts["answers"].shape[1]))
+    return Lesson(*(parts[k] for k in keys), **{"fresh": 2, "teachers": names, **more})
+
+
+def check_per_source(loss: Gated, lesson: Lesson) -> None:
+    """∂L/∂w and ``per_source`` have one derivative by whatever of the student the loss reads."""
+    names = list(lesson.features)
+    weights = lesson.weights.detach().clone().requires_grad_()
+    inputs = [t.detach().clone().requires_grad_() for t in (lesson.logits, *(lesson.features[n] for n in names))]
+    given = dict(zip(names, inputs[1:], strict=True))
+    lesson = replace(lesson, logits=inputs[0], features=given, weights=weights)
+    (slope,) = torch.autograd.grad(loss(lesson).sum(), weights, create_graph=True)
+    probe = torch.randn(slope.shape, generator=torch.Generator().manual_seed(0), dtype=slope.dtype)
+    probe = probe * (lesson.weights > 0)  # a source that is not heard has no say
+    table = loss.per_source(replace(lesson, weights=weights.detach()))
+    assert table.shape == weights.shape
+    kinds = {"allow_unused": True, "retain_graph": True, "materialize_grads": True}
+    wanted = torch.autograd.grad((slope * probe).sum() + 0 * inputs[0].sum(), inputs, **kinds)
+    for got, need in zip(torch.autograd.grad((table * probe).sum(), inputs, **kinds), wanted, strict=True):
+        torch.testing.assert_close(got, need, rtol=1e-8, atol=1e-10)
+
+
 def evidence(parts: dict, facts: Tensor | None = None) -> Evidence:
     """What a gate sees of ``lesson``."""
     teachers = parts["answers"].shape[1]
@@ -59,7 +85,9 @@ def evidence(parts: dict, facts: Tensor | None = None) -> Evidence:
         facts = torch.linspace(0.2, 1, 2 * teachers, dtype=parts["logits"].dtype).reshape(teachers, 2)
     names = tuple(f"t{k}" for k in range(teachers))
     keys = ("logits", "labels", "answers", "known", "heard")
-    return Evidence(*(parts[k] for k in keys), facts, names)
+    places = torch.arange(teachers).unsqueeze(1) * 0.7 + torch.arange(parts["logits"].shape[1]) * 0.3
+    credit = -(0.1 + places % 2).to(parts["logits"].dtype)
+    return Evidence(*(parts[k] for k in keys), facts, names, measure=lambda: credit)
 
 
 def optimizer_of(name: str, parameters: Sequence[nn.Parameter], **settings: Any) -> torch.optim.Optimizer:
