@@ -137,7 +137,7 @@ def _recorded(config: Config, registry: Registry, schema: RecordSchema) -> Recor
             records, _ = codec.encode(chunk.rows, schema, chunk.offset)
             rows = [row for row, label in enumerate(records.labels) if label is not None]
             inputs.append(records.inputs[rows])
-            labels.extend(records.labels[row] for row in rows)
+            labels.extend(label for label in records.labels if label is not None)
             tasks.extend(str(records.tasks[row]) for row in rows if records.tasks is not None)
             offset = chunk.next_offset
     source.close()
