@@ -127,7 +127,7 @@ def imbalance(weights: Float[Tensor, "batch sources"], heard: Bool[Tensor, "batc
     total = given.sum()
     if not given.numel() or float(total.detach()) <= 0.0:
         return weights.sum() * 0.0
-    even = heard / heard.sum(1, keepdim=True).clamp_min(1)
+    even = heard.to(weights.dtype) / heard.sum(1, keepdim=True).clamp_min(1)
     mean = given.sum(0) / total
     wanted = (even * given.sum(1, keepdim=True)).sum(0) / total
     # both are 0 for a teacher that nobody heard, and the clamped logarithm keeps its gradient finite

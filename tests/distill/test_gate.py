@@ -1,6 +1,7 @@
 """Gates: rows that sum to 1 over any pool, the hard-label floor, and the prior that the scorer starts from."""
 
 import dataclasses
+import math
 
 import oracles
 import pytest
@@ -10,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from streamkd.distill.gate import Evidence, FixedGate, FixedOptions, Gate
+from streamkd.distill.arbiter import Arbiter, ArbiterOptions
+from streamkd.distill.credit import ConfidenceGate, ConfidenceOptions, LikelihoodGate, LikelihoodOptions
+from streamkd.distill.gate import Evidence, FixedGate, FixedOptions, Gate, at_labels, imbalance
 from streamkd.distill.scorer import PerSampleGate
+from streamkd.distill.standing import PerClassGate, ScalarGate, Standing, StandingOptions
 
 seeds = st.integers(0, 10_000)
 
@@ -26,8 +30,33 @@ def learned(**options: float) -> PerSampleGate:
     return gate
 
 
+def stood(gate: Standing) -> Standing:
+    """A gate whose sources no longer stand alike."""
+    gate.names = [f"t{k}" for k in range(7)]
+    gate.table.data = torch.randn(8, 4 if gate.by_class else 1, generator=torch.Generator().manual_seed(1))
+    return gate
+
+
+def arbiter() -> Arbiter:
+    """An arbiter that has learned, and prefers some policies."""
+    gate = Arbiter(ArbiterOptions(floor=0.4))
+    gate.adapted.load_state_dict(learned(floor=0.4).state_dict())
+    gate.posterior.copy_(torch.tensor([0.4, 0.1, 0.2, 0.2, 0.1]))
+    return gate
+
+
 def gates() -> list[Gate]:
-    return [FixedGate(FixedOptions(hard=0.4, teachers={"t1": 3.0})), toys.scorer(floor=0.4), learned(floor=0.4)]
+    """Every built-in gate, with 0.4 as the least weight of the hard label."""
+    return [
+        FixedGate(FixedOptions(hard=0.4, teachers={"t1": 3.0})),
+        toys.scorer(floor=0.4),
+        learned(floor=0.4),
+        LikelihoodGate(LikelihoodOptions(floor=0.4)),
+        ConfidenceGate(ConfidenceOptions(hard=0.4)),
+        stood(ScalarGate(StandingOptions(floor=0.4))),
+        stood(PerClassGate(StandingOptions(floor=0.4))),
+        arbiter(),
+    ]
 
 
 def seen(seed: int, teachers: int = 3, batch: int = 5) -> tuple[dict, Evidence]:
@@ -64,7 +93,8 @@ def test_permuting_the_teachers_permutes_their_weights(seed: int) -> None:
     order = torch.randperm(3, generator=torch.Generator().manual_seed(seed))
     turned = {**parts, **{k: parts[k][:, order] for k in ("answers", "known", "heard")}}
     moved = toys.evidence(turned, evidence.facts[order])
-    moved = dataclasses.replace(moved, teachers=tuple(f"t{k}" for k in order.tolist()))
+    names = tuple(f"t{k}" for k in order.tolist())
+    moved = dataclasses.replace(moved, teachers=names, measure=lambda: evidence.credit[order])
     for gate in gates():
         weights = gate(evidence)
         torch.testing.assert_close(gate(moved)[:, 1:], weights[:, 1:][:, order], rtol=1e-4, atol=1e-6)
@@ -170,3 +200,105 @@ def test_two_scorers_begin_equal_and_leave_the_global_generator_alone() -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def without_labels(parts: dict, rows: slice) -> Evidence:
+    """The evidence where those rows came without label: whoever knows a class is heard."""
+    labels = parts["labels"].clone()
+    labels[rows] = -1
+    heard = torch.where((labels < 0).unsqueeze(1), parts["known"].any(2), parts["heard"])
+    return toys.evidence({**parts, "labels": labels, "heard": heard})
+
+
+@given(seeds)
+def test_a_row_without_label_listens_to_teachers_alone(seed: int) -> None:
+    """Its hard label has no weight and the teachers that answer have it all; the other rows do not notice."""
+    parts, evidence = seen(seed)
+    silent = without_labels(parts, slice(0, 3))
+    answered = silent.heard.any(1)
+    for gate in gates():
+        weights = gate(silent)
+        assert (weights[:3, 0] == 0).all()
+        torch.testing.assert_close(weights.sum(1), torch.where(silent.labelled | answered, 1.0, 0.0))
+        assert (weights[:, 1:][~silent.heard] == 0).all()
+        torch.testing.assert_close(weights[3:], gate(evidence)[3:])
+
+
+@given(seeds)
+def test_without_a_label_a_value_is_its_mean_under_the_teacher(seed: int) -> None:
+    """At a label the value itself; without one Σ_c p_k(c)·value over the classes that the teacher knows."""
+    parts = toys.lesson(seed)
+    silent = without_labels(parts, slice(0, 2))
+    values = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    got = at_labels(values, silent)
+    for i in range(5):
+        for k in range(3):
+            if not silent.heard[i, k]:
+                continue
+            p = oracles.softmax(parts["answers"][i, k].tolist(), parts["known"][i, k].tolist())
+            label = int(parts["labels"][i])
+            wanted = sum(q * v for q, v in zip(p, values[i, k].tolist(), strict=True)) if i < 2 else values[i, k, label]
+            assert float(got[i, k]) == pytest.approx(float(wanted), abs=1e-9)
+
+
+def test_a_complete_lesson_with_rows_without_label_is_weighed_row_by_row() -> None:
+    """The fixed gate's one row for all is not taken where some rows have no label."""
+    parts, _ = seen(1)
+    parts["known"][:] = parts["heard"][:] = True
+    gate = FixedGate(FixedOptions(hard=0.4))
+    full = dataclasses.replace(toys.evidence(parts), complete=True)
+    assert (gate(full)[:, 0] == 0.4).all()
+    some = dataclasses.replace(full, labels=torch.tensor([-1, 1, 1, 1, -1]))
+    torch.testing.assert_close(gate(some)[:, 0], torch.tensor([0, 0.4, 0.4, 0.4, 0]))
+
+
+def uneven(weights: torch.Tensor, heard: torch.Tensor) -> float:
+    """KL(m ‖ u) of the teachers' mean parts, one number at a time."""
+    given, teachers = weights[:, 1:].tolist(), heard.shape[1]
+    total = sum(map(sum, given))
+    even = [[float(h) / max(sum(row), 1) for h in row] for row in heard.tolist()]
+    m = [sum(row[k] for row in given) / total for k in range(teachers)]
+    u = [sum(e[k] * sum(row) for e, row in zip(even, given, strict=True)) / total for k in range(teachers)]
+    return sum(a * math.log(a / b) for a, b in zip(m, u, strict=True) if a > 0)
+
+
+@given(seeds)
+def test_imbalance_is_the_divergence_from_even_shares(seed: int) -> None:
+    """KL of the batch's mean parts to those of even shares; the order of teachers does not matter."""
+    parts = toys.lesson(seed)
+    weights, heard = parts["weights"], parts["heard"]
+    if not heard.any():
+        return
+    got = float(imbalance(weights, heard))
+    assert got == pytest.approx(uneven(weights, heard), abs=1e-9)
+    order = torch.tensor([2, 0, 1])
+    turned = torch.cat([weights[:, :1], weights[:, 1:][:, order]], 1)
+    assert float(imbalance(turned, heard[:, order])) == pytest.approx(got, abs=1e-12)
+
+
+def test_even_shares_are_balanced_and_one_teacher_for_all_is_not() -> None:
+    """0 where each row is shared evenly, whatever the hard label has; log K where one of K teachers has all."""
+    heard = torch.ones(4, 3, dtype=torch.bool)
+    hard = torch.tensor([[0.3], [0.9], [0.5], [0.0]])
+    assert float(imbalance(torch.cat([hard, (1 - hard) / 3 * heard], 1), heard)) == pytest.approx(0, abs=1e-6)
+    one = torch.cat([hard, 1 - hard, torch.zeros(4, 2)], 1)
+    assert float(imbalance(one, heard)) == pytest.approx(math.log(3), rel=1e-5)
+
+
+@given(seeds, st.integers(0, 4))
+def test_imbalance_has_a_finite_gradient(seed: int, teachers: int) -> None:
+    """Teachers that nobody hears, and rows or batches without any, poison nothing; descending it evens the shares."""
+    parts, evidence = seen(seed, teachers)
+    gate = learned()
+    value = imbalance(gate(evidence), parts["heard"])
+    value.backward()
+    assert value.isfinite()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in gate.parameters())
+
+
+def test_descending_imbalance_lifts_the_teacher_that_is_not_listened_to() -> None:
+    """Its gradient points from the favourite to the neglected."""
+    heard = torch.ones(4, 2, dtype=torch.bool)
+    weights = torch.tensor([[0.3, 0.69, 0.01]]).expand(4, -1).clone().requires_grad_()
+    imbalance(weights, heard).backward()
+    assert (weights.grad[:, 2] < weights.grad[:, 1]).all()
