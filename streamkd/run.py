@@ -141,6 +141,11 @@ class _Trial:
         index = {label: column for column, label in enumerate(self.learner.labels.labels)}
         return torch.tensor([index.get(label, -1) for label in test.labels])
 
+    def _upkeep_seconds(self) -> float:
+        """What the gate took: weighing each step, and being adapted."""
+        adapter = self.learner.adapter
+        return adapter.seconds + self.learner.strategy.step.weighing_seconds if adapter else 0.0
+
     def result(self, seconds: float) -> dict[str, Any]:
         """The seed's part of the report."""
         learner = self.learner
@@ -152,7 +157,7 @@ class _Trial:
             "fidelity": self._fidelity(),
             "gate": {
                 "weights": self.weights,
-                "overhead_ratio": adapter.seconds / seconds if adapter else 0.0,
+                "overhead_ratio": self._upkeep_seconds() / seconds,
                 "adaptations": adapter.adaptations if adapter else 0,
             },
             "efficiency": efficiency.measure(learner.served, self.tests[0].x[:32]),

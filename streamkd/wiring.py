@@ -139,10 +139,11 @@ def step_of(
     gate = make(registry, "gate", "gates", config.gate).to(device)
     if begun.gate_weights:
         gate.load_state_dict(begun.gate_weights)
-    adapter = GateAdapter(gate, **config.adapt.model_dump())
+    losses = [_term(registry, f"losses.{index}", choice, device) for index, choice in enumerate(config.losses)]
+    gates = torch.nn.ModuleList([gate, *(term.gate for term in losses if isinstance(term.gate, torch.nn.Module))])
+    adapter = GateAdapter(gates, **config.adapt.model_dump())
     if begun.gate_optimizer and adapter.parameters:
         adapter.optimizer = optimizee.learned(begun.gate_optimizer, adapter.parameters)
-    losses = [_term(registry, f"losses.{index}", choice, device) for index, choice in enumerate(config.losses)]
     adapters = terms.prepare(losses, student, pool, schema)
     step = Step(
         student,

@@ -10,6 +10,7 @@ Everything random comes from generators that are part of the state.
 """
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -47,18 +48,30 @@ class Plan:
 
 @runtime_checkable
 class Adapter(Protocol):
-    """Whoever adapts the gate (``streamkd.meta.adapt``)."""
+    """Whoever adapts the gate (``streamkd.meta.adapt``): told of each moment of a step, in this order."""
+
+    def attach(self, step: "Step") -> None:
+        """The step is put together; an adapter that does not fit it raises."""
+        ...
 
     def new_task(self) -> None:
         """A task has begun."""
         ...
 
-    def due(self) -> bool:
-        """Whether this step adapts; called once a step."""
+    def arrived(self, step: "Step", plan: Plan, logits: Tensor) -> None:
+        """A batch has come and the gate has not weighed it yet; ``logits`` still carry their graph."""
         ...
 
-    def adapt(self, step: "Step", plan: Plan, logits: Tensor) -> None:
-        """Move the gate's parameters; ``logits`` still carry their graph."""
+    def weighed(self, plan: Plan, evidence: Evidence, lesson: Lesson) -> None:
+        """The gate has given its weights."""
+        ...
+
+    def update_begins(self, step: "Step") -> None:
+        """The gradients are there, not yet clipped, and nothing has moved."""
+        ...
+
+    def update_ended(self, step: "Step") -> None:
+        """The student has moved; teachers and memory have not followed yet."""
         ...
 
 
@@ -83,6 +96,7 @@ class Step:
         self.student, self.optimizer, self.memory, self.pool = student, optimizer, memory, pool
         self.gate, self.terms, self.adapter = gate, tuple(terms), adapter
         self.replay, self.clip_norm = replay, clip_norm
+        self.weighing_seconds = 0.0
         self.parameters = [p for p in student.parameters() if p.requires_grad]
         self.trained = [*self.parameters, *sums.parameters_of(self.terms)]
         self._student_layers = sums.layers_of(self.terms)
@@ -90,6 +104,8 @@ class Step:
         self._own_gates = any(term.gate is not None for term in self.terms)
         self._captured: dict[str, Tensor] = {}
         self._small = [p for p in self.trained if p.dim() < 2]
+        if adapter is not None:
+            adapter.attach(self)
         capture(student, self._student_layers, {})  # a layer that is not there is an error now, not at the first step
 
     def grow(self, labels: Sequence[Label]) -> None:
@@ -122,13 +138,18 @@ class Step:
             return self.student(plan.x)
 
     def weigh(self, plan: Plan, logits: Tensor) -> Lesson:
-        """The gate's weights for the step; on steps that are due the gate is adapted first."""
-        if self.adapter is not None and self.adapter.due():
-            self.adapter.adapt(self, plan, logits)
+        """The gate's weights for the step."""
+        if self.adapter is not None:
+            self.adapter.arrived(self, plan, logits)
         with torch.no_grad():
             evidence = self.evidence(plan, logits)
+            begun = time.perf_counter()
             weights = self.gate(evidence)
-        return self.lesson(plan, logits, weights, evidence)
+            self.weighing_seconds += time.perf_counter() - begun
+        lesson = self.lesson(plan, logits, weights, evidence)
+        if self.adapter is not None:
+            self.adapter.weighed(plan, evidence, lesson)
+        return lesson
 
     def evidence(self, plan: Plan, logits: Tensor) -> Evidence:
         """What the gate may see of the step, without gradient."""
@@ -183,7 +204,9 @@ class Step:
         return math.isfinite(sum(float(p.grad.sum()) for p in self._small if p.grad is not None))
 
     def clip(self) -> None:
-        """Clip the gradients by their global norm, where that is asked for."""
+        """Gradients are there: the adapter looks at them, then their global norm is clipped where that is asked for."""
+        if self.adapter is not None:
+            self.adapter.update_begins(self)
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.trained, self.clip_norm)
 
@@ -193,6 +216,8 @@ class Step:
 
         Without a label they are not: what is remembered is balanced by label, and measured by it.
         """
+        if self.adapter is not None:
+            self.adapter.update_ended(self)  # before memory takes the rows: they must not be their own query
         fresh = plan.fresh
         x, y, met = plan.x[:fresh], plan.y[:fresh], logits[:fresh].detach()
         if plan.unlabelled:

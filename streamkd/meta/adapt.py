@@ -1,14 +1,16 @@
 """Meta-adaptation of the gate: a few bi-level steps when a task begins, one every ``every`` steps in between.
 
-    support = the step's own rows;  query = held-out memory, never replayed
-    inner   θ' = U(θ, ∇L_in(θ, φ))
-    outer   L_out = CE(query; θ') + anchor·‖φ - φ_0‖²,   φ ← φ - rate·dL_out/dφ
+    inner   the student's own steps as they were taken:  θ' = U(θ, ∇L_in(θ, φ)),  support = their rows
+    outer   L_out = CE(query; θ') + balance·imbalance(w) + anchor·‖φ - φ_0‖²,   φ ← φ - rate·dL_out/dφ
 
-The support batch is trained on afterwards in full; its forward pass is shared with the student's own step.
+The query is drawn from the held-out memory, which is never replayed, once the student has moved: no step is taken
+twice, and what plugins add to the loss is part of the step. The engine ``prequential`` takes the batch that arrives
+next, before it is trained on. Every gate among the terms is adapted, each by its own table.
 """
 
 import time
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -16,17 +18,33 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from streamkd.distill import optimizers
-from streamkd.distill.gate import Priced
-from streamkd.distill.losses import MatchGate, soft_answers, source_losses
-from streamkd.distill.memory import Remembered
+from streamkd.distill.gate import Evidence, Gate, Priced, imbalance
+from streamkd.distill.losses import Gated, Lesson
 from streamkd.distill.step import Plan, Step
-from streamkd.meta import hypergradient
+from streamkd.distill.terms import layers_of, seen
+from streamkd.errors import ConfigError
+from streamkd.meta import hypergradient, maml, slopes
+from streamkd.meta.maml import SHARED
+from streamkd.meta.slopes import Slope
+from streamkd.meta.trail import Taken, Trail
 
-Engine = Literal["auto", "forward", "finite-difference"]
+Engine = Literal["auto", "forward", "finite-difference", "maml", "prequential"]
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.5, 10.0
+
+
+@runtime_checkable
+class Tempered(Gated, Protocol):
+    """A gated loss with a temperature that may be moved."""
+
+    temperature: float
 
 
 class GateAdapter:
-    """Adapts one gate on the schedule above; counts what it did."""
+    """Adapts the gates of one step on the schedule above; counts what it did.
+
+    ``horizon``: over so many inner steps, by the first-order sum (``maml``: unrolled, ``first_order`` or second).
+    ``temperature``: the first tempered term's moves too, within [0.5, 10] or what was configured.
+    """
 
     def __init__(
         self,
@@ -38,19 +56,53 @@ class GateAdapter:
         learning_rate: float,
         query: int,
         anchor: float = 1e-3,
+        horizon: int = 1,
+        first_order: bool = False,
+        temperature: bool = False,
+        balance: float = 0.0,
     ) -> None:
         self.gate, self.every, self.on_task_steps, self.query = gate, every, on_task_steps, query
-        self.anchor = anchor
+        self.anchor, self.balance, self.first_order = anchor, balance, first_order
+        self.engine: Engine = engine
         self.parameters = [p for p in gate.parameters() if p.requires_grad]
         self.origin = [p.detach().clone() for p in self.parameters]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=learning_rate) if self.parameters else None
-        self.engine: Engine = engine
+        self.active = bool(self.parameters) or any(isinstance(part, Priced) for part in gate.modules())
+        self.temperature = _Temperature() if temperature and self.active else None
+        self.optimizer = self._optimizer(learning_rate)
+        self.trail = Trail(horizon, kept=engine == "prequential")
         self.refused = False
         self.steps = 0
         self.burst = 0
         self.adaptations = 0
         self.seconds = 0.0
         self.outer_loss = float("nan")
+        self._due = False
+        self._gated: list[tuple[int, Gated]] = []
+        self._layers: tuple[str, ...] = ()
+        self._names: list[str] = []
+
+    def _optimizer(self, learning_rate: float) -> torch.optim.Optimizer | None:
+        moved = [*self.parameters, *([self.temperature.log] if self.temperature else [])]
+        fused = all(p.device.type in ("cpu", "cuda") for p in moved)
+        return torch.optim.Adam(moved, lr=learning_rate, fused=fused) if moved else None
+
+    def attach(self, step: Step) -> None:
+        """Look at the step whose gates are to be adapted.
+
+        Raises:
+            ConfigError: the engine, or the learned temperature, does not fit it.
+        """
+        losses = [(place, term.loss) for place, term in enumerate(step.terms) if term.weight]
+        self._gated = [(place, loss) for place, loss in losses if isinstance(loss, Gated)]
+        self._layers = layers_of(step.terms)
+        self._names = [name for name, p in step.student.named_parameters() if p.requires_grad]
+        if not self.active:
+            return
+        hypergradient.rates_of(step.optimizer, step.parameters)
+        if self.engine == "maml":
+            maml.rate_of(step)
+        if self.temperature is not None:
+            self.temperature.of([loss for _, loss in self._gated], self.engine)
 
     def new_task(self) -> None:
         """A task has begun: the next ``on_task_steps`` steps adapt."""
@@ -61,64 +113,175 @@ class GateAdapter:
         self.steps += 1
         if self.burst:
             self.burst -= 1
-            return self.optimizer is not None
-        return self.optimizer is not None and self.every > 0 and self.steps % self.every == 0
+            self._due = self.active
+        else:
+            self._due = self.active and self._due_in(0)
+        return self._due
 
-    def adapt(self, step: Step, plan: Plan, logits: Tensor) -> None:
-        """One outer step on the gate's parameters; without held-out records nothing happens."""
-        query = step.memory.query(self.query)
-        if query is None or self.optimizer is None:
+    def _due_in(self, steps: int) -> bool:
+        """Whether so many steps from now one is due, as far as is known."""
+        return self.burst >= steps > 0 or (self.every > 0 and (self.steps + steps) % self.every == 0)
+
+    def _wanted(self) -> bool:
+        """Whether an adaptation, now or soon, will look at this step."""
+        later = self.engine == "prequential"
+        ahead = range(1, self.trail.length + later)
+        return self.active and ((self._due and not later) or any(map(self._due_in, ahead)))
+
+    def arrived(self, step: Step, plan: Plan, logits: Tensor) -> None:
+        """A batch has come, and is not trained on yet: the query of the engine ``prequential``."""
+        if self.due() and self.engine == "prequential":
+            begun = time.perf_counter()
+            outer = self._arriving(step, plan, logits)
+            trail = self.trail.read(step)
+            if outer is not None and trail and trail[-1].number == self.steps - 1:
+                self._adapt(step, trail, self._by_slopes(step, trail, outer))
+            self.seconds += time.perf_counter() - begun
+
+    def weighed(self, plan: Plan, evidence: Evidence, lesson: Lesson) -> None:
+        """The gate has given its weights."""
+        if self._wanted():
+            self.trail.weighed(self.steps, plan.x, evidence, lesson)
+        else:
+            self.trail.skipped()
+
+    def update_begins(self, step: Step) -> None:
+        """The student's gradients are there, not yet clipped."""
+        begun = time.perf_counter()
+        if self.trail.update_begins(step):
+            self.seconds += time.perf_counter() - begun
+
+    def update_ended(self, step: Step) -> None:
+        """The student has moved; without held-out records nothing happens."""
+        if not self._due or self.engine == "prequential":
             return
         begun = time.perf_counter()
-        evidence = step.evidence(plan, logits)
-        weights = self.gate(evidence)
-        self.origin = optimizers.follow(self.optimizer, self.parameters, self.origin)  # the gate may just have grown
-        table = self._table(step, plan, logits, weights.detach(), query)
-        if torch.isfinite(table).all():
-            if isinstance(self.gate, Priced):
-                self.gate.settle(evidence, table)
-            self.optimizer.zero_grad()
-            # Σ A·∂w/∂φ / batch is dL_out/dφ: a backward through the gate alone
-            pull = sum(((p - o) ** 2).sum() for p, o in zip(self.parameters, self.origin, strict=True))
-            ((table * weights).sum() / len(table) + self.anchor * pull).backward()
-            self.optimizer.step()
-            self.adaptations += 1
+        trail = self.trail.read(step)
+        if trail and trail[-1].number == self.steps and (query := step.memory.query(self.query)) is not None:
+            if self.engine == "maml":
+                self._adapt(step, trail, self._by_unrolling(step, trail, (query.x, query.y)))
+            else:
+                outer = self._held_out(step, query.x, query.y)
+                self._adapt(step, trail, self._by_slopes(step, trail, outer))
+        self.trail.forget()
         self.seconds += time.perf_counter() - begun
 
-    def _table(self, step: Step, plan: Plan, logits: Tensor, weights: Tensor, query: Remembered) -> Tensor:
-        """batch · dL_out/dw for every sample and source, [batch, 1 + teachers]."""
-        inner = step.loss(step.lesson(plan, logits, weights))
-        grads = torch.autograd.grad(inner, step.parameters, retain_graph=True, materialize_grads=True)
-        moved = hypergradient.virtual_step(step.optimizer, step.parameters, grads, step.clip_norm)
-        outer = self._outer(step, moved, query)
-        u = hypergradient.direction(step.optimizer, step.parameters, grads, outer, step.clip_norm)
-        temperature, scale = _gated_term(step)
-        soft = soft_answers(plan.answers.logits, plan.answers.known, temperature)
-        return scale * self._slopes(step, plan, u, soft, temperature)
+    def _held_out(self, step: Step, x: Tensor, y: Tensor) -> Sequence[Tensor]:
+        """v = ∇CE(query) at the student's parameters, its running statistics left alone."""
+        with torch.enable_grad():
+            logits = functional_call(step.student, hypergradient.own_buffers(step.student), (x,))
+            return self._gradient(step, F.cross_entropy(logits, y))
 
-    def _outer(self, step: Step, moved: list[Tensor], query: Remembered) -> tuple[Tensor, ...]:
-        """v = ∇CE(query) at θ'."""
-        leaves = [m.requires_grad_() for m in moved]
-        names = [name for name, p in step.student.named_parameters() if p.requires_grad]
-        parameters = dict(zip(names, leaves, strict=True)) | hypergradient.own_buffers(step.student)
-        loss = F.cross_entropy(functional_call(step.student, parameters, (query.x,)), query.y)
+    def _arriving(self, step: Step, plan: Plan, logits: Tensor) -> Sequence[Tensor] | None:
+        """v from the fresh rows that have a label; their graph serves the student's own step later."""
+        labels = plan.y[: plan.fresh]
+        if not bool((labels >= 0).any()):
+            return None
+        loss = F.cross_entropy(logits[: plan.fresh], labels, ignore_index=-1)
+        return self._gradient(step, loss, retain_graph=True)
+
+    def _gradient(self, step: Step, loss: Tensor, retain_graph: bool = False) -> Sequence[Tensor]:
         self.outer_loss = float(loss.detach())
-        return torch.autograd.grad(loss, leaves, materialize_grads=True)
+        return torch.autograd.grad(loss, step.parameters, retain_graph=retain_graph, materialize_grads=True)
 
-    def _slopes(self, step: Step, plan: Plan, u: list[Tensor], soft: Tensor, temperature: float) -> Tensor:
-        if self.engine == "forward" or (self.engine == "auto" and not self.refused):
+    def _by_slopes(self, step: Step, trail: Sequence[Taken], outer: Sequence[Tensor]) -> list[dict[int, Tensor]]:
+        """The tables of each step along its own direction; the temperature's derivative is noted on the way."""
+        updates = [taken.update for taken in trail]
+        us = hypergradient.directions(step.optimizer, step.parameters, updates, outer, step.clip_norm)
+        return [self._tables(step, taken, u) for taken, u in zip(trail, us, strict=True)]
+
+    def _tables(self, step: Step, taken: Taken, u: list[Tensor]) -> dict[int, Tensor]:
+        at = taken.at(self._names)
+        if self.engine != "finite-difference" and not self.refused:
             try:
-                return hypergradient.forward(step.student, plan.x, u, plan.y, soft, temperature)
+                return self._read(step, taken, slopes.forward(step.student, taken.x, at, u, self._layers))
             except (NotImplementedError, RuntimeError):
                 if self.engine == "forward":
                     raise
                 self.refused = True  # an operator has no forward mode, and never will
+        return self._read(step, taken, slopes.difference(step.student, taken.x, at, u, self._layers))
 
-        def losses(module: nn.Module, parameters: dict[str, Tensor]) -> Tensor:
-            z = functional_call(module, parameters, (plan.x,))
-            return source_losses(z, plan.y, soft, temperature)
+    def _read(self, step: Step, taken: Taken, slope: Slope) -> dict[int, Tensor]:
+        found: dict[int, Tensor] = {}
+        for place, loss in self._gated:
+            term, lesson = step.terms[place], seen(taken.lesson, place)
+            table = term.weight * slope.table(loss, lesson)
+            key = SHARED if term.gate is None else place
+            found[key] = found[key] + table if key in found else table
+            if self.temperature is not None and loss is self.temperature.loss:
+                self.temperature.note(term.weight, slope, lesson)
+        return found
 
-        return hypergradient.finite_difference(step.student, u, losses)
+    def _by_unrolling(
+        self, step: Step, trail: Sequence[Taken], query: tuple[Tensor, Tensor]
+    ) -> list[dict[int, Tensor]]:
+        weights = []
+        for taken in trail:
+            weights.append({SHARED: taken.lesson.weights, **taken.lesson.own_weights})
+        found, self.outer_loss = maml.tables(step, step.terms, trail, weights, query, self.first_order)
+        return found
+
+    def _adapt(self, step: Step, trail: Sequence[Taken], tables: Sequence[dict[int, Tensor]]) -> None:
+        """One outer step; tables that are not finite move nothing."""
+        if not all(bool(torch.isfinite(table).all()) for each in tables for table in each.values()):
+            if self.temperature is not None:
+                self.temperature.slope = 0.0
+            return
+        if self.optimizer is not None:
+            self.optimizer.zero_grad()
+        with torch.enable_grad():
+            costs = [
+                self._cost(_gate(step, key), taken.evidence, table, newest=taken is trail[-1])
+                for taken, each in zip(trail, tables, strict=True)
+                for key, table in each.items()
+            ]
+            total = sum(cost for cost in costs if cost is not None)
+        if isinstance(total, Tensor):
+            total.backward()
+        self._move()
+        self.adaptations += 1
+
+    def _cost(self, gate: Gate, evidence: Evidence, table: Tensor, newest: bool) -> Tensor | None:
+        """Σ A·w / batch, whose slope Σ A·∂w/∂φ / batch is dL_out/dφ: a backward through the gate alone."""
+        if newest and isinstance(gate, Priced):
+            gate.settle(evidence, table)
+        weights = gate(evidence)
+        if not weights.requires_grad:
+            return None
+        cost = (table * weights).sum() / len(table)
+        if self.balance:
+            cost = cost + self.balance * imbalance(weights, evidence.heard)
+        return cost
+
+    @torch.no_grad()
+    def _move(self) -> None:
+        if self.optimizer is None:
+            return
+        self._follow()
+        for parameter, origin in zip(self.parameters, self.origin, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter - origin, alpha=2 * self.anchor)
+        if self.temperature is not None:
+            self.temperature.begin()
+        self.optimizer.step()
+        if self.temperature is not None:
+            self.temperature.end()
+
+    def _follow(self) -> None:
+        """Where parameters have grown, so do what is kept of them: new entries begin where they are."""
+        for at, parameter in enumerate(self.parameters):
+            before = self.origin[at].shape
+            if parameter.shape == before:
+                continue
+            old, new = self.origin[at], parameter.detach().clone()
+            new[tuple(slice(n) for n in before)] = old
+            self.origin[at] = new
+            assert self.optimizer is not None
+            for name, value in self.optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor) and value.shape == before:
+                    wider = torch.zeros_like(parameter)
+                    wider[tuple(slice(n) for n in before)] = value
+                    self.optimizer.state[parameter][name] = wider
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -128,19 +291,78 @@ class GateAdapter:
             "burst": self.burst,
             "adaptations": self.adaptations,
             "refused": self.refused,
+            "trail": self.trail.state_dict(),
+            "temperature": None if self.temperature is None else self.temperature.log.detach(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore; what the configuration has changed since (engine, horizon, temperature) begins anew."""
         self.origin = list(state["origin"])
+        same = (state.get("temperature") is None) == (self.temperature is None)
         if self.optimizer is not None:
-            optimizers.restore(self.optimizer, state["optimizer"])
+            optimizers.restore(self.optimizer, state["optimizer"], None if same else len(self.parameters))
         self.steps, self.burst, self.adaptations = state["steps"], state["burst"], state["adaptations"]
         self.refused = state["refused"]
+        device = self.parameters[0].device if self.parameters else torch.device("cpu")
+        self.trail.load_state_dict(state.get("trail", {"steps": []}), device)
+        if same and self.temperature is not None:
+            self.temperature.restore(state["temperature"])
 
 
-def _gated_term(step: Step) -> tuple[float, float]:
-    """Temperature and weight of the term that the gate weighs; weight 0 where there is none."""
-    for term in step.terms:
-        if isinstance(term.loss, MatchGate):
-            return term.loss.temperature, term.weight
-    return 1.0, 0.0
+def _gate(step: Step, key: int) -> Gate:
+    own = None if key == SHARED else step.terms[key].gate
+    return step.gate if own is None else own
+
+
+class _Temperature:
+    """The learned temperature of one term: log T, its derivative by a central difference of tables already there."""
+
+    def __init__(self) -> None:
+        self.log = nn.Parameter(torch.zeros((), dtype=torch.float64))
+        self.loss: Tempered | None = None
+        self.slope = 0.0
+        self._bounds = (LEAST_TEMPERATURE, MOST_TEMPERATURE)
+
+    def of(self, losses: Sequence[Any], engine: Engine) -> None:
+        """Whose it is.
+
+        Raises:
+            ConfigError: no gated term has a temperature, or the engine does not tell its derivative.
+        """
+        self.loss = next((loss for loss in losses if isinstance(loss, Tempered)), None)
+        if self.loss is None or engine == "maml":
+            raise ConfigError(
+                "no gated loss has a temperature" if self.loss is None else "the engine maml moves no temperature",
+                where="adapt.temperature",
+                fix="take the loss match-gate and the engine auto, or leave adapt.temperature false",
+            )
+        configured = float(self.loss.temperature)
+        self._bounds = (min(LEAST_TEMPERATURE, configured), max(MOST_TEMPERATURE, configured))
+        self.restore(torch.tensor(configured).log())
+
+    def note(self, weight: float, slope: Slope, lesson: Lesson, reach: float = 1e-3) -> None:
+        """Add dL_out/d log T = T·Σ w·∂A/∂T / batch: two more readings of a slope that is there."""
+        assert self.loss is not None
+        here, sides = self.loss.temperature, []
+        for sign in (reach, -reach):
+            self.loss.temperature = here * (1 + sign)
+            sides.append((slope.table(self.loss, lesson) * lesson.weights).sum())
+        self.loss.temperature = here
+        self.slope += float(weight * (sides[0] - sides[1]) / (2 * reach * len(lesson.labels)))
+
+    def begin(self) -> None:
+        """Hand the derivative to the optimiser."""
+        self.log.grad = torch.full_like(self.log, self.slope)
+        self.slope = 0.0
+
+    @torch.no_grad()
+    def end(self) -> None:
+        """The optimiser has moved it: keep it in bounds, and tell the loss."""
+        low, high = self._bounds
+        self.restore(self.log.clamp(torch.tensor(low).log(), torch.tensor(high).log()))
+
+    @torch.no_grad()
+    def restore(self, log: Tensor) -> None:
+        assert self.loss is not None
+        self.log.copy_(log)
+        self.loss.temperature = float(self.log.exp())

@@ -160,7 +160,8 @@ def directions(
     left out, so n = 1 is exact and more are the first-order sum. With B the derivative by a momentum buffer, M and V by
     Adam's moments, and the hats' corrections c = 1 - βᵗ::
 
-        SGD    u_t = B_t ⊙ v,  B_t = -η + m·B_{t+1}                    Nesterov: B_t = -ηm + m·B_{t+1}, u_t = (B_t - η) ⊙ v
+        SGD    u_t = B_t ⊙ v,  B_t = -η + m·B_{t+1}
+               u_t = (B_t - η) ⊙ v,  B_t = -ηm + m·B_{t+1}             Nesterov
         Adam   u_t = ((1-β1)·M_t + 2(1-β2)·g_t·V_t) ⊙ v,  M_t = -η/(c1(√v̂+ε)) + β1·M_{t+1},
                V_t = η·m̂/(2·c2·√v̂·(√v̂+ε)²) + β2·V_{t+1};  0 where v̂ = 0
 
