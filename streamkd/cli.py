@@ -363,12 +363,56 @@ def bench_speed(out: Path | None, records: int, replay: int) -> None:
     _figures(result, out)
 
 
+@bench.command("learning")
+@FIGURES
+@click.option("--seeds", default=5, show_default=True, help="So many, from 0 on.")
+@click.option(
+    "--only", multiple=True, metavar="STREAM", help="This stream; may be repeated. Default all whose data is here."
+)
+@click.option("--baselines", help="Comma-separated, beside our learner; `none` for it alone. Default all.")
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("out/learning"),
+    show_default=True,
+    help="Keeps each run's result; what is there is not run again.",
+)
+@click.option("--jobs", default=1, show_default=True, help="Runs at the same time, a process each.")
+@click.option("--plots", type=click.Path(path_type=Path, file_okay=False), help="Folder for an SVG of each stream.")
+@click.option("--choose", is_flag=True, help="Search the baselines' settings instead, on other seeds and records.")
+def bench_learning(out: Path | None, seeds: int, only: tuple[str, ...], baselines: str | None, **how: Any) -> None:
+    """Accuracy and forgetting beside Avalanche's strategies, other gates, and training that sees no order."""
+    from streamkd.bench import learning, plots
+    from streamkd.bench.streams import available
+
+    others = [] if baselines == "none" else baselines.split(",") if baselines else list(learning.METHODS[1:])
+    place = {"work": how["work"], "jobs": how["jobs"]}
+    with _bar("runs", None) as advance:
+        if how["choose"]:
+            result = learning.choose(only or available(), others, progress=advance, **place)
+        else:
+            methods = [learning.METHODS[0], *others]
+            result = learning.measure(only or available(), methods, range(seeds), progress=advance, **place)
+    if out:
+        _write(result, out)
+    if how["choose"]:
+        _table(("method", "chosen"), [(name, json.dumps(best)) for name, best in result["chosen"].items()])
+        return
+    _table(*learning.table(result["rows"]))
+    if how["plots"]:
+        plots.write(result["rows"], how["plots"])
+
+
 def _figures(result: dict[str, Any], out: Path | None) -> None:
     """Write a suite's result where that is asked for, and print its figures."""
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=1), "utf-8")
+        _write(result, out)
     _table(("figure", "value"), [(name, _show(value)) for name, value in result["figures"].items()])
+
+
+def _write(result: dict[str, Any], out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1), "utf-8")
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from avalanche.benchmarks.scenarios.online import split_online_stream
 from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute, make_avalanche_dataset
 from avalanche.benchmarks.utils.data_attribute import TensorDataAttribute
 from avalanche.benchmarks.utils.flat_data import FlatData
+from avalanche.benchmarks.utils.utils import as_taskaware_classification_dataset
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.logging import BaseLogger
 from avalanche.training.plugins import EvaluationPlugin, EWCPlugin, LwFPlugin, ReplayPlugin
@@ -109,7 +110,9 @@ def train(
     random.seed(seed)
     model = Network(copy.deepcopy(network))
     with _unheard():
-        stream = with_classes_timeline(benchmark_from_datasets(train=[_dataset(x, y) for x, y in tasks])).train_stream
+        stream = with_classes_timeline(
+            benchmark_from_datasets(train=[as_taskaware_classification_dataset(_dataset(x, y)) for x, y in tasks])
+        ).train_stream
         strategy = STRATEGIES[name](model, optimizer(model, settings), budget, settings)
         for experience in stream:
             strategy.train(experience, eval_streams=[])

@@ -20,7 +20,7 @@ from streamkd.config import Config
 from streamkd.errors import SourceError
 from streamkd.plugins import Registry
 from streamkd.records import Label, RecordSchema
-from streamkd.streams import codec
+from streamkd.streams import codec, datasets
 from streamkd.wiring import open_source, schema_of
 
 DATA = ("data", str(Path.home() / "data"))
@@ -71,6 +71,21 @@ def tree(name: str, chosen_on: bool = False) -> Tree:
         text = {"name": "text", "kind": "text", "shape": [FEATURES]}
         made["stream"]["records"] = {"inputs": [text], "label": "label", "label_type": "string", "task": "task"}
     return made
+
+
+def available() -> tuple[str, ...]:
+    """The streams whose data is on this machine."""
+    return tuple(name for name in STREAMS if _there(name))
+
+
+def _there(name: str) -> bool:
+    try:
+        source = tree(name)["stream"]["source"]
+        if "dataset" in source:
+            datasets.load(source["dataset"])
+    except SourceError:
+        return False
+    return True
 
 
 def _file(name: str) -> Path:
