@@ -2,9 +2,11 @@
 
     rows (fresh + remembered) ─► Pool.answers ─► logits, known [batch, teachers, classes] ─► gate, loss
 
-Live teachers are asked about every row. A frozen teacher's answers on remembered rows come from the memory's
-cache, filled in bulk, so the cost of a step does not grow with the pool. So do a settled teacher's, whose cache is
-filled anew whenever it has changed.
+Live teachers are asked about every row. What frozen and settled ones say of remembered rows comes from the cache,
+so the cost of a step does not grow with the pool.
+
+Who comes, stays and goes is a matter of worth on held-out records (``worth``). A pool over its budget merges its two
+closest snapshots if that loses nothing (``merging``), else the least worthy one goes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,15 +17,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from streamkd.distill import merging
+from streamkd.distill.cache import Cache, cached
 from streamkd.distill.credit import Ledger, held_out_credit
-from streamkd.distill.memory import Memory, Remembered, Ring, whole
+from streamkd.distill.memory import Memory, Remembered, whole
 from streamkd.distill.questions import Questions, group
 from streamkd.distill.students import Student
-from streamkd.distill.teachers import EmaTeacher, Observing, Settled, SnapshotMaker, SnapshotTeacher, Teacher, copy_of
+from streamkd.distill.teachers import EmaTeacher, Observing, SnapshotMaker, SnapshotTeacher, Teacher, copy_of
+from streamkd.distill.worth import Verdict, verdict
 from streamkd.errors import ConfigError, PluginError
 from streamkd.records import Label
-
-ANNOTATE_ROWS = 64  # remembered rows that wait before the frozen teachers are asked about all of them at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +51,21 @@ class Pool:
         limit: int,
         limit_bytes: int,
         admit_margin: float = 0.0,
+        merge: bool = True,
     ) -> None:
         self.teachers: list[Teacher] = list(teachers)
         self.snapshots = snapshots
         self.memory = memory
-        self.limit, self.limit_bytes, self.admit_margin = limit, limit_bytes, admit_margin
+        self.limit, self.limit_bytes, self.admit_margin, self.merge = limit, limit_bytes, admit_margin, merge
         self.worth: dict[str, float] = {}
         self.accuracy: dict[str, float] = {}
         self.ages: dict[str, int] = {t.key: 0 for t in self.teachers}
         self.taken = 0
-        self._slots: dict[str, int] = {}
-        self._versions: dict[str, int] = {}  # of settled teachers, as their cached answers were given
         self._observers = [t for t in self.teachers if isinstance(t, Observing)]
-        self._settled = [t for t in self.teachers if t.role == "settled"]
         self.questions = Questions()
+        self.cache = Cache(memory, self.questions)
         self._complete: tuple[tuple[int, int], bool] = ((-1, -1), False)
         self._everything = torch.ones(1, 1, 1, dtype=torch.bool)
-        self._pending = 0
         self._facts: Tensor | None = None
         self._ledger = Ledger()
         if len(self.teachers) > limit:
@@ -74,8 +75,8 @@ class Pool:
                 fix="raise pool.limit, or name fewer teachers",
             )
         for teacher in self.teachers:
-            if _cached(teacher):
-                self._assign_slot(teacher)
+            if cached(teacher):
+                self.cache.open(teacher)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -92,7 +93,7 @@ class Pool:
         for teacher in self.teachers:
             teacher.grow(labels)
         self.memory.grow(len(labels))
-        self._refresh()
+        self.cache.refresh(self.teachers)
 
     def answers(self, x: Tensor, fresh: int, remembered: Remembered | None, classes: int) -> Answers:
         """What every teacher says of the rows; the first ``fresh`` have just arrived.
@@ -133,8 +134,8 @@ class Pool:
                 known[fresh:, index] = columns < remembered.width().unsqueeze(1)
             else:
                 self.questions.of(group(teacher)).cached += rows - fresh
-                cached, answered = remembered.frozen(self._slots[teacher.key])
-                logits[fresh:, index] = cached.float()
+                kept, answered = self.cache.answers(teacher, remembered)
+                logits[fresh:, index] = kept.float()
                 known[fresh:, index] = teacher.known().to(x.device) & answered.unsqueeze(1)
         return Answers(logits, known & torch.isfinite(logits))
 
@@ -165,51 +166,11 @@ class Pool:
         for teacher in self.teachers:
             if teacher.role == "live":
                 teacher.after_step(student)
-        self._pending += inserted
-        if self._pending >= ANNOTATE_ROWS:
-            self.annotate()
-        else:
-            self._refresh()
+        self.cache.follow(self.teachers, inserted)
 
-    def _refresh(self) -> None:
-        """Ask the settled teachers that have changed anew."""
-        for teacher in self._settled:
-            if self._outdated(teacher):
-                self._ask_anew(teacher)
-
-    @torch.no_grad()
     def annotate(self) -> None:
         """Ask each teacher with a cache about the remembered rows that it has not seen, in one pass."""
-        self._pending = 0
-        for teacher in self.teachers:
-            if _cached(teacher):
-                self._ask_anew(teacher)
-
-    def _outdated(self, teacher: Teacher) -> bool:
-        return isinstance(teacher, Settled) and teacher.version != self._versions.get(teacher.key)
-
-    @torch.no_grad()
-    def _ask_anew(self, teacher: Teacher) -> None:
-        """Fill the gaps of its cached answers, all of which are gaps where it has changed."""
-        rings = (self.memory.replayed, self.memory.holdout)
-        if isinstance(teacher, Settled) and self._outdated(teacher):
-            self._versions[teacher.key] = teacher.version
-            for ring in rings:
-                ring.forget(self._slots[teacher.key])
-        for ring in rings:
-            self._annotate(teacher, ring)
-
-    def _annotate(self, teacher: Teacher, ring: Ring) -> None:
-        if ring.x is None:
-            return
-        slot = self._slots[teacher.key]
-        places = (~ring.answered[: ring.filled, slot]).nonzero().squeeze(1)
-        if not len(places):
-            return
-        answer = self.questions.ask(teacher, ring.x[places], ring.logits.shape[1])
-        if answer is not None:
-            ring.frozen[places, slot] = answer[0].half()
-            ring.answered[places, slot] = True
+        self.cache.annotate(self.teachers)
 
     def end_task(self, student: Student) -> str | None:
         """A task has ended: teachers age, worth is measured anew, a snapshot may be admitted; returns its key."""
@@ -218,32 +179,73 @@ class Pool:
         admitted = self._admit(student) if self.snapshots else None
         self.annotate()
         self.assess(student)
-        self._evict(self._over_budget)
-        return admitted if admitted in self._slots else None
+        while self._mine() and self._over_budget():
+            if not (self.merge and self._merge_closest(student)):
+                self._drop(self._least())
+            self.assess(student)
+        return admitted.key if admitted in self.teachers else None
 
-    def _admit(self, student: Student) -> str | None:
+    def _admit(self, student: Student) -> SnapshotTeacher | None:
+        """Take a snapshot, unless it is no better than chance, or worth less than any that would have to make room."""
         assert self.snapshots is not None
         source = self.average.student if self.average else student
         candidate = self.snapshots.take(source, self.taken)
         self.taken += 1
-        accuracy = _held_out_accuracy(candidate, self.memory.holdout)
-        chance = 1 / max(candidate.student.classes, 1)
-        if accuracy is not None and accuracy < chance + self.admit_margin:
-            return None
-        if len(self._slots) >= self.memory.replayed.teacher_slots:
-            if not self._mine():
+        alone = self._verdict_of(candidate)
+        if alone is not None and alone.heard.any():
+            chance = 1 / max(candidate.student.classes, 1)
+            if float(alone.accuracy()) < chance + self.admit_margin:
                 return None
-            self._drop(self._least())
-        self.teachers.append(candidate)
-        self.ages[candidate.key] = 0
-        self._assign_slot(candidate)
-        return candidate.key
+        if self.cache.full and not self._makes_room(alone, student):
+            return None
+        self._join(candidate)
+        return candidate
 
-    def _assign_slot(self, teacher: Teacher) -> None:
-        free = set(range(self.memory.replayed.teacher_slots)) - set(self._slots.values())
-        slot = self._slots[teacher.key] = min(free)
-        for ring in (self.memory.replayed, self.memory.holdout):
-            ring.forget(slot)
+    def _makes_room(self, candidate: Verdict | None, student: Student) -> bool:
+        """Whether the least worthy snapshot has given its slot up for one that is worth as much."""
+        if not self._mine():
+            return False
+        self.annotate()
+        self.assess(student)
+        least, held = self._least(), self._verdict(student.classes)
+        if held is not None and candidate is not None:
+            others = [k for k, teacher in enumerate(self.teachers) if teacher is not least]
+            if float(held.gain(others, candidate.likelihood[:, 0])) < self.worth[least.key]:
+                return False
+        self._drop(least)
+        return True
+
+    def _merge_closest(self, student: Student) -> bool:
+        """Put one snapshot in the place of the two closest, if beside the others it is worth as much as the better."""
+        mine, held, remembered = self._mine(), self._verdict(student.classes), whole(self.memory.holdout)
+        if len(mine) < 2 or held is None or remembered is None:
+            return False
+        answers = self.answers(remembered.x, 0, remembered, student.classes)
+        place = {teacher.key: k for k, teacher in enumerate(self.teachers)}
+        columns = [place[teacher.key] for teacher in mine]
+        pair = merging.closest(answers.logits[:, columns], answers.known[:, columns])
+        if pair is None:
+            return False
+        two = [mine[index] for index in pair]
+        both = merging.merged(*two)
+        alone = self._verdict_of(both)
+        assert alone is not None
+        others = [k for k, teacher in enumerate(self.teachers) if teacher not in two]
+        better = max(float(held.gain(others, held.likelihood[:, place[teacher.key]])) for teacher in two)
+        if float(held.gain(others, alone.likelihood[:, 0])) < better:
+            return False
+        age, at = self.ages[two[1].key], place[two[1].key] - 1  # the older one before it goes
+        for teacher in two:
+            self._drop(teacher)
+        self._join(both, at, age)
+        self.cache.annotate([both])
+        return True
+
+    def _join(self, teacher: SnapshotTeacher, at: int | None = None, age: int = 0) -> None:
+        self.teachers.insert(len(self.teachers) if at is None else at, teacher)
+        self.ages[teacher.key] = age
+        self.cache.open(teacher)
+        self._facts = None
 
     def _mine(self) -> list[SnapshotTeacher]:
         return [t for t in self.teachers if isinstance(t, SnapshotTeacher)]
@@ -265,8 +267,9 @@ class Pool:
 
     def _drop(self, teacher: Teacher) -> None:
         self.teachers.remove(teacher)
-        for book in (self.worth, self.accuracy, self.ages, self._slots):
+        for book in (self.worth, self.accuracy, self.ages):
             book.pop(teacher.key, None)
+        self.cache.close(teacher.key)
         self.questions.strikes.pop(teacher.key, None)
         self._facts = None
 
@@ -276,23 +279,29 @@ class Pool:
 
         Worth is what the mean over held-out records of max_k p_k(y) loses without the teacher.
         """
-        ring = self.memory.holdout
         self._facts = None
-        if ring.x is None or not ring.filled:
-            return
-        remembered = whole(ring)
-        assert remembered is not None
-        answers = self.answers(remembered.x, 0, remembered, student.classes)
-        soft = torch.softmax(answers.logits.masked_fill(~answers.known, -torch.inf), -1).nan_to_num(0.0)
-        heard = answers.known.gather(2, _column(remembered.y, len(self.teachers))).squeeze(2)
-        right = (soft.argmax(-1) == remembered.y.unsqueeze(1)) & heard
-        likelihood = soft.gather(2, _column(remembered.y, len(self.teachers))).squeeze(2) * heard
-        best = likelihood.max(1).values.mean()
-        for index, teacher in enumerate(self.teachers):
-            others = torch.cat([likelihood[:, :index], likelihood[:, index + 1 :]], 1)
-            without = others.max(1).values.mean() if others.shape[1] else best.new_zeros(())
-            self.worth[teacher.key] = float(best - without)
-            self.accuracy[teacher.key] = float(right[:, index].sum() / heard[:, index].sum().clamp_min(1))
+        held = self._verdict(student.classes)
+        if held is not None:
+            self.worth = dict(zip(self.keys, held.marginal().tolist(), strict=True))
+            self.accuracy = dict(zip(self.keys, held.accuracy().tolist(), strict=True))
+
+    def _verdict(self, classes: int) -> Verdict | None:
+        """Of all teachers on the held-out records; ``None`` without any."""
+        remembered = whole(self.memory.holdout)
+        if remembered is None or not len(remembered.y):
+            return None
+        answers = self.answers(remembered.x, 0, remembered, classes)
+        return verdict(answers.logits, answers.known, remembered.y)
+
+    @torch.no_grad()
+    def _verdict_of(self, snapshot: SnapshotTeacher) -> Verdict | None:
+        """Of one that is not in the pool."""
+        remembered = whole(self.memory.holdout)
+        if remembered is None or not len(remembered.y):
+            return None
+        snapshot.grow(range(self.memory.holdout.logits.shape[1]))
+        logits = snapshot.logits(remembered.x).unsqueeze(1)
+        return verdict(logits, snapshot.known().to(logits.device).expand_as(logits), remembered.y)
 
     def facts(self, device: torch.device) -> Tensor:
         """[teachers, 2] for the gate: held-out accuracy, and 1 / (1 + age in tasks)."""
@@ -317,9 +326,7 @@ class Pool:
         return {
             "teachers": {t.key: t.state_dict() for t in self.teachers},
             "snapshots": [t.key for t in self.teachers if isinstance(t, SnapshotTeacher)],
-            "slots": dict(self._slots),
-            "versions": dict(self._versions),
-            "pending": self._pending,
+            **self.cache.state_dict(),
             "strikes": self.questions.strikes,
             "worth": dict(self.worth),
             "accuracy": dict(self.accuracy),
@@ -344,37 +351,14 @@ class Pool:
         self.worth = {k: v for k, v in state["worth"].items() if k in here}
         self.accuracy = {k: v for k, v in state["accuracy"].items() if k in here}
         self.ages = {k: state["ages"].get(k, 0) for k in self.keys}
-        slots = self.memory.replayed.teacher_slots
-        self._slots = {k: slot for k, slot in state["slots"].items() if k in here and slot < slots}
-        self._versions = {k: n for k, n in state.get("versions", {}).items() if k in here}
-        self._pending, self.taken = state["pending"], state["taken"]
+        self.cache.load_state_dict(state, here)
+        self.taken = state["taken"]
         if "credit" in state:
             self._ledger.load_state_dict(state["credit"])
         self.questions.strikes = {k: n for k, n in state["strikes"].items() if k in here}
         # by count alone: bytes grow with the labels within a task, and are looked at when it ends
         self._evict(self._too_many)
         for teacher in self.teachers:
-            if _cached(teacher) and teacher.key not in self._slots:
-                self._assign_slot(teacher)
+            if cached(teacher) and teacher.key not in self.cache.slots:
+                self.cache.open(teacher)
         self._facts = None
-
-
-def _cached(teacher: Teacher) -> bool:
-    """Whether its answers on remembered rows lie in the memory."""
-    return teacher.role in ("frozen", "settled")
-
-
-def _column(labels: Tensor, teachers: int) -> Tensor:
-    return labels.view(-1, 1, 1).expand(-1, teachers, 1)
-
-
-@torch.no_grad()
-def _held_out_accuracy(teacher: SnapshotTeacher, ring: Ring) -> float | None:
-    """On held-out records of labels that it knows; ``None`` without any."""
-    if ring.x is None or not ring.filled:
-        return None
-    mine = ring.y[: ring.filled] < teacher.student.classes
-    if not mine.any():
-        return None
-    x, y = ring.x[: ring.filled][mine], ring.y[: ring.filled][mine]
-    return float((teacher.student(x).argmax(1) == y).float().mean())

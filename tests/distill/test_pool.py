@@ -449,7 +449,7 @@ def test_state_goes_round() -> None:
             run(one, 10, seed=20 + task)
             one.pool.end_task(one.student)
         assert other.pool.keys == step.pool.keys
-        assert other.pool._slots == step.pool._slots
+        assert other.pool.cache.slots == step.pool.cache.slots
         assert other.pool.worth == step.pool.worth
         for a, b in zip(step.student.parameters(), other.student.parameters(), strict=True):
             assert torch.equal(a, b)
