@@ -162,6 +162,9 @@ class Pool(Model):
     admit_margin: float = Field(
         default=0.0, ge=0, le=1, description="held-out accuracy on its own classes above chance"
     )
+    merge: bool = Field(
+        default=True, description="over budget, the two closest snapshots become one if that loses nothing"
+    )
 
 
 class Adapt(Model):
