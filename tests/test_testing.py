@@ -26,7 +26,11 @@ torch.set_num_threads(1)
 
 REGISTRY = Registry.load()
 KINDS = [(group, name) for group in get_args(Group) for name in REGISTRY.names(group)]
-OPTIONS: dict[tuple[str, str], dict[str, Any]] = {("sources", "replay"): {"dataset": "digits"}}
+LAYERS = {"student": "body.layer", "teacher": {"ema": "its.layer"}}
+OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
+    ("sources", "replay"): {"dataset": "digits"},
+    **{("losses", name): LAYERS for name in ("feature", "attention", "relational")},
+}
 SCHEMA = RecordSchema(inputs=(InputColumn(name="x", shape=(2,)),))
 
 
@@ -201,6 +205,28 @@ def altered(change: Callable[[Any, Tensor], Tensor]) -> Callable[[Options], Any]
             return change(lesson, super().__call__(lesson))
 
     return lambda options: Altered(MatchGateOptions())
+
+
+@pytest.mark.parametrize(
+    ("change", "clause"),
+    [
+        (lambda table: table[:, 1:], "a finite number per sample and source"),
+        (lambda table: table * 0.5, "the loss's slope in each weight"),
+        (lambda table: table.detach(), "the loss's slope in each weight"),
+        (lambda table: table.flip(1), "the loss's slope in each weight"),
+    ],
+    ids=["teachers", "scale", "detached", "order"],
+)
+def test_a_loss_that_misleads_the_gate_is_told_so(change: Callable[[Tensor], Tensor], clause: str) -> None:
+    """A table without the hard label, scaled, cut from the student, or with its sources in another order."""
+
+    class Misleading(MatchGate):
+        def per_source(self, lesson: Any) -> Tensor:
+            return change(super().per_source(lesson))
+
+    with pytest.raises(ContractBroken) as caught:
+        testing.check_loss(Kind("misleading", lambda options: Misleading(MatchGateOptions())))
+    assert clause in str(caught.value)
 
 
 @pytest.mark.parametrize(

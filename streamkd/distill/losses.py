@@ -17,7 +17,7 @@ A label of -1 stands for none: such a row has no cross entropy, and learns from 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -100,6 +100,13 @@ class Trained(Loss, Protocol):
         ...
 
     def parameters(self) -> Iterable[nn.Parameter]: ...
+
+
+@runtime_checkable
+class Relating(Loss, Protocol):
+    """A loss of relations: a sample's value depends on the other samples, though not on their order."""
+
+    relating: Literal[True]
 
 
 def soft_answers(

@@ -12,6 +12,7 @@ the loss 0, and rows that a teacher does not answer are left out of its relation
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,8 @@ class RelationalOptions(HintOptions):
 
 class Relational:
     """``relations_apart`` under the gate's weights."""
+
+    relating: Literal[True] = True
 
     def __init__(self, options: RelationalOptions) -> None:
         self.options = options

@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 from streamkd.hookspecs import Group, Kind
 from streamkd.testing.clauses import ContractBroken, Given
-from streamkd.testing.learning import check_gate, check_loss, check_student, check_teacher
+from streamkd.testing.learning import check_gate, check_student, check_teacher
+from streamkd.testing.losses import check_loss
 from streamkd.testing.streaming import check_detector, check_observer, check_source
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The contracts of what learns and teaches: students, teachers, losses, gates."""
+"""The contracts of what learns and teaches: students, teachers, gates; losses have a module of their own."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -14,13 +14,10 @@ from streamkd.testing.clauses import Clause, Given, begin, is_tree, needs, same,
 from streamkd.testing.specimens import (
     IMAGES,
     evidence_of,
-    lesson_for,
     of_teachers,
     part_of,
     plain_student,
-    row_of,
     rows_of,
-    taught_by,
 )
 
 
@@ -130,50 +127,6 @@ def check_teacher(
         other.grow(labels)
         same(other.logits(x), teacher.logits(x), 0)
         needs(bool((other.known() == teacher.known()).all()), "the same labels known", "others")
-
-
-def check_loss(kind: Kind, options: Given = None, feature_shape: tuple[int, ...] = (4, 6, 6)) -> None:
-    """A loss: one finite value per sample, from that sample alone, whose gradient is its derivative.
-
-    Layers that it names are filled with random outputs of ``feature_shape``.
-
-    Raises:
-        ContractBroken: a clause is broken; the text names it.
-    """
-    clause, chosen = begin("loss", kind, options)
-    with clause("`make(options)` gives a loss that says its layers"):
-        loss = kind.make(chosen)
-        for layer in (*loss.layers, *(layer for layers in loss.teacher_layers.values() for layer in layers)):
-            needs(isinstance(layer, str), "names of layers", repr(layer))
-    lesson = lesson_for(loss, feature_shape, teachers=3)
-    with clause("it gives one finite value per sample"):
-        values = loss(lesson)
-        shaped(values, (len(lesson.labels),))
-    with clause("the value of a sample does not depend on the others"):
-        alone = [loss(row_of(lesson, row)) for row in range(len(lesson.labels))]
-        same(torch.cat(alone), values)
-    with clause("the order of the teachers does not matter"):
-        same(loss(taught_by(lesson, [2, 0, 1])), values)
-    with clause("a teacher that knows nothing and has no weight is as good as gone"):
-        weights, known = lesson.weights.clone(), lesson.known.clone()
-        weights[:, 2], known[:, 1] = 0.0, False
-        deaf = dataclasses.replace(lesson, weights=weights / weights.sum(1, keepdim=True), known=known)
-        same(loss(deaf), loss(taught_by(deaf, [0, 2])))
-    with clause("without teachers, and with extreme logits, it stays finite"):
-        shaped(loss(taught_by(lesson, [])), (len(lesson.labels),))
-        shaped(loss(dataclasses.replace(lesson, logits=lesson.logits * 1e4)), (len(lesson.labels),))
-    with clause("its gradient is its derivative, and reaches the student"):
-        names = list(lesson.features)
-        inputs = [lesson.logits, *(lesson.features[name] for name in names)]
-        inputs = [tensor.detach().clone().requires_grad_() for tensor in inputs]
-
-        def total(logits: Tensor, *features: Tensor) -> Tensor:
-            given = dict(zip(names, features, strict=True))
-            return loss(dataclasses.replace(lesson, logits=logits, features=given)).sum()
-
-        gradients = torch.autograd.grad(total(*inputs), inputs, allow_unused=True)
-        needs(any(g is not None and bool(g.any()) for g in gradients), "a gradient to logits or features", "none")
-        torch.autograd.gradcheck(total, inputs, fast_mode=True)
 
 
 def check_gate(kind: Kind, options: Given = None, floor: float = 0.0) -> None:

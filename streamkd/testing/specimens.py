@@ -1,6 +1,7 @@
 """What the checks look at: small random data from fixed seeds, and how to take it apart and put it together."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,41 @@ def row_of(lesson: Lesson, row: int) -> Lesson:
         features={name: value[at] for name, value in lesson.features.items()},
         teacher_features=shown,
     )
+
+
+def shapes_of(outputs: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape[1:]) for name, value in outputs.items()}
+
+
+def turn(lesson: Lesson) -> Tensor:
+    """Fresh rows in another order, remembered ones in another."""
+    fresh = torch.arange(lesson.fresh).roll(1)
+    return torch.cat([fresh, torch.arange(lesson.fresh, len(lesson.labels)).roll(1)])
+
+
+def turned(lesson: Lesson) -> Lesson:
+    """The lesson with its rows in the order of ``turn``."""
+    order = turn(lesson)
+    per_sample = ("logits", "labels", "answers", "known", "weights")
+    shown = {
+        key: {name: value[order[: lesson.fresh]] for name, value in layers.items()}
+        for key, layers in lesson.teacher_features.items()
+    }
+    return dataclasses.replace(
+        lesson,
+        **{name: getattr(lesson, name)[order] for name in per_sample},
+        features={name: value[order] for name, value in lesson.features.items()},
+        teacher_features=shown,
+    )
+
+
+def unlabelled(lesson: Lesson) -> Lesson:
+    """The first three rows have no label; the first has no teacher either."""
+    labels, weights, known = lesson.labels.clone(), lesson.weights.clone(), lesson.known.clone()
+    labels[:3], weights[:3, 0] = -1, 0.0
+    weights[0], known[0] = 0.0, False
+    weights[1:3] /= weights[1:3].sum(1, keepdim=True)
+    return dataclasses.replace(lesson, labels=labels, weights=weights, known=known)
 
 
 def taught_by(lesson: Lesson, order: list[int]) -> Lesson:
