@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
@@ -29,8 +30,9 @@ from streamkd.hookspecs import Kind, Options, hookimpl
 BLOCK = 256  # rows that are learned at once
 FEW = 32  # records after which a new class is worth solving for
 FIT = 1_024  # records after which a normalisation that is fitted to the stream is good enough for the features
-RECENT = 2_000  # records over which the temperature's likelihoods fade
-TEMPERATURES = tuple(2 ** (k / 2) for k in range(-4, 13))  # 0.25 ... 64
+RECENT = 512  # records after which what a temperature was worth counts half
+USUAL = 2_048  # the same for how often it is right
+TEMPERATURES = tuple(2.0 ** (k / 2) for k in range(17))  # 1 ... 256: what is learned is never too modest
 
 
 class AnalyticOptions(Options):
@@ -47,7 +49,7 @@ class AnalyticOptions(Options):
 
 
 class AnalyticTeacher:
-    """``Discriminant`` on ``RandomFeatures`` of normalised inputs, solved when a tenth more has been learned.
+    """``Discriminant`` on ``RandomFeatures`` of normalised inputs, solved when a sixteenth more has been learned.
 
     It knows the classes that were there when it was last solved. While the student's normalisation is still being
     fitted, rows wait as they are, for at most ``FIT`` records.
@@ -75,7 +77,9 @@ class AnalyticTeacher:
         self._since = 0  # records since the last solution, waiting ones included
         self._new: dict[int, int] = {}  # records of classes that the last solution does not know
         self._surprise = torch.zeros(len(TEMPERATURES), dtype=torch.float64)
-        self.temperature = 4.0
+        self.temperature = 1.0
+        self._right: float | None = None  # of rows that were not learned yet
+        self._asked: tuple[Tensor, Tensor] | None = None  # the last rows asked about, and their features
         self.weight = torch.zeros(0, self.random.width, device=self._device)
         self.bias = torch.zeros(0, device=self._device)
         self._known = torch.zeros(self._width, dtype=torch.bool)
@@ -84,14 +88,22 @@ class AnalyticTeacher:
         if not self.version:
             return torch.zeros(len(x), self._width, device=x.device)
         with torch.no_grad():
-            return self._answers(self._features(x)) / self.temperature
+            self._asked = (x, self._features(x))
+            return self._answers(self._asked[1]) / self.temperature
 
     def _features(self, x: Tensor) -> Tensor:
         return self.random(self.normalise(x))
 
+    def _features_again(self, x: Tensor) -> Tensor:
+        """A step asks about its fresh rows before it shows them: the same memory, so the same rows."""
+        asked, self._asked = self._asked, None
+        if asked is not None and asked[0].data_ptr() == x.data_ptr() and asked[0].shape == x.shape:
+            return asked[1]
+        return self._features(x)
+
     def _answers(self, h: Tensor) -> Tensor:
         logits = torch.addmm(self.bias, h, self.weight.T)
-        return torch.nn.functional.pad(logits, (0, self._width - logits.shape[1]))
+        return F.pad(logits, (0, self._width - logits.shape[1]))
 
     def known(self) -> Bool[Tensor, "classes"]:
         return self._known
@@ -110,7 +122,7 @@ class AnalyticTeacher:
 
     def grow(self, labels: Sequence[Any]) -> None:
         self._width = len(labels)
-        self._known = torch.nn.functional.pad(self._known, (0, self._width - len(self._known)))
+        self._known = F.pad(self._known, (0, self._width - len(self._known)))
         self.discriminant.grow(self._width)
 
     def after_step(self, student: Any) -> None: ...
@@ -119,57 +131,76 @@ class AnalyticTeacher:
     def observe(self, x: Tensor, y: Tensor) -> None:
         """Learn a step's fresh labelled rows: raw inputs [n, *shape], columns y [n]; solve anew when that is due."""
         if int(self.normalise.count) < self.normalise.fit:
-            self.normalise.observe(x)
-            self._raw.append((x.clone(), y.clone()))
-            if int(self.normalise.count) < self.normalise.fit:
-                return
-            x, y = (torch.cat(part) for part in zip(*self._raw, strict=True))
-            self._raw = []
+            x, y = self._wait(x, y)
         if not len(y):
             return
-        self._rows.append((self._features(x).cpu(), y.cpu()))
+        self._rows.append((self._features_again(x).cpu(), y.cpu()))
         self._since += len(y)
         for column in y.tolist():
             if not self._known[column]:
                 self._new[column] = self._new.get(column, 0) + 1
-        due = self._due()
-        if due or sum(len(y) for _, y in self._rows) >= BLOCK:
+        if self._due():
             self._learn()
-        if due:
+            self._solve()
+        elif sum(len(y) for _, y in self._rows) >= BLOCK and self._learn():
             self._solve()
 
-    def _due(self) -> bool:
-        """A tenth more than at the last solution, or enough of a new class and not just solved."""
-        known = self.discriminant.records
-        if self._since >= max(BLOCK, known // 10):
-            return True
-        return self._since >= max(FEW, known // 100) and max(self._new.values(), default=0) >= FEW
+    def _wait(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep rows while the normalisation is being fitted, and give all of them back once it is."""
+        self.normalise.observe(x)
+        self._raw.append((x.clone(), y.clone()))
+        if int(self.normalise.count) < self.normalise.fit:
+            return x[:0], y[:0]
+        x, y = (torch.cat(part) for part in zip(*self._raw, strict=True))
+        self._raw = []
+        return x, y
 
-    def _learn(self) -> None:
+    def _due(self) -> bool:
+        """A sixteenth more than at the last solution, or enough of a new class and not just solved."""
+        known = self.discriminant.records
+        if self._since >= max(BLOCK, known // 16):
+            return True
+        return self._since >= max(2 * FEW, known // 100) and max(self._new.values(), default=0) >= FEW
+
+    def _learn(self) -> bool:
+        """Take the waiting rows, after they were a test; whether it went clearly worse than usual."""
         h, y = (torch.cat(part) for part in zip(*self._rows, strict=True))
         self._rows = []
-        self._score(h, y)
+        if not self.version:  # nothing to test yet: half of the rows make a first solution for the others
+            self.discriminant.learn(h[::2], y[::2])
+            self._take(*self.discriminant.solve(self.ridge))
+            h, y = h[1::2], y[1::2]
+        worse = self._test(h, y)
         self.discriminant.learn(h, y)
+        return worse
 
-    def _score(self, h: Tensor, y: Tensor) -> None:
-        """How surprising rows that are not learned yet are at each temperature; unknown classes cannot be."""
+    def _test(self, h: Tensor, y: Tensor) -> bool:
+        """Each temperature's surprise at rows that are not learned yet, as far as their classes are known.
+
+        ``True`` where a tenth fewer were right than usual: what comes now is not what was learned.
+        """
         mine = self._known[y]
-        if not mine.any():
-            return
+        rows = int(mine.sum())
+        if not rows:
+            return False
         logits = self._answers(h[mine].to(self._device)).cpu().double().masked_fill(~self._known, -torch.inf)
-        fade = 0.5 ** (int(mine.sum()) / RECENT)
-        for place, temperature in enumerate(TEMPERATURES):
-            surprise = torch.nn.functional.cross_entropy(logits / temperature, y[mine], reduction="sum")
-            self._surprise[place] = fade * self._surprise[place] + surprise
+        surprise = [F.cross_entropy(logits / t, y[mine], reduction="sum") for t in TEMPERATURES]
+        self._surprise = 0.5 ** (rows / RECENT) * self._surprise + torch.stack(surprise)
+        right = float((logits.argmax(1) == y[mine]).double().mean())
+        usual = right if self._right is None else self._right
+        self._right = right + 0.5 ** (rows / USUAL) * (usual - right)
+        return right < 0.9 * usual
 
     def _solve(self) -> None:
-        weight, bias = self.discriminant.solve(self.ridge)
-        self.weight, self.bias = weight.to(self._device), bias.to(self._device)
-        self._known = self.discriminant.counts > 0
+        self._take(*self.discriminant.solve(self.ridge))
         if self._surprise.any():
             self.temperature = TEMPERATURES[int(self._surprise.argmin())]
         self.version += 1
         self._since, self._new = 0, {}
+
+    def _take(self, weight: Tensor, bias: Tensor) -> None:
+        self.weight, self.bias = weight.to(self._device), bias.to(self._device)
+        self._known = self.discriminant.counts > 0
 
     def size_bytes(self) -> int:
         """Also what waits to be learned, and the features' own numbers."""
@@ -187,6 +218,7 @@ class AnalyticTeacher:
             "new": dict(self._new),
             "surprise": self._surprise,
             "temperature": self.temperature,
+            "right": self._right,
             "weight": self.weight,
             "bias": self.bias,
             "known": self._known,
@@ -194,7 +226,11 @@ class AnalyticTeacher:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ValueError where the features are other ones than those that the state was learned on."""
+        """Go on from a state.
+
+        Raises:
+            PluginError: it was learned on other features.
+        """
         if state["weight"].shape[1] != self.random.width:
             had, has = state["weight"].shape[1], self.random.width
             raise PluginError(
@@ -208,6 +244,7 @@ class AnalyticTeacher:
         self._raw = [tuple(t.to(self._device) for t in state["raw"])] if state["raw"] else []
         self._since, self._new = state["since"], dict(state["new"])
         self._surprise, self.temperature = state["surprise"].clone(), state["temperature"]
+        self._right = state["right"]
         self.weight, self.bias = state["weight"].to(self._device), state["bias"].to(self._device)
         self._known, self.version = state["known"].clone(), state["version"]
         self._width = len(self._known)

@@ -6,6 +6,7 @@ Blocks are joined by the parallel form of Welford's update (Chan, Golub & LeVequ
 squares to S: float32 suffices, and any cut of the stream into blocks gives the same sums up to rounding.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ class Discriminant:
         self.means = torch.zeros(classes, width)
         self.scatter = torch.zeros(width, width)
         """Its lower triangle, in bands: what lies above them is not kept up."""
+        self.fourth = 0.0
+        """Σ ‖h_i - μ‖⁴ over what was added to the scatter: how much its terms differ from each other."""
 
     @property
     def records(self) -> int:
@@ -50,6 +53,7 @@ class Discriminant:
         self.counts[classes] += counts
 
     def _add_squares(self, rows: Tensor) -> None:
+        self.fourth += float(rows.square().sum(1).square().sum())
         for begin, end in self._bands():
             self.scatter[begin:end, :end].addmm_(rows[:, begin:end].T, rows[:, :end])
 
@@ -59,14 +63,34 @@ class Discriminant:
     def solve(self, ridge: float) -> tuple[Float[Tensor, "classes features"], Float[Tensor, "classes"]]:
         """W, b with logit_c(h) = W_c·h + b_c for classes that are equally likely; of classes never seen, zeros.
 
-        ``ridge`` is relative to the mean variance of a feature; the covariance is S over the number of records.
+        The covariance is S over the number of records, its diagonal raised by ``ridge`` times the mean variance of a
+        feature, and by ``shrinkage`` while there are not many more records than features.
         """
         records = max(self.records, 1)
         covariance = self.scatter / records
+        few = min(1.0, self.width / records) ** 2
         diagonal = covariance.diagonal()
-        diagonal += ridge * float(diagonal.mean()) + 1e-8
+        diagonal += (ridge + few * self.shrinkage()) * float(diagonal.mean()) + 1e-8
         weight = _solve(covariance, self.means.T).T.contiguous()
         return weight, -0.5 * (weight * self.means).sum(1)
+
+    def shrinkage(self) -> float:
+        """ρ/(1-ρ) of that ρ at which (1-ρ)·Σ + ρ·mean(diag Σ)·I is nearest the true covariance.
+
+        Towards 0 with many records; at most 1, also where nothing is known. Ledoit & Wolf 2004, lemma 3.2 and 3.3.
+        """
+        records, variances = self.records, self.scatter.diagonal().double()
+        off = sum(float(band.square().sum()) for band in self._lower())
+        squares = (2 * off + float(variances.square().sum())) / max(records, 1) ** 2
+        spread = squares - float(variances.mean() / max(records, 1)) ** 2 * self.width
+        doubt = (self.fourth / max(records, 1) - squares) / max(records, 1)
+        return doubt / (spread - doubt) if 2 * doubt < spread else 1.0
+
+    def _lower(self) -> Iterator[Tensor]:
+        """What lies strictly below the diagonal of the scatter."""
+        for begin, end in self._bands():
+            yield self.scatter[begin:end, :begin]
+            yield self.scatter[begin:end, begin:end].tril(-1)
 
     def size_bytes(self) -> int:
         """Bytes of all tensors."""
@@ -74,10 +98,11 @@ class Discriminant:
 
     def state_dict(self) -> dict[str, Any]:
         bands = [self.scatter[begin:end, :end].reshape(-1) for begin, end in self._bands()]
-        return {"counts": self.counts, "means": self.means, "scatter": torch.cat(bands)}
+        return {"counts": self.counts, "means": self.means, "scatter": torch.cat(bands), "fourth": self.fourth}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.counts, self.means = state["counts"].clone(), state["means"].clone()
+        self.fourth = state["fourth"]
         parts = state["scatter"].split([(end - begin) * end for begin, end in self._bands()])
         for (begin, end), part in zip(self._bands(), parts, strict=True):
             self.scatter[begin:end, :end] = part.view(end - begin, end)

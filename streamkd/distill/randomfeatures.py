@@ -18,6 +18,7 @@ from torch import Tensor, nn
 FILTER = 5  # pixels of a filter's side
 GRID = 4  # averages per side and filter
 IMAGE_SIDE = (8, 32)  # smaller is no image, larger is averaged down before anything else
+ROWS = 16  # that the filters look at together: their findings stay in the processor's cache
 READS = 4_096  # numbers that a dense feature reads: longer inputs are folded to so many
 
 
@@ -46,14 +47,15 @@ class RandomFeatures(nn.Module):
         self.channels = channels if self._image else 0
         self.width = self.channels * GRID**2 + dense
         depth = shape[2] if len(shape) > 2 else 1
-        self._sides = tuple(min(side, IMAGE_SIDE[1]) for side in shape[:2])
-        self._shrinks = self._image and self._sides != tuple(shape[:2])
-        length = math.prod(self._sides) * depth if self._image else math.prod(shape)
+        high, wide = (min(side, IMAGE_SIDE[1]) for side in (*shape, 1, 1)[:2])
+        self._sides = (high, wide)
+        self._shrinks = self._image and self._sides != shape[:2]
+        length = high * wide * depth if self._image else math.prod(shape)
         reads = min(length, READS)
         kernels = draw.standard_normal((self.channels, depth, FILTER, FILTER))
         kernels -= kernels.mean((1, 2, 3), keepdims=True)
         kernels /= np.sqrt((kernels**2).sum((1, 2, 3), keepdims=True))
-        self._constant("filters", kernels)
+        self._constant("filters", kernels.reshape(self.channels, depth * FILTER**2).T)
         self._constant("filter_bias", -0.5 * draw.random_sample(self.channels))
         self._constant("weight", draw.standard_normal((dense, reads)) / math.sqrt(reads))
         self._constant("bias", 0.5 * draw.standard_normal(dense))
@@ -71,11 +73,19 @@ class RandomFeatures(nn.Module):
                 x = F.adaptive_avg_pool2d(x, self._sides)
         parts = []
         if self.channels:
-            seen = F.conv2d(x, self.filters, self.filter_bias).relu_()
-            parts.append(F.adaptive_avg_pool2d(seen, GRID).flatten(1))
+            parts.append(torch.cat([self._filtered(part) for part in x.split(ROWS)]))
         if len(self.weight):
             parts.append(F.linear(self._folded(x.flatten(1)), self.weight, self.bias).relu_())
         return torch.cat(parts, 1)
+
+    def _filtered(self, x: Tensor) -> Tensor:
+        """What the filters find, averaged over the grid, as one product over all patches: for few input channels and
+        few rows at a time that is several times faster than a convolution on the CPU."""
+        patches = x.unfold(2, FILTER, 1).unfold(3, FILTER, 1)
+        rows, depth, high, wide = patches.shape[:4]
+        flat = patches.permute(0, 2, 3, 1, 4, 5).reshape(rows * high * wide, depth * FILTER**2)
+        found = torch.addmm(self.filter_bias, flat, self.filters).relu_()
+        return F.adaptive_avg_pool2d(found.view(rows, high, wide, -1).permute(0, 3, 1, 2), GRID).flatten(1)
 
     def _folded(self, x: Tensor) -> Tensor:
         """A long input as the signed sums of its buckets, which keeps lengths and angles (feature hashing)."""
