@@ -54,7 +54,16 @@ def _named(path: str, choice: Choice) -> Iterator[None]:
         raise PluginError(said, where=path, fix="see its options and its files, or name another") from fault
 
 
-def artefact_of(config: Config) -> Artefact | None:
+def learned_for(config: Config, schema: RecordSchema) -> dict[str, Any]:
+    """What an artefact is bound to: the gates of the step and of its terms, and the student with its columns."""
+    own = [choice.gate for choice in config.losses if choice.gate]
+    return {
+        "gate": [choice.model_dump(mode="json") for choice in (config.gate, *own)],
+        "student": {**config.student.model_dump(mode="json"), "inputs": _inputs(schema.only(schema.student))},
+    }
+
+
+def artefact_of(config: Config, schema: RecordSchema) -> Artefact | None:
     """What the stream begins from, where the configuration names it.
 
     Raises:
@@ -63,18 +72,26 @@ def artefact_of(config: Config) -> Artefact | None:
     if config.meta is None:
         return None
     found = artefact.read(config.meta)
-    for what, learned, choice in (("gate", found.gate, config.gate), ("student", found.student, config.student)):
-        mine = choice.model_dump(mode="json")
-        if learned and learned["choice"] != mine:
+    mine = learned_for(config, schema)
+    for what, learned in found.learned_for.items():
+        if learned != mine[what]:
             raise ConfigError(
-                f"the {what} of {config.meta} is {learned['choice']}, the configuration's {mine}",
+                f"the {what} of {config.meta} is {learned}, the configuration's {mine[what]}",
                 where="meta",
                 fix=f"give `{what}` as it was learned, or run `streamkd meta-train` with this configuration",
             )
+    if found.gate_optimizer and config.adapt.temperature:
+        raise ConfigError(
+            "a learned optimiser moves the gate alone, not the temperature",
+            where="adapt.temperature",
+            fix="leave it false, or run `streamkd meta-train` with --gate-optimizer adam",
+        )
     return found
 
 
-def begun_from(kept: Mapping[str, Any] | None, saved: Config, now: Config) -> Artefact | None:
+def begun_from(
+    kept: Mapping[str, Any] | None, saved: Config, now: Config, schema: RecordSchema
+) -> Artefact | None:
     """What a state directory began from, as its checkpoint has it; the file may have gone since.
 
     Raises:
@@ -83,7 +100,7 @@ def begun_from(kept: Mapping[str, Any] | None, saved: Config, now: Config) -> Ar
     begun = Artefact.from_state(kept) if kept else None
     if saved.meta == now.meta and (now.meta is None or not now.meta.exists()):
         return begun
-    asked = artefact_of(now)
+    asked = artefact_of(now, schema)
     before, after = (found and found.digest for found in (begun, asked))
     if before != after:
         raise StateConflict(
@@ -103,7 +120,7 @@ def rehearse(config: Config, registry: Registry, schema: RecordSchema, device: t
     """
     with torch.random.fork_rng(devices=[]):
         labels: list[Label] = [0 if schema.label_type == "int" else ""]
-        step_of(config, registry, schema, labels, device, artefact_of(config))
+        step_of(config, registry, schema, labels, device, artefact_of(config, schema))
 
 
 def make_all(registry: Registry, group: Group, choices: Sequence[Choice]) -> list[tuple[str, Any]]:
@@ -135,12 +152,13 @@ def step_of(
         limit=limits.limit,
         limit_bytes=limits.bytes,
         admit_margin=limits.admit_margin,
+        merge=limits.merge,
     )
     gate = make(registry, "gate", "gates", config.gate).to(device)
-    if begun.gate_weights:
-        gate.load_state_dict(begun.gate_weights)
     losses = [_term(registry, f"losses.{index}", choice, device) for index, choice in enumerate(config.losses)]
     gates = torch.nn.ModuleList([gate, *(term.gate for term in losses if isinstance(term.gate, torch.nn.Module))])
+    if begun.gate_weights:
+        gates.load_state_dict(begun.gate_weights)  # before the adapter, whose anchor is where they are now
     adapter = GateAdapter(gates, **config.adapt.model_dump())
     if begun.gate_optimizer and adapter.parameters:
         adapter.optimizer = optimizee.learned(begun.gate_optimizer, adapter.parameters)
