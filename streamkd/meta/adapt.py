@@ -257,7 +257,7 @@ class GateAdapter:
     def _move(self) -> None:
         if self.optimizer is None:
             return
-        self._follow()
+        self.origin = optimizers.follow(self.optimizer, self.parameters, self.origin)
         for parameter, origin in zip(self.parameters, self.origin, strict=True):
             if parameter.grad is not None:
                 parameter.grad.add_(parameter - origin, alpha=2 * self.anchor)
@@ -266,22 +266,6 @@ class GateAdapter:
         self.optimizer.step()
         if self.temperature is not None:
             self.temperature.end()
-
-    def _follow(self) -> None:
-        """Where parameters have grown, so do what is kept of them: new entries begin where they are."""
-        for at, parameter in enumerate(self.parameters):
-            before = self.origin[at].shape
-            if parameter.shape == before:
-                continue
-            old, new = self.origin[at], parameter.detach().clone()
-            new[tuple(slice(n) for n in before)] = old
-            self.origin[at] = new
-            assert self.optimizer is not None
-            for name, value in self.optimizer.state.get(parameter, {}).items():
-                if isinstance(value, Tensor) and value.shape == before:
-                    wider = torch.zeros_like(parameter)
-                    wider[tuple(slice(n) for n in before)] = value
-                    self.optimizer.state[parameter][name] = wider
 
     def state_dict(self) -> dict[str, Any]:
         return {
