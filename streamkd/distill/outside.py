@@ -169,9 +169,9 @@ def _read_onnx(options: CheckpointOptions, schema: RecordSchema) -> Model:
     try:
         meta = json.loads(about.read_text("utf-8")) if about.exists() else {}
         own = RecordSchema.model_validate(meta["schema"]) if "schema" in meta else None
-        seen = own or schema.only(options.columns)
     except (OSError, ValueError, TypeError) as fault:
         raise StateError(f"what is said of the model cannot be read: {fault}", where=str(about)) from fault
+    seen = own or _columns(schema, options.columns, str(path), "name columns of the stream: columns: [...]").schema
     network = OnnxNetwork(path, seen, output=options.output, probabilities=options.probabilities)
     whole: nn.Module = nn.Sequential(Normalise(own), network) if own else network
     files = [file for file in (path, about) if file.exists()]
@@ -208,14 +208,18 @@ def _columns_of(model: Model, options: CheckpointOptions, schema: RecordSchema, 
     own = model.schema.inputs if model.schema else ()
     names = options.columns or tuple(column.name for column in own)
     fix = f"name the stream's columns in the order of its inputs ({_said(own) or 'any'}): columns: [...]"
-    try:
-        columns = Columns(schema, names)
-    except ValueError as fault:
-        raise PluginError(str(fault), where=where, fix=fix) from None
+    columns = _columns(schema, names, where, fix)
     theirs = columns.schema.inputs
     if own and [(c.kind, c.size) for c in own] != [(c.kind, c.size) for c in theirs]:
         raise PluginError(f"needed {_said(own)}, got {_said(theirs)}", where=where, fix=fix)
     return columns
+
+
+def _columns(schema: RecordSchema, names: Sequence[str], where: str, fix: str) -> Columns:
+    try:
+        return Columns(schema, names)
+    except ValueError as fault:
+        raise PluginError(str(fault), where=where, fix=fix) from None
 
 
 def _said(columns: Sequence[InputColumn]) -> str:
