@@ -7,15 +7,12 @@ loss ℓ_ik, so dL_out/dw_ik = ⟨u, ∇ℓ_ik⟩ / batch, a directional derivat
 ``streamkd.meta.slopes`` takes it; here are the optimisers: what one step, or a chain of them, makes of a gradient.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.autograd.forward_ad as forward_ad
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from streamkd.errors import ConfigError
 
@@ -260,40 +257,6 @@ def _through_clip(update: Update, u: Tensors, clip_norm: float | None) -> Tensor
     inner = torch.stack([(g * d).sum() for g, d in zip(update.gradients, u, strict=True)]).sum()
     along = inner / (norm * (norm + 1e-6))
     return [clip_norm / (norm + 1e-6) * (d - along * g) for g, d in zip(update.gradients, u, strict=True)]
-
-
-def forward(
-    module: nn.Module,
-    x: Tensor,
-    u: Sequence[Tensor],
-    labels: Int[Tensor, "batch"],
-    soft: Float[Tensor, "batch teachers classes"],
-    temperature: float,
-) -> Float[Tensor, "batch sources"]:
-    """Table A by one forward-mode pass: A_i0 = (s_i - e_yi)·ż_i, A_ik = T·(s_i^T - p_ik^T)·ż_i, ż = J_θ z·u.
-
-    Dual numbers, not ``torch.func.jvp``, which fails on BatchNorm in training mode.
-
-    Raises:
-        NotImplementedError or RuntimeError: of torch, where an operator has no forward mode.
-    """
-    names = [name for name, p in module.named_parameters() if p.requires_grad]
-    values = [p.detach() for p in module.parameters() if p.requires_grad]
-    with forward_ad.dual_level(), torch.no_grad():
-        with warnings.catch_warnings():
-            # at the first dual number torch compiles its rules with a compiler of its own that it calls deprecated
-            warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
-            duals = {n: forward_ad.make_dual(p, d) for n, p, d in zip(names, values, u, strict=True)}
-        z, slope = forward_ad.unpack_dual(functional_call(module, duals | own_buffers(module), (x,)))
-    if slope is None:
-        slope = torch.zeros_like(z)
-    hard = torch.softmax(z, -1) - nn.functional.one_hot(labels, z.shape[1])
-    tempered = torch.softmax(z / temperature, -1).unsqueeze(1)
-    # a teacher that knows nothing of a row has mass 0 and asks nothing
-    mass = soft.sum(-1, keepdim=True)
-    asked = temperature * (mass * tempered - soft)
-    table = torch.cat([hard.unsqueeze(1), asked], dim=1)
-    return (table * slope.unsqueeze(1)).sum(-1)
 
 
 def finite_difference(
