@@ -145,6 +145,13 @@ class AnalyticTeacher:
         elif sum(len(y) for _, y in self._rows) >= BLOCK and self._learn():
             self._solve()
 
+    @torch.no_grad()
+    def end_task(self) -> None:
+        """Learn what waits, and solve."""
+        if self._rows:
+            self._learn()
+            self._solve()
+
     def _wait(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Keep rows while the normalisation is being fitted, and give all of them back once it is."""
         self.normalise.observe(x)

@@ -176,6 +176,8 @@ class Pool:
         """A task has ended: teachers age, worth is measured anew, a snapshot may be admitted; returns its key."""
         for key in self.ages:
             self.ages[key] += 1
+        for teacher in self._observers:
+            self.questions.guarded(cast(Teacher, teacher), teacher.end_task)
         admitted = self._admit(student) if self.snapshots else None
         self.annotate()
         self.assess(student)

@@ -101,6 +101,10 @@ class Observing(Protocol):
         """
         ...
 
+    def end_task(self) -> None:
+        """A task has ended: what it has put off it does now, before it is judged."""
+        ...
+
 
 class EmaOptions(Options):
     """A moving average of the student's weights."""

@@ -167,6 +167,8 @@ class Growing(Counted):
             with torch.no_grad():
                 self.student.body.head.weight.mul_(1.1)
 
+    def end_task(self) -> None: ...
+
     def state_dict(self) -> dict[str, Any]:
         return {"student": self.student.state_dict(), "version": self.version, "observed": list(self.observed)}
 
