@@ -107,6 +107,43 @@ def run(config: Path | None, overrides: tuple[str, ...], out: Path, seeds: str) 
     click.echo(f"wrote {out / 'report.json'} and {out / 'report.html'}")
 
 
+@cli.command("meta-train")
+@CONFIG
+@SET
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to fill.")
+@click.option("--episodes", type=int, default=60, show_default=True, help="Episodes of the gate; 0 learns none.")
+@click.option(
+    "--student-start", type=click.Choice(["none", "maml", "metasgd"]), default="metasgd", show_default=True,
+    help="Learn where the student begins; metasgd: its rates by layer too.",
+)  # fmt: skip
+@click.option("--start-episodes", type=int, default=500, show_default=True, help="Episodes of the student's start.")
+@click.option("--second-order", is_flag=True, help="Second derivatives for the start; slow.")
+@click.option(
+    "--gate-optimizer", type=click.Choice(["adam", "learned"]), default="adam", show_default=True,
+    help="What moves the gate on the stream; learned: a small recurrent net, learned here.",
+)  # fmt: skip
+@click.option("--tasks", type=int, default=2, show_default=True, help="Known tasks in a row in each episode.")
+@click.option("--ways", type=int, default=10, show_default=True, help="Labels of a task, at most.")
+@click.option("--records", type=int, default=100, show_default=True, help="Records of a task, about.")
+@click.option("--horizon", type=int, default=5, show_default=True, help="Inner steps of the gate's outer loss.")
+def meta_train(config: Path | None, overrides: tuple[str, ...], out: Path, second_order: bool, **options: Any) -> None:
+    """Learn over the known tasks of a recorded stream where another stream begins: `--set meta=DIR` takes it."""
+    from streamkd import config as configuration
+    from streamkd import meta_training
+    from streamkd.plugins import Registry
+
+    registry = Registry.load()
+    tree = configuration.load(config, overrides, registry)
+    phase = meta_training.phase_of({**options, "first_order": not second_order})
+    with _bar("episodes", None) as advance:
+        made = meta_training.meta_train(tree, registry, out, phase, advance)
+    for what in ("start_losses", "gate_losses", "gate_accuracy"):
+        if (ends := made.trained_on[what]) is not None:
+            first, last = _show(ends["first"]), _show(ends["last"])
+            click.echo(f"{what.replace('_', ' ')}: {first} in the first fifth, {last} in the last")
+    click.echo(f"wrote {out}\nnext: streamkd run CONFIG --set meta={out} --report DIR")
+
+
 @cli.command()
 @click.argument("source")
 @click.option("--to", "url", required=True, help="grpc://HOST:PORT (Arrow Flight) or http://HOST:PORT.")

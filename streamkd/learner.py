@@ -217,7 +217,7 @@ class Learner:
 
     def _start(self) -> None:
         """Wire the parts that need a student, for the labels so far."""
-        self._begun = self._begun or wiring.artefact_of(self.config)
+        self._begun = self._begun or wiring.artefact_of(self.config, self.schema)
         step, self._adapter = wiring.step_of(
             self.config, self.registry, self.schema, self.labels.labels, self.device, self._begun
         )
@@ -299,7 +299,7 @@ class Learner:
             self._restore_learned(tree["learned"], saved)
 
     def _restore_learned(self, learned: Mapping[str, Any], saved: Config) -> None:
-        self._begun = wiring.begun_from(learned.get("begun"), saved, self.config)
+        self._begun = wiring.begun_from(learned.get("begun"), saved, self.config, self.schema)
         self._start()
         step = self.strategy.step
         step.student.load_state_dict(learned["student"])

@@ -44,6 +44,11 @@ class Recorded:
     labels: Sequence[Label]
     tasks: Sequence[str] | None
 
+    @property
+    def classes(self) -> list[Label]:
+        """The labels, in the order of their first records."""
+        return list(dict.fromkeys(self.labels))
+
     def of(self, task: str) -> "Recorded":
         """The records of one task."""
         assert self.tasks is not None
@@ -85,8 +90,8 @@ def train(
     torch.set_num_threads(config.threads)
     schema = schema_of(config, registry)
     schema = _read_by(schema, columns or schema.student)
-    recorded = _recorded(config, registry, schema)
-    jobs = list(_jobs(recorded, kinds or [config.student.name], tasks))
+    records = recorded(config, registry, schema)
+    jobs = list(_jobs(records, kinds or [config.student.name], tasks))
     for name, _, _ in jobs:
         if (out / name).exists():
             raise StateError("is there already", where=str(out / name), fix="name another --out, or remove it")
@@ -115,7 +120,7 @@ def _read_by(schema: RecordSchema, columns: Sequence[str]) -> RecordSchema:
     return schema.model_copy(update={"student": tuple(columns)})
 
 
-def _recorded(config: Config, registry: Registry, schema: RecordSchema) -> Recorded:
+def recorded(config: Config, registry: Registry, schema: RecordSchema) -> Recorded:
     """Every labelled record that the source gives.
 
     Raises:

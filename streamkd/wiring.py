@@ -3,6 +3,7 @@
 Only this module, ``streamkd.learner`` and the commands read the configuration; the parts take plain arguments.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,10 +58,11 @@ def _named(path: str, choice: Choice) -> Iterator[None]:
 def learned_for(config: Config, schema: RecordSchema) -> dict[str, Any]:
     """What an artefact is bound to: the gates of the step and of its terms, and the student with its columns."""
     own = [choice.gate for choice in config.losses if choice.gate]
-    return {
+    bound = {
         "gate": [choice.model_dump(mode="json") for choice in (config.gate, *own)],
         "student": {**config.student.model_dump(mode="json"), "inputs": _inputs(schema.only(schema.student))},
     }
+    return json.loads(json.dumps(bound))  # as it is read back: lists, not tuples
 
 
 def artefact_of(config: Config, schema: RecordSchema) -> Artefact | None:

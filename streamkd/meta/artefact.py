@@ -1,6 +1,6 @@
 """What phase 2 learned, as a directory: ``meta.json`` and ``meta.safetensors``.
 
-    gate              kind, options and weights: where the stream's gate begins, and what it is anchored to
+    gate              weights of the step's gates: where the stream's begin, and what they are anchored to
     start             a one-class student: where the stream's student begins, its head row beginning every label
     rates             per parameter of the student, a factor of the configured learning rate
     gate_optimizer    a learned optimiser's weights; none: Adam
@@ -31,11 +31,9 @@ Weights = dict[str, Tensor]
 class Artefact:
     """What a stream may begin from; an empty part was not learned."""
 
-    gate: Mapping[str, Any] = field(default_factory=dict)
-    """``name`` and ``options``."""
+    learned_for: Mapping[str, Any] = field(default_factory=dict)
+    """The configuration's ``gate`` and ``student`` that it is bound to, each where something of it was learned."""
     gate_weights: Weights = field(default_factory=dict)
-    student: Mapping[str, Any] = field(default_factory=dict)
-    """``name``, ``options`` and ``inputs`` (the columns that it reads)."""
     start: Weights = field(default_factory=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
     gate_optimizer: Weights = field(default_factory=dict)
@@ -65,9 +63,8 @@ class Artefact:
             part, _, rest = name.partition("/")
             parts[part][rest] = tensor
         return cls(
-            document["gate"],
+            document["learned_for"],
             parts["gate"],
-            document["student"],
             parts["start"],
             document["rates"],
             parts["gate_optimizer"],
@@ -77,8 +74,7 @@ class Artefact:
     def _document(self) -> dict[str, Any]:
         return {
             "schema": SCHEMA,
-            "gate": dict(self.gate),
-            "student": dict(self.student),
+            "learned_for": dict(self.learned_for),
             "rates": dict(self.rates),
             "trained_on": dict(self.trained_on),
         }

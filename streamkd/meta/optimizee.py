@@ -106,6 +106,7 @@ class RuleTrainer(LearnedOptimizer):
         self._surrogate: Tensor | None = None
         self._steps = 0
 
+    @torch.enable_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Move the parameters, and every ``window`` steps the rule."""
         for parameter, gradient in self._moving():

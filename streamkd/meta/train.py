@@ -1,0 +1,93 @@
+"""Phase 2: a gate is trained over many episodes of the real step before the stream begins.
+
+    episode: a course of known tasks, a pool of good and bad teachers, perhaps wrong labels
+      for each batch   the step as the stream takes it; every ``horizon`` steps the gate moves along dL_out/dφ
+      L_out            CE on clean query records of all tasks so far, after ``horizon`` steps of the student
+
+The gate and its optimiser live on from episode to episode, everything else begins anew. Horizon: the
+momentum-weighted first-order sum of ``adapt`` (``shared/math.md`` of the project, section 2, has its accuracy).
+
+``meta_train`` is the same for people with only PyTorch: their model, teachers, optimiser and batches.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from streamkd.distill.step import Step
+from streamkd.meta.adapt import GateAdapter
+from streamkd.meta.episodes import Course, Part
+from streamkd.meta.optimizee import RuleTrainer
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """One episode: the outer losses that the gate was moved by, and the accuracy on the query at its end."""
+
+    outer: float
+    accuracy: float
+
+
+def train_gate(
+    adapter: GateAdapter,
+    episodes: Iterable[tuple[Course, Step]],
+    *,
+    batch: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Played]:
+    """Play every course with its own step, whose gate is the adapter's; the gate is moved."""
+    played = []
+    for number, (course, step) in enumerate(episodes):
+        played.append(play(adapter, course, step, batch))
+        if isinstance(adapter.optimizer, RuleTrainer):
+            adapter.optimizer.forget()
+        progress(number + 1)
+    return played
+
+
+def play(adapter: GateAdapter, course: Course, step: Step, batch: int) -> Played:
+    """One course: each task's query is held out as the task begins, then its support arrives in batches."""
+    step.memory.holdout_ratio = 0.0  # what arrives may have wrong labels: the query is the course's own
+    outer = []
+    for task, part in enumerate(course):
+        step.grow(part.classes)
+        hold_out(step, part, task)
+        for x, y in zip(part.support.x.split(batch), part.support.y.split(batch), strict=True):
+            learn(step, x, y, task)
+            outer.append(adapter.outer_loss)
+        step.pool.end_task(step.student)
+    return Played(sum(outer) / len(outer), accuracy_of(step, course))
+
+
+def learn(step: Step, x: Tensor, y: Tensor, task: int = 0) -> float:
+    """One step without Avalanche: begin, forward, weigh, loss, backward, update, finish. Its loss."""
+    plan = step.begin(x, y, task)
+    step.optimizer.zero_grad()
+    logits = step.forward(plan)
+    loss = step.loss(step.weigh(plan, logits))
+    loss.backward()
+    step.clip()
+    step.optimizer.step()
+    step.finish(plan, logits)
+    return float(loss.detach())
+
+
+@torch.no_grad()
+def hold_out(step: Step, part: Part, task: int) -> None:
+    """Offer a task's query to the held-out part of the memory."""
+    ring, query = step.memory.holdout, part.query
+    draws = torch.rand(2 * len(query.y), generator=torch.Generator().manual_seed(task)).tolist()
+    chosen = ring.offer(query.y.tolist(), draws)
+    places, rows = torch.tensor(list(chosen)), torch.tensor(list(chosen.values()))
+    device = next(step.student.parameters()).device
+    x, y = query.x[rows].to(device), query.y[rows].to(device)
+    ring.take(places.to(device), x, y, task, step.student(x))
+
+
+@torch.no_grad()
+def accuracy_of(step: Step, course: Course) -> float:
+    """Of the student on the query of all tasks."""
+    x, y = (torch.cat([getattr(part.query, name) for part in course]) for name in ("x", "y"))
+    return float((step.student(x).argmax(1) == y).float().mean())
