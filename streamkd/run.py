@@ -204,8 +204,8 @@ class _Trial:
         ours = _probabilities(self.learner.student, x)
         rows = []
         for teacher in self.learner.strategy.step.pool.teachers:
-            if teacher.role != "remembered":
-                known = teacher.known()
+            known = teacher.known()
+            if teacher.role != "remembered" and known.any():
                 theirs, mask = _probabilities_of(teacher.logits, known, x), known.numpy()
                 agreement, kl = fidelity.agreement(ours, theirs, mask), fidelity.kl(ours, theirs, mask)
                 rows.append({"teacher": teacher.key, "agreement": agreement, "kl": kl})
