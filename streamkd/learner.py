@@ -298,6 +298,13 @@ class Learner:
         if tree["learned"] is not None:
             self._restore_learned(tree["learned"], saved)
 
+    def _restore_adapter(self, adapter: Mapping[str, Any], saved: Config) -> None:
+        """Where losses have changed, the steps that it kept are of no use; nor is the rest, if some had gates."""
+        if saved.losses == self.config.losses:
+            cast(GateAdapter, self._adapter).load_state_dict(dict(adapter))
+        elif not any(choice.gate for choice in (*saved.losses, *self.config.losses)):
+            cast(GateAdapter, self._adapter).load_state_dict({**adapter, "trail": {"steps": []}})
+
     def _restore_learned(self, learned: Mapping[str, Any], saved: Config) -> None:
         self._begun = wiring.begun_from(learned.get("begun"), saved, self.config, self.schema)
         self._start()
@@ -314,7 +321,7 @@ class Learner:
         step.pool.load_state_dict(learned["pool"], self.fresh_student, self.labels.labels)
         if saved.gate == self.config.gate:
             step.gate.load_state_dict(learned["gate"])
-            cast(GateAdapter, self._adapter).load_state_dict(learned["adapter"])
+            self._restore_adapter(learned["adapter"], saved)
         for what in ("optimizer", "gate", "teachers", "pool", "losses", "adapt"):
             before, now = getattr(saved, what), getattr(self.config, what)
             if before != now:

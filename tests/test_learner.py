@@ -108,6 +108,53 @@ def test_what_may_not_change_is_refused_with_both_values(changes: dict[str, Any]
     assert "--state" in fault.value.fix
 
 
+HINTED: dict[str, Any] = {
+    "student": {"name": "mlp", "hidden": [16, 12]},
+    "losses": [
+        {"name": "match-gate"},
+        {
+            "name": "feature",
+            "weight": 0.1,
+            "student": "body.hidden.0",
+            "teacher": {"ema": "body.hidden.1"},
+            "gate": {"name": "fixed", "hard": 0},
+        },
+        {"name": "relational", "weight": 0.1, "student": "body.hidden.1", "teacher": {"ema": "body.hidden.1"}},
+        {"name": "decoupled-kd", "weight": 0.1, "labels": False, "gate": {"name": "per-sample"}},
+    ],
+}
+
+
+def adapters(one: Learner) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in one.strategy.step.trained[len(one.strategy.step.parameters) :]]
+
+
+def test_several_losses_go_on_exactly_where_they_stopped() -> None:
+    """Adapters and their moments, and gates of single terms, are part of a checkpoint: stopping changes no bit."""
+    whole, stopped = run(learner(HINTED)), run(learner(HINTED), 7)
+    resumed = learner(HINTED)
+    resumed.restore(unpack(pack(stopped.state())), dict(stopped.offsets), stopped.config)
+    run(resumed)
+    assert weights(resumed) == weights(whole)
+    assert len(adapters(whole)) == 2
+    assert all(torch.equal(a, b) for a, b in zip(adapters(resumed), adapters(whole), strict=True))
+
+
+@pytest.mark.parametrize(("before", "after"), [("plain", "hinted"), ("hinted", "plain")])
+def test_losses_may_change_between_runs(before: str, after: str) -> None:
+    """The student keeps its weights and moments; adapters of new losses are fresh, those of old ones are forgotten."""
+    plain = {"student": HINTED["student"]}
+    kinds = {"plain": plain, "hinted": HINTED}
+    stopped, resumed = run(learner(kinds[before]), 7), learner(kinds[after])
+    resumed.restore(unpack(pack(stopped.state())), dict(stopped.offsets), stopped.config)
+    old, new = (one.strategy.step for one in (stopped, resumed))
+    for mine, its in zip(new.parameters, old.parameters, strict=True):
+        assert torch.equal(new.optimizer.state[mine]["exp_avg"], old.optimizer.state[its]["exp_avg"])
+    assert not any(p in new.optimizer.state for p in new.trained[len(new.parameters) :])
+    run(resumed)
+    assert resumed.records == 400
+
+
 def test_teachers_and_pool_may_change_between_runs() -> None:
     """A pool of another size and other teachers is taken over; what is still there keeps its state."""
     stopped = run(learner(), 30)
