@@ -4,13 +4,13 @@
 
 The strategy keeps its own loss L_host for the hard labels; the plugin adds what the teachers say, weighed by a gate::
 
-    L = L_host + weight · mean_i Σ_k w_ik·T²·KL(p_ik^T ‖ s_i^T)                the mini-batch of the strategy
-               + mean_j [w_j0·CE(y_j, s_j) + Σ_k w_jk·T²·KL(p_jk^T ‖ s_j^T)]    rows of its own memory, if it has one
+    L = L_host + weight/n · Σ_i Σ_k w_ik·T²·KL(p_ik^T ‖ s_i^T)               the n rows of the strategy's mini-batch
+               + 1/n · Σ_j [w_j0·CE(y_j, s_j) + Σ_k w_jk·T²·KL(p_jk^T ‖ s_j^T)]    rows of its own memory, if any
 
-with w from a gate of ``streamkd.distill`` (rows sum to 1). Teachers: a moving average of the model (``average``),
-copies of that average from the ends of experiences, and the logits of its own remembered rows. Each is heard only on
-the classes that it was trained on. With a memory of its own the gate is adapted to the held-out part of it, by the
-hypergradient of ``streamkd.meta``; without, the gate stays as it is.
+so that a remembered row counts as much as a fresh one; w comes from a gate of ``streamkd.distill``, rows sum to 1.
+Teachers: a moving average of the model (``average``), copies of that average from the ends of experiences, and the
+logits of its own remembered rows. Each is heard only on the classes that it was trained on. With a memory of its own
+the gate is adapted to the held-out part of it, by the hypergradient of ``streamkd.meta``; without, it stays as it is.
 """
 
 from collections.abc import Sequence
@@ -151,7 +151,7 @@ class MatchGateDistillation(SupervisedPlugin):
         with torch.no_grad():
             weights = [self._weigh(lesson, own=bool(number)) for number, lesson in enumerate(lessons)]
         self._note(lessons, weights)
-        scales = [self.weight, 1.0]
+        scales = [self.weight, 0.0 if remembered is None else len(remembered.y) / len(strategy.mb_y)]
         for scale, lesson, rows in zip(scales, lessons, weights, strict=False):
             taught = match_gate(lesson.logits, lesson.y, lesson.soft, rows, self.temperature)
             strategy.loss = strategy.loss + scale * taught.mean()

@@ -30,8 +30,7 @@ BASELINES = (*peers.STRATEGIES, *GATES, *EPOCHS)
 CHOSEN_ON = (100, 101)
 
 _RATES: list[Settings] = [
-    {"optimizer": "sgd", "learning_rate": 0.03},
-    {"optimizer": "sgd", "learning_rate": 0.1},
+    {"optimizer": "sgd", "learning_rate": 0.05},
     {"optimizer": "adam", "learning_rate": 0.001},
     {"optimizer": "adam", "learning_rate": 0.003},
 ]
@@ -53,11 +52,11 @@ def grid(name: str) -> list[Settings]:
         case "der" | "der-balanced":
             return _cross(_RATES, replays, [{"alpha": alpha, "beta": 0.5} for alpha in (0.1, 0.5)])
         case "lwf":
-            return _cross(_RATES, [{"alpha": alpha} for alpha in (1.0, 3.0)])
+            return _cross(_RATES, [{"alpha": 1.0}])
         case "ewc":
-            return _cross(_RATES, [{"strength": strength} for strength in (1.0, 100.0)])
+            return _cross(_RATES, [{"strength": 1.0}])
         case "lamaml":
-            return _cross(_RATES[:1], replays, [{"alpha": alpha} for alpha in (0.03, 0.1, 0.3)])
+            return _cross(_RATES[:1], replays, [{"alpha": alpha} for alpha in (0.03, 0.1)])
         case "one-ema":
             return [{"hard": hard} for hard in _HARD]
         case "best-single-teacher":
