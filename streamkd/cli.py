@@ -291,8 +291,8 @@ def teachers_list(state: Path, as_json: bool) -> None:
     "--tasks", type=click.Choice(["all", "each"]), default="all", show_default=True, help="One of all, or one a task."
 )
 @click.option("--columns", help="Input columns that they read: a,b,... (default the student's).")
-@click.option("--epochs", default=30, show_default=True, type=click.IntRange(1), help="At most so many.")
-@click.option("--batch", default=64, show_default=True, type=click.IntRange(1), help="Records a step.")
+@click.option("--epochs", default=100, show_default=True, type=click.IntRange(1), help="At most so many.")
+@click.option("--batch", default=32, show_default=True, type=click.IntRange(1), help="Records a step.")
 def teachers_train(config: Path | None, overrides: tuple[str, ...], columns: str | None, **options: Any) -> None:
     """Train teachers on CONFIG's recorded data, each a folder that the teacher `checkpoint` takes."""
     from streamkd import config as configuration

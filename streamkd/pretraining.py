@@ -76,8 +76,8 @@ def train(
     kinds: Sequence[str] = (),
     tasks: Literal["all", "each"] = "all",
     columns: Sequence[str] = (),
-    epochs: int = 30,
-    batch: int = 64,
+    epochs: int = 100,
+    batch: int = 32,
     progress: Progress = lambda done, total: None,
 ) -> list[Baseline]:
     """Train a teacher of each kind of student (empty: the configuration's), on all records or one for each task.
