@@ -259,6 +259,13 @@ def weighing(change: Callable[[Any, Tensor], Tensor]) -> Callable[[Options], nn.
     return lambda options: Weighing(FixedOptions(hard=0.4))
 
 
+def credulous(evidence: Any, weights: Tensor) -> Tensor:
+    """A label that is not there is given all weight."""
+    label = torch.zeros_like(weights)
+    label[:, 0] = 1
+    return torch.where(evidence.labelled.unsqueeze(1), weights, label)
+
+
 def shuffled(evidence: Any, weights: Tensor) -> Tensor:
     """Teachers weighed by their place."""
     places = torch.arange(1, weights.shape[1], dtype=weights.dtype) * evidence.heard
@@ -274,8 +281,9 @@ def shuffled(evidence: Any, weights: Tensor) -> Tensor:
         (lambda evidence, weights: torch.softmax(weights, 1), "only teachers that are heard have weight"),
         (lambda evidence, weights: weights.roll(1, 0), "only teachers that are heard have weight"),
         (shuffled, "permuting the teachers permutes their weights"),
+        (credulous, "rows without label listen to teachers alone"),
     ],
-    ids=["sum", "columns", "unheard", "rolled", "place"],
+    ids=["sum", "columns", "unheard", "rolled", "place", "credulous"],
 )
 def test_a_gate_that_breaks_a_clause_is_told_which(change: Callable[[Any, Tensor], Tensor], clause: str) -> None:
     """Sums, unheard teachers, mixed-up samples, weights by place: each is named."""
