@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from streamkd.distill.discriminant import Discriminant
 from streamkd.distill.randomfeatures import RandomFeatures, is_image
 from streamkd.distill.students import Normalise
-from streamkd.distill.teachers import Role, TeacherContext
-from streamkd.errors import PluginError
+from streamkd.distill.teachers import Role, TeacherContext, layer_outputs, module_bytes
+from streamkd.errors import StateConflict
 from streamkd.hookspecs import Kind, Options, hookimpl
 
 BLOCK = 256  # rows that are learned at once
@@ -48,6 +48,50 @@ class AnalyticOptions(Options):
     ridge: float = Field(default=1e-3, gt=0, description="regularisation, relative to a feature's mean variance")
 
 
+class Analytic(nn.Module):
+    """Raw inputs [batch, *shape] to logits [batch, classes]: normalisation, random features, and what was solved.
+
+    ``known`` [classes] is where there is a solution; the other logits are 0.
+    """
+
+    known: Tensor
+    temperature: Tensor
+
+    def __init__(self, normalise: Normalise, random: RandomFeatures, classes: int) -> None:
+        super().__init__()
+        self.normalise, self.random = normalise, random
+        self.weight = nn.Parameter(torch.zeros(classes, random.width), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(classes), requires_grad=False)
+        self.register_buffer("known", torch.zeros(classes, dtype=torch.bool))
+        self.register_buffer("temperature", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Float[Tensor, "batch classes"]:
+        return self.answers(self.features(x))
+
+    def features(self, x: Tensor) -> Float[Tensor, "batch features"]:
+        """Random features of raw inputs."""
+        return self.random(self.normalise(x))
+
+    def answers(self, h: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
+        """Logits of features."""
+        return torch.addmm(self.bias, h, self.weight.T) / self.temperature
+
+    @property
+    def classes(self) -> int:
+        """How many classes it has logits for, known or not."""
+        return len(self.bias)
+
+    def grow(self, classes: int) -> None:
+        """More classes, unknown so far."""
+        more = (0, classes - self.classes)
+        self.take(F.pad(self.weight.data, (0, 0, *more)), F.pad(self.bias.data, more), F.pad(self.known, more))
+
+    def take(self, weight: Tensor, bias: Tensor, known: Tensor) -> None:
+        """A new solution."""
+        self.weight.data, self.bias.data = weight.to(self.weight.device), bias.to(self.bias.device)
+        self.known = known.to(self.known.device)
+
+
 class AnalyticTeacher:
     """``Discriminant`` on ``RandomFeatures`` of normalised inputs, solved when a sixteenth more has been learned.
 
@@ -63,81 +107,62 @@ class AnalyticTeacher:
         self.version = 0
         self.ridge = options.ridge
         self._device = context.device
-        self.normalise = Normalise(context.schema).to(self._device)
-        self.normalise.load_state_dict(context.student.normalise.state_dict())
-        self.normalise.fit = min(self.normalise.fit, FIT)
-        shape = self.normalise.columns.schema.shape
+        normalise = Normalise(context.schema)
+        normalise.load_state_dict(context.student.normalise.state_dict())
+        normalise.fit = min(normalise.fit, FIT)
+        shape = normalise.columns.schema.shape
         channels = options.channels if is_image(shape) else 0
         dense = options.dense if options.dense is not None else 512 if channels else 1_000
-        self.random = RandomFeatures(shape, channels, dense, context.student.seed).to(self._device)
-        self.discriminant = Discriminant(self.random.width, len(context.labels))
-        self._width = len(context.labels)
+        random = RandomFeatures(shape, channels, dense, context.student.seed)
+        self.network = Analytic(normalise, random, len(context.labels)).to(self._device)
+        self.discriminant = Discriminant(random.width, len(context.labels))
         self._rows: list[tuple[Tensor, Tensor]] = []  # features and columns, not yet learned
         self._raw: list[tuple[Tensor, Tensor]] = []  # inputs that wait for the normalisation
         self._since = 0  # records since the last solution, waiting ones included
         self._new: dict[int, int] = {}  # records of classes that the last solution does not know
         self._surprise = torch.zeros(len(TEMPERATURES), dtype=torch.float64)
-        self.temperature = 1.0
         self._right: float | None = None  # of rows that were not learned yet
         self._asked: tuple[Tensor, Tensor] | None = None  # the last rows asked about, and their features
-        self.weight = torch.zeros(0, self.random.width, device=self._device)
-        self.bias = torch.zeros(0, device=self._device)
-        self._known = torch.zeros(self._width, dtype=torch.bool)
 
     def logits(self, x: Tensor) -> Float[Tensor, "batch classes"]:
         if not self.version:
-            return torch.zeros(len(x), self._width, device=x.device)
+            return torch.zeros(len(x), self.network.classes, device=x.device)
         with torch.no_grad():
-            self._asked = (x, self._features(x))
-            return self._answers(self._asked[1]) / self.temperature
-
-    def _features(self, x: Tensor) -> Tensor:
-        return self.random(self.normalise(x))
+            self._asked = (x, self.network.features(x))
+            return self.network.answers(self._asked[1])
 
     def _features_again(self, x: Tensor) -> Tensor:
         """A step asks about its fresh rows before it shows them: the same memory, so the same rows."""
         asked, self._asked = self._asked, None
         if asked is not None and asked[0].data_ptr() == x.data_ptr() and asked[0].shape == x.shape:
             return asked[1]
-        return self._features(x)
-
-    def _answers(self, h: Tensor) -> Tensor:
-        logits = torch.addmm(self.bias, h, self.weight.T)
-        return F.pad(logits, (0, self._width - logits.shape[1]))
+        return self.network.features(x)
 
     def known(self) -> Bool[Tensor, "classes"]:
-        return self._known
+        return self.network.known
 
     def features(self, x: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
-        """``random`` is its only layer: the features, [batch, width].
-
-        Raises:
-            PluginError: another name.
-        """
-        if other := sorted({*layers} - {"random"}):
-            said = f"there is no layer {other[0]!r} in an analytic teacher"
-            raise PluginError(said, where=f"layer {other[0]}", fix="its one layer is 'random'")
         with torch.no_grad():
-            return {"random": self._features(x)} if layers else {}
+            return layer_outputs(self.network, x, layers)
 
     def grow(self, labels: Sequence[Any]) -> None:
-        self._width = len(labels)
-        self._known = F.pad(self._known, (0, self._width - len(self._known)))
-        self.discriminant.grow(self._width)
+        self.network.grow(len(labels))
+        self.discriminant.grow(len(labels))
 
     def after_step(self, student: Any) -> None: ...
 
     @torch.no_grad()
     def observe(self, x: Tensor, y: Tensor) -> None:
         """Learn a step's fresh labelled rows: raw inputs [n, *shape], columns y [n]; solve anew when that is due."""
-        if int(self.normalise.count) < self.normalise.fit:
+        if self._fitting():
             x, y = self._wait(x, y)
         if not len(y):
             return
         self._rows.append((self._features_again(x).cpu(), y.cpu()))
         self._since += len(y)
+        known = self.network.known.tolist()
         for column in y.tolist():
-            if not self._known[column]:
+            if not known[column]:
                 self._new[column] = self._new.get(column, 0) + 1
         if self._due():
             self._learn()
@@ -154,13 +179,16 @@ class AnalyticTeacher:
 
     def _wait(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Keep rows while the normalisation is being fitted, and give all of them back once it is."""
-        self.normalise.observe(x)
+        self.network.normalise.observe(x)
         self._raw.append((x.clone(), y.clone()))
-        if int(self.normalise.count) < self.normalise.fit:
+        if self._fitting():
             return x[:0], y[:0]
         x, y = (torch.cat(part) for part in zip(*self._raw, strict=True))
         self._raw = []
         return x, y
+
+    def _fitting(self) -> bool:
+        return int(self.network.normalise.count) < self.network.normalise.fit
 
     def _due(self) -> bool:
         """A sixteenth more than at the last solution, or enough of a new class and not just solved."""
@@ -175,7 +203,7 @@ class AnalyticTeacher:
         self._rows = []
         if not self.version:  # nothing to test yet: half of the rows make a first solution for the others
             self.discriminant.learn(h[::2], y[::2])
-            self._take(*self.discriminant.solve(self.ridge))
+            self._take()
             h, y = h[1::2], y[1::2]
         worse = self._test(h, y)
         self.discriminant.learn(h, y)
@@ -186,11 +214,13 @@ class AnalyticTeacher:
 
         ``True`` where a tenth fewer were right than usual: what comes now is not what was learned.
         """
-        mine = self._known[y]
+        known = self.network.known.cpu()
+        mine = known[y]
         rows = int(mine.sum())
         if not rows:
             return False
-        logits = self._answers(h[mine].to(self._device)).cpu().double().masked_fill(~self._known, -torch.inf)
+        answers = self.network.answers(h[mine].to(self._device)) * self.network.temperature
+        logits = answers.cpu().double().masked_fill(~known, -torch.inf)
         surprise = [F.cross_entropy(logits / t, y[mine], reduction="sum") for t in TEMPERATURES]
         self._surprise = 0.5 ** (rows / RECENT) * self._surprise + torch.stack(surprise)
         right = float((logits.argmax(1) == y[mine]).double().mean())
@@ -199,36 +229,34 @@ class AnalyticTeacher:
         return right < 0.9 * usual
 
     def _solve(self) -> None:
-        self._take(*self.discriminant.solve(self.ridge))
+        self._take()
         if self._surprise.any():
-            self.temperature = TEMPERATURES[int(self._surprise.argmin())]
+            self.network.temperature.fill_(TEMPERATURES[int(self._surprise.argmin())])
         self.version += 1
         self._since, self._new = 0, {}
 
-    def _take(self, weight: Tensor, bias: Tensor) -> None:
-        self.weight, self.bias = weight.to(self._device), bias.to(self._device)
-        self._known = self.discriminant.counts > 0
+    def _take(self) -> None:
+        self.network.take(*self.discriminant.solve(self.ridge), self.discriminant.counts > 0)
 
     def size_bytes(self) -> int:
         """Also what waits to be learned, and the features' own numbers."""
-        tensors = [self.weight, self.bias, *self.random.buffers(), *self.normalise.buffers()]
-        tensors += [t for pair in (*self._rows, *self._raw) for t in pair]
-        return self.discriminant.size_bytes() + sum(t.numel() * t.element_size() for t in tensors)
+        waiting = [t for pair in (*self._rows, *self._raw) for t in pair]
+        return (
+            module_bytes(self.network)
+            + self.discriminant.size_bytes()
+            + sum(t.numel() * t.element_size() for t in waiting)
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {
+            "network": dict(self.network.state_dict()),
             "discriminant": self.discriminant.state_dict(),
-            "normalise": dict(self.normalise.state_dict()),
             "rows": _joined(self._rows),
             "raw": _joined(self._raw),
             "since": self._since,
             "new": dict(self._new),
             "surprise": self._surprise,
-            "temperature": self.temperature,
             "right": self._right,
-            "weight": self.weight,
-            "bias": self.bias,
-            "known": self._known,
             "version": self.version,
         }
 
@@ -236,25 +264,24 @@ class AnalyticTeacher:
         """Go on from a state.
 
         Raises:
-            PluginError: it was learned on other features.
+            StateConflict: it was learned on other features.
         """
-        if state["weight"].shape[1] != self.random.width:
-            had, has = state["weight"].shape[1], self.random.width
-            raise PluginError(
+        network = state["network"]
+        if network["weight"].shape[1] != self.network.random.width:
+            had, has = network["weight"].shape[1], self.network.random.width
+            raise StateConflict(
                 f"it was learned on {had} random features, the configuration has {has}",
                 where=f"teacher {self.key}",
                 fix="go back to its channels and dense, or give it another id to begin anew",
             )
+        self.network.grow(len(network["bias"]))
+        self.network.load_state_dict(network)
         self.discriminant.load_state_dict(state["discriminant"])
-        self.normalise.load_state_dict(state["normalise"])
         self._rows = [tuple(state["rows"])] if state["rows"] else []
         self._raw = [tuple(t.to(self._device) for t in state["raw"])] if state["raw"] else []
         self._since, self._new = state["since"], dict(state["new"])
-        self._surprise, self.temperature = state["surprise"].clone(), state["temperature"]
-        self._right = state["right"]
-        self.weight, self.bias = state["weight"].to(self._device), state["bias"].to(self._device)
-        self._known, self.version = state["known"].clone(), state["version"]
-        self._width = len(self._known)
+        self._surprise, self._right = state["surprise"].clone(), state["right"]
+        self.version = state["version"]
 
 
 def _joined(pairs: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
