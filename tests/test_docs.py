@@ -6,8 +6,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from streamkd.cli import cli
+from streamkd.config import from_tree
+from streamkd.plugins import Registry
 
 ROOT = Path(__file__).parent.parent
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
@@ -41,6 +44,13 @@ def test_python_in_the_readme_parses() -> None:
     assert (ROOT / "tests/endtoend/bare_flight.py").read_text() in blocks
     for block in blocks:
         ast.parse(block)
+
+
+def test_yaml_in_the_readme_is_part_of_a_configuration() -> None:
+    """Blocks of YAML are taken as they stand, beside a stream."""
+    for block in re.findall(r"```yaml\n(.*?)```", README, re.S):
+        stream = {"source": {"name": "replay", "dataset": "digits"}}
+        from_tree({"stream": stream, **yaml.safe_load(block)}, Registry.load())
 
 
 def test_links_lead_somewhere() -> None:
