@@ -8,6 +8,7 @@ twice, and what plugins add to the loss is part of the step. The engine ``preque
 next, before it is trained on. Every gate among the terms is adapted, each by its own table.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -290,7 +291,7 @@ class GateAdapter:
         device = self.parameters[0].device if self.parameters else torch.device("cpu")
         self.trail.load_state_dict(state.get("trail", {"steps": []}), device)
         if same and self.temperature is not None:
-            self.temperature.restore(state["temperature"])
+            self.temperature.restore(float(state["temperature"]))
 
 
 def _gate(step: Step, key: int) -> Gate:
@@ -322,7 +323,7 @@ class _Temperature:
             )
         configured = float(self.loss.temperature)
         self._bounds = (min(LEAST_TEMPERATURE, configured), max(MOST_TEMPERATURE, configured))
-        self.restore(torch.tensor(configured).log())
+        self.restore(math.log(configured))
 
     def note(self, weight: float, slope: Slope, lesson: Lesson, reach: float = 1e-3) -> None:
         """Add dL_out/d log T = T·Σ w·∂A/∂T / batch: two more readings of a slope that is there."""
@@ -339,14 +340,14 @@ class _Temperature:
         self.log.grad = torch.full_like(self.log, self.slope)
         self.slope = 0.0
 
-    @torch.no_grad()
     def end(self) -> None:
         """The optimiser has moved it: keep it in bounds, and tell the loss."""
-        low, high = self._bounds
-        self.restore(self.log.clamp(torch.tensor(low).log(), torch.tensor(high).log()))
+        low, high = map(math.log, self._bounds)
+        self.restore(min(max(float(self.log), low), high))
 
     @torch.no_grad()
-    def restore(self, log: Tensor) -> None:
+    def restore(self, log: float) -> None:
+        """Take up log T, and tell the loss."""
         assert self.loss is not None
-        self.log.copy_(log)
-        self.loss.temperature = float(self.log.exp())
+        self.log.fill_(log)
+        self.loss.temperature = math.exp(log)

@@ -114,13 +114,16 @@ def _corrections(moments: Moments, rates: Rates) -> tuple[float, float]:
 
 
 def moments_of(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> list[Moments]:
-    """Adam's present state of each parameter, not copied; empty for SGD, or where a parameter has not moved yet."""
+    """Adam's present state of each parameter, not copied; zeros where one has never had a gradient; none for SGD."""
     if isinstance(optimizer, torch.optim.SGD):
         return []
-    states = [optimizer.state.get(p, {}) for p in parameters]
-    if not all("exp_avg" in state for state in states):
-        return []
-    return [Moments(s["exp_avg"], s["exp_avg_sq"], float(s["step"])) for s in states]
+    return [_moments(p, optimizer.state.get(p, {})) for p in parameters]
+
+
+def _moments(p: Tensor, state: dict[str, Tensor]) -> Moments:
+    if "exp_avg" not in state:
+        return Moments(torch.zeros_like(p), torch.zeros_like(p), 1.0)
+    return Moments(state["exp_avg"], state["exp_avg_sq"], float(state["step"]))
 
 
 def direction(
