@@ -193,7 +193,11 @@ class Publish(Model):
     """How often the served model is replaced, and when a candidate is refused."""
 
     every_seconds: Seconds = 2.0
-    model: Literal["ema", "student"] = "ema"
+    model: Literal["auto", "ema", "student", "ensemble"] = Field(
+        default="auto",
+        description="moving average, student, the average with the analytic teacher, or of these what held-out "
+        "records bear out (auto)",
+    )
     regression: Ratio = Field(default=0.15, description="largest loss of held-out accuracy that is still published")
     keep: Positive = 10
 

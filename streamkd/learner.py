@@ -16,7 +16,10 @@ import torch
 
 from streamkd import wiring
 from streamkd.config import Config
-from streamkd.distill import optimizers, terms
+from streamkd.distill import ensemble, optimizers, terms
+from streamkd.distill.analytic import AnalyticTeacher
+from streamkd.distill.ensemble import Model
+from streamkd.distill.memory import Ring
 from streamkd.distill.students import Student, at_rest
 from streamkd.errors import SourceError
 from streamkd.evaluate.accuracy import Prequential
@@ -78,6 +81,7 @@ class Learner:
         self._bad_in_a_row = 0
         self._strategy: StreamStrategy | None = None
         self._adapter: GateAdapter | None = None
+        self._chosen: tuple[int, Model] | None = None  # what is served, as chosen after so many steps
         self._begun: Artefact | None = None
 
     @property
@@ -97,10 +101,22 @@ class Learner:
         return self.strategy.step.student
 
     @property
-    def served(self) -> Student:
-        """The network that is published: the moving average, or the student itself."""
-        average = self.strategy.step.pool.average if self.config.publish.model == "ema" else None
-        return average.student if average else self.student
+    def served(self) -> Model:
+        """What is published: the student, its moving average, or that and the analytic teacher together."""
+        which, pool = self.config.publish.model, self.strategy.step.pool
+        average = pool.average if which != "student" else None
+        student = average.student if average else self.student
+        analytic = next((t for t in pool.teachers if isinstance(t, AnalyticTeacher) and t.version), None)
+        if analytic is None or which in ("student", "ema"):
+            return student
+        if self._chosen is None or self._chosen[0] != self.steps:
+            shares = ensemble.SHARES if which == "auto" else ensemble.SHARES[1:-1]
+            self._chosen = (self.steps, ensemble.chosen(student, analytic.network, self._holdout, shares))
+        return self._chosen[1]
+
+    @property
+    def _holdout(self) -> Ring:
+        return self.strategy.step.memory.holdout
 
     def advance(self) -> bool:
         """Train on the next batch; ``False`` where the source has none now.
@@ -231,7 +247,7 @@ class Learner:
         """Score the served model on held-out records and note a point of the history."""
         if not self.started:
             return
-        ring = self.strategy.step.memory.holdout
+        ring = self._holdout
         if ring.x is not None and ring.filled:
             n = ring.filled
             with at_rest(self.served) as served:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from streamkd import config as configuration
 from streamkd.config import Config
-from streamkd.distill.students import Student, at_rest
+from streamkd.distill.ensemble import Model
+from streamkd.distill.students import at_rest
 from streamkd.errors import ConfigError, SourceError
 from streamkd.evaluate import efficiency, fidelity, report
 from streamkd.learner import Learner
@@ -133,7 +134,7 @@ class _Trial:
         self.weights.append(point)
         self.test_seconds += time.perf_counter() - begun
 
-    def _models(self) -> dict[str, Student]:
+    def _models(self) -> dict[str, Model]:
         return {"student": self.learner.student, "served": self.learner.served}
 
     def _columns(self, test: TestSet) -> Tensor:
@@ -175,7 +176,7 @@ class _Trial:
             "classes": len(learner.labels),
         }
 
-    def _summary(self, name: str, model: Student) -> dict[str, Any]:
+    def _summary(self, name: str, model: Model) -> dict[str, Any]:
         """The report's object of one model, over the tasks that were learned."""
         rows = self.rows[name]
         places = [index for index, test in enumerate(self.tests) if test.task in rows]
@@ -195,7 +196,7 @@ class _Trial:
             baseline if len(baseline) == len(matrix) else None,
         )
 
-    def _accuracy(self, model: Student, test: TestSet) -> float:
+    def _accuracy(self, model: Model, test: TestSet) -> float:
         return float((_probabilities(model, test.x).argmax(1) == self._columns(test).numpy()).mean())
 
     def _fidelity(self) -> list[dict[str, Any]]:
@@ -212,7 +213,7 @@ class _Trial:
         return rows
 
 
-def _probabilities(model: Student, x: Tensor) -> np.ndarray:
+def _probabilities(model: Model, x: Tensor) -> np.ndarray:
     with at_rest(model):
         return _probabilities_of(model, torch.ones(model.classes, dtype=torch.bool), x)
 

@@ -44,7 +44,7 @@ class RandomFeatures(nn.Module):
         super().__init__()
         draw = np.random.RandomState(seed % 2**32)
         self._image = is_image(shape)
-        self.channels = channels if self._image else 0
+        self.channels, self.seed = channels if self._image else 0, seed
         self.width = self.channels * GRID**2 + dense
         depth = shape[2] if len(shape) > 2 else 1
         high, wide = (min(side, IMAGE_SIDE[1]) for side in (*shape, 1, 1)[:2])

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from streamkd.records import InputColumn, Label, RecordSchema
 
 torch_dtype = {name: getattr(torch, name) for name in ("uint8", "int8", "int16", "int32", "int64", "float16")}
 torch_dtype |= {"float32": torch.float32, "float64": torch.float64}
+M = TypeVar("M", bound=nn.Module)
 Width = Annotated[int, Field(gt=0)]
 
 
@@ -255,7 +256,7 @@ def build(
 
 
 @contextmanager
-def at_rest(student: Student) -> Iterator[Student]:
+def at_rest(student: M) -> Iterator[M]:
     """The student in evaluation mode: being looked at must not draw from a generator, nor move a running mean."""
     training = student.training
     student.eval()
@@ -267,9 +268,9 @@ def at_rest(student: Student) -> Iterator[Student]:
 
 @dataclass(frozen=True)
 class Published:
-    """An immutable version of the student, ready to predict."""
+    """An immutable version, ready to predict; ``student`` may be an ensemble (``streamkd.distill.ensemble``)."""
 
-    student: Student
+    student: nn.Module
     classes: list[Label]
     version: int
     schema: RecordSchema

@@ -14,7 +14,7 @@ import copy
 import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -27,6 +27,7 @@ from streamkd.hookspecs import Kind, Options, hookimpl
 from streamkd.plugins import Registry
 from streamkd.records import Label, RecordSchema
 
+M = TypeVar("M", bound=nn.Module)
 Role = Literal["live", "remembered", "frozen", "settled", "snapshots"]
 
 
@@ -280,7 +281,7 @@ class SnapshotMaker:
         return SnapshotTeacher(f"{self.key}-{number}", copy_of(source))
 
 
-def copy_of(student: Student) -> Student:
+def copy_of(student: M) -> M:
     """A copy in evaluation mode that shares no tensor with the original and never asks for a gradient."""
     clone = copy.deepcopy(student)
     return clone.eval().requires_grad_(False)

@@ -13,8 +13,8 @@ import torch
 
 from streamkd import config as configuration
 from streamkd.config import Config
-from streamkd.distill import students
-from streamkd.distill.students import Student
+from streamkd.distill import ensemble
+from streamkd.distill.ensemble import Model
 from streamkd.distill.teachers import copy_of
 from streamkd.errors import StateError
 from streamkd.learner import Learner
@@ -34,7 +34,7 @@ class Publisher:
     def __init__(self, directory: StateDirectory, config: Config, registry: Registry, recorder: Recorder) -> None:
         self._config, self._registry, self._recorder = config, registry, recorder
         self._versions = Versions(directory, config.publish.keep)
-        self._served: Student | None = None
+        self._served: Model | None = None
         self._records = -1
         info = self._versions.served()
         self.version = info.version if info else None
@@ -60,7 +60,7 @@ class Publisher:
         self._served, self._records = clone, learner.records
         return self.version
 
-    def _write(self, folder: Path, clone: Student, learner: Learner) -> dict[str, Any]:
+    def _write(self, folder: Path, clone: Model, learner: Learner) -> dict[str, Any]:
         options = configuration.options(self._registry, "student", "students", self._config.student)
         meta = {
             "student": {"name": self._config.student.name, "options": options.model_dump(mode="json")},
@@ -71,9 +71,9 @@ class Publisher:
             "steps": learner.steps,
             "published_at": time.time(),
         }
-        return students.write_published(folder, clone, meta)
+        return ensemble.write(folder, clone, meta)
 
-    def _refusal(self, clone: Student, learner: Learner) -> candidate.Refusal | None:
+    def _refusal(self, clone: Model, learner: Learner) -> candidate.Refusal | None:
         ring = learner.strategy.step.memory.holdout
         x = ring.x[: ring.filled].cpu() if ring.x is not None else None
         y = ring.y[: ring.filled].cpu() if x is not None else None
@@ -88,11 +88,11 @@ class Publisher:
 
 
 @torch.no_grad()
-def _probabilities(student: Student, x: torch.Tensor) -> torch.Tensor:
-    return torch.softmax(student(x), 1)
+def _probabilities(model: Model, x: torch.Tensor) -> torch.Tensor:
+    return torch.softmax(model(x), 1)
 
 
-def _accuracy(student: Student | None, x: torch.Tensor | None, y: torch.Tensor | None) -> float | None:
-    if student is None or x is None or y is None or not len(x):
+def _accuracy(model: Model | None, x: torch.Tensor | None, y: torch.Tensor | None) -> float | None:
+    if model is None or x is None or y is None or not len(x):
         return None
-    return float((_probabilities(student, x).argmax(1) == y).float().mean())
+    return float((_probabilities(model, x).argmax(1) == y).float().mean())

@@ -290,7 +290,7 @@ class Server(uvicorn.Server):
 
 def load_version(folder: Path, info: VersionInfo, registry: Registry) -> Published:
     """A published version from its folder; its time is its row's, so a rollback is published when it is made."""
-    from streamkd.distill.students import load_published
+    from streamkd.distill import ensemble
 
-    published = load_published(folder, registry, info.version)
+    published = ensemble.load(folder, registry, info.version)
     return dataclasses.replace(published, published_at=info.created)

@@ -1,0 +1,123 @@
+"""The ensemble: the averaged student and the analytic teacher together, share·p_student + (1-share)·p_analytic.
+
+    held-out records ─► both models' probabilities ─► share of the best likelihood ─► Ensemble ─► published version
+
+The two err differently: one was trained by gradient on what the memory replays, the other in closed form on every
+record once. A version directory of an ensemble holds the student as any other does, and ``ensemble.safetensors``
+beside it; whoever reads the student alone (the teacher ``checkpoint``) finds it where it always is.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from streamkd.distill import students
+from streamkd.distill.analytic import Analytic
+from streamkd.distill.memory import Ring
+from streamkd.distill.randomfeatures import RandomFeatures
+from streamkd.distill.students import Normalise, Published, Student, at_rest
+from streamkd.errors import StateError
+from streamkd.plugins import Registry
+
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+FILE = "ensemble.safetensors"
+
+
+class Ensemble(nn.Module):
+    """Raw inputs [batch, *shape] to log-probabilities [batch, classes] of the mixture, to be read as logits."""
+
+    def __init__(self, student: Student, analytic: Analytic, share: float) -> None:
+        super().__init__()
+        self.student, self.analytic, self.share = student, analytic, share
+
+    def forward(self, x: Tensor) -> Float[Tensor, "batch classes"]:
+        return mixture(self.student(x), masked(self.analytic, x), self.share)
+
+    @property
+    def classes(self) -> int:
+        """Width of its answers."""
+        return self.student.classes
+
+
+Model = Student | Ensemble
+"""What may be served."""
+
+
+def masked(analytic: Analytic, x: Tensor) -> Float[Tensor, "batch classes"]:
+    """Its logits, -∞ for classes that it does not know."""
+    return analytic(x).masked_fill(~analytic.known, -torch.inf)
+
+
+def mixture(
+    first: Float[Tensor, "batch classes"], second: Float[Tensor, "batch classes"], share: float
+) -> Float[Tensor, "batch classes"]:
+    """log(share·softmax(first) + (1-share)·softmax(second)), finite: nothing is less probable than e⁻⁸⁷."""
+    mixed = torch.lerp(torch.softmax(second, 1), torch.softmax(first, 1), share)
+    return mixed.clamp_min(torch.finfo(mixed.dtype).tiny).log()
+
+
+@torch.no_grad()
+def best_share(
+    student: Student,
+    analytic: Analytic,
+    x: Tensor,
+    y: Int[Tensor, "batch"],
+    shares: tuple[float, ...] = SHARES,
+) -> float:
+    """The share whose mixture is least surprised by the rows x, y; of equals, the one nearest to one half."""
+    first, second = student(x), masked(analytic, x)
+    surprise = {share: float(F.cross_entropy(mixture(first, second, share), y)) for share in shares}
+    return min(shares, key=lambda share: (surprise[share], abs(share - 0.5)))
+
+
+def chosen(student: Student, analytic: Analytic, holdout: Ring, shares: tuple[float, ...] = SHARES) -> Model:
+    """The mixture that held-out records bear out, or the student where that is it alone; without any, half and half."""
+    share = 0.5
+    if holdout.x is not None and holdout.filled:
+        with at_rest(student):
+            share = best_share(student, analytic, holdout.x[: holdout.filled], holdout.y[: holdout.filled], shares)
+    return student if share == 1.0 else Ensemble(student, analytic, share)
+
+
+def write(directory: Path, model: Model, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a version into an empty directory; ``meta`` as for ``students.write_published``."""
+    if isinstance(model, Student):
+        return students.write_published(directory, model, meta)
+    analytic, random = model.analytic, model.analytic.random
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in analytic.state_dict().items()}
+    (directory / FILE).write_bytes(save(weights))
+    features = {"channels": random.channels, "dense": len(random.weight), "seed": random.seed}
+    return students.write_published(
+        directory, model.student, {**meta, "ensemble": {"share": model.share, "features": features}}
+    )
+
+
+def load(directory: Path, registry: Registry, version: int = 0) -> Published:
+    """The version in a directory, ensemble or not.
+
+    Raises:
+        StateError: files are missing or do not fit each other.
+    """
+    published = students.load_published(directory, registry, version)
+    about = json.loads((directory / "model.json").read_text("utf-8")).get("ensemble")
+    if about is None:
+        return published
+    try:
+        normalise = Normalise(published.schema)
+        random = RandomFeatures(normalise.columns.schema.shape, **about["features"])
+        analytic = Analytic(normalise, random, len(published.classes))
+        analytic.load_state_dict(load_file(directory / FILE))
+        share = float(about["share"])
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as fault:
+        raise StateError(f"a published ensemble cannot be loaded: {fault}", where=str(directory)) from fault
+    model = Ensemble(published.student, analytic, share)
+    return dataclasses.replace(published, student=model.eval().requires_grad_(False))
