@@ -6,6 +6,7 @@ Called by the learner process once a second; nothing here changes the learner.
 from collections.abc import Mapping
 from typing import Any
 
+from streamkd.distill.arbiter import Arbiter
 from streamkd.distill.questions import Tally
 from streamkd.learner import Learner
 from streamkd.telemetry import Recorder
@@ -144,4 +145,7 @@ class Gauges:
             self._recorder.count("gate_adaptations_total", more)
             self._recorder.observe("gate_adaptation_duration_seconds", (adapter.seconds - seconds) / more)
             self._recorder.set("gate_outer_loss", adapter.outer_loss)
+            if isinstance(gate := learner.strategy.step.gate, Arbiter):
+                for policy, trusted in gate.odds().items():
+                    self._recorder.set("gate_policy_ratio", trusted, policy=policy)
         self._adaptations = (adapter.adaptations, adapter.seconds)
