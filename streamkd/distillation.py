@@ -8,7 +8,7 @@ The strategy keeps its own loss L_host for the hard labels; the plugin adds what
                + 1/n · Σ_j [w_j0·CE(y_j, s_j) + Σ_k w_jk·T²·KL(p_jk^T ‖ s_j^T)]    rows of its own memory, if any
 
 so that a remembered row counts as much as a fresh one; w comes from a gate of ``streamkd.distill``, rows sum to 1.
-Teachers: a moving average of the model (``average``), copies of that average from the ends of experiences, and the
+Teachers: a moving average of the model (``average``), copies of that average from the ends of tasks, and the
 logits of its own remembered rows. Each is heard only on the classes that it was trained on. With a memory of its own
 the gate is adapted to the held-out part of it, by the hypergradient of ``streamkd.meta``; without, it stays as it is.
 """
@@ -68,7 +68,7 @@ class MatchGateDistillation(SupervisedPlugin):
         temperature: T, softens the teachers' and the model's probabilities.
         gate: any gate of ``streamkd.distill``; ``None``: the per-sample gate with its defaults.
         decay: of the moving average; 0.999 spans about a thousand steps.
-        snapshots: most copies kept from the ends of experiences; when one is too many, the one least listened to goes.
+        snapshots: most copies of the average kept, one for each finished task; the one least listened to makes room.
         memory: records of a memory of its own, class-balanced, held-out part included. 0 for none: right where the
             strategy replays, since its mini-batches hold old rows already.
         replay: rows of that memory that join each step.
@@ -132,10 +132,13 @@ class MatchGateDistillation(SupervisedPlugin):
         return self._average.module
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """The model has its form for this experience: the average takes it too."""
+        """Where a task begins, a copy of the average is kept; then it takes the form that the model has now."""
         self.gate.to(strategy.device)
+        self._known = self._known.to(strategy.device)
         if self._average is None:
             self._average = MovingAverage(strategy.model, self.decay)
+        elif self.limit and _begins_task(strategy.experience):
+            self._keep()
         self._average.fit(strategy.model)
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
@@ -169,10 +172,8 @@ class MatchGateDistillation(SupervisedPlugin):
             task = int(strategy.mb_task_id[0])
             self.memory.insert(strategy.mb_x, strategy.mb_y, task, strategy.mb_output.detach())
 
-    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Where a task has ended: keep a copy of the average."""
-        if not self.limit or not _ends_task(strategy.experience):
-            return
+    def _keep(self) -> None:
+        """A copy of the average joins the teachers; where that is one too many, the one least listened to goes."""
         if len(self.snapshots) >= self.limit:
             self.snapshots.remove(min(self.snapshots, key=lambda snapshot: snapshot.listened))
         for snapshot in self.snapshots:
@@ -185,9 +186,8 @@ class MatchGateDistillation(SupervisedPlugin):
         classes = logits.shape[1]
         said: list[tuple[str, Tensor, Tensor, int]] = []
         for key, module, known, age in self._asked():
-            with torch.no_grad():
-                answer = avalanche_forward(module, x, t)
-            said.append((key, _wider(answer, classes), _wider(known, classes).expand(len(y), -1), age))
+            answer, there = _answer(module, x, t, classes)
+            said.append((key, answer, there & _wider(known, classes), age))
         if self.memory is not None:
             said.append(_recalled(recalled, self._known, y, classes))
         answers, known = torch.stack([s[1] for s in said], 1), torch.stack([s[2] for s in said], 1)
@@ -278,6 +278,21 @@ def _rows(strategy: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x, y, t, logits
 
 
+@torch.no_grad()
+def _answer(module: nn.Module, x: Tensor, t: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """A network's logits [batch, classes], and the rows [batch, 1] that it answers: tasks it has a head for."""
+    there = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    if is_multi_task_module(module):
+        heads: Any = module.known_train_tasks_labels
+        there = torch.isin(t, torch.tensor(sorted(heads), device=t.device))
+        if not there.all():
+            answer = torch.zeros(len(x), classes, device=x.device)
+            if there.any():
+                answer[there] = _wider(avalanche_forward(module, x[there], t[there]), classes)
+            return answer, there.unsqueeze(1)
+    return _wider(avalanche_forward(module, x, t), classes), there.unsqueeze(1)
+
+
 def _recalled(recalled: Remembered | None, known: Tensor, y: Tensor, classes: int) -> tuple[str, Tensor, Tensor, int]:
     """The logits that were remembered with the rows as a teacher's answer; rows that have just arrived have none."""
     if recalled is None:
@@ -292,10 +307,13 @@ def _wider(tensor: Tensor, classes: int) -> Tensor:
     return F.pad(tensor, (0, max(classes - tensor.shape[-1], 0)))
 
 
-def _ends_task(experience: Any) -> bool:
-    """Every experience does but the parts of one that an online stream has cut, whose last part shows the end."""
+def _begins_task(experience: Any) -> bool:
+    """Every experience but the later parts of one that an online stream has cut; that stream may hide its tasks.
+
+    Not by the end of a task: Avalanche 0.6.0 leaves ``is_last_subexp`` false where the parts are all of one size.
+    """
     if isinstance(experience, OnlineCLExperience):
-        return bool(experience.access_task_boundaries and experience.is_last_subexp)
+        return bool(experience.access_task_boundaries and experience.is_first_subexp)
     return True
 
 
