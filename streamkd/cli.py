@@ -440,6 +440,25 @@ def bench_learning(out: Path | None, seeds: int, only: tuple[str, ...], baseline
         plots.write(result["rows"], how["plots"])
 
 
+@bench.command("meta")
+@FIGURES
+@click.option("--seeds", default="0,1,2,3,4", show_default=True, help="Comma-separated: splits of the alphabets.")
+@click.option("--data", "file", type=click.Path(path_type=Path, dir_okay=False), help="omniglot-small.parquet.")
+@click.option("--variants", help="Comma-separated; default all.")
+@click.option(
+    "--work", type=click.Path(path_type=Path, file_okay=False), default=Path("out/meta"), show_default=True,
+    help="Keeps each run's result; what is there is not run again.",
+)  # fmt: skip
+def bench_meta(out: Path | None, seeds: str, file: Path | None, variants: str | None, work: Path) -> None:
+    """Records that a new Omniglot alphabet takes with phase 2, over those without."""
+    from streamkd.bench import meta
+
+    with _bar("runs", None) as advance:
+        chosen = variants.split(",") if variants else tuple(meta.VARIANTS)
+        result = meta.measure(_integers(seeds), work, file=file, variants=chosen, progress=advance)
+    _figures(result, out)
+
+
 def _figures(result: dict[str, Any], out: Path | None) -> None:
     """Write a suite's result where that is asked for, and print its figures."""
     if out:

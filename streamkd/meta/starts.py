@@ -90,7 +90,7 @@ def learn_start(
         progress(number + 1)
     weights = {name: value.detach().clone() for name, value in student.state_dict().items()}
     names = [name for name, _ in student.named_parameters()]
-    rates = {name: math.exp(float(log)) for name, log in zip(names, logs, strict=True)} if how == "metasgd" else {}
+    rates = {name: math.exp(log.item()) for name, log in zip(names, logs, strict=True)} if how == "metasgd" else {}
     return Start(weights, rates, losses)
 
 

@@ -8,7 +8,7 @@
 All are one network read through a choice of columns, so one trained network serves every episode.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -30,7 +30,7 @@ class Stranger:
     fresh = True
     version = 0
 
-    def __init__(self, key: str, network: Student, columns: Sequence[int], width: int) -> None:
+    def __init__(self, key: str, network: Callable[[Tensor], Tensor], columns: Sequence[int], width: int) -> None:
         self.key, self.network, self.columns = key, network, torch.tensor(columns)
         self._width = width
 

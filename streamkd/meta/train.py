@@ -5,21 +5,24 @@
       L_out            CE on clean query records of all tasks so far, after ``horizon`` steps of the student
 
 The gate and its optimiser live on from episode to episode, everything else begins anew. Horizon: the
-momentum-weighted first-order sum of ``adapt`` (``shared/math.md`` of the project, section 2, has its accuracy).
+first-order sum of ``streamkd.meta.adapt`` over the steps that were really taken.
 
-``meta_train`` is the same for people with only PyTorch: their model, teachers, optimiser and batches.
+``streamkd.meta.plain`` is for people with only PyTorch: their model, teachers, optimiser and batches.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from streamkd.distill.losses import Lesson
 from streamkd.distill.step import Step
 from streamkd.meta.adapt import GateAdapter
-from streamkd.meta.episodes import Course, Part
+from streamkd.meta.episodes import Course
 from streamkd.meta.optimizee import RuleTrainer
+from streamkd.meta.starts import Batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ def play(adapter: GateAdapter, course: Course, step: Step, batch: int) -> Played
     outer = []
     for task, part in enumerate(course):
         step.grow(part.classes)
-        hold_out(step, part, task)
+        hold_out(step, part.query, task)
         for x, y in zip(part.support.x.split(batch), part.support.y.split(batch), strict=True):
             learn(step, x, y, task)
             outer.append(adapter.outer_loss)
@@ -61,23 +64,28 @@ def play(adapter: GateAdapter, course: Course, step: Step, batch: int) -> Played
     return Played(sum(outer) / len(outer), accuracy_of(step, course))
 
 
-def learn(step: Step, x: Tensor, y: Tensor, task: int = 0) -> float:
-    """One step without Avalanche: begin, forward, weigh, loss, backward, update, finish. Its loss."""
+def learn(step: Step, x: Tensor, y: Tensor, task: int = 0) -> tuple[float, Lesson]:
+    """One step without Avalanche: begin, forward, weigh, loss, backward, update, finish. Its loss and lesson.
+
+    Where the loss is not finite, nothing moves.
+    """
     plan = step.begin(x, y, task)
     step.optimizer.zero_grad()
     logits = step.forward(plan)
-    loss = step.loss(step.weigh(plan, logits))
+    lesson = step.weigh(plan, logits)
+    loss = step.loss(lesson)
     loss.backward()
-    step.clip()
-    step.optimizer.step()
-    step.finish(plan, logits)
-    return float(loss.detach())
+    if math.isfinite(loss.item()) and step.gradients_finite():
+        step.clip()
+        step.optimizer.step()
+        step.finish(plan, logits)
+    return loss.item(), lesson
 
 
 @torch.no_grad()
-def hold_out(step: Step, part: Part, task: int) -> None:
-    """Offer a task's query to the held-out part of the memory."""
-    ring, query = step.memory.holdout, part.query
+def hold_out(step: Step, query: Batch, task: int) -> None:
+    """Offer records to the held-out part of the memory."""
+    ring = step.memory.holdout
     draws = torch.rand(2 * len(query.y), generator=torch.Generator().manual_seed(task)).tolist()
     chosen = ring.offer(query.y.tolist(), draws)
     places, rows = torch.tensor(list(chosen)), torch.tensor(list(chosen.values()))

@@ -1,0 +1,190 @@
+"""``streamkd bench meta``: how many records a new task takes with phase 2 and without.
+
+    Omniglot's alphabets, split by the seed ─► known: `meta-train` ─► unseen: the stream, one alphabet after another
+    after every batch: accuracy on the test records of the alphabet that is being learned
+
+The level of a task is 90 % of the final accuracy that the stream without phase 2 reaches on it, so both are asked for
+the same; ``records_ratio`` is what phase 2 needs to get there over what is needed without, summed over the tasks of a
+seed, mean over the seeds. ``own_ratio`` takes 90 % of each side's own final accuracy instead, which is the higher one
+with phase 2. Variants take part of the artefact: the gate alone, the start without rates.
+"""
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+
+from streamkd import config as configuration
+from streamkd.config import Config
+from streamkd.distill.students import at_rest
+from streamkd.errors import SourceError
+from streamkd.learner import Learner
+from streamkd.meta_training import Phase2, meta_train
+from streamkd.plugins import Registry
+from streamkd.state.environment import environment
+from streamkd.streams import codec
+from streamkd.wiring import open_source, schema_of
+
+FILE = "omniglot-small.parquet"
+UNSEEN = 3  # alphabets of eight
+LEVEL = 0.9
+MODELS = ("student", "served")
+VARIANTS: dict[str, Phase2 | None] = {
+    "without": None,
+    "full": Phase2(),
+    "maml": Phase2(episodes=0, student_start="maml"),
+    "gate": Phase2(student_start="none"),
+}
+Row = dict[str, Any]
+Curve = list[tuple[int, float, float]]
+
+
+def measure(
+    seeds: Sequence[int],
+    work: Path,
+    *,
+    file: Path | None = None,
+    student: Mapping[str, Any] | None = None,
+    variants: Sequence[str] = tuple(VARIANTS),
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Every variant under every seed; what ``work`` holds already is not run again.
+
+    Raises:
+        SourceError: the file is not there.
+    """
+    file = file or Path(os.environ.get("STREAMKD_DATA", "data")) / FILE
+    if not file.exists():
+        raise SourceError("needed Omniglot's small set", where=str(file), fix="name it with --data FILE")
+    torch.set_num_threads(1)
+    registry = Registry.load()
+    network = dict(student or {"name": "mlp", "hidden": [100, 100]})
+    rows: list[Row] = []
+    jobs = [(seed, variant) for seed in seeds for variant in dict.fromkeys(["without", *variants])]
+    for number, (seed, variant) in enumerate(jobs):
+        kept = work / network["name"] / f"{variant}-{seed}.json"
+        if not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps(run_one(variant, seed, file, kept.parent, network, registry)), "utf-8")
+        rows.append(json.loads(kept.read_text("utf-8")))
+        progress(number + 1, len(jobs))
+    return {"schema": 1, "suite": "meta", "figures": figures(rows), "rows": rows, "environment": environment()}
+
+
+def run_one(variant: str, seed: int, file: Path, work: Path, student: Mapping[str, Any], registry: Registry) -> Row:
+    """One variant under one seed: the curve of each unseen alphabet, [[records, student, served], ...]."""
+    known, unseen = (work / f"{half}-{seed}.parquet" for half in ("known", "unseen"))
+    alphabets = _split(file, seed, known, unseen)
+    begun = time.perf_counter()
+    phase, artefact = VARIANTS[variant], work / f"{variant}-{seed}"
+    if phase is not None:
+        meta_train(_config(known, seed, student, 0.0, None, registry), registry, artefact, phase)
+    seconds = time.perf_counter() - begun
+    stream = _config(unseen, seed, student, 0.25, artefact if phase else None, registry)
+    curves = {task: _from_its_begin(points) for task, points in _curves(stream, registry).items()}
+    return {"variant": variant, "seed": seed, "unseen": alphabets, "seconds": seconds, "curves": curves}
+
+
+def _split(file: Path, seed: int, known: Path, unseen: Path) -> list[str]:
+    """Write both halves; the names of the unseen alphabets."""
+    table = pq.read_table(file)
+    names = sorted(pc.unique(table["alphabet"]).to_pylist())
+    order = [names[place] for place in np.random.default_rng(seed).permutation(len(names))]
+    for path, mine in ((unseen, order[:UNSEEN]), (known, order[UNSEEN:])):
+        pq.write_table(table.filter(pc.is_in(table["alphabet"], pa.array(mine))), path)
+    return order[:UNSEEN]
+
+
+def _config(
+    path: Path, seed: int, student: Mapping[str, Any], test_ratio: float, meta: Path | None, registry: Registry
+) -> Config:
+    """The defaults, but for what the data asks for; the mean and spread are those of ink on paper."""
+    image = {"name": "image", "shape": [28, 28], "dtype": "uint8", "scale": 1 / 255, "mean": 0.08, "std": 0.27}
+    tree = {
+        "name": "omniglot",
+        "device": "cpu",
+        "seed": seed,
+        "stream": {
+            "source": {"name": "replay", "path": str(path), "test_ratio": test_ratio},
+            "records": {"inputs": [image], "label": "label", "label_type": "string", "task": "alphabet"},
+        },
+        "student": dict(student),
+        "meta": str(meta) if meta else None,
+    }
+    return configuration.from_tree(tree, registry)
+
+
+def _curves(config: Config, registry: Registry) -> dict[str, Curve]:
+    """Accuracy on the present task's test records after each batch, by records of the whole stream."""
+    schema = schema_of(config, registry)
+    source, _ = open_source(config, registry, schema)
+    tests = {}
+    for task, rows in source.tests().items():
+        records, _ = codec.encode(rows, schema, 0)
+        tests[task] = (torch.tensor(records.inputs), records.labels)
+    learner = Learner(config, registry, source, schema)
+    found: dict[str, Curve] = {}
+    while learner.advance():
+        task = learner.tasks.names[learner.tasks.current]
+        index = {label: column for column, label in enumerate(learner.labels.labels)}
+        x, labels = tests[task]
+        y = torch.tensor([-1 if label is None else index.get(label, -1) for label in labels])
+        point = (learner.records, _accuracy(learner.student, x, y), _accuracy(learner.served, x, y))
+        found.setdefault(task, []).append(point)
+    return found
+
+
+@torch.no_grad()
+def _accuracy(model: Any, x: torch.Tensor, y: torch.Tensor) -> float:
+    with at_rest(model):
+        return float((model(x).argmax(1) == y).float().mean())
+
+
+def _from_its_begin(points: Curve) -> Curve:
+    """Records counted within the task."""
+    before = points[0][0] - min(points[0][0], points[1][0] - points[0][0])
+    return [(records - before, student, served) for records, student, served in points]
+
+
+def figures(rows: Sequence[Row]) -> dict[str, float]:
+    """Ratios, final accuracies and seconds, means over the seeds; ``..._std`` beside the ratios."""
+    found: dict[str, float] = {}
+    plain = {row["seed"]: row for row in rows if row["variant"] == "without"}
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        mine = [row for row in rows if row["variant"] == variant]
+        for place, model in enumerate(MODELS, 1):
+            final = [curve[-1][place] for row in mine for curve in row["curves"].values()]
+            found[f"{variant}.{model}.final_accuracy"] = statistics.mean(final)
+            if variant == "without":
+                continue
+            for name, own in (("records_ratio", False), ("own_ratio", True)):
+                ratios = [_ratio(row, plain[row["seed"]], place, own) for row in mine]
+                found[f"{variant}.{model}.{name}"] = statistics.mean(ratios)
+                found[f"{variant}.{model}.{name}_std"] = statistics.stdev(ratios) if len(ratios) > 1 else 0.0
+        if variant != "without":
+            found[f"{variant}.training_seconds"] = statistics.mean(row["seconds"] for row in mine)
+    return found
+
+
+def _ratio(row: Row, plain: Row, place: int, own: bool) -> float:
+    """Records needed over those needed without, summed over the tasks; the level is ``own``, or that without."""
+    needed = {"with": 0, "without": 0}
+    for task, curve in row["curves"].items():
+        base = plain["curves"][task]
+        needed["with"] += _needed(curve, LEVEL * (curve if own else base)[-1][place], place)
+        needed["without"] += _needed(base, LEVEL * base[-1][place], place)
+    return needed["with"] / needed["without"]
+
+
+def _needed(curve: Curve, level: float, place: int) -> int:
+    """Records until the level is first reached; all of the task's where it never is."""
+    return next((point[0] for point in curve if point[place] >= level), curve[-1][0])

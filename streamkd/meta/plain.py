@@ -1,0 +1,173 @@
+"""``streamkd.meta_train``: a gate over your own teachers, learned while your own model is trained. Only PyTorch.
+
+    for x, y in dataloader:   teachers answer ─► gate ─► match-gate loss ─► your optimiser's step
+                              every few steps: the gate moves along d CE(query) / dφ, in closed form
+
+No configuration, no stream, no Avalanche: any module, any callables as teachers, SGD, Adam or AdamW.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from streamkd.distill.gate import Gate
+from streamkd.distill.losses import MatchGate, MatchGateOptions
+from streamkd.distill.memory import Memory
+from streamkd.distill.pool import Pool
+from streamkd.distill.scorer import PerSampleGate, PerSampleOptions
+from streamkd.distill.step import Step
+from streamkd.distill.students import Normalise, Student, at_rest
+from streamkd.distill.terms import Term
+from streamkd.errors import ConfigError
+from streamkd.meta.adapt import Engine, GateAdapter
+from streamkd.meta.starts import Batch
+from streamkd.meta.strangers import Stranger
+from streamkd.meta.train import hold_out, learn
+
+QUERY = 128  # held-out records for each move of the gate
+Teacher = Callable[[Tensor], Tensor]
+Batches = Iterable[Sequence[Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class MetaTrained:
+    """The gate as it was learned; the loss of each step; the mean weight of each source over the last epoch."""
+
+    gate: nn.Module
+    losses: list[float]
+    weights: dict[str, float]
+    adaptations: int
+
+
+def meta_train(
+    model: nn.Module,
+    teachers: Sequence[Teacher] | Mapping[str, Teacher],
+    optimizer: torch.optim.Optimizer,
+    dataloader: Batches,
+    *,
+    query: Batches | None = None,
+    epochs: int = 1,
+    gate: nn.Module | None = None,
+    temperature: float = 2.0,
+    every: int = 5,
+    gate_learning_rate: float = 0.01,
+    clip_norm: float | None = None,
+) -> MetaTrained:
+    """Train ``model`` on ``dataloader`` under its teachers, and the gate that says whom each sample listens to.
+
+    Args:
+        model: maps x [batch, ...] to logits [batch, classes]; it is trained in place.
+        teachers: callables from x to logits over the same classes; by name, or numbered. They are asked without
+            gradient, in the mode that they are in.
+        optimizer: over the model's parameters: SGD (momentum, Nesterov), Adam or AdamW.
+        dataloader: batches (x, y), y [batch] int64, or -1 for a record without label, which the teachers alone teach.
+        query: batches that the model is not trained on, best with clean labels; all of them are kept in memory.
+            Without it, each batch is the query for the step before it, which is sound for one epoch only: a record
+            that the model has learned makes the gate greedy for hard labels.
+        gate: a ``streamkd.distill.gate.Gate``; by default the shared scorer, hard-label floor 0.3.
+        every: steps from one move of the gate to the next.
+        clip_norm: global norm to which the gradients are clipped.
+
+    Raises:
+        ConfigError: an optimiser that has no closed form or lacks a parameter of the model; no teacher; epochs above
+            1 without ``query``.
+    """
+    if epochs > 1 and query is None:
+        raise ConfigError("several epochs need records that are not trained on", where="query", fix="give `query`")
+    named = teachers if isinstance(teachers, Mapping) else {f"teacher-{n}": each for n, each in enumerate(teachers)}
+    if not named:
+        raise ConfigError("needed at least one teacher, got none", where="teachers")
+    _covers(optimizer, model)
+    gate = gate or PerSampleGate(PerSampleOptions())
+    engine: Engine = "auto" if query is not None else "prequential"
+    device = next(model.parameters()).device
+    adapter = GateAdapter(
+        gate.to(device), every=every, on_task_steps=0, engine=engine, learning_rate=gate_learning_rate, query=QUERY
+    )
+    step: Step | None = None
+    losses: list[float] = []
+    weights: list[Tensor] = []
+    model.train()
+    for _ in range(epochs):
+        weights.clear()
+        for x, y, *_ in dataloader:
+            x, y = x.to(device), y.to(device)
+            if step is None:
+                step = _wire(_Plain(model, x), named, optimizer, gate, adapter, query, temperature, clip_norm)
+            loss, lesson = learn(step, x, y)
+            losses.append(loss)
+            weights.append(lesson.weights)
+    mean = torch.cat(weights).mean(0).tolist() if weights else []
+    return MetaTrained(gate, losses, dict(zip(("hard", *named), mean, strict=False)), adapter.adaptations)
+
+
+class _AsItIs(nn.Module):
+    """The normalisation of a model that has its own."""
+
+    fit = 0
+
+
+class _Plain(Student):
+    """Any model where a step expects a student; ``x`` is a batch of its inputs."""
+
+    def __init__(self, model: nn.Module, x: Tensor) -> None:
+        nn.Module.__init__(self)
+        self.normalise = cast(Normalise, _AsItIs())
+        self.body = model
+        with at_rest(self), torch.no_grad():
+            self._classes = model(x[:1]).shape[1]
+        self.train()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+    @property
+    def classes(self) -> int:
+        return self._classes
+
+
+def _covers(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in held]
+    if missing:
+        raise ConfigError(
+            f"the optimiser does not move {missing[0]!r} ({len(missing)} of the model's parameters)",
+            where="optimizer",
+            fix="give it model.parameters(), or set requires_grad to False where nothing is to be learned",
+        )
+
+
+def _wire(
+    student: _Plain,
+    teachers: Mapping[str, Teacher],
+    optimizer: torch.optim.Optimizer,
+    gate: nn.Module,
+    adapter: GateAdapter,
+    query: Batches | None,
+    temperature: float,
+    clip_norm: float | None,
+) -> Step:
+    """A step without replay whose held-out memory is the query."""
+    held = [(x, y) for x, y, *_ in query] if query is not None else []
+    size = sum(len(y) for _, y in held)
+    memory = Memory(max(size, 1), 1.0, "class-balanced", 1, seed=0)
+    memory.holdout_ratio = 0.0  # nothing that arrives is held out
+    columns = range(student.classes)
+    pool = Pool(
+        [Stranger(name, teacher, columns, len(columns)) for name, teacher in teachers.items()],
+        None,
+        memory,
+        limit=len(teachers),
+        limit_bytes=1,
+    )
+    loss = Term(MatchGate(MatchGateOptions(temperature=temperature)), 1.0)
+    step = Step(
+        student, optimizer, memory, pool, cast(Gate, gate), [loss], replay=0, clip_norm=clip_norm, adapter=adapter
+    )
+    for x, y in held:
+        hold_out(step, Batch(x, y), task=0)
+    pool.assess(student)
+    return step
