@@ -116,6 +116,12 @@ def test_no_file_is_the_embedded_stream(registry: Registry) -> None:
         ("name: mine", "student: {name: mlp, hidden: [16, 0]}", "c.yaml:1: student.hidden.1", "greater than 0", ""),
         ("name: mine", "losses: [{name: match-gate, temperature: cold}]", "c.yaml:1: losses.0.temperature",
          "valid number", ""),
+        ("name: mine", "losses: [{name: match-gate, gate: {name: fixd}}]", "c.yaml:1: losses.0.gate.name",
+         "there is no gate 'fixd'", "did you mean 'fixed'?"),
+        ("name: mine", "losses: [{name: match-gate, gate: {name: fixed, hard: 2}}]", "c.yaml:1: losses.0.gate.hard",
+         "equal to 1, got 2", ""),
+        ("name: mine", "losses: [{name: feature, student: body.head}]", "c.yaml:1: losses.0.teacher",
+         "is missing", ""),
     ],
 )  # fmt: skip
 def test_a_mistake_is_refused_with_its_place(

@@ -164,6 +164,12 @@ class Named(Options):
     id: str = ""
 
 
+class Gated(Options):
+    """Another: the gate of a single loss."""
+
+    gate: str = ""
+
+
 @pytest.mark.parametrize(
     ("hook", "yielded", "said"),
     [
@@ -175,6 +181,7 @@ class Named(Options):
         ("gates", [Kind("a", "print")], "needed a callable `make`"),  # type: ignore[arg-type]
         ("gates", [Kind("a", print, dict)], "needed a subclass of streamkd.hookspecs.Options"),  # type: ignore[arg-type]
         ("teachers", [Kind("a", print, Named)], "the option 'id' can never be filled"),
+        ("losses", [Kind("a", print, Gated)], "the option 'gate' can never be filled"),
     ],
 )
 def test_what_is_no_kind_is_refused(hook: str, yielded: object, said: str) -> None:

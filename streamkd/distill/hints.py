@@ -61,24 +61,21 @@ class Feature:
             return feature_distance(ours, theirs)
         name = _slot(self.options, key)
         if name not in self.adapters:
-            raise PluginError(
-                f"{self.options.student!r} gives {list(ours.shape[1:])}, {key!r} {list(theirs.shape[1:])}, and no "
-                "adapter was made for these",
-                where="loss feature",
-                fix="name layers whose size does not change as labels come",
-            )
+            raise _unfitting(self.options.student, ours.shape[1:], key, theirs.shape[1:])
         return feature_distance(*self.adapters[name](ours, theirs))
 
     def prepare(self, student: Shapes, teachers: Mapping[str, Shapes]) -> None:
-        """An adapter for each teacher whose layer has another shape than the student's."""
-        ours = student[self.options.student]
-        self.adapters = nn.ModuleDict(
-            {
-                _slot(self.options, key): Adapter(ours, teachers[key][layer])
-                for key, layer in self.options.teacher.items()
-                if teachers[key][layer] != ours
-            }
-        )
+        """An adapter for each teacher whose layer has another shape than the student's.
+
+        Raises:
+            PluginError: one of the two is a head, which grows as labels come: no adapter would fit it for long.
+        """
+        mine, self.adapters = self.options.student, nn.ModuleDict()
+        for key, layer in self.options.teacher.items():
+            if teachers[key][layer] != student[mine]:
+                if "head" in (mine.rpartition(".")[2], layer.rpartition(".")[2]):
+                    raise _unfitting(mine, student[mine], key, teachers[key][layer])
+                self.adapters[_slot(self.options, key)] = Adapter(student[mine], teachers[key][layer])
 
     def parameters(self) -> Iterable[nn.Parameter]:
         return self.adapters.parameters()
@@ -196,6 +193,14 @@ def hint_table(lesson: Lesson, options: HintOptions, apart: Apart) -> Float[Tens
 
 def _names(options: HintOptions) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
     return (options.student,), {key: (layer,) for key, layer in options.teacher.items()}
+
+
+def _unfitting(layer: str, ours: Iterable[int], key: str, theirs: Iterable[int]) -> PluginError:
+    return PluginError(
+        f"{layer!r} gives {list(ours)} and the teacher {key!r} {list(theirs)}, and no adapter would stay fit",
+        where="loss feature",
+        fix="name layers whose size does not change as labels come",
+    )
 
 
 def _slot(options: HintOptions, key: str) -> str:

@@ -195,6 +195,34 @@ def test_source_losses_price_each_source_alone(seed: int, temperature: float) ->
         torch.testing.assert_close(table[:, source], alone, rtol=1e-10, atol=1e-10)
 
 
+@given(seeds, temperatures)
+def test_the_table_is_the_slope_in_each_weight(seed: int, temperature: float) -> None:
+    """``per_source`` has the derivative of ∂L/∂w, and under the weights the gradient of the fused loss."""
+    parts, loss = toys.lesson(seed), MatchGate(MatchGateOptions(temperature=temperature))
+    toys.check_per_source(loss, toys.lesson_of(parts))
+    z = parts["logits"].requires_grad_()
+    lesson = toys.lesson_of(parts)
+    apart = (lesson.weights * loss.per_source(lesson)).sum()
+    slopes = [torch.autograd.grad(total, z)[0] for total in (loss(lesson).sum(), apart)]
+    torch.testing.assert_close(slopes[0], slopes[1], rtol=1e-9, atol=1e-10)
+
+
+@given(seeds)
+def test_a_row_without_label_learns_from_teachers_alone(seed: int) -> None:
+    """Its cross entropy is 0; its divergence is that of a row with a label; without any teacher it teaches nothing."""
+    parts = toys.lesson(seed)
+    parts["weights"][:, 0] = 0
+    labelled = loss_of(parts, 2.0)
+    parts["labels"][:] = -1
+    torch.testing.assert_close(loss_of(parts, 2.0), labelled, rtol=1e-12, atol=1e-12)
+    soft = soft_answers(parts["answers"], parts["known"], 2.0)
+    assert (source_losses(parts["logits"], parts["labels"], soft, 2.0)[:, 0] == 0).all()
+    parts["weights"][:] = 0
+    z = parts["logits"].requires_grad_()
+    (slope,) = torch.autograd.grad(loss_of(parts, 2.0).sum(), z)
+    assert (slope == 0).all()
+
+
 def test_the_loss_of_a_lesson_is_the_formula_with_its_temperature() -> None:
     """``MatchGate`` hands the lesson's parts and its own temperature to the formula."""
     parts = toys.lesson(6)

@@ -111,6 +111,8 @@ def test_clipping_counts_the_adapters() -> None:
         (feature(ema="body.tail"), "no layer 'body.tail'"),
         (feature(absent="body.head"), "'absent', which is not in the pool"),
         (feature(memory="body.head"), "'memory' shows no layer 'body.head'"),
+        (feature(ema="body.head"), "no adapter would stay fit"),
+        (feature("body.head", ema="body.hidden.1"), "no adapter would stay fit"),
     ],
 )
 def test_layers_that_are_not_there_are_refused_when_the_parts_are_wired(loss: Feature, said: str) -> None:
@@ -141,7 +143,7 @@ def test_terms_come_back_from_their_state() -> None:
 
 def test_adapters_of_other_layers_begin_anew(caplog: pytest.LogCaptureFixture) -> None:
     """A teacher whose layer has another width since is said, and its adapter is fresh."""
-    wide, narrow = step_with(Term(feature(), 1.0)), step_with(Term(feature(ema="body.head"), 1.0))
+    wide, narrow = step_with(Term(feature(), 1.0)), step_with(Term(feature("body.hidden.1", ema="body.hidden.0"), 1.0))
     fresh = [p.detach().clone() for p in terms.parameters_of(narrow.terms)]
     assert not terms.restore(narrow.terms, terms.state_of(wide.terms))
     assert all(torch.equal(p, b) for p, b in zip(terms.parameters_of(narrow.terms), fresh, strict=True))
