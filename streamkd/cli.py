@@ -306,7 +306,7 @@ def teachers_train(config: Path | None, overrides: tuple[str, ...], columns: str
         done = pretraining.train(tree, registry, columns=names, progress=advance, **options)
     head = ("teacher", "records", "classes", "epochs", "held-out accuracy", "path")
     _table(head, [(t.name, t.records, t.classes, t.epochs, _show(t.accuracy), t.path) for t in done])
-    click.echo(f"use: teachers: [..., {{name: checkpoint, id: {done[0].name}, path: {done[0].path}}}]")
+    click.echo(f"use: teachers: [..., {{name: checkpoint, id: {done[0].name}, path: {done[0].path.resolve()}}}]")
 
 
 @cli.group()

@@ -57,9 +57,12 @@ class Answer:
 
 
 class TorchvisionTeacher:
-    """A frozen network whose outputs are matched to the stream by label."""
+    """A frozen network whose outputs are matched to the stream by label.
 
-    role: Role = "frozen"
+    Settled, not frozen: its answers in the label space's columns change when a label that it knows is new there.
+    """
+
+    role: Role = "settled"
     fresh = True
 
     def __init__(self, options: TorchvisionOptions, context: TeacherContext) -> None:
@@ -75,6 +78,11 @@ class TorchvisionTeacher:
         self._wanted: set[str] = set()
         self._last: Answer | None = None
         self.grow(context.labels)
+
+    @property
+    def version(self) -> int:
+        """How many labels of the stream it knows."""
+        return len(self._columns)
 
     def logits(self, x: Tensor) -> Float[Tensor, "batch classes"]:
         """The network's outputs in the label space's columns; 0 in those that it does not know."""
