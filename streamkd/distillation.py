@@ -126,7 +126,7 @@ class MatchGateDistillation(SupervisedPlugin):
 
     @property
     def average(self) -> nn.Module:
-        """The moving average of the model: usually the better one to predict with."""
+        """The moving average of the model, in evaluation mode."""
         if self._average is None:
             raise ConfigError("nothing was trained yet, so there is no average", where="MatchGateDistillation.average")
         return self._average.module

@@ -1,7 +1,9 @@
 """The plugin in strategies of Avalanche itself: small real data, heads that grow and heads that do not."""
 
 import copy
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -149,6 +151,19 @@ def test_it_is_offered_by_the_package() -> None:
     assert streamkd.MatchGateDistillation is MatchGateDistillation
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = streamkd.Nothing
+
+
+def test_the_readme_runs() -> None:
+    """The README's three lines are a strategy that learns."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    (block,) = (b for b in re.findall(r"```python\n(.*?)```", readme, re.S) if "MatchGateDistillation" in b)
+    model = Net(grows=True)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    place = {"Naive": Naive, "model": model, "optimizer": optimizer, "criterion": nn.CrossEntropyLoss()}
+    exec(block, place)
+    for experience in experiences(2):
+        place["strategy"].train(experience, eval_streams=[])  # type: ignore[attr-defined]
+    assert place["teach"].weights["average"] > 0  # type: ignore[attr-defined]
 
 
 def test_the_term_is_the_oracles() -> None:
