@@ -1,0 +1,289 @@
+"""The analytic teacher: right without gradient or memory, quick with new classes, modest, exact when resumed."""
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import toys
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from streamkd.distill import analytic
+from streamkd.distill.analytic import AnalyticOptions, AnalyticTeacher
+from streamkd.distill.pool import Pool
+from streamkd.distill.teachers import Observing, Settled, Teacher, TeacherContext
+from streamkd.errors import PluginError, StateConflict
+from streamkd.records import RecordSchema
+from streamkd.state import tree
+
+DIGITS = toys.schema_of(8, 8, scale=1 / 16)
+
+
+def digits(order: str = "classes") -> tuple[Tensor, Tensor]:
+    """scikit-learn's digits, shuffled, or two classes after two others."""
+    found = load_digits()
+    x, y = torch.from_numpy(found.images).float(), torch.from_numpy(found.target)
+    mixed = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+    x, y = x[mixed], y[mixed]
+    if order == "classes":
+        places = torch.argsort(y // 2, stable=True)
+        x, y = x[places], y[places]
+    return x, y
+
+
+def teacher_of(classes: int = 10, schema: RecordSchema = DIGITS, **options: Any) -> AnalyticTeacher:
+    student = toys.mlp(classes, schema=schema)
+    context = TeacherContext("analytic", student, schema, list(range(classes)), torch.device("cpu"))
+    return AnalyticTeacher(AnalyticOptions(**options), context)
+
+
+def steps(x: Tensor, y: Tensor, batch: int = 10) -> Iterator[tuple[Tensor, Tensor]]:
+    yield from zip(x.split(batch), y.split(batch), strict=True)
+
+
+def show(teacher: AnalyticTeacher, x: Tensor, y: Tensor) -> AnalyticTeacher:
+    for part, labels in steps(x, y):
+        teacher.observe(part, labels)
+    return teacher
+
+
+def right(teacher: AnalyticTeacher, x: Tensor, y: Tensor) -> float:
+    answers = teacher.logits(x).masked_fill(~teacher.known(), -torch.inf)
+    return float((answers.argmax(1) == y).float().mean())
+
+
+def test_it_is_a_settled_teacher_that_observes() -> None:
+    """The pool asks it anew when its version rises, and shows it the labels."""
+    teacher = teacher_of()
+    assert isinstance(teacher, Teacher)
+    assert isinstance(teacher, Settled)
+    assert isinstance(teacher, Observing)
+
+
+def test_one_pass_in_any_order_of_the_classes_teaches_it_the_digits() -> None:
+    """Class after class, each record once, it gets nineteen of twenty held-out digits, as many as of a mixed order."""
+    found = {}
+    for order in ("classes", "mixed"):
+        x, y = digits(order)
+        out = torch.arange(len(y)) % 5 == 0
+        teacher = show(teacher_of(channels=32, dense=256), x[~out], y[~out])
+        teacher.end_task()
+        found[order] = right(teacher, x[out], y[out])
+    assert found["classes"] > 0.95
+    assert found["classes"] > found["mixed"] - 0.015
+
+
+def test_it_says_nothing_before_it_has_seen_anything() -> None:
+    """No class is known, every logit is 0."""
+    teacher = teacher_of()
+    assert not teacher.known().any()
+    assert not teacher.logits(digits()[0][:3]).any()
+
+
+def test_answers_change_only_with_the_version() -> None:
+    """Between two versions the pool may keep what was said."""
+    x, y = digits()
+    teacher = teacher_of(channels=8, dense=0)
+    said, version = teacher.logits(x[:7]), teacher.version
+    for part, labels in steps(x, y):
+        teacher.observe(part, labels)
+        now = teacher.logits(x[:7])
+        assert torch.equal(now, said) == (teacher.version == version)
+        said, version = now, teacher.version
+    assert 5 < version < len(y) / 64
+
+
+def test_a_new_class_is_answered_after_a_few_of_its_records() -> None:
+    """Within ``FEW`` of its records and a hundredth of all, a new class is known, without waiting for a block."""
+    x, y = digits()
+    teacher = show(teacher_of(channels=8, dense=0), x[y < 4], y[y < 4])
+    assert teacher.known()[:4].all()
+    assert not teacher.known()[4:].any()
+    new = x[y == 4][:70]
+    teacher.observe(new[:31], torch.full((31,), 4))
+    assert not teacher.known()[4]
+    teacher.observe(new[31:], torch.full((39,), 4))
+    assert teacher.known()[4]
+
+
+def test_a_task_that_ends_leaves_nothing_waiting() -> None:
+    """What arrived since the last solution is in the next one before teachers are judged."""
+    x, y = digits()
+    teacher = show(teacher_of(channels=8, dense=0), x[:405], y[:405])
+    version = teacher.version
+    teacher.end_task()
+    assert teacher.version == version + 1
+    assert teacher.discriminant.records == 405
+    teacher.end_task()
+    assert teacher.version == version + 1
+
+
+def test_when_the_inputs_change_it_is_solved_sooner() -> None:
+    """A block of which it gets clearly fewer right than usual is answered by a new solution."""
+    x, y = digits("mixed")
+    many, labels = x.repeat(6, 1, 1), y.repeat(6)
+    teacher = show(teacher_of(channels=8, dense=0), many, labels)
+    teacher.end_task()
+    version = teacher.version
+    turned = many.flip(1)
+    show(teacher, turned[:270], labels[:270])
+    assert teacher.version > version
+    show(teacher, many[:270], labels[:270])
+    same = copy.deepcopy(teacher)
+    show(same, many[270:540], labels[270:540])
+    assert same.version == teacher.version
+
+
+def test_its_temperature_is_chosen_on_rows_not_learned_yet() -> None:
+    """With more features than records it would be sure of everything; tempered, unseen rows hardly surprise it."""
+    x, y = digits("mixed")
+    teacher = show(teacher_of(channels=64, dense=512), x[:600], y[:600])
+    teacher.end_task()
+    surprise = [
+        float(torch.nn.functional.cross_entropy(teacher.logits(x[700:]) * factor, y[700:]))
+        for factor in (1.0, float(teacher.network.temperature))
+    ]
+    assert float(teacher.network.temperature) > 4
+    assert surprise[0] < 0.25
+    assert surprise[0] < surprise[1] / 2
+
+
+def test_a_moving_normalisation_is_waited_for() -> None:
+    """While mean and spread are fitted nothing is learned; then all rows are, with the final statistics."""
+    x, y = digits("mixed")
+    schema = toys.schema_of(8, 8, fit=100)
+    teacher = teacher_of(schema=schema, channels=8, dense=0)
+    show(teacher, x[:90], y[:90])
+    assert teacher.version == 0
+    assert teacher.discriminant.records == 0
+    show(teacher, x[90:600], y[90:600])
+    teacher.end_task()
+    assert teacher.discriminant.records == 600
+    normalised = (x[:100].double() - x[:100].double().mean(0)) / x[:100].double().std(0, correction=0).clamp_min(1e-6)
+    varied = x[:100].std(0) > 0
+    torch.testing.assert_close(teacher.network.normalise(x[:100])[:, varied], normalised.float()[:, varied])
+    assert right(teacher, x[700:], y[700:]) > 0.9
+
+
+def test_rows_that_wait_for_the_normalisation_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many records the stream's normalisation is fitted on, at most ``FIT`` wait."""
+    monkeypatch.setattr(analytic, "FIT", 50)
+    x, y = digits("mixed")
+    teacher = teacher_of(schema=toys.schema_of(8, 8, fit=10_000), channels=8, dense=0)
+    show(teacher, x[:80], y[:80])
+    assert not teacher._raw
+    assert teacher._since == 80
+
+
+def test_it_grows_without_a_new_version() -> None:
+    """More labels widen its answers; the old logits stay and the new ones are unknown."""
+    x, y = digits()
+    teacher = show(teacher_of(4, channels=8, dense=0), x[y < 4], y[y < 4])
+    before, version = teacher.logits(x[:5]), teacher.version
+    teacher.grow(range(10))
+    assert torch.equal(teacher.logits(x[:5])[:, :4], before)
+    assert teacher.version == version
+    assert teacher.known().tolist() == [True] * 4 + [False] * 6
+    assert not teacher.logits(x[:5])[:, 4:].any()
+
+
+def test_asking_about_a_steps_rows_spares_their_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool asks about fresh rows before it shows them: their features are made once; others' are made anew."""
+    x, y = digits()
+    teacher = show(teacher_of(channels=8, dense=0), x[:300], y[:300])
+    made: list[int] = []
+    forward = teacher.network.random.forward
+    monkeypatch.setattr(teacher.network.random, "forward", lambda rows: made.append(len(rows)) or forward(rows))
+    joined = x[300:340]
+    teacher.logits(joined[:10])
+    teacher.observe(joined[:10], y[300:310])
+    teacher.logits(joined[:10])
+    teacher.observe(joined[10:20].clone(), y[310:320])
+    assert made == [10, 10, 10]
+
+
+def test_records_of_no_image_are_learned_by_dense_features() -> None:
+    """A flat vector has no filters, whatever ``channels`` says."""
+    teacher = teacher_of(3, schema=toys.schema_of(toys.FEATURES), dense=300)
+    assert teacher.network.random.width == 300
+    for x, y in toys.batches(60):
+        teacher.observe(x, y)
+    teacher.end_task()
+    x, y = toys.batches(1, batch=400, seed=5)[0]
+    assert right(teacher, x, y) > 0.75
+
+
+def test_a_layer_that_losses_name_is_there() -> None:
+    """Its features and its normalisation can be listened to; another name is refused with the known ones."""
+    teacher = teacher_of(channels=8, dense=0)
+    found = teacher.features(digits()[0][:3], ("random", "normalise"))
+    assert found["random"].shape == (3, 128)
+    assert not found["random"].requires_grad
+    with pytest.raises(PluginError, match="random"):
+        teacher.features(digits()[0][:3], ("randm",))
+
+
+def test_its_bytes_are_those_of_what_it_holds() -> None:
+    """The features' numbers, the scatter, and the rows that wait all count."""
+    x, y = digits()
+    teacher = show(teacher_of(channels=8, dense=64), x[:300], y[:300])
+    width = 8 * 16 + 64
+    least = 4 * (width**2 + 64 * 64 + 2 * 10 * width)
+    assert least < teacher.size_bytes() < 3 * least
+    before = teacher.size_bytes()
+    teacher.observe(x[300:310], y[300:310])
+    assert teacher.size_bytes() == before + 10 * (4 * width + 8)
+
+
+def stored(state: dict[str, Any]) -> dict[str, Any]:
+    """A state as it comes back from the disk."""
+    parts = tree.pack(state)
+    parts.document = json.loads(json.dumps(parts.document))
+    parts.tensors = {key: tensor.clone() for key, tensor in parts.tensors.items()}
+    return tree.unpack(parts)
+
+
+@pytest.mark.parametrize("stop", [3, 30, 64, 77])
+@pytest.mark.parametrize("fit", [0, 200])
+def test_stopped_and_resumed_is_never_stopped(stop: int, fit: int) -> None:
+    """From a state on disk it goes on bit for bit, wherever it was stopped: while waiting, within a block, after it."""
+    x, y = digits()
+    make: Callable[[], AnalyticTeacher] = lambda: teacher_of(schema=toys.schema_of(8, 8, fit=fit), channels=8, dense=32)  # noqa: E731
+    whole, before, after = make(), make(), make()
+    for number, (part, labels) in enumerate(steps(x, y)):
+        whole.observe(part, labels)
+        if number == stop:
+            after.load_state_dict(stored(before.state_dict()))
+        (before if number < stop else after).observe(part, labels)
+    for teacher in (whole, after):
+        teacher.end_task()
+    assert after.version == whole.version
+    assert torch.equal(after.logits(x), whole.logits(x))
+    assert torch.equal(after.known(), whole.known())
+    assert torch.equal(after.discriminant.scatter.tril(), whole.discriminant.scatter.tril())
+
+
+def test_other_features_do_not_fit_an_old_state() -> None:
+    """A state of other random features is refused, with the way out."""
+    state = teacher_of(channels=8, dense=0).state_dict()
+    with pytest.raises(StateConflict, match="128 random features"):
+        teacher_of(channels=16, dense=0).load_state_dict(state)
+
+
+def test_in_a_pool_its_answers_on_remembered_rows_are_those_of_its_last_version() -> None:
+    """After training, what the memory holds of its answers is what it says now, within float16."""
+    student = toys.mlp()
+    teacher = AnalyticTeacher(AnalyticOptions(dense=50), toys.context_of("analytic", student))
+    step = toys.make_step(teachers=[teacher], snapshots=0, student=student)
+    for x, y in toys.batches(60):
+        toys.train(step, x, y)
+    pool: Pool = step.pool
+    assert teacher.version > 1
+    assert pool.teachers == [teacher]
+    pool.annotate()
+    for ring in (step.memory.replayed, step.memory.holdout):
+        kept = ring.frozen[: ring.filled, 0].float()
+        torch.testing.assert_close(kept, teacher.logits(ring.x[: ring.filled]), rtol=2e-3, atol=2e-3)

@@ -1,0 +1,169 @@
+"""The ensemble: the mixture by its formula, the share that held-out records bear out, files that come back whole."""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import toys
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from streamkd.distill import ensemble
+from streamkd.distill.analytic import Analytic, AnalyticOptions, AnalyticTeacher
+from streamkd.distill.ensemble import SHARES, Ensemble, best_share, chosen, mixture
+from streamkd.distill.memory import Ring
+from streamkd.distill.students import Student, load_published
+from streamkd.distill.teachers import TeacherContext, copy_of
+from streamkd.errors import StateError
+from streamkd.plugins import Registry
+
+SCHEMA = toys.schema_of(8, 8)
+
+
+def images(count: int, classes: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    y = torch.randint(classes, (count,), generator=g)
+    centres = torch.randn(classes, 8, 8, generator=torch.Generator().manual_seed(9))
+    return centres[y] + torch.randn(count, 8, 8, generator=g), y
+
+
+def parts(classes: int = 3) -> tuple[Student, Analytic]:
+    """An untrained student and an analytic teacher that has learned."""
+    student = toys.mlp(classes, schema=SCHEMA).eval()
+    context = TeacherContext("a", student, SCHEMA, list(range(classes)), torch.device("cpu"))
+    teacher = AnalyticTeacher(AnalyticOptions(channels=4, dense=8), context)
+    teacher.observe(*images(200))
+    teacher.end_task()
+    return student, teacher.network
+
+
+@given(st.integers(0, 5), st.sampled_from(SHARES))
+def test_the_mixture_is_its_formula(seed: int, share: float) -> None:
+    """log(share·p + (1-share)·q) in float64, one number at a time; its softmax is the mixture itself."""
+    g = torch.Generator().manual_seed(seed)
+    first, second = (4 * torch.randn(3, 5, generator=g) for _ in range(2))
+    second[:, 4] = -torch.inf
+    mixed = mixture(first, second, share)
+    p, q = (torch.softmax(z.double(), 1) for z in (first, second))
+    wanted = share * p + (1 - share) * q
+    torch.testing.assert_close(mixed.exp().double(), wanted, rtol=1e-5, atol=1e-30)
+    torch.testing.assert_close(torch.softmax(mixed, 1).double(), wanted, rtol=1e-5, atol=1e-30)
+    assert torch.isfinite(mixed).all()
+
+
+def test_a_class_unknown_to_the_analytic_part_is_the_students_alone() -> None:
+    """It has the student's probability times its share."""
+    student, analytic = parts()
+    student.grow(4)
+    analytic.grow(4)
+    x, _ = images(6)
+    model = Ensemble(student, analytic, 0.25)
+    torch.testing.assert_close(model(x).exp()[:, 3], 0.25 * torch.softmax(student(x), 1)[:, 3])
+    assert model.classes == 4
+
+
+def test_the_share_is_the_one_of_the_best_likelihood() -> None:
+    """An untrained student is not listened to; a student that knows better is alone; equals meet in the middle."""
+    student, analytic = parts()
+    x, y = images(80, seed=1)
+    assert best_share(student, analytic, x, y) == 0.0
+    assert best_share(student, analytic, x, y, SHARES[1:-1]) == 0.25
+    wrong = analytic(x).argmin(1)
+    assert best_share(student, analytic, x, wrong) == 1.0
+    with torch.no_grad():
+        analytic.weight.zero_(), analytic.bias.zero_()
+        student.head.weight.zero_(), student.head.bias.zero_()
+    assert best_share(student, analytic, x, y) == 0.5
+
+
+def ring_of(x: Tensor, y: Tensor) -> Ring:
+    ring = Ring(len(y), "class-balanced", 0)
+    ring.take(torch.tensor(list(ring.offer(y.tolist(), [0.0] * 2 * len(y)))), x, y, 0, torch.zeros(len(y), 3))
+    return ring
+
+
+def test_what_is_served_is_chosen_on_held_out_records() -> None:
+    """The ensemble, the student itself where that is best alone, half and half where nothing is held out."""
+    student, analytic = parts()
+    x, y = images(80, seed=1)
+    better = chosen(student, analytic, ring_of(x, y))
+    assert isinstance(better, Ensemble)
+    assert better.share == 0.0
+    assert chosen(student, analytic, ring_of(x, analytic(x).argmin(1))) is student
+    unsure = chosen(student, analytic, Ring(8, "class-balanced", 0))
+    assert isinstance(unsure, Ensemble)
+    assert unsure.share == 0.5
+
+
+def written(folder: Path, model: ensemble.Model) -> Path:
+    about = {"student": {"name": "mlp", "options": {"hidden": [8]}}, "schema": SCHEMA.model_dump(mode="json")}
+    more = {"classes": ["a", "b", "c"], "seed": 0, "records": 200, "published_at": 1.0}
+    ensemble.write(folder, model, {**about, **more})
+    return folder
+
+
+def test_a_version_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    """The loaded ensemble gives the same probabilities, bit for bit, and asks for no gradient."""
+    model = Ensemble(*parts(), 0.75).eval()
+    loaded = ensemble.load(written(tmp_path, model), Registry.load(only=["students"]), 7)
+    x, _ = images(9)
+    wanted = torch.softmax(model(x), 1).detach().numpy()
+    assert np.array_equal(loaded.predict(x.numpy()), wanted)
+    assert loaded.version == 7
+    assert loaded.classes == ["a", "b", "c"]
+    assert not any(p.requires_grad for p in loaded.student.parameters())
+    np.testing.assert_allclose(wanted.sum(1), 1, rtol=1e-5)
+
+
+def test_a_version_of_a_student_alone_is_written_and_read_as_ever(tmp_path: Path) -> None:
+    """Without an ensemble there is no second file, and versions of before there were any are read."""
+    student, _ = parts()
+    written(tmp_path, student)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
+    loaded = ensemble.load(tmp_path, Registry.load(only=["students"]))
+    x, _ = images(4)
+    assert np.array_equal(loaded.predict(x.numpy()), torch.softmax(student(x), 1).detach().numpy())
+
+
+def test_the_student_of_an_ensemble_can_be_read_alone(tmp_path: Path) -> None:
+    """Whoever wants a student (a teacher from a file) finds it in an ensemble's directory."""
+    student, analytic = parts()
+    loaded = load_published(written(tmp_path, Ensemble(student, analytic, 0.5)), Registry.load(only=["students"]))
+    for name, tensor in student.state_dict().items():
+        assert torch.equal(loaded.student.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("harm", ["missing", "cut", "features"])
+def test_a_damaged_ensemble_is_refused(tmp_path: Path, harm: str) -> None:
+    """A file that is missing, cut, or of other features is an error that names the directory."""
+    written(tmp_path, Ensemble(*parts(), 0.5))
+    file = tmp_path / ensemble.FILE
+    if harm == "missing":
+        file.unlink()
+    elif harm == "cut":
+        file.write_bytes(file.read_bytes()[:-9])
+    else:
+        about = json.loads((tmp_path / "model.json").read_text())
+        about["ensemble"]["features"]["dense"] = 9
+        (tmp_path / "model.json").write_text(json.dumps(about))
+    with pytest.raises(StateError, match="ensemble cannot be loaded"):
+        ensemble.load(tmp_path, Registry.load(only=["students"]))
+
+
+def test_a_copy_shares_nothing_with_what_is_trained() -> None:
+    """What is published stays as it was when student and teacher go on."""
+    student, analytic = parts()
+    model = Ensemble(student, analytic, 0.5)
+    clone = copy_of(model)
+    x, _ = images(5)
+    before = clone(x)
+    with torch.no_grad():
+        for tensor in (*student.parameters(), *analytic.parameters()):
+            tensor.add_(1.0)
+    assert torch.equal(clone(x), before)
+    assert not torch.equal(model(x), before)
+    assert clone.state_dict().keys() == copy.deepcopy(model).state_dict().keys()
