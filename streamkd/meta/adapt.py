@@ -8,10 +8,9 @@ twice, and what plugins add to the loss is part of the step. The engine ``preque
 next, before it is trained on. Every gate among the terms is adapted, each by its own table.
 """
 
-import math
 import time
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,21 +22,14 @@ from streamkd.distill.gate import Evidence, Gate, Priced, imbalance
 from streamkd.distill.losses import Gated, Lesson
 from streamkd.distill.step import Plan, Step
 from streamkd.distill.terms import layers_of, seen
-from streamkd.errors import ConfigError
 from streamkd.meta import hypergradient, maml, slopes
 from streamkd.meta.maml import SHARED
+from streamkd.meta.rates import rates_of
 from streamkd.meta.slopes import Slope
+from streamkd.meta.temperature import Temperature
 from streamkd.meta.trail import Taken, Trail
 
 Engine = Literal["auto", "forward", "finite-difference", "maml", "prequential"]
-LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.5, 10.0
-
-
-@runtime_checkable
-class Tempered(Gated, Protocol):
-    """A gated loss with a temperature that may be moved."""
-
-    temperature: float
 
 
 class GateAdapter:
@@ -68,7 +60,7 @@ class GateAdapter:
         self.parameters = [p for p in gate.parameters() if p.requires_grad]
         self.origin = [p.detach().clone() for p in self.parameters]
         self.active = bool(self.parameters) or any(isinstance(part, Priced) for part in gate.modules())
-        self.temperature = _Temperature() if temperature and self.active else None
+        self.temperature = Temperature() if temperature and self.active else None
         self.optimizer = self._optimizer(learning_rate)
         self.trail = Trail(horizon, kept=engine == "prequential")
         self.refused = False
@@ -93,17 +85,19 @@ class GateAdapter:
         Raises:
             ConfigError: the engine, or the learned temperature, does not fit it.
         """
+        self.trail.clear()
         losses = [(place, term.loss) for place, term in enumerate(step.terms) if term.weight]
         self._gated = [(place, loss) for place, loss in losses if isinstance(loss, Gated)]
         self._layers = layers_of(step.terms)
         self._names = [name for name, p in step.student.named_parameters() if p.requires_grad]
         if not self.active:
             return
-        hypergradient.rates_of(step.optimizer, step.parameters)
+        rates_of(step.optimizer, step.parameters)
         if self.engine == "maml":
             maml.rate_of(step)
         if self.temperature is not None:
-            self.temperature.of([loss for _, loss in self._gated], self.engine)
+            told = [] if self.engine == "maml" else [loss for _, loss in self._gated]
+            self.temperature.of(told)
 
     def new_task(self) -> None:
         """A task has begun: the next ``on_task_steps`` steps adapt."""
@@ -297,57 +291,3 @@ class GateAdapter:
 def _gate(step: Step, key: int) -> Gate:
     own = None if key == SHARED else step.terms[key].gate
     return step.gate if own is None else own
-
-
-class _Temperature:
-    """The learned temperature of one term: log T, its derivative by a central difference of tables already there."""
-
-    def __init__(self) -> None:
-        self.log = nn.Parameter(torch.zeros((), dtype=torch.float64))
-        self.loss: Tempered | None = None
-        self.slope = 0.0
-        self._bounds = (LEAST_TEMPERATURE, MOST_TEMPERATURE)
-
-    def of(self, losses: Sequence[Any], engine: Engine) -> None:
-        """Whose it is.
-
-        Raises:
-            ConfigError: no gated term has a temperature, or the engine does not tell its derivative.
-        """
-        self.loss = next((loss for loss in losses if isinstance(loss, Tempered)), None)
-        if self.loss is None or engine == "maml":
-            raise ConfigError(
-                "no gated loss has a temperature" if self.loss is None else "the engine maml moves no temperature",
-                where="adapt.temperature",
-                fix="take the loss match-gate and the engine auto, or leave adapt.temperature false",
-            )
-        configured = float(self.loss.temperature)
-        self._bounds = (min(LEAST_TEMPERATURE, configured), max(MOST_TEMPERATURE, configured))
-        self.restore(math.log(configured))
-
-    def note(self, weight: float, slope: Slope, lesson: Lesson, reach: float = 1e-3) -> None:
-        """Add dL_out/d log T = T·Σ w·∂A/∂T / batch: two more readings of a slope that is there."""
-        assert self.loss is not None
-        here, sides = self.loss.temperature, []
-        for sign in (reach, -reach):
-            self.loss.temperature = here * (1 + sign)
-            sides.append((slope.table(self.loss, lesson) * lesson.weights).sum())
-        self.loss.temperature = here
-        self.slope += float(weight * (sides[0] - sides[1]) / (2 * reach * len(lesson.labels)))
-
-    def begin(self) -> None:
-        """Hand the derivative to the optimiser."""
-        self.log.grad = torch.full_like(self.log, self.slope)
-        self.slope = 0.0
-
-    def end(self) -> None:
-        """The optimiser has moved it: keep it in bounds, and tell the loss."""
-        low, high = map(math.log, self._bounds)
-        self.restore(min(max(float(self.log), low), high))
-
-    @torch.no_grad()
-    def restore(self, log: float) -> None:
-        """Take up log T, and tell the loss."""
-        assert self.loss is not None
-        self.log.fill_(log)
-        self.loss.temperature = math.exp(log)

@@ -14,21 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from streamkd.errors import ConfigError
+from streamkd.meta.rates import Rates, rates_of
 
 Tensors = list[Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """What an optimiser's group says of one step of a parameter."""
-
-    learning_rate: float
-    weight_decay: float
-    momentum: float
-    nesterov: bool
-    betas: tuple[float, float]
-    eps: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,17 +153,21 @@ def directions(
         Adam   u_t = ((1-β1)·M_t + 2(1-β2)·g_t·V_t) ⊙ v,  M_t = -η/(c1(√v̂+ε)) + β1·M_{t+1},
                V_t = η·m̂/(2·c2·√v̂·(√v̂+ε)²) + β2·V_{t+1};  0 where v̂ = 0
 
-    A parameter that has grown since a step is cut back to the shape that it had.
+    A parameter that has grown since a step, along its first axis, is cut back to the rows that it had.
 
     Raises:
         ConfigError: the optimiser is none of SGD, Adam, AdamW.
     """
-    chain = _SgdChain() if isinstance(optimizer, torch.optim.SGD) else _AdamChain(optimizer)
     found: list[Tensors] = [[] for _ in updates]
     for at, rates in enumerate(rates_of(optimizer, parameters)):
-        for number, factor in chain.factors(rates, [_Seen.of(update, at, clip_norm) for update in updates]):
-            shape = updates[number].before[at].shape
-            found[number].append(factor * narrowed(outer[at], shape))
+        seen = [_Seen.of(update, at, clip_norm) for update in updates]
+        if isinstance(optimizer, torch.optim.SGD):
+            moved = _through_sgd(rates, seen, outer[at])
+        else:
+            coupled = not isinstance(optimizer, torch.optim.AdamW)
+            moved = _through_adam(rates, seen, outer[at], coupled=coupled)
+        for u, mine in zip(found, moved, strict=True):
+            u.append(mine)
     return [_through_clip(update, u, clip_norm) for update, u in zip(updates, found, strict=True)]
 
 
@@ -193,61 +185,55 @@ class _Seen:
         return cls(update.before[at], gradient, update.moments[at] if update.moments else None)
 
 
-class _SgdChain:
-    def factors(self, rates: Rates, seen: list[_Seen]) -> list[tuple[int, float]]:
-        """∂θ_n/∂g_t, a number, newest step first."""
-        own = -rates.learning_rate
-        buffer, found = 0.0, []
-        for number in range(len(seen) - 1, -1, -1):
-            buffer = own * (rates.momentum if rates.nesterov else 1.0) + rates.momentum * buffer
-            found.append((number, own + buffer if rates.nesterov else buffer))
-        return found
+def _through_sgd(rates: Rates, seen: list[_Seen], outer: Tensor) -> Tensors:
+    own, buffer = -rates.learning_rate, 0.0
+    found: Tensors = []
+    for one in reversed(seen):
+        buffer = own * (rates.momentum if rates.nesterov else 1.0) + rates.momentum * buffer
+        found.append((own + buffer if rates.nesterov else buffer) * narrowed(outer, one.before.shape))
+    return found[::-1]
 
 
-class _AdamChain:
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self._decoupled = isinstance(optimizer, torch.optim.AdamW)
+BLOCK = 65_536
+"""Numbers at a time: the dozen passes below are bound by memory, and so many stay in a core's own cache."""
 
-    def factors(self, rates: Rates, seen: list[_Seen]) -> list[tuple[int, Tensor]]:
-        """∂θ_n/∂g_t, of the parameter's shape, newest step first."""
-        beta1, beta2 = rates.betas
-        first: Tensor | None = None
-        second: Tensor | None = None
-        found = []
-        for number in range(len(seen) - 1, -1, -1):
-            one = seen[number]
-            by_first, by_second, alive = _adam_slopes(one, rates)
-            if first is not None and second is not None:
-                by_first.add_(narrowed(first, by_first.shape), alpha=beta1)
-                by_second.add_(narrowed(second, by_second.shape), alpha=beta2)
-            first, second = by_first, by_second
-            g = one.gradient
-            if not self._decoupled and rates.weight_decay:
-                g = g + rates.weight_decay * one.before
-            factor = (g * second).mul_(2 * (1 - beta2)).add_(first, alpha=1 - beta1)
+
+def _through_adam(rates: Rates, seen: list[_Seen], outer: Tensor, *, coupled: bool) -> Tensors:
+    found = [torch.empty_like(one.before, memory_format=torch.contiguous_format) for one in seen]
+    for begin in range(0, outer.numel(), BLOCK):
+        later: tuple[Tensor, Tensor] | None = None
+        for one, into in zip(reversed(seen), reversed(found), strict=True):
+            block = slice(begin, min(begin + BLOCK, one.before.numel()))
+            by_first, by_second, dead = _adam_slopes(one, rates, block)
+            if later is not None:
+                by_first.add_(later[0][: len(by_first)], alpha=rates.betas[0])
+                by_second.add_(later[1][: len(by_second)], alpha=rates.betas[1])
+            later = by_first, by_second
+            g = one.gradient.reshape(-1)[block]
+            if coupled and rates.weight_decay:
+                g = g + rates.weight_decay * one.before.reshape(-1)[block]
+            u = torch.addcmul(by_first, g, by_second).mul_(outer.reshape(-1)[block])
             # v̂ = 0: no sample has ever moved this weight, so its column of J is 0 and any u is exact; 1/ε there would
             # drown all other directions in a finite difference
-            found.append((number, factor.mul_(alive)))
-        return found
+            into.view(-1)[block] = u.masked_fill_(dead, 0.0)
+    return found
 
 
-def _adam_slopes(one: _Seen, rates: Rates) -> tuple[Tensor, Tensor, Tensor]:
-    """∂θ'/∂m and ∂θ'/∂v of the step itself, and where v is not 0; in place wherever it can be: this is memory-bound."""
+def _adam_slopes(one: _Seen, rates: Rates, block: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """(1-β1)·∂θ'/∂m and 2(1-β2)·∂θ'/∂v of the step itself, in place wherever it can be, and where v is 0."""
     after = one.moments
     assert after is not None
     c1, c2 = _corrections(after, rates)
-    shape = one.before.shape
-    alive = narrowed(after.second, shape) > 0
-    root = (narrowed(after.second, shape) / c2).sqrt_()
+    root = (after.second.reshape(-1)[block] / c2).sqrt_()
     by_first = (root + rates.eps).reciprocal_()
-    by_second = (narrowed(after.first, shape) * by_first).mul_(by_first)
-    by_second.mul_(rates.learning_rate / (2 * c1 * c2)).div_(root.masked_fill_(~alive, 1.0))
-    return by_first.mul_(-rates.learning_rate / c1), by_second, alive
+    by_second = (after.first.reshape(-1)[block] * by_first).mul_(by_first).div_(root)
+    by_second.mul_((1 - rates.betas[1]) * rates.learning_rate / (c1 * c2))
+    return by_first.mul_(-(1 - rates.betas[0]) * rates.learning_rate / c1), by_second, root == 0
 
 
 def narrowed(tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    """The leading part of that shape."""
-    return tensor if tensor.shape == torch.Size(shape) else tensor[tuple(slice(n) for n in shape)]
+    """The leading rows of a tensor that has grown from that shape."""
+    return tensor if tensor.shape == torch.Size(shape) else tensor[: shape[0]]
 
 
 def _through_clip(update: Update, u: Tensors, clip_norm: float | None) -> Tensors:
@@ -290,40 +276,3 @@ def own_buffers(module: nn.Module) -> dict[str, Tensor]:
 def norm_of(tensors: Sequence[Tensor]) -> Tensor:
     """√Σ‖t‖²."""
     return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t) for t in tensors]))
-
-
-def rates_of(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> list[Rates]:
-    """The rates of each parameter, by its group.
-
-    Raises:
-        ConfigError: the optimiser is none of SGD, Adam, AdamW, or one of their variants without a closed form here.
-    """
-    if not isinstance(optimizer, torch.optim.SGD | torch.optim.Adam | torch.optim.AdamW):
-        raise ConfigError(
-            f"the gate's hypergradient needs SGD, Adam or AdamW, got {type(optimizer).__name__}",
-            where="optimizer",
-            fix="take one of these, or a gate without parameters (fixed)",
-        )
-    by_parameter: dict[int, Rates] = {}
-    for group in optimizer.param_groups:
-        odd = [name for name in ("amsgrad", "dampening", "maximize") if group.get(name)]
-        if odd:
-            raise ConfigError(
-                f"the gate's hypergradient has no closed form for {odd[0]}",
-                where="optimizer",
-                fix="leave it at its default, or take a gate without parameters (fixed)",
-            )
-        by_parameter |= dict.fromkeys(map(id, group["params"]), _rates(group))
-    return [by_parameter[id(p)] for p in parameters]
-
-
-def _rates(group: dict) -> Rates:
-    beta1, beta2 = group.get("betas", (0.0, 0.0))
-    return Rates(
-        float(group["lr"]),
-        float(group["weight_decay"]),
-        float(group.get("momentum", 0.0)),
-        bool(group.get("nesterov", False)),
-        (float(beta1), float(beta2)),
-        float(group.get("eps", 0.0)),
-    )

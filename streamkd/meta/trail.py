@@ -101,6 +101,11 @@ class Trail:
         moments = moments_of(step.optimizer, step.parameters)
         return [*older, dataclasses.replace(last, update=dataclasses.replace(last.update, moments=moments))]
 
+    def clear(self) -> None:
+        """Another student begins: no step of the one before is of use."""
+        self.steps.clear()
+        self._next = None
+
     def forget(self) -> None:
         """Let go of what is not read later."""
         if not self.kept:
