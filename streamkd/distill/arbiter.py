@@ -7,7 +7,9 @@
 
 One table A prices every policy at no further pass through the student. Fixed share (Herbster & Warmuth 1998, section 5)
 keeps each policy within reach, so that the best one may change with the stream. Prices are divided by a running root
-mean square of their spread, so that the rate has no unit.
+mean square of their spread, so that the rate has no unit. The mixture, and not the policy of the largest π alone: on
+split-mnist-5k (seeds 100 to 102, clean and with a teacher of turned classes) it gave the student 0.874 against 0.868
+and its average 0.860 against 0.844; with rate 0.3 it gave 0.872 and 0.854.
 """
 
 import copy
@@ -41,7 +43,7 @@ class ArbiterOptions(Options):
         default={"name": "per-sample"},
         description="the learned gate: name (per-sample, per-class, scalar), its options",
     )
-    rate: float = Field(default=0.3, gt=0, description="how fast the posterior follows prices of unit spread")
+    rate: float = Field(default=0.1, gt=0, description="how fast the posterior follows prices of unit spread")
     share: float = Field(
         default=0.02, gt=0, lt=1, description="part of the posterior that is dealt out evenly each time"
     )

@@ -76,7 +76,7 @@ class LikelihoodOptions(Options):
     """Teachers by their held-out likelihood of the sample's class."""
 
     floor: float = Field(default=0.3, ge=0, le=1, description="least weight of the hard label")
-    trust: float = Field(default=2.0, ge=0, description="shares go as the held-out likelihood to this power")
+    trust: float = Field(default=1.0, ge=0, description="shares go as the held-out likelihood to this power")
     doubt: float = Field(default=1.0, ge=0, description="hard-label weight is this times 1 - held-out p(label)")
 
 

@@ -106,7 +106,7 @@ def test_the_posterior_goes_to_the_policy_that_is_cheapest(best: int) -> None:
         # along this table no weights cost as little as the winner's, for it is its own distance from the mean
         table = -(every[winner] - mean) + 0.0
         cheapest = int((table * every).sum((1, 2)).argmin())
-        for _ in range(200):
+        for _ in range(400):
             gate.settle(evidence, table)
         assert int(gate.posterior.argmax()) == cheapest
         assert float(gate.posterior.max()) > 0.4

@@ -172,7 +172,7 @@ def test_a_teacher_that_is_wrong_earns_less() -> None:
     student = toys.mlp()
     teachers = [kind(EmaOptions(), toys.context_of(key, student)) for key, kind in (("a", EmaTeacher), ("b", Turned))]
     step = toys.make_step(
-        student=student, teachers=teachers, snapshots=0, gate=LikelihoodGate(LikelihoodOptions()), size=100
+        student=student, teachers=teachers, snapshots=0, gate=LikelihoodGate(LikelihoodOptions(trust=2.0)), size=100
     )
     for x, y in toys.batches(60):
         toys.train(step, x, y)
