@@ -31,7 +31,7 @@ from streamkd.streams import codec
 from streamkd.wiring import device_of, open_source, schema_of, source_kind
 
 BLOCK = 4096  # records read at once
-PATIENCE = 3  # epochs without a better validation loss
+PATIENCE = 5  # epochs without a better validation loss
 VALIDATION = 0.1
 Progress = Callable[[int, int | None], None]
 
