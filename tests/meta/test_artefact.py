@@ -1,0 +1,65 @@
+"""The artefact: what is written comes back, and damage is said."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from streamkd.errors import StateError
+from streamkd.meta import artefact
+from streamkd.meta.artefact import Artefact
+from streamkd.state import tree
+
+WHOLE = Artefact(
+    learned_for={"gate": [{"name": "per-sample"}]},
+    gate_weights={"0.score.0.weight": torch.arange(4.0).reshape(2, 2)},
+    start={"body.head.weight": torch.ones(1, 3), "normalise.count": torch.tensor(7)},
+    rates={"body.head.weight": 2.5},
+    gate_optimizer={"out.bias": torch.zeros(1)},
+    trained_on={"stream": "known"},
+)
+
+
+def _same(one: Artefact, other: Artefact) -> None:
+    assert one.digest == other.digest
+    assert one.trained_on == other.trained_on
+    for part in ("gate_weights", "start", "gate_optimizer"):
+        mine, theirs = getattr(one, part), getattr(other, part)
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[name], theirs[name]) and mine[name].dtype == theirs[name].dtype for name in mine)
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    """Both files together give back every part, bit for bit."""
+    artefact.write(tmp_path / "new" / "folder", WHOLE)
+    _same(artefact.read(tmp_path / "new" / "folder"), WHOLE)
+
+
+def test_a_checkpoint_carries_it() -> None:
+    """Its tree goes through a checkpoint's packing."""
+    _same(Artefact.from_state(tree.unpack(tree.pack(WHOLE.state_dict()))), WHOLE)
+
+
+def test_the_digest_is_of_what_decides(tmp_path: Path) -> None:
+    """A weight, a rate or a name changes it; where it was trained does not."""
+    changed = [{"start": {"body.head.weight": torch.zeros(1, 3)}}, {"rates": {}}, {"learned_for": {}}]
+    kept = {name: getattr(WHOLE, name) for name in Artefact.__dataclass_fields__}
+    assert all(Artefact(**{**kept, **change}).digest != WHOLE.digest for change in changed)
+    assert Artefact(**{**kept, "trained_on": {}}).digest == WHOLE.digest
+
+
+@pytest.mark.parametrize("harm", ["nothing", "document", "tensors", "later"])
+def test_damage_is_said(harm: str, tmp_path: Path) -> None:
+    """A folder without files, a broken file, or a later schema is refused with the way out."""
+    if harm != "nothing":
+        artefact.write(tmp_path, WHOLE)
+    if harm == "document":
+        (tmp_path / artefact.DOCUMENT).write_text("{")
+    if harm == "tensors":
+        (tmp_path / artefact.TENSORS).write_bytes(b"short")
+    if harm == "later":
+        document = json.loads((tmp_path / artefact.DOCUMENT).read_text())
+        (tmp_path / artefact.DOCUMENT).write_text(json.dumps({**document, "schema": 99}))
+    with pytest.raises(StateError, match="meta-train"):
+        artefact.read(tmp_path)

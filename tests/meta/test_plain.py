@@ -1,0 +1,102 @@
+"""``streamkd.meta_train``: only PyTorch."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import streamkd
+from streamkd.distill.gate import FixedGate, FixedOptions
+from streamkd.errors import ConfigError
+from streamkd.meta.plain import MetaTrained, meta_train
+
+Batches = list[tuple[Tensor, Tensor]]
+
+
+def _records(count: int, seed: int) -> Batches:
+    g = torch.Generator().manual_seed(seed)
+    centres = torch.randn(3, 5, generator=torch.Generator().manual_seed(7))
+    drawn = []
+    for _ in range(count):
+        y = torch.randint(3, (8,), generator=g)
+        drawn.append((centres[y] + 0.7 * torch.randn(8, 5, generator=g), y))
+    return drawn
+
+
+def _network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+
+
+def _right(x: Tensor) -> Tensor:
+    centres = torch.randn(3, 5, generator=torch.Generator().manual_seed(7))
+    return -2 * torch.cdist(x, centres) ** 2
+
+
+def _wrong(x: Tensor) -> Tensor:
+    return _right(x).roll(1, 1)
+
+
+def _train(**settings: object) -> tuple[nn.Module, MetaTrained]:
+    model = _network()
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    return model, meta_train(model, {"right": _right, "wrong": _wrong}, optimizer, _records(40, 1), **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_it_trains_the_model_and_finds_the_good_teacher(held_out: bool) -> None:
+    """Prequential or with a query: the model is right on other records, and the wrong teacher has little weight."""
+    model, trained = _train(query=_records(10, 2) if held_out else None)
+    x, y = (torch.cat(part) for part in zip(*_records(20, 3), strict=True))
+    assert float((model.eval()(x).argmax(1) == y).float().mean()) > 0.8
+    assert trained.weights["wrong"] < 0.1 < trained.weights["right"]
+    assert sum(trained.weights.values()) == pytest.approx(1)
+    assert trained.adaptations >= 7
+
+
+def test_labels_may_be_absent() -> None:
+    """Rows of label -1 are taught by the teachers."""
+    blind = [(x, torch.where(torch.arange(8) < 6, -1, y)) for x, y in _records(60, 1)]
+    model = _network()
+    meta_train(model, [_right], torch.optim.Adam(model.parameters(), 0.01), blind)
+    x, y = (torch.cat(part) for part in zip(*_records(20, 3), strict=True))
+    assert float((model.eval()(x).argmax(1) == y).float().mean()) > 0.8
+
+
+def test_a_gate_of_one_s_own() -> None:
+    """A gate without parameters is used as it is."""
+    _, trained = _train(gate=FixedGate(FixedOptions(hard=0.5, teachers={"wrong": 0})))
+    assert trained.weights == pytest.approx({"hard": 0.5, "right": 0.5, "wrong": 0.0})
+    assert trained.adaptations == 0
+
+
+def test_what_cannot_be_is_refused() -> None:
+    """Several epochs without a query, no teacher, an optimiser that lacks a parameter or has no closed form."""
+    model = _network()
+    adam = torch.optim.Adam(model.parameters(), 0.01)
+    with pytest.raises(ConfigError, match="not trained on"):
+        _train(epochs=2)
+    with pytest.raises(ConfigError, match="at least one teacher"):
+        meta_train(model, [], adam, _records(1, 0))
+    with pytest.raises(ConfigError, match=r"does not move '0\.weight'"):
+        meta_train(model, [_right], torch.optim.Adam(model[3].parameters(), 0.01), _records(1, 0))
+    with pytest.raises(ConfigError, match="SGD, Adam or AdamW"):
+        meta_train(model, [_right], torch.optim.RMSprop(model.parameters()), _records(1, 0))
+
+
+def test_it_is_offered_by_the_package() -> None:
+    """``streamkd.meta_train`` is it, imported late."""
+    assert streamkd.meta_train is meta_train
+
+
+def test_the_readme_s_example_runs() -> None:
+    """The block of the README that shows it runs as it stands."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", readme, re.S) if "meta_train" in b]
+    names: dict[str, object] = {}
+    exec(compile(block, "README.md", "exec"), names)
+    trained = names["trained"]
+    assert isinstance(trained, MetaTrained)
+    assert trained.weights["good"] > trained.weights["wrong"]
