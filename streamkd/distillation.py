@@ -78,7 +78,8 @@ class MatchGateDistillation(SupervisedPlugin):
         seed: of the memory's draws.
 
     Experiences may have task labels, heads may grow (``IncrementalClassifier``, ``MultiHeadClassifier``), online
-    streams are cut at the tasks that they show. Not for strategies without ``before_backward`` (LaMAML).
+    streams are cut at the tasks that they show. Not for strategies without ``before_backward`` (LaMAML). ER-ACE
+    runs with it, but its own loss and the teachers' pull against each other: look whether it gains there.
 
     Raises:
         ConfigError: a number out of its range; while training: an optimiser without a closed form (not SGD, Adam or

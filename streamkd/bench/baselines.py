@@ -62,7 +62,7 @@ def grid(name: str) -> list[Settings]:
         case "best-single-teacher":
             return [{"hard": hard, "teachers": [teacher]} for hard, teacher in product(_HARD, everyone)]
         case "best-fixed":
-            pools = [everyone, *([t for t in everyone if t != out] for out in everyone)]
+            pools = [everyone, *([t] for t in everyone), *([t for t in everyone if t != out] for out in everyone)]
             return [{"hard": hard, "teachers": pool} for hard, pool in product(_HARD, pools)]
         case "ca-mkd" | "uniform":
             return [{}]
@@ -119,7 +119,7 @@ CHOSEN: dict[str, Settings] = {
     "ca-mkd": {},
     "uniform": {},
     "best-single-teacher": {"hard": 0.3, "teachers": ["ema"]},
-    "best-fixed": {"hard": 0.3, "teachers": default_teachers()},
+    "best-fixed": {"hard": 0.3, "teachers": ["ema"]},
     "iid": _ADAM,
     "joint": _ADAM,
 }
