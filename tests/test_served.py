@@ -1,0 +1,148 @@
+"""What is served with an analytic teacher in the pool: chosen on held-out records, published, resumed."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from streamkd import config as configuration
+from streamkd.distill.ensemble import Ensemble
+from streamkd.errors import ConfigError
+from streamkd.learner import Learner
+from streamkd.plugins import Registry
+from streamkd.run import run_seed
+from streamkd.serve.predictor import Predictor
+from streamkd.serve.publisher import Publisher
+from streamkd.serve.supervisor import load_version
+from streamkd.serve.versions import Follower
+from streamkd.state.directory import StateDirectory
+from streamkd.state.publish import Versions
+from streamkd.state.tree import pack, unpack
+from streamkd.telemetry import Recorder
+from streamkd.wiring import open_source, schema_of
+
+REGISTRY = Registry.load()
+TEACHERS = [{"name": "ema"}, {"name": "memory"}, {"name": "analytic", "channels": 8, "dense": 64}, {"name": "snapshot"}]
+
+
+def config_of(**changes: Any) -> configuration.Config:
+    source = {"name": "replay", "dataset": "digits", "classes_per_task": 2, "limit": 500}
+    base = {
+        "stream": {"source": source},
+        "student": {"name": "mlp", "hidden": [16]},
+        "memory": {"size": 80, "replay": 20},
+        "adapt": {"every": 10, "on_task_steps": 1},
+        "teachers": TEACHERS,
+        "device": "cpu",
+    }
+    return configuration.from_tree({**base, **changes}, REGISTRY)
+
+
+def learner(config: configuration.Config) -> Learner:
+    schema = schema_of(config, REGISTRY)
+    source, _ = open_source(config, REGISTRY, schema)
+    return Learner(config, REGISTRY, source, schema)
+
+
+def run(one: Learner, batches: int = 1_000) -> Learner:
+    while batches and one.advance():
+        batches -= 1
+    return one
+
+
+def inputs(one: Learner) -> torch.Tensor:
+    ring = one.strategy.step.memory.replayed
+    assert ring.x is not None
+    return ring.x[: ring.filled]
+
+
+@pytest.mark.parametrize(
+    ("model", "shares"),
+    [("auto", {0.0, 0.25, 0.5, 0.75}), ("ensemble", {0.25, 0.5, 0.75}), ("ema", None), ("student", None)],
+)
+def test_the_configuration_says_what_is_served(model: str, shares: set[float] | None) -> None:
+    """``auto`` and ``ensemble`` serve the mixture, ``ema`` the average, ``student`` the student."""
+    one = run(learner(config_of(publish={"model": model})), 30)
+    served = one.served
+    if shares is None:
+        average = one.strategy.step.pool.average
+        assert average is not None
+        assert served is (average.student if model == "ema" else one.student)
+    else:
+        assert isinstance(served, Ensemble)
+        assert served.share in shares
+        assert one.served is served
+
+
+def test_before_the_analytic_teacher_knows_anything_the_average_is_served() -> None:
+    """With the first records there is no solution yet."""
+    one = run(learner(config_of()), 2)
+    average = one.strategy.step.pool.average
+    assert average is not None
+    assert one.served is average.student
+
+
+def test_an_ensemble_needs_an_analytic_teacher() -> None:
+    """``publish.model: ensemble`` without the teacher is refused, with the way out."""
+    with pytest.raises(ConfigError, match="analytic"):
+        config_of(publish={"model": "ensemble"}, teachers=[{"name": "ema"}])
+
+
+@pytest.mark.parametrize("stop", [5, 26, 41])
+def test_stopping_and_resuming_serves_the_same_bits(stop: int) -> None:
+    """A learner restored from its state serves what one that was never stopped serves, looked at on the way or not."""
+    whole = run(learner(config_of()))
+    stopped = run(learner(config_of()), stop)
+    stopped.measure()
+    resumed = learner(config_of())
+    resumed.restore(unpack(pack(stopped.state())), dict(stopped.offsets), stopped.config)
+    run(resumed)
+    one, other = whole.served, resumed.served
+    assert one.state_dict().keys() == other.state_dict().keys()
+    assert all(torch.equal(one.state_dict()[name], other.state_dict()[name]) for name in one.state_dict())
+    assert torch.equal(one(inputs(whole)), other(inputs(whole)))
+
+
+def test_an_ensemble_is_published_followed_and_rolled_back_to(tmp_path: Path) -> None:
+    """The published version answers what the learner serves, bit for bit, and stays so while the learner goes on."""
+    one = run(learner(config_of()), 35)
+    directory = StateDirectory(tmp_path)
+    directory.create()
+    with directory.lock():
+        publisher = Publisher(directory, one.config, REGISTRY, Recorder())
+        version = publisher.publish(one)
+        assert version is not None
+        x = inputs(one)[:9].clone()
+        with torch.no_grad():
+            wanted = torch.softmax(one.served(x), 1).numpy()
+        run(one, 10)
+        later = publisher.publish(one)
+        assert later is not None
+        versions = Versions(directory)
+        loaded = load_version(versions.read(version), versions.info(version), REGISTRY)
+        assert isinstance(loaded.student, Ensemble)
+        assert np.array_equal(loaded.predict(x.numpy()), wanted)
+        predictor = Predictor(64, 64, Recorder())
+        predictor.swap(loaded)
+        follower = Follower(directory, lambda folder, info: load_version(folder, info, REGISTRY), predictor, Recorder())
+        try:
+            assert np.array_equal(follower.get(version).predict(x.numpy()), wanted)
+            again = follower.rollback(version)
+            assert np.array_equal(follower.get(again).predict(x.numpy()), wanted)
+        finally:
+            follower.close()
+            predictor.close()
+            versions.close()
+
+
+def test_a_run_reports_the_ensemble_as_served() -> None:
+    """Served accuracy is the ensemble's: well above the student's on a short stream; its cost counts both parts."""
+    result = run_seed(
+        config_of(stream={"source": {"name": "replay", "dataset": "digits", "classes_per_task": 2}}), REGISTRY
+    )
+    student, served = (result[name]["accuracy"]["final_average"] for name in ("student", "served"))
+    assert served > max(student, 0.9)
+    assert result["efficiency"]["parameters"] > 10 * (8 * 16 + 64)
+    assert {"analytic"} <= {row["teacher"] for row in result["fidelity"]}
