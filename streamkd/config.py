@@ -263,6 +263,12 @@ class Config(Model):
             raise ValueError(f"two teachers go by the name {twice[0]!r}; give one of them another id")
         return self
 
+    @model_validator(mode="after")
+    def _an_ensemble_has_its_teacher(self) -> "Config":
+        if self.publish.model == "ensemble" and all(teacher.name != "analytic" for teacher in self.teachers):
+            raise ValueError("publish.model ensemble needs the teacher analytic; name it, or publish auto")
+        return self
+
     def choices(self) -> Iterator[tuple[str, Group, Choice]]:
         """Every plugin that is named: dotted path, group, choice."""
         yield "stream.source", "sources", self.stream.source
