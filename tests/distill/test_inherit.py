@@ -132,12 +132,14 @@ def test_a_teacher_without_common_layers_is_refused() -> None:
     assert "0" in caught.value.fix
 
 
-def frozen_step(name: str, **settings: Any) -> Any:
+def frozen_step(name: str, engine: str = "auto", **settings: Any) -> Any:
     student, teacher = toys.mlp(hidden=(8,)), donor()
     heritage = Heritage(teacher, student, frozen=True)
     heritage.begin(student, [0, 1, 2])
     gate = toys.scorer()
-    return toys.make_step(student=student, optimizer=(name, settings), gate=gate, adapter=toys.adapter_of(gate))
+    return toys.make_step(
+        student=student, optimizer=(name, settings), gate=gate, adapter=toys.adapter_of(gate, engine=engine)
+    )
 
 
 @pytest.mark.parametrize(("name", "settings"), [("adamw", {"lr": 0.05, "weight_decay": 0.1}), ("sgd", {"lr": 0.1})])
@@ -152,6 +154,17 @@ def test_frozen_layers_stay_and_the_head_learns(name: str, settings: dict[str, A
     for student in (step.student, average.student):
         assert torch.equal(student.state_dict()["body.hidden.0.weight"], before["body.hidden.0.weight"])
         assert not torch.equal(student.state_dict()["body.head.weight"], before["body.head.weight"])
+
+
+@pytest.mark.parametrize("engine", ["forward", "finite-difference", "maml", "prequential"])
+def test_every_engine_adapts_over_frozen_layers(engine: str) -> None:
+    """The outer loss is differentiated in what is trained alone; the inherited layers stay bit for bit."""
+    step = frozen_step("sgd", engine, lr=0.1)
+    before = step.student.body.hidden[0].weight.clone()
+    for x, y in toys.batches(6):
+        toys.train(step, x, y)
+    assert step.adapter.adaptations > 0
+    assert torch.equal(step.student.body.hidden[0].weight, before)
 
 
 def test_the_hypergradient_moves_only_what_is_trained() -> None:
