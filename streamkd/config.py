@@ -154,6 +154,13 @@ class Memory(Model):
     policy: Literal["reservoir", "class-balanced"] = "class-balanced"
 
 
+class Vicinity(Model):
+    """Inputs drawn near a step's records, on which the teachers alone are heard."""
+
+    rows: int = Field(default=60, ge=0, description="so many a step; 0: none")
+    shift: int = Field(default=2, ge=0, le=8, description="images among them move by up to so many pixels")
+
+
 class Pool(Model):
     """How many teachers may be kept, and how many bytes they may take."""
 
@@ -238,6 +245,7 @@ class Config(Model):
     share: Share | None = None
     optimizer: Optimizer = Optimizer()
     memory: Memory = Memory()
+    vicinity: Vicinity = Vicinity()
     teachers: tuple[TeacherChoice, ...] = (
         TeacherChoice(name="ema"),
         TeacherChoice(name="memory"),

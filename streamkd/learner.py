@@ -287,6 +287,7 @@ class Learner:
                 "student": step.student.state_dict(),
                 "optimizer": optimizers.state_of(step.optimizer),
                 "memory": step.memory.state_dict(),
+                "vicinity": step.vicinity.state_dict(),
                 "pool": step.pool.state_dict(),
                 "gate": step.gate.state_dict(),
                 "begun": self._begun and self._begun.state_dict(),
@@ -334,11 +335,13 @@ class Learner:
             first = None if adapters else len([*step.student.parameters()])
             optimizers.restore(step.optimizer, learned["optimizer"], first)
         step.memory.load_state_dict(learned["memory"], self.device)
+        if "vicinity" in learned:
+            step.vicinity.load_state_dict(learned["vicinity"])
         step.pool.load_state_dict(learned["pool"], self.fresh_student, self.labels.labels)
         if saved.gate == self.config.gate:
             step.gate.load_state_dict(learned["gate"])
             self._restore_adapter(learned["adapter"], saved)
-        for what in ("optimizer", "gate", "teachers", "pool", "losses", "adapt"):
+        for what in ("optimizer", "gate", "teachers", "pool", "losses", "adapt", "vicinity"):
             before, now = getattr(saved, what), getattr(self.config, what)
             if before != now:
                 logger.warning("%s has changed since the checkpoint: was %s, is %s", what, before, now)

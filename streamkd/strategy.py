@@ -262,7 +262,7 @@ class StreamStrategy(SupervisedTemplate):
             self.optimizer.step()
             self._tell("after_update")
             step.finish(plan, logits)
-        self.report = StepReport(plan.fresh, loss, *_right(logits, plan), lesson.weights, not finite)
+        self.report = StepReport(plan.fresh, loss, *_right(logits, plan), _told(lesson.weights, plan), not finite)
         # the graph must not outlive the step: it would pin the shapes of parameters that grow
         self.loss, self.mb_output = self.loss.detach(), logits.detach()
         self._tell("after_training_iteration")
@@ -316,6 +316,11 @@ def _right(logits: Tensor, plan: Plan) -> tuple[int, int]:
     labels = plan.y[:fresh].cpu().numpy()
     right = int((logits[:fresh].detach().cpu().numpy().argmax(1) == labels).sum())
     return int((labels >= 0).sum()) if plan.unlabelled else fresh, right
+
+
+def _told(weights: Tensor, plan: Plan) -> Tensor:
+    """The gate's weights on records; rows from their vicinity would only dilute them."""
+    return weights[: len(weights) - plan.drawn]
 
 
 class StepReport:

@@ -21,6 +21,7 @@ from streamkd.distill.step import Step
 from streamkd.distill.students import Student
 from streamkd.distill.teachers import SnapshotMaker, Teacher, TeacherContext
 from streamkd.distill.terms import Term
+from streamkd.distill.vicinity import Vicinity
 from streamkd.errors import ConfigError, PluginError, StateConflict, StreamkdError
 from streamkd.hookspecs import Group, SourceKind
 from streamkd.meta import artefact, optimizee
@@ -91,9 +92,7 @@ def artefact_of(config: Config, schema: RecordSchema) -> Artefact | None:
     return found
 
 
-def begun_from(
-    kept: Mapping[str, Any] | None, saved: Config, now: Config, schema: RecordSchema
-) -> Artefact | None:
+def begun_from(kept: Mapping[str, Any] | None, saved: Config, now: Config, schema: RecordSchema) -> Artefact | None:
     """What a state directory began from, as its checkpoint has it; the file may have gone since.
 
     Raises:
@@ -178,6 +177,7 @@ def step_of(
         clip_norm=config.optimizer.clip_norm,
         adapter=adapter,
         heritage=heritage,
+        vicinity=Vicinity(config.vicinity.rows, config.vicinity.shift, seed=config.seed + 1),
     )
     return step, adapter
 

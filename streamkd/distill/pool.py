@@ -96,7 +96,8 @@ class Pool:
         self.cache.refresh(self.teachers)
 
     def answers(self, x: Tensor, fresh: int, remembered: Remembered | None, classes: int) -> Answers:
-        """What every teacher says of the rows; the first ``fresh`` have just arrived.
+        """What every teacher says of the rows; the first ``fresh`` have just arrived, behind the remembered ones come
+        such as nobody has seen before.
 
         An answer that is not finite is none: it is masked, so that a broken teacher hurts only itself.
         """
@@ -119,24 +120,24 @@ class Pool:
 
     def _partial(self, x: Tensor, fresh: int, remembered: Remembered | None, classes: int) -> Answers:
         """Answers where some teachers are asked about some rows, or know some classes."""
-        rows = len(x)
+        rows, end = len(x), fresh + (len(remembered.y) if remembered is not None else 0)
         logits = x.new_zeros((rows, len(self.teachers), classes), dtype=torch.float32)
         known = torch.zeros((rows, len(self.teachers), classes), dtype=torch.bool, device=x.device)
         for index, teacher in enumerate(self.teachers):
-            asked = rows if teacher.role == "live" else fresh if teacher.fresh or teacher.role == "settled" else 0
-            if asked and (answer := self.questions.ask(teacher, x[:asked], classes)) is not None:
-                logits[:asked, index], known[:asked, index] = answer
+            for part in _asked(teacher, fresh, end, rows):
+                if (answer := self.questions.ask(teacher, x[part], classes)) is not None:
+                    logits[part, index], known[part, index] = answer
             if remembered is None or teacher.role == "live":
                 continue
             if teacher.role == "remembered":
-                logits[fresh:, index] = remembered.logits().float()
+                logits[fresh:end, index] = remembered.logits().float()
                 columns = torch.arange(classes, device=x.device)
-                known[fresh:, index] = columns < remembered.width().unsqueeze(1)
+                known[fresh:end, index] = columns < remembered.width().unsqueeze(1)
             else:
-                self.questions.of(group(teacher)).cached += rows - fresh
+                self.questions.of(group(teacher)).cached += end - fresh
                 kept, answered = self.cache.answers(teacher, remembered)
-                logits[fresh:, index] = kept.float()
-                known[fresh:, index] = teacher.known().to(x.device) & answered.unsqueeze(1)
+                logits[fresh:end, index] = kept.float()
+                known[fresh:end, index] = teacher.known().to(x.device) & answered.unsqueeze(1)
         return Answers(logits, known & torch.isfinite(logits))
 
     def features(self, x: Tensor, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, dict[str, Tensor]]:
@@ -364,3 +365,12 @@ class Pool:
             if cached(teacher) and teacher.key not in self.cache.slots:
                 self.cache.open(teacher)
         self._facts = None
+
+
+def _asked(teacher: Teacher, fresh: int, end: int, rows: int) -> list[slice]:
+    """The rows that a teacher is asked about in person; those between ``fresh`` and ``end`` are remembered ones."""
+    if teacher.role == "live":
+        return [slice(0, rows)]
+    unseen = [slice(end, rows)] if rows > end and teacher.role != "remembered" else []
+    # the fresh ones last: a settled teacher sees them again when it learns them, and may remember their features
+    return [*unseen, slice(0, fresh)] if fresh and (teacher.fresh or teacher.role == "settled") else unseen

@@ -67,7 +67,10 @@ def _features(
     log_soft = torch.log_softmax(evidence.answers.masked_fill(~evidence.known, -torch.inf), dim=-1)
     log_soft = log_soft.nan_to_num(nan=0.0, neginf=-30.0)
     soft = log_soft.exp() * evidence.known
-    likelihood = at_labels(log_soft, evidence).clamp_min(-10.0).masked_fill(~heard, 0.0)
+    likelihood = at_labels(log_soft, evidence).clamp_min(-10.0)
+    if not bool(evidence.labelled.all()):  # what a teacher says of itself is no measure: held-out records are
+        likelihood = torch.where(evidence.labelled.unsqueeze(1), likelihood, _expected_credit(evidence, soft))
+    likelihood = likelihood.masked_fill(~heard, 0.0)
     own = torch.log_softmax(evidence.logits, dim=-1)
     entropy = -(soft * log_soft).sum(-1) / max(torch.log(torch.tensor(float(max(classes, 2)))).item(), 1e-6)
     apart = (soft * (log_soft - own.unsqueeze(1).clamp_min(-30.0))).sum(-1).clamp(0, 10)
@@ -77,6 +80,14 @@ def _features(
     columns = [likelihood / 3, likelihood.exp(), entropy, apart / 3, ours.unsqueeze(1).expand_as(likelihood) / 3]
     features = torch.cat([torch.stack(columns, dim=-1), facts], dim=-1)
     return features * heard.unsqueeze(-1), likelihood
+
+
+def _expected_credit(
+    evidence: Evidence, soft: Float[Tensor, "batch teachers classes"]
+) -> Float[Tensor, "batch teachers"]:
+    """Held-out log-likelihood of each teacher on the classes that it answers with, as it weighs them."""
+    credit = evidence.credit.nan_to_num(nan=-2.0)
+    return (soft * credit).sum(-1)
 
 
 @hookimpl

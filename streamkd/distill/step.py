@@ -1,6 +1,6 @@
 """One training step, in the order of the data::
 
-    begin     fresh rows + replayed rows ─► Plan: x, y, what the teachers answer
+    begin     fresh rows + replayed rows + rows from their vicinity ─► Plan: x, y, what the teachers answer
     (the student's forward pass is the caller's: Avalanche's plugins want to see it)
     weigh     logits ─► gate ─► Lesson: weights per sample
     loss      Lesson ─► one number; backward and update are the caller's again
@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from streamkd.distill import terms as sums
 from streamkd.distill.gate import Evidence, Gate
 from streamkd.distill.inherit import Heritage
-from streamkd.distill.losses import Lesson
-from streamkd.distill.memory import Memory
+from streamkd.distill.losses import Lesson, fused_target, soft_answers
+from streamkd.distill.memory import Memory, whole
 from streamkd.distill.pool import Answers, Pool
-from streamkd.distill.students import Student
+from streamkd.distill.students import Student, at_rest
 from streamkd.distill.teachers import EmaTeacher, capture
 from streamkd.distill.terms import Term
+from streamkd.distill.vicinity import Vicinity, advantage
 from streamkd.records import Label
 
 
@@ -35,7 +36,8 @@ from streamkd.records import Label
 class Plan:
     """A step's rows, fresh ones first: x [batch, *shape], y [batch], and the teachers' answers.
 
-    A fresh row without label has -1 in y; ``unlabelled`` says that there are such. Remembered rows all have one.
+    A row without label has -1 in y; ``unlabelled`` says that there are such. Remembered rows all have one; the last
+    ``drawn`` rows, from the vicinity of the others, have none.
     """
 
     x: Tensor
@@ -44,6 +46,7 @@ class Plan:
     task: int
     answers: Answers
     unlabelled: bool = False
+    drawn: int = 0
 
 
 @runtime_checkable
@@ -58,12 +61,15 @@ class Adapter(Protocol):
         """A task has begun."""
         ...
 
-    def arrived(self, step: "Step", plan: Plan, logits: Tensor) -> None:
-        """A batch has come and the gate has not weighed it yet; ``logits`` still carry their graph."""
+    def arrived(self, step: "Step", plan: Plan, logits: Tensor) -> bool:
+        """A batch has come and the gate has not weighed it yet; ``logits`` still carry their graph.
+
+        Whether the gate's weights are to carry theirs.
+        """
         ...
 
-    def weighed(self, plan: Plan, evidence: Evidence, lesson: Lesson) -> None:
-        """The gate has given its weights."""
+    def weighed(self, plan: Plan, evidence: Evidence, lesson: Lesson, weights: Tensor) -> None:
+        """The gate has given its weights; those of the lesson are without graph."""
         ...
 
     def update_begins(self, step: "Step") -> None:
@@ -91,8 +97,9 @@ class Step:
         clip_norm: float | None = None,
         adapter: Adapter | None = None,
         heritage: Heritage | None = None,
+        vicinity: Vicinity | None = None,
     ) -> None:
-        self.heritage = heritage
+        self.heritage, self.vicinity = heritage, vicinity or Vicinity(0, 0, seed=0)
         self.student, self.optimizer, self.memory, self.pool = student, optimizer, memory, pool
         self.gate, self.terms, self.adapter = gate, tuple(terms), adapter
         self.replay, self.clip_norm = replay, clip_norm
@@ -119,15 +126,33 @@ class Step:
 
     @torch.no_grad()
     def begin(self, x: Tensor, y: Tensor, task: int) -> Plan:
-        """Join the fresh rows with replayed ones and ask the teachers about all of them."""
+        """Join the fresh rows with replayed ones and some of their vicinity, and ask the teachers about all of them."""
         remembered = self.memory.sample(self.replay)
         fresh, unlabelled = len(y), bool((y < 0).any())
         if self.student.normalise.fit:
             self.student.normalise.observe(x)
         if remembered is not None:
             x, y = torch.cat([x, remembered.x]), torch.cat([y, remembered.y])
+        if self.vicinity.due():
+            self.vicinity.mass = self._advantage()
+        if (near := self.vicinity.draw(x)) is not None:
+            x, y = torch.cat([x, near]), torch.cat([y, y.new_full((len(near),), -1)])
+        drawn = 0 if near is None else len(near)
         answers = self.pool.answers(x, fresh, remembered, self.student.classes)
-        return Plan(x, y, fresh, task, answers, unlabelled)
+        return Plan(x, y, fresh, task, answers, unlabelled or drawn > 0, drawn)
+
+    def _advantage(self) -> float:
+        """What the teachers, weighed as on rows without label, know of the held-out records better than the student."""
+        held = whole(self.memory.holdout)
+        if held is None or not len(held.y):
+            return 0.0
+        with at_rest(self.student) as student:
+            logits = student(held.x)
+        answers = self.pool.answers(held.x, 0, held, student.classes)
+        unknown = torch.full_like(held.y, -1)
+        weights = self.gate(self.evidence(Plan(held.x, unknown, 0, 0, answers, unlabelled=True), logits))
+        taught = fused_target(soft_answers(answers.logits, answers.known, 1.0), weights)
+        return advantage(taught, torch.softmax(logits, 1), held.y)
 
     def forward(self, plan: Plan) -> Tensor:
         """The student's logits, and the outputs of the layers that losses named."""
@@ -139,16 +164,18 @@ class Step:
 
     def weigh(self, plan: Plan, logits: Tensor) -> Lesson:
         """The gate's weights for the step."""
-        if self.adapter is not None:
-            self.adapter.arrived(self, plan, logits)
-        with torch.no_grad():
-            evidence = self.evidence(plan, logits)
-            begun = time.perf_counter()
-            weights = self.gate(evidence)
-            self.weighing_seconds += time.perf_counter() - begun
+        wanted = self.adapter is not None and self.adapter.arrived(self, plan, logits)
+        evidence = self.evidence(plan, logits)
+        begun = time.perf_counter()
+        with torch.set_grad_enabled(wanted):
+            given = self.gate(evidence)
+        weights = given.detach()
+        if plan.drawn:
+            weights = torch.cat([weights[: -plan.drawn], weights[-plan.drawn :] * self.vicinity.mass])
+        self.weighing_seconds += time.perf_counter() - begun
         lesson = self.lesson(plan, logits, weights, evidence)
         if self.adapter is not None:
-            self.adapter.weighed(plan, evidence, lesson)
+            self.adapter.weighed(plan, evidence, lesson, given)
         return lesson
 
     def evidence(self, plan: Plan, logits: Tensor) -> Evidence:

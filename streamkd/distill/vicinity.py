@@ -1,0 +1,83 @@
+"""Records from the vicinity of remembered ones: inputs without label, on which the teachers alone can be heard.
+
+    two rows of a step ─► λ·x_a + (1-λ)·x_b, λ ~ U(0, 1) ─► (images) shifted by a few pixels ─► unlabelled row
+
+A teacher is a function, and the memory shows it at a few hundred points only, at most of which the label already
+says all. Between and around them teacher and student differ, and there the student can learn what the teacher knows
+of records that are long gone. The inputs are those of mixup (Zhang et al. 2018; vicinal risk, Chapelle et al. 2000);
+the targets are the teachers' answers there, not mixed labels.
+
+How much such rows count is measured, not set: by how much likelier than the student the teachers find the held-out
+labels. Where they know no better than the student, nothing is drawn, and a step costs what it costs without.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from streamkd.distill.randomfeatures import is_image
+
+EVERY = 20  # steps between two measurements of what the rows should count
+WORST = 5.0  # one confident mistake among a handful of held-out records must not decide
+
+
+def advantage(
+    taught: Float[Tensor, "batch classes"], own: Float[Tensor, "batch classes"], labels: Int[Tensor, "batch"]
+) -> float:
+    """1 - surprise of the teachers / surprise of the student, at least 0: what part of it they would spare the student.
+
+    Surprise is the mean of -log p(y), each at most 5, over held-out records; ``taught`` and ``own`` are probabilities.
+    """
+    theirs, ours = (
+        -p.gather(1, labels.unsqueeze(1)).clamp_min(1e-9).log().clamp_min(-WORST).mean() for p in (taught, own)
+    )
+    return max(0.0, 1.0 - float(theirs) / max(float(ours), 1e-9))
+
+
+class Vicinity:
+    """Draws ``rows`` inputs near those of a step; images move by up to ``shift`` pixels, edges repeated.
+
+    Numbers of whole types other than bytes are names rather than amounts (tokens): nothing lies between two of them,
+    and nothing is drawn. ``mass`` is the weight of each row, ``due`` whether it should be measured anew.
+    """
+
+    def __init__(self, rows: int, shift: int, seed: int) -> None:
+        self.rows, self.shift = rows, shift
+        self.mass = 0.0
+        self.age = 0
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def due(self) -> bool:
+        """Whether the teachers' advantage should be measured; called once a step."""
+        self.age += 1
+        return self.rows > 0 and self.age % EVERY == 1
+
+    def draw(self, x: Tensor) -> Tensor | None:
+        """[rows, *shape] in the type of x [batch, *shape], or ``None``: nothing can be drawn near such inputs."""
+        if not self.rows or not self.mass or len(x) < 2 or not (x.dtype == torch.uint8 or x.dtype.is_floating_point):
+            return None
+        pairs = torch.randint(len(x), (2, self.rows), generator=self._generator).to(x.device)
+        share = torch.rand(self.rows, generator=self._generator).to(x.device).view(-1, *[1] * (x.dim() - 1))
+        mixed = torch.lerp(x[pairs[0]].float(), x[pairs[1]].float(), share)
+        if self.shift and is_image(tuple(x.shape[1:])):
+            mixed = self._shifted(mixed)
+        return mixed.round().to(x.dtype) if x.dtype == torch.uint8 else mixed.to(x.dtype)
+
+    def _shifted(self, x: Tensor) -> Tensor:
+        """Each image [height, width, ...] moved by its own offset."""
+        span = 2 * self.shift + 1
+        moves = torch.randint(span, (2, len(x), 1), generator=self._generator).to(x.device) - self.shift
+        down, across = (
+            (torch.arange(side, device=x.device) + move).clamp(0, side - 1)
+            for side, move in zip(x.shape[1:3], moves, strict=True)
+        )
+        return x[torch.arange(len(x), device=x.device).view(-1, 1, 1), down.unsqueeze(2), across.unsqueeze(1)]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self._generator.get_state(), "mass": self.mass, "age": self.age}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._generator.set_state(state["generator"])
+        self.mass, self.age = state["mass"], state["age"]
