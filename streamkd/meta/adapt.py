@@ -70,6 +70,7 @@ class GateAdapter:
         self.seconds = 0.0
         self.outer_loss = float("nan")
         self._due = False
+        self._weights: Tensor | None = None
         self._gated: list[tuple[int, Gated]] = []
         self._layers: tuple[str, ...] = ()
         self._names: list[str] = []
@@ -86,6 +87,7 @@ class GateAdapter:
             ConfigError: the engine, or the learned temperature, does not fit it.
         """
         self.trail.clear()
+        self._weights = None
         losses = [(place, term.loss) for place, term in enumerate(step.terms) if term.weight]
         self._gated = [(place, loss) for place, loss in losses if isinstance(loss, Gated)]
         self._layers = layers_of(step.terms)
@@ -123,8 +125,11 @@ class GateAdapter:
         ahead = range(1, self.trail.length + later)
         return self.active and ((self._due and not later) or any(map(self._due_in, ahead)))
 
-    def arrived(self, step: Step, plan: Plan, logits: Tensor) -> None:
-        """A batch has come, and is not trained on yet: the query of the engine ``prequential``."""
+    def arrived(self, step: Step, plan: Plan, logits: Tensor) -> bool:
+        """A batch has come, and is not trained on yet: the query of the engine ``prequential``.
+
+        The weights' graph is wanted where the adaptation that is due ends with them: weighing again costs as much.
+        """
         if self.due() and self.engine == "prequential":
             begun = time.perf_counter()
             outer = self._arriving(step, plan, logits)
@@ -132,9 +137,11 @@ class GateAdapter:
             if outer is not None and trail and trail[-1].number == self.steps - 1:
                 self._adapt(step, trail, self._by_slopes(step, trail, outer))
             self.seconds += time.perf_counter() - begun
+        return self._due and not self.trail.kept and not isinstance(step.gate, Priced)
 
-    def weighed(self, plan: Plan, evidence: Evidence, lesson: Lesson) -> None:
+    def weighed(self, plan: Plan, evidence: Evidence, lesson: Lesson, weights: Tensor | None = None) -> None:
         """The gate has given its weights."""
+        self._weights = weights if weights is not None and weights.requires_grad else None
         if self._wanted():
             self.trail.weighed(self.steps, plan.x, evidence, lesson)
         else:
@@ -159,6 +166,7 @@ class GateAdapter:
                 outer = self._held_out(step, query.x, query.y)
                 self._adapt(step, trail, self._by_slopes(step, trail, outer))
         self.trail.forget()
+        self._weights = None
         self.seconds += time.perf_counter() - begun
 
     def _held_out(self, step: Step, x: Tensor, y: Tensor) -> Sequence[Tensor]:
@@ -226,7 +234,7 @@ class GateAdapter:
             self.optimizer.zero_grad()
         with torch.enable_grad():
             costs = [
-                self._cost(_gate(step, key), taken.evidence, table, newest=taken is trail[-1])
+                self._cost(step, key, taken, table, newest=taken is trail[-1])
                 for taken, each in zip(trail, tables, strict=True)
                 for key, table in each.items()
             ]
@@ -236,11 +244,15 @@ class GateAdapter:
         self._move()
         self.adaptations += 1
 
-    def _cost(self, gate: Gate, evidence: Evidence, table: Tensor, newest: bool) -> Tensor | None:
+    def _cost(self, step: Step, key: int, taken: Taken, table: Tensor, *, newest: bool) -> Tensor | None:
         """Σ A·w / batch, whose slope Σ A·∂w/∂φ / batch is dL_out/dφ: a backward through the gate alone."""
+        gate, evidence = _gate(step, key), taken.evidence
+        # a gate's rows sum to 1; where the step gave a row less, its weights enter by that factor
+        table = table * seen(taken.lesson, key).weights.sum(1, keepdim=True)
         if newest and isinstance(gate, Priced):
             gate.settle(evidence, table)
-        weights = gate(evidence)
+        kept = self._weights if key == SHARED else None
+        weights = gate(evidence) if kept is None else kept
         if not weights.requires_grad:
             return None
         cost = (table * weights).sum() / len(table)
@@ -253,9 +265,11 @@ class GateAdapter:
         if self.optimizer is None:
             return
         self.origin = optimizers.follow(self.optimizer, self.parameters, self.origin)
-        for parameter, origin in zip(self.parameters, self.origin, strict=True):
-            if parameter.grad is not None:
-                parameter.grad.add_(parameter - origin, alpha=2 * self.anchor)
+        moved = [(p, o) for p, o in zip(self.parameters, self.origin, strict=True) if p.grad is not None]
+        if moved and self.anchor:
+            parameters, origins = map(list, zip(*moved, strict=True))
+            pull = torch._foreach_sub(parameters, origins)
+            torch._foreach_add_([p.grad for p in parameters], pull, alpha=2 * self.anchor)
         if self.temperature is not None:
             self.temperature.begin()
         self.optimizer.step()
