@@ -6,7 +6,8 @@
 ``kd`` is Hinton et al. 2015, section 2, each teacher by itself: ``match-gate`` has its gradient and is cheaper, this
 one can leave the label out. ``decoupled-kd`` is Zhao et al. 2022, equation 7: whether it is the label (binary), and
 which of the others, are two matters, so that a teacher that is sure of the label still tells how the other classes
-resemble it.
+resemble it. The paper's β, 1 to 10, is for a finished teacher: on a stream, whose teachers have yet to learn the newest
+classes, it holds the student back (ARCHITECTURE.md has figures).
 
 Teachers' probabilities are those over the classes that they know, the student's always over all.
 """
@@ -34,9 +35,9 @@ class KdOptions(Options):
 class DecoupledKdOptions(Options):
     """Distillation of the label and of the other classes, apart."""
 
-    temperature: float = Field(default=4.0, gt=0, description="softens the teachers' and the student's probabilities")
+    temperature: float = Field(default=2.0, gt=0, description="softens the teachers' and the student's probabilities")
     target: float = Field(default=1.0, ge=0, description="α: weight of the label against all others")
-    others: float = Field(default=8.0, ge=0, description="β: weight of how the others share what the label leaves")
+    others: float = Field(default=0.25, ge=0, description="β: weight of how the others share what the label leaves")
     labels: bool = Field(
         default=True, description="cross entropy on the label too; off beside another loss that has it"
     )
