@@ -8,6 +8,7 @@ Test records are never looked at. Called by `streamkd meta-train` and by `stream
 """
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -103,7 +104,7 @@ class _Training:
             "temperature": False,
         }
         self.config = config.model_copy(update={"meta": None, "adapt": config.adapt.model_copy(update=adapt)})
-        self.registry, self.phase = registry, phase
+        self.registry, self.phase, self.begun = registry, phase, time.monotonic()
         self.schema: RecordSchema = schema_of(config, registry)
         self.device = device_of(config.device)
         self.records = recorded(config, registry, self.schema)
@@ -206,6 +207,7 @@ class _Training:
             "tasks": list(dict.fromkeys(self.records.tasks or ())),
             "records": len(self.records.labels),
             "phase": self.phase.model_dump(mode="json"),
+            "seconds": time.monotonic() - self.begun,
             "start_losses": _ends(start.losses if start else []),
             "gate_losses": _ends([one.outer for one in played]),
             "gate_accuracy": _ends([one.accuracy for one in played]),

@@ -1,0 +1,39 @@
+"""Optimisers by name: rates that differ by parameter."""
+
+import pytest
+import torch
+from torch import nn
+
+from streamkd.distill import optimizers
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_factors_scale_each_parameter_s_own_step(name: str) -> None:
+    """A parameter with factor f moves as one whose whole optimiser has f times the rate; those behind have 1."""
+    factors = [2.0, 2.0, 0.5]
+    torch.manual_seed(0)
+    begun = [torch.randn(3) for _ in range(4)]
+    gradients = [torch.randn(3) for _ in range(4)]
+
+    def moved(rate: float, factors: list[float]) -> list[torch.Tensor]:
+        parameters = [nn.Parameter(p.clone()) for p in begun]
+        optimizer = optimizers.build(name, parameters, learning_rate=rate, factors=factors)  # type: ignore[arg-type]
+        for _ in range(3):
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient.clone()
+            optimizer.step()
+        return [p.detach() for p in parameters]
+
+    ours = moved(0.01, factors)
+    for place, factor in enumerate([*factors, 1.0]):
+        torch.testing.assert_close(ours[place], moved(0.01 * factor, [])[place])
+
+
+def test_groups_keep_the_order_of_parameters() -> None:
+    """State goes by a parameter's place whatever the factors: it is restored into the same parameters."""
+    parameters = [nn.Parameter(torch.full((2,), float(n))) for n in range(4)]
+    optimizer = optimizers.build("adam", parameters, learning_rate=0.1, factors=[1.0, 3.0, 1.0])
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    assert all(p is q for p, q in zip(parameters, held, strict=True))
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 0.3, 0.1])
+    assert len(optimizers.build("adam", parameters, learning_rate=0.1).param_groups) == 1

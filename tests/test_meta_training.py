@@ -1,0 +1,161 @@
+"""Phase 2 from a configuration, and streams that begin from what it learned."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from streamkd import config as configuration
+from streamkd.cli import cli
+from streamkd.errors import ConfigError, StateConflict
+from streamkd.learner import Learner
+from streamkd.meta import artefact
+from streamkd.meta.optimizee import LearnedOptimizer
+from streamkd.meta_training import Phase2, meta_train, phase_of
+from streamkd.plugins import Registry
+from streamkd.state.tree import pack, unpack
+from streamkd.wiring import open_source, schema_of
+
+REGISTRY = Registry.load()
+QUICK = Phase2(episodes=3, start_episodes=4, records=30, gate_optimizer="learned")
+
+
+def _config(**changes: Any) -> configuration.Config:
+    """Digits by two, small parts."""
+    source = {"name": "replay", "dataset": "digits", "classes_per_task": 2, "limit": 300, "per_class": 60}
+    tree = {
+        "stream": {"source": source},
+        "student": {"name": "mlp", "hidden": [16]},
+        "memory": {"size": 60, "replay": 20},
+        "adapt": {"every": 5, "on_task_steps": 3},
+        "device": "cpu",
+    }
+    return configuration.from_tree({**tree, **changes}, REGISTRY)
+
+
+def _learner(config: configuration.Config, batches: int | None = None) -> Learner:
+    schema = schema_of(config, REGISTRY)
+    source, _ = open_source(config, REGISTRY, schema)
+    return _run(Learner(config, REGISTRY, source, schema), batches)
+
+
+def _run(one: Learner, batches: int | None = None) -> Learner:
+    done = 0
+    while (batches is None or done < batches) and one.advance():
+        done += 1
+    return one
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artefact with every part."""
+    torch.manual_seed(0)
+    out = tmp_path_factory.mktemp("begun")
+    meta_train(_config(), REGISTRY, out, QUICK)
+    return out
+
+
+def test_the_seed_decides(begun: Path, tmp_path: Path) -> None:
+    """The same configuration learns the same artefact; it says what it was trained on."""
+    again = meta_train(_config(), REGISTRY, tmp_path, QUICK)
+    assert again.digest == artefact.read(begun).digest
+    assert again.trained_on["tasks"] == ["0", "1", "2"]
+    assert again.trained_on["phase"]["start_episodes"] == 4
+
+
+def test_a_stream_begins_from_it(begun: Path) -> None:
+    """Gate, anchor, body, head rows, rates and the gate's optimiser are the artefact's before the first step."""
+    found = artefact.read(begun)
+    one = _learner(_config(meta=str(begun)))
+    learner = Learner(one.config, REGISTRY, one.source, one.schema)
+    learner.labels.learn([3, 1, 4])
+    learner._start()
+    step, adapter = learner.strategy.step, learner.adapter
+    assert adapter is not None
+    weights = step.student.state_dict()
+    for name, value in found.start.items():
+        assert torch.equal(weights[name], value.expand_as(weights[name])), name
+    gate = dict(adapter.gate.state_dict())
+    assert all(torch.equal(gate[name], value) for name, value in found.gate_weights.items())
+    assert all(torch.equal(p, origin) for p, origin in zip(adapter.parameters, adapter.origin, strict=True))
+    assert isinstance(adapter.optimizer, LearnedOptimizer)
+    rates = [group["lr"] for group in step.optimizer.param_groups for _ in group["params"]]
+    assert rates == pytest.approx([0.001 * found.rates[name] for name, _ in step.student.named_parameters()])
+
+
+def test_stopping_and_resuming_ends_in_the_same_bits(begun: Path) -> None:
+    """With an artefact too, a learner that was stopped ends where one that never was ends."""
+    config = _config(meta=str(begun))
+    whole, first = _learner(config), _learner(config, 13)
+    second = _learner(config, 0)
+    second.restore(unpack(pack(first.state())), first.offsets, config)
+    _run(second)
+    for one, other in ((whole.student, second.student), (whole.served, second.served)):
+        mine, theirs = one.state_dict(), other.state_dict()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_a_state_remembers_what_it_began_from(begun: Path, tmp_path: Path) -> None:
+    """The directory may go; another artefact, or none, is refused."""
+    moved = tmp_path / "begun"
+    artefact.write(moved, artefact.read(begun))
+    config = _config(meta=str(moved))
+    first = _learner(config, 5)
+    tree = unpack(pack(first.state()))
+    other = _config(meta=str(tmp_path / "other"))
+    artefact.write(tmp_path / "other", artefact.Artefact(rates={"body.head.bias": 2.0}))
+    for changed in (other, _config()):
+        with pytest.raises(StateConflict, match="began from"):
+            _learner(changed, 0).restore(tree, first.offsets, config)
+    for file in moved.iterdir():
+        file.unlink()
+    moved.rmdir()
+    resumed = _learner(config, 0)
+    resumed.restore(tree, first.offsets, config)
+    assert resumed.records == first.records
+
+
+def test_it_is_bound_to_gate_and_student(begun: Path) -> None:
+    """A stream with another student or gate is refused, with both."""
+    for what, changes in (
+        ("student", {"student": {"name": "mlp", "hidden": [8]}}),
+        ("gate", {"gate": {"name": "per-sample", "hidden": 4}}),
+    ):
+        with pytest.raises(ConfigError, match=f"the {what} of"):
+            _learner(_config(meta=str(begun), **changes))
+
+
+def test_parts_that_were_not_learned_leave_the_stream_free(tmp_path: Path) -> None:
+    """A gate alone goes with any student; a start alone with any gate."""
+    gate = meta_train(_config(), REGISTRY, tmp_path / "gate", Phase2(episodes=2, student_start="none", records=20))
+    assert (gate.start, gate.rates) == ({}, {})
+    _learner(_config(meta=str(tmp_path / "gate"), student={"name": "mlp", "hidden": [8]}), 3)
+    start = meta_train(
+        _config(), REGISTRY, tmp_path / "start", Phase2(episodes=0, student_start="maml", start_episodes=2)
+    )
+    assert (start.gate_weights, start.rates) == ({}, {})
+    _learner(_config(meta=str(tmp_path / "start"), gate={"name": "fixed"}), 3)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    """`streamkd meta-train` writes the folder and says how it went; a bad value is refused in words."""
+    path = tmp_path / "c.yaml"
+    path.write_text("stream: {source: {name: replay, dataset: digits, classes_per_task: 2, per_class: 20}}\n")
+    args = ["meta-train", str(path), "--out", str(tmp_path / "out"), "--set", "student={name: mlp, hidden: [8]}"]
+    done = CliRunner().invoke(cli, [*args, "--episodes", "1", "--start-episodes", "2", "--records", "20"])
+    assert done.exit_code == 0, done.output
+    assert "start losses" in done.output
+    assert (tmp_path / "out" / artefact.DOCUMENT).exists()
+    with pytest.raises(ConfigError, match="greater than 0"):
+        phase_of({"tasks": 0})
+
+
+def test_a_pushed_stream_is_refused(tmp_path: Path) -> None:
+    """Nothing is recorded where records are pushed."""
+    pushed = _config(
+        stream={"source": {"name": "flight"}, "records": {"inputs": [{"name": "x", "shape": [4]}], "label": "y"}}
+    )
+    with pytest.raises(ConfigError, match="pushed"):
+        meta_train(pushed, REGISTRY, tmp_path, QUICK)
