@@ -49,12 +49,16 @@ def forward(
     names = [name for name, p in module.named_parameters() if p.requires_grad]
     outputs: dict[str, Tensor] = {}
     with forward_ad.dual_level(), torch.no_grad(), capture(module, layers, outputs):
-        with warnings.catch_warnings():
-            # at the first dual number torch compiles its rules with a compiler of its own that it calls deprecated
-            warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
-            duals = {n: forward_ad.make_dual(at[n], d) for n, d in zip(names, u, strict=True)}
+        duals = {n: _dual(at[n], d) for n, d in zip(names, u, strict=True)}
         logits = _unpacked(functional_call(module, dict(at) | duals, (x,)))
         return Tangent(logits, {name: _unpacked(outputs[name]) for name in layers})
+
+
+def _dual(value: Tensor, slope: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        # at the first dual number torch compiles its rules with a compiler of its own that it calls deprecated
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+        return forward_ad.make_dual(value, slope)
 
 
 def _unpacked(dual: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,8 +77,8 @@ class Tangent:
         if type(loss) is MatchGate:
             return match_gate(*self.logits, lesson, loss.temperature)
         with forward_ad.dual_level(), torch.no_grad():
-            features = {name: forward_ad.make_dual(*pair) for name, pair in self.features.items()}
-            seen = dataclasses.replace(lesson, logits=forward_ad.make_dual(*self.logits), features=features)
+            features = {name: _dual(*pair) for name, pair in self.features.items()}
+            seen = dataclasses.replace(lesson, logits=_dual(*self.logits), features=features)
             return _unpacked(loss.per_source(seen))[1]
 
 
