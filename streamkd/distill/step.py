@@ -169,9 +169,9 @@ class Step:
         begun = time.perf_counter()
         with torch.set_grad_enabled(wanted):
             given = self.gate(evidence)
+            if plan.drawn:
+                given = torch.cat([given[: -plan.drawn], given[-plan.drawn :] * self.vicinity.mass])
         weights = given.detach()
-        if plan.drawn:
-            weights = torch.cat([weights[: -plan.drawn], weights[-plan.drawn :] * self.vicinity.mass])
         self.weighing_seconds += time.perf_counter() - begun
         lesson = self.lesson(plan, logits, weights, evidence)
         if self.adapter is not None:
