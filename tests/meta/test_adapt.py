@@ -17,6 +17,7 @@ from streamkd.distill.pool import Answers, Pool
 from streamkd.distill.step import Step
 from streamkd.distill.teachers import SnapshotTeacher, copy_of
 from streamkd.distill.terms import Term
+from streamkd.distill.vicinity import Vicinity
 from streamkd.errors import ConfigError
 from streamkd.meta.adapt import GateAdapter
 from streamkd.state import tree
@@ -310,7 +311,10 @@ def _through_everything(step: Any, engine: str) -> Tensor:
     plan = step.begin(x, y, 0)
     logits = step.forward(plan)
     evidence = step.evidence(plan, logits)
-    weights = gate(evidence)
+    given = gate(evidence)
+    weights = given.clone()
+    if plan.drawn:
+        weights[-plan.drawn :] = given[-plan.drawn :] * step.vicinity.mass
     inner = step.loss(step.lesson(plan, logits, weights, evidence))
     grads = torch.autograd.grad(inner, step.parameters, create_graph=True)
     moved = oracles.optimizer_step(step.optimizer, step.parameters, oracles.clip(grads, step.clip_norm))
@@ -323,7 +327,7 @@ def _through_everything(step: Any, engine: str) -> Tensor:
     outer = nn.functional.cross_entropy(oracles.call(step.student, dict(zip(names, moved, strict=True)), rows), labels)
     parameters = list(gate.parameters())
     pull = sum(((p - o) ** 2).sum() for p, o in zip(parameters, adapter.origin, strict=True))
-    total = outer + adapter.anchor * pull + adapter.balance * imbalance(weights, evidence.heard)
+    total = outer + adapter.anchor * pull + adapter.balance * imbalance(given, evidence.heard)
     return torch.cat([g.flatten() for g in torch.autograd.grad(total, parameters)])
 
 
@@ -585,3 +589,18 @@ def test_upkeep_is_counted() -> None:
     toys.train(step, x, y)
     assert step.weighing_seconds > weighing
     assert adapter.seconds > seconds
+
+
+@pytest.mark.parametrize("engine", ["forward", "maml"])
+def test_a_row_that_the_step_counts_less_pulls_less(engine: Any) -> None:
+    """Rows from the vicinity enter with their mass, and so they do in the gate's gradient."""
+    gate = _opinionated()
+    adapter = toys.adapter_of(gate, every=1, engine=engine, anchor=0.0)
+    step = ready(adapter, gate)
+    step.vicinity = Vicinity(4, 0, seed=0)
+    step.vicinity.mass, step.vicinity.age = 0.4, 1
+    adapter.attach(exact(step))
+    wanted = _through_everything(copy.deepcopy(step), engine)
+    toys.train(step, *toys.batches(1, seed=6)[0])
+    assert step.vicinity.mass == 0.4
+    assert float((gradient_of(gate) - wanted).norm() / wanted.norm()) < 1e-10
