@@ -45,6 +45,9 @@ class Phase2(Model):
 
     episodes: int = Field(default=60, ge=0, description="episodes of the gate; 0: no gate is learned")
     student_start: Literal["none", "maml", "metasgd"] = "metasgd"
+    rates: bool = Field(
+        default=False, description="keep metasgd's rates: learned over few steps, they cost the end of long tasks"
+    )
     start_episodes: Positive = Field(default=500, description="outer steps of the start, an episode each")
     first_order: bool = Field(default=True, description="of the start; false: second derivatives")
     outer_rate: float = Field(default=4e-3, gt=0, description="Adam's rate of the start")
@@ -114,7 +117,8 @@ class _Training:
 
     def run(self) -> Artefact:
         start = self._start()
-        begun = Artefact(start=start.weights, rates=start.rates) if start else Artefact()
+        rates = start.rates if start and self.phase.rates else {}
+        begun = Artefact(start=start.weights, rates=rates) if start else Artefact()
         gate, optimizer, played = self._gate(begun)
         bound = wiring.learned_for(self.config, self.schema)
         return Artefact(

@@ -19,7 +19,7 @@ from streamkd.state.tree import pack, unpack
 from streamkd.wiring import open_source, schema_of
 
 REGISTRY = Registry.load()
-QUICK = Phase2(episodes=3, start_episodes=4, records=30, gate_optimizer="learned")
+QUICK = Phase2(episodes=3, start_episodes=4, records=30, gate_optimizer="learned", rates=True)
 
 
 def _config(**changes: Any) -> configuration.Config:
@@ -58,7 +58,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_seed_decides(begun: Path, tmp_path: Path) -> None:
-    """The same configuration learns the same artefact; it says what it was trained on."""
+    """The same configuration learns the same artefact, which says what it was trained on."""
     again = meta_train(_config(), REGISTRY, tmp_path, QUICK)
     assert again.digest == artefact.read(begun).digest
     assert again.trained_on["tasks"] == ["0", "1", "2"]

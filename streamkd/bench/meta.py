@@ -8,7 +8,7 @@ is learned: in one pass the learner without phase 2 learns nothing of a second a
 reached at once. The level of a task is 90 % of the final accuracy that the stream without phase 2 reaches on it, so
 both are asked for the same; ``records_ratio`` is what phase 2 needs to get there over what is needed without, summed
 over the tasks of a seed, mean over the seeds. ``own_ratio`` takes 90 % of each side's own final accuracy instead.
-Variants take part of the artefact: the gate alone, the start without rates.
+Variants: with MetaSGD's rates kept, the start by MAML without a gate, the gate alone.
 """
 
 import json
@@ -45,6 +45,7 @@ MODELS = ("student", "served")
 VARIANTS: dict[str, Phase2 | None] = {
     "without": None,
     "full": Phase2(),
+    "rates": Phase2(rates=True),
     "maml": Phase2(episodes=0, student_start="maml"),
     "gate": Phase2(student_start="none"),
 }
