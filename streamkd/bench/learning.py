@@ -8,14 +8,10 @@ accuracies, means over the seeds: ``<stream>.student`` and ``<stream>.served`` a
 the served model's, ``<stream>.<baseline>`` any other's; ``..._std`` beside each.
 """
 
-import hashlib
-import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +20,8 @@ import torch
 from torch import nn
 
 from streamkd import config as configuration
-from streamkd.bench import baselines, peers, streams
+from streamkd.bench import baselines, book, peers, streams
+from streamkd.bench.book import Progress, Row
 from streamkd.errors import ConfigError
 from streamkd.evaluate import accuracy
 from streamkd.plugins import Registry
@@ -32,8 +29,6 @@ from streamkd.run import run_seed
 from streamkd.state.environment import environment
 from streamkd.wiring import student_of
 
-Row = dict[str, Any]
-Progress = Callable[[int, int], None]
 METHODS = (baselines.OURS, *baselines.BASELINES)
 
 
@@ -70,7 +65,7 @@ def measure(
         for method in methods
         for seed in seeds
     ]
-    rows = list(run_all(tasks, work, jobs, progress))
+    rows = run_all(tasks, work, jobs, progress)
     return {
         "schema": 1,
         "suite": "learning",
@@ -94,7 +89,7 @@ def choose(
         for stream in only
         for seed in baselines.CHOSEN_ON
     ]
-    rows = list(run_all(tasks, work, jobs, progress))
+    rows = run_all(tasks, work, jobs, progress)
     chosen, scores = {}, []
     for method in asked:
         tried = [
@@ -109,32 +104,11 @@ def choose(
     return {"schema": 1, "suite": "learning-choice", "chosen": chosen, "rows": scores, "environment": environment()}
 
 
-def run_all(tasks: Sequence[Task], work: Path, jobs: int, progress: Progress) -> Iterator[Row]:
+def run_all(tasks: Sequence[Task], work: Path, jobs: int, progress: Progress) -> list[Row]:
     """The rows of the tasks, in their order; new ones are appended to ``work``/learning.jsonl one by one."""
     registry = Registry.load()
-    work.mkdir(parents=True, exist_ok=True)
-    file = work / "learning.jsonl"
-    keys = [_key(task, registry) for task in tasks]
-    kept = _read(file)
-    missing = [(key, task) for key, task in zip(keys, tasks, strict=True) if key not in kept]
-    progress(len(tasks) - len(missing), len(tasks))
-    with file.open("a", encoding="utf-8") as book:
-        for count, (key, row) in enumerate(_run(missing, jobs), len(tasks) - len(missing) + 1):
-            kept[key] = row
-            book.write(json.dumps({"key": key, "row": row}) + "\n")
-            book.flush()
-            progress(count, len(tasks))
-    return (kept[key] for key in keys)
-
-
-def _run(missing: Sequence[tuple[str, Task]], jobs: int) -> Iterator[tuple[str, Row]]:
-    """Here, one after another; or in so many processes, in the order in which they end."""
-    if jobs == 1:
-        yield from ((key, run_one(task)) for key, task in missing)
-        return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        begun = {pool.submit(run_one, task): key for key, task in missing}
-        yield from ((begun[future], future.result()) for future in as_completed(begun))
+    keyed = [(_key(task, registry), task) for task in tasks]
+    return book.run_all(keyed, run_one, work / "learning.jsonl", jobs, progress)
 
 
 def run_one(task: Task) -> Row:
@@ -243,19 +217,7 @@ def _cell(rows: Sequence[Row], stream: str, method: str, side: str) -> str:
 def _key(task: Task, registry: Registry) -> str:
     """A run by everything that decides it but the code: with the tree, so that other defaults are another run."""
     made = configuration.dump(streams.config_of(_tree(task), registry, task.seed))
-    return hashlib.sha256(json.dumps([asdict(task), made], sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _read(file: Path) -> dict[str, Row]:
-    """What was kept; a line that a kill cut off is left out."""
-    kept: dict[str, Row] = {}
-    for line in file.read_text("utf-8").splitlines() if file.exists() else ():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        kept[entry["key"]] = entry["row"]
-    return kept
+    return book.key_of(asdict(task), made)
 
 
 def _known(what: str, asked: Sequence[str], known: Any) -> None:

@@ -112,10 +112,10 @@ def test_a_run_that_is_kept_is_not_done_again(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(learning, "run_one", run_one)
     tasks = [_task(seed=seed) for seed in range(3)]
-    first = list(learning.run_all(tasks[1:], tmp_path, 1, lambda d, t: None))
+    first = learning.run_all(tasks[1:], tmp_path, 1, lambda d, t: None)
     kept = tmp_path / "learning.jsonl"
     kept.write_text(kept.read_text()[:-20])
-    rows = list(learning.run_all(tasks, tmp_path, 1, lambda d, t: None))
+    rows = learning.run_all(tasks, tmp_path, 1, lambda d, t: None)
     assert [task.seed for task in done] == [1, 2, 0, 2]
     assert [row["seed"] for row in rows] == [0, 1, 2]
     assert rows[1] == first[0]
