@@ -139,8 +139,9 @@ class FixedOptions(Options):
 
     hard: float = Field(default=0.5, ge=0, le=1, description="weight of the hard label")
     teachers: dict[str, Annotated[float, Field(ge=0)]] = Field(
-        default={}, description="relative weight of each teacher by its id; others 1"
+        default={}, description="relative weight of each teacher by its id"
     )
+    others: float = Field(default=1.0, ge=0, description="relative weight of teachers that are not named")
 
 
 class FixedGate(nn.Module):
@@ -149,7 +150,7 @@ class FixedGate(nn.Module):
     def __init__(self, options: FixedOptions) -> None:
         super().__init__()
         self._hard = options.hard
-        self._weights = dict(options.teachers)
+        self._weights, self._others = dict(options.teachers), options.others
         self._row: tuple[tuple[str, ...], Tensor] | None = None
 
     def forward(self, evidence: Evidence) -> Float[Tensor, "batch sources"]:
@@ -160,7 +161,7 @@ class FixedGate(nn.Module):
         return self._row[1].expand(len(evidence.labels), -1)
 
     def _shared_out(self, evidence: Evidence) -> Float[Tensor, "batch sources"]:
-        relative = evidence.logits.new_tensor([self._weights.get(name, 1.0) for name in evidence.teachers])
+        relative = evidence.logits.new_tensor([self._weights.get(name, self._others) for name in evidence.teachers])
         shares = relative * evidence.heard
         total = shares.sum(1, keepdim=True)
         hard = torch.full_like(total[:, 0], self._hard)

@@ -186,6 +186,14 @@ def test_a_fixed_weight_of_zero_for_all_leaves_the_label() -> None:
     assert (weights[:, 0] == 1).all()
 
 
+def test_teachers_that_are_not_named_have_the_weight_of_others() -> None:
+    """``others: 0`` hears only those that are named, whoever joins the pool later."""
+    parts, _ = seen(3, teachers=3)
+    parts["heard"] = torch.ones(5, 3, dtype=torch.bool)
+    weights = FixedGate(FixedOptions(hard=0.2, teachers={"t1": 1.0}, others=0.0))(toys.evidence(parts))
+    torch.testing.assert_close(weights, torch.tensor([[0.2, 0, 0.8, 0]]).expand(len(weights), -1))
+
+
 @pytest.mark.parametrize("options", [{"hard": 1.1}, {"hard": -0.1}, {"teachers": {"ema": -1.0}}])
 def test_impossible_fixed_weights_are_refused(options: dict) -> None:
     """A weight below 0, or a hard label above 1, is a mistake of the configuration."""
