@@ -371,6 +371,7 @@ def _asked(teacher: Teacher, fresh: int, end: int, rows: int) -> list[slice]:
     """The rows that a teacher is asked about in person; those between ``fresh`` and ``end`` are remembered ones."""
     if teacher.role == "live":
         return [slice(0, rows)]
-    unseen = [slice(end, rows)] if rows > end and teacher.role != "remembered" else []
+    # a snapshot would speak of rows between records with the labels of its time, and of no other
+    unseen = [slice(end, rows)] if rows > end and teacher.role == "settled" else []
     # the fresh ones last: a settled teacher sees them again when it learns them, and may remember their features
     return [*unseen, slice(0, fresh)] if fresh and (teacher.fresh or teacher.role == "settled") else unseen

@@ -7,8 +7,8 @@ says all. Between and around them teacher and student differ, and there the stud
 of records that are long gone. The inputs are those of mixup (Zhang et al. 2018; vicinal risk, Chapelle et al. 2000);
 the targets are the teachers' answers there, not mixed labels.
 
-How much such rows count is measured, not set: by how much likelier than the student the teachers find the held-out
-labels. Where they know no better than the student, nothing is drawn, and a step costs what it costs without.
+How much such rows count is measured, not set: by how many of the student's mistakes on held-out records the teachers
+would not have made. Where they know no better than the student, nothing is drawn, and a step costs what it costs without.
 """
 
 from typing import Any
@@ -20,20 +20,18 @@ from torch import Tensor
 from streamkd.distill.randomfeatures import is_image
 
 EVERY = 20  # steps between two measurements of what the rows should count
-WORST = 5.0  # one confident mistake among a handful of held-out records must not decide
 
 
 def advantage(
     taught: Float[Tensor, "batch classes"], own: Float[Tensor, "batch classes"], labels: Int[Tensor, "batch"]
 ) -> float:
-    """1 - surprise of the teachers / surprise of the student, at least 0: what part of it they would spare the student.
+    """1 - (e + 1) / (s + 1), at least 0: what part of the student's mistakes the teachers would spare it.
 
-    Surprise is the mean of -log p(y), each at most 5, over held-out records; ``taught`` and ``own`` are probabilities.
+    e and s are mistakes of the teachers' mixture and of the student on held-out records, one more each because there are
+    few. Mistakes and not likelihoods: a student is sure of records that it has met, however little it knows.
     """
-    theirs, ours = (
-        -p.gather(1, labels.unsqueeze(1)).clamp_min(1e-9).log().clamp_min(-WORST).mean() for p in (taught, own)
-    )
-    return max(0.0, 1.0 - float(theirs) / max(float(ours), 1e-9))
+    theirs, ours = (int((p.argmax(1) != labels).sum()) for p in (taught, own))
+    return max(0.0, 1.0 - (theirs + 1) / (ours + 1))
 
 
 class Vicinity:
