@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from streamkd.distill.discriminant import Discriminant
+from streamkd.distill.discriminant import Discriminant, Solution, packed, unpacked
 from streamkd.distill.randomfeatures import RandomFeatures, is_image
 from streamkd.distill.students import Normalise
 from streamkd.distill.teachers import Role, TeacherContext, layer_outputs, module_bytes
@@ -122,6 +122,7 @@ class AnalyticTeacher:
         self._new: dict[int, int] = {}  # records of classes that the last solution does not know
         self._surprise = torch.zeros(len(TEMPERATURES), dtype=torch.float64)
         self._right: float | None = None  # of rows that were not learned yet
+        self._solution: Solution | None = None
         self._asked: tuple[Tensor, Tensor] | None = None  # the last rows asked about, and their features
 
     def logits(self, x: Tensor) -> Float[Tensor, "batch classes"]:
@@ -130,6 +131,16 @@ class AnalyticTeacher:
         with torch.no_grad():
             self._asked = (x, self.network.features(x))
             return self.network.answers(self._asked[1])
+
+    def recall(self, x: Tensor, y: Tensor) -> Float[Tensor, "batch classes"]:
+        """Logits on remembered rows x of columns y, each as if it alone had not been learned: what was learned it would
+        know by heart, and could not teach what it is like.
+        """
+        if self._solution is None:
+            return self.logits(x)
+        with torch.no_grad():
+            left = self._solution.left_out(self.network.features(x).cpu(), y.cpu()).to(x.device)
+            return left / self.network.temperature
 
     def _features_again(self, x: Tensor) -> Tensor:
         """A step asks about its fresh rows before it shows them: the same memory, so the same rows."""
@@ -148,6 +159,8 @@ class AnalyticTeacher:
     def grow(self, labels: Sequence[Any]) -> None:
         self.network.grow(len(labels))
         self.discriminant.grow(len(labels))
+        if self._solution is not None:
+            self._solution = self._solution.grown(len(labels))
 
     def after_step(self, student: Any) -> None: ...
 
@@ -236,7 +249,8 @@ class AnalyticTeacher:
         self._since, self._new = 0, {}
 
     def _take(self) -> None:
-        self.network.take(*self.discriminant.solve(self.ridge), self.discriminant.counts > 0)
+        solution = self._solution = self.discriminant.solve(self.ridge)
+        self.network.take(solution.weight, solution.bias, solution.counts > 0)
 
     def size_bytes(self) -> int:
         """Also what waits to be learned, and the features' own numbers."""
@@ -244,6 +258,7 @@ class AnalyticTeacher:
         return (
             module_bytes(self.network)
             + self.discriminant.size_bytes()
+            + (self._solution.size_bytes() if self._solution else 0)
             + sum(t.numel() * t.element_size() for t in waiting)
         )
 
@@ -251,6 +266,7 @@ class AnalyticTeacher:
         return {
             "network": dict(self.network.state_dict()),
             "discriminant": self.discriminant.state_dict(),
+            "solution": _solution_state(self._solution),
             "rows": _joined(self._rows),
             "raw": _joined(self._raw),
             "since": self._since,
@@ -277,11 +293,26 @@ class AnalyticTeacher:
         self.network.grow(len(network["bias"]))
         self.network.load_state_dict(network)
         self.discriminant.load_state_dict(state["discriminant"])
+        self._solution = self._restored(state["solution"])
         self._rows = [tuple(state["rows"])] if state["rows"] else []
         self._raw = [tuple(t.to(self._device) for t in state["raw"])] if state["raw"] else []
         self._since, self._new = state["since"], dict(state["new"])
         self._surprise, self._right = state["surprise"].clone(), state["right"]
         self.version = state["version"]
+
+    def _restored(self, state: dict[str, Any] | None) -> Solution | None:
+        if state is None:
+            return None
+        counts, means = state["counts"].clone(), state["means"].clone()
+        weight, bias = (t.data[: len(counts)].cpu() for t in (self.network.weight, self.network.bias))
+        return Solution(weight, bias, unpacked(state["factor"], self.network.random.width), means, counts)
+
+
+def _solution_state(solution: Solution | None) -> dict[str, Any] | None:
+    """What of a solution the network does not hold."""
+    if solution is None:
+        return None
+    return {"factor": packed(solution.factor), "means": solution.means, "counts": solution.counts}
 
 
 def _joined(pairs: list[tuple[Tensor, Tensor]]) -> list[Tensor]:

@@ -94,7 +94,7 @@ class Cache:
         places = (~ring.answered[: ring.filled, slot]).nonzero().squeeze(1)
         if not len(places):
             return
-        answer = self._questions.ask(teacher, ring.x[places], ring.logits.shape[1])
+        answer = self._questions.ask(teacher, ring.x[places], ring.logits.shape[1], ring.y[places])
         if answer is not None:
             ring.frozen[places, slot] = answer[0].half()
             ring.answered[places, slot] = True

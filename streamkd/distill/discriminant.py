@@ -7,13 +7,16 @@ squares to S: float32 suffices, and any cut of the stream into blocks gives the 
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 BAND = 512  # rows of the scatter that one product fills: only its lower triangle is kept up
+ALONE = 1e4  # distance to a class that had no other row
 
 
 class Discriminant:
@@ -37,8 +40,8 @@ class Discriminant:
         """Room for ``classes`` classes."""
         more = classes - len(self.counts)
         if more > 0:
-            self.counts = torch.nn.functional.pad(self.counts, (0, more))
-            self.means = torch.nn.functional.pad(self.means, (0, 0, 0, more))
+            self.counts = F.pad(self.counts, (0, more))
+            self.means = F.pad(self.means, (0, 0, 0, more))
 
     def learn(self, h: Float[Tensor, "batch features"], y: Int[Tensor, "batch"]) -> None:
         """Take rows with their class columns."""
@@ -54,14 +57,11 @@ class Discriminant:
 
     def _add_squares(self, rows: Tensor) -> None:
         self.fourth += float(rows.square().sum(1).square().sum())
-        for begin, end in self._bands():
+        for begin, end in _bands(self.width):
             self.scatter[begin:end, :end].addmm_(rows[:, begin:end].T, rows[:, :end])
 
-    def _bands(self) -> list[tuple[int, int]]:
-        return [(begin, min(begin + BAND, self.width)) for begin in range(0, self.width, BAND)]
-
-    def solve(self, ridge: float) -> tuple[Float[Tensor, "classes features"], Float[Tensor, "classes"]]:
-        """W, b with logit_c(h) = W_c·h + b_c for classes that are equally likely; of classes never seen, zeros.
+    def solve(self, ridge: float) -> "Solution":
+        """What all classes' logits follow from, classes being equally likely; of classes never seen, zeros.
 
         The covariance is S over the number of records, its diagonal raised by ``ridge`` times the mean variance of a
         feature, and by ``shrinkage`` while there are not many more records than features.
@@ -71,8 +71,10 @@ class Discriminant:
         few = min(1.0, self.width / records) ** 2
         diagonal = covariance.diagonal()
         diagonal += (ridge + few * self.shrinkage()) * float(diagonal.mean()) + 1e-8
-        weight = _solve(covariance, self.means.T).T.contiguous()
-        return weight, -0.5 * (weight * self.means).sum(1)
+        factor = _factor(covariance)
+        weight = torch.cholesky_solve(self.means.T, factor).T.contiguous()
+        bias = -0.5 * (weight * self.means).sum(1)
+        return Solution(weight, bias, factor, self.means.clone(), self.counts.clone())
 
     def shrinkage(self) -> float:
         """ρ/(1-ρ) of that ρ at which (1-ρ)·Σ + ρ·mean(diag Σ)·I is nearest the true covariance.
@@ -88,7 +90,7 @@ class Discriminant:
 
     def _lower(self) -> Iterator[Tensor]:
         """What lies strictly below the diagonal of the scatter."""
-        for begin, end in self._bands():
+        for begin, end in _bands(self.width):
             yield self.scatter[begin:end, :begin]
             yield self.scatter[begin:end, begin:end].tril(-1)
 
@@ -97,20 +99,80 @@ class Discriminant:
         return sum(t.numel() * t.element_size() for t in (self.counts, self.means, self.scatter))
 
     def state_dict(self) -> dict[str, Any]:
-        bands = [self.scatter[begin:end, :end].reshape(-1) for begin, end in self._bands()]
-        return {"counts": self.counts, "means": self.means, "scatter": torch.cat(bands), "fourth": self.fourth}
+        return {"counts": self.counts, "means": self.means, "scatter": packed(self.scatter), "fourth": self.fourth}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.counts, self.means = state["counts"].clone(), state["means"].clone()
-        self.fourth = state["fourth"]
-        parts = state["scatter"].split([(end - begin) * end for begin, end in self._bands()])
-        for (begin, end), part in zip(self._bands(), parts, strict=True):
-            self.scatter[begin:end, :end] = part.view(end - begin, end)
+        self.scatter, self.fourth = unpacked(state["scatter"], self.width), state["fourth"]
 
 
-def _solve(lower: Tensor, right: Tensor) -> Tensor:
-    """``lower``⁻¹·``right`` of a symmetric positive matrix by its lower triangle, in float64 where float32 fails."""
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """logit_c(h) = W_c·h + b_c, and what the solution was made of: the covariance's factor, means and counts."""
+
+    weight: Float[Tensor, "classes features"]
+    bias: Float[Tensor, "classes"]
+    factor: Float[Tensor, "features features"]
+    means: Float[Tensor, "classes features"]
+    counts: Int[Tensor, "classes"]
+
+    def size_bytes(self) -> int:
+        """Bytes of what is kept for leaving rows out."""
+        return sum(t.numel() * t.element_size() for t in (self.factor, self.means, self.counts))
+
+    def left_out(self, h: Float[Tensor, "batch features"], y: Int[Tensor, "batch"]) -> Float[Tensor, "batch classes"]:
+        """The logits that each learned row h of class y would have if it alone had not been learned.
+
+        With r = h - μ_y, M = rᵀΣ⁻¹r, n rows of its class and N in all, leaving it out moves μ_y by -r/(n-1) and Σ by
+        -rrᵀ·n/((n-1)·N): by Sherman & Morrison the distance to class c grows by κ(rᵀΣ⁻¹(h - μ_c))², κ = β/(1 - βM), β =
+        n/((n-1)·N), and that to its own class is (n/(n-1))²·M/(1 - βM). Logits are equal up to a number per row. Of a
+        class of one row nothing would be left: its logit is then far below the others.
+        """
+        z = torch.addmm(self.bias, h, self.weight.T)
+        own = y.unsqueeze(1)
+        r = h - self.means[y]
+        distance = torch.linalg.solve_triangular(self.factor, r.T, upper=False).square().sum(0).unsqueeze(1)
+        counts = self.counts[y].unsqueeze(1).float()
+        grown = counts / (counts - 1).clamp_min(1e-3)
+        beta = grown / self.counts.sum()
+        kappa = beta / (1 - beta * distance).clamp_min(1e-3)
+        to_own = z.gather(1, own)
+        between = (self.weight[y] * self.means[y]).sum(1, keepdim=True) - 2 * self.weight[y] @ self.means.T
+        between = between - 2 * self.bias  # (μ_y - μ_c)ᵀΣ⁻¹(μ_y - μ_c)
+        across = distance + to_own - z - between / 2  # rᵀΣ⁻¹(h - μ_c)
+        far = distance - 2 * (z - to_own) + kappa * across.square()
+        to_mean = grown.square() * (distance + kappa * distance.square())
+        far = far.scatter(1, own, torch.where(counts == 1, ALONE, to_mean))
+        seen = self.counts > 0
+        nearest = far.masked_fill(~seen, torch.inf).min(1, keepdim=True).values
+        return (-0.5 * (far - nearest)).masked_fill(~seen, 0.0)
+
+    def grown(self, classes: int) -> "Solution":
+        """The same with room for more classes, which were never seen."""
+        more = max(classes - len(self.counts), 0)
+        weight, means = (F.pad(t, (0, 0, 0, more)) for t in (self.weight, self.means))
+        return Solution(weight, F.pad(self.bias, (0, more)), self.factor, means, F.pad(self.counts, (0, more)))
+
+
+def packed(lower: Tensor) -> Tensor:
+    """The bands that hold the lower triangle of a square matrix, one after the other."""
+    return torch.cat([lower[begin:end, :end].reshape(-1) for begin, end in _bands(len(lower))])
+
+
+def unpacked(bands: Tensor, width: int) -> Tensor:
+    """The matrix, zeros above its bands."""
+    lower = torch.zeros(width, width)
+    parts = bands.split([(end - begin) * end for begin, end in _bands(width)])
+    for (begin, end), part in zip(_bands(width), parts, strict=True):
+        lower[begin:end, :end] = part.view(end - begin, end)
+    return lower
+
+
+def _bands(width: int) -> list[tuple[int, int]]:
+    return [(begin, min(begin + BAND, width)) for begin in range(0, width, BAND)]
+
+
+def _factor(lower: Tensor) -> Tensor:
+    """The Cholesky factor of a symmetric positive matrix from its lower triangle, by float64 where float32 fails."""
     factor, failed = torch.linalg.cholesky_ex(lower)
-    if int(failed):
-        return torch.cholesky_solve(right.double(), torch.linalg.cholesky(lower.double())).float()
-    return torch.cholesky_solve(right, factor)
+    return torch.linalg.cholesky(lower.double()).float() if int(failed) else factor

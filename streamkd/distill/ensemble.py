@@ -11,17 +11,17 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from streamkd.distill import students
-from streamkd.distill.analytic import Analytic
+from streamkd.distill.analytic import Analytic, AnalyticTeacher
 from streamkd.distill.memory import Ring
 from streamkd.distill.randomfeatures import RandomFeatures
 from streamkd.distill.students import Normalise, Published, Student, at_rest
@@ -40,7 +40,7 @@ class Ensemble(nn.Module):
         self.student, self.analytic, self.share = student, analytic, share
 
     def forward(self, x: Tensor) -> Float[Tensor, "batch classes"]:
-        return mixture(self.student(x), masked(self.analytic, x), self.share)
+        return mixture(self.student(x), masked(self.analytic(x), self.analytic.known), self.share)
 
     @property
     def classes(self) -> int:
@@ -52,9 +52,9 @@ Model = Student | Ensemble
 """What may be served."""
 
 
-def masked(analytic: Analytic, x: Tensor) -> Float[Tensor, "batch classes"]:
-    """Its logits, -∞ for classes that it does not know."""
-    return analytic(x).masked_fill(~analytic.known, -torch.inf)
+def masked(logits: Float[Tensor, "batch classes"], known: Bool[Tensor, "classes"]) -> Float[Tensor, "batch classes"]:
+    """Logits, -∞ for classes that are not known."""
+    return logits.masked_fill(~known, -torch.inf)
 
 
 def mixture(
@@ -65,27 +65,29 @@ def mixture(
     return mixed.clamp_min(torch.finfo(mixed.dtype).tiny).log()
 
 
-@torch.no_grad()
 def best_share(
-    student: Student,
-    analytic: Analytic,
-    x: Tensor,
+    first: Float[Tensor, "batch classes"],
+    second: Float[Tensor, "batch classes"],
     y: Int[Tensor, "batch"],
     shares: tuple[float, ...] = SHARES,
 ) -> float:
-    """The share whose mixture is least surprised by the rows x, y; of equals, the one nearest to one half."""
-    first, second = student(x), masked(analytic, x)
+    """The share whose mixture is least surprised by the labels; of equals, the one nearest to one half."""
     surprise = {share: float(F.cross_entropy(mixture(first, second, share), y)) for share in shares}
     return min(shares, key=lambda share: (surprise[share], abs(share - 0.5)))
 
 
-def chosen(student: Student, analytic: Analytic, holdout: Ring, shares: tuple[float, ...] = SHARES) -> Model:
-    """The mixture that held-out records bear out, or the student where that is it alone; without any, half and half."""
+@torch.no_grad()
+def chosen(student: Student, teacher: AnalyticTeacher, holdout: Ring, shares: tuple[float, ...] = SHARES) -> Model:
+    """The mixture that held-out records bear out, or the student where that is it alone; without any, half and half.
+
+    The teacher has learned the held-out records once, as they arrived: it leaves each out of what it says of it.
+    """
     share = 0.5
     if holdout.x is not None and holdout.filled:
+        x, y = holdout.x[: holdout.filled], holdout.y[: holdout.filled]
         with at_rest(student):
-            share = best_share(student, analytic, holdout.x[: holdout.filled], holdout.y[: holdout.filled], shares)
-    return student if share == 1.0 else Ensemble(student, analytic, share)
+            share = best_share(student(x), masked(teacher.recall(x, y), teacher.known()), y, shares)
+    return student if share == 1.0 else Ensemble(student, teacher.network, share)
 
 
 def write(directory: Path, model: Model, meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,5 +121,5 @@ def load(directory: Path, registry: Registry, version: int = 0) -> Published:
         share = float(about["share"])
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as fault:
         raise StateError(f"a published ensemble cannot be loaded: {fault}", where=str(directory)) from fault
-    model = Ensemble(published.student, analytic, share)
+    model = Ensemble(cast(Student, published.student), analytic, share)
     return dataclasses.replace(published, student=model.eval().requires_grad_(False))

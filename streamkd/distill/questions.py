@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from streamkd.distill.teachers import SnapshotTeacher, Teacher
+from streamkd.distill.teachers import Recalling, SnapshotTeacher, Teacher
 from streamkd.errors import PluginError
 
 STRIKES = 3
@@ -46,12 +46,15 @@ class Questions:
         """The tally of a teacher, or of all snapshots."""
         return self.tallies.setdefault(group, Tally())
 
-    def ask(self, teacher: Teacher, x: Tensor, classes: int) -> tuple[Tensor, Tensor] | None:
-        """Logits [batch, classes] on raw inputs and the classes known; ``None``: it failed, or did so too often."""
+    def ask(self, teacher: Teacher, x: Tensor, classes: int, y: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
+        """Logits [batch, classes] on raw inputs and the classes known; ``None``: it failed, or did so too often.
+
+        ``y`` are the columns of rows that are remembered: who has learned from them leaves each out of what it says.
+        """
         if self.strikes.get(teacher.key, 0) < STRIKES:
             self.of(group(teacher)).requests += 1
         return self.guarded(
-            teacher, lambda: self._checked(teacher.logits(x), teacher.known().to(x.device), len(x), classes)
+            teacher, lambda: self._checked(_said(teacher, x, y), teacher.known().to(x.device), len(x), classes)
         )
 
     def guarded(self, teacher: Teacher, call: Callable[[], T]) -> T | None:
@@ -78,3 +81,7 @@ class Questions:
             got = f"{tuple(logits.shape)} and {tuple(known.shape)}"
             raise PluginError(f"needed logits {(rows, classes)} and known {(classes,)}, got {got}")
         return logits, known
+
+
+def _said(teacher: Teacher, x: Tensor, y: Tensor | None) -> Tensor:
+    return teacher.recall(x, y) if y is not None and isinstance(teacher, Recalling) else teacher.logits(x)

@@ -107,6 +107,15 @@ class Observing(Protocol):
         ...
 
 
+@runtime_checkable
+class Recalling(Protocol):
+    """A teacher that may have learned from remembered rows, and can say what it would say of each if it had not."""
+
+    def recall(self, x: Tensor, y: Tensor) -> Float[Tensor, "batch classes"]:
+        """Logits on remembered rows: raw inputs [n, *shape], columns y [n] int64."""
+        ...
+
+
 class EmaOptions(Options):
     """A moving average of the student's weights."""
 

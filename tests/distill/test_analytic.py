@@ -286,4 +286,33 @@ def test_in_a_pool_its_answers_on_remembered_rows_are_those_of_its_last_version(
     pool.annotate()
     for ring in (step.memory.replayed, step.memory.holdout):
         kept = ring.frozen[: ring.filled, 0].float()
-        torch.testing.assert_close(kept, teacher.logits(ring.x[: ring.filled]), rtol=2e-3, atol=2e-3)
+        said = teacher.recall(ring.x[: ring.filled], ring.y[: ring.filled])
+        torch.testing.assert_close(kept, said, rtol=2e-3, atol=2e-3)
+
+
+def test_rows_that_were_learned_are_recalled_as_if_they_were_new() -> None:
+    """The teacher is surer of learned digits than of new ones; each left out, it is as surprised as by new ones."""
+    x, y = digits("mixed")
+    teacher = show(teacher_of(channels=32, dense=0), x[:800], y[:800])
+    teacher.end_task()
+    sure, recalled, new = (
+        float(torch.nn.functional.cross_entropy(said, labels))
+        for said, labels in (
+            (teacher.logits(x[:800]), y[:800]),
+            (teacher.recall(x[:800], y[:800]), y[:800]),
+            (teacher.logits(x[800:]), y[800:]),
+        )
+    )
+    assert sure < new / 2
+    assert recalled == pytest.approx(new, rel=0.35)
+
+
+def test_nothing_is_recalled_before_the_first_solution() -> None:
+    """Without a solution there is nothing to leave out; of a class that is newer than the solution, neither."""
+    x, y = digits()
+    teacher = teacher_of(4, channels=8, dense=0)
+    assert not teacher.recall(x[:3], y[:3]).any()
+    show(teacher, x[y < 4], y[y < 4]).grow(range(10))
+    said = teacher.recall(x[y == 7][:5], torch.full((5,), 7))
+    wanted = teacher.logits(x[y == 7][:5])
+    torch.testing.assert_close(torch.softmax(said[:, :4], 1), torch.softmax(wanted[:, :4], 1), rtol=1e-3, atol=1e-4)

@@ -32,13 +32,18 @@ def images(count: int, classes: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]
 
 
 def parts(classes: int = 3) -> tuple[Student, Analytic]:
-    """An untrained student and an analytic teacher that has learned."""
+    """An untrained student and the network of an analytic teacher that has learned."""
+    student, teacher = both(classes)
+    return student, teacher.network
+
+
+def both(classes: int = 3) -> tuple[Student, AnalyticTeacher]:
     student = toys.mlp(classes, schema=SCHEMA).eval()
     context = TeacherContext("a", student, SCHEMA, list(range(classes)), torch.device("cpu"))
     teacher = AnalyticTeacher(AnalyticOptions(channels=4, dense=8), context)
     teacher.observe(*images(200))
     teacher.end_task()
-    return student, teacher.network
+    return student, teacher
 
 
 @given(st.integers(0, 5), st.sampled_from(SHARES))
@@ -67,17 +72,16 @@ def test_a_class_unknown_to_the_analytic_part_is_the_students_alone() -> None:
 
 
 def test_the_share_is_the_one_of_the_best_likelihood() -> None:
-    """An untrained student is not listened to; a student that knows better is alone; equals meet in the middle."""
-    student, analytic = parts()
-    x, y = images(80, seed=1)
-    assert best_share(student, analytic, x, y) == 0.0
-    assert best_share(student, analytic, x, y, SHARES[1:-1]) == 0.25
-    wrong = analytic(x).argmin(1)
-    assert best_share(student, analytic, x, wrong) == 1.0
-    with torch.no_grad():
-        analytic.weight.zero_(), analytic.bias.zero_()
-        student.head.weight.zero_(), student.head.bias.zero_()
-    assert best_share(student, analytic, x, y) == 0.5
+    """Who says nothing is not listened to beside who knows; equals meet in the middle."""
+    y = torch.tensor([0, 1, 2, 1])
+    knows, nothing = 6 * torch.eye(3)[y], torch.zeros(4, 3)
+    assert best_share(nothing, knows, y) == 0.0
+    assert best_share(nothing, knows, y, SHARES[1:-1]) == 0.25
+    assert best_share(knows, nothing, y) == 1.0
+    assert best_share(nothing, nothing, y) == 0.5
+    first, second = knows.clone(), knows.clone()
+    first[:2], second[2:] = first[:2].roll(1, 1), second[2:].roll(1, 1)
+    assert best_share(first, second, y) == 0.5
 
 
 def ring_of(x: Tensor, y: Tensor) -> Ring:
@@ -88,15 +92,32 @@ def ring_of(x: Tensor, y: Tensor) -> Ring:
 
 def test_what_is_served_is_chosen_on_held_out_records() -> None:
     """The ensemble, the student itself where that is best alone, half and half where nothing is held out."""
-    student, analytic = parts()
+    student, teacher = both()
     x, y = images(80, seed=1)
-    better = chosen(student, analytic, ring_of(x, y))
+    better = chosen(student, teacher, ring_of(x, y))
     assert isinstance(better, Ensemble)
-    assert better.share == 0.0
-    assert chosen(student, analytic, ring_of(x, analytic(x).argmin(1))) is student
-    unsure = chosen(student, analytic, Ring(8, "class-balanced", 0))
+    assert better.share < 0.5
+    assert chosen(student, teacher, ring_of(x, teacher.logits(x).argmin(1))) is student
+    unsure = chosen(student, teacher, Ring(8, "class-balanced", 0))
     assert isinstance(unsure, Ensemble)
     assert unsure.share == 0.5
+
+
+def test_records_that_were_learned_do_not_speak_for_who_knows_them_by_heart() -> None:
+    """With more features than records the teacher is sure of each learned one; the share is that of new records."""
+    student = toys.mlp(3, schema=SCHEMA).eval()
+    context = TeacherContext("a", student, SCHEMA, [0, 1, 2], torch.device("cpu"))
+    teacher = AnalyticTeacher(AnalyticOptions(channels=0, dense=400), context)
+    x, _ = images(150)
+    y = torch.randint(3, (150,), generator=torch.Generator().manual_seed(3))  # nothing to learn but by heart
+    teacher.observe(x, y)
+    teacher.end_task()
+    with torch.no_grad():
+        student.head.weight.zero_(), student.head.bias.zero_()
+    teacher.network.temperature.fill_(4.0)
+    assert (teacher.logits(x).argmax(1) == y).float().mean() > 0.95
+    model = chosen(student, teacher, ring_of(x, y))
+    assert model is student or model.share > 0.5
 
 
 def written(folder: Path, model: ensemble.Model) -> Path:
