@@ -148,7 +148,7 @@ class Step:
             return 0.0
         with at_rest(self.student) as student:
             logits = student(held.x)
-        answers = self.pool.answers(held.x, 0, held, student.classes)
+        answers = self.pool.answers_unseen(held, student.classes)
         unknown = torch.full_like(held.y, -1)
         weights = self.gate(self.evidence(Plan(held.x, unknown, 0, 0, answers, unlabelled=True), logits))
         taught = fused_target(soft_answers(answers.logits, answers.known, 1.0), weights)
