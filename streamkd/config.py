@@ -186,7 +186,7 @@ class Adapt(Model):
     learning_rate: float = Field(default=0.01, gt=0)
     query: Positive = Field(default=64, description="held-out samples per outer loss")
     anchor: float = Field(default=1e-3, ge=0, description="pull of the gate's parameters towards where they began")
-    balance: float = Field(default=0.0, ge=0, description="pull of the teachers' mean weights towards even ones")
+    balance: float = Field(default=1e-3, ge=0, description="pull of the teachers' mean weights towards even ones")
 
 
 class Checkpoints(Model):
@@ -249,6 +249,7 @@ class Config(Model):
     teachers: tuple[TeacherChoice, ...] = (
         TeacherChoice(name="ema"),
         TeacherChoice(name="memory"),
+        TeacherChoice(name="analytic"),
         TeacherChoice(name="snapshot"),
     )
     pool: Pool = Pool()
