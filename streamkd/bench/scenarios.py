@@ -95,8 +95,10 @@ def registry_for(made: Tree, seed: int) -> Registry:
 
 
 def _teacher(options: OutsideOptions, context: TeacherContext, made: Tree, seed: int) -> Stranger:
-    plain = {**made, "teachers": list(BASE)}
-    plain["stream"] = {**made["stream"], "source": {**made["stream"]["source"], "label_noise": 0.0}}
+    # what decides the networks, whatever gate they are heard through: one training serves all policies
+    source = {**made["stream"]["source"], "label_noise": 0.0}
+    plain = {key: made[key] for key in ("name", "device", "student")} | {"teachers": list(BASE)}
+    plain["stream"] = {**made["stream"], "source": source}
     network, untrained, tasks, classes = _networks(repr(plain), seed, _Held(plain))
     columns = torch.arange(classes)
     generator = torch.Generator().manual_seed(seed)
@@ -125,7 +127,7 @@ class _Held:
         return 0
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def _networks(text: str, seed: int, held: _Held) -> tuple[Any, Any, list[list[int]], int]:
     """One trained on all training records, a sure one that never was, each task's columns, how many there are."""
     registry = Registry.load()

@@ -75,10 +75,11 @@ def tree(name: str, chosen_on: bool = False) -> Tree:
 
 def available() -> tuple[str, ...]:
     """The streams whose data is on this machine."""
-    return tuple(name for name in STREAMS if _there(name))
+    return tuple(name for name in STREAMS if there(name))
 
 
-def _there(name: str) -> bool:
+def there(name: str) -> bool:
+    """Whether a stream's data is on this machine."""
     try:
         source = tree(name)["stream"]["source"]
         if "dataset" in source:

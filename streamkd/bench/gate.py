@@ -1,0 +1,204 @@
+"""``streamkd bench gate``: the default gate beside fixed weights and other gates, in pools where a gate has to decide.
+
+    scenarios × policies × seeds ─► run_one, each kept in a file as soon as it is there ─► figures, table
+
+Figures are final average accuracies, means over the seeds: ``<scenario>.<policy>`` of the student,
+``<scenario>.served.<policy>`` of the moving average; ``..._std`` beside each. ``best-fixed`` is the best setting of the
+grid on these very test records, an upper bar that is found afterwards; ``best-single`` the best that hears one teacher
+alone. ``average.<policy>`` is over the scenarios; ``average.best-setting`` is the one fixed setting that is best on
+average, where ``average.best-fixed`` may be another in each.
+"""
+
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from streamkd import config as configuration
+from streamkd.bench import book, documents, policies, scenarios, streams, upkeep
+from streamkd.bench.book import Progress, Row
+from streamkd.errors import ConfigError
+from streamkd.run import run_seed
+from streamkd.state.environment import environment
+
+SIDES = ("student", "served")
+FOUND = ("best-fixed", "best-single")
+STREAM = "split-mnist-5k"
+Values = dict[str, dict[str, list[float]]]
+"""By scenario and policy, a value for each seed."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run. ``chosen_on``: on records to choose by; ``overrides``: merged into the configuration's first level."""
+
+    scenario: str
+    policy: str
+    seed: int
+    stream: str = STREAM
+    chosen_on: bool = False
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+def measure(
+    only: Sequence[str],
+    names: Sequence[str],
+    seeds: Sequence[int],
+    work: Path,
+    *,
+    stream: str = STREAM,
+    jobs: int = 1,
+    progress: Progress = lambda done, total: None,
+) -> dict[str, Any]:
+    """Every policy in every scenario under every seed; runs that ``work`` holds already are not done again.
+
+    Raises:
+        ConfigError: a scenario, policy or stream that there is not. SourceError: the stream's data is not here.
+    """
+    _known("scenario", only, scenarios.NAMES)
+    _known("policy", names, policies.POLICIES)
+    _known("stream", [stream], streams.STREAMS)
+    tasks = [
+        Task(scenario, policy, seed, stream)
+        for scenario in only
+        for policy in policies.policies_of(scenario)
+        if policy in names
+        for seed in seeds
+    ]
+    results = book.run_all([(_key(task), task) for task in tasks], run_one, work / "gate.jsonl", jobs, progress)
+    rows = [
+        {"scenario": task.scenario, "policy": task.policy, "seed": task.seed, **row}
+        for task, row in zip(tasks, results, strict=True)
+    ]
+    return {
+        "schema": 1,
+        "suite": "gate",
+        "figures": figures(rows),
+        "best": {side: {name: best_fixed(each) for name, each in _values(rows, side).items()} for side in SIDES},
+        "rows": rows,
+        "stream": stream,
+        "seeds": list(seeds),
+        "environment": environment(),
+    }
+
+
+def timed(result: dict[str, Any], progress: Progress = lambda done, total: None) -> dict[str, Any]:
+    """A result of ``measure`` with what the gate costs on its stream: two figures more, and ``timing``."""
+    costs, timing = upkeep.measure(result["stream"], progress=progress)
+    return {**result, "figures": {**result["figures"], **costs}, "timing": timing}
+
+
+def run_one(task: Task) -> Row:
+    """One run, on one thread: the final average accuracies, the gate's part of the time by its own count, seconds."""
+    torch.set_num_threads(1)
+    made = _tree(task)
+    registry = scenarios.registry_for(made, task.seed)
+    begun = time.perf_counter()
+    report = run_seed(streams.config_of(made, registry, task.seed), registry)
+    accuracies = {side: report[side]["accuracy"]["final_average"] for side in SIDES}
+    return {
+        **accuracies,
+        "overhead_ratio": report["gate"]["overhead_ratio"],
+        "seconds": time.perf_counter() - begun,
+    }
+
+
+def _tree(task: Task) -> streams.Tree:
+    """The average is served, so that no other model of the pool answers for it."""
+    made = scenarios.tree(task.scenario, task.stream, task.chosen_on)
+    made = {**policies.under(made, task.policy), "publish": {"model": "ema"}}
+    for name, value in task.overrides.items():
+        made[name] = {**made.get(name, {}), **value} if isinstance(value, Mapping) else value
+    return made
+
+
+def _key(task: Task) -> str:
+    """A run by everything that decides it but the code; two policies that are the same gate are one run."""
+    made = configuration.dump(configuration.from_tree({**_tree(task), "seed": task.seed}))
+    return book.key_of(task.stream, task.chosen_on, made)
+
+
+def _values(rows: Sequence[Row], side: str) -> Values:
+    """The accuracies of one side, seeds in the order of the rows."""
+    found: Values = {}
+    for row in rows:
+        found.setdefault(row["scenario"], {}).setdefault(row["policy"], []).append(row[side])
+    return found
+
+
+def best_fixed(values: Mapping[str, Sequence[float]], among: Sequence[str] = tuple(policies.FIXED)) -> str | None:
+    """The setting with the highest mean among those that were run."""
+    return max((name for name in among if name in values), key=lambda name: statistics.mean(values[name]), default=None)
+
+
+def _with_best(values: Values) -> Values:
+    """And the settings that are found afterwards, under names of their own."""
+    found: Values = {}
+    for scenario, each in values.items():
+        pairs = ((FOUND[0], best_fixed(each)), (FOUND[1], best_fixed(each, policies.singles(scenario))))
+        found[scenario] = {**each, **{name: each[best] for name, best in pairs if best is not None}}
+    return found
+
+
+def _average(values: Values) -> dict[str, list[float]]:
+    """Over the scenarios, of what was run in all of them: a value for each seed."""
+    scores = list(values.values())
+    shared = [name for name in (scores[0] if scores else ()) if all(name in each for each in scores)]
+    found = {name: [statistics.mean(s) for s in zip(*(each[name] for each in scores), strict=True)] for name in shared}
+    best = best_fixed(found)
+    return {**found, **({"best-setting": found[best]} if best is not None else {})}
+
+
+def figures(rows: Sequence[Row]) -> dict[str, float]:
+    """Means over the seeds under the names that documents quote, sample deviations beside them."""
+    named: dict[str, float] = {}
+    for side in SIDES:
+        middle = "" if side == "student" else f".{side}"
+        for policy, scenario, values in _every(_with_best(_values(rows, side))):
+            name = f"{scenario}{middle}.{policy}"
+            named[name] = statistics.mean(values)
+            named[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else 0.0
+    return named
+
+
+def _every(values: Values) -> Iterator[tuple[str, str, list[float]]]:
+    for scenario, each in {**values, "average": _average(values)}.items():
+        for policy, found in each.items():
+            yield policy, scenario, found
+
+
+def table(rows: Sequence[Row], side: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Head and lines: a scenario across and their average, a policy down, accuracy ± deviation."""
+    values = _with_best(_values(rows, side))
+    cells = {(policy, scenario): _cell(found) for policy, scenario, found in _every(values)}
+    across = [*values, "average"]
+    down = [policies.DEFAULT, *FOUND, "best-setting", *policies.POLICIES[1:]]
+    lines = [(policy, *[cells.get((policy, scenario), "") for scenario in across]) for policy in down]
+    return (f"{side}'s final average accuracy", *across), [line for line in lines if any(line[1:])]
+
+
+def _cell(values: Sequence[float]) -> str:
+    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{deviation}"
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The result as it stands in docs/gate.md: a table for each side, the settings found, what the gate costs."""
+    parts = []
+    for side in SIDES:
+        parts.append(documents.table(*table(result["rows"], side)))
+        best = [f"{scenario} `{name}`" for scenario, name in result["best"][side].items() if name is not None]
+        parts += [f"Best fixed setting of the {side}: {', '.join(best)}."] if best else []
+    costs = {name: value for name, value in result["figures"].items() if name.startswith("gate.")}
+    parts += [", ".join(f"`{name}` {value:.3f}" for name, value in costs.items()) + "."] if costs else []
+    return "\n\n".join(parts)
+
+
+def _known(what: str, asked: Sequence[str], known: Any) -> None:
+    for name in asked:
+        if name not in known:
+            raise ConfigError(f"there is no {what} {name!r}", where="bench gate", fix=f"one of {', '.join(known)}")
