@@ -443,6 +443,40 @@ def bench_learning(out: Path | None, seeds: int, only: tuple[str, ...], baseline
         plots.write(result["rows"], how["plots"])
 
 
+@bench.command("gate")
+@FIGURES
+@click.option("--table", "document", type=click.Path(path_type=Path, dir_okay=False), help="Write Markdown into this.")
+@click.option("--seeds", default=5, show_default=True, help="So many, from 0 on.")
+@click.option("--only", multiple=True, metavar="SCENARIO", help="This scenario; may be repeated. Default all.")
+@click.option("--policies", "named", help="Comma-separated. Default all.")
+@click.option("--stream", default="split-mnist-5k", show_default=True, help="The stream of every scenario.")
+@click.option(
+    "--work", type=click.Path(path_type=Path, file_okay=False), default=Path("out/gate"), show_default=True,
+    help="Keeps each run's result; what is there is not run again.",
+)  # fmt: skip
+@click.option("--jobs", default=1, show_default=True, help="Runs at the same time, a process each.")
+@click.option("--timing/--no-timing", default=True, show_default=True, help="Time the gate too, alone, at the end.")
+def bench_gate(out: Path | None, document: Path | None, seeds: int, only: tuple[str, ...], **how: Any) -> None:
+    """The default gate beside fixed weights and other gates, in pools where a gate has something to decide."""
+    from streamkd.bench import documents, gate, policies, scenarios
+
+    named = how["named"].split(",") if how["named"] else policies.POLICIES
+    place = {name: how[name] for name in ("work", "stream", "jobs")}
+    with _bar("runs", None) as advance:
+        result = gate.measure(only or scenarios.NAMES, named, range(seeds), progress=advance, **place)
+    if how["timing"]:
+        with _bar("turns", None) as advance:
+            result = gate.timed(result, advance)
+    if out:
+        _write(result, out)
+    if document:
+        documents.write(document, gate.markdown(result))
+    for side in gate.SIDES:
+        _table(*gate.table(result["rows"], side))
+    costs = [(name, _show(value)) for name, value in result["figures"].items() if name.startswith("gate.")]
+    _table(("figure", "value"), costs)
+
+
 @bench.command("meta")
 @FIGURES
 @click.option("--seeds", default="0,1,2,3,4", show_default=True, help="Comma-separated: splits of the alphabets.")
