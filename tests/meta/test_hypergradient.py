@@ -229,6 +229,14 @@ def test_the_oracles_own_step_is_torchs(kind: str) -> None:
         torch.testing.assert_close(m, p.detach(), rtol=1e-12, atol=1e-14)
 
 
+def test_loops_of_another_kind_have_the_difference_too() -> None:
+    """Where losses are a function of module and parameters, the two plain passes give the same table."""
+    problem = Problem("adam")
+    u = problem.direction(None)
+    got = hypergradient.finite_difference(problem.module, u, problem.source_losses)
+    torch.testing.assert_close(got, problem.table(slopes.difference, u), rtol=1e-9, atol=1e-12)
+
+
 def test_a_pixel_that_is_dead_in_support_does_not_blind_the_finite_difference() -> None:
     """Under Adam an input that was never on has v̂ = 0; a query where it is on must not drown the other directions."""
     exact, problem = Problem("adam"), Problem("adam")
