@@ -178,7 +178,7 @@ def table(rows: Sequence[Row], side: str) -> tuple[tuple[str, ...], list[tuple[s
     across = [*values, "average"]
     down = [policies.DEFAULT, *FOUND, "best-setting", *policies.POLICIES[1:]]
     lines = [(policy, *[cells.get((policy, scenario), "") for scenario in across]) for policy in down]
-    return (f"{side}'s final average accuracy", *across), [line for line in lines if any(line[1:])]
+    return (f"final average accuracy, {side}", *across), [line for line in lines if any(line[1:])]
 
 
 def _cell(values: Sequence[float]) -> str:
@@ -192,7 +192,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     for side in SIDES:
         parts.append(documents.table(*table(result["rows"], side)))
         best = [f"{scenario} `{name}`" for scenario, name in result["best"][side].items() if name is not None]
-        parts += [f"Best fixed setting of the {side}: {', '.join(best)}."] if best else []
+        parts += [f"The best fixed settings, {side}: {', '.join(best)}."] if best else []
     costs = {name: value for name, value in result["figures"].items() if name.startswith("gate.")}
     parts += [", ".join(f"`{name}` {value:.3f}" for name, value in costs.items()) + "."] if costs else []
     return "\n\n".join(parts)

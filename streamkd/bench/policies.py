@@ -5,7 +5,7 @@
     ca-mkd, likelihood, scalar, per-class, arbiter       other gates with their defaults
     adapted-never    per-sample, as it begins
     hard-only        fixed: no teacher is heard
-    fixed-H-WHO      fixed: H for the label, the rest evenly among WHO
+    fixed-H-WHO      fixed: H for the label, the rest evenly among WHO; of rows drawn without label WHO has all
 
 The grid of fixed gates is the same in every scenario, so that a setting has an average over them. ``outside`` hears
 whoever stands beside the base pool; where nobody does it is not run. A teacher without weight stays in the pool, so
@@ -27,10 +27,11 @@ WHO: dict[str, Tree] = {
     "memory": {"teachers": {"memory": 1.0}, "others": 0.0},
     "outside": {"teachers": dict.fromkeys(_NAMES, 0.0)},
 }
+_SETTINGS = (*product(HARD, WHO), (1.0, "all"), (1.0, "base"))
 HARD_ONLY = "hard-only"
 FIXED: dict[str, Tree] = {
-    **{f"fixed-{hard}-{who}": {"name": "fixed", "hard": hard, **WHO[who]} for hard, who in product(HARD, WHO)},
-    HARD_ONLY: {"name": "fixed", "hard": 1.0},
+    **{f"fixed-{hard}-{who}": {"name": "fixed", "hard": hard, **WHO[who]} for hard, who in _SETTINGS},
+    HARD_ONLY: {"name": "fixed", "hard": 1.0, "others": 0.0},
 }
 GATES: dict[str, Tree] = {
     "ca-mkd": {"name": "confidence"},

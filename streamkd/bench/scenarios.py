@@ -2,7 +2,7 @@
 
     clean               the base pool: the moving average and the remembered logits
     permuted-teacher    and a good teacher whose answers stand in the wrong columns: sure of itself, and wrong
-    random-teacher      and a network that was never trained, and is sure of itself
+    random-teacher      and a network that was never trained: near chance, and a little sure of itself
     label-noise         the base pool; 30 % of the training labels are changed within their task
     coverage-hole       and a teacher that is right on half of the classes and permuted on the others
     growth              the base pool and a snapshot after each of many tasks, up to sixteen
@@ -34,7 +34,7 @@ BASE: tuple[Tree, ...] = ({"name": "ema"}, {"name": "memory"})
 NOISE = 0.3
 GROWN = 16
 EPOCHS = 5
-SURE = 10.0  # what an untrained network's logits are multiplied by
+SURE = 10.0  # what an untrained network's logits are multiplied by: it says 0.3 of its first choice
 
 
 def _outside(nature: str, task: int = 0) -> Tree:
@@ -129,7 +129,7 @@ class _Held:
 
 @lru_cache(maxsize=16)
 def _networks(text: str, seed: int, held: _Held) -> tuple[Any, Any, list[list[int]], int]:
-    """One trained on all training records, a sure one that never was, each task's columns, how many there are."""
+    """One trained on all training records, one that never was, each task's columns, how many there are."""
     registry = Registry.load()
     config = streams.config_of(held.made, registry, seed)
     data = streams.arrays(config, registry)
