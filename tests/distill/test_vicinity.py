@@ -1,0 +1,202 @@
+"""Rows from the vicinity of remembered ones, and what they may count."""
+
+import pytest
+import torch
+import toys
+
+from streamkd.distill.step import Step
+from streamkd.distill.vicinity import EVERY, Vicinity, advantage
+
+
+def drawing(rows: int = 8, shift: int = 2, seed: int = 0, mass: float = 1.0) -> Vicinity:
+    vicinity = Vicinity(rows, shift, seed)
+    vicinity.mass = mass
+    return vicinity
+
+
+def test_a_drawn_row_lies_between_two_rows_of_the_step() -> None:
+    """Of vectors, each drawn row is one point of the line between two given ones."""
+    x = torch.tensor([[0.0, 0.0], [1.0, 10.0]])
+    drawn = drawing(rows=50).draw(x)
+    assert drawn is not None
+    assert drawn.shape == (50, 2)
+    torch.testing.assert_close(drawn[:, 1], 10 * drawn[:, 0])
+    assert float(drawn.min()) >= 0
+    assert float(drawn[:, 0].max()) <= 1
+
+
+def test_bytes_stay_bytes() -> None:
+    """Images of bytes give images of bytes, so that they can stand in one batch."""
+    x = torch.randint(256, (5, 28, 28), dtype=torch.uint8)
+    drawn = drawing().draw(x)
+    assert drawn is not None
+    assert drawn.dtype == torch.uint8
+    assert drawn.shape == (8, 28, 28)
+
+
+def test_an_image_moves_as_a_whole_and_repeats_its_edge() -> None:
+    """Mixing an image with itself leaves shifts alone: each row is the image moved by at most ``shift``."""
+    image = torch.arange(10 * 10, dtype=torch.float32).reshape(10, 10)
+    drawn = drawing(rows=30, shift=2).draw(image.expand(2, -1, -1).clone())
+    assert drawn is not None
+    rows = torch.arange(10)
+    possible = [
+        image[(rows + down).clamp(0, 9)][:, (rows + across).clamp(0, 9)]
+        for down in range(-2, 3)
+        for across in range(-2, 3)
+    ]
+    for moved in drawn:
+        assert any(torch.allclose(moved, one, atol=1e-4) for one in possible)
+    assert len({tuple(moved.flatten().tolist()) for moved in drawn.round()}) > 5
+
+
+@pytest.mark.parametrize("x", [torch.zeros(4, 3, dtype=torch.int64), torch.zeros(1, 3)])
+def test_between_names_and_beside_one_row_there_is_nothing(x: torch.Tensor) -> None:
+    """Whole numbers other than bytes are tokens; one row has no other to be mixed with."""
+    assert drawing().draw(x) is None
+
+
+def test_without_an_advantage_nothing_is_drawn_and_nothing_random_is_used() -> None:
+    """Mass 0 costs nothing and leaves the generator where it was."""
+    vicinity = drawing(mass=0.0)
+    before = vicinity.state_dict()["generator"].clone()
+    assert vicinity.draw(torch.rand(4, 3)) is None
+    assert torch.equal(vicinity.state_dict()["generator"], before)
+
+
+def test_the_state_brings_back_the_next_rows() -> None:
+    """A restored vicinity draws what the other one draws."""
+    one, x = drawing(), torch.rand(6, 3)
+    one.draw(x)
+    other = Vicinity(8, 2, seed=9)
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(one.draw(x), other.draw(x))
+    assert other.mass == one.mass
+
+
+def test_it_is_measured_now_and_then() -> None:
+    """Due at the first step and every so many after it; never where no rows are wanted."""
+    vicinity = Vicinity(8, 2, seed=0)
+    due = [vicinity.due() for _ in range(2 * EVERY + 1)]
+    assert [place for place, is_due in enumerate(due) if is_due] == [0, EVERY, 2 * EVERY]
+    assert not any(Vicinity(0, 2, seed=0).due() for _ in range(EVERY + 1))
+
+
+def test_the_advantage_is_the_part_of_the_mistakes_that_is_spared() -> None:
+    """1 - (e + 1)/(s + 1) of the mistakes e and s, and never below 0."""
+    labels = torch.arange(10) % 2
+    right = torch.nn.functional.one_hot(labels, 2).float()
+    wrong = 1 - right
+    four = torch.cat([wrong[:4], right[4:]])
+    assert advantage(right, four, labels) == pytest.approx(1 - 1 / 5)
+    assert advantage(four, right, labels) == 0.0
+    assert advantage(four, four, labels) == 0.0
+
+
+class Oracle:
+    """A live teacher that knows the label of every record, wherever it lies."""
+
+    key, role, fresh, version = "oracle", "live", True, 0
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.network = network
+        self.asked = 0
+
+    @torch.no_grad()
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        self.asked += len(x)
+        return self.network(x)
+
+    def known(self) -> torch.Tensor:
+        return torch.ones(3, dtype=torch.bool)
+
+    def features(self, x: torch.Tensor, layers: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        return {}
+
+    def grow(self, labels: object) -> None: ...
+
+    def observe(self, x: torch.Tensor, y: torch.Tensor) -> None: ...
+
+    def after_step(self, student: object) -> None: ...
+
+    def size_bytes(self) -> int:
+        return 0
+
+    def state_dict(self) -> dict[str, object]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, object]) -> None: ...
+
+
+def learned() -> torch.nn.Module:
+    """A network that has learned the toys' records."""
+    step = toys.make_step(size=100)
+    for x, y in toys.batches(300, batch=20):
+        toys.train(step, x, y)
+    return step.student
+
+
+def taught_by(oracle: Oracle, rows: int) -> Step:
+    """A fresh step whose only teacher is the oracle."""
+    step = toys.make_step(teachers=[oracle], snapshots=0, seed=3)
+    step.vicinity = Vicinity(rows, 2, seed=0)
+    return step
+
+
+def test_rows_are_drawn_once_a_teacher_knows_better() -> None:
+    """An untrained student with a teacher that knows: after the first records are held out, rows are drawn."""
+    step = taught_by(Oracle(learned()), rows=12)
+    drawn = []
+    for x, y in toys.batches(2 * EVERY + 2, batch=4):
+        drawn.append(step.begin(x, y, 0).drawn)
+        step.memory.insert(x, y, 0, step.student(x).detach())
+    assert drawn[0] == 0  # nothing is held out yet, so nothing is known of anybody
+    assert drawn[-1] == 12
+
+
+def test_drawn_rows_have_no_label_and_the_weight_of_the_advantage() -> None:
+    """The drawn rows come last: label -1, nothing on the hard label, the mass on the teachers."""
+    step = taught_by(Oracle(learned()), rows=12)
+    for x, y in toys.batches(10):
+        step.memory.insert(x, y, 0, step.student(x).detach())
+    step.vicinity.mass, step.vicinity.age = 0.25, 1
+    x, y = toys.batches(1)[0]
+    plan = step.begin(x, y, 0)
+    lesson = step.weigh(plan, step.forward(plan))
+    assert plan.unlabelled
+    assert (plan.y[-12:] == -1).all()
+    torch.testing.assert_close(lesson.weights[-12:, 0], torch.zeros(12))
+    torch.testing.assert_close(lesson.weights[-12:].sum(1), torch.full((12,), 0.25))
+    torch.testing.assert_close(lesson.weights[:-12].sum(1), torch.ones(len(plan.y) - 12))
+
+
+def test_frozen_snapshots_say_nothing_of_drawn_rows() -> None:
+    """A snapshot knows the labels of its time and would claim every drawn row for them."""
+    step = toys.make_step(snapshots=2)
+    for x, y in toys.batches(20):
+        toys.train(step, x, y)
+    step.pool.end_task(step.student)
+    step.vicinity = Vicinity(5, 2, seed=0)
+    step.vicinity.mass, step.vicinity.age = 1.0, 1
+    plan = step.begin(*toys.batches(1)[0], task=1)
+    place = step.pool.keys.index("snapshot-0")
+    assert plan.drawn == 5
+    assert not plan.answers.known[-5:, place].any()
+    assert plan.answers.known[-5:, step.pool.keys.index("ema")].all()
+
+
+def test_a_student_learns_what_the_memory_does_not_show() -> None:
+    """With six remembered records and a teacher that knows all, drawn rows bring the student nearer to the teacher."""
+    oracle = Oracle(learned())
+    x, _ = (torch.cat(part) for part in zip(*toys.batches(50, seed=5), strict=True))
+
+    def apart(rows: int) -> float:
+        step = toys.make_step(teachers=[oracle], snapshots=0, seed=3, size=8, replay=6)
+        step.vicinity = Vicinity(rows, 0, seed=0)
+        for part in toys.batches(1, batch=6, seed=1) * 200:
+            step.vicinity.mass, step.vicinity.age = 1.0, 1
+            toys.train(step, *part)
+        with torch.no_grad():
+            return float((torch.softmax(step.student(x), 1) - torch.softmax(oracle.logits(x), 1)).abs().mean())
+
+    assert apart(20) < apart(0)
