@@ -473,8 +473,9 @@ def bench_gate(out: Path | None, document: Path | None, seeds: int, only: tuple[
         documents.write(document, gate.markdown(result))
     for side in gate.SIDES:
         _table(*gate.table(result["rows"], side))
-    costs = [(name, _show(value)) for name, value in result["figures"].items() if name.startswith("gate.")]
-    _table(("figure", "value"), costs)
+    if how["timing"]:
+        costs = [(name, _show(value)) for name, value in result["figures"].items() if name.startswith("gate.")]
+        _table(("figure", "value"), costs)
 
 
 @bench.command("meta")
