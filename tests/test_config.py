@@ -30,7 +30,9 @@ teachers:
 
 @pytest.fixture(scope="module")
 def registry() -> Registry:
-    return Registry.load(only=["replay", "detectors", "students", "teachers", "gates", "scorer", "losses", "hints"])
+    return Registry.load(
+        only=["replay", "detectors", "students", "teachers", "analytic", "gates", "scorer", "losses", "hints"]
+    )
 
 
 def refused(tmp_path: Path, text: str, *overrides: str, registry: Registry | None = None) -> ConfigError:

@@ -28,7 +28,8 @@ from streamkd.errors import StateConflict
 from streamkd.hookspecs import Kind, Options, hookimpl
 
 BLOCK = 256  # rows that are learned at once
-FEW = 32  # records after which a new class is worth solving for
+FEW, MORE = 8, 4  # records after which a new class is solved for; again when so many times as many have come,
+YOUNG = 32  # while it had fewer than these
 FIT = 1_024  # records after which a normalisation that is fitted to the stream is good enough for the features
 RECENT = 512  # records after which what a temperature was worth counts half
 USUAL = 2_048  # the same for how often it is right
@@ -119,7 +120,7 @@ class AnalyticTeacher:
         self._rows: list[tuple[Tensor, Tensor]] = []  # features and columns, not yet learned
         self._raw: list[tuple[Tensor, Tensor]] = []  # inputs that wait for the normalisation
         self._since = 0  # records since the last solution, waiting ones included
-        self._new: dict[int, int] = {}  # records of classes that the last solution does not know
+        self._new: dict[int, int] = {}  # records of each class since the last solution
         self._surprise = torch.zeros(len(TEMPERATURES), dtype=torch.float64)
         self._right: float | None = None  # of rows that were not learned yet
         self._solution: Solution | None = None
@@ -173,10 +174,8 @@ class AnalyticTeacher:
             return
         self._rows.append((self._features_again(x).cpu(), y.cpu()))
         self._since += len(y)
-        known = self.network.known.tolist()
         for column in y.tolist():
-            if not known[column]:
-                self._new[column] = self._new.get(column, 0) + 1
+            self._new[column] = self._new.get(column, 0) + 1
         if self._due():
             self._learn()
             self._solve()
@@ -188,6 +187,7 @@ class AnalyticTeacher:
         """Learn what waits, and solve."""
         if self._rows:
             self._learn()
+        if self._since:
             self._solve()
 
     def _wait(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,11 +204,15 @@ class AnalyticTeacher:
         return int(self.network.normalise.count) < self.network.normalise.fit
 
     def _due(self) -> bool:
-        """A sixteenth more than at the last solution, or enough of a new class and not just solved."""
+        """A sixteenth more than at the last solution, or enough of a young class and not just solved."""
         known = self.discriminant.records
         if self._since >= max(BLOCK, known // 16):
             return True
-        return self._since >= max(2 * FEW, known // 100) and max(self._new.values(), default=0) >= FEW
+        return self._since >= max(2 * FEW, known // 100) and any(map(self._grew, self._new))
+
+    def _grew(self, column: int) -> bool:
+        had = int(self._solution.counts[column]) if self._solution else 0
+        return had < YOUNG and had + self._new[column] >= max(FEW, MORE * had)
 
     def _learn(self) -> bool:
         """Take the waiting rows, after they were a test; whether it went clearly worse than usual."""

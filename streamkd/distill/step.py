@@ -187,7 +187,7 @@ class Step:
             columns = plan.y.clamp_min(0).view(-1, 1, 1).expand(-1, known.shape[1], 1)
             heard = known.gather(2, columns).squeeze(2)
             if plan.unlabelled:
-                heard = torch.where((plan.y < 0).unsqueeze(1), known.any(2), heard)
+                heard = torch.where((plan.y < 0).unsqueeze(1), _able(known), heard)
         facts = self.pool.facts(plan.y.device)
         return Evidence(
             logits.detach(),
@@ -253,3 +253,12 @@ class Step:
             self.memory.insert(x, y, plan.task, met)
             self.pool.observe(x, y)
         self.pool.after_step(self.student, len(y))
+
+
+def _able(known: Tensor) -> Tensor:
+    """Who may speak of a row without label, [batch, teachers]: who knows every class, or where nobody does, any.
+
+    The row may be of a class that a teacher does not know, which it would take for one of its own.
+    """
+    whole = known.all(2)
+    return torch.where(whole.any(1, keepdim=True), whole, known.any(2))

@@ -97,16 +97,22 @@ def test_answers_change_only_with_the_version() -> None:
 
 
 def test_a_new_class_is_answered_after_a_few_of_its_records() -> None:
-    """Within ``FEW`` of its records and a hundredth of all, a new class is known, without waiting for a block."""
+    """With ``FEW`` of its records, and two such steps since the last solution, a class is known; soon known better."""
     x, y = digits()
     teacher = show(teacher_of(channels=8, dense=0), x[y < 4], y[y < 4])
     assert teacher.known()[:4].all()
     assert not teacher.known()[4:].any()
-    new = x[y == 4][:70]
-    teacher.observe(new[:31], torch.full((31,), 4))
+    teacher.end_task()
+    new, version = x[y == 4][:60], teacher.version
+    teacher.observe(new[:15], torch.full((15,), 4))
     assert not teacher.known()[4]
-    teacher.observe(new[31:], torch.full((39,), 4))
+    teacher.observe(new[15:16], torch.full((1,), 4))
     assert teacher.known()[4]
+    assert teacher.version == version + 1
+    teacher.observe(new[16:], torch.full((44,), 4))
+    assert teacher.version == version + 1
+    teacher.observe(x[y == 4][60:64], torch.full((4,), 4))
+    assert teacher.version == version + 2
 
 
 def test_a_task_that_ends_leaves_nothing_waiting() -> None:
@@ -175,7 +181,7 @@ def test_rows_that_wait_for_the_normalisation_are_bounded(monkeypatch: pytest.Mo
     teacher = teacher_of(schema=toys.schema_of(8, 8, fit=10_000), channels=8, dense=0)
     show(teacher, x[:80], y[:80])
     assert not teacher._raw
-    assert teacher._since == 80
+    assert teacher.discriminant.records + sum(len(labels) for _, labels in teacher._rows) == 80
 
 
 def test_it_grows_without_a_new_version() -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from streamkd.distill.losses import Lesson, MatchGate, MatchGateOptions
 from streamkd.distill.memory import Memory
-from streamkd.distill.pool import Pool
-from streamkd.distill.step import Step, Term
+from streamkd.distill.pool import Answers, Pool
+from streamkd.distill.step import Plan, Step, Term
 from streamkd.distill.teachers import EmaOptions, EmaTeacher
 from streamkd.errors import PluginError
 
@@ -112,3 +112,18 @@ def test_clipping_is_torchs_global_norm(clip: Any) -> None:
     step.clip()
     norm = torch.stack([p.grad.norm() for p in step.parameters]).norm()
     assert norm <= clip if clip else norm == free
+
+
+def test_of_a_row_without_label_those_speak_who_know_every_class() -> None:
+    """A teacher that lacks a class would take its rows for others; only where nobody knows all, any speaks."""
+    step = toys.make_step(classes=3, snapshots=0)
+    x, y = toys.batches(1)[0]
+    y[:4] = -1
+    answers = torch.zeros(len(y), 2, 3)
+    known = torch.ones(len(y), 2, 3, dtype=torch.bool)
+    known[:, 1, 2] = False
+    known[2:4, 0, 0] = False
+    plan = Plan(x, y, len(y), 0, Answers(answers, known), unlabelled=True)
+    heard = step.evidence(plan, torch.zeros(len(y), 3)).heard
+    assert heard[:4].tolist() == [[True, False], [True, False], [True, True], [True, True]]
+    assert heard[4:, 1].tolist() == (y[4:] != 2).tolist()
