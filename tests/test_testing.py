@@ -187,7 +187,7 @@ class Roleless(RecallTeacher):
         (Stuck, "a label more widens its answers"),
         (Forgetful, "its state brings another one to the same answers"),
         (Pickled, "needed a state of dicts, lists, JSON scalars, tensors, Arrow tables, got Student"),
-        (Roleless, "needed live, remembered or frozen, got 'wise'"),
+        (Roleless, "needed a role, got 'wise'"),
     ],
 )
 def test_a_teacher_that_breaks_a_clause_is_told_which(make: type, clause: str) -> None:

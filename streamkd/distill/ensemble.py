@@ -1,6 +1,6 @@
-"""The ensemble: the averaged student and the analytic teacher together, share·p_student + (1-share)·p_analytic.
+"""The ensemble: the averaged student and the analytic teacher together, p ∝ p_student^share · p_analytic^(1-share).
 
-    held-out records ─► both models' probabilities ─► share of the best likelihood ─► Ensemble ─► published version
+    held-out records ─► both models' logits ─► share of the best likelihood ─► Ensemble ─► published version
 
 The two err differently: one was trained by gradient on what the memory replays, the other in closed form on every
 record once. A version directory of an ensemble holds the student as any other does, and ``ensemble.safetensors``
@@ -33,14 +33,14 @@ FILE = "ensemble.safetensors"
 
 
 class Ensemble(nn.Module):
-    """Raw inputs [batch, *shape] to log-probabilities [batch, classes] of the mixture, to be read as logits."""
+    """Raw inputs [batch, *shape] to log-probabilities [batch, classes] of the pool, to be read as logits."""
 
     def __init__(self, student: Student, analytic: Analytic, share: float) -> None:
         super().__init__()
         self.student, self.analytic, self.share = student, analytic, share
 
     def forward(self, x: Tensor) -> Float[Tensor, "batch classes"]:
-        return mixture(self.student(x), masked(self.analytic(x), self.analytic.known), self.share)
+        return pooled(self.student(x), self.analytic(x), self.analytic.known, self.share)
 
     @property
     def classes(self) -> int:
@@ -52,33 +52,38 @@ Model = Student | Ensemble
 """What may be served."""
 
 
-def masked(logits: Float[Tensor, "batch classes"], known: Bool[Tensor, "classes"]) -> Float[Tensor, "batch classes"]:
-    """Logits, -∞ for classes that are not known."""
-    return logits.masked_fill(~known, -torch.inf)
-
-
-def mixture(
-    first: Float[Tensor, "batch classes"], second: Float[Tensor, "batch classes"], share: float
+def pooled(
+    first: Float[Tensor, "batch classes"],
+    second: Float[Tensor, "batch classes"],
+    known: Bool[Tensor, "classes"],
+    share: float,
 ) -> Float[Tensor, "batch classes"]:
-    """log(share·softmax(first) + (1-share)·softmax(second)), finite: nothing is less probable than e⁻⁸⁷."""
-    mixed = torch.lerp(torch.softmax(second, 1), torch.softmax(first, 1), share)
-    return mixed.clamp_min(torch.finfo(mixed.dtype).tiny).log()
+    """Log-probabilities of the geometric pool of two models' logits over the classes that the second one knows.
+
+    The others keep the first model's probability, and the known ones what that leaves. Share 1 is the first model;
+    share 0 is the second, where it knows all classes.
+    """
+    whole = torch.log_softmax(first, 1)
+    both = share * whole + (1 - share) * torch.log_softmax(second.masked_fill(~known, -torch.inf), 1)
+    left = whole.masked_fill(~known, -torch.inf).logsumexp(1, keepdim=True)
+    return torch.where(known, left + both.masked_fill(~known, -torch.inf).log_softmax(1), whole)
 
 
 def best_share(
     first: Float[Tensor, "batch classes"],
     second: Float[Tensor, "batch classes"],
+    known: Bool[Tensor, "classes"],
     y: Int[Tensor, "batch"],
     shares: tuple[float, ...] = SHARES,
 ) -> float:
-    """The share whose mixture is least surprised by the labels; of equals, the one nearest to one half."""
-    surprise = {share: float(F.cross_entropy(mixture(first, second, share), y)) for share in shares}
+    """The share whose pool is least surprised by the labels; of equals, the one nearest to one half."""
+    surprise = {share: float(F.cross_entropy(pooled(first, second, known, share), y)) for share in shares}
     return min(shares, key=lambda share: (surprise[share], abs(share - 0.5)))
 
 
 @torch.no_grad()
 def chosen(student: Student, teacher: AnalyticTeacher, holdout: Ring, shares: tuple[float, ...] = SHARES) -> Model:
-    """The mixture that held-out records bear out, or the student where that is it alone; without any, half and half.
+    """The pool that held-out records bear out, or the student where that is it alone; without any, half and half.
 
     The teacher has learned the held-out records once, as they arrived: it leaves each out of what it says of it.
     """
@@ -86,7 +91,7 @@ def chosen(student: Student, teacher: AnalyticTeacher, holdout: Ring, shares: tu
     if holdout.x is not None and holdout.filled:
         x, y = holdout.x[: holdout.filled], holdout.y[: holdout.filled]
         with at_rest(student):
-            share = best_share(student(x), masked(teacher.recall(x, y), teacher.known()), y, shares)
+            share = best_share(student(x), teacher.recall(x, y), teacher.known(), y, shares)
     return student if share == 1.0 else Ensemble(student, teacher.network, share)
 
 

@@ -1,10 +1,11 @@
-"""The ensemble: the mixture by its formula, the share that held-out records bear out, files that come back whole."""
+"""The ensemble: the pool by its formula, the share that held-out records bear out, files that come back whole."""
 
 import copy
 import json
 from pathlib import Path
 
 import numpy as np
+import oracles
 import pytest
 import torch
 import toys
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from streamkd.distill import ensemble
 from streamkd.distill.analytic import Analytic, AnalyticOptions, AnalyticTeacher
-from streamkd.distill.ensemble import SHARES, Ensemble, best_share, chosen, mixture
+from streamkd.distill.ensemble import SHARES, Ensemble, best_share, chosen, pooled
 from streamkd.distill.memory import Ring
 from streamkd.distill.students import Student, load_published
 from streamkd.distill.teachers import TeacherContext, copy_of
@@ -46,28 +47,39 @@ def both(classes: int = 3) -> tuple[Student, AnalyticTeacher]:
     return student, teacher
 
 
-@given(st.integers(0, 5), st.sampled_from(SHARES))
-def test_the_mixture_is_its_formula(seed: int, share: float) -> None:
-    """log(share·p + (1-share)·q) in float64, one number at a time; its softmax is the mixture itself."""
+@given(st.integers(0, 5), st.sampled_from(SHARES), st.sampled_from([1, 2, 4, 5]))
+def test_the_pool_is_its_formula(seed: int, share: float, knows: int) -> None:
+    """p^share·q^(1-share) among the known classes, renormalised to what p gives them, one number at a time."""
     g = torch.Generator().manual_seed(seed)
     first, second = (4 * torch.randn(3, 5, generator=g) for _ in range(2))
-    second[:, 4] = -torch.inf
-    mixed = mixture(first, second, share)
-    p, q = (torch.softmax(z.double(), 1) for z in (first, second))
-    wanted = share * p + (1 - share) * q
-    torch.testing.assert_close(mixed.exp().double(), wanted, rtol=1e-5, atol=1e-30)
-    torch.testing.assert_close(torch.softmax(mixed, 1).double(), wanted, rtol=1e-5, atol=1e-30)
-    assert torch.isfinite(mixed).all()
+    found = pooled(first, second, torch.arange(5) < knows, share)
+    for row in range(3):
+        p = oracles.softmax(first[row].tolist())
+        q = oracles.softmax(second[row].tolist(), [c < knows for c in range(5)])
+        both = [p[c] ** share * q[c] ** (1 - share) for c in range(knows)]
+        wanted = [sum(p[:knows]) * b / sum(both) for b in both] + p[knows:]
+        assert found[row].exp().tolist() == pytest.approx(wanted, rel=1e-4)
+    torch.testing.assert_close(found.exp().sum(1), torch.ones(3))
+
+
+def test_at_its_ends_the_pool_is_one_model() -> None:
+    """Share 1 is the student; share 0 the analytic part, where it knows every class; sure models stay finite."""
+    first, second = 500 * torch.randn(4, 3), 500 * torch.randn(4, 3)
+    known = torch.ones(3, dtype=torch.bool)
+    torch.testing.assert_close(pooled(first, second, known, 1.0), torch.log_softmax(first, 1))
+    torch.testing.assert_close(pooled(first, second, known, 0.0), torch.log_softmax(second, 1))
+    assert torch.isfinite(pooled(first, second, known, 0.5)).all()
+    torch.testing.assert_close(pooled(first, second, ~known, 0.5), torch.log_softmax(first, 1))
 
 
 def test_a_class_unknown_to_the_analytic_part_is_the_students_alone() -> None:
-    """It has the student's probability times its share."""
+    """It has the student's own probability."""
     student, analytic = parts()
     student.grow(4)
     analytic.grow(4)
     x, _ = images(6)
     model = Ensemble(student, analytic, 0.25)
-    torch.testing.assert_close(model(x).exp()[:, 3], 0.25 * torch.softmax(student(x), 1)[:, 3])
+    torch.testing.assert_close(model(x).exp()[:, 3], torch.softmax(student(x), 1)[:, 3])
     assert model.classes == 4
 
 
@@ -75,13 +87,14 @@ def test_the_share_is_the_one_of_the_best_likelihood() -> None:
     """Who says nothing is not listened to beside who knows; equals meet in the middle."""
     y = torch.tensor([0, 1, 2, 1])
     knows, nothing = 6 * torch.eye(3)[y], torch.zeros(4, 3)
-    assert best_share(nothing, knows, y) == 0.0
-    assert best_share(nothing, knows, y, SHARES[1:-1]) == 0.25
-    assert best_share(knows, nothing, y) == 1.0
-    assert best_share(nothing, nothing, y) == 0.5
+    known = torch.ones(3, dtype=torch.bool)
+    assert best_share(nothing, knows, known, y) == 0.0
+    assert best_share(nothing, knows, known, y, SHARES[1:-1]) == 0.25
+    assert best_share(knows, nothing, known, y) == 1.0
+    assert best_share(nothing, nothing, known, y) == 0.5
     first, second = knows.clone(), knows.clone()
     first[:2], second[2:] = first[:2].roll(1, 1), second[2:].roll(1, 1)
-    assert best_share(first, second, y) == 0.5
+    assert best_share(first, second, known, y) == 0.5
 
 
 def ring_of(x: Tensor, y: Tensor) -> Ring:
@@ -93,7 +106,7 @@ def ring_of(x: Tensor, y: Tensor) -> Ring:
 def test_what_is_served_is_chosen_on_held_out_records() -> None:
     """The ensemble, the student itself where that is best alone, half and half where nothing is held out."""
     student, teacher = both()
-    x, y = images(80, seed=1)
+    x, y = (rows[:80] for rows in images(200))
     better = chosen(student, teacher, ring_of(x, y))
     assert isinstance(better, Ensemble)
     assert better.share < 0.5
