@@ -74,8 +74,10 @@ class Analytic(nn.Module):
         return self.random(self.normalise(x))
 
     def answers(self, h: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
-        """Logits of features."""
-        return torch.addmm(self.bias, h, self.weight.T) / self.temperature
+        """Logits of features, the largest of a row 0: they are kept in float16."""
+        logits = torch.addmm(self.bias, h, self.weight.T) / self.temperature
+        top = logits.masked_fill(~self.known, torch.finfo(logits.dtype).min).amax(1, keepdim=True)
+        return (logits - top).masked_fill_(~self.known, 0.0)
 
     @property
     def classes(self) -> int:
