@@ -262,6 +262,8 @@ class StreamStrategy(SupervisedTemplate):
             self.optimizer.step()
             self._tell("after_update")
             step.finish(plan, logits)
+        else:
+            step.abandon(plan)
         self.report = StepReport(plan.fresh, loss, *_right(logits, plan), _told(lesson.weights, plan), not finite)
         # the graph must not outlive the step: it would pin the shapes of parameters that grow
         self.loss, self.mb_output = self.loss.detach(), logits.detach()

@@ -94,7 +94,9 @@ class Cache:
         places = (~ring.answered[: ring.filled, slot]).nonzero().squeeze(1)
         if not len(places):
             return
-        answer = self._questions.ask(teacher, ring.x[places], ring.logits.shape[1], ring.y[places])
+        # nobody has learned from rows that are held out, so there is nothing to leave out of what is said of them
+        learned = ring.y[places] if ring is self._rings[0] else None
+        answer = self._questions.ask(teacher, ring.x[places], ring.logits.shape[1], learned)
         if answer is not None:
             ring.frozen[places, slot] = answer[0].half()
             ring.answered[places, slot] = True

@@ -83,15 +83,12 @@ def best_share(
 
 @torch.no_grad()
 def chosen(student: Student, teacher: AnalyticTeacher, holdout: Ring, shares: tuple[float, ...] = SHARES) -> Model:
-    """The pool that held-out records bear out, or the student where that is it alone; without any, half and half.
-
-    The teacher has learned the held-out records once, as they arrived: it leaves each out of what it says of it.
-    """
+    """The pool that held-out records bear out, or the student where that is it alone; without any, half and half."""
     share = 0.5
     if holdout.x is not None and holdout.filled:
         x, y = holdout.x[: holdout.filled], holdout.y[: holdout.filled]
         with at_rest(student):
-            share = best_share(student(x), teacher.recall(x, y), teacher.known(), y, shares)
+            share = best_share(student(x), teacher.network(x), teacher.known(), y, shares)
     return student if share == 1.0 else Ensemble(student, teacher.network, share)
 
 

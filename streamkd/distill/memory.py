@@ -9,12 +9,15 @@ filled memory is full from then on, and only reservoir sampling within itself re
 a place from the largest. Reservoir sampling is Vitter 1985, algorithm R.
 """
 
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 Policy = Literal["reservoir", "class-balanced"]
+TENSORS = ("x", "y", "task", "logits", "width", "frozen", "answered")
 
 
 class Remembered:
@@ -128,9 +131,24 @@ class Ring:
         if self.x is not None:
             self.answered[:, slot] = False
 
+    def drop(self, places: Iterable[int]) -> None:
+        """Empty some places; the last rows move up into them."""
+        for place in sorted(places, reverse=True):
+            self.filled -= 1
+            label, moved = self._labels[place], self._labels.pop()
+            self._places[label].remove(place)
+            if not self._places[label]:
+                del self._places[label]
+            if place == self.filled:
+                continue
+            self._labels[place] = moved
+            mine = self._places[moved]
+            mine[mine.index(self.filled)] = place
+            for name in TENSORS if self.x is not None else ():
+                getattr(self, name)[place] = getattr(self, name)[self.filled]
+
     def state_dict(self) -> dict[str, Any]:
-        names = ("x", "y", "task", "logits", "width", "frozen", "answered")
-        tensors = {} if self.x is None else {name: getattr(self, name)[: self.filled] for name in names}
+        tensors = {} if self.x is None else {name: getattr(self, name)[: self.filled] for name in TENSORS}
         # the order of each class's places decides later replacements, so it is state
         places = [[label, *places] for label, places in self._places.items()]
         seen = [list(item) for item in self.seen.items()]
@@ -155,6 +173,22 @@ class Ring:
                 getattr(self, name)[: self.filled, :slots] = state[name][:, :slots].to(device)
 
 
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Rows of a batch and the memory: ``held`` {place: row} are held out already, ``rows`` may yet be replayed.
+
+    ``draws`` are three uniform numbers per row of the batch.
+    """
+
+    held: dict[int, int]
+    rows: list[int]
+    draws: list[float]
+
+    def pairs(self, rows: Sequence[int]) -> list[float]:
+        """The two numbers of each row that decide its place."""
+        return [draw for row in rows for draw in self.draws[3 * row + 1 : 3 * row + 3]]
+
+
 class Memory:
     """A replayed ring and a held-out one, ``size`` places in all."""
 
@@ -174,20 +208,47 @@ class Memory:
         self.holdout.grow(classes)
 
     def insert(self, x: Tensor, y: Tensor, task: int, logits: Tensor) -> None:
-        """Offer arriving rows [batch, *shape]; a share goes to the held-out part, never to both."""
+        """Offer rows [batch, *shape] that were learned; a share goes to the held-out part, never to both."""
+        self.remember(self.hold(x, y, task, lambda rows: logits[rows]), x, y, task, logits)
+
+    def hold(self, x: Tensor, y: Tensor, task: int, logits: Callable[[list[int]], Tensor]) -> Offer:
+        """Hold out what the draw wants of arriving rows [batch, *shape]; ``remember`` takes of the others later.
+
+        Rows without label (-1) go nowhere. ``logits`` gives the student's on rows that may be held out; where they are
+        not finite a row is not: it would take another's place, and measure nothing.
+        """
         draws = torch.rand(3 * len(y), generator=self._generator).tolist()
         labels = y.tolist()
-        held = [draws[3 * row] < self.holdout_ratio and self.holdout.capacity > 0 for row in range(len(labels))]
-        for ring, rows in (
-            (self.holdout, [row for row, out in enumerate(held) if out]),
-            (self.replayed, [row for row, out in enumerate(held) if not out]),
-        ):
-            pairs = [d for row in rows for d in draws[3 * row + 1 : 3 * row + 3]]
-            chosen = ring.offer([labels[row] for row in rows], pairs) if ring.capacity else {}
-            if chosen:
-                places = torch.tensor(list(chosen), device=x.device)
-                source = torch.tensor([rows[i] for i in chosen.values()], device=x.device)
-                ring.take(places, x[source], y[source], task, logits[source])
+        mine = [row for row, label in enumerate(labels) if label >= 0]
+        drawn = [row for row in mine if draws[3 * row] < self.holdout_ratio and self.holdout.capacity > 0]
+        offer = Offer({}, [row for row in mine if row not in drawn], draws)
+        if not drawn:
+            return offer
+        said = logits(drawn)
+        fine = torch.isfinite(said).all(1).tolist()
+        drawn, said = [row for row, ok in zip(drawn, fine, strict=True) if ok], said[fine]
+        chosen = self.holdout.offer([labels[row] for row in drawn], offer.pairs(drawn))
+        offer.held.update({place: drawn[index] for place, index in chosen.items()})
+        if chosen:
+            rows = [*offer.held.values()]
+            places = torch.tensor([*chosen], device=x.device)
+            self.holdout.take(places, x[rows], y[rows], task, said[[*chosen.values()]])
+        return offer
+
+    def remember(self, offer: Offer, x: Tensor, y: Tensor, task: int, logits: Tensor) -> None:
+        """Take rows of the batch [batch, *shape] that ``offer`` is about into the replayed part."""
+        if not self.replayed.capacity:
+            return
+        labels = y.tolist()
+        chosen = self.replayed.offer([labels[row] for row in offer.rows], offer.pairs(offer.rows))
+        if chosen:
+            rows = [offer.rows[index] for index in chosen.values()]
+            places = torch.tensor([*chosen], device=x.device)
+            self.replayed.take(places, x[rows], y[rows], task, logits[rows])
+
+    def withdraw(self, offer: Offer) -> None:
+        """Give up the rows that were held out; what had been in their places is gone all the same."""
+        self.holdout.drop(offer.held)
 
     def sample(self, count: int) -> Remembered | None:
         """Up to ``count`` different samples of the replayed part."""

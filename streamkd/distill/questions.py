@@ -49,7 +49,7 @@ class Questions:
     def ask(self, teacher: Teacher, x: Tensor, classes: int, y: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
         """Logits [batch, classes] on raw inputs and the classes known; ``None``: it failed, or did so too often.
 
-        ``y`` are the columns of rows that are remembered: who has learned from them leaves each out of what it says.
+        ``y`` are the columns of rows that were learned: who has learned from them leaves each out of what it says.
         """
         if self.strikes.get(teacher.key, 0) < STRIKES:
             self.of(group(teacher)).requests += 1

@@ -23,7 +23,7 @@ from streamkd.distill import terms as sums
 from streamkd.distill.gate import Evidence, Gate
 from streamkd.distill.inherit import Heritage
 from streamkd.distill.losses import Lesson, fused_target, soft_answers
-from streamkd.distill.memory import Memory, whole
+from streamkd.distill.memory import Memory, Offer, whole
 from streamkd.distill.pool import Answers, Pool
 from streamkd.distill.students import Student, at_rest
 from streamkd.distill.teachers import EmaTeacher, capture
@@ -31,13 +31,16 @@ from streamkd.distill.terms import Term
 from streamkd.distill.vicinity import Vicinity, advantage
 from streamkd.records import Label
 
+NOTHING = Offer({}, [], [])
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A step's rows, fresh ones first: x [batch, *shape], y [batch], and the teachers' answers.
 
     A row without label has -1 in y; ``unlabelled`` says that there are such. Remembered rows all have one; the last
-    ``drawn`` rows, from the vicinity of the others, have none.
+    ``drawn`` rows, from the vicinity of the others, have none. ``offer`` says which fresh rows the memory takes: those
+    that it holds out teach nobody, now or later.
     """
 
     x: Tensor
@@ -47,6 +50,7 @@ class Plan:
     answers: Answers
     unlabelled: bool = False
     drawn: int = 0
+    offer: Offer = NOTHING
 
 
 @runtime_checkable
@@ -135,20 +139,24 @@ class Step:
             x, y = torch.cat([x, remembered.x]), torch.cat([y, remembered.y])
         if self.vicinity.due():
             self.vicinity.mass = self._advantage()
+        offer = self.memory.hold(x[:fresh], y[:fresh], task, lambda rows: self._at_rest(x[rows]))
         if (near := self.vicinity.draw(x)) is not None:
             x, y = torch.cat([x, near]), torch.cat([y, y.new_full((len(near),), -1)])
         drawn = 0 if near is None else len(near)
         answers = self.pool.answers(x, fresh, remembered, self.student.classes)
-        return Plan(x, y, fresh, task, answers, unlabelled or drawn > 0, drawn)
+        return Plan(x, y, fresh, task, answers, unlabelled or drawn > 0, drawn, offer)
+
+    def _at_rest(self, x: Tensor) -> Tensor:
+        with at_rest(self.student) as student:
+            return student(x)
 
     def _advantage(self) -> float:
         """What the teachers, weighed as on rows without label, know of the held-out records better than the student."""
         held = whole(self.memory.holdout)
         if held is None or not len(held.y):
             return 0.0
-        with at_rest(self.student) as student:
-            logits = student(held.x)
-        answers = self.pool.answers_unseen(held, student.classes)
+        logits = self._at_rest(held.x)
+        answers = self.pool.answers_unseen(held, self.student.classes)
         unknown = torch.full_like(held.y, -1)
         weights = self.gate(self.evidence(Plan(held.x, unknown, 0, 0, answers, unlabelled=True), logits))
         taught = fused_target(soft_answers(answers.logits, answers.known, 1.0), weights)
@@ -163,20 +171,27 @@ class Step:
             return self.student(plan.x)
 
     def weigh(self, plan: Plan, logits: Tensor) -> Lesson:
-        """The gate's weights for the step."""
+        """The gate's weights for the step; fresh rows that are held out have none."""
         wanted = self.adapter is not None and self.adapter.arrived(self, plan, logits)
         evidence = self.evidence(plan, logits)
         begun = time.perf_counter()
         with torch.set_grad_enabled(wanted):
             given = self.gate(evidence)
-            if plan.drawn:
-                given = torch.cat([given[: -plan.drawn], given[-plan.drawn :] * self.vicinity.mass])
         weights = given.detach()
+        if plan.drawn or plan.offer.held:
+            weights = weights * self._masses(plan).unsqueeze(1)
         self.weighing_seconds += time.perf_counter() - begun
         lesson = self.lesson(plan, logits, weights, evidence)
         if self.adapter is not None:
             self.adapter.weighed(plan, evidence, lesson, given)
         return lesson
+
+    def _masses(self, plan: Plan) -> Tensor:
+        """[batch] what each row may count: 0 where it is held out, the advantage where it was drawn, else 1."""
+        masses = torch.ones(len(plan.y), device=plan.y.device)
+        masses[list(plan.offer.held.values())] = 0.0
+        masses[len(masses) - plan.drawn :] = self.vicinity.mass
+        return masses
 
     def evidence(self, plan: Plan, logits: Tensor) -> Evidence:
         """What the gate may see of the step, without gradient."""
@@ -207,6 +222,9 @@ class Step:
         if self._own_gates:
             with torch.no_grad():
                 own = sums.own_weights(self.terms, evidence or self.evidence(plan, logits))
+                if plan.drawn or plan.offer.held:
+                    masses = self._masses(plan).unsqueeze(1)
+                    own = {place: weights * masses for place, weights in own.items()}
         theirs = self.pool.features(plan.x[: plan.fresh], self._teacher_layers) if self._teacher_layers else {}
         return Lesson(
             logits,
@@ -239,20 +257,25 @@ class Step:
 
     @torch.no_grad()
     def finish(self, plan: Plan, logits: Tensor) -> None:
-        """Teachers follow the update; fresh rows are offered to the memory with the logits that they met.
+        """Teachers follow the update; fresh rows are remembered with the logits that they met.
 
         Without a label they are not: what is remembered is balanced by label, and measured by it.
         """
         if self.adapter is not None:
             self.adapter.update_ended(self)  # before memory takes the rows: they must not be their own query
-        fresh = plan.fresh
-        x, y, met = plan.x[:fresh], plan.y[:fresh], logits[:fresh].detach()
-        if plan.unlabelled:
-            x, y, met = (part[plan.y[:fresh] >= 0] for part in (x, y, met))
+        self.memory.remember(plan.offer, plan.x, plan.y, plan.task, logits.detach())
+        x, y = plan.x[: plan.fresh], plan.y[: plan.fresh]
+        if plan.unlabelled or plan.offer.held:
+            seen = y >= 0
+            seen[list(plan.offer.held.values())] = False
+            x, y = x[seen], y[seen]
         if len(y):
-            self.memory.insert(x, y, plan.task, met)
             self.pool.observe(x, y)
-        self.pool.after_step(self.student, len(y))
+        self.pool.after_step(self.student, plan.fresh)
+
+    def abandon(self, plan: Plan) -> None:
+        """The step was not taken, for its loss or gradients were not finite: nothing of its fresh rows is kept."""
+        self.memory.withdraw(plan.offer)
 
 
 def _able(known: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ of records that are long gone. The inputs are those of mixup (Zhang et al. 2018;
 the targets are the teachers' answers there, not mixed labels.
 
 How much such rows count is measured, not set: by how many of the student's mistakes on held-out records the teachers
-would not have made. Where they know no better than the student, nothing is drawn, and a step costs what it costs without.
+would not have made. Where they know no better than the student, nothing is drawn, and nothing is paid.
 """
 
 from typing import Any
@@ -27,8 +27,8 @@ def advantage(
 ) -> float:
     """1 - (e + 1) / (s + 1), at least 0: what part of the student's mistakes the teachers would spare it.
 
-    e and s are mistakes of the teachers' mixture and of the student on held-out records, one more each because there are
-    few. Mistakes and not likelihoods: a student is sure of records that it has met, however little it knows.
+    e and s are mistakes of the teachers' mixture and of the student on held-out records, one more each because there
+    are few. Mistakes and not likelihoods: a student is sure of records that it has met, however little it knows.
     """
     theirs, ours = (int((p.argmax(1) != labels).sum()) for p in (taught, own))
     return max(0.0, 1.0 - (theirs + 1) / (ours + 1))

@@ -265,3 +265,27 @@ def test_a_restored_memory_may_have_more_or_fewer_places_for_answers() -> None:
         other.load_state_dict(copy.deepcopy(state), CPU)
         assert numbers(other.replayed) == numbers(target.replayed)
         assert other.replayed.answered[: other.replayed.filled].sum(1).unique().tolist() == [min(slots, 2)]
+
+
+@pytest.mark.parametrize("policy", ["reservoir", "class-balanced"])
+@pytest.mark.parametrize("seed", range(5))
+def test_withdrawn_rows_leave_no_trace_among_the_others(policy: Policy, seed: int) -> None:
+    """After any withdrawals, labels, places and rows of a memory still belong together, and it fills up again."""
+    target = Memory(20, 0.25, policy, teacher_slots=2, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    for turn in range(30):
+        y = torch.randint(4, (6,), generator=generator)
+        x = y.float().unsqueeze(1).expand(-1, 3) + torch.rand(6, 3, generator=generator) / 2
+        offer = target.hold(x, y, 0, lambda rows: torch.zeros(len(rows), 4))
+        if turn % 3 == 1:
+            target.withdraw(offer)
+        else:
+            target.remember(offer, x, y, 0, torch.zeros(6, 4))
+        for ring in (target.replayed, target.holdout):
+            assert ring.filled <= ring.capacity
+            places = sorted(place for mine in ring._places.values() for place in mine)
+            assert places == list(range(ring.filled))
+            if ring.filled:
+                assert ring.y[: ring.filled].tolist() == ring._labels
+                assert torch.equal(ring.x[: ring.filled, 0].long(), ring.y[: ring.filled])
+    assert len(target) == 20

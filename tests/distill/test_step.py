@@ -91,14 +91,49 @@ def test_a_layer_that_the_student_lacks_is_refused_at_once() -> None:
         with_terms(Term(Reads(("body.tail",), {}), 1.0))
 
 
-def test_the_memory_never_sees_what_it_is_about_to_learn() -> None:
-    """Rows are offered to the memory only after they were trained on."""
+def test_what_will_be_replayed_is_written_after_it_was_learned() -> None:
+    """A row does not stand beside itself in its own step."""
     step = toys.make_step()
     x, y = toys.batches(1)[0]
     plan = step.begin(x, y, 0)
     step.weigh(plan, step.forward(plan))
-    assert len(step.memory) == 0
+    assert step.memory.replayed.x is None
     assert len(plan.x) == 8
+
+
+def test_rows_that_are_held_out_teach_nobody() -> None:
+    """They have no weight, so that the student's gradient is that of the other rows; teachers do not observe them."""
+    step = toys.make_step(holdout_ratio=0.5)
+    observed: list[Tensor] = []
+    step.pool.observe = lambda x, y: observed.append(x)  # type: ignore[method-assign]
+    for x, y in toys.batches(5):
+        plan = step.begin(x, y, 0)
+        lesson = step.weigh(plan, logits := step.forward(plan))
+        held = list(plan.offer.held.values())
+        assert not lesson.weights[held].any()
+        step.loss(lesson).backward()
+        step.finish(plan, logits)
+        assert len(observed[-1]) == 8 - len(held)
+    holdout = step.memory.holdout
+    assert holdout.filled > 5
+    assert not any((row == seen).all() for row in holdout.x[: holdout.filled] for seen in torch.cat(observed))
+
+
+def test_an_abandoned_step_leaves_the_memory_as_it_was() -> None:
+    """Rows of a step whose loss was not finite are neither held out nor replayed."""
+    step = toys.make_step(size=80)
+    x, y = toys.batches(1)[0]
+    toys.train(step, x, y)
+    before = {
+        ring: (ring.filled, ring.x[: ring.filled].clone()) for ring in (step.memory.replayed, step.memory.holdout)
+    }
+    x, y = toys.batches(1, seed=1)[0]
+    plan = step.begin(x, y, 0)
+    step.weigh(plan, step.forward(plan))
+    step.abandon(plan)
+    for ring, (filled, rows) in before.items():
+        assert ring.filled == filled
+        assert torch.equal(ring.x[:filled], rows)
 
 
 @pytest.mark.parametrize("clip", [None, 0.01])

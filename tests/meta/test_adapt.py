@@ -313,6 +313,7 @@ def _through_everything(step: Any, engine: str) -> Tensor:
     evidence = step.evidence(plan, logits)
     given = gate(evidence)
     weights = given.clone()
+    weights[list(plan.offer.held.values())] = 0.0
     if plan.drawn:
         weights[-plan.drawn :] = given[-plan.drawn :] * step.vicinity.mass
     inner = step.loss(step.lesson(plan, logits, weights, evidence))
