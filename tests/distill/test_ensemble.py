@@ -84,16 +84,17 @@ def test_a_class_unknown_to_the_analytic_part_is_the_students_alone() -> None:
 
 
 def test_the_share_is_the_one_of_the_best_likelihood() -> None:
-    """Who says nothing is not listened to beside who knows; equals meet in the middle."""
-    y = torch.tensor([0, 1, 2, 1])
-    knows, nothing = 6 * torch.eye(3)[y], torch.zeros(4, 3)
+    """Who says nothing is not listened to beside who knows, if enough records say so; equals meet in the middle."""
+    y = torch.tensor([0, 1, 2, 1] * 20)
+    knows, nothing = 6 * torch.eye(3)[y], torch.zeros(80, 3)
     known = torch.ones(3, dtype=torch.bool)
     assert best_share(nothing, knows, known, y) == 0.0
     assert best_share(nothing, knows, known, y, SHARES[1:-1]) == 0.25
     assert best_share(knows, nothing, known, y) == 1.0
     assert best_share(nothing, nothing, known, y) == 0.5
+    assert best_share(nothing[:4], knows[:4], known, y[:4]) == 0.5
     first, second = knows.clone(), knows.clone()
-    first[:2], second[2:] = first[:2].roll(1, 1), second[2:].roll(1, 1)
+    first[:40], second[40:] = first[:40].roll(1, 1), second[40:].roll(1, 1)
     assert best_share(first, second, known, y) == 0.5
 
 
@@ -109,7 +110,7 @@ def test_what_is_served_is_chosen_on_held_out_records() -> None:
     x, y = (rows[:80] for rows in images(200))
     better = chosen(student, teacher, ring_of(x, y))
     assert isinstance(better, Ensemble)
-    assert better.share < 0.5
+    assert better.share <= 0.5
     assert chosen(student, teacher, ring_of(x, teacher.logits(x).argmin(1))) is student
     unsure = chosen(student, teacher, Ring(8, "class-balanced", 0))
     assert isinstance(unsure, Ensemble)
