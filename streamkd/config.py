@@ -135,6 +135,13 @@ class Optimizer(Model):
     nesterov: bool = False
     weight_decay: float = Field(default=0.0, ge=0)
     clip_norm: float | None = Field(default=None, gt=0)
+    start: float = Field(default=3.0, ge=1, description="the rate begins so many times as high")
+    settle_steps: Positive = Field(default=500, description="and comes down by e-folds of so many steps")
+
+    @property
+    def rates(self) -> dict[str, Any]:
+        """What ``streamkd.distill.optimizers.build`` takes."""
+        return self.model_dump(include={"learning_rate", "momentum", "nesterov", "weight_decay"})
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> "Optimizer":
@@ -185,7 +192,7 @@ class Adapt(Model):
     temperature: bool = Field(default=False, description="the temperature of the gated loss is adapted too")
     learning_rate: float = Field(default=0.01, gt=0)
     query: Positive = Field(default=64, description="held-out samples per outer loss")
-    anchor: float = Field(default=1e-3, ge=0, description="pull of the gate's parameters towards where they began")
+    anchor: float = Field(default=0.1, ge=0, description="pull of the gate's parameters towards where they began")
     balance: float = Field(default=1e-3, ge=0, description="pull of the teachers' mean weights towards even ones")
 
 

@@ -288,6 +288,7 @@ class Learner:
                 "optimizer": optimizers.state_of(step.optimizer),
                 "memory": step.memory.state_dict(),
                 "vicinity": step.vicinity.state_dict(),
+                "settling": step.settling.state_dict(),
                 "pool": step.pool.state_dict(),
                 "gate": step.gate.state_dict(),
                 "begun": self._begun and self._begun.state_dict(),
@@ -337,6 +338,8 @@ class Learner:
         step.memory.load_state_dict(learned["memory"], self.device)
         if "vicinity" in learned:
             step.vicinity.load_state_dict(learned["vicinity"])
+        if "settling" in learned:
+            step.settling.load_state_dict(learned["settling"])
         step.pool.load_state_dict(learned["pool"], self.fresh_student, self.labels.labels)
         if saved.gate == self.config.gate:
             step.gate.load_state_dict(learned["gate"])

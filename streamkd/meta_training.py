@@ -187,7 +187,7 @@ class _Training:
     def _expert(self) -> Student:
         """A network that knows every label, trained on the support records alone."""
         student = self._student(len(self.records.classes))
-        rates = self.config.optimizer.model_dump(exclude={"name", "clip_norm"})
+        rates = self.config.optimizer.rates
         optimizer = optimizers.build(self.config.optimizer.name, student.parameters(), **rates)
         x, y = self.known.support_rows()
         fit(student, optimizer, x, y, EXPERT_EPOCHS, 64, self.config.seed, self.config.optimizer.clip_norm)

@@ -191,7 +191,7 @@ def _teacher(
     index = {label: column for column, label in enumerate(classes)}
     x = torch.tensor(recorded.x).to(device)
     y = torch.tensor([index[label] for label in recorded.labels], device=device)
-    rates = config.optimizer.model_dump(exclude={"name", "clip_norm"})
+    rates = config.optimizer.rates
     optimizer = optimizers.build(config.optimizer.name, student.to(device).parameters(), **rates)
     fitted = fit(student, optimizer, x, y, epochs, batch, config.seed, config.optimizer.clip_norm, epoch_ended)
     meta = {

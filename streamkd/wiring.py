@@ -141,7 +141,7 @@ def step_of(
     begun = begun or Artefact()
     student = student_of(config, registry, schema, len(labels), begun).to(device)
     heritage = _heritage(config, registry, student, TeacherContext("share", student, schema, labels, device, registry))
-    rates = config.optimizer.model_dump(exclude={"name", "clip_norm"})
+    rates = config.optimizer.rates
     kept = config.memory
     memory = Memory(kept.size, kept.holdout_ratio, kept.policy, config.pool.limit, seed=config.seed)
     teachers, snapshots = _teachers(config, registry, schema, labels, student, device)
@@ -164,11 +164,12 @@ def step_of(
     if begun.gate_optimizer and adapter.parameters:
         adapter.optimizer = optimizee.learned(begun.gate_optimizer, adapter.parameters)
     adapters = terms.prepare(losses, student, pool, schema)
+    optimizer = optimizers.build(
+        config.optimizer.name, [*student.parameters(), *adapters], **rates, factors=_factors(student, begun)
+    )
     step = Step(
         student,
-        optimizers.build(
-            config.optimizer.name, [*student.parameters(), *adapters], **rates, factors=_factors(student, begun)
-        ),
+        optimizer,
         memory,
         pool,
         gate,
@@ -178,6 +179,7 @@ def step_of(
         adapter=adapter,
         heritage=heritage,
         vicinity=Vicinity(config.vicinity.rows, config.vicinity.shift, seed=config.seed + 1),
+        settling=optimizers.Settling(optimizer, config.optimizer.start, config.optimizer.settle_steps),
     )
     return step, adapter
 

@@ -1,5 +1,6 @@
 """Optimisers of the student: built from names, their state as plain tensors by parameter index."""
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from operator import itemgetter
@@ -42,6 +43,37 @@ def _groups(parameters: Sequence[nn.Parameter], factors: Sequence[float], rate: 
     every = [*factors, *[1.0] * (len(parameters) - len(factors))]
     runs = groupby(zip(parameters, every, strict=True), key=itemgetter(1))
     return [{"params": [p for p, _ in run], "lr": rate * factor} for factor, run in runs]
+
+
+class Settling:
+    """The learning rate begins ``start`` times as high and settles: η_t = η·(1 + (start - 1)·exp(-t / steps)).
+
+    A stream has no end that a schedule could aim at, but it has a beginning, where there is most to learn.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, start: float, steps: int) -> None:
+        self._optimizer, self.start, self.steps = optimizer, start, steps
+        self._rates = [float(group["lr"]) for group in optimizer.param_groups]
+        self.taken = 0
+        self._apply()
+
+    def step(self) -> None:
+        """One step has been taken."""
+        if self.start != 1.0:
+            self.taken += 1
+            self._apply()
+
+    def _apply(self) -> None:
+        factor = 1.0 + (self.start - 1.0) * math.exp(-self.taken / self.steps)
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.taken = state["taken"]
+        self._apply()
 
 
 def state_of(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:

@@ -48,6 +48,7 @@ class PerSampleGate(nn.Module):
 
 
 FEATURES = 7
+CREDIT = 3.0  # a mean over records, so it varies less than what one label says
 
 
 def _scorer(hidden: int) -> nn.Sequential:
@@ -87,7 +88,7 @@ def _expected_credit(
 ) -> Float[Tensor, "batch teachers"]:
     """Held-out log-likelihood of each teacher on the classes that it answers with, as it weighs them."""
     credit = evidence.credit.nan_to_num(nan=-2.0)
-    return (soft * credit).sum(-1)
+    return CREDIT * (soft * credit).sum(-1)
 
 
 @hookimpl

@@ -24,6 +24,7 @@ from streamkd.distill.gate import Evidence, Gate
 from streamkd.distill.inherit import Heritage
 from streamkd.distill.losses import Lesson, fused_target, soft_answers
 from streamkd.distill.memory import Memory, Offer, whole
+from streamkd.distill.optimizers import Settling
 from streamkd.distill.pool import Answers, Pool
 from streamkd.distill.students import Student, at_rest
 from streamkd.distill.teachers import EmaTeacher, capture
@@ -102,7 +103,9 @@ class Step:
         adapter: Adapter | None = None,
         heritage: Heritage | None = None,
         vicinity: Vicinity | None = None,
+        settling: Settling | None = None,
     ) -> None:
+        self.settling = settling or Settling(optimizer, 1.0, 1)
         self.heritage, self.vicinity = heritage, vicinity or Vicinity(0, 0, seed=0)
         self.student, self.optimizer, self.memory, self.pool = student, optimizer, memory, pool
         self.gate, self.terms, self.adapter = gate, tuple(terms), adapter
@@ -272,6 +275,7 @@ class Step:
         if len(y):
             self.pool.observe(x, y)
         self.pool.after_step(self.student, plan.fresh)
+        self.settling.step()
 
     def abandon(self, plan: Plan) -> None:
         """The step was not taken, for its loss or gradients were not finite: nothing of its fresh rows is kept."""
