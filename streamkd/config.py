@@ -190,7 +190,7 @@ class Adapt(Model):
     horizon: Positive = Field(default=1, description="the last inner steps that an adaptation looks through")
     first_order: bool = Field(default=False, description="maml: a step's gradient forgets the steps before it")
     temperature: bool = Field(default=False, description="the temperature of the gated loss is adapted too")
-    learning_rate: float = Field(default=0.01, gt=0)
+    learning_rate: float = Field(default=0.001, gt=0)
     query: Positive = Field(default=64, description="held-out samples per outer loss")
     anchor: float = Field(default=0.1, ge=0, description="pull of the gate's parameters towards where they began")
     balance: float = Field(default=1e-3, ge=0, description="pull of the teachers' mean weights towards even ones")
