@@ -18,7 +18,7 @@ from torch import Tensor, nn
 FILTER = 5  # pixels of a filter's side
 GRID = 4  # averages per side and filter
 IMAGE_SIDE = (8, 32)  # smaller is no image, larger is averaged down before anything else
-ROWS = 16  # that the filters look at together: their findings stay in the processor's cache
+ROWS = 32  # that the filters look at together: their findings stay in the processor's cache
 READS = 4_096  # numbers that a dense feature reads: longer inputs are folded to so many
 
 
@@ -55,7 +55,7 @@ class RandomFeatures(nn.Module):
         kernels = draw.standard_normal((self.channels, depth, FILTER, FILTER))
         kernels -= kernels.mean((1, 2, 3), keepdims=True)
         kernels /= np.sqrt((kernels**2).sum((1, 2, 3), keepdims=True))
-        self._constant("filters", kernels.reshape(self.channels, depth * FILTER**2).T)
+        self._constant("filters", kernels.transpose(0, 2, 3, 1).reshape(self.channels, FILTER**2 * depth))
         self._constant("filter_bias", -0.5 * draw.random_sample(self.channels))
         self._constant("weight", draw.standard_normal((dense, reads)) / math.sqrt(reads))
         self._constant("bias", 0.5 * draw.standard_normal(dense))
@@ -79,13 +79,12 @@ class RandomFeatures(nn.Module):
         return torch.cat(parts, 1)
 
     def _filtered(self, x: Tensor) -> Tensor:
-        """What the filters find, averaged over the grid, as one product over all patches: for few input channels and
-        few rows at a time that is several times faster than a convolution on the CPU."""
-        patches = x.unfold(2, FILTER, 1).unfold(3, FILTER, 1)
-        rows, depth, high, wide = patches.shape[:4]
-        flat = patches.permute(0, 2, 3, 1, 4, 5).reshape(rows * high * wide, depth * FILTER**2)
-        found = torch.addmm(self.filter_bias, flat, self.filters).relu_()
-        return F.adaptive_avg_pool2d(found.view(rows, high, wide, -1).permute(0, 3, 1, 2), GRID).flatten(1)
+        """What the filters find, averaged over the grid; with channels last it takes the CPU half as long."""
+        depth = x.shape[1]
+        strides = (FILTER**2 * depth, 1, FILTER * depth, depth)  # torch's own call leaves one channel where it is
+        filters = self.filters.as_strided((self.channels, depth, FILTER, FILTER), strides)
+        found = F.conv2d(x.contiguous(memory_format=torch.channels_last), filters, self.filter_bias)
+        return F.adaptive_avg_pool2d(found.relu_(), GRID).flatten(1)
 
     def _folded(self, x: Tensor) -> Tensor:
         """A long input as the signed sums of its buckets, which keeps lengths and angles (feature hashing)."""

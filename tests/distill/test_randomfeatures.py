@@ -17,12 +17,13 @@ def inputs(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("shape", [(12, 9), (8, 8), (10, 11, 3)])
 def test_filters_are_a_convolution_averaged_over_a_grid(shape: tuple[int, ...]) -> None:
-    """The product over patches equals ReLU of a valid convolution, pooled to 4×4, channel by channel."""
+    """Rows together, channels last: it equals ReLU of a valid convolution, pooled to 4×4, channel by channel."""
     random = RandomFeatures(shape, 6, 0, seed=1)
-    depth = shape[2] if len(shape) > 2 else 1
     x = inputs(20, *shape)
+    depth = shape[2] if len(shape) > 2 else 1
+    filters = random.filters.reshape(6, 5, 5, depth).permute(0, 3, 1, 2)
     channels = x.unsqueeze(1) if x.dim() == 3 else x.permute(0, 3, 1, 2)
-    found = F.conv2d(channels, random.filters.T.reshape(6, depth, 5, 5), random.filter_bias).relu()
+    found = F.conv2d(channels, filters.contiguous(), random.filter_bias).relu()
     torch.testing.assert_close(random(x), F.adaptive_avg_pool2d(found, 4).flatten(1))
     assert random.width == 6 * 16
 
@@ -30,8 +31,8 @@ def test_filters_are_a_convolution_averaged_over_a_grid(shape: tuple[int, ...]) 
 def test_filters_have_mean_zero_and_length_one() -> None:
     """A constant image shows nothing but the biases, which are not above 0."""
     random = RandomFeatures((9, 9), 32, 0, seed=0)
-    torch.testing.assert_close(random.filters.norm(dim=0), torch.ones(32))
-    torch.testing.assert_close(random.filters.mean(0), torch.zeros(32), rtol=0, atol=1e-6)
+    torch.testing.assert_close(random.filters.norm(dim=1), torch.ones(32))
+    torch.testing.assert_close(random.filters.mean(1), torch.zeros(32), rtol=0, atol=1e-6)
     assert not random(torch.full((1, 9, 9), 3.0)).gt(1e-5).any()
     assert random.filter_bias.max() <= 0
 
@@ -59,7 +60,7 @@ def test_the_seed_alone_gives_the_features() -> None:
 def test_the_numbers_of_a_seed_stay_for_ever() -> None:
     """Published ensembles keep the seed alone: its features must be those of the day that they were published."""
     random = RandomFeatures((8, 8), 1, 1, seed=0)
-    torch.testing.assert_close(random.filters[:2, 0], torch.tensor([0.2406, -0.0140]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(random.filters[0, :2], torch.tensor([0.2406, -0.0140]), rtol=0, atol=1e-4)
     torch.testing.assert_close(random.bias, torch.tensor([0.3021]), rtol=0, atol=1e-4)
 
 
