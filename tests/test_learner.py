@@ -85,7 +85,7 @@ def test_stopping_and_resuming_ends_in_the_same_bits(stop: int) -> None:
 def test_resuming_with_another_optimiser_rate_is_taken() -> None:
     """Rates may change between runs: the resumed learner steps with the new one."""
     stopped = run(learner(), 10)
-    resumed = learner({"optimizer": {"learning_rate": 0.01}})
+    resumed = learner({"optimizer": {"learning_rate": 0.01, "start": 1.0}})
     resumed.restore(unpack(pack(stopped.state())), dict(stopped.offsets), stopped.config)
     assert resumed.strategy.optimizer.param_groups[0]["lr"] == 0.01
     assert run(resumed).records == 400

@@ -82,7 +82,7 @@ def test_a_stream_begins_from_it(begun: Path) -> None:
     assert all(torch.equal(p, origin) for p, origin in zip(adapter.parameters, adapter.origin, strict=True))
     assert isinstance(adapter.optimizer, LearnedOptimizer)
     rates = [group["lr"] for group in step.optimizer.param_groups for _ in group["params"]]
-    assert rates == pytest.approx([0.001 * found.rates[name] for name, _ in step.student.named_parameters()])
+    assert rates == pytest.approx([3 * 0.001 * found.rates[name] for name, _ in step.student.named_parameters()])
 
 
 def test_stopping_and_resuming_ends_in_the_same_bits(begun: Path) -> None:

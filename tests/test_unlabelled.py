@@ -128,7 +128,7 @@ def test_a_batch_without_any_label_learns_from_the_teachers() -> None:
 @pytest.mark.parametrize("gate", ["fixed", "per-sample"])
 def test_a_record_without_label_listens_to_teachers_alone(gate: str) -> None:
     """No weight for a label that is not there; the teachers' weights sum to 1, or to 0 where none answers."""
-    step = toys.make_step(gate=toys.scorer() if gate == "per-sample" else None)
+    step = toys.make_step(gate=toys.scorer() if gate == "per-sample" else None, holdout_ratio=0.0)
     for x, y in toys.batches(10):
         toys.train(step, x, y)
     x, y = toys.batches(1, seed=9)[0]
@@ -156,7 +156,7 @@ def test_the_gate_is_adapted_with_them_in_the_batch() -> None:
 def test_observing_teachers_do_not_see_them() -> None:
     """``observe`` gets labelled rows alone."""
     seen: list[torch.Tensor] = []
-    step = toys.make_step()
+    step = toys.make_step(holdout_ratio=0.0)
     step.pool.observe = lambda x, y: seen.append(y)  # type: ignore[method-assign]
     x, y = toys.batches(1)[0]
     y[::2] = -1

@@ -38,7 +38,10 @@ def _load(text: str, folder: Path) -> Config:
     path = folder / "written.yaml"
     path.write_text(text, "utf-8")
     return config.load(
-        path, registry=Registry.load(only=["replay", "students", "detectors", "teachers", "gates", "losses"])
+        path,
+        registry=Registry.load(
+            only=["replay", "students", "detectors", "teachers", "analytic", "gates", "scorer", "losses"]
+        ),
     )
 
 
