@@ -1,4 +1,4 @@
-"""Memory: a bounded set of remembered samples, of which a part is held out and never replayed.
+"""Memory: a bounded set of remembered samples, of which a part is held out: taken as it arrives, for nobody to learn.
 
 Each sample carries the logits that the student gave at insertion and those of frozen teachers (float16),
 so that a frozen teacher is never asked twice about it. All rows live in tensors of a fixed size: the memory
@@ -221,7 +221,8 @@ class Memory:
         labels = y.tolist()
         mine = [row for row, label in enumerate(labels) if label >= 0]
         drawn = [row for row in mine if draws[3 * row] < self.holdout_ratio and self.holdout.capacity > 0]
-        offer = Offer({}, [row for row in mine if row not in drawn], draws)
+        wanted = set(drawn)
+        offer = Offer({}, [row for row in mine if row not in wanted], draws)
         if not drawn:
             return offer
         said = logits(drawn)

@@ -26,7 +26,8 @@ class PerSampleGate(nn.Module):
 
     The prior is w_0 = max(floor, doubt·(1 - p_T(y))) and v_k ∝ p_k(y)^trust; the scorer, whose last layer begins at
     zero, moves both in logits. Its features do not depend on how many teachers there are: the label's log
-    probability, entropy, divergence from the student, and the teacher's held-out accuracy and age.
+    probability, entropy, divergence from the student, and the teacher's held-out accuracy and age. Without a label the
+    teachers' held-out credit on the classes that they answer with stands in the place of the label's log probability.
     """
 
     def __init__(self, options: PerSampleOptions) -> None:
