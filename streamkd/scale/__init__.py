@@ -1,0 +1,1 @@
+"""The door to Ray: clusters, and searches that run on them."""
