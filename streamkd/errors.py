@@ -13,6 +13,7 @@
     │   ├── StateInUse          another learner owns it
     │   ├── StateConflict       it was written under a configuration that does not fit
     │   └── CheckpointDamaged   a checkpoint is truncated or its hash is wrong
+    ├── TrialFailed             a trial of a search gives nothing to judge it by; ``reason`` says why
     ├── Overloaded              a bounded queue is full; come again after ``retry_after_seconds``
     └── NotReady                nothing is published yet, or the process is draining
 """
@@ -74,6 +75,15 @@ class StateConflict(StateError):
 
 class CheckpointDamaged(StateError):
     """A checkpoint is truncated, or its content does not have the hash that was committed."""
+
+
+class TrialFailed(StreamkdError):
+    """A trial of a search gives nothing to judge it by; ``reason``: error, crash, hang, memory or nan."""
+
+    def __init__(self, reason: str, message: str = "", *, where: str = "", fix: str = "") -> None:
+        super().__init__(message or reason, where=where, fix=fix)
+        self.reason = reason
+        self.args = (reason, message)  # so that it can be sent between processes
 
 
 class Overloaded(StreamkdError):
