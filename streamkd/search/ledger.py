@@ -17,7 +17,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -189,7 +189,8 @@ def _parsed(text: bytes | None, name: str) -> TrialRecord | Skipped:
     except ValueError:
         return Skipped(name, "is empty or cut off")
     try:
-        record = TrialRecord(**{key: tuple(v) if key in ("readings", "changes") else v for key, v in tree.items()})
+        record = TrialRecord(**tree)
+        record = replace(record, readings=tuple(record.readings), changes=tuple(record.changes))
         whole = _name(record.number) == f"{TRIALS}/{name}" and record.state in get_args(State) and _reads(record)
     except (AttributeError, KeyError, TypeError, ValueError):
         whole = False
