@@ -80,12 +80,13 @@ class Settings:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; ``from_json`` takes them back."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        tree: dict[str, Any] = asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in tree.items()}
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> "Settings":
         """The settings that ``to_json`` wrote; what an older header lacks has its default."""
         known = {one.name for one in fields(cls)}
         given = {name: value for name, value in tree.items() if name in known}
-        lists = {name: tuple(given[name]) for name in ("seeds", "objectives") if name in given}
-        return replace(cls(), **{**given, **lists})
+        lists: dict[str, Any] = {name: tuple(given[name]) for name in ("seeds", "objectives") if name in given}
+        return replace(cls(), **(given | lists))

@@ -1,0 +1,70 @@
+"""Commands about configurations and what is installed: ``init``, ``check``, ``plugins``."""
+
+import json
+from pathlib import Path
+
+import click
+
+from streamkd.cli.options import CONFIG, JSON, SET
+from streamkd.cli.terminal import table
+from streamkd.errors import StreamkdError
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--label", help="The column that holds the label.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Where to write it (default FILE's stem).")
+@click.option("--force", is_flag=True, help="Overwrite.")
+def init(file: Path, label: str | None, out: Path | None, force: bool) -> None:
+    """Look at a Parquet, Arrow or CSV FILE of your own and write a commented configuration for it."""
+    from streamkd.streams import describe
+
+    target = out or Path(f"{file.stem}.yaml")
+    if target.exists() and not force:
+        raise StreamkdError("is there already", where=str(target), fix="name another with --out, or --force")
+    target.write_text(describe.describe(file, label), "utf-8")
+    click.echo(f"wrote {target}\nnext: streamkd serve {target} --state {target.stem}-state")
+
+
+@click.command()
+@CONFIG
+@SET
+@click.option("--show", is_flag=True, help="Print the complete configuration.")
+def check(config: Path | None, overrides: tuple[str, ...], show: bool) -> None:
+    """Validate a configuration."""
+    import yaml
+
+    from streamkd import config as configuration
+    from streamkd.plugins import Registry
+    from streamkd.wiring import schema_of
+
+    registry = Registry.load()
+    tree = configuration.load(config, overrides, registry)
+    schema = schema_of(tree, registry)
+    if show:
+        click.echo(yaml.safe_dump(configuration.dump(tree), sort_keys=False).rstrip())
+    else:
+        inputs = ", ".join(f"{c.name} {c.kind} {list(c.shape)} {c.dtype}" for c in schema.inputs)
+        click.echo(f"{config or 'embedded'}: fine\n  inputs: {inputs}\n  label: {schema.label} ({schema.label_type})")
+
+
+@click.group()
+def plugins() -> None:
+    """What is installed, and whether it is healthy."""
+
+
+@plugins.command("list")
+@JSON
+def plugins_list(as_json: bool) -> None:
+    """Every entry point with what it brings, or why it is broken."""
+    from streamkd.plugins import Registry
+
+    rows = [
+        {"name": s.name, "distribution": f"{s.distribution} {s.version}", "kinds": list(s.kinds), "error": s.error}
+        for s in Registry.load().report()
+    ]
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    head = ("name", "distribution", "brings")
+    table(head, [(r["name"], r["distribution"], r["error"] or ", ".join(r["kinds"])) for r in rows])

@@ -1,0 +1,111 @@
+"""Commands around a server: ``serve``, ``push``, ``predict``, ``tokens``."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from streamkd.cli.options import CONFIG, SET, STATE, TOKEN, pairs
+from streamkd.cli.terminal import bar, log_to_stderr
+
+
+@click.command()
+@CONFIG
+@STATE
+@SET
+@click.option("--host", help="Address to listen on (default 127.0.0.1).")
+@click.option("--port", type=int, help="HTTP port (default 8470); 0 picks free ones, the Flight port's too.")
+@click.option("--flight-port", type=int, help="Arrow Flight port; 0 picks a free one (default 8815).")
+@click.option("--insecure", is_flag=True, help="Allow a bind beyond loopback without TLS and tokens.")
+def serve(config: Path | None, state: Path, overrides: tuple[str, ...], **serving: Any) -> None:
+    """Learn from a live stream and answer predictions while learning. Without CONFIG: the embedded stream."""
+    given = {"host": "host", "port": "port", "flight_port": "flight_port"}
+    if serving["port"] == 0 and serving["flight_port"] is None:
+        serving["flight_port"] = 0
+    more = [f"serve.{key}={serving[name]}" for name, key in given.items() if serving[name] is not None]
+    more += ["serve.insecure=true"] if serving["insecure"] else []
+    from streamkd import config as configuration
+    from streamkd.plugins import Registry
+    from streamkd.serve import supervisor
+
+    log_to_stderr()
+    tree = configuration.load(config, [*overrides, *more], Registry.load())
+    sys.exit(supervisor.serve(tree, state))
+
+
+@click.command()
+@click.argument("source")
+@click.option("--to", "url", required=True, help="grpc://HOST:PORT (Arrow Flight) or http://HOST:PORT.")
+@click.option("--stream", default="main", show_default=True)
+@click.option("--rate", type=float, help="Records per second; default as fast as they are taken.")
+@click.option("--limit", type=int, help="Send so many records at most.")
+@click.option("--batch", default=500, show_default=True, help="Records per batch.")
+@click.option("--columns", help="Send these columns only, renamed: theirs=ours,...")
+@click.option("--producer", help="Name for deduplication: the same batches again under the same name count once.")
+@click.option("--ca", type=click.Path(path_type=Path), help="PEM file of the authorities to trust.")
+@click.option("--certificate", type=click.Path(path_type=Path), help="PEM file of a client certificate.")
+@click.option("--key", type=click.Path(path_type=Path), help="PEM file of its key.")
+@TOKEN
+def push(source: str, url: str, **options: Any) -> None:
+    """Send SOURCE (a data set's name, a file, or a stream definition) as live records."""
+    from streamkd.producer import outgoing
+    from streamkd.producer import push as pushing
+
+    opened = outgoing.open_outgoing(source, pairs(options["columns"]), options["limit"], options["batch"])
+    with bar("records", opened.total) as advance:
+        done = 0
+
+        def on_ack(ack: pushing.Ack) -> None:
+            nonlocal done
+            done += ack.records
+            advance(done, opened.total)
+
+        summary = pushing.push(
+            opened.batches,
+            url,
+            stream=options["stream"],
+            producer=options["producer"],
+            token=options["token"],
+            rate=options["rate"],
+            on_ack=on_ack,
+            tls=pushing.ClientTls(options["ca"], options["certificate"], options["key"]),
+        )
+    click.echo(
+        f"{summary.sent} records sent, {summary.accepted} accepted, {summary.rejected} rejected, "
+        f"{summary.duplicates} duplicates, {summary.seconds:.1f} s"
+    )
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--to", "url", required=True, help="http://HOST:PORT of a running server.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Parquet, Arrow or JSON lines; default stdout."
+)
+@TOKEN
+def predict(file: Path, url: str, out: Path | None, token: str | None) -> None:
+    """Predictions for the records of a FILE."""
+    from streamkd.serve import client
+
+    with bar("records", None) as advance:
+        rows = client.predict_file(file, url, token=token, progress=advance)
+    click.echo(client.write(rows, out))
+
+
+@click.group()
+def tokens() -> None:
+    """Bearer tokens of a server."""
+
+
+@tokens.command("add")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("name")
+@click.option(
+    "--scope", "scopes", multiple=True, required=True, help="predict, ingest, label or admin; may be repeated."
+)
+def tokens_add(file: Path, name: str, scopes: tuple[str, ...]) -> None:
+    """Add a token to FILE (hashed) and print it, once."""
+    from streamkd.streams import tokens as tokening
+
+    click.echo(tokening.create(file, name, scopes))

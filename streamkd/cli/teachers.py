@@ -1,0 +1,61 @@
+"""Commands about teachers: ``teachers list``, ``teachers train``."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from streamkd.cli.options import CONFIG, JSON, SET, STATE
+from streamkd.cli.terminal import bar, show, table
+
+
+@click.group()
+def teachers() -> None:
+    """The pool of a state directory, and teachers trained from recorded data."""
+
+
+@teachers.command("list")
+@STATE
+@JSON
+def teachers_list(state: Path, as_json: bool) -> None:
+    """The teachers of the newest checkpoint, with their held-out worth."""
+    from streamkd import inspection
+
+    rows = inspection.inspect(state)["teachers"]
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    table(
+        ("name", "worth", "accuracy", "age in tasks", "bytes"),
+        [tuple(show(row[k]) for k in ("name", "worth", "accuracy", "age", "bytes")) for row in rows],
+    )
+
+
+@teachers.command("train")
+@CONFIG
+@SET
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Each teacher gets a folder in it."
+)
+@click.option("--student", "kinds", multiple=True, help="Kind of student; may be repeated (default CONFIG's student).")
+@click.option(
+    "--tasks", type=click.Choice(["all", "each"]), default="all", show_default=True, help="One of all, or one a task."
+)
+@click.option("--columns", help="Input columns that they read: a,b,... (default the student's).")
+@click.option("--epochs", default=100, show_default=True, type=click.IntRange(1), help="At most so many.")
+@click.option("--batch", default=32, show_default=True, type=click.IntRange(1), help="Records a step.")
+def teachers_train(config: Path | None, overrides: tuple[str, ...], columns: str | None, **options: Any) -> None:
+    """Train teachers on CONFIG's recorded data, each a folder that the teacher `checkpoint` takes."""
+    from streamkd import config as configuration
+    from streamkd import pretraining
+    from streamkd.plugins import Registry
+
+    registry = Registry.load()
+    tree = configuration.load(config, overrides, registry)
+    names = columns.split(",") if columns else ()
+    with bar("epochs", None) as advance:
+        done = pretraining.train(tree, registry, columns=names, progress=advance, **options)
+    head = ("teacher", "records", "classes", "epochs", "held-out accuracy", "path")
+    table(head, [(t.name, t.records, t.classes, t.epochs, show(t.accuracy), t.path) for t in done])
+    click.echo(f"use: teachers: [..., {{name: checkpoint, id: {done[0].name}, path: {done[0].path.resolve()}}}]")

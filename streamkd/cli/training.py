@@ -1,0 +1,81 @@
+"""Commands that train on recorded data: ``run``, ``meta-train``."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from streamkd.cli.options import CONFIG, SET, integers
+from streamkd.cli.terminal import bar, show
+
+
+@click.command()
+@CONFIG
+@SET
+@click.option(
+    "--report", "out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to fill."
+)
+@click.option("--seeds", default="0", show_default=True, help="Comma-separated; the stream is run once for each.")
+def run(config: Path | None, overrides: tuple[str, ...], out: Path, seeds: str) -> None:
+    """Consume a finite stream once per seed and write report.json and report.html."""
+    numbers = integers(seeds)
+    from streamkd import config as configuration
+    from streamkd import run as runs
+    from streamkd.plugins import Registry
+
+    registry = Registry.load()
+    tree = configuration.load(config, overrides, registry)
+    with bar("records", None) as advance:
+        seen = [0, 0]
+
+        def progress(done: int, total: int | None) -> None:
+            if done < seen[1]:
+                seen[:] = [seen[0] + 1, 0]
+            seen[1] = done
+            advance(seen[0] * (total or 0) + done, (total or 0) * len(numbers))
+
+        report = runs.run(tree, registry, out, numbers, progress)
+    accuracy = report["served"]["accuracy"]["final_average"]
+    forgetting = report["served"]["forgetting"]["average"]
+    click.echo(f"served model: final average accuracy {show(accuracy)}, forgetting {show(forgetting)}")
+    click.echo(f"wrote {out / 'report.json'} and {out / 'report.html'}")
+
+
+@click.command("meta-train")
+@CONFIG
+@SET
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to fill.")
+@click.option("--episodes", type=int, default=60, show_default=True, help="Episodes of the gate; 0 learns none.")
+@click.option(
+    "--student-start", type=click.Choice(["none", "maml", "metasgd"]), default="metasgd", show_default=True,
+    help="Learn where the student begins; metasgd: beside its rates by layer.",
+)  # fmt: skip
+@click.option(
+    "--rates", is_flag=True, help="Keep metasgd's rates: quicker first records, a lower end of long tasks."
+)  # fmt: skip
+@click.option("--start-episodes", type=int, default=500, show_default=True, help="Episodes of the student's start.")
+@click.option("--second-order", is_flag=True, help="Second derivatives for the start; slow.")
+@click.option(
+    "--gate-optimizer", type=click.Choice(["adam", "learned"]), default="adam", show_default=True,
+    help="What moves the gate on the stream; learned: a small recurrent net, learned here.",
+)  # fmt: skip
+@click.option("--tasks", type=int, default=2, show_default=True, help="Known tasks in a row in each episode.")
+@click.option("--ways", type=int, default=10, show_default=True, help="Labels of a task, at most.")
+@click.option("--records", type=int, default=100, show_default=True, help="Records of a task, about.")
+@click.option("--horizon", type=int, default=5, show_default=True, help="Inner steps of the gate's outer loss.")
+def meta_train(config: Path | None, overrides: tuple[str, ...], out: Path, second_order: bool, **options: Any) -> None:
+    """Learn over the known tasks of a recorded stream where another stream begins: `--set meta=DIR` takes it."""
+    from streamkd import config as configuration
+    from streamkd import meta_training
+    from streamkd.plugins import Registry
+
+    registry = Registry.load()
+    tree = configuration.load(config, overrides, registry)
+    phase = meta_training.phase_of({**options, "first_order": not second_order})
+    with bar("episodes", None) as advance:
+        made = meta_training.meta_train(tree, registry, out, phase, advance)
+    for what in ("start_losses", "gate_losses", "gate_accuracy"):
+        if (ends := made.trained_on[what]) is not None:
+            first, last = show(ends["first"]), show(ends["last"])
+            click.echo(f"{what.replace('_', ' ')}: {first} in the first fifth, {last} in the last")
+    click.echo(f"wrote {out}\nnext: streamkd run CONFIG --set meta={out} --report DIR")
