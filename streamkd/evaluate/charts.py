@@ -1,7 +1,8 @@
 """Charts as SVG text: no script, no network; colours are the page's CSS variables, so dark mode follows.
 
 Each function takes plain numbers and returns one ``<svg>``; points where nothing was measured (``None``) are
-left out. Called by ``streamkd.evaluate.report``.
+left out. Called by ``streamkd.evaluate.page``; ``streamkd.search.plots`` draws its own kinds with ``Frame``, ``svg``,
+``axes``, ``line`` and ``mark``.
 """
 
 import math
@@ -26,39 +27,50 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Where numbers go: the plotting area and the ranges that it shows."""
+    """Where numbers go: the ranges that are shown, and the size; ``strip`` is room between the area and its ticks."""
 
     x0: float
     x1: float
     y0: float
     y1: float
+    width: float = _WIDTH
+    height: float = _HEIGHT
+    strip: float = 0.0
+
+    @property
+    def right(self) -> float:
+        return self.width - _RIGHT
+
+    @property
+    def bottom(self) -> float:
+        return self.height - _BOTTOM - self.strip
 
     def x(self, value: float) -> float:
-        return _LEFT + (value - self.x0) / ((self.x1 - self.x0) or 1) * (_WIDTH - _LEFT - _RIGHT)
+        return _LEFT + (value - self.x0) / ((self.x1 - self.x0) or 1) * (self.right - _LEFT)
 
     def y(self, value: float) -> float:
-        return _HEIGHT - _BOTTOM - (value - self.y0) / ((self.y1 - self.y0) or 1) * (_HEIGHT - _TOP - _BOTTOM)
+        return self.bottom - (value - self.y0) / ((self.y1 - self.y0) or 1) * (self.bottom - _TOP)
 
 
 def lines(series: Mapping[str, Sequence[Point]], marks: Sequence[Mark] = (), *, title: str, first: int = 0) -> str:
     """A line per name over records, from 0 or below; ``first`` is the colour of the first name."""
     values = [y for points in series.values() for _, y in points if y is not None]
     if not values:
-        return _nothing(title)
+        return nothing(title)
     frame = _frame([x for points in series.values() for x, _ in points], [*values, 0.0])
     drawn = [
-        f'<path d="{_path(points, frame)}" class="line" style="stroke:{colour(index)}"><title>{escape(name)}</title>'
+        f'<path d="{line(points, frame)}" class="line" style="stroke:{colour(index)}"><title>{escape(name)}</title>'
         f"</path>{_end(points, frame, index)}"
         for index, (name, points) in enumerate(series.items(), first)
     ]
-    return _svg(title, [_axes(frame), *[_mark(mark, frame) for mark in marks], *drawn]) + legend(series, first)
+    return svg(title, [axes(frame), *[mark(one, frame) for one in marks], *drawn]) + legend(series, first)
 
 
 def areas(series: Mapping[str, Sequence[Point]], marks: Sequence[Mark] = (), *, title: str) -> str:
     """Shares that sum to about 1, stacked in the order of the names."""
     xs = sorted({x for points in series.values() for x, _ in points})
     if not xs:
-        return _nothing(title)
+        return nothing(title)
     frame = Frame(_start(xs), xs[-1], 0.0, 1.0)
     floor = dict.fromkeys(xs, 0.0)
     drawn = []
@@ -72,14 +84,14 @@ def areas(series: Mapping[str, Sequence[Point]], marks: Sequence[Mark] = (), *, 
             f"<title>{escape(name)}</title></polygon>"
         )
         floor = top
-    return _svg(title, [_axes(frame), *drawn, *[_mark(mark, frame) for mark in marks]]) + legend(series)
+    return svg(title, [axes(frame), *drawn, *[mark(one, frame) for one in marks]]) + legend(series)
 
 
 def bars(values: Mapping[str, float | None], deviations: Mapping[str, float | None], *, title: str) -> str:
     """A bar per name with its standard deviation as a whisker."""
     known = {name: value for name, value in values.items() if value is not None}
     if not known:
-        return _nothing(title)
+        return nothing(title)
     tall = [value + (deviations.get(name) or 0) for name, value in known.items()]
     frame = _frame([0, len(known)], [0.0, min(known.values()), *tall, 0.05])
     drawn = []
@@ -95,7 +107,7 @@ def bars(values: Mapping[str, float | None], deviations: Mapping[str, float | No
             f' y2="{frame.y(value + deviation):.1f}" class="whisker"/>'
             f'<text x="{middle:.1f}" y="{_HEIGHT - _BOTTOM + 16}" class="tick middle">{escape(_short(name))}</text>'
         )
-    return _svg(title, [_axes(frame, across=False), *drawn])
+    return svg(title, [axes(frame, across=False), *drawn])
 
 
 def heatmap(matrix: Sequence[Sequence[float | None]], names: Sequence[str], *, title: str) -> str:
@@ -115,13 +127,13 @@ def heatmap(matrix: Sequence[Sequence[float | None]], names: Sequence[str], *, t
             f'<text x="{90 + (i + 0.5) * cell:.1f}" y="22" class="tick middle">{escape(_short(names[i]))}</text>'
         )
     head = '<text x="82" y="10" class="axis end">after ↓ on →</text>'
-    return _svg(title, [head, *drawn], width, height, "heat")
+    return svg(title, [head, *drawn], width, height, "heat")
 
 
 def diagram(bins: Sequence[Mapping[str, float]], *, title: str) -> str:
     """Accuracy against confidence: bars on the diagonal are calibrated; the gap is drawn."""
     if not bins:
-        return _nothing(title)
+        return nothing(title)
     frame = Frame(0.0, 1.0, 0.0, 1.0)
     total = sum(one["records"] for one in bins) or 1
     drawn = []
@@ -135,7 +147,7 @@ def diagram(bins: Sequence[Mapping[str, float]], *, title: str) -> str:
             _bar(left, right, frame.y(high), frame.y(low), f"fill:{colour(1)};opacity:{0.75 * shade:.2f}", said),
         ]
     across = f'x1="{frame.x(0):.1f}" y1="{frame.y(0):.1f}" x2="{frame.x(1):.1f}" y2="{frame.y(1):.1f}"'
-    return _svg(title, [_axes(frame), *drawn, f'<line {across} class="ideal"/>'])
+    return svg(title, [axes(frame), *drawn, f'<line {across} class="ideal"/>'])
 
 
 def legend(names: Mapping[str, object], first: int = 0) -> str:
@@ -170,16 +182,16 @@ def _ceiling(value: float) -> float:
     return next(factor * power for factor in (1, 2, 2.5, 5, 10, 20) if factor * power >= value * 0.999_999)
 
 
-def _axes(frame: Frame, across: bool = True) -> str:
+def axes(frame: Frame, across: bool = True) -> str:
     drawn = []
     for step in range(6):
         value = frame.y0 + (frame.y1 - frame.y0) * step / 5
         y = frame.y(value)
-        drawn.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
+        drawn.append(f'<line x1="{_LEFT}" x2="{frame.right:g}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
         drawn.append(f'<text x="{_LEFT - 7}" y="{y + 4:.1f}" class="tick end">{value:.4g}</text>')
     for value in _round(frame.x0, frame.x1) if across else ():
         side = "end" if value == frame.x1 else "middle"
-        x, y = frame.x(value), _HEIGHT - _BOTTOM + 18
+        x, y = frame.x(value), frame.height - _BOTTOM + 18
         drawn.append(f'<text x="{x:.1f}" y="{y}" class="tick {side}">{_thousands(value)}</text>')
     return "".join(drawn)
 
@@ -191,7 +203,7 @@ def _round(low: float, high: float) -> list[float]:
     return [number * step for number in range(first, first + 8) if number * step <= high * 1.000_001]
 
 
-def _path(points: Sequence[Point], frame: Frame) -> str:
+def line(points: Sequence[Point], frame: Frame) -> str:
     """Straight lines, broken where a value is missing."""
     parts, pen = [], "M"
     for x, y in points:
@@ -218,13 +230,13 @@ def _bar(left: float, right: float, top: float, bottom: float, style: str, said:
     )
 
 
-def _mark(mark: Mark, frame: Frame) -> str:
-    if not frame.x0 <= mark.x <= frame.x1:
+def mark(one: Mark, frame: Frame) -> str:
+    if not frame.x0 <= one.x <= frame.x1:
         return ""
-    x, kind = frame.x(mark.x), "drift" if mark.detected else "boundary"
+    x, kind = frame.x(one.x), "drift" if one.detected else "boundary"
     return (
-        f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}" class="{kind}">'
-        f"<title>{escape(mark.text)}</title></line>"
+        f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{frame.bottom:g}" class="{kind}">'
+        f"<title>{escape(one.text)}</title></line>"
     )
 
 
@@ -243,12 +255,12 @@ def _cell(value: float | None, i: int, j: int, x: float, y: float, size: float, 
     )
 
 
-def _svg(title: str, parts: Sequence[str], width: float = _WIDTH, height: float = _HEIGHT, kind: str = "chart") -> str:
+def svg(title: str, parts: Sequence[str], width: float = _WIDTH, height: float = _HEIGHT, kind: str = "chart") -> str:
     size = f'viewBox="0 0 {width:.0f} {height:.0f}"'
     return f'<svg {size} class="{kind}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
 
 
-def _nothing(title: str) -> str:
+def nothing(title: str) -> str:
     return f'<p class="nothing">Not measured: {escape(title.lower())}.</p>'
 
 

@@ -19,14 +19,15 @@ _MODELS = {"served": "served model", "student": "student"}
 
 def page(report: Mapping[str, Any]) -> str:
     """The whole page."""
+    title = f"{report['stream'].get('name', 'stream')}: what was learned"
+    return laid_out(title, _lead(report), _tiles(report), _cards(report), _footer(report))
+
+
+def laid_out(title: str, lead: str, tiles: Sequence[str], cards: Sequence[str], footer: str) -> str:
+    """A page of this look; tiles and cards are HTML, the rest is text."""
     template = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
-    stream = report["stream"]
     return template.substitute(
-        title=escape(f"{stream.get('name', 'stream')}: what was learned"),
-        lead=escape(_lead(report)),
-        tiles="".join(_tiles(report)),
-        cards="\n".join(_cards(report)),
-        footer=escape(_footer(report)),
+        title=escape(title), lead=escape(lead), tiles="".join(tiles), cards="\n".join(cards), footer=escape(footer)
     )
 
 
@@ -103,13 +104,13 @@ def _matrix_card(name: str, model: Mapping[str, Any], report: Mapping[str, Any])
         return ""
     title = f"Accuracy matrix, {_MODELS[name]}"
     note = "Percent right on each task's test records (across) after each task (down). Grey: not learned yet."
-    return _card(title, note, charts.heatmap(matrix, _tasks(report, len(matrix)), title=title))
+    return card(title, note, charts.heatmap(matrix, _tasks(report, len(matrix)), title=title))
 
 
 def _history_card(history: Sequence[Mapping[str, Any]], marks: Sequence[Mark]) -> str:
     series = {"before training on it": _points(history, "prequential"), "held out": _points(history, "holdout")}
     note = "Accuracy on arriving records before they are trained on, and on held-out remembered records."
-    return _card(
+    return card(
         "Accuracy over time", note + _marks_note(marks), charts.lines(_measured(series), marks, title="Accuracy")
     )
 
@@ -117,7 +118,7 @@ def _history_card(history: Sequence[Mapping[str, Any]], marks: Sequence[Mark]) -
 def _forgetting_card(history: Sequence[Mapping[str, Any]], marks: Sequence[Mark]) -> str:
     series = {"forgetting": _points(history, "forgetting")}
     note = "Each task's best accuracy so far minus now, on held-out remembered records, averaged."
-    return _card("Forgetting over time", note, charts.lines(_measured(series), marks, title="Forgetting"))
+    return card("Forgetting over time", note, charts.lines(_measured(series), marks, title="Forgetting"))
 
 
 def _gate_card(report: Mapping[str, Any], marks: Sequence[Mark]) -> str:
@@ -131,7 +132,7 @@ def _gate_card(report: Mapping[str, Any], marks: Sequence[Mark]) -> str:
     overhead = gate.get("overhead_ratio")
     note = "Share of the loss that the label and each teacher have."
     note += f" The gate's own work is {100 * overhead:.0f} % of the time." if overhead is not None else ""
-    return _card("Gate weights over time", note, charts.areas(_measured(series), marks, title="Gate weights"))
+    return card("Gate weights over time", note, charts.areas(_measured(series), marks, title="Gate weights"))
 
 
 def _worth_card(report: Mapping[str, Any], marks: Sequence[Mark]) -> str:
@@ -139,7 +140,7 @@ def _worth_card(report: Mapping[str, Any], marks: Sequence[Mark]) -> str:
     for teacher in _over_seeds(report, "teachers"):
         series[teacher["name"]] = _points(teacher.get("worth") or [], "worth")
     note = "What each teacher is worth on held-out records: by this it is kept or evicted. Colours as in the gate."
-    return _card(
+    return card(
         "Worth of each teacher", note, charts.lines(_measured(series), marks, title="Worth of teachers", first=1)
     )
 
@@ -151,7 +152,7 @@ def _per_task_card(name: str, model: Mapping[str, Any], report: Mapping[str, Any
     deviations = dict(zip(names, found.get("per_task_std") or [None] * len(lost), strict=False))
     note = "Best accuracy before the last task minus final; whiskers are one standard deviation over seeds."
     drawn = charts.bars(dict(zip(names, lost, strict=False)), deviations, title="Forgetting per task")
-    return _card(f"Forgetting per task, {_MODELS[name]}", note, drawn)
+    return card(f"Forgetting per task, {_MODELS[name]}", note, drawn)
 
 
 def _calibration_card(name: str, model: Mapping[str, Any]) -> str:
@@ -159,7 +160,7 @@ def _calibration_card(name: str, model: Mapping[str, Any]) -> str:
     figures = [f"{key.upper()} {_pm(found, key, 3)}" for key in ("ece", "nll") if found.get(key) is not None]
     note = f"Accuracy against confidence; the orange part is the gap. {', '.join(figures)}."
     bins = [one for one in found.get("bins") or [] if one.get("accuracy") is not None]
-    return _card(f"Calibration, {_MODELS[name]}", note, charts.diagram(bins, title="Calibration"))
+    return card(f"Calibration, {_MODELS[name]}", note, charts.diagram(bins, title="Calibration"))
 
 
 def _efficiency_card(report: Mapping[str, Any]) -> str:
@@ -173,7 +174,7 @@ def _efficiency_card(report: Mapping[str, Any]) -> str:
         said = f"latency, {one['form']}, batch {one['batch']}"
         rows.append([said, f"p50 {1e3 * one['p50']:.3f} ms · p95 {1e3 * one['p95']:.3f} ms"])
     note = "2 FLOPs per multiply-add; latency of a forward pass without the network."
-    return _card("Efficiency", note, _table(["", "figure"], rows)) if rows else ""
+    return card("Efficiency", note, table(["", "figure"], rows)) if rows else ""
 
 
 def _fidelity_card(report: Mapping[str, Any]) -> str:
@@ -181,14 +182,14 @@ def _fidelity_card(report: Mapping[str, Any]) -> str:
         [one["teacher"], _pm(one, "agreement", 3), _pm(one, "kl", 3)] for one in report.get("fidelity") or [] if one
     ]
     note = "On test records: how often student and teacher say the same, and the divergence of their probabilities."
-    return _card("Fidelity to the teachers", note, _table(["teacher", "agreement", "KL (nats)"], rows)) if rows else ""
+    return card("Fidelity to the teachers", note, table(["teacher", "agreement", "KL (nats)"], rows)) if rows else ""
 
 
 def _boundaries_card(report: Mapping[str, Any]) -> str:
     found = _over_seeds(report, "boundaries")
     rows = [[f"{one['record']:,.0f}", one.get("detector") or "", one.get("task") or ""] for one in found]
     note = "Where a task began, and what said so."
-    return _card("Boundaries", note, _table(["record", "detector", "task"], rows)) if rows else ""
+    return card("Boundaries", note, table(["record", "detector", "task"], rows)) if rows else ""
 
 
 def _seeds_card(report: Mapping[str, Any]) -> str:
@@ -196,11 +197,11 @@ def _seeds_card(report: Mapping[str, Any]) -> str:
     for seed in report["per_seed"]:
         cells = [str(seed["seed"])]
         for model, path in _EACH:
-            cells.append(_number(_figure(seed.get(model) or {}, path)[0]))
-        cells.append(_number(_figure(seed, ("throughput", "samples_per_second"))[0], 0))
+            cells.append(number(_figure(seed.get(model) or {}, path)[0]))
+        cells.append(number(_figure(seed, ("throughput", "samples_per_second"))[0], 0))
         rows.append(cells)
     head = ["seed", "served", "its forgetting", "its ECE", "student", "its forgetting", "on arrival", "records/s"]
-    return _card("Each seed", "", _table(head, rows), wide=True)
+    return card("Each seed", "", table(head, rows), wide=True)
 
 
 _EACH = (
@@ -218,15 +219,15 @@ def _config_card(report: Mapping[str, Any]) -> str:
     for name in ("config", "environment"):
         text = escape(json.dumps(report[name], indent=2, ensure_ascii=False))
         parts.append(f"<details><summary>{name}</summary><pre>{text}</pre></details>")
-    return _card("How to get it again", "", "".join(parts), wide=True)
+    return card("How to get it again", "", "".join(parts), wide=True)
 
 
-def _card(title: str, note: str, body: str, wide: bool = False) -> str:
+def card(title: str, note: str, body: str, wide: bool = False) -> str:
     said = f'<p class="note">{escape(note)}</p>' if note else ""
     return f'<section class="card{" wide" if wide else ""}"><h2>{escape(title)}</h2>{said}{body}</section>'
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     kinds = ['class="number"' if index else "" for index in range(len(head))]
     top = "".join(f"<th {kind}>{escape(name)}</th>" for kind, name in zip(kinds, head, strict=True))
     body = "".join(
@@ -277,10 +278,10 @@ def _count(value: Any) -> int:
 
 def _pm(place: Mapping[str, Any], key: str, digits: int) -> str:
     deviation = place.get(f"{key}_std")
-    return _number(place.get(key), digits) + (f" ± {deviation:.{digits}f}" if deviation else "")
+    return number(place.get(key), digits) + (f" ± {deviation:.{digits}f}" if deviation else "")
 
 
-def _number(value: float | None, digits: int = 3) -> str:
+def number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
