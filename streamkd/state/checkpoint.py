@@ -8,7 +8,6 @@ Until that transaction is committed the checkpoint before is the newest, whateve
 committed is passed over for the one before it, and said.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -22,18 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import safetensors.torch
-import torch
 
-from streamkd.errors import CheckpointDamaged, StateConflict, StateError
+from streamkd.errors import CheckpointDamaged, StateError
 from streamkd.records import Reject
+from streamkd.state import files
 from streamkd.state.directory import StateDirectory, fence, sync, transaction
 from streamkd.state.environment import compare, environment
 from streamkd.state.tree import Parts, Tree, pack, unpack
 from streamkd.streams.dead_letters import DeadLetters, letters
 
 __all__ = ["CheckpointInfo", "Checkpoints", "DeadBatch", "Skipped", "Snapshot", "compare", "environment"]
-FORMAT = 1
 logger = logging.getLogger(__name__)
 _SELECT = "SELECT id, records, epoch, created, bytes, offsets, sha256 FROM checkpoints"
 
@@ -110,14 +107,19 @@ class Checkpoints:
                 has taken over. The checkpoint before is intact and nothing else is left.
         """
         parts = pack(tree)
-        state = {"format": FORMAT, "records": records, "offsets": dict(offsets), "environment": _plain(environment)}
+        state = {
+            "format": files.FORMAT,
+            "records": records,
+            "offsets": dict(offsets),
+            "environment": _plain(environment),
+        }
         with self._beside() as folder:
             fence(self._connection, self._directory.epoch, self._directory.path)
-            files = _write(folder, parts, state, _plain(config))
-            size = sum((folder / name).stat().st_size for name in files)
+            hashes = files.write(folder, parts, state, _plain(config))
+            size = sum((folder / name).stat().st_size for name in hashes)
             row = {
                 **{"records": records, "epoch": self._directory.epoch, "created": time.time(), "bytes": size},
-                **{"offsets": json.dumps(dict(offsets)), "sha256": json.dumps(files)},
+                **{"offsets": json.dumps(dict(offsets)), "sha256": json.dumps(hashes)},
             }
             return self._commit(folder, row, dead_letters)
 
@@ -131,7 +133,7 @@ class Checkpoints:
         skipped: dict[int, str] = {}
         while (info := self._newest(skipped)) is not None:
             try:
-                parts, state, config = _read(self._directory.checkpoints / str(info.id), info.sha256)
+                parts, state, config = files.read(self._directory.checkpoints / str(info.id), info.sha256)
             except (OSError, CheckpointDamaged) as fault:
                 if info.id in {kept.id for kept in self.list()}:  # else retention was faster than the reader
                     logger.warning("checkpoint %d is passed over: %s", info.id, fault)
@@ -238,74 +240,6 @@ class Checkpoints:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write(folder: Path, parts: Parts, state: Mapping[str, Any], config: Any) -> dict[str, str]:
-    """Write and sync every file of a checkpoint; returns the hash of each."""
-    names = {key: f"tables/{index:04d}.arrow" for index, key in enumerate(parts.tables)}
-    contents = {
-        "tensors.safetensors": _safetensors(parts.tensors),
-        "config.json": _json(config),
-        "state.json": _json({**state, "tables": names, "tree": parts.document}),
-    }
-    if names:
-        (folder / "tables").mkdir(mode=0o700)
-    hashes = {name: _put(folder / name, content) for name, content in contents.items()}
-    for key, name in names.items():
-        hashes[name] = _put(folder / name, _arrow(parts.tables[key]))
-    for path in [folder / "tables", folder] if names else [folder]:
-        sync(path)
-    return hashes
-
-
-def _read(folder: Path, sha256: Mapping[str, str]) -> tuple[Parts, dict[str, Any], dict[str, Any]]:
-    """The parts, the state document and the configuration, of exactly the bytes that were hashed."""
-    contents = {name: _get(folder / name, expected) for name, expected in sha256.items()}
-    state = json.loads(contents["state.json"])
-    if state["format"] > FORMAT:
-        raise StateConflict(
-            f"needed checkpoint format {FORMAT}, got {state['format']}", where=str(folder), fix="upgrade streamkd"
-        )
-    tables = {key: pa.ipc.open_file(pa.py_buffer(contents[name])).read_all() for key, name in state["tables"].items()}
-    tensors = safetensors.torch.load(contents["tensors.safetensors"])
-    return Parts(state["tree"], tensors, tables), state, json.loads(contents["config.json"])
-
-
-def _put(path: Path, content: bytes) -> str:
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    return hashlib.sha256(content).hexdigest()
-
-
-def _get(path: Path, expected: str) -> bytes:
-    content = path.read_bytes()
-    got = hashlib.sha256(content).hexdigest()
-    if got != expected:
-        raise CheckpointDamaged(
-            f"needed sha256 {expected[:12]}, got {got[:12]} ({len(content)} bytes)", where=str(path)
-        )
-    return content
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
-
-
 def _plain(values: Mapping[str, Any]) -> Any:
     """A document that is JSON also where a value is infinite."""
     return pack(values).document
-
-
-def _safetensors(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    try:
-        return safetensors.torch.save(dict(tensors))
-    except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as fault:
-        kinds = ", ".join(sorted({str(tensor.dtype) for tensor in tensors.values()}))
-        raise StateError(f"safetensors cannot hold this state ({kinds}): {fault}", where="state tree") from fault
-
-
-def _arrow(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue().to_pybytes()

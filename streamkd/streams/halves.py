@@ -1,6 +1,7 @@
 """The train and the test half of what ``replay`` plays: row numbers with their labels and tasks.
 
-open ─► label codes ─► held out ─► per_class ─► tasks (by classes, by the file's column, or one) ─► noise, labels gone
+open ─► label codes ─► held out, perhaps twice ─► per_class ─► tasks (by classes, by the file's column, or one)
+     ─► noise, labels gone
 """
 
 import difflib
@@ -64,14 +65,17 @@ def split(options: ReplayOptions, schema: RecordSchema, seed: int) -> tuple[Half
     columns = _columns(train, schema, where)
     codes, classes = _codes(train.column(schema.label))
     in_train = np.ones(len(train), bool)
-    if test is None:
+    if test is None and not options.test_path:
         in_train = ~_held_out(codes, options.test_ratio, options.test_limit)
     in_test = ~in_train
-    if options.per_class:
-        kept = in_train & (_rank(np.where(in_train, codes, NONE)) < options.per_class)
-        in_train, rest = kept, in_train & ~kept
-        if options.test == "rest":
-            test, in_test = None, rest
+    if options.test == "rest":
+        kept = _first(options.per_class, codes, in_train)
+        test, in_test, in_train = None, in_train & ~kept, kept
+    if options.validation_ratio:
+        again = _held_out(np.where(in_train, codes, NONE), options.validation_ratio, options.test_limit)
+        test, in_test, in_train = None, again, in_train & ~again
+    if options.test != "rest":
+        in_train = _first(options.per_class, codes, in_train)
     if not in_train.any():
         raise SourceError("there is no record to train on", where=where, fix="lower test_ratio, or name another file")
     tasks = _Tasks(options, schema, train, codes, classes, seed, where)
@@ -151,7 +155,8 @@ def _open(options: ReplayOptions) -> tuple[Rows, Rows | None, str]:
             where=str(options.path),
             fix="set order: given and drop classes_per_task, or convert it to an Arrow IPC file, which is mapped",
         )
-    return rows, open_rows(options.test_path) if options.test_path else None, str(options.path)
+    apart = options.test_path if not options.validation_ratio else None
+    return rows, open_rows(apart) if apart else None, str(options.path)
 
 
 def _columns(rows: Rows, schema: RecordSchema, where: str) -> tuple[str, ...]:
@@ -206,6 +211,11 @@ def _rank(codes: np.ndarray) -> np.ndarray:
     rank = np.empty(len(codes), np.int64)
     rank[order] = np.arange(len(codes)) - starts
     return rank
+
+
+def _first(count: int | None, codes: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """The first ``count`` rows of each class, of those that are among the rows; ``None``: all of these."""
+    return among if count is None else among & (_rank(np.where(among, codes, NONE)) < count)
 
 
 def _held_out(codes: np.ndarray, ratio: float, limit: int) -> np.ndarray:

@@ -22,6 +22,12 @@ class ReplayOptions(Options):
     test: Literal["test", "rest"] = Field(
         default="test", description="rest: test on the train records beyond per_class"
     )
+    validation_ratio: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="held out of the train records, per label, to test on; the test records stay unread",
+    )
     classes_per_task: Positive | None = Field(default=None, description="None: the file's task column, or one task")
     order: Literal["seed", "given"] = Field(default="seed", description="of classes, tasks and records")
     seed: int | None = Field(default=None, ge=0, description="None: the configuration's seed")
