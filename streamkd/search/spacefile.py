@@ -91,7 +91,7 @@ class _Fitting:
             yield way | dict(zip(one.when, values, strict=True))
 
     def _values(self, way: Mapping[str, Value]) -> dict[str, Value]:
-        """Values of everything that counts under a condition: the configuration's own, else the middle or first of the domain."""
+        """Of everything that counts under a condition: the configuration's value, else the domain's middle or first."""
         here: dict[str, Value] = {}
         draft = Draft(self.config, self.registry)
         values: dict[str, Value] = {}
