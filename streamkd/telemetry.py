@@ -9,7 +9,8 @@ and ``SERIES`` is the ceiling of all families together.
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ PREFIX = "streamkd_"
 SERIES = 499
 FAST = (0.0005, 0.002, 0.005, 0.02, 0.05, 0.2, 1.0)
 SLOW = (0.01, 0.05, 0.2, 1.0, 5.0, 20.0)
+TRIALS = (1.0, 10.0, 60.0, 600.0, 3600.0)
 ROWS = (1, 4, 16, 64, 256, 1024)
 logger = logging.getLogger(__name__)
 
@@ -108,6 +110,9 @@ FAMILIES: Mapping[str, Family] = {
     "plugin_enabled": _gauge("1 for a plugin that is on, 0 for one that failed.", "plugin"),
     "plugin_errors_total": _counter("Errors of a plugin.", "plugin", "hook"),
     "auth_failures_total": _counter("Requests refused for their token.", "protocol"),
+    "tune_trials": _gauge("Trials of a search, by state.", "state"),
+    "tune_best_objective": _gauge("Best figure of a finished trial.", "objective"),
+    "tune_trial_seconds": _histogram("Duration of a trial that is over.", TRIALS),
 }
 
 
@@ -231,6 +236,30 @@ class Exposition:
         with self._lock:
             snapshot = {name: dict(series) for name, series in self._values.items() if series}
         return [_metric(name, FAMILIES[name], snapshot[name]) for name in FAMILIES if name in snapshot]
+
+
+@contextmanager
+def served(exposition: Exposition, port: int) -> Iterator[int]:
+    """The exposition on ``http://127.0.0.1:PORT/metrics`` until the end of the block; 0 picks a port. Yields the port.
+
+    Raises:
+        StreamkdError: the port is taken.
+    """
+    from prometheus_client import CollectorRegistry, start_http_server
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(exposition)  # type: ignore[arg-type]
+    try:
+        server, thread = start_http_server(port, addr="127.0.0.1", registry=registry)
+    except OSError as fault:
+        said = fault.strerror or fault
+        raise StreamkdError(f"needed a free port, got: {said}", where=f"127.0.0.1:{port}", fix="name another") from None
+    try:
+        yield int(server.server_port)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def _metric(name: str, family: Family, series: Mapping[tuple[str, ...], Any]) -> Any:

@@ -9,7 +9,7 @@ import sys
 import click
 
 from streamkd import __version__
-from streamkd.cli import bench, configuring, kept, serving, teachers, training
+from streamkd.cli import bench, configuring, kept, serving, teachers, training, tune
 from streamkd.errors import StreamkdError
 
 
@@ -27,6 +27,7 @@ for command in (
     configuring.init,
     training.run,
     training.meta_train,
+    tune.tune,
     serving.push,
     serving.predict,
     configuring.check,

@@ -2,27 +2,40 @@
 
     Search.next ─► engine: a worker runs the trial, `course.steps` writes each reading ─► Search.told: goes on?
                      │                                                                        │
-                     └─ crash, hang, memory: Search.ended ◄───────────────────────────────────┘ no: pruned
+                     └─ crash, hang, memory, end ─► Search.ended ◄────────────────────────────┘ no: pruned
 
-An engine is a strategy for running trials and nothing else: which trial is next, whether one goes on, what is
-written and shown are the search's. Engines are handed in by name, so that this knows none of them.
+An engine is a way to run trials and nothing else: which trial is next, whether one goes on, what is written and shown
+are the search's. Engines are handed in by name, so that this knows none of them.
 """
 
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from streamkd import config as configuration
 from streamkd.config import Config
+from streamkd.errors import ConfigError, StateConflict, StreamkdError
+from streamkd.evaluate.seeds import plain
 from streamkd.plugins import Registry
-from streamkd.search.ledger import Ledger, TrialRecord
+from streamkd.search import sampling
+from streamkd.search.course import Job, Make
+from streamkd.search.halving import Halving
+from streamkd.search.ledger import DONE, Ledger, TrialRecord
+from streamkd.search.objective import objective
 from streamkd.search.settings import Settings
 from streamkd.search.space import Space
 
 if TYPE_CHECKING:
+    from streamkd.search.outcome import Outcome
     from streamkd.search.recording import Recording
 
 UNFINISHED = ("waiting", "running", "lost")
+"""States of trials that a resumed search runs again."""
+SAME = ("seeds", "objectives", "scheduler", "sampler", "reduction", "rungs", "seed")
+"""Settings that a resumed search cannot change: its trials would not be comparable, or not be proposed again."""
 
 
 class Engine(Protocol):
@@ -31,8 +44,8 @@ class Engine(Protocol):
     def run(self, search: "Search") -> None:
         """Run what ``search.next()`` gives until it gives ``None`` and nothing is running, or ``search.stopping``.
 
-        On an exception (Ctrl-C too) it ends its workers before it lets go; the search marks what was running as
-        lost. Each trial that it took ends in ``search.ended``, whatever becomes of its worker.
+        Each trial that it took ends in ``search.ended``, whatever becomes of its worker. On an exception (Ctrl-C too),
+        and when the search is stopping, it ends its workers before it lets go; what was running is then marked as lost.
         """
 
 
@@ -45,57 +58,126 @@ class Standing:
 
     trials: tuple[TrialRecord, ...]
     settings: Settings
+    directions: Mapping[str, str]
     total: int
     seconds: float
 
 
 Watch = Callable[[Standing], None]
-"""Told whenever a trial moved."""
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What became of a search."""
-
-    out: str
-    trials: tuple[TrialRecord, ...]
-    best: int | None
-    records: int
-    """Records that all trials saw, over all seeds."""
-    whole: int
-    """Records that so many full trials would have seen."""
-    seconds: float
+"""Told whenever a trial moved, by one thread at a time."""
 
 
 class Search:
-    """A search under way, as an engine sees it. Any thread of the driver's process may call it."""
+    """A search under way, as an engine sees it. Any thread of the driver's process may call it.
 
-    config: Config
-    space: Space
-    settings: Settings
-    ledger: Ledger
-    recordings: "Mapping[int, Recording]"
-    make: Callable[..., Any]
-    """Makes a trial: ``make(config, registry, recordings, objectives)``, as ``search.trial.Trial``; can be pickled."""
-    total: int
-    """Records of a whole trial, per seed."""
+    ``total``: records of a whole trial, per seed. ``job``: what the workers need, beside the recordings.
+    """
 
-    def next(self) -> TrialRecord | None:
-        """The next trial, in the ledger as running; ``None`` where no more is to be begun."""
-        raise NotImplementedError
+    def __init__(
+        self,
+        job: Job,
+        registry: Registry,
+        settings: Settings,
+        recordings: "Mapping[int, Recording]",
+        watches: Sequence[Watch] = (),
+    ) -> None:
+        self.job, self.settings, self.recordings = job, settings, recordings
+        self.config, self.space, self.ledger, self.make = job.config, job.space, job.ledger, job.make
+        self.total = job.milestones[-1]
+        self.directions = {name: objective(name).direction for name in settings.objectives}
+        self._registry, self._watches = registry, watches
+        self._lock = threading.RLock()
+        self._begun = time.monotonic()
+        self._halving = self._halving_of(settings)
+        self._trials: dict[int, TrialRecord] = {}
+        self._unfinished: list[TrialRecord] = []
+        for record in job.ledger.trials():
+            self._remember(record)
 
-    def told(self, record: TrialRecord) -> bool:
-        """A worker gave a reading (it is in the ledger): whether the trial goes on. Sampler, table and metrics hear."""
-        raise NotImplementedError
+    def _halving_of(self, settings: Settings) -> Halving | None:
+        if settings.scheduler != "asha":
+            return None
+        leading = self.directions[settings.objectives[0]]
+        return Halving(settings.rung_records(self.total), settings.reduction, leading)
 
-    def ended(self, record: TrialRecord) -> None:
-        """The trial is over with this state: written, if it is not yet, and told to sampler, table and metrics."""
-        raise NotImplementedError
+    def _remember(self, record: TrialRecord) -> None:
+        """A trial of the search that is resumed: over, or to be run again."""
+        if record.state in UNFINISHED:
+            self._unfinished.append(record)
+            return
+        self._trials[record.number] = record
+        if self._halving is not None and record.state != "failed":
+            for reading in record.readings:
+                value = reading["objectives"].get(self.settings.objectives[0])
+                self._halving.goes_on(record.number, reading["records"], value)
 
     @property
     def stopping(self) -> bool:
-        """Whether the time is over: running trials are to be left at once, as ``lost``."""
-        raise NotImplementedError
+        """Whether the time is over: running trials are to be left at once."""
+        budget = self.settings.time_budget_seconds
+        return budget is not None and time.monotonic() - self._begun >= budget
+
+    def next(self) -> TrialRecord | None:
+        """The next trial, in the ledger as running; ``None`` where no more is to be begun."""
+        with self._lock:
+            record = None if self.stopping else self._again() or self._new()
+            if record is not None:
+                record = replace(record, state="running", begun_at=time.time())
+                self._note(record, write=True)
+            return record
+
+    def _again(self) -> TrialRecord | None:
+        """A trial that was under way when the search was stopped, with its number and values, from its beginning."""
+        if not self._unfinished:
+            return None
+        record = self._unfinished.pop(0)
+        return TrialRecord(record.number, record.values)
+
+    def _new(self) -> TrialRecord | None:
+        number = max((*self._trials, *(one.number for one in self._unfinished)), default=-1) + 1
+        if number >= self.settings.trials:
+            return None
+        known = [*self._trials.values()]
+        if number == 0:
+            return TrialRecord(0, self.space.values_of(self.config, self._registry))
+        values = sampling.propose(self.space, self.settings, self.directions, number, known)
+        return None if values is None else TrialRecord(number, values)
+
+    def told(self, record: TrialRecord) -> bool:
+        """A worker gave a reading, which is in the ledger: whether the trial goes on."""
+        with self._lock:
+            self._note(record)
+            if self._halving is None or record.state != "running":
+                return True
+            return self._halving.goes_on(record.number, record.records, record.objective(self.settings.objectives[0]))
+
+    def ended(self, record: TrialRecord) -> None:
+        """A trial is over, with this state and reason. Told twice, the first word counts."""
+        with self._lock:
+            before = self._trials.get(record.number)
+            if before is None or before.state not in DONE or before == record:
+                self._note(record, write=before != record)
+
+    def leave(self) -> None:
+        """Mark what is under way as lost: nobody runs it any more."""
+        with self._lock:
+            for record in [one for one in self._trials.values() if one.state not in DONE]:
+                self._note(replace(record, state="lost"), write=True)
+
+    def _note(self, record: TrialRecord, write: bool = False) -> None:
+        if write:
+            self.ledger.write(record)
+        self._trials[record.number] = record
+        standing = self.standing()
+        for watch in self._watches:
+            watch(standing)
+
+    def standing(self) -> Standing:
+        """Where the search stands now."""
+        with self._lock:
+            trials = tuple(self._trials[number] for number in sorted(self._trials))
+            seconds = time.monotonic() - self._begun
+            return Standing(trials, self.settings, self.directions, self.total, seconds)
 
 
 def tune(
@@ -106,13 +188,97 @@ def tune(
     out: Path | str,
     engines: Engines,
     *,
+    make: Make | None = None,
     resume: bool = False,
     command: str = "",
     watches: Sequence[Watch] = (),
-) -> Summary:
-    """Run a search, or go on with it, and write its results.
+) -> "Outcome":
+    """Run a search, or go on with it, and write its results, also when it is interrupted.
 
     Raises:
-        ConfigError: no such engine. StreamkdError: nothing could run; the reasons are named.
+        ConfigError: no such engine. StateConflict: another search is there. StreamkdError: nothing could run, with the
+            reasons. KeyboardInterrupt: after the results were written.
     """
-    raise NotImplementedError
+    from streamkd.search import recording, results
+
+    engine = _engine(settings, engines)
+    recordings = {seed: recording.record(config, registry, seed) for seed in settings.seeds}
+    total = max(one.total for one in recordings.values())
+    header = _header(config, space, settings, total, command)
+    ledger = _resumed(out, header) if resume else Ledger.create(out, header)
+    milestones = settings.milestones(total)
+    job = Job(config, space, ledger, settings.objectives, milestones, settings.threads, make or _trial())
+    with ledger.lock():
+        search = Search(job, registry, settings, recordings, watches)
+        try:
+            engine.run(search)
+        finally:
+            search.leave()
+            outcome = results.write(ledger, registry)
+        _refuse_nothing(outcome)
+    return outcome
+
+
+def _engine(settings: Settings, engines: Engines) -> Engine:
+    if settings.engine not in engines:
+        raise ConfigError(f"needed one of {', '.join(engines)}, got {settings.engine!r}", where="--engine")
+    return engines[settings.engine](settings)
+
+
+def _trial() -> Make:
+    from streamkd.search.trial import Trial
+
+    return Trial
+
+
+def _header(config: Config, space: Space, settings: Settings, total: int, command: str) -> dict[str, Any]:
+    return plain(
+        {
+            "name": config.name,
+            "config": configuration.dump(config),
+            "space": space.to_json(),
+            "settings": settings.to_json(),
+            "objectives": {name: objective(name).direction for name in settings.objectives},
+            "seeds": settings.seeds,
+            "total": total,
+            "command": command,
+        }
+    )
+
+
+def _resumed(out: Path | str, header: Mapping[str, Any]) -> Ledger:
+    """The ledger that is there, if it is of the same search."""
+    ledger = Ledger.open(out)
+    before = {**ledger.header, **{name: ledger.header["settings"].get(name) for name in SAME}}
+    now = {**header, **{name: header["settings"][name] for name in SAME}}
+    for what in ("config", "space", "total", *SAME):
+        if before.get(what) != now[what]:
+            raise StateConflict(
+                f"the search was begun with another {what}{_both(before.get(what), now[what])}",
+                where=str(out),
+                fix="go on with what it was begun with, or begin another with --out",
+            )
+    return ledger
+
+
+def _both(before: Any, now: Any) -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        return f": {keys[0]}{_both(before.get(keys[0]), now.get(keys[0]))}"
+    return "" if isinstance(before, list) else f": {before!r}, now {now!r}"
+
+
+def _refuse_nothing(outcome: "Outcome") -> None:
+    """A search that came to nothing is an error, not an empty table."""
+    if any(one.readings for one in outcome.trials):
+        return
+    counts: dict[str, int] = {}
+    for one in outcome.trials:
+        why = one.reason or one.state
+        counts[why] = counts.get(why, 0) + 1
+    said = "; ".join(f"{count} × {why}" for why, count in list(counts.items())[:3]) or "none was begun"
+    raise StreamkdError(
+        f"no trial gave a reading: {said}",
+        where="streamkd tune",
+        fix="run the configuration by itself with `streamkd run`, or give the search more time, memory or workers",
+    )
