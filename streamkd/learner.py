@@ -106,7 +106,7 @@ class Learner:
         which, pool = self.config.publish.model, self.strategy.step.pool
         average = pool.average if which != "student" else None
         student = average.student if average else self.student
-        analytic = next((t for t in pool.teachers if isinstance(t, AnalyticTeacher) and t.version), None)
+        analytic = next((t for t in pool.teachers if isinstance(t, AnalyticTeacher) and t.version and t.served), None)
         if analytic is None or which in ("student", "ema"):
             return student
         if self._chosen is None or self._chosen[0] != self.steps:

@@ -1,6 +1,7 @@
 """What every test has: one torch thread, deterministic kernels, shapes checked in the modules that state them.
 
-``oracles`` (slow and obvious formulas) and ``toys`` (small parts to test with) are importable by name.
+``oracles`` (slow and obvious formulas), ``toys`` (small parts to test with) and ``gaussians`` (rows of known moments)
+are importable by name.
 """
 
 import importlib.util
@@ -24,11 +25,11 @@ settings.load_profile("streamkd")
 
 
 class _Late:
-    """Finds ``oracles`` and ``toys`` beside this file when they are asked for: both import torch, most rooms do not."""
+    """Finds those three beside this file when they are asked for: they import torch, most rooms do not."""
 
     @staticmethod
     def find_spec(name: str, path: object = None, target: object = None) -> object:
-        if name in ("oracles", "toys"):
+        if name in ("gaussians", "oracles", "toys"):
             return importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
         return None
 

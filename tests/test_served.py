@@ -1,5 +1,6 @@
 """What is served with an analytic teacher in the pool: chosen on held-out records, published, resumed."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,14 @@ import pytest
 import torch
 
 from streamkd import config as configuration
+from streamkd.distill.analytic import AnalyticOptions, AnalyticTeacher
 from streamkd.distill.ensemble import SHARES, Ensemble
+from streamkd.distill.students import MlpOptions, build, write_published
+from streamkd.distill.teachers import TeacherContext
 from streamkd.errors import ConfigError
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
+from streamkd.records import InputColumn, RecordSchema
 from streamkd.run import run_seed
 from streamkd.serve.predictor import Predictor
 from streamkd.serve.publisher import Publisher
@@ -133,6 +138,50 @@ def test_an_ensemble_is_published_followed_and_rolled_back_to(tmp_path: Path) ->
             follower.close()
             predictor.close()
             versions.close()
+
+
+@pytest.mark.parametrize("columns", [(), ("image",)])
+def test_features_of_a_frozen_network_are_published_with_the_version(tmp_path: Path, columns: tuple[str, ...]) -> None:
+    """A version answers as the learner did where the network's own file is gone; ridge regression like the rest."""
+    network = tmp_path / "network"
+    network.mkdir()
+    trained = run(learner(config_of(teachers=[{"name": "ema"}])), 20)
+    about = {"student": {"name": "mlp", "options": {"hidden": [16]}}, "schema": trained.schema.model_dump(mode="json")}
+    write_published(network, trained.student, {**about, "classes": trained.labels.labels, "seed": 0})
+    analytic = {"name": "analytic", "method": "ridge", "features": str(network), "columns": columns}
+    if not columns:
+        analytic.pop("columns")
+    one = run(learner(config_of(publish={"model": "ensemble"}, teachers=[{"name": "ema"}, analytic])), 35)
+    directory = StateDirectory(tmp_path / "state")
+    directory.create()
+    with directory.lock():
+        version = Publisher(directory, one.config, REGISTRY, Recorder()).publish(one)
+        assert version is not None
+        shutil.rmtree(network)
+        versions = Versions(directory)
+        loaded = load_version(versions.read(version), versions.info(version), REGISTRY)
+        versions.close()
+    x = inputs(one)[:9].clone()
+    with torch.no_grad():
+        assert np.array_equal(loaded.predict(x.numpy()), torch.softmax(one.served(x), 1).numpy())
+
+
+def test_features_of_columns_that_requests_lack_teach_and_are_not_served(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the student reads less than the analytic teacher, the average is served, and a line of the log says so."""
+    schema = RecordSchema(inputs=(InputColumn(name="a", shape=(2,)), InputColumn(name="b", shape=(4,))), student=("a",))
+    other = build(REGISTRY.kind("students", "mlp"), MlpOptions(hidden=(5,)), schema.only(["b"]), 2, 0)
+    about = {
+        "student": {"name": "mlp", "options": {"hidden": [5]}},
+        "schema": schema.only(["b"]).model_dump(mode="json"),
+    }
+    write_published(tmp_path, other, {**about, "classes": [0, 1], "seed": 0})
+    student = build(REGISTRY.kind("students", "mlp"), MlpOptions(hidden=(5,)), schema, 2, 0)
+    context = TeacherContext("far", student, schema, [0, 1], torch.device("cpu"), REGISTRY)
+    assert not AnalyticTeacher(AnalyticOptions(features=tmp_path), context).served
+    assert "teacher far reads columns that requests do not bring" in caplog.text
+    assert AnalyticTeacher(AnalyticOptions(), context).served
 
 
 def test_a_run_reports_the_ensemble_as_served() -> None:

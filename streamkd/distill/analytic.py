@@ -1,44 +1,65 @@
-"""The analytic teacher: linear discriminant analysis on fixed random features, learned from the stream in closed form.
+"""The analytic teacher: a linear method on fixed features, learned from the stream in closed form.
 
     fresh labelled rows ─► features ─► block of rows ─► class means, scatter ─► (now and then) solve ─► logits
 
 It sees each record once, forgets nothing, needs no memory and no gradient (Hayes & Kanan 2020, streaming LDA): with
 class means μ_c and the covariance Σ within the classes, all classes being equally likely beforehand,
 
-    logit_c(h) = (μ_cᵀ Σ'⁻¹ h - ½ μ_cᵀ Σ'⁻¹ μ_c) / τ,    Σ' = Σ + ridge · mean(diag Σ) · I
+    lda    logit_c(h) = (μ_cᵀ Σ'⁻¹ h - ½ μ_cᵀ Σ'⁻¹ μ_c) / τ,    Σ' = Σ + ridge · mean(diag Σ) · I
+    ridge  the affine map of least squares onto one-hot labels, from the same moments (``streamkd.distill.ridge``)
 
 τ is the temperature whose likelihood was best on rows that had not been learned yet. The answers change only when
 the system is solved anew, so the pool keeps them like a frozen teacher's (role ``settled``).
 """
 
+import logging
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from pydantic import Field
-from torch import Tensor, nn
+from pydantic import Field, model_validator
+from torch import Tensor
 
-from streamkd.distill.discriminant import Discriminant, Solution, packed, unpacked
-from streamkd.distill.randomfeatures import RandomFeatures, is_image
+from streamkd.distill import extractor, outside
+from streamkd.distill.discriminant import Discriminant
+from streamkd.distill.extractor import Extractor, NetworkFeatures
+from streamkd.distill.moments import Moments, packed, unpacked
+from streamkd.distill.outside import CheckpointOptions
+from streamkd.distill.readout import Readout
+from streamkd.distill.ridge import Ridge
 from streamkd.distill.students import Normalise
 from streamkd.distill.teachers import Role, TeacherContext, layer_outputs, module_bytes
+from streamkd.distill.trial import Trial
 from streamkd.errors import StateConflict
 from streamkd.hookspecs import Kind, Options, hookimpl
+from streamkd.plugins import Registry
 
 BLOCK = 256  # rows that are learned at once
 FEW, MORE = 8, 4  # records after which a new class is solved for; again when so many times as many have come,
 YOUNG = 32  # while it had fewer than these
 FIT = 1_024  # records after which a normalisation that is fitted to the stream is good enough for the features
-RECENT = 512  # records after which what a temperature was worth counts half
-USUAL = 2_048  # the same for how often it is right
-TEMPERATURES = tuple(2.0 ** (k / 2) for k in range(17))  # 1 ... 256: what is learned is never too modest
+logger = logging.getLogger(__name__)
+METHODS: dict[str, type[Discriminant] | type[Ridge]] = {"lda": Discriminant, "ridge": Ridge}
 
 
 class AnalyticOptions(Options):
-    """Linear discriminant analysis on random features."""
+    """Discriminant analysis or ridge regression, on random features or those of a frozen network."""
 
+    method: Literal["lda", "ridge"] = Field(
+        default="lda", description="linear discriminant analysis, or ridge regression onto one-hot labels"
+    )
+    features: Path | None = Field(
+        default=None,
+        description="a frozen network in place of random features: a model's directory, a .safetensors file with its "
+        ".json beside it (what its head reads), or an .onnx file (what it gives)",
+    )
+    columns: tuple[str, ...] = Field(
+        default=(),
+        description="features: the stream's columns in the order of the network's inputs; empty: of its names",
+    )
+    output: str = Field(default="", description="features, ONNX: the output that is read; empty: the first")
     channels: int = Field(default=64, ge=0, le=1_024, description="random 5×5 filters where the input is an image")
     dense: int | None = Field(
         default=None,
@@ -48,55 +69,18 @@ class AnalyticOptions(Options):
     )
     ridge: float = Field(default=1e-3, gt=0, description="regularisation, relative to a feature's mean variance")
 
-
-class Analytic(nn.Module):
-    """Raw inputs [batch, *shape] to logits [batch, classes]: normalisation, random features, and what was solved.
-
-    ``known`` [classes] is where there is a solution; the other logits are 0.
-    """
-
-    known: Tensor
-    temperature: Tensor
-
-    def __init__(self, normalise: Normalise, random: RandomFeatures, classes: int) -> None:
-        super().__init__()
-        self.normalise, self.random = normalise, random
-        self.weight = nn.Parameter(torch.zeros(classes, random.width), requires_grad=False)
-        self.bias = nn.Parameter(torch.zeros(classes), requires_grad=False)
-        self.register_buffer("known", torch.zeros(classes, dtype=torch.bool))
-        self.register_buffer("temperature", torch.ones(()))
-
-    def forward(self, x: Tensor) -> Float[Tensor, "batch classes"]:
-        return self.answers(self.features(x))
-
-    def features(self, x: Tensor) -> Float[Tensor, "batch features"]:
-        """Random features of raw inputs."""
-        return self.random(self.normalise(x))
-
-    def answers(self, h: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
-        """Logits of features, the largest of a row 0: they are kept in float16."""
-        logits = torch.addmm(self.bias, h, self.weight.T) / self.temperature
-        top = logits.masked_fill(~self.known, torch.finfo(logits.dtype).min).amax(1, keepdim=True)
-        return (logits - top).masked_fill_(~self.known, 0.0)
-
-    @property
-    def classes(self) -> int:
-        """How many classes it has logits for, known or not."""
-        return len(self.bias)
-
-    def grow(self, classes: int) -> None:
-        """More classes, unknown so far."""
-        more = (0, classes - self.classes)
-        self.take(F.pad(self.weight.data, (0, 0, *more)), F.pad(self.bias.data, more), F.pad(self.known, more))
-
-    def take(self, weight: Tensor, bias: Tensor, known: Tensor) -> None:
-        """A new solution."""
-        self.weight.data, self.bias.data = weight.to(self.weight.device), bias.to(self.bias.device)
-        self.known = known.to(self.known.device)
+    @model_validator(mode="after")
+    def _one_kind_of_features(self) -> "AnalyticOptions":
+        network, random = {"columns", "output"}, {"channels", "dense"}
+        idle = self.model_fields_set & (random if self.features else network)
+        if idle:
+            kind = "random features, and features names a network" if self.features else "a network that features names"
+            raise ValueError(f"{', '.join(sorted(idle))} belong to {kind}: leave out one or the other")
+        return self
 
 
 class AnalyticTeacher:
-    """``Discriminant`` on ``RandomFeatures`` of normalised inputs, solved when a sixteenth more has been learned.
+    """``Moments`` of features, solved by a method when a sixteenth more has been learned.
 
     It knows the classes that were there when it was last solved. While the student's normalisation is still being
     fitted, rows wait as they are, for at most ``FIT`` records.
@@ -109,23 +93,27 @@ class AnalyticTeacher:
         self.key = context.key
         self.version = 0
         self.ridge = options.ridge
+        self._method = METHODS[options.method]
         self._device = context.device
-        normalise = Normalise(context.schema)
-        normalise.load_state_dict(context.student.normalise.state_dict())
-        normalise.fit = min(normalise.fit, FIT)
-        shape = normalise.columns.schema.shape
-        channels = options.channels if is_image(shape) else 0
-        dense = options.dense if options.dense is not None else 512 if channels else 1_000
-        random = RandomFeatures(shape, channels, dense, context.student.seed)
-        self.network = Analytic(normalise, random, len(context.labels)).to(self._device)
-        self.discriminant = Discriminant(random.width, len(context.labels))
+        normalise, features = _features(options, context)
+        self.network = Readout(normalise, features, len(context.labels)).to(self._device)
+        self.moments = Moments(features.width, len(context.labels))
+        self._identity: dict[str, str] = {"method": options.method}
+        if isinstance(features, NetworkFeatures):
+            self._identity |= features.identity
+        own = context.schema.student or tuple(column.name for column in context.schema.inputs)
+        self.served = extractor.served(features, own)
+        """Whether it can answer requests, which bring the student's columns alone."""
+        if not self.served:
+            logger.warning(
+                "teacher %s reads columns that requests do not bring: it teaches, and is not served", self.key
+            )
         self._rows: list[tuple[Tensor, Tensor]] = []  # features and columns, not yet learned
         self._raw: list[tuple[Tensor, Tensor]] = []  # inputs that wait for the normalisation
         self._since = 0  # records since the last solution, waiting ones included
         self._new: dict[int, int] = {}  # records of each class since the last solution
-        self._surprise = torch.zeros(len(TEMPERATURES), dtype=torch.float64)
-        self._right: float | None = None  # of rows that were not learned yet
-        self._solution: Solution | None = None
+        self._trial = Trial()
+        self._solution: Discriminant | Ridge | None = None
         self._asked: tuple[Tensor, Tensor] | None = None  # the last rows asked about, and their features
 
     def logits(self, x: Tensor) -> Float[Tensor, "batch classes"]:
@@ -161,7 +149,7 @@ class AnalyticTeacher:
 
     def grow(self, labels: Sequence[Any]) -> None:
         self.network.grow(len(labels))
-        self.discriminant.grow(len(labels))
+        self.moments.grow(len(labels))
         if self._solution is not None:
             self._solution = self._solution.grown(len(labels))
 
@@ -174,7 +162,10 @@ class AnalyticTeacher:
             x, y = self._wait(x, y)
         if not len(y):
             return
-        self._rows.append((self._features_again(x).cpu(), y.cpu()))
+        h = self._features_again(x).cpu()
+        finite = h.isfinite().all(1)
+        h, y = h[finite], y.cpu()[finite]
+        self._rows.append((h, y))
         self._since += len(y)
         for column in y.tolist():
             self._new[column] = self._new.get(column, 0) + 1
@@ -194,6 +185,7 @@ class AnalyticTeacher:
 
     def _wait(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Keep rows while the normalisation is being fitted, and give all of them back once it is."""
+        assert self.network.normalise is not None
         self.network.normalise.observe(x)
         self._raw.append((x.clone(), y.clone()))
         if self._fitting():
@@ -203,11 +195,12 @@ class AnalyticTeacher:
         return x, y
 
     def _fitting(self) -> bool:
-        return int(self.network.normalise.count) < self.network.normalise.fit
+        normalise = self.network.normalise
+        return normalise is not None and int(normalise.count) < normalise.fit
 
     def _due(self) -> bool:
         """A sixteenth more than at the last solution, or enough of a young class and not just solved."""
-        known = self.discriminant.records
+        known = self.moments.records
         if self._since >= max(BLOCK, known // 16):
             return True
         return self._since >= max(2 * FEW, known // 100) and any(map(self._grew, self._new))
@@ -221,41 +214,29 @@ class AnalyticTeacher:
         h, y = (torch.cat(part) for part in zip(*self._rows, strict=True))
         self._rows = []
         if not self.version:  # nothing to test yet: half of the rows make a first solution for the others
-            self.discriminant.learn(h[::2], y[::2])
+            self.moments.learn(h[::2], y[::2])
             self._take()
             h, y = h[1::2], y[1::2]
         worse = self._test(h, y)
-        self.discriminant.learn(h, y)
+        self.moments.learn(h, y)
         return worse
 
     def _test(self, h: Tensor, y: Tensor) -> bool:
-        """Each temperature's surprise at rows that are not learned yet, as far as their classes are known.
-
-        ``True`` where a tenth fewer were right than usual: what comes now is not what was learned.
-        """
+        """Rows that are not learned yet, as far as their classes are known, are a test."""
         known = self.network.known.cpu()
         mine = known[y]
-        rows = int(mine.sum())
-        if not rows:
-            return False
         answers = self.network.answers(h[mine].to(self._device)) * self.network.temperature
-        logits = answers.cpu().double().masked_fill(~known, -torch.inf)
-        surprise = [F.cross_entropy(logits / t, y[mine], reduction="sum") for t in TEMPERATURES]
-        self._surprise = 0.5 ** (rows / RECENT) * self._surprise + torch.stack(surprise)
-        right = float((logits.argmax(1) == y[mine]).double().mean())
-        usual = right if self._right is None else self._right
-        self._right = right + 0.5 ** (rows / USUAL) * (usual - right)
-        return right < 0.9 * usual
+        return self._trial.test(answers.cpu(), y[mine], known)
 
     def _solve(self) -> None:
         self._take()
-        if self._surprise.any():
-            self.network.temperature.fill_(TEMPERATURES[int(self._surprise.argmin())])
+        if (temperature := self._trial.temperature) is not None:
+            self.network.temperature.fill_(temperature)
         self.version += 1
         self._since, self._new = 0, {}
 
     def _take(self) -> None:
-        solution = self._solution = self.discriminant.solve(self.ridge)
+        solution = self._solution = self._method.of(self.moments, self.ridge)
         self.network.take(solution.weight, solution.bias, solution.counts > 0)
 
     def size_bytes(self) -> int:
@@ -263,22 +244,22 @@ class AnalyticTeacher:
         waiting = [t for pair in (*self._rows, *self._raw) for t in pair]
         return (
             module_bytes(self.network)
-            + self.discriminant.size_bytes()
+            + self.moments.size_bytes()
             + (self._solution.size_bytes() if self._solution else 0)
             + sum(t.numel() * t.element_size() for t in waiting)
         )
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "network": dict(self.network.state_dict()),
-            "discriminant": self.discriminant.state_dict(),
+            "identity": dict(self._identity),
+            "network": self.network.learned(),
+            "moments": self.moments.state_dict(),
             "solution": _solution_state(self._solution),
             "rows": _joined(self._rows),
             "raw": _joined(self._raw),
             "since": self._since,
             "new": dict(self._new),
-            "surprise": self._surprise,
-            "right": self._right,
+            "trial": self._trial.state_dict(),
             "version": self.version,
         }
 
@@ -286,35 +267,47 @@ class AnalyticTeacher:
         """Go on from a state.
 
         Raises:
-            StateConflict: it was learned on other features.
+            StateConflict: it was learned by another method, or on other features.
         """
         network = state["network"]
-        if network["weight"].shape[1] != self.network.random.width:
-            had, has = network["weight"].shape[1], self.network.random.width
+        outside.same(self._identity, state["identity"], f"teacher {self.key}")
+        if network["weight"].shape[1] != self.network.extractor.width:
+            had, has = network["weight"].shape[1], self.network.extractor.width
             raise StateConflict(
                 f"it was learned on {had} random features, the configuration has {has}",
                 where=f"teacher {self.key}",
                 fix="go back to its channels and dense, or give it another id to begin anew",
             )
         self.network.grow(len(network["bias"]))
-        self.network.load_state_dict(network)
-        self.discriminant.load_state_dict(state["discriminant"])
+        self.network.load_learned(network)
+        self.moments.load_state_dict(state["moments"])
         self._solution = self._restored(state["solution"])
         self._rows = [tuple(state["rows"])] if state["rows"] else []
         self._raw = [tuple(t.to(self._device) for t in state["raw"])] if state["raw"] else []
         self._since, self._new = state["since"], dict(state["new"])
-        self._surprise, self._right = state["surprise"].clone(), state["right"]
+        self._trial.load_state_dict(state["trial"])
         self.version = state["version"]
 
-    def _restored(self, state: dict[str, Any] | None) -> Solution | None:
+    def _restored(self, state: dict[str, Any] | None) -> Discriminant | Ridge | None:
         if state is None:
             return None
         counts, means = state["counts"].clone(), state["means"].clone()
         weight, bias = (t.data[: len(counts)].cpu() for t in (self.network.weight, self.network.bias))
-        return Solution(weight, bias, unpacked(state["factor"], self.network.random.width), means, counts)
+        return self._method(weight, bias, unpacked(state["factor"], self.moments.width), means, counts)
 
 
-def _solution_state(solution: Solution | None) -> dict[str, Any] | None:
+def _features(options: AnalyticOptions, context: TeacherContext) -> tuple[Normalise | None, Extractor]:
+    """The normalisation before the features, and the features."""
+    if options.features is not None:
+        model = CheckpointOptions(path=options.features, columns=options.columns, output=options.output)
+        return None, extractor.network(model, context.schema, context.registry or Registry.load())
+    normalise = Normalise(context.schema)
+    normalise.load_state_dict(context.student.normalise.state_dict())
+    normalise.fit = min(normalise.fit, FIT)
+    return normalise, extractor.random(normalise, options.channels, options.dense, context.student.seed)
+
+
+def _solution_state(solution: Discriminant | Ridge | None) -> dict[str, Any] | None:
     """What of a solution the network does not hold."""
     if solution is None:
         return None
@@ -328,4 +321,9 @@ def _joined(pairs: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
 @hookimpl
 def streamkd_teachers() -> Any:
     """The analytic teacher."""
-    yield Kind("analytic", AnalyticTeacher, AnalyticOptions, "linear discriminant analysis on random features")
+    yield Kind(
+        "analytic",
+        AnalyticTeacher,
+        AnalyticOptions,
+        "LDA or ridge regression in closed form, on random features or a frozen network's",
+    )

@@ -20,11 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from streamkd.distill import students
-from streamkd.distill.analytic import Analytic, AnalyticTeacher
+from streamkd.distill import extractor, students
+from streamkd.distill.analytic import AnalyticTeacher
 from streamkd.distill.memory import Ring
-from streamkd.distill.randomfeatures import RandomFeatures
-from streamkd.distill.students import Normalise, Published, Student, at_rest
+from streamkd.distill.readout import Readout
+from streamkd.distill.students import Published, Student, at_rest
 from streamkd.errors import StateError
 from streamkd.plugins import Registry
 
@@ -36,7 +36,7 @@ FILE = "ensemble.safetensors"
 class Ensemble(nn.Module):
     """Raw inputs [batch, *shape] to log-probabilities [batch, classes] of the pool, to be read as logits."""
 
-    def __init__(self, student: Student, analytic: Analytic, share: float) -> None:
+    def __init__(self, student: Student, analytic: Readout, share: float) -> None:
         super().__init__()
         self.student, self.analytic, self.share = student, analytic, share
 
@@ -101,10 +101,9 @@ def write(directory: Path, model: Model, meta: Mapping[str, Any]) -> dict[str, A
     """Write a version into an empty directory; ``meta`` as for ``students.write_published``."""
     if isinstance(model, Student):
         return students.write_published(directory, model, meta)
-    analytic, random = model.analytic, model.analytic.random
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in analytic.state_dict().items()}
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.analytic.learned().items()}
     (directory / FILE).write_bytes(save(weights))
-    features = {"channels": random.channels, "dense": len(random.weight), "seed": random.seed}
+    features = extractor.write(directory, model.analytic.extractor)
     return students.write_published(
         directory, model.student, {**meta, "ensemble": {"share": model.share, "features": features}}
     )
@@ -121,10 +120,9 @@ def load(directory: Path, registry: Registry, version: int = 0) -> Published:
     if about is None:
         return published
     try:
-        normalise = Normalise(published.schema)
-        random = RandomFeatures(normalise.columns.schema.shape, **about["features"])
-        analytic = Analytic(normalise, random, len(published.classes))
-        analytic.load_state_dict(load_file(directory / FILE))
+        normalise, features = extractor.load(directory, about["features"], published.schema, registry)
+        analytic = Readout(normalise, features, len(published.classes))
+        analytic.load_learned(load_file(directory / FILE))
         share = float(about["share"])
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as fault:
         raise StateError(f"a published ensemble cannot be loaded: {fault}", where=str(directory)) from fault

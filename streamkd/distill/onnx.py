@@ -58,6 +58,10 @@ class OnnxNetwork(nn.Module):
         logits = torch.from_numpy(np.concatenate(parts)).float()
         return (logits.clamp_min(1e-12).log() if self._probabilities else logits).to(x.device)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "OnnxNetwork":
+        """Itself: it has no state that could change, and a session cannot be copied."""
+        return self
+
     def _run(self, x: Tensor) -> np.ndarray:
         """One call; a model of a fixed batch gets its last rows filled up with zeros."""
         missing = max(self._rows - len(x), 0)

@@ -12,7 +12,7 @@ heard from then on.
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,12 +52,15 @@ class CheckpointOptions(Options):
 class Model:
     """A frozen network with what its outputs and inputs mean.
 
-    ``schema`` is how the network itself sees a record (``None``: it does not say), ``sha256`` that of its files.
+    ``outputs`` is how many it has. ``schema`` is how the network itself sees a record (``None``: it does not say),
+    ``sha256`` that of its files.
     """
 
     network: nn.Module
+    outputs: int
     classes: Sequence[Label]
     schema: RecordSchema | None
+    files: tuple[Path, ...]
     sha256: str
     size_bytes: int
 
@@ -75,12 +78,12 @@ class CheckpointTeacher:
         self.key = context.key
         where = f"teacher {context.key}: {options.path}"
         model = read(options, context.schema, context.registry or Registry.load())
-        self._columns = _columns_of(model, options, context.schema, where)
+        self._columns = columns_of(model, options.columns, context.schema, where)
         self._shape = (model.schema or self._columns.schema).shape
         self.network = model.network.to(context.device)
         self.classes: tuple[Label, ...] = tuple(_classes_of(model, options, context.schema, where))
         self._size = model.size_bytes
-        self._identity = _identity(model, self._columns.schema, self.classes)
+        self._identity = identity(model, self._columns.schema) | {"classes": json.dumps(list(self.classes))}
         self._device = context.device
         self.grow(context.labels)
 
@@ -132,14 +135,7 @@ class CheckpointTeacher:
         Raises:
             StateConflict: the file, its columns or its classes are others now.
         """
-        for what, before in state.items():
-            now = self._identity[what]
-            if before != now:
-                raise StateConflict(
-                    f"needed the {what} {before:.80} of the checkpoint, got {now:.80}",
-                    where=f"teacher {self.key}",
-                    fix="go back to the first, or give the new teacher another id",
-                )
+        same(self._identity, state, f"teacher {self.key}")
 
     def _seen(self, x: Tensor) -> Tensor:
         return self._columns(x).reshape(len(x), *self._shape)
@@ -158,7 +154,8 @@ def read(options: CheckpointOptions, schema: RecordSchema, registry: Registry) -
         raise StateError("there is no such model", where=str(path), fix="name a directory or file that is there")
     weights, about = (path / "model.safetensors", path / "model.json") if path.is_dir() else (path, _beside(path))
     student, own, meta = read_model(weights, about, registry)
-    return Model(student, meta["classes"], own, _sha256(weights, about), module_bytes(student))
+    files, classes = (weights, about), meta["classes"]
+    return Model(student, len(classes), classes, own, files, sha256(*files), module_bytes(student))
 
 
 def _read_onnx(options: CheckpointOptions, schema: RecordSchema) -> Model:
@@ -174,13 +171,9 @@ def _read_onnx(options: CheckpointOptions, schema: RecordSchema) -> Model:
     seen = own or _columns(schema, options.columns, str(path), "name columns of the stream: columns: [...]").schema
     network = OnnxNetwork(path, seen, output=options.output, probabilities=options.probabilities)
     whole: nn.Module = nn.Sequential(Normalise(own), network) if own else network
-    files = [file for file in (path, about) if file.exists()]
-    classes = options.classes or meta.get("classes", range(network.outputs))
-    if len(classes) != network.outputs:
-        raise PluginError(
-            f"needed {network.outputs} classes, one for each output, got {len(classes)}", where=str(path), fix=_NAMES
-        )
-    return Model(whole.eval(), list(classes), own, _sha256(*files), path.stat().st_size)
+    files = tuple(file for file in (path, about) if file.exists())
+    classes = list(meta.get("classes", range(network.outputs)))
+    return Model(whole.eval(), network.outputs, classes, own, files, sha256(*files), path.stat().st_size)
 
 
 _NAMES = "name the stream's labels in the order of its outputs: classes: [...]"
@@ -192,21 +185,22 @@ def _beside(path: Path) -> Path:
     return own if own.exists() else path.with_name("model.json")
 
 
-def _sha256(*files: Path) -> str:
+def sha256(*files: Path) -> str:
+    """One hash over files in their order."""
     total = hashlib.sha256()
     for file in files:
         total.update(hashlib.sha256(file.read_bytes()).digest())
     return total.hexdigest()
 
 
-def _columns_of(model: Model, options: CheckpointOptions, schema: RecordSchema, where: str) -> Columns:
-    """The stream's columns that the model reads.
+def columns_of(model: Model, names: Sequence[str], schema: RecordSchema, where: str) -> Columns:
+    """The stream's columns that the model reads: those named, else those of its own names.
 
     Raises:
         PluginError: a column is missing, or is not what the model reads.
     """
     own = model.schema.inputs if model.schema else ()
-    names = options.columns or tuple(column.name for column in own)
+    names = names or tuple(column.name for column in own)
     fix = f"name the stream's columns in the order of its inputs ({_said(own) or 'any'}): columns: [...]"
     columns = _columns(schema, names, where, fix)
     theirs = columns.schema.inputs
@@ -233,9 +227,9 @@ def _classes_of(model: Model, options: CheckpointOptions, schema: RecordSchema, 
         PluginError: not one for each output, one twice, or of another type than the stream's.
     """
     classes = options.classes or model.classes
-    if len(classes) != len(model.classes) or len(set(classes)) != len(classes):
+    if len(classes) != model.outputs or len(set(classes)) != len(classes):
         raise PluginError(
-            f"needed {len(model.classes)} different classes, one for each output, got {list(classes)}",
+            f"needed {model.outputs} different classes, one for each output, got {list(classes)}",
             where=where,
             fix=_NAMES,
         )
@@ -249,10 +243,25 @@ def _classes_of(model: Model, options: CheckpointOptions, schema: RecordSchema, 
     return classes
 
 
-def _identity(model: Model, schema: RecordSchema, classes: Sequence[Label]) -> dict[str, str]:
-    """What its remembered answers follow from."""
-    names = [column.name for column in schema.inputs]
-    return {"sha256": model.sha256, "columns": json.dumps(names), "classes": json.dumps(list(classes))}
+def identity(model: Model, schema: RecordSchema) -> dict[str, str]:
+    """What a model's answers follow from: its files, and the columns that it reads of ``schema``."""
+    return {"sha256": model.sha256, "columns": json.dumps([column.name for column in schema.inputs])}
+
+
+def same(now: Mapping[str, str], before: Mapping[str, str], where: str) -> None:
+    """Check that what a state was made with is what is here.
+
+    Raises:
+        StateConflict: it is not; both are named.
+    """
+    for what in {**before, **now}:
+        needed, got = before.get(what, "none"), now.get(what, "none")
+        if needed != got:
+            raise StateConflict(
+                f"needed the {what} {needed:.80} of the checkpoint, got {got:.80}",
+                where=where,
+                fix="go back to the first, or give the new teacher another id",
+            )
 
 
 @hookimpl

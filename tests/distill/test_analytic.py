@@ -2,7 +2,9 @@
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from torch import Tensor
 from streamkd.distill import analytic
 from streamkd.distill.analytic import AnalyticOptions, AnalyticTeacher
 from streamkd.distill.pool import Pool
+from streamkd.distill.students import write_published
 from streamkd.distill.teachers import Observing, Settled, Teacher, TeacherContext
 from streamkd.errors import PluginError, StateConflict
 from streamkd.records import RecordSchema
@@ -63,13 +66,14 @@ def test_it_is_a_settled_teacher_that_observes() -> None:
     assert isinstance(teacher, Observing)
 
 
-def test_one_pass_in_any_order_of_the_classes_teaches_it_the_digits() -> None:
+@pytest.mark.parametrize("method", ["lda", "ridge"])
+def test_one_pass_in_any_order_of_the_classes_teaches_it_the_digits(method: str) -> None:
     """Class after class, each record once, it gets nineteen of twenty held-out digits, as many as of a mixed order."""
     found = {}
     for order in ("classes", "mixed"):
         x, y = digits(order)
         out = torch.arange(len(y)) % 5 == 0
-        teacher = show(teacher_of(channels=32, dense=256), x[~out], y[~out])
+        teacher = show(teacher_of(method=method, channels=32, dense=256), x[~out], y[~out])
         teacher.end_task()
         found[order] = right(teacher, x[out], y[out])
     assert found["classes"] > 0.95
@@ -122,7 +126,7 @@ def test_a_task_that_ends_leaves_nothing_waiting() -> None:
     version = teacher.version
     teacher.end_task()
     assert teacher.version == version + 1
-    assert teacher.discriminant.records == 405
+    assert teacher.moments.records == 405
     teacher.end_task()
     assert teacher.version == version + 1
 
@@ -143,10 +147,11 @@ def test_when_the_inputs_change_it_is_solved_sooner() -> None:
     assert same.version == teacher.version
 
 
-def test_its_temperature_is_chosen_on_rows_not_learned_yet() -> None:
+@pytest.mark.parametrize("method", ["lda", "ridge"])
+def test_its_temperature_is_chosen_on_rows_not_learned_yet(method: str) -> None:
     """With more features than records it would be sure of everything; tempered, unseen rows hardly surprise it."""
     x, y = digits("mixed")
-    teacher = show(teacher_of(channels=64, dense=512), x[:600], y[:600])
+    teacher = show(teacher_of(method=method, channels=64, dense=512), x[:600], y[:600])
     teacher.end_task()
     surprise = [
         float(torch.nn.functional.cross_entropy(teacher.logits(x[700:]) * factor, y[700:]))
@@ -164,10 +169,10 @@ def test_a_moving_normalisation_is_waited_for() -> None:
     teacher = teacher_of(schema=schema, channels=8, dense=0)
     show(teacher, x[:90], y[:90])
     assert teacher.version == 0
-    assert teacher.discriminant.records == 0
+    assert teacher.moments.records == 0
     show(teacher, x[90:600], y[90:600])
     teacher.end_task()
-    assert teacher.discriminant.records == 600
+    assert teacher.moments.records == 600
     normalised = (x[:100].double() - x[:100].double().mean(0)) / x[:100].double().std(0, correction=0).clamp_min(1e-6)
     varied = x[:100].std(0) > 0
     torch.testing.assert_close(teacher.network.normalise(x[:100])[:, varied], normalised.float()[:, varied])
@@ -181,7 +186,7 @@ def test_rows_that_wait_for_the_normalisation_are_bounded(monkeypatch: pytest.Mo
     teacher = teacher_of(schema=toys.schema_of(8, 8, fit=10_000), channels=8, dense=0)
     show(teacher, x[:80], y[:80])
     assert not teacher._raw
-    assert teacher.discriminant.records + sum(len(labels) for _, labels in teacher._rows) == 80
+    assert teacher.moments.records + sum(len(labels) for _, labels in teacher._rows) == 80
 
 
 def test_it_grows_without_a_new_version() -> None:
@@ -201,8 +206,8 @@ def test_asking_about_a_steps_rows_spares_their_features(monkeypatch: pytest.Mon
     x, y = digits()
     teacher = show(teacher_of(channels=8, dense=0), x[:300], y[:300])
     made: list[int] = []
-    forward = teacher.network.random.forward
-    monkeypatch.setattr(teacher.network.random, "forward", lambda rows: made.append(len(rows)) or forward(rows))
+    forward = teacher.network.extractor.forward
+    monkeypatch.setattr(teacher.network.extractor, "forward", lambda rows: made.append(len(rows)) or forward(rows))
     joined = x[300:340]
     teacher.logits(joined[:10])
     teacher.observe(joined[:10], y[300:310])
@@ -214,7 +219,7 @@ def test_asking_about_a_steps_rows_spares_their_features(monkeypatch: pytest.Mon
 def test_records_of_no_image_are_learned_by_dense_features() -> None:
     """A flat vector has no filters, whatever ``channels`` says."""
     teacher = teacher_of(3, schema=toys.schema_of(toys.FEATURES), dense=300)
-    assert teacher.network.random.width == 300
+    assert teacher.network.extractor.width == 300
     for x, y in toys.batches(60):
         teacher.observe(x, y)
     teacher.end_task()
@@ -225,11 +230,11 @@ def test_records_of_no_image_are_learned_by_dense_features() -> None:
 def test_a_layer_that_losses_name_is_there() -> None:
     """Its features and its normalisation can be listened to; another name is refused with the known ones."""
     teacher = teacher_of(channels=8, dense=0)
-    found = teacher.features(digits()[0][:3], ("random", "normalise"))
-    assert found["random"].shape == (3, 128)
-    assert not found["random"].requires_grad
-    with pytest.raises(PluginError, match="random"):
-        teacher.features(digits()[0][:3], ("randm",))
+    found = teacher.features(digits()[0][:3], ("extractor", "normalise"))
+    assert found["extractor"].shape == (3, 128)
+    assert not found["extractor"].requires_grad
+    with pytest.raises(PluginError, match="extractor"):
+        teacher.features(digits()[0][:3], ("extractr",))
 
 
 def test_its_bytes_are_those_of_what_it_holds() -> None:
@@ -254,10 +259,12 @@ def stored(state: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("stop", [3, 30, 64, 77])
 @pytest.mark.parametrize("fit", [0, 200])
-def test_stopped_and_resumed_is_never_stopped(stop: int, fit: int) -> None:
+@pytest.mark.parametrize("method", ["lda", "ridge"])
+def test_stopped_and_resumed_is_never_stopped(stop: int, fit: int, method: str) -> None:
     """From a state on disk it goes on bit for bit, wherever it was stopped: while waiting, within a block, after it."""
     x, y = digits()
-    make: Callable[[], AnalyticTeacher] = lambda: teacher_of(schema=toys.schema_of(8, 8, fit=fit), channels=8, dense=32)  # noqa: E731
+    schema = toys.schema_of(8, 8, fit=fit)
+    make = partial(teacher_of, schema=schema, method=method, channels=8, dense=32)
     whole, before, after = make(), make(), make()
     for number, (part, labels) in enumerate(steps(x, y)):
         whole.observe(part, labels)
@@ -268,8 +275,9 @@ def test_stopped_and_resumed_is_never_stopped(stop: int, fit: int) -> None:
         teacher.end_task()
     assert after.version == whole.version
     assert torch.equal(after.logits(x), whole.logits(x))
+    assert torch.equal(after.recall(x, y), whole.recall(x, y))
     assert torch.equal(after.known(), whole.known())
-    assert torch.equal(after.discriminant.scatter.tril(), whole.discriminant.scatter.tril())
+    assert torch.equal(after.moments.scatter.tril(), whole.moments.scatter.tril())
 
 
 def test_other_features_do_not_fit_an_old_state() -> None:
@@ -277,6 +285,70 @@ def test_other_features_do_not_fit_an_old_state() -> None:
     state = teacher_of(channels=8, dense=0).state_dict()
     with pytest.raises(StateConflict, match="128 random features"):
         teacher_of(channels=16, dense=0).load_state_dict(state)
+
+
+def test_another_method_does_not_fit_an_old_state() -> None:
+    """A state says by which method it was solved; the other one is refused, with both named."""
+    state = stored(teacher_of(channels=8, dense=0).state_dict())
+    with pytest.raises(StateConflict, match="needed the method lda of the checkpoint, got ridge"):
+        teacher_of(method="ridge", channels=8, dense=0).load_state_dict(state)
+
+
+def network_of(folder: Path, seed: int = 0) -> Path:
+    """A published student of three classes whose head reads 40 numbers."""
+    folder.mkdir()
+    student = toys.mlp(3, hidden=(60, 40), seed=seed, schema=DIGITS)
+    about = {"student": {"name": "mlp", "options": {"hidden": [60, 40]}}, "schema": DIGITS.model_dump(mode="json")}
+    write_published(folder, student, {**about, "classes": ["a", "b", "c"], "seed": seed})
+    return folder
+
+
+@pytest.mark.parametrize("method", ["lda", "ridge"])
+def test_it_learns_on_the_features_of_a_frozen_network(tmp_path: Path, method: str) -> None:
+    """A network of other classes gives the features; nothing of it is in the state; resumed it is never stopped."""
+    x, y = digits("mixed")
+    path = network_of(tmp_path / "net")
+    whole = show(teacher_of(method=method, features=path), x[:1300], y[:1300])
+    whole.end_task()
+    assert whole.moments.width == 40
+    assert right(whole, x[1300:], y[1300:]) > 0.8
+    before, after = (teacher_of(method=method, features=path) for _ in range(2))
+    state = stored(show(before, x[:700], y[:700]).state_dict())
+    assert not [name for name in state["network"] if name.startswith("extractor")]
+    after.load_state_dict(state)
+    show(after, x[700:1300], y[700:1300]).end_task()
+    assert torch.equal(after.logits(x), whole.logits(x))
+
+
+def test_another_network_does_not_fit_an_old_state(tmp_path: Path) -> None:
+    """The file's hash is in the state: other weights, and random features, are refused; the same bytes go on."""
+    state = stored(teacher_of(features=network_of(tmp_path / "a")).state_dict())
+    teacher_of(features=network_of(tmp_path / "b")).load_state_dict(state)
+    with pytest.raises(StateConflict, match="needed the sha256"):
+        teacher_of(features=network_of(tmp_path / "c", seed=1)).load_state_dict(state)
+    with pytest.raises(StateConflict, match="got none"):
+        teacher_of().load_state_dict(state)
+
+
+@pytest.mark.parametrize("options", [{"columns": ("x",)}, {"output": "o"}, {"features": "f", "dense": 3}])
+def test_options_of_features_that_are_not_used_are_refused(options: dict[str, Any]) -> None:
+    """Columns without a network and random features beside one would do nothing: they are named."""
+    with pytest.raises(ValueError, match="leave out one or the other"):
+        AnalyticOptions(**options)
+
+
+def test_features_that_are_not_finite_teach_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One such row would spoil the sums for ever; the others of its step are learned."""
+    x, y = digits("mixed")
+    teacher = teacher_of(channels=8, dense=0)
+    forward = teacher.network.extractor.forward
+    monkeypatch.setattr(
+        teacher.network.extractor, "forward", lambda rows: forward(rows).index_fill(0, torch.tensor([2]), torch.inf)
+    )
+    show(teacher, x[:600], y[:600]).end_task()
+    assert teacher.moments.records == 540
+    monkeypatch.undo()
+    assert right(teacher, x[700:], y[700:]) > 0.9
 
 
 def test_in_a_pool_its_answers_on_remembered_rows_are_those_of_its_last_version() -> None:
@@ -297,10 +369,11 @@ def test_in_a_pool_its_answers_on_remembered_rows_are_those_of_its_last_version(
         torch.testing.assert_close(kept, said, rtol=2e-3, atol=2e-3)
 
 
-def test_rows_that_were_learned_are_recalled_as_if_they_were_new() -> None:
+@pytest.mark.parametrize("method", ["lda", "ridge"])
+def test_rows_that_were_learned_are_recalled_as_if_they_were_new(method: str) -> None:
     """The teacher is surer of learned digits than of new ones; each left out, it is as surprised as by new ones."""
     x, y = digits("mixed")
-    teacher = show(teacher_of(channels=32, dense=0), x[:800], y[:800])
+    teacher = show(teacher_of(method=method, channels=32, dense=0), x[:800], y[:800])
     teacher.end_task()
     sure, recalled, new = (
         float(torch.nn.functional.cross_entropy(said, labels))

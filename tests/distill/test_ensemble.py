@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from streamkd.distill import ensemble
-from streamkd.distill.analytic import Analytic, AnalyticOptions, AnalyticTeacher
+from streamkd.distill.analytic import AnalyticOptions, AnalyticTeacher
 from streamkd.distill.ensemble import SHARES, Ensemble, best_share, chosen, pooled
 from streamkd.distill.memory import Ring
+from streamkd.distill.readout import Readout
 from streamkd.distill.students import Student, load_published
 from streamkd.distill.teachers import TeacherContext, copy_of
 from streamkd.errors import StateError
@@ -32,7 +33,7 @@ def images(count: int, classes: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]
     return centres[y] + torch.randn(count, 8, 8, generator=g), y
 
 
-def parts(classes: int = 3) -> tuple[Student, Analytic]:
+def parts(classes: int = 3) -> tuple[Student, Readout]:
     """An untrained student and the network of an analytic teacher that has learned."""
     student, teacher = both(classes)
     return student, teacher.network

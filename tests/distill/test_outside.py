@@ -247,7 +247,7 @@ def test_an_onnx_model_that_does_not_fit_says_what_it_takes(tmp_path: Path) -> N
         teacher(path, [0, 1], columns=("sound",))
     assert "in ['n', 5]" in caught.value.fix
     fitting = gemm(tmp_path / "fits.onnx", linear(6, 3), [("in", ["n", 6])], ["n", 3])
-    with pytest.raises(PluginError, match="needed 3 classes"):
+    with pytest.raises(PluginError, match="needed 3 different classes"):
         teacher(fitting, [0, 1], columns=("sound",), classes=(0, 1))
     (tmp_path / "none.onnx").write_bytes(b"not a model")
     with pytest.raises(PluginError, match="cannot be read as an ONNX model"):
