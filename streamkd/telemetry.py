@@ -248,7 +248,7 @@ def served(exposition: Exposition, port: int) -> Iterator[int]:
     from prometheus_client import CollectorRegistry, start_http_server
 
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(exposition)  # type: ignore[arg-type]
+    registry.register(exposition)
     try:
         server, thread = start_http_server(port, addr="127.0.0.1", registry=registry)
     except OSError as fault:

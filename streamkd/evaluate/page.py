@@ -227,8 +227,9 @@ def card(title: str, note: str, body: str, wide: bool = False) -> str:
     return f'<section class="card{" wide" if wide else ""}"><h2>{escape(title)}</h2>{said}{body}</section>'
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    kinds = ['class="number"' if index else "" for index in range(len(head))]
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[str] = ()) -> str:
+    """Rows under their heads; all columns but the first and those in ``text`` stand to the right."""
+    kinds = ['class="number"' if index and name not in text else "" for index, name in enumerate(head)]
     top = "".join(f"<th {kind}>{escape(name)}</th>" for kind, name in zip(kinds, head, strict=True))
     body = "".join(
         "<tr>"

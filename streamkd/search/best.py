@@ -90,7 +90,8 @@ def written(config: Config, comments: Sequence[str]) -> str:
     """A configuration as a YAML file with lines on top; ``config.load`` gives it back."""
     import yaml
 
-    head = "".join(f"# {' '.join(line.split())}\n" for line in comments)
+    clean = ("".join(sign if sign.isprintable() else " " for sign in line) for line in comments)
+    head = "".join(f"# {line}\n" for line in clean)
     return head + yaml.safe_dump(configuration.dump(config), sort_keys=False, allow_unicode=True, width=120)
 
 

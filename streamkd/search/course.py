@@ -9,7 +9,7 @@ record has ended the trial.
 import errno
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from streamkd.config import Config
@@ -21,7 +21,25 @@ from streamkd.search.space import Space
 
 if TYPE_CHECKING:
     from streamkd.search.recording import Recording
-    from streamkd.search.trial import Reading
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a trial says where it was stopped. Plain numbers: ``dataclasses.asdict`` of it is JSON.
+
+    ``records``: seen by each seed. ``objectives``: means over the seeds, ``per_seed`` in the order of ``seeds``.
+    ``accuracy``: of the served model on the validation tasks that have begun, now. ``curve``: (records, accuracy) at
+    the marks of the stream so far and here, means over the seeds. ``seconds``: in all; ``validation_seconds`` of them.
+    """
+
+    records: int
+    objectives: dict[str, float]
+    per_seed: dict[str, list[float]]
+    seeds: list[int]
+    accuracy: float
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    seconds: float = 0.0
+    validation_seconds: float = 0.0
 
 
 class Running(Protocol):
@@ -29,13 +47,17 @@ class Running(Protocol):
 
     @property
     def records(self) -> int:
-        """Records that it has seen; it rises while the trial advances."""
+        """Records that each seed has seen."""
+
+    @property
+    def seen(self) -> int:
+        """Records of all seeds together; it rises as long as the trial learns."""
 
     @property
     def finished(self) -> bool:
         """Whether it is at its end."""
 
-    def advance(self, records: int) -> "Reading":
+    def advance(self, records: int) -> Reading:
         """Train until every seed has seen so many records."""
 
 

@@ -1,7 +1,8 @@
 """How much each parameter decides how far a trial gets.
 
     trials ─► their order (farther first, then the higher objective) ─► y in 0..1
-    many:  random forest on all parameters; how much of y on trials that it has not seen is lost where one is shuffled
+    many:  random forest on all parameters: its R² on trials that it has not seen, parted among them by how much of it
+           is lost where one is shuffled
     few:   each parameter alone: its share of the variance of y (Spearman's ρ², or η² of a choice), less what chance
            would explain
 
@@ -101,23 +102,39 @@ def _alone(column: _Column, y: np.ndarray) -> float | None:
 
 
 def _forest(columns: dict[str, _Column], y: np.ndarray) -> tuple[dict[str, float | None], float]:
-    """Lost shares of the variance of y, over held-out folds; a choice is shuffled as a whole."""
+    """Shares that sum to what the forest explains, over held-out folds; and that."""
     from sklearn.ensemble import RandomForestRegressor
-    from sklearn.inspection import permutation_importance
     from sklearn.model_selection import KFold
 
     x = np.stack([column.values for column in columns.values()], 1)
     lost, scores = [], []
     for train, test in KFold(_FOLDS, shuffle=True, random_state=0).split(x):
         forest = RandomForestRegressor(_TREES, min_samples_leaf=2, random_state=0).fit(x[train], y[train])
-        scores.append(forest.score(x[test], y[test]))
-        lost.append(permutation_importance(forest, x[test], y[test], n_repeats=_REPEATS, random_state=0))
-    means = np.mean([one.importances_mean for one in lost], axis=0)
-    shares = {
-        path: max(0.0, float(mean)) if column.varies else None
-        for (path, column), mean in zip(columns.items(), means, strict=True)
-    }
-    return shares, max(0.0, float(np.mean(scores)))
+        shuffled = _shuffled(x[test])  # [parameters, repeats, tests, parameters]
+        found = forest.predict(shuffled.reshape(-1, x.shape[1])).reshape(shuffled.shape[:-1])
+        scores.append(float(_explained(y[test], forest.predict(x[test]))))
+        lost.append(scores[-1] - _explained(y[test], found).mean(1))
+    means, explained = np.maximum(np.mean(lost, axis=0), 0.0), max(0.0, float(np.mean(scores)))
+    parts = explained * means / (means.sum() or 1.0)
+    return {
+        path: float(part) if column.varies else None
+        for (path, column), part in zip(columns.items(), parts, strict=True)
+    }, explained
+
+
+def _shuffled(x: np.ndarray) -> np.ndarray:
+    """The rows, with each parameter in turn shuffled among them, so many times."""
+    dice = np.random.default_rng(0)
+    copies = np.tile(x, (x.shape[1], _REPEATS, 1, 1))
+    for parameter in range(x.shape[1]):
+        for repeat in range(_REPEATS):
+            copies[parameter, repeat, :, parameter] = dice.permutation(x[:, parameter])
+    return copies
+
+
+def _explained(y: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """R² along the last axis; where y does not vary, what is missed."""
+    return np.asarray(1 - ((y - found) ** 2).sum(-1) / (((y - y.mean()) ** 2).sum() or 1.0))
 
 
 def _sorted(shares: dict[str, float | None]) -> dict[str, float | None]:

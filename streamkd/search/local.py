@@ -1,9 +1,10 @@
 """The engine that needs nothing but this machine: child processes, each of which runs one trial after another.
 
-    next ─► an idle child (spawned when needed) ─► readings ─► told: goes on? ─► ended
+    next ─► an idle child (forked when needed) ─► readings ─► told: goes on? ─► ended
                  ends by itself, or learned nothing for so long ─► failed, and a fresh child follows
 
-A child takes seconds to start and is used again; whatever a trial does to its process ends there.
+Whatever a trial does to its process ends there. The imports of a trial take seconds: a server process makes them once,
+and children are forked from it, which has no threads and has computed nothing.
 """
 
 import contextlib
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from streamkd.search.driver import Search
 
 START_SECONDS = 300.0
-"""A child that has not begun its trial after so long is taken to hang: it imports torch and reads plugins first."""
+"""A child that has not begun its trial after so long is taken to hang: the first one waits for the imports."""
 TICK_SECONDS = 0.25
 GRACE_SECONDS = 2.0
 
@@ -50,7 +51,7 @@ class LocalEngine:
         """Run what the search gives until there is no more, or it is stopping; no child is left."""
         with tempfile.TemporaryDirectory(prefix="streamkd-tune-") as folder:
             sharing.write(search.recordings, Path(folder) / "recordings")
-            work = _Work(Path(folder), pickle.dumps(search.job), search.settings)
+            work = _Work(Path(folder), pickle.dumps(search.job), search.make.__module__, search.settings)
             children = [_Child(work, slot, self._devices[slot] if self._devices else "") for slot in range(self._slots)]
             try:
                 _run(search, children)
@@ -110,6 +111,7 @@ class _Work:
 
     folder: Path
     job: bytes
+    made_in: str
     settings: Settings
 
 
@@ -135,12 +137,11 @@ class _Child:
 
     def _start(self) -> None:
         self.end()
-        context = get_context("spawn")
+        context = get_context("forkserver")
+        context.set_forkserver_preload([main.__module__, self._work.made_in])
         self.connection, theirs = context.Pipe()
         self._closed = False
-        place = Place(
-            self._work.folder / "recordings", self._log, self._devices, self._work.settings.memory_bytes, os.getpid()
-        )
+        place = Place(self._work.folder / "recordings", self._log, self._devices, self._work.settings.memory_bytes)
         self._process = context.Process(target=main, args=(place, self._work.job, theirs), daemon=True)
         self._process.start()
         theirs.close()

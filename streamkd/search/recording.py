@@ -65,7 +65,7 @@ class Recording:
 class _Recorded:
     """A recording by offset."""
 
-    partitions = (PARTITION,)
+    partitions: tuple[str, ...] = (PARTITION,)
     finite = True
 
     def __init__(self, recording: Recording) -> None:

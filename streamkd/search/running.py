@@ -57,9 +57,10 @@ def refuse_structural(saved: Config, now: Config, registry: Registry) -> None:
 
 def resumed_as(saved: Config, now: Config) -> Config:
     """The saved configuration as the learner should see it: gates and losses of another floor or temperature are still
-    the same ones, with what they have learned.
+    the same ones, with what they have learned; nothing has changed that it would warn of.
     """
-    return saved.model_copy(update={"gate": now.gate, "losses": now.losses})
+    rates = ("optimizer", "adapt", "vicinity", "pool", "gate", "losses", "teachers")
+    return saved.model_copy(update={name: getattr(now, name) for name in rates})
 
 
 def temperature_of(config: Config, registry: Registry) -> float | None:

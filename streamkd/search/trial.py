@@ -11,43 +11,23 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from streamkd import config as configuration
 from streamkd.config import Config
-from streamkd.errors import CheckpointDamaged, ConfigError, StateConflict, StateError, TrialFailed
+from streamkd.errors import CheckpointDamaged, ConfigError, StateConflict, StateError
 from streamkd.plugins import Registry
 from streamkd.search import recording as recordings_of
 from streamkd.search import running
+from streamkd.search.course import Reading
 from streamkd.search.objective import Curve, mean, objective
 from streamkd.search.passage import Passage
 from streamkd.search.recording import Recording
 from streamkd.state import files
 from streamkd.state.tree import pack, unpack
 
-__all__ = ["Reading", "Trial", "TrialFailed"]
 MANIFEST = "trial.json"
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a trial says where it was stopped. Plain numbers: ``dataclasses.asdict`` of it is JSON.
-
-    ``records``: seen by each seed. ``objectives``: means over the seeds, ``per_seed`` in the order of ``seeds``.
-    ``accuracy``: of the served model on the validation tasks that have begun, now. ``curve``: (records, accuracy) at
-    the marks of the stream so far and here, means over the seeds. ``seconds``: in all; ``validation_seconds`` of them.
-    """
-
-    records: int
-    objectives: dict[str, float]
-    per_seed: dict[str, list[float]]
-    seeds: list[int]
-    accuracy: float
-    curve: list[tuple[int, float]] = field(default_factory=list)
-    seconds: float = 0.0
-    validation_seconds: float = 0.0
 
 
 class Trial:
@@ -90,6 +70,11 @@ class Trial:
     def records(self) -> int:
         """Records that each seed has seen."""
         return max(passage.records for passage in self._passages.values())
+
+    @property
+    def seen(self) -> int:
+        """Records that the seeds have seen together; it rises whichever of them has its turn."""
+        return sum(passage.records for passage in self._passages.values())
 
     @property
     def finished(self) -> bool:
@@ -163,7 +148,8 @@ class Trial:
         self._seconds, self._validation_seconds = about["seconds"], about["validation_seconds"]
 
     def _refuse_others(self, seeds: Sequence[int], objectives: Sequence[str]) -> None:
-        now = ([*self._recordings], [one.name for one in self._objectives])
-        for what, before, after in zip(("seeds", "objectives"), (list(seeds), list(objectives)), now, strict=True):
-            if sorted(before) != sorted(after):
-                raise StateConflict(f"the trial was begun with {before}, and cannot go on with {after}", where=what)
+        mine = [str(seed) for seed in self._recordings], [one.name for one in self._objectives]
+        theirs = [str(seed) for seed in seeds], [*objectives]
+        for what, before, now in zip(("seeds", "objectives"), theirs, mine, strict=True):
+            if sorted(before) != sorted(now):
+                raise StateConflict(f"the trial was begun with {before}, and cannot go on with {now}", where=what)

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,13 +36,12 @@ PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Place:
-    """Where a child works: the recordings, its log, its GPUs, its bound of memory, its driver."""
+    """Where a child works: the recordings, its log, its GPUs, its bound of memory."""
 
     recordings: Path
     log: Path
     devices: str
     memory_bytes: int | None
-    driver: int
 
 
 def main(place: Place, job: bytes, connection: Connection) -> None:
@@ -97,18 +97,19 @@ class Teller:
 
     def _beat(self) -> None:
         """Tell the records of the running trial whenever they have risen."""
-        told: tuple[Running | None, int] = (None, 0)
+        told = -1
         while True:
             time.sleep(BEAT_SECONDS)
-            if (trial := self._trial) is not None and (now := (trial, trial.records)) != told:
-                told = now
+            trial = self._trial
+            if trial is not None and (seen := trial.seen) != told:
+                told = seen
                 with contextlib.suppress(OSError):
-                    self.tell("alive", now[1])
+                    self.tell("alive", seen)
 
 
 def _settle(place: Place) -> None:
     """The process as a trial needs it."""
-    _die_with(place.driver)
+    _die_with_driver()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     log = os.open(place.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
@@ -120,10 +121,13 @@ def _settle(place: Place) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (place.memory_bytes, place.memory_bytes))
 
 
-def _die_with(driver: int) -> None:
-    """Ask Linux to kill this process when its driver ends, however that ends; elsewhere the closed pipe says it."""
+def _die_with_driver() -> None:
+    """Ask Linux to kill this process when its parent ends, which is the fork server, which ends with the driver;
+    elsewhere the closed pipe says it.
+    """
     if sys.platform == "linux":
         prctl: Callable[..., int] = ctypes.CDLL(None, use_errno=True).prctl
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != driver:
+    driver = parent_process()
+    if driver is None or not driver.is_alive():
         os._exit(0)

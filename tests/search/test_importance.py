@@ -90,3 +90,10 @@ def test_noise_alone_explains_nothing() -> None:
     found = importance(noise, "accuracy")
     assert (found.explained or 0) < 0.1
     assert all((share or 0) < 0.15 for share in found.shares.values())
+
+
+def test_trials_that_are_all_equal_are_taken() -> None:
+    """Where every trial came equally far and high there is nothing to explain, and nothing breaks."""
+    for count in (10, 40):
+        found = importance([trial(i, {"x": i / count, "kind": "ab"[i % 2]}, 0.5) for i in range(count)], "accuracy")
+        assert all(not share for share in found.shares.values())

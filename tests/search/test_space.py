@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,18 @@ def test_the_document_lists_the_default_space() -> None:
             log = "log" if isinstance(suggestion.domain, LogUniform) else "even"
             domain = f"{suggestion.domain.low:g} to {suggestion.domain.high:g}, {log}"
         assert any(f"`{suggestion.path}`" in row and domain in row for row in rows.splitlines()), suggestion.path
+
+
+def test_the_documents_space_is_one() -> None:
+    """The example in docs/tune.md is taken as it stands, and its error is said in these words."""
+    document = (Path(__file__).parents[2] / "docs" / "tune.md").read_text("utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", document, re.DOTALL)
+    assert len(space(block).parameters) == len(block.splitlines())
+    with pytest.raises(ConfigError) as fault:
+        space("optimizer.learning_rat: {loguniform: [1e-4, 1e-2]}")
+    said = str(fault.value).splitlines()
+    assert f"    {said[0]}\n" in document
+    assert said[1].split("momentum")[0] in document
 
 
 def test_a_space_survives_json() -> None:

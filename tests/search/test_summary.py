@@ -1,0 +1,60 @@
+"""A search in words: `streamkd inspect` tells it from a state directory, also in a bucket's folder."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from streamkd import inspection
+from streamkd.cli import cli
+from streamkd.errors import StateError
+from streamkd.search import outcome
+from streamkd.search.summary import about, sentence
+
+from .searches import search
+
+
+def inspect(*arguments: str) -> str:
+    done = CliRunner().invoke(cli, ["inspect", *arguments], catch_exceptions=False)
+    assert done.exit_code == 0
+    return done.output
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_search_is_told_from_a_state_directory(tmp_path: Path, scheme: str) -> None:
+    """Trials by state, the share of the records, what is taken with its values, and each failure, by folder or URI."""
+    ledger = search(tmp_path, 16)
+    ledger.store.write("trials/notes.txt", b"mine")
+    found = outcome.read(ledger)
+    text = inspect(f"{scheme}{tmp_path}")
+    assert "search toy: 16 trials (1 running, " in text
+    assert f"{found.records} records over 3 seeds, {100 * found.records / found.whole:.0f} % of" in text
+    assert sentence(found) in text
+    assert "  memory.policy: " in text
+    for one in found.failures:
+        assert f"trial {one.number} failed: {one.reason}" in text
+    assert "trials/notes.txt is left out: it is empty or cut off" in text
+
+
+def test_the_json_is_the_same_account(tmp_path: Path) -> None:
+    """`--json` gives plain values that a program can read."""
+    ledger = search(tmp_path, 16, {"accuracy": "max", "forgetting": "min"})
+    told = json.loads(inspect(str(tmp_path), "--json"))
+    found = outcome.read(ledger)
+    assert told == json.loads(json.dumps(about(found)))
+    assert found.verdict is not None
+    assert told["best"]["trial"] == found.verdict.taken.number
+    assert sum(told["states"].values()) == told["trials"] == 16
+
+
+def test_a_search_without_trials_is_told(tmp_path: Path) -> None:
+    """Nothing has finished, and that is what is said."""
+    search(tmp_path, 0)
+    assert "No trial has finished" in inspect(str(tmp_path))
+
+
+def test_what_is_neither_is_said(tmp_path: Path) -> None:
+    """An empty folder is no state directory and no search."""
+    with pytest.raises(StateError, match="no state directory and no search"):
+        inspection.inspect(tmp_path)
