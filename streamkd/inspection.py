@@ -1,4 +1,4 @@
-"""A state directory in words: what its newest checkpoint holds, read without owning it."""
+"""A directory in words: what a state's newest checkpoint holds, or what a search came to; read without owning it."""
 
 import hashlib
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from streamkd.errors import StateError
+from streamkd.search import ledger, outcome, summary
 from streamkd.state.checkpoint import Checkpoints, Snapshot
 from streamkd.state.directory import StateDirectory
 from streamkd.state.publish import Versions
@@ -15,7 +16,18 @@ from streamkd.streams.dead_letters import DeadLetters
 from streamkd.streams.log import Log
 
 
-def inspect(path: Path) -> dict[str, Any]:
+def inspect(path: Path | str) -> dict[str, Any]:
+    """A state directory (``learned``) or a search (``streamkd.search.summary``) as plain values.
+
+    Raises:
+        StateError: it is neither, or holds nothing yet.
+    """
+    if ledger.exists(path):
+        return summary.about(outcome.read(ledger.Ledger.open(path)))
+    return learned(Path(path))
+
+
+def learned(path: Path) -> dict[str, Any]:
     """The state directory as plain values; ``weights_sha256`` covers the student's parameters and buffers.
 
     Raises:
@@ -23,7 +35,9 @@ def inspect(path: Path) -> dict[str, Any]:
     """
     directory = StateDirectory(path)
     if not directory.exists():
-        raise StateError("is no state directory", where=str(path), fix="name one that `streamkd serve --state` made")
+        raise StateError(
+            "is no state directory and no search", where=str(path), fix="name one that `serve` or `tune` made"
+        )
     checkpoints = Checkpoints(directory, read_only=True)
     snapshot = checkpoints.latest()
     if snapshot is None:
@@ -98,6 +112,8 @@ def _dead_letters(directory: StateDirectory) -> int:
 
 def in_words(found: Mapping[str, Any]) -> str:
     """A few lines for a person."""
+    if "search" in found:
+        return summary.told(found)
     tasks, classes = found["tasks"], found["classes"]
     lines = [
         f"{found['records_trained']} records trained in {found['steps']} steps; "

@@ -13,10 +13,10 @@ from streamkd.cli.terminal import table
 
 
 @click.command()
-@click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("directory")
 @JSON
-def inspect(directory: Path, as_json: bool) -> None:
-    """A state directory in words."""
+def inspect(directory: str, as_json: bool) -> None:
+    """A state directory, or a search (also in a bucket), in words."""
     from streamkd import inspection
 
     found = inspection.inspect(directory)

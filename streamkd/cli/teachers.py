@@ -22,7 +22,7 @@ def teachers_list(state: Path, as_json: bool) -> None:
     """The teachers of the newest checkpoint, with their held-out worth."""
     from streamkd import inspection
 
-    rows = inspection.inspect(state)["teachers"]
+    rows = inspection.learned(state)["teachers"]
     if as_json:
         click.echo(json.dumps(rows))
         return
