@@ -114,7 +114,7 @@ def started(
 
 @contextmanager
 def _begun(folder: Path, cpus: float | None, gpus: float | None, dashboard: bool, store_bytes: int) -> Iterator[None]:
-    ray = importlib.import_module("ray")
+    ray = _imported()
     constants: Any = importlib.import_module("ray._private.ray_constants")
     spans, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False  # where Ray was imported before
     try:
@@ -132,7 +132,7 @@ def _begun(folder: Path, cpus: float | None, gpus: float | None, dashboard: bool
 
 @contextmanager
 def _connected(address: str) -> Iterator[None]:
-    ray = importlib.import_module("ray")
+    ray = _imported()
     try:
         _ask(address)
         with _handlers_kept():
@@ -148,6 +148,14 @@ def _connected(address: str) -> Iterator[None]:
             yield
     finally:
         ray.shutdown()
+
+
+def _imported() -> Any:
+    """Ray, with the token of the environment as it is now: what was imported before may have read another."""
+    raylet: Any = importlib.import_module("ray._raylet")
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
+    return importlib.import_module("ray")
 
 
 def _ask(address: str) -> None:

@@ -1,14 +1,14 @@
 """Ray's schedulers as a search uses them: halving that knows what earlier runs measured, and a population.
 
     ASHA        objective at a rung, those of this and of earlier runs there ─► Rungs ─► goes on, or is ended
-    population  objective at a milestone, among those that came there ─► lower quarter?
-                ─► state of one of the upper quarter, its values a step aside ─► the stream goes on
+    population  objectives at a milestone, when all have come there ─► lower quarter
+                ─► state of one of the upper quarter, its values a step aside ─► the streams go on
 
 Both are Ray's own; what differs is said at each.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,8 +18,9 @@ import numpy as np
 from ray.train._internal.session import _TrainingResult
 from ray.tune import Checkpoint
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.search import BasicVariantGenerator
 
-from streamkd.scale.trainable import METRIC, RECORD, TIME, heard, told
+from streamkd.scale.trainable import METRIC, TIME, number_of, told
 from streamkd.search.ledger import TrialRecord
 from streamkd.search.settings import Settings
 from streamkd.search.space import Space
@@ -44,9 +45,8 @@ class Rungs(ASHAScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: "Trial", result: dict[str, Any]) -> str:
         """As Ray has it; without a figure there is no way on."""
-        number = heard(trial.config["trial"]).number
         decision = super().on_trial_result(tune_controller, trial, result) if METRIC in result else TrialScheduler.STOP
-        return TrialScheduler.CONTINUE if number == 0 else str(decision)
+        return TrialScheduler.CONTINUE if number_of(trial) == 0 else str(decision)
 
     def _stand(self, record: TrialRecord, objective: str) -> None:
         nobody: Any = None
@@ -60,86 +60,120 @@ class Rungs(ASHAScheduler):
 class Population(PopulationBasedTraining):
     """Population-based training whose steps are the space's own, over what may change in a running stream.
 
-    Figures are compared where they were measured, at the same milestone: along a stream they rise and fall for all
-    alike. Trial 0, what all are compared with, takes over nobody. Every stream is saved at every milestone, so that a
-    search that was killed goes on from there: ``saved`` are the folders in which an earlier run left them.
+    Trials wait for each other at every milestone, for their figures rise and fall along the stream: only those of the
+    same records can be compared. Ray's own way of waiting stays for ever where one of them fails, and can move a trial
+    on while it is being saved; so here all begin as paused, and the population moves when none runs. Every stream is
+    saved at every milestone, so a search that was killed goes on from there. Trial 0, what all are compared with,
+    takes over nobody.
 
-    ``records`` are the trials as they stand, by number. One that takes over another keeps its number and, up to where
-    it goes on, its readings.
+    ``records``: the trials as they stand, by number; ``saved``: where an earlier run left their streams; ``moved`` is
+    told a trial that takes over another, under its own number. At most ``concurrency`` trials run at once;
+    ``starts_all``: there is room for all of these.
     """
 
     def __init__(
         self,
         settings: Settings,
-        total: int,
         mode: str,
         space: Space,
-        records: dict[int, TrialRecord],
+        records: Mapping[int, TrialRecord],
         saved: Mapping[int, Path],
+        moved: Callable[[TrialRecord], None],
+        concurrency: int | None,
+        starts_all: bool,
     ) -> None:
         super().__init__(
-            time_attr=TIME, metric=METRIC, mode=mode, perturbation_interval=interval(settings, total),
-            custom_explore_fn=lambda config: config, log_config=False, require_attrs=False,
+            time_attr=TIME, metric=METRIC, mode=mode, synch=True, log_config=False,
+            custom_explore_fn=lambda config: config,
         )  # fmt: skip
-        self._space, self._records, self._saved = space, records, saved
-        self._objective, self._sign = settings.objectives[0], 1.0 if mode == "max" else -1.0
+        self._space, self._records, self._saved, self._moved = space, records, saved, moved
+        self._concurrency, self._starts_all = concurrency or len(records), starts_all
+        self._held: list[Trial] = []
+        self._objective = settings.objectives[0]
         self._rng = np.random.default_rng(settings.seed)
-        self._scores: dict[int, dict[Trial, float]] = {}  # by milestone, the higher the better
-        self._now = 0
+        self._looked_at: set[int] = {0}
 
     def on_trial_add(self, tune_controller: Any, trial: "Trial") -> None:
-        """As Ray has it; the trial goes on where an earlier run left it, and what it read there counts."""
+        """It waits to be chosen, and goes on where an earlier run left it."""
         super().on_trial_add(tune_controller, trial)
-        record = self._records[heard(trial.config["trial"]).number]
-        for reading in record.readings:
-            if (value := reading["objectives"].get(self._objective)) is not None:
-                self._note(trial, reading["records"], value)
+        trial.set_status(trial.PAUSED)
+        # Ray would end all but one of the processes that wait, and start others in their place
+        tune_controller._tune_controller._actor_cache.increase_max(trial.placement_group_factory)
+        record = self._records[number_of(trial)]
         if (folder := self._saved.get(record.number)) is not None:
-            state = self._trial_state[trial]
-            state.last_train_time = state.last_perturbation_time = record.records
+            result = {TIME: record.records, METRIC: record.objective(self._objective)}
+            self._stand(trial, result)
             manager: Any = trial.run_metadata.checkpoint_manager
-            manager._latest_checkpoint_result = _TrainingResult(
-                checkpoint=Checkpoint.from_directory(str(folder)), metrics={TIME: record.records}
-            )
+            manager._latest_checkpoint_result = _TrainingResult(Checkpoint.from_directory(str(folder)), result)
 
     def on_trial_result(self, tune_controller: Any, trial: "Trial", result: dict[str, Any]) -> str:
-        """As Ray has it, with the trial's record as it is after this reading."""
-        record = heard(result[RECORD])
-        self._records[record.number] = record
-        if METRIC in result:
-            self._now = result[TIME]
-            self._note(trial, self._now, result[METRIC])
-        return str(super().on_trial_result(tune_controller, trial, result))
+        """It is saved, and waits for the others.
 
-    def _note(self, trial: "Trial", records: int, value: float) -> None:
-        self._scores.setdefault(records, {})[trial] = self._sign * value
+        Where none of them needs its process, it keeps it until processes that are being started are there: Ray would
+        give it to a trial that waits for one of these, and end that one, time after time.
+        """
+        self._stand(trial, result)
+        trials = tune_controller.get_trials()
+        waiting = [one for one in trials if one.status == one.PAUSED and self._at(one) < self._at(trial)]
+        if self._starts_all and not waiting and any(one.status == one.PENDING for one in trials):
+            self._held.append(trial)
+            return TrialScheduler.NOOP
+        return TrialScheduler.PAUSE
 
-    def _quantiles(self) -> tuple[list["Trial"], list["Trial"]]:
-        """The lower and the upper quarter of those that came to this milestone and still run."""
-        here = {trial: score for trial, score in self._scores[self._now].items() if not trial.is_finished()}
-        ordered = sorted(here, key=lambda trial: here[trial])
+    def _stand(self, trial: "Trial", result: dict[str, Any]) -> None:
+        state: Any = self._trial_state[trial]
+        state.last_result, state.last_train_time = result, result[TIME]
+        value = result.get(METRIC)
+        state.last_score = -math.inf if value is None else self._metric_op * value
+
+    def choose_trial_to_run(self, tune_controller: Any) -> "Trial | None":
+        """One of those that are furthest behind; where all are there, the population moves first."""
+        live = [trial for trial in tune_controller.get_trials() if not trial.is_finished()]
+        while self._held and not any(trial.status == trial.PENDING for trial in live):
+            tune_controller.pause_trial(self._held.pop())
+        active = [trial for trial in live if trial.status != trial.PAUSED]
+        behind = min((self._at(trial) for trial in live), default=0)
+        here = [trial for trial in live if trial.status == trial.PAUSED and self._at(trial) == behind]
+        if behind not in self._looked_at and not active:
+            self._looked_at.add(behind)
+            self._move(here, tune_controller)
+        ready = behind in self._looked_at and len(active) < self._concurrency
+        return here[0] if here and ready else None
+
+    def _at(self, trial: "Trial") -> int:
+        return self._trial_state[trial].last_train_time
+
+    def _move(self, here: Sequence["Trial"], tune_controller: Any) -> None:
+        ordered: list[Any] = sorted(here, key=lambda trial: float(self._trial_state[trial].last_score or 0.0))
         count = min(math.ceil(len(ordered) * self._quantile_fraction), len(ordered) // 2)
-        lower = [trial for trial in ordered[:count] if heard(trial.config["trial"]).number != 0]
-        return lower, ordered[len(ordered) - count :]
-
-    def _checkpoint_or_exploit(self, trial: "Trial", tune_controller: Any, upper: Any, lower: Any) -> None:
-        super()._checkpoint_or_exploit(trial, tune_controller, upper, lower)
-        if trial.status == trial.RUNNING and not trial.is_saving:
-            tune_controller._schedule_trial_save(trial, result=self._trial_state[trial].last_result)
+        upper = ordered[len(ordered) - count :]
+        for trial in upper:
+            self._checkpoint_or_exploit(trial, tune_controller, [trial], [])
+        for trial in ordered[:count]:
+            if number_of(trial) != 0:
+                self._checkpoint_or_exploit(trial, tune_controller, [upper[self._rng.integers(count)]], [trial])
 
     def _get_new_config(self, trial: "Trial", trial_to_clone: "Trial") -> tuple[dict[str, Any], dict[str, Any]]:
-        mine = self._records[heard(trial.config["trial"]).number]
-        other = self._records[heard(trial_to_clone.config["trial"]).number]
-        state: Any = self._trial_state[trial_to_clone]
-        at = int(state.last_result[TIME])
+        mine, other = self._records[number_of(trial)], self._records[number_of(trial_to_clone)]
         values = dict(self._space.perturb(other.latest, self._rng, self._space.mutable()))
-        change = {"records": at, "values": values, "parent": other.number}
-        kept = tuple(reading for reading in mine.readings if reading["records"] <= at)
-        record = replace(mine, readings=kept, parent=other.number, changes=(*mine.changes, change))
-        self._records[mine.number] = record
+        change = {"records": self._at(trial_to_clone), "values": values, "parent": other.number}
+        record = replace(mine, parent=other.number, changes=(*mine.changes, change))
+        self._moved(record)
         return {"trial": told(record)}, {}
 
 
-def interval(settings: Settings, total: int) -> int:
-    """Records between two looks at the population: a milestone."""
-    return max(1, total // settings.reduction**settings.rungs)
+class Members(BasicVariantGenerator):
+    """The trials of a population; it is not finished while one is alive, else Ray would end the processes that wait
+    for the others. ``over``: whether all is to be left.
+    """
+
+    def __init__(self, over: Callable[[], bool]) -> None:
+        super().__init__()
+        self._over = over
+
+    def is_finished(self) -> bool:
+        """Whether there is neither another one nor one that may go on."""
+        return bool(super().is_finished() and (not self._live_trials or self._over()))
+
+    def save_to_dir(self, dirpath: str, session_str: str = "", **named: Any) -> None:
+        """Nothing to save."""

@@ -42,6 +42,11 @@ def heard(text: str) -> TrialRecord:
     return TrialRecord(**tree | {name: tuple(tree[name]) for name in ("readings", "changes")})
 
 
+def number_of(trial: Any) -> int:
+    """The number that the ledger knows a trial of Ray's by."""
+    return heard(trial.config["trial"]).number
+
+
 def left(folder: Path) -> TrialRecord | None:
     """The record of a trial whose stream was saved in a folder; ``None`` where somebody was killed on the way."""
     try:

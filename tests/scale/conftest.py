@@ -14,6 +14,8 @@ sys.path.append(HERE)
 @pytest.fixture(scope="package")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     """A Ray of our own that declares four CPUs and a GPU that there need not be; its workers find the toys."""
+    import ray.tune  # noqa: F401  (as a program may have done, without a token)
+
     from streamkd.scale import cluster
 
     with pytest.MonkeyPatch.context() as patch:

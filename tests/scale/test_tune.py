@@ -84,7 +84,8 @@ def test_four_trials_share_a_gpu_and_a_fifth_waits(tmp_path: Path) -> None:
 
 def test_a_trial_that_fits_nowhere_is_said(ray_cluster: Cluster, tmp_path: Path) -> None:
     """More CPUs or GPUs than there are is an error at once, with what there is; no trial is begun."""
-    for asked in ({"cpus_per_trial": 100.0}, {"gpus_per_trial": 2.0}):
+    too_much: list[dict[str, Any]] = [{"cpus_per_trial": 100.0}, {"gpus_per_trial": 2.0}]
+    for asked in too_much:
         search = toy_trials.search(tmp_path / str(asked), [0.1], **asked)
         with pytest.raises(StreamkdError, match=r"needed .* on one machine for each trial, got 4 CPUs, 1 GPUs"):
             RayEngine(search.settings).run(search)

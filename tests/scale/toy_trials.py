@@ -17,7 +17,7 @@ from streamkd.errors import TrialFailed
 from streamkd.plugins import Registry
 from streamkd.search.course import Job, Reading
 from streamkd.search.domains import Parameter, Uniform
-from streamkd.search.driver import Search
+from streamkd.search.driver import Search, Watch
 from streamkd.search.ledger import Ledger, TrialRecord, exists
 from streamkd.search.recording import Recording
 from streamkd.search.settings import Settings
@@ -107,7 +107,13 @@ def _misbehave(rate: float) -> None:
         raise ValueError("no such thing")
 
 
-def search(place: Path | str, rates: Sequence[float] = (), make: Any = Toy, **settings: Any) -> Search:
+def search(
+    place: Path | str,
+    rates: Sequence[float] = (),
+    make: Any = Toy,
+    watches: Sequence[Watch] = (),
+    **settings: Any,
+) -> Search:
     """A search of trials with these rates, or the one that is there already."""
     given: Any = {"trials": len(rates), "seeds": (100,), "scheduler": "none", "sampler": "random", **settings}
     asked = Settings(**given)
@@ -117,7 +123,7 @@ def search(place: Path | str, rates: Sequence[float] = (), make: Any = Toy, **se
             ledger.write(TrialRecord(number, {RATE: rate}, "waiting"))
     config = configuration.load(None, (), REGISTRY)
     job = Job(config, SPACE, Ledger.open(place), ("accuracy",), asked.milestones(TOTAL), 1, make)
-    return Search(job, REGISTRY, asked, {100: _recording()})
+    return Search(job, REGISTRY, asked, {100: _recording()}, watches)
 
 
 def _recording() -> Recording:
