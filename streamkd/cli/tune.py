@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 import click
 
@@ -22,45 +23,49 @@ SIZES = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
 class Measure(click.ParamType):
-    """A number with a unit."""
+    """A number with a unit; ``number`` is what comes of it: seconds may be broken, bytes are whole."""
 
-    def __init__(self, name: str, units: dict[str, int], example: str) -> None:
-        self.name, self._units, self._example = name, units, example
+    def __init__(self, name: str, number: type[int] | type[float], units: dict[str, int], example: str) -> None:
+        self.name, self._number, self._units, self._example = name, number, units, example
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """The number in seconds, or bytes."""
         found = re.fullmatch(rf"(\d+(?:\.\d+)?)([{''.join(self._units)}]?)", str(value).lower())
         if not found or float(found[1]) <= 0:
             self.fail(f"needed a number such as {self._example}, got {value!r}", param, ctx)
-        return float(found[1]) * self._units.get(found[2], 1)
+        return self._number(float(found[1]) * self._units.get(found[2], 1))
 
 
-TIME = Measure("TIME", UNITS, "90s, 10m or 2h")
-BYTES = Measure("BYTES", SIZES, "500m or 2g")
+ABOVE_0 = click.FloatRange(0, min_open=True)
+OBJECTIVES = "accuracy, final-accuracy, forgetting, records-to-90, latency or student-accuracy; twice for a front"
+TIME = Measure("TIME", float, UNITS, "90s, 10m or 2h")
+BYTES = Measure("BYTES", int, SIZES, "500m or 2g")
 
 
 @click.command()
 @CONFIG
 @SET
 @click.option("--space", "space_file", type=click.Path(path_type=Path, dir_okay=False), help="YAML; see docs/tune.md.")
-@click.option("--out", help="The search directory (default tune/NAME).")
+@click.option("--out", metavar="DIR", help="The search directory (default tune/NAME).")
 @click.option("--storage", metavar="URI", help="Folder, s3:// or gs:// in which the search directory lies.")
-@click.option("--resume", is_flag=True, help="Go on with the search that is there; finished trials are kept.")
+@click.option("--resume", is_flag=True, help="Go on with the search that is there; what is over is kept.")
 @click.option("--trials", type=click.IntRange(1), help="Trial 0 is CONFIG as it stands (default 16).")
 @click.option("--time-budget", "time_budget_seconds", type=TIME, help="End after so long: 90s, 10m, 2h.")
-@click.option("--seeds", help="Of each trial, 100 and up: those below belong to reports (default 100,101).")
-@click.option("--objective", "objectives", multiple=True, help="Twice for a front (default accuracy).")
-@click.option("--scheduler", type=click.Choice(["asha", "pbt", "none"]), help="What ends or moves trials on the way.")
-@click.option("--search", "sampler", type=click.Choice(["optuna", "random", "grid"]), help="What proposes trials.")
-@click.option("--engine", type=click.Choice(["ray", "local"]), help="What runs trials (default ray).")
+@click.option(
+    "--seeds", metavar="N,N,...", help="Of each trial, 100 and up: the others are reports' (default 100,101)."
+)
+@click.option("--objective", "objectives", metavar="NAME", multiple=True, help=f"{OBJECTIVES} (default accuracy).")
+@click.option("--scheduler", type=click.Choice(["asha", "pbt", "none"]), help="Ends or moves trials (default asha).")
+@click.option("--search", "sampler", type=click.Choice(["optuna", "random", "grid"]), help="Proposes (default optuna).")
+@click.option("--engine", type=click.Choice(["ray", "local"]), help="Runs trials (default ray).")
 @click.option("--concurrency", type=click.IntRange(1), help="Trials at once (default as many as fit).")
-@click.option("--cpus-per-trial", type=float, help="Also torch threads (default 1).")
-@click.option("--gpus-per-trial", type=float, help="0.25: four trials on a GPU (default 0).")
+@click.option("--cpus-per-trial", metavar="N", type=ABOVE_0, help="Also torch threads (default 1).")
+@click.option("--gpus-per-trial", metavar="N", type=click.FloatRange(0), help="0.25: four on a GPU (default 0).")
 @click.option("--memory-per-trial", "memory_bytes", type=BYTES, help="A trial that takes more fails: 500m, 2g.")
-@click.option("--hang-seconds", type=float, help="End a trial that learns nothing for so long (default 300).")
-@click.option("--address", help="Of a running Ray cluster: HOST:PORT or auto.")
+@click.option("--hang-seconds", metavar="N", type=ABOVE_0, help="A trial that learns nothing so long fails (300).")
+@click.option("--address", metavar="HOST:PORT", help="Of a running Ray cluster; or auto.")
 @click.option("--dashboard", is_flag=True, default=None, help="Start Ray's dashboard, on loopback.")
-@click.option("--metrics-port", type=int, help="Prometheus metrics on loopback while it runs; 0 picks a port.")
+@click.option("--metrics-port", metavar="PORT", type=click.IntRange(0, 65535), help="Metrics on loopback; 0 picks one.")
 def tune(
     config: Path | None,
     overrides: tuple[str, ...],
@@ -71,7 +76,10 @@ def tune(
     metrics_port: int | None,
     **given: Any,
 ) -> None:
-    """Search the rates that suit CONFIG's recorded stream, and write best.yaml and a report."""
+    """Search the rates that suit CONFIG's recorded stream, and write best.yaml and a report.
+
+    Ctrl-C and `--time-budget` keep what has finished; the same command with `--resume` goes on.
+    """
     from streamkd import config as configuration
     from streamkd.plugins import Registry
     from streamkd.search import driver, spacefile, summary
@@ -81,36 +89,77 @@ def tune(
     place = _place(out, storage, tree.name)
     settings = _settings(given, place if resume else None)
     space = spacefile.load(space_file, tree, registry)
-    with _watches(metrics_port) as watches:
-        outcome = driver.tune(
-            tree, registry, space, settings, place, _engines(), resume=resume, command=_command(), watches=watches
-        )
+    click.echo(_begun(tree.name, settings, len(space.parameters), place), err=True)
+    try:
+        with _watches(metrics_port) as watches:
+            outcome = driver.tune(
+                tree, registry, space, settings, place, _engines(), resume=resume, command=_command(), watches=watches
+            )
+    except KeyboardInterrupt:
+        click.echo(_stopped(place), err=True)
+        sys.exit(130)
     click.echo(summary.in_words(outcome))
-    if outcome.verdict is not None:
-        click.echo(
-            f"wrote {place}/best.yaml and {place}/report.html\nnext: streamkd run {place}/best.yaml --report DIR"
-        )
+    click.echo(_wrote(place, outcome.verdict is not None))
 
 
 def _place(out: str | None, storage: str | None, name: str) -> str:
+    if storage and out and out.startswith("/"):
+        raise click.BadParameter(f"with --storage needed a folder below it, got {out}", param_hint="--out")
     within = out or (name if storage else f"tune/{name}")
     return f"{storage.rstrip('/')}/{within}" if storage else within
+
+
+def _begun(name: str, settings: "Settings", parameters: int, place: str) -> str:
+    """What is going to happen; reading the stream takes a while."""
+    return (
+        f"{name}: {settings.trials} trials over {parameters} parameters, by {' and '.join(settings.objectives)} "
+        f"on seeds {', '.join(map(str, settings.seeds))}; results in {place}"
+    )
+
+
+def _stopped(place: str) -> str:
+    from streamkd.search import ledger
+
+    if not ledger.exists(place):
+        return "stopped before the first trial; nothing is kept"
+    return f"stopped; what is over is kept in {place}, and the same command with --resume goes on"
+
+
+def _wrote(place: str, taken: bool) -> str:
+    """The files, and what to do with them."""
+    folder = unquote(urlsplit(place).path) if place.startswith("file://") else place
+    if not taken:
+        return f"wrote {folder}/report.html; no trial has finished, so there is no best.yaml: go on with --resume"
+    best = f"{folder}/best.yaml"
+    said = f"wrote {best} and {folder}/report.html\nnext: "
+    if "://" in folder:
+        return f"{said}fetch {best}, then streamkd run best.yaml --report DIR"
+    return f"{said}streamkd run {shlex.quote(best)} --report DIR"
 
 
 def _settings(given: dict[str, Any], resumed: str | None) -> "Settings":
     """What was asked for; the rest as the search that is resumed has it, or by default."""
     from dataclasses import replace
 
+    from streamkd.errors import StateError
+    from streamkd.search import ledger
     from streamkd.search.ledger import Ledger
     from streamkd.search.settings import Settings
 
     asked = {name: value for name, value in given.items() if value not in (None, ())}
     if "seeds" in asked:
         asked["seeds"] = tuple(integers(asked["seeds"]))
-    before = Settings() if resumed is None else Settings.from_json(Ledger.open(resumed).header["settings"])
-    if resumed is not None and "time_budget_seconds" not in asked:
-        asked["time_budget_seconds"] = None
-    return replace(before, **asked)
+    if resumed is None:
+        before = Settings()
+    elif not ledger.exists(resumed):
+        raise StateError("there is no search to go on with", where=resumed, fix="leave --resume out to begin one")
+    else:
+        before = replace(Settings.from_json(Ledger.open(resumed).header["settings"]), time_budget_seconds=None)
+    settings = replace(before, **asked)
+    if settings.engine != "ray" and ("address" in asked or "dashboard" in asked):
+        option = "--address" if "address" in asked else "--dashboard"
+        raise click.BadParameter(f"is Ray's, got --engine {settings.engine}", param_hint=option)
+    return settings
 
 
 def _engines() -> "Engines":

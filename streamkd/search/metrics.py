@@ -6,6 +6,7 @@ Standing ─► Metrics ─► Exposition ─► /metrics while the search runs
 from collections import Counter
 from typing import get_args
 
+from streamkd.search import progress
 from streamkd.search.driver import Standing
 from streamkd.search.ledger import DONE, State, TrialRecord
 from streamkd.telemetry import Exposition, Recorder
@@ -17,7 +18,7 @@ class Metrics:
     def __init__(self, exposition: Exposition) -> None:
         self._exposition = exposition
         self._recorder = Recorder()
-        self._over: set[int] = set()
+        self._over: set[int] | None = None
 
     def __call__(self, standing: Standing) -> None:
         """Take down where the search stands."""
@@ -25,17 +26,16 @@ class Metrics:
         states["waiting"] += standing.settings.trials - len(standing.trials)
         for state in get_args(State):
             self._recorder.set("tune_trials", states[state], state=state)
-        for name, direction in standing.directions.items():
-            if (best := best_of(standing.trials, name, direction)) is not None:
-                self._recorder.set("tune_best_objective", best, objective=name)
-        for one in standing.trials:
-            if one.state in DONE and one.number not in self._over:
-                self._over.add(one.number)
-                self._recorder.observe("tune_trial_seconds", one.seconds)
+        for name in standing.directions:
+            if (best := progress.best(standing, name)) is not None:
+                self._recorder.set("tune_best_objective", best.objective(name) or 0.0, objective=name)
+        self._observe([one for one in standing.trials if one.state in DONE])
         self._exposition.apply(self._recorder.drain())
 
-
-def best_of(trials: tuple[TrialRecord, ...], name: str, direction: str) -> float | None:
-    """The best figure among the finished trials."""
-    values = [value for one in trials if one.state == "finished" and (value := one.objective(name)) is not None]
-    return (max if direction == "max" else min)(values, default=None)
+    def _observe(self, over: list[TrialRecord]) -> None:
+        """How long those took that are over by now; a search that goes on does not count those of before again."""
+        before = {one.number for one in over} if self._over is None else self._over
+        for one in over:
+            if one.number not in before:
+                self._recorder.observe("tune_trial_seconds", one.seconds)
+        self._over = {one.number for one in over} | before

@@ -36,7 +36,7 @@ PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Place:
-    """Where a child works: the recordings, its log, its GPUs, its bound of memory."""
+    """Where a child works: the recordings, its log, its GPUs, what it may allocate beside what it begins with."""
 
     recordings: Path
     log: Path
@@ -117,8 +117,19 @@ def _settle(place: Place) -> None:
         os.dup2(log, number)
     os.close(log)
     os.environ["CUDA_VISIBLE_DEVICES"] = place.devices
-    if place.memory_bytes is not None:  # RLIMIT_AS would count what CUDA only reserves
-        resource.setrlimit(resource.RLIMIT_DATA, (place.memory_bytes, place.memory_bytes))
+    if place.memory_bytes is not None:
+        bound_memory(place.memory_bytes)
+
+
+def bound_memory(more_bytes: int) -> None:
+    """Let this process allocate so much more than it has now; libraries alone take a gigabyte. Linux only.
+
+    What is beyond is a ``MemoryError``. ``RLIMIT_AS`` would count what CUDA only reserves.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text("ascii").splitlines() if status.exists() else []
+    taken = next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmData:")), 0)
+    resource.setrlimit(resource.RLIMIT_DATA, (taken + more_bytes, taken + more_bytes))
 
 
 def _die_with_driver() -> None:
