@@ -22,8 +22,11 @@ def inspect(path: Path | str) -> dict[str, Any]:
     Raises:
         StateError: it is neither, or holds nothing yet.
     """
+    if Path(path).is_file():
+        raise StateError("is a file, no directory", where=str(path), fix="name one that `serve` or `tune` made")
     if ledger.exists(path):
-        return summary.about(outcome.read(ledger.Ledger.open(path)))
+        found = ledger.Ledger.open(path)
+        return summary.about(outcome.read(found), found.driver())
     return learned(Path(path))
 
 

@@ -142,7 +142,7 @@ def _settings(given: dict[str, Any], resumed: str | None) -> "Settings":
     from dataclasses import replace
 
     from streamkd.errors import StateError
-    from streamkd.search import ledger
+    from streamkd.search import ledger, outcome
     from streamkd.search.ledger import Ledger
     from streamkd.search.settings import Settings
 
@@ -154,7 +154,8 @@ def _settings(given: dict[str, Any], resumed: str | None) -> "Settings":
     elif not ledger.exists(resumed):
         raise StateError("there is no search to go on with", where=resumed, fix="leave --resume out to begin one")
     else:
-        before = replace(Settings.from_json(Ledger.open(resumed).header["settings"]), time_budget_seconds=None)
+        header = outcome.read(Ledger.open(resumed)).header
+        before = replace(Settings.from_json(header["settings"]), time_budget_seconds=None)
     settings = replace(before, **asked)
     if settings.engine != "ray" and ("address" in asked or "dashboard" in asked):
         option = "--address" if "address" in asked else "--dashboard"

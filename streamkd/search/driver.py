@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -134,7 +135,7 @@ class Search:
         return TrialRecord(record.number, record.values)
 
     def _new(self) -> TrialRecord | None:
-        number = max((*self._trials, *(one.number for one in self._unfinished)), default=-1) + 1
+        number = next(n for n in count() if n not in self._trials)  # a damaged file leaves a gap, which is filled
         if number >= self.settings.trials:
             return None
         known = [*self._trials.values()]
@@ -261,11 +262,17 @@ def _resumed(out: Path | str, header: Mapping[str, Any]) -> Ledger:
     return ledger
 
 
-def _both(before: Any, now: Any) -> str:
+def _both(before: Any, now: Any, path: str = "") -> str:
+    """The first place where two values differ, and what is there."""
+    keys: list[Any] = []
     if isinstance(before, dict) and isinstance(now, dict):
         keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-        return f": {keys[0]}{_both(before.get(keys[0]), now.get(keys[0]))}"
-    return "" if isinstance(before, list) else f": {before!r}, now {now!r}"
+        before, now = {keys[0]: None} | before, {keys[0]: None} | now
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        keys = [at for at, (one, other) in enumerate(zip(before, now, strict=True)) if one != other]
+    if keys:
+        return _both(before[keys[0]], now[keys[0]], f"{path}.{keys[0]}" if path else str(keys[0]))
+    return f": {path or 'it'} was {before!r}, is {now!r}"
 
 
 def _refuse_nothing(outcome: "Outcome") -> None:

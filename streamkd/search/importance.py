@@ -28,12 +28,14 @@ class Importance:
     """Shares of the variance of the order by path, highest first; ``None`` where a parameter hardly varied.
 
     ``explained``: what the forest knows of trials that it has not seen (0: nothing); ``None`` where it was not asked.
+    ``chance``: the share that one in twenty parameters reaches that decide nothing, where each is measured alone.
     """
 
     shares: dict[str, float | None]
     method: str
     trials: int
     explained: float | None = None
+    chance: float | None = None
 
 
 def importance(trials: Sequence[TrialRecord], objective: str, direction: str = "max") -> Importance:
@@ -46,9 +48,14 @@ def importance(trials: Sequence[TrialRecord], objective: str, direction: str = "
     columns = {path: _column([one.latest.get(path) for one in judged]) for path in paths}
     if len(judged) < FEW or not paths:
         shares = {path: _alone(column, y) for path, column in columns.items()}
-        return Importance(_sorted(shares), "rank correlation", len(judged))
+        return Importance(_sorted(shares), "rank correlation", len(judged), chance=_chance(len(judged)))
     shares, explained = _forest(columns, y)
     return Importance(_sorted(shares), "permutation importance", len(judged), explained)
+
+
+def _chance(count: int) -> float:
+    """Of ρ², less what chance explains on average, where ρ is 1.96 / √(n − 1), its 5 % bound without any relation."""
+    return min(1.0, (1.96**2 - 1) / (count - 2))
 
 
 def order(trials: Sequence[TrialRecord], objective: str, direction: str = "max") -> np.ndarray:

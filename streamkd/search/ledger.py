@@ -169,6 +169,20 @@ class Ledger:
         finally:
             os.close(handle)
 
+    def driver(self) -> int | None:
+        """The process that drives it now; ``None`` where nobody does, or where there are no locks."""
+        path = self.store.local and self.store.local / "lock"
+        if path is None or not path.exists():
+            return None
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return int(os.pread(handle, 32, 0).decode(errors="replace").strip() or 0)
+        finally:
+            os.close(handle)
+        return None
+
 
 def exists(place: Path | str, files: fs.FileSystem | None = None) -> bool:
     """Whether a search was begun at this place."""
@@ -199,8 +213,14 @@ def _parsed(text: bytes | None, name: str) -> TrialRecord | Skipped:
 
 def _reads(record: TrialRecord) -> bool:
     """Whether what a trial was given and what it gave have the form that is documented."""
-    readings = all(isinstance(one["records"], int) and isinstance(one["objectives"], dict) for one in record.readings)
-    return readings and isinstance(record.values, dict) and all(isinstance(c["values"], dict) for c in record.changes)
+    figures = [figure for one in record.readings for figure in one["objectives"].values()]
+    return (
+        all(isinstance(one["records"], int) for one in record.readings)
+        and all(figure is None or isinstance(figure, int | float) for figure in (*figures, record.begun_at))
+        and isinstance(record.seconds, int | float)
+        and isinstance(record.values, dict)
+        and all(isinstance(change["values"], dict) for change in record.changes)
+    )
 
 
 def _take(handle: int, folder: Path) -> None:

@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, get_args
 
+from streamkd.errors import StateError
 from streamkd.search import best
 from streamkd.search.best import Verdict
 from streamkd.search.importance import Importance, importance
 from streamkd.search.ledger import Ledger, Skipped, State, TrialRecord
 from streamkd.search.space import Space
+
+HEADER = {"config": dict, "space": list, "settings": dict, "objectives": dict, "seeds": list, "total": int}
+"""What a header has to have."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,16 @@ class Outcome:
 
 
 def read(ledger: Ledger) -> Outcome:
-    """The outcome as the ledger has it now."""
+    """The outcome as the ledger has it now.
+
+    Raises:
+        StateError: the header is not that of a search.
+    """
+    wrong = [name for name, kind in HEADER.items() if not isinstance(ledger.header.get(name), kind)]
+    if wrong or not ledger.header["objectives"]:
+        raise StateError(
+            f"is not the header of a search: {', '.join(wrong) or 'objectives'} missing or of another kind",
+            where=f"{ledger.store}/search.json", fix="put a copy back, or begin another search with --out",
+        )  # fmt: skip
     trials, skipped = ledger.read()
     return Outcome(ledger.header, tuple(trials), tuple(skipped))

@@ -108,8 +108,8 @@ def _said(where: str, needed: str) -> Iterator[None]:
     """An operating system's or a bucket's error, told as ours."""
     try:
         yield
-    except OSError as fault:
-        said = fault.strerror or str(fault).splitlines()[0]
+    except (OSError, pa.ArrowInvalid) as fault:
+        said = getattr(fault, "strerror", None) or str(fault).splitlines()[0]
         raise StateError(f"needed {needed}, got: {said}", where=where, fix="free it, or name another") from fault
 
 

@@ -6,13 +6,15 @@ Outcome ─► about (plain values) | in_words (lines) | sentence (what is taken
 from collections.abc import Mapping
 from typing import Any
 
+from streamkd.search import coordinates
 from streamkd.search.ledger import TrialRecord
 from streamkd.search.outcome import Outcome
 
 
-def about(outcome: Outcome) -> dict[str, Any]:
-    """The search as plain values."""
+def about(outcome: Outcome, driver: int | None = None) -> dict[str, Any]:
+    """The search as plain values; ``driver`` is the process that drives it now."""
     verdict = outcome.verdict
+    default = next((one for one in outcome.trials if one.number == 0), None)
     return {
         "search": outcome.header.get("name"),
         "objectives": outcome.objectives,
@@ -20,16 +22,19 @@ def about(outcome: Outcome) -> dict[str, Any]:
         "counted": counted(outcome),
         "trials": len(outcome.trials),
         "states": outcome.states,
+        "driver": driver,
         "records": outcome.records,
         "records_of_whole_trials": outcome.whole,
         "verdict": sentence(outcome),
         "best": None if verdict is None else _trial(verdict.taken),
+        "default": None if default is None else _trial(default),
         "highest": None if verdict is None else verdict.highest.number,
         "lead": None if verdict is None else verdict.lead,
         "lead_standard_error": None if verdict is None else verdict.error,
         "front": [_trial(one) for one in outcome.front],
         "importance": outcome.importance.shares,
         "importance_method": outcome.importance.method,
+        "importance_by_chance": outcome.importance.chance,
         "failed": [{"trial": one.number, "reason": one.reason} for one in outcome.failures],
         "skipped": [{"file": one.name, "reason": one.reason} for one in outcome.skipped],
         "settings": outcome.header.get("settings"),
@@ -46,25 +51,65 @@ def told(found: Mapping[str, Any]) -> str:
     """What ``about`` found, in lines."""
     share = 100 * found["records"] / (found["records_of_whole_trials"] or 1)
     seeds, names = len(found["seeds"]), " and ".join(found["objectives"])
+    over = f"{seeds} seed{'s' * (seeds != 1)}"
     lines = [
         f"search {found['search']}: {found['counted']}",
-        f"{found['records']} records over {seeds} seeds, {share:.0f} % of what whole trials would see",
+        f"{found['records']:,} records over {over}, {share:.0f} % of what whole trials would see",
+        *_under_way(found),
         found["verdict"],
+        *_values(found),
     ]
-    lines += [f"  {path}: {value}" for path, value in (found["best"] or {"values": {}})["values"].items()]
     on_front = ", ".join(str(one["trial"]) for one in found["front"])
     lines += [f"front of {names}: trials {on_front}"] if on_front else []
-    leading = [f"{path} {share:.2f}" for path, share in found["importance"].items() if share][:5]
-    lines += [f"importance ({found['importance_method']}): {', '.join(leading)}"] if leading else []
+    lines += [*_important(found)]
     lines += [f"trial {one['trial']} failed: {one['reason'] or 'no reason is known'}" for one in found["failed"]]
     lines += [f"trials/{one['file']} is left out: it {one['reason']}" for one in found["skipped"]]
     return "\n".join(lines)
 
 
+def _under_way(found: Mapping[str, Any]) -> list[str]:
+    """Whether it runs now, and what a search that was stopped has left."""
+    states = found["states"]
+    if found["driver"] is not None:
+        return [f"process {found['driver']} drives it: {states.get('running', 0)} running now"]
+    left = sum(states.get(state, 0) for state in ("waiting", "running", "lost"))
+    if not left:
+        return []
+    begun = f"{left} trial{'s were' if left > 1 else ' was'} under way when it was stopped"
+    return [f"{begun}; the same command with --resume goes on"]
+
+
+def _values(found: Mapping[str, Any]) -> list[str]:
+    """What is taken, beside what stands in the configuration where that is another."""
+    if found["best"] is None:
+        return []
+    values, default = found["best"]["values"], (found["default"] or {"values": {}})["values"]
+    wide = max(map(len, values), default=0)
+    lines = [f"  {path.ljust(wide)}  {coordinates.said(value)}" for path, value in values.items()]
+    moved = [path in default and default[path] != value for path, value in values.items()]
+    column = max(map(len, lines), default=0)
+    return [
+        f"{line.ljust(column)}  (was {coordinates.said(default[path])})" if differs else line
+        for line, path, differs in zip(lines, values, moved, strict=True)
+    ]
+
+
+def _important(found: Mapping[str, Any]) -> list[str]:
+    """The parameters that decide more than one would by chance."""
+    known = {path: share for path, share in found["importance"].items() if share is not None}
+    if not known:
+        return []
+    least = found["importance_by_chance"] or 0.0
+    leading = [f"{path} {share:.2f}" for path, share in known.items() if share > least][:5]
+    said = ", ".join(leading) or "no parameter stands out from chance in so few trials"
+    return [f"importance ({found['importance_method']}): {said}"]
+
+
 def counted(outcome: Outcome) -> str:
     """The trials by state."""
     states = ", ".join(f"{count} {state}" for state, count in outcome.states.items())
-    return f"{len(outcome.trials)} trials ({states})" if states else "no trial yet"
+    number = len(outcome.trials)
+    return f"{number} trial{'s' * (number != 1)} ({states})" if states else "no trial yet"
 
 
 def sentence(outcome: Outcome) -> str:
@@ -74,7 +119,7 @@ def sentence(outcome: Outcome) -> str:
         return "No trial has finished: nothing can be taken yet."
     highest, lead = verdict.highest, ""
     if verdict.lead is not None:
-        lead = f"{verdict.lead:+.4f} ± {verdict.error or 0.0:.4f} over the seeds, at {verdict.records} records"
+        lead = f"{verdict.lead:+.4f} ± {verdict.error or 0.0:.4f} over the seeds, at {verdict.records:,} records"
     if verdict.kept:
         return (
             f"The configuration is kept as it stands: trial {highest.number} was higher in {name}, but its lead "

@@ -202,7 +202,7 @@ def test_another_search_is_not_overwritten_or_mixed(tmp_path: Path) -> None:
     tune(tmp_path / "s", trials=2)
     with pytest.raises(StateInUse, match="--resume"):
         tune(tmp_path / "s")
-    with pytest.raises(StateConflict, match=r"config: memory: size: 100, now 102"):
+    with pytest.raises(StateConflict, match=r"another config: memory\.size was 100, is 102"):
         tune(tmp_path / "s", resume=True, config=stand_ins.config(memory={"size": 102}))
     with pytest.raises(StateConflict, match="space"):
         tune(tmp_path / "s", resume=True, space=SPACE)

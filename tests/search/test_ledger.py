@@ -86,6 +86,11 @@ def test_numbers_that_are_none_are_null(tmp_path: Path) -> None:
         ("00001.json", '{"number": 1, "values": {}, "state": "running", "mood": 1}'),
         ("00001.json", '{"number": 1, "values": {}, "state": "running", "readings": [{"records": 5}]}'),
         ("00001.json", '{"number": 1, "values": {}, "state": "running", "changes": 5}'),
+        ("00001.json", '{"number": 1, "values": {}, "state": "running", "seconds": null}'),
+        (
+            "00001.json",
+            '{"number": 1, "values": {}, "state": "running", "readings": [{"records": 5, "objectives": {"a": "x"}}]}',
+        ),
         ("00001.json", '{"number": "1", "values": {}, "state": "running"}'),
         ("notes.txt", "mine"),
         ("photo.json", "\x00\xff"),

@@ -1,8 +1,11 @@
 """A search in words: `streamkd inspect` tells it from a state directory, also in a bucket's folder."""
 
 import json
+import os
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -10,9 +13,10 @@ from streamkd import inspection
 from streamkd.cli import cli
 from streamkd.errors import StateError
 from streamkd.search import outcome
+from streamkd.search.ledger import TrialRecord
 from streamkd.search.summary import about, sentence
 
-from .searches import search
+from .searches import reading, search
 
 
 def inspect(*arguments: str) -> str:
@@ -29,9 +33,10 @@ def test_a_search_is_told_from_a_state_directory(tmp_path: Path, scheme: str) ->
     found = outcome.read(ledger)
     text = inspect(f"{scheme}{tmp_path}")
     assert "search toy: 16 trials (1 running, " in text
-    assert f"{found.records} records over 3 seeds, {100 * found.records / found.whole:.0f} % of" in text
+    assert f"{found.records:,} records over 3 seeds, {100 * found.records / found.whole:.0f} % of" in text
     assert sentence(found) in text
-    assert "  memory.policy: " in text
+    assert re.search(r"^  memory.policy +(reservoir|class-balanced)", text, re.M)
+    assert "trial was under way when it was stopped; the same command with --resume goes on" in text
     for one in found.failures:
         assert f"trial {one.number} failed: {one.reason}" in text
     assert "trials/notes.txt is left out: it is empty or cut off" in text
@@ -55,6 +60,37 @@ def test_a_search_without_trials_is_told(tmp_path: Path) -> None:
 
 
 def test_what_is_neither_is_said(tmp_path: Path) -> None:
-    """An empty folder is no state directory and no search."""
+    """An empty folder is no state directory and no search; a file is no directory."""
     with pytest.raises(StateError, match="no state directory and no search"):
         inspection.inspect(tmp_path)
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(StateError, match="is a file"):
+        inspection.inspect(tmp_path / "mine.txt")
+
+
+def test_who_drives_a_search_is_named(tmp_path: Path) -> None:
+    """While a process drives it the account has its id, and does not speak of trials that were left."""
+    ledger = search(tmp_path, 16)
+    with ledger.lock():
+        text = inspect(str(tmp_path))
+    assert f"process {os.getpid()} drives it: 1 running now" in text
+    assert "--resume" not in text
+
+
+def test_another_header_is_said(tmp_path: Path) -> None:
+    """A search.json that lacks what a search needs is named with what it lacks, not met by a traceback."""
+    search(tmp_path, 2)
+    (tmp_path / "search.json").write_text('{"schema": 1, "settings": {}}')
+    with pytest.raises(StateError, match=r"config, space, objectives, seeds, total missing"):
+        inspection.inspect(tmp_path)
+
+
+def test_values_stand_beside_those_of_the_configuration(tmp_path: Path) -> None:
+    """A value that the search moved is told with the one before; one that stayed is told alone."""
+    ledger = search(tmp_path, 0)
+    for number, rate in enumerate((0.001, 0.0123456)):
+        readings = (reading(9000, 0.8 + number / 10, np.random.default_rng(0), ("accuracy",)),)
+        ledger.write(TrialRecord(number, {"rate": rate, "kind": "a"}, "finished", readings))
+    text = inspect(str(tmp_path))
+    assert re.search(r"^  rate +0\.01235 +\(was 0\.001\)$", text, re.M)
+    assert re.search(r"^  kind +a$", text, re.M)
