@@ -7,8 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,48 +14,17 @@ import psutil
 import pytest
 
 from streamkd.errors import ConfigError, StateConflict, StateInUse, StreamkdError
-from streamkd.plugins import Registry
 from streamkd.search import driver
-from streamkd.search.driver import Search, Standing
+from streamkd.search.driver import Standing
 from streamkd.search.ledger import Ledger, TrialRecord
 from streamkd.search.settings import Settings
 
 sys.path.append(str(Path(__file__).parent))
 import stand_ins
+from inline import REGISTRY, Inline, tune
 from stand_ins import GOOD, SPACE
 
-REGISTRY = Registry.load()
 HERE = Path(__file__).parent
-
-
-class Inline:
-    """An engine of a few lines: trials one after another, here."""
-
-    def __init__(self, settings: Settings, before: Callable[[TrialRecord], Any] = lambda record: None) -> None:
-        self._before = before
-
-    def run(self, search: Search) -> None:
-        from streamkd.search.course import reason_of, steps
-
-        while (record := search.next()) is not None and not search.stopping:
-            self._before(record)
-            try:
-                for record in steps(search.job, search.recordings, record):  # noqa: B020
-                    if not search.told(record):
-                        record = replace(record, state="pruned")
-                        break
-            except Exception as fault:
-                record = replace(record, state="failed", reason=reason_of(fault))
-            search.ended(record)
-
-
-def tune(out: Path, engine: Any = Inline, make: Any = stand_ins.StandIn, **more: Any) -> Any:
-    """A search of stand-ins."""
-    rest = {name: more.pop(name) for name in ("resume", "watches", "space", "config") if name in more}
-    settings = Settings(**{"engine": "inline", "sampler": "random", "seeds": (100,), "trials": 6, **more})
-    config = rest.pop("config", stand_ins.config())
-    space = rest.pop("space", GOOD)
-    return driver.tune(config, REGISTRY, space, settings, out, {"inline": engine}, make=make, **rest)
 
 
 def drive(out: Path, trials: int, *resume: str) -> subprocess.Popen[bytes]:
@@ -134,8 +101,15 @@ def test_a_driver_killed_again_and_again_loses_nothing(tmp_path: Path, seed: int
 def test_children_go_with_a_killed_driver(tmp_path: Path) -> None:
     """After -9 no child goes on training for nobody."""
     out = tmp_path / "s"
-    killed(out, 12, 5.0)
-    workers = {int(one.worker.rpartition(":")[2]) for one in Ledger.open(out).trials() if one.worker}
+    process, workers = drive(out, 12), set[int]()
+    for _ in range(600):
+        if (out / "search.json").exists():
+            workers = {int(one.worker.rpartition(":")[2]) for one in Ledger.open(out).trials() if one.worker}
+        if workers:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
     assert workers
     deadline = time.monotonic() + 10
     while any(map(runs, workers)) and time.monotonic() < deadline:
