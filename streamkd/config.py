@@ -192,7 +192,7 @@ class Adapt(Model):
     temperature: bool = Field(default=False, description="the temperature of the gated loss is adapted too")
     learning_rate: float = Field(default=0.001, gt=0)
     query: Positive = Field(default=64, description="held-out samples per outer loss")
-    anchor: float = Field(default=0.1, ge=0, description="pull of the gate's parameters towards where they began")
+    anchor: float = Field(default=0.3, ge=0, description="pull of the gate's parameters towards where they began")
     balance: float = Field(default=1e-3, ge=0, description="pull of the teachers' mean weights towards even ones")
 
 

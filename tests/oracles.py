@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from streamkd.distill.scorer import PerSampleOptions
+
 
 def softmax(logits: Sequence[float], known: Sequence[bool] | None = None, temperature: float = 1.0) -> list[float]:
     """Tempered softmax over the classes that are known; zeros where none is."""
@@ -55,21 +57,25 @@ def per_teacher(
 
 
 def gate_prior(
-    labels: Tensor, answers: Tensor, known: Tensor, heard: Tensor, floor: float, trust: float, doubt: float
+    labels: Tensor, answers: Tensor, known: Tensor, heard: Tensor, credit: Tensor, options: PerSampleOptions
 ) -> list[list[float]]:
-    """w0 = max(floor, doubt·(1 - p_T)), the latter within [0.02, 0.98]; v_k ∝ p_k(y)^trust among those heard."""
-    rows = []
-    for i in range(len(labels)):
+    """v_k ∝ ((1 - slip)·p_k(y) + slip / C)^trust · exp(c_k[y])^credit among those heard, and
+    w0 = max(hard, doubt·(1 - C·Σ v_k·exp(c_k[y]))) within [0.02, 0.98], and no less than the floor.
+    """
+    rows, classes = [], answers.shape[2]
+    for i, label in enumerate(labels.tolist()):
         mine = [k for k in range(answers.shape[1]) if heard[i, k]]
         if not mine:
             rows.append([1.0] + [0.0] * answers.shape[1])
             continue
-        p = {k: softmax(answers[i, k].tolist(), known[i, k].tolist())[int(labels[i])] for k in mine}
+        p = {k: softmax(answers[i, k].tolist(), known[i, k].tolist())[label] for k in mine}
         p = {k: max(v, math.exp(-10)) for k, v in p.items()}
-        total = sum(v**trust for v in p.values())
-        share = {k: p[k] ** trust / total for k in mine}
-        trusted = sum(share[k] * p[k] for k in mine)
-        w0 = max(floor, min(max(doubt * (1 - trusted), 0.02), 0.98))
+        q = {k: math.exp(float(credit[k, label])) for k in mine}
+        drawn = {k: (1 - options.slip) * p[k] + options.slip / classes for k in mine}
+        score = {k: drawn[k] ** options.trust * q[k] ** options.credit for k in mine}
+        share = {k: score[k] / sum(score.values()) for k in mine}
+        w0 = max(options.hard, options.doubt * (1 - classes * sum(share[k] * q[k] for k in mine)))
+        w0 = max(options.floor, min(max(w0, 0.02), 0.98))
         rows.append([w0] + [(1 - w0) * share.get(k, 0.0) for k in range(answers.shape[1])])
     return rows
 

@@ -92,15 +92,18 @@ class LikelihoodGate(nn.Module):
         self.floor, self.trust, self.doubt = options.floor, options.trust, options.doubt
 
     def forward(self, evidence: Evidence) -> Float[Tensor, "batch sources"]:
-        credit = _of_samples(evidence)
+        credit = credit_of_samples(evidence)
         shares = share(self.trust * credit, evidence.heard)
         trusted = (shares * credit.exp()).sum(1)
         hard = (self.doubt * (1 - trusted)).clamp(self.floor, 1.0)
         return weights_of(hard, shares, evidence.heard, evidence.labelled)
 
 
-def _of_samples(evidence: Evidence) -> Float[Tensor, "batch teachers"]:
-    """The credit of each teacher at each sample's label; what was not measured is filled from the others heard."""
+def credit_of_samples(evidence: Evidence) -> Float[Tensor, "batch teachers"]:
+    """The credit of each teacher at each sample's label; what was not measured is filled from the others heard.
+
+    Where nobody's was, it is log ½. Without a label it is the mean over what a teacher answers.
+    """
     table = evidence.credit.to(evidence.logits.dtype)
     told = evidence.heard & torch.isfinite(table[:, 0])
     credit = at_labels(table.nan_to_num(0.0).expand(len(evidence.labels), -1, -1), evidence)

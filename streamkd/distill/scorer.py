@@ -7,6 +7,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from streamkd.distill.credit import credit_of_samples
 from streamkd.distill.gate import Evidence, at_labels, share, weights_of
 from streamkd.hookspecs import Kind, Options, hookimpl
 
@@ -16,36 +17,56 @@ class PerSampleOptions(Options):
 
     floor: float = Field(default=0.3, ge=0, le=1, description="least weight of the hard label")
     hidden: int = Field(default=16, gt=0)
+    hard: float = Field(default=0.5, ge=0, le=1, description="prior: weight of the label; the rest is distillation")
+    doubt: float = Field(
+        default=1.0, ge=0, le=1, description="prior: its weight on classes of which the teachers know less than chance"
+    )
     trust: float = Field(default=2.0, ge=0, description="prior: shares go as p(label) to this power")
-    doubt: float = Field(default=1.0, ge=0, description="prior: hard-label weight is this times 1 - p(label)")
+    slip: float = Field(default=0.6, ge=0, lt=1, description="prior: how far p(label) is drawn to chance before that")
+    credit: float = Field(default=1.0, ge=0, description="prior: and as the class's held-out p(label) to this one")
     span: float = Field(default=2.0, gt=0, description="how far, in logits, the scorer may move the prior")
 
 
 class PerSampleGate(nn.Module):
     """Weights per sample from a scorer that all teachers share, so that it survives the pool's growth.
 
-    The prior is w_0 = max(floor, doubt·(1 - p_T(y))) and v_k ∝ p_k(y)^trust; the scorer, whose last layer begins at
-    zero, moves both in logits. Its features do not depend on how many teachers there are: the label's log
-    probability, entropy, divergence from the student, and the teacher's held-out accuracy and age. Without a label the
-    teachers' held-out credit on the classes that they answer with stands in the place of the label's log probability.
+    The prior over C classes, with c_k the teachers' held-out log-likelihood of the sample's class:
+
+        v_k ∝ ((1 - slip)·p_k(y) + slip / C)^trust · exp(c_k)^credit
+        w_0 = max(hard, doubt·(1 - C·Σ v_k·exp(c_k)))
+
+    What a teacher says of one label tells little where the label may be wrong, what it said of held-out ones more. The
+    scorer, whose last layer begins at zero, moves both in logits. Its features do not depend on how many teachers there
+    are: the label's log probability, entropy, divergence from the student, and the teacher's held-out accuracy and age.
+    Without a label the credit on the classes that a teacher answers with stands in the place of the label's log
+    probability.
     """
 
     def __init__(self, options: PerSampleOptions) -> None:
         super().__init__()
-        self.floor, self.trust, self.doubt, self.span = options.floor, options.trust, options.doubt, options.span
+        self.options, self.span = options, options.span
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.score, self.hard = _scorer(options.hidden), _scorer(options.hidden)
 
     def forward(self, evidence: Evidence) -> Float[Tensor, "batch sources"]:
         features, likelihood = _features(evidence)
-        moved = self.span * torch.tanh(self.score(features).squeeze(-1))
-        shares = share(self.trust * likelihood + moved, evidence.heard)
+        scores, credit = self._prior(evidence, likelihood)
+        shares = share(scores + self.span * torch.tanh(self.score(features).squeeze(-1)), evidence.heard)
         mixed = (shares.unsqueeze(-1) * features).sum(1)
-        trusted = (shares * likelihood.exp()).sum(1)
-        prior = torch.logit((self.doubt * (1 - trusted)).clamp(0.02, 0.98))
+        known = evidence.logits.shape[1] * (shares * credit.exp()).sum(1)
+        prior = torch.logit((self.options.doubt * (1 - known)).clamp_min(self.options.hard).clamp(0.02, 0.98))
         hard = torch.sigmoid(prior + self.span * torch.tanh(self.hard(mixed).squeeze(-1)))
-        return weights_of(hard.clamp_min(self.floor), shares, evidence.heard, evidence.labelled)
+        return weights_of(hard.clamp_min(self.options.floor), shares, evidence.heard, evidence.labelled)
+
+    def _prior(
+        self, evidence: Evidence, likelihood: Float[Tensor, "batch teachers"]
+    ) -> tuple[Float[Tensor, "batch teachers"], Float[Tensor, "batch teachers"]]:
+        """Scores of the teachers before anything was learned, and their credit."""
+        slip, classes = self.options.slip, evidence.logits.shape[1]
+        drawn = torch.log((1 - slip) * likelihood.exp() + slip / classes)
+        credit = credit_of_samples(evidence)
+        return self.options.trust * drawn + self.options.credit * credit, credit
 
 
 FEATURES = 7

@@ -74,12 +74,7 @@ TAUGHT = (
     Suggestion(
         "gate.hard",
         Uniform(0.1, 0.9),
-        "distillation weight of a fixed gate: what the label leaves is the teachers'",
-    ),
-    Suggestion(
-        "gate.doubt",
-        LogUniform(0.5, 2.0),
-        "distillation weight: the label counts by this times the teachers' doubt, so half and twice are equally far",
+        "distillation weight: what the label leaves is the teachers'",
     ),
     Suggestion(
         "teachers.*.decay",

@@ -188,7 +188,7 @@ def test_its_inner_gate_is_the_one_that_the_options_name() -> None:
     assert isinstance(Arbiter(ArbiterOptions(gate={"name": "per-class"})).adapted, PerClassGate)
     inner = Arbiter(ArbiterOptions(floor=0.2, gate={"name": "per-sample", "trust": 3.0})).adapted
     assert isinstance(inner, PerSampleGate)
-    assert (inner.floor, inner.trust) == (0.2, 3.0)
+    assert (inner.options.floor, inner.options.trust) == (0.2, 3.0)
 
 
 @pytest.mark.parametrize(

@@ -119,14 +119,35 @@ def test_a_teacher_that_is_never_heard_changes_nothing(seed: int) -> None:
         torch.testing.assert_close(gate(toys.evidence(parts))[:, :4], gate(toys.evidence(fewer, evidence.facts[:3])))
 
 
-@given(seeds, st.sampled_from([0.0, 0.3, 0.6]), st.sampled_from([0.5, 2.0]), st.sampled_from([0.5, 1.0]))
-def test_the_scorer_begins_at_the_documented_prior(seed: int, floor: float, trust: float, doubt: float) -> None:
-    """w0 = max(floor, doubt·(1 - p_T)), v ∝ p^trust."""
+@given(
+    seeds,
+    st.sampled_from([0.0, 0.6]),
+    st.sampled_from([0.2, 0.5]),
+    st.sampled_from([0.5, 2.0]),
+    st.sampled_from([0.0, 0.6]),
+    st.sampled_from([0.0, 1.0]),
+)
+def test_the_scorer_begins_at_the_documented_prior(
+    seed: int, floor: float, hard: float, trust: float, slip: float, credit: float
+) -> None:
+    """Shares by the label, drawn to chance, and by held-out credit; a fixed weight for the label, more under doubt."""
     parts = toys.lesson(seed)
-    gate = toys.scorer(floor=floor, trust=trust, doubt=doubt).double()
+    gate = toys.scorer(floor=floor, hard=hard, trust=trust, slip=slip, credit=credit).double()
+    evidence = toys.evidence(parts)
     named = (parts[k] for k in ("labels", "answers", "known", "heard"))
-    wanted = torch.tensor(oracles.gate_prior(*named, floor, trust, doubt), dtype=torch.float64)
-    torch.testing.assert_close(gate(toys.evidence(parts)), wanted, rtol=1e-9, atol=1e-9)
+    wanted = torch.tensor(oracles.gate_prior(*named, evidence.credit, gate.options), dtype=torch.float64)
+    torch.testing.assert_close(gate(evidence), wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_where_the_teachers_know_less_than_chance_the_label_counts_for_more() -> None:
+    """A pool that puts a hundredth on the label of a class leaves nine tenths to it; one at chance leaves it half."""
+    parts = toys.lesson(4)
+    parts["known"][:] = parts["heard"][:] = True
+    classes = parts["logits"].shape[1]
+    for known, wanted in ((0.01 / classes, 0.98), (0.1 / classes, 0.9), (1 / classes, 0.5), (0.9, 0.5)):
+        credit = torch.full((parts["answers"].shape[1], classes), math.log(known), dtype=torch.float64)
+        weights = toys.scorer().double()(dataclasses.replace(toys.evidence(parts), measure=lambda c=credit: c))
+        torch.testing.assert_close(weights[:, 0], torch.full((5,), wanted, dtype=torch.float64))
 
 
 def test_a_gate_gives_no_gradient_to_the_student() -> None:
@@ -161,13 +182,15 @@ def test_extreme_answers_give_finite_weights(value: float) -> None:
 
 
 def test_the_scorer_listens_to_the_better_teacher() -> None:
-    """Before anything is learned, who gives the label more probability has more weight."""
+    """Before anything is learned, who gives the label more probability has more weight; without slip by far."""
     parts, _ = seen(2, teachers=2)
     parts["known"][:] = parts["heard"][:] = True
     right = torch.nn.functional.one_hot(parts["labels"], 4).float()
     parts["answers"] = torch.stack([5 * right, -5 * right], 1)
-    weights = toys.scorer()(toys.evidence(parts))
-    assert (weights[:, 1] > 10 * weights[:, 2]).all()
+    evidence = dataclasses.replace(toys.evidence(parts), measure=None)
+    for slip, times in ((0.0, 1000), (0.6, 5)):
+        weights = toys.scorer(slip=slip)(evidence)
+        assert (weights[:, 1] > times * weights[:, 2]).all()
 
 
 def test_fixed_weights_are_those_of_the_configuration() -> None:

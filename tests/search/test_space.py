@@ -189,7 +189,7 @@ def test_the_default_space_has_what_the_configuration_has() -> None:
     assert "losses.feature.weight" in paths["two losses"]
     assert "teachers.slow.decay" in paths["an average by another name"]
     assert {p.path for p in DEFAULT.parameters} == {
-        "optimizer.learning_rate", "adapt.learning_rate", "adapt.every", "adapt.horizon", "gate.floor", "gate.doubt",
+        "optimizer.learning_rate", "adapt.learning_rate", "adapt.every", "adapt.horizon", "gate.floor", "gate.hard",
         "losses.match-gate.temperature", "teachers.ema.decay", "memory.replay", "vicinity.rows",
     }  # fmt: skip
 
@@ -344,7 +344,7 @@ WRONG = {
         "unknown entry 'emma'",
         "did you mean 'ema'?",
     ),
-    "a place of another gate": ("\ngate.hard: {uniform: [0.1, 0.9]}", ":2: gate.hard", "known in gate"),
+    "a place of another gate": ("\ngate.others: {uniform: [0.1, 0.9]}", ":2: gate.others", "known in gate"),
     "a place below a value": ("adapt.every.more: {uniform: [1, 2]}", "nothing below 'adapt.every'", ""),
     "a misspelt domain": ("adapt.every: {unifrm: [1, 2]}", ":1: adapt.every.unifrm", "did you mean 'uniform'?"),
     "no domain": ("adapt.every: [1, 2]", "needed a domain, got [1, 2]", "{uniform: [0.1, 0.9]}"),

@@ -244,10 +244,10 @@ def test_a_temperature_that_is_adapted_is_moved_by_the_configuration_alone(
     assert parts_of(other).terms[0].loss.temperature == pytest.approx(4.0)
 
 
-def test_under_another_floor_and_doubt_the_gate_keeps_what_it_learned(saved: Path, one: dict[int, Recording]) -> None:
-    """The hard label's weight obeys the new floor and the new doubt; the scorer is the saved one."""
+def test_under_another_floor_and_prior_the_gate_keeps_what_it_learned(saved: Path, one: dict[int, Recording]) -> None:
+    """The hard label's weight obeys the new floor and the new prior; the scorer is the saved one."""
     high = cloned(saved, one, gate={"name": "per-sample", "floor": 0.9})
-    low = cloned(saved, one, gate={"name": "per-sample", "floor": 0.0, "doubt": 0.0})
+    low = cloned(saved, one, gate={"name": "per-sample", "floor": 0.0, "hard": 0.05, "doubt": 0.0})
     for trial in (high, low):
         assert same(learned(trial)["gate"], learned(cloned(saved, one))["gate"])
         trial.advance(HALF + 10)
