@@ -13,7 +13,8 @@ from typing import Any
 from streamkd.evaluate import charts
 from streamkd.search.plots import shortened, tight
 
-_HEIGHT, _TOP, _BOTTOM, _SIDE, _APART = 400, 58, 342, 66, 104
+_TOP, _BOTTOM, _FOOT, _SIDE, _APART = 58, 342, 16, 66, 104
+_SMALLEST = 0.85  # of its size, in a narrower place than that it is moved sideways
 _OFF = {"": 364, "pruned": 364, "failed": 384}
 LABELS = 12  # of a choice; more are not written
 
@@ -50,6 +51,8 @@ class Axis:
                 if not index % every
             ]
         middle = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
+        if isinstance(self.low, int) and isinstance(self.high, int):
+            middle = round(middle)
         return [(self.place(v) or 0.0, f"{v:.3g}") for v in dict.fromkeys((self.low, middle, self.high))]
 
     def place_of(self, index: int) -> float:
@@ -94,8 +97,19 @@ def parallel(axes: Sequence[Axis], courses: Sequence[Course], objective: str, *,
     drawn = [_line(one, every, xs, many) for one in courses]
     drawn += [_axis(one, x, _missing(one, courses)) for one, x in zip(axes, xs, strict=False)]
     drawn += [_axis(every[-1], xs[-1], False), *_ends(courses, xs[-1])]
-    style = f"min-width:{min(width, 1180)}px"
-    return f'<div class="across"><div style="{style}">{charts.svg(title, drawn, width, _HEIGHT)}</div></div>'
+    below = [y for place, y in _OFF.items() if any(_below(one, axes, place) for one in courses)]
+    height = max(below, default=_BOTTOM) + _FOOT
+    style = f"min-width:{_SMALLEST * width:.0f}px"
+    return f'<div class="across"><div style="{style}">{charts.svg(title, drawn, width, height)}</div></div>'
+
+
+def _below(one: Course, axes: Sequence[Axis], place: str) -> bool:
+    """Whether a course passes at this place below the axes."""
+    if place:
+        return one.objective is None and one.kind == place
+    return any(axis.place(one.values.get(axis.path)) is None for axis in axes) or (
+        one.objective is None and one.kind not in _OFF
+    )
 
 
 def _line(one: Course, axes: Sequence[Axis], xs: Sequence[float], many: str) -> str:

@@ -18,6 +18,7 @@ from streamkd.search.domains import Choice, LogUniform
 from streamkd.search.ledger import TrialRecord
 from streamkd.search.outcome import Outcome
 from streamkd.search.plots import Dot
+from streamkd.search.progress import clock
 from streamkd.search.summary import counted, sentence
 
 AXES = 14  # parameters that parallel coordinates show, the most important ones
@@ -41,12 +42,12 @@ def _tiles(outcome: Outcome) -> list[str]:
         figure = _figure(verdict.default.objective(outcome.leading))
         tiles.append(_tile("As it stands", figure, f"trial 0, {verdict.default.state}"))
     if verdict is not None and verdict.lead is not None:
-        error = f"<i>± {verdict.error:.4f}</i>" if verdict.error else ""
-        tiles.append(_tile(f"Lead of trial {verdict.highest.number}", f"{verdict.lead:+.4f}{error}", "over trial 0"))
+        error = f"± {verdict.error:.4f} " if verdict.error else ""
+        tiles.append(_tile(f"Lead of trial {verdict.highest.number}", f"{verdict.lead:+.4f}", f"{error}over trial 0"))
     share = outcome.records / outcome.whole if outcome.whole else 0.0
     tiles.append(_tile("Records", f"{100 * share:.0f} %", f"{outcome.records:,} of {outcome.whole:,}"))
     seconds = sum(one.seconds for one in outcome.trials)
-    tiles.append(_tile("Trials", str(len(outcome.trials)), f"{seconds:,.0f} s of work in all"))
+    tiles.append(_tile("Trials", str(len(outcome.trials)), f"{clock(seconds)} of work in all"))
     return tiles
 
 
@@ -83,7 +84,7 @@ def _verdict_card(outcome: Outcome) -> str:
     rows = [
         [path, *[said(one.latest[path]) if path in one.latest else "–" for one in columns]] for path in _paths(outcome)
     ]
-    heads = [f"trial {one.number}{' (as it stands)' if not one.number else ''}" for one in columns]
+    heads = [f"trial {one.number}" if one.number else "as it stands" for one in columns]
     return card("What is taken", sentence(outcome), table(["parameter", *heads], rows), wide)
 
 
@@ -154,7 +155,9 @@ def _importance_card(outcome: Outcome) -> str:
     if found.explained is not None:
         note += f" Together the parameters explain {100 * found.explained:.0f} % of the order of trials not seen."
     note += " Pruned trials count below those that went on; –: it hardly varied." if found.trials else ""
-    return card("Importance", note, plots.bars(dict(list(found.shares.items())[:AXES]), title="Importance"))
+    note += " Dashed: what chance alone gives to one in twenty." if found.chance is not None else ""
+    shown = dict(list(found.shares.items())[:AXES])
+    return card("Importance", note, plots.bars(shown, title="Importance", chance=found.chance))
 
 
 def _front_card(outcome: Outcome) -> str:
@@ -208,7 +211,7 @@ def _trials_card(outcome: Outcome) -> str:
     rows = [
         [
             str(one.number),
-            f"{one.state}, taken" if _kind(outcome, one) == "taken" else one.state,
+            _state(outcome, one),
             *[_figure(one.objective(name)) for name in outcome.objectives],
             f"{one.records:,}",
             f"{one.seconds:,.1f}",
@@ -219,6 +222,13 @@ def _trials_card(outcome: Outcome) -> str:
     head = ["trial", "state", *outcome.objectives, "records", "seconds", *paths]
     note = "Figures of trials that did not finish are those at their last reading, which fewer tasks may have entered."
     return card("All trials", note, table(head, rows, ("state",)), wide=True)
+
+
+def _state(outcome: Outcome, one: TrialRecord) -> str:
+    """How a trial ended, and the kind of reason that it failed for."""
+    if _kind(outcome, one) == "taken":
+        return f"{one.state}, taken"
+    return f"{one.state}: {one.reason.partition(':')[0]}" if one.state == "failed" and one.reason else one.state
 
 
 def _again_card(outcome: Outcome) -> str:

@@ -24,7 +24,8 @@ KINDS = {
     "failed": "× failed",
     "open": "□ not ended",
 }
-_ROW = 24
+_ROW, _NAMES, _LONGEST = 24, 236, 268
+_CLASS = "chart search"  # its texts grow on a narrow page
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +47,14 @@ def history(dots: Sequence[Dot], level: float | None, direction: str, *, title: 
     frame = Frame(-0.5, max(dot.x for dot in dots) + 0.5, low, high, height=300, strip=44)
     size = min(3.8, max(1.2, 200 / len(dots)))
     drawn = [charts.axes(frame, across=False), _numbers(frame), _level(frame, level), _best(dots, frame, direction)]
+    drawn += [_strip(frame, dots)]
     drawn += [
         _dot(frame.x(dot.x), frame.bottom + (16 if dot.kind == "pruned" else 34), dot, size)
         for dot in dots
         if dot.y is None
     ]
     drawn += [_dot(frame.x(dot.x), _within(frame, dot.y), dot) for dot in dots if dot.y is not None]
-    return charts.svg(title, drawn, frame.width, frame.height) + key(dots)
+    return _svg(title, drawn, frame) + key(dots)
 
 
 def curves(lines: Sequence[tuple[str, Sequence[Point], str]], marks: Sequence[Mark] = (), *, title: str) -> str:
@@ -64,20 +66,26 @@ def curves(lines: Sequence[tuple[str, Sequence[Point], str]], marks: Sequence[Ma
     frame = Frame(0, max(x for _, points, _ in lines for x, _ in points), low, high)
     many = " many" if len(lines) > 60 else ""
     drawn = [
-        f'<path d="{charts.line([(x, _clipped(frame, y)) for x, y in points], frame)}" class="line trial {kind}{many}">'
-        f"<title>{escape(name)}</title></path>"
+        f'<path d="{_stroke(points, frame)}" class="line trial {kind}{many}"><title>{escape(name)}</title></path>'
         for name, points, kind in lines
     ]
-    return charts.svg(title, [charts.axes(frame), *[charts.mark(one, frame) for one in marks], *drawn])
+    return _svg(title, [charts.axes(frame), *[charts.mark(one, frame) for one in marks], *drawn], frame)
 
 
-def bars(values: Mapping[str, float | None], *, title: str) -> str:
-    """A bar a name from the left, the longest on top as they come; without a bar where there is no value."""
+def bars(values: Mapping[str, float | None], *, title: str, chance: float | None = None) -> str:
+    """A bar a name from the left, the longest on top as they come; without a bar where there is no value.
+
+    ``chance`` is a dashed line: what does not reach it may be nothing.
+    """
     if not any(value is not None for value in values.values()):
         return charts.nothing(title)
-    full = max(0.05, *(value or 0.0 for value in values.values()))
+    full = max(0.05, chance or 0.0, *(value or 0.0 for value in values.values()))
+    height = len(values) * _ROW + 6
     drawn = [_bar_row(row, name, value, full) for row, (name, value) in enumerate(values.items())]
-    return charts.svg(title, drawn, 560, len(values) * _ROW + 6)
+    if chance is not None:
+        x = _NAMES + chance / full * _LONGEST
+        drawn.insert(0, f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}" class="ideal"/>')
+    return charts.svg(title, drawn, 560, height, _CLASS)
 
 
 def scatter(dots: Sequence[Dot], front: Sequence[tuple[float, float]], names: tuple[str, str], *, title: str) -> str:
@@ -99,7 +107,7 @@ def scatter(dots: Sequence[Dot], front: Sequence[tuple[float, float]], names: tu
         f'<path d="{line}" class="line front"/>',
         *[_dot(frame.x(min(max(dot.x, x0), x1)), _within(frame, y), dot) for dot, y in known],
     ]
-    return charts.svg(title, drawn) + key(dots)
+    return _svg(title, drawn, frame) + key(dots)
 
 
 def tight(values: Sequence[float]) -> tuple[float, float]:
@@ -118,8 +126,11 @@ def tight(values: Sequence[float]) -> tuple[float, float]:
 
 
 def shortened(name: str, most: int) -> str:
-    """A path by its end, which says more than its beginning."""
-    return name if len(name) <= most else "…" + name[-most + 1 :]
+    """A path by its end, which says more than its beginning; whole keys where they are short enough."""
+    if len(name) <= most:
+        return name
+    ends = [name[at + 1 :] for at, sign in enumerate(name) if sign == "."]
+    return "…" + next((end for end in ends if 0 < len(end) < most), name[-most + 1 :])
 
 
 def key(dots: Sequence[Dot]) -> str:
@@ -129,10 +140,36 @@ def key(dots: Sequence[Dot]) -> str:
     return f'<div class="legend key">{items}</div>'
 
 
+def _svg(title: str, drawn: Sequence[str], frame: Frame) -> str:
+    return charts.svg(title, drawn, frame.width, frame.height, _CLASS)
+
+
+def _stroke(points: Sequence[Point], frame: Frame) -> str:
+    """A line; a trial that was measured once is a dash there."""
+    known = [(x, _clipped(frame, y)) for x, y in points if y is not None]
+    if len(known) != 1:
+        return charts.line([(x, _clipped(frame, y)) for x, y in points], frame)
+    x, y = frame.x(known[0][0]), frame.y(known[0][1] or 0.0)
+    return f"M{x - 4:.1f},{y:.1f}H{x + 4:.1f}"
+
+
+def _strip(frame: Frame, dots: Sequence[Dot]) -> str:
+    """The names of the rows below the area."""
+    there = {dot.kind for dot in dots if dot.y is None}
+    lower = next((kind for kind in ("failed", "open") if kind in there), "")
+    rows = {16: "pruned" if "pruned" in there else "", 34: lower}
+    left = frame.x(frame.x0) - 7
+    return "".join(
+        f'<text x="{left:.1f}" y="{frame.bottom + y + 4:.1f}" class="tick end">{name}</text>'
+        for y, name in rows.items()
+        if name
+    )
+
+
 def _bar_row(row: int, name: str, value: float | None, full: float) -> str:
     """A name, its bar and its number; ``full`` is the value that fills the width."""
-    left, y = 236, row * _ROW + 4
-    long = (value or 0.0) / full * (560 - left - 56)
+    left, y = _NAMES, row * _ROW + 4
+    long = (value or 0.0) / full * _LONGEST
     size = f'x="{left}" y="{y}" width="{max(long, 1):.1f}" height="17" rx="2"'
     bar = "" if value is None else f'<rect {size} style="fill:{charts.colour(0)}"/>'
     text = "–" if value is None else f"{value:.2f}"

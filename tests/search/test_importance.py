@@ -92,6 +92,20 @@ def test_noise_alone_explains_nothing() -> None:
     assert all((share or 0) < 0.15 for share in found.shares.values())
 
 
+def test_chance_reaches_its_level_one_time_in_twenty() -> None:
+    """Of many parameters that decide nothing, about that share of them is above the level that is named."""
+    dice = np.random.default_rng(4)
+    above = []
+    for _ in range(20):
+        trials = [
+            trial(i, {f"p{k}": float(dice.uniform()) for k in range(20)}, float(dice.uniform())) for i in range(16)
+        ]
+        found = importance(trials, "accuracy")
+        assert found.chance is not None
+        above += [(share or 0) > found.chance for share in found.shares.values()]
+    assert 0.02 < np.mean(above) < 0.09
+
+
 def test_trials_that_are_all_equal_are_taken() -> None:
     """Where every trial came equally far and high there is nothing to explain, and nothing breaks."""
     for count in (10, 40):

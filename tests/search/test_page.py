@@ -6,6 +6,7 @@ import subprocess
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,13 +115,36 @@ def test_a_default_that_is_kept_is_said_beside_the_higher_trial(tmp_path: Path) 
     assert "kept as it stands: trial 1 was higher in accuracy, but its lead (+0.0100" in text
 
 
+def test_a_trial_that_was_read_once_is_seen(tmp_path: Path) -> None:
+    """Its learning curve is a dash, where a line of one point would be nothing."""
+    ledger = search(tmp_path, 0)
+    once = {**reading(300, 0.8, np.random.default_rng(0), ("accuracy",)), "curve": [(300, 0.8)]}
+    whole = reading(9000, 0.8, np.random.default_rng(1), ("accuracy",))
+    ledger.write(TrialRecord(0, {"a": 1.0}, "finished", (once, whole)))
+    ledger.write(TrialRecord(1, {"a": 2.0}, "pruned", (once,)))
+    curves = next(
+        d for d in re.findall(r"<svg.*?</svg>", page(outcome.read(ledger)), re.S) if 'aria-label="Learning' in d
+    )
+    paths = re.findall(r'<path d="([^"]*)" class="line trial', curves)
+    assert len(paths) == 2
+    assert all("L" in path or "H" in path for path in paths)
+
+
+def test_few_trials_are_measured_against_chance(tmp_path: Path) -> None:
+    """The bars of few trials have the line that chance reaches; those of a forest have none."""
+    for count, there in ((16, True), (60, False)):
+        text = page(outcome.read(search(tmp_path / str(count), count)))
+        drawing = next(d for d in re.findall(r"<svg.*?</svg>", text, re.S) if 'aria-label="Importance"' in d)
+        assert ('class="ideal"' in drawing) == there
+
+
 def test_text_of_users_is_escaped(tmp_path: Path) -> None:
     """Names, paths, values and reasons with markup are text in the page."""
     evil = "<script>alert(1)</script>"
     ledger = search(tmp_path, 0, name=evil, command=evil)
     for number in range(8):
         readings = (reading(9000, 0.8, np.random.default_rng(number), ("accuracy",)),)
-        state = "failed" if number == 3 else "finished"
+        state: Any = "failed" if number == 3 else "finished"
         ledger.write(TrialRecord(number, {f"a.{evil}": evil if number % 2 else "b"}, state, readings, evil))
     text = page(outcome.read(ledger))
     assert "<script" not in text
@@ -150,6 +174,7 @@ def test_an_axis_places_what_was_tried() -> None:
     assert [sizes.place(v) for v in (5, 10, 20, 40)] == pytest.approx([0, 1 / 3, 2 / 3, 1])
     assert axis("kind", ["b", "a", True]).names == ("True", "a", "b")
     assert axis("one", [3, 3]).place(3) == 0.5
+    assert [text for _, text in axis("whole", [1, 3], log=True).ticks()] == ["1", "2", "3"]
     assert axis("zero", [0.0, 1.0], log=True).place(0.5) == 0.5
 
 
