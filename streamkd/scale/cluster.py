@@ -6,8 +6,8 @@
 Whoever reaches a port of Ray may run code, so every port is bound to loopback and asks for a token that only this
 process and its children know. Ray binds all interfaces unless it is told that it forms no cluster; that is said by an
 environment variable that it reads at its import, so nothing here imports Ray before it is asked for. A second call
-inside the first shares its Ray. When this process is killed, Ray's own reaper ends the rest within seconds; the folder
-that they leave is swept away by the next start.
+inside the first shares its Ray. When this process is killed, the others end within seconds; the folder that they leave
+is swept away by the next start.
 """
 
 import fcntl
@@ -24,12 +24,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from streamkd.errors import ConfigError, StreamkdError
+from streamkd.scale import reaper
 
 STORE_BYTES = 128 << 20
 """The object store's least size; Ray refuses less than 75 MB."""
@@ -117,17 +118,19 @@ def _begun(folder: Path, cpus: float | None, gpus: float | None, dashboard: bool
     ray = _imported()
     constants: Any = importlib.import_module("ray._private.ray_constants")
     spans, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False  # where Ray was imported before
-    try:
-        with _handlers_kept():
-            ray.init(
-                address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=dashboard, _temp_dir=str(folder),
-                object_store_memory=store_bytes, **_SILENT,
-            )  # fmt: skip
-        with _hushed():
-            yield
-    finally:
-        ray.shutdown()
-        constants.ENABLE_RAY_CLUSTER = spans
+    with ExitStack() as after:
+        try:
+            with _handlers_kept():
+                ray.init(
+                    address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=dashboard, _temp_dir=str(folder),
+                    object_store_memory=store_bytes, **_SILENT,
+                )  # fmt: skip
+            after.enter_context(reaper.watching(_raylet()))  # agents that end first take Ray with them
+            with _hushed():
+                yield
+        finally:
+            ray.shutdown()
+            constants.ENABLE_RAY_CLUSTER = spans
 
 
 @contextmanager
@@ -183,6 +186,11 @@ def _hushed() -> Iterator[None]:
         yield
     finally:
         worker.print_to_stdstream = printed
+
+
+def _raylet() -> int:
+    worker: Any = importlib.import_module("ray._private.worker")
+    return int(worker._global_node.all_processes["raylet"][0].process.pid)
 
 
 def _running() -> bool:

@@ -6,9 +6,9 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from processes import LOOPBACK, family, listening
 
 from streamkd.errors import ConfigError, StreamkdError
 from streamkd.scale import cluster
@@ -22,49 +22,12 @@ try:
 except Exception as fault:
     print(type(fault).__name__)
 """
-LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
-"""127.0.0.1, ::1 and 127.0.0.1 as IPv6, as /proc writes them."""
-
-
-def family() -> dict[int, str]:
-    """This process and all below it, with their command lines."""
-    parents: dict[int, int] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-    found, last = {os.getpid()}, 0
-    while len(found) > last:
-        last = len(found)
-        found |= {pid for pid, parent in parents.items() if parent in found}
-    return {pid: Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode() for pid in found}
-
-
-def listening(pids: Any) -> list[str]:
-    """The addresses at which these processes listen, as /proc writes them."""
-    sockets = {}
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            _, local, _, state, *rest = line.split()
-            if state == "0A":
-                sockets[rest[5]] = local.partition(":")[0]
-    found = []
-    for pid in pids:
-        for entry in Path(f"/proc/{pid}/fd").iterdir():
-            try:
-                target = os.readlink(entry)
-            except OSError:
-                continue
-            if target.startswith("socket:["):
-                found += [sockets[target[8:-1]]] if target[8:-1] in sockets else []
-    return found
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_every_port_is_on_loopback(ray_cluster: Cluster) -> None:
     """All that this process and Ray's processes listen at is loopback, on IPv4 and IPv6."""
-    pids = family()
+    pids = family(os.getpid())
     assert any("gcs_server" in line for line in pids.values())
     addresses = listening(pids)
     assert len(addresses) > 3
