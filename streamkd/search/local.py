@@ -13,7 +13,6 @@ import os
 import pickle
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -49,9 +48,9 @@ class LocalEngine:
 
     def run(self, search: "Search") -> None:
         """Run what the search gives until there is no more, or it is stopping; no child is left."""
-        with tempfile.TemporaryDirectory(prefix="streamkd-tune-") as folder:
-            sharing.write(search.recordings, Path(folder) / "recordings")
-            work = _Work(Path(folder), pickle.dumps(search.job), search.make.__module__, search.settings)
+        with sharing.folder() as folder:
+            sharing.write(search.recordings, folder / "recordings")
+            work = _Work(folder, pickle.dumps(search.job), search.make.__module__, search.settings)
             children = [_Child(work, slot, self._devices[slot] if self._devices else "") for slot in range(self._slots)]
             try:
                 _run(search, children)
