@@ -28,8 +28,9 @@ from streamkd.search.driver import Search
 from streamkd.search.ledger import DONE
 from streamkd.search.objective import objective
 
-KEPT_STATES = 4
-"""States of a stream that Ray keeps for each trial of a population; others may be taking over the last ones."""
+KEPT_STATES = 3
+"""States of a stream that Ray keeps for each trial of a population: its own, the one before, which others may yet take
+over, and one more, without which Ray warns."""
 
 
 def run(search: Search, cluster: Cluster, schedule_seconds: float) -> None:
