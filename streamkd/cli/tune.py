@@ -111,8 +111,9 @@ def _place(out: str | None, storage: str | None, name: str) -> str:
 
 def _begun(name: str, settings: "Settings", parameters: int, place: str) -> str:
     """What is going to happen; reading the stream takes a while."""
+    most = "up to " if settings.sampler == "grid" else ""  # the grid may have fewer points
     return (
-        f"{name}: {settings.trials} trials over {parameters} parameters, by {' and '.join(settings.objectives)} "
+        f"{name}: {most}{settings.trials} trials over {parameters} parameters, by {' and '.join(settings.objectives)} "
         f"on seeds {', '.join(map(str, settings.seeds))}; results in {place}"
     )
 
@@ -159,7 +160,7 @@ def _settings(given: dict[str, Any], resumed: str | None) -> "Settings":
     settings = replace(before, **asked)
     if settings.engine != "ray" and ("address" in asked or "dashboard" in asked):
         option = "--address" if "address" in asked else "--dashboard"
-        raise click.BadParameter(f"is Ray's, got --engine {settings.engine}", param_hint=option)
+        raise click.BadParameter(f"needed --engine ray, got --engine {settings.engine}", param_hint=option)
     return settings
 
 

@@ -160,9 +160,9 @@ class Search:
                 self._note(record, write=before != record)
 
     def leave(self) -> None:
-        """Mark what is under way as lost: nobody runs it any more."""
+        """Mark what is under way as lost: nobody runs it any more. The ledger may know of one that was just begun."""
         with self._lock:
-            for record in [one for one in self._trials.values() if one.state not in DONE]:
+            for record in [one for one in self.ledger.trials() if one.state not in DONE]:
                 self._note(replace(record, state="lost"), write=True)
 
     def _note(self, record: TrialRecord, write: bool = False) -> None:
@@ -281,7 +281,7 @@ def _refuse_nothing(outcome: "Outcome") -> None:
         return
     counts: dict[str, int] = {}
     for one in outcome.trials:
-        why = one.reason or one.state
+        why = one.reason or ("stopped before its first reading" if one.state == "lost" else one.state)
         counts[why] = counts.get(why, 0) + 1
     said = "; ".join(f"{count} × {why}" for why, count in list(counts.items())[:3]) or "none was begun"
     raise StreamkdError(

@@ -50,9 +50,11 @@ class Settings:
             if getattr(self, name) not in known:
                 raise ConfigError(f"needed one of {', '.join(known)}, got {getattr(self, name)!r}", where=name)
         if not 1 <= len(self.objectives) <= 2 or len(set(self.objectives)) != len(self.objectives):
-            raise ConfigError(f"needed one objective, or two for a front, got {self.objectives}", where="objectives")
+            raise ConfigError(
+                f"needed one objective, or two for a front, got {_listed(self.objectives)}", where="--objective"
+            )
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ConfigError(f"needed seeds, each once, got {self.seeds}", where="seeds")
+            raise ConfigError(f"needed seeds, each once, got {_listed(self.seeds)}", where="--seeds")
         for name, least in (("trials", 1), ("reduction", 2), ("rungs", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"needed {least} or more, got {getattr(self, name)}", where=name)
@@ -90,3 +92,7 @@ class Settings:
         given = {name: value for name, value in tree.items() if name in known}
         lists: dict[str, Any] = {name: tuple(given[name]) for name in ("seeds", "objectives") if name in given}
         return replace(cls(), **(given | lists))
+
+
+def _listed(values: tuple[Any, ...]) -> str:
+    return ", ".join(map(str, values)) or "none"

@@ -135,6 +135,22 @@ def test_ctrl_c_ends_well(tmp_path: Path) -> None:
     assert not {"lost", "running", "waiting"} & found.states.keys()
 
 
+def test_a_trial_that_was_just_begun_is_not_left_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted when a trial is in the ledger and nowhere else, it is marked as lost like all others."""
+    write = Ledger.write
+
+    def interrupted(self: Ledger, record: TrialRecord) -> None:
+        write(self, record)
+        if record.number == 2 and record.state == "running":
+            monkeypatch.setattr(Ledger, "write", write)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Ledger, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tune(tmp_path / "s")
+    assert Ledger.open(tmp_path / "s").trials()[2].state == "lost"
+
+
 def test_a_resumed_search_is_the_one_that_was_never_stopped(tmp_path: Path) -> None:
     """Stopped between trials and resumed: the same trials with the same values, states and figures, by Optuna too."""
 
