@@ -11,7 +11,6 @@ import faulthandler
 import hashlib
 import json
 import os
-import resource
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +23,7 @@ from ray import tune
 from streamkd.plugins import Registry
 from streamkd.search.course import Job, Running, reason_of, sound, steps
 from streamkd.search.ledger import TrialRecord
+from streamkd.search.worker import bound_memory
 
 METRIC, TIME, RECORD = "objective", "records", "record"
 SAVED = "saved.json"
@@ -76,7 +76,7 @@ class TrialActor(tune.Trainable):
         assert job is not None
         assert recordings is not None
         if memory_bytes is not None:
-            resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+            bound_memory(memory_bytes)
         self.job, self.recordings, self.hang_seconds = job, recordings, hang_seconds
         self._take(config)
 

@@ -1,6 +1,7 @@
 """The engine on a real Ray: the same search as elsewhere, whatever its trials do."""
 
 import os
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 import toy_trials
-from toy_trials import ERROR, MEMORY, NAN, SEGFAULT, SLEEP, Gathering, Slow
+from toy_trials import ERROR, MEMORY, NAN, SEGFAULT, SLEEP, WAIT, Gathering, Shared, Slow
 
 from streamkd.errors import ConfigError, StreamkdError
 from streamkd.scale.cluster import Cluster
@@ -56,19 +57,20 @@ def test_a_search_on_ray_is_the_search_that_it_is_elsewhere(tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_whatever_a_trial_does_to_its_process_hurts_it_alone(tmp_path: Path) -> None:
-    """A segfault, a sleep that holds the interpreter, NaN, too much memory and an error: each is named, what it had
-    read before is kept, and the others finish.
+    """A segfault, a sleep, one that holds the interpreter, NaN, too much memory and an error: each is named, what it
+    had read before is kept, and the others finish.
     """
-    rates = (0.1, SEGFAULT, SLEEP, NAN, MEMORY, ERROR, 0.2)
-    trials = run(tmp_path / "s", *rates, concurrency=2, hang_seconds=1.0, memory_bytes=8 << 30)
-    assert [one.number for one in trials if one.state == "finished"] == [0, 6]
+    rates = (0.1, SEGFAULT, WAIT, SLEEP, NAN, MEMORY, ERROR, 0.2)
+    trials = run(tmp_path / "s", *rates, concurrency=2, hang_seconds=1.0, memory_bytes=2 << 30)
+    assert [one.number for one in trials if one.state == "finished"] == [0, 7]
     reasons = {one.values[toy_trials.RATE]: one.reason for one in trials}
     assert reasons[SEGFAULT] == "crash: the process of the trial ended by SIGSEGV"
+    assert reasons[WAIT] == "hang: learned nothing for 1 s"
     assert reasons[SLEEP] == "hang: held its process for 6 s"
     assert reasons[NAN] == "nan: the loss is nan"
     assert reasons[MEMORY] == "memory: MemoryError"
     assert reasons[ERROR] == "error: ValueError: no such thing"
-    assert [one.records for one in trials[1:6]] == [200] * 5
+    assert [one.records for one in trials[1:7]] == [200] * 6
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -80,6 +82,14 @@ def test_four_trials_share_a_gpu_and_a_fifth_waits(tmp_path: Path) -> None:
     spans = [(float(began), float(ended)) for began, ended in marks]
     assert len(spans) == 6
     assert max(sum(began <= moment < ended for began, ended in spans) for moment, _ in spans) == 4
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_the_recordings_lie_in_memory_once(tmp_path: Path) -> None:
+    """Trials read their records where the object store has them: mapped, not copied."""
+    (trial,) = run(tmp_path / "s", 0.1, make=Shared)
+    assert (trial.state, trial.reason) == ("finished", "")
 
 
 def test_a_trial_that_fits_nowhere_is_said(ray_cluster: Cluster, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from streamkd.search.settings import Settings
 from streamkd.search.space import Space
 
 RATE = "optimizer.learning_rate"
-SEGFAULT, SLEEP, NAN, MEMORY, ERROR = 0.81, 0.82, 0.83, 0.84, 0.85
+SEGFAULT, WAIT, SLEEP, NAN, MEMORY, ERROR = 0.81, 0.82, 0.83, 0.84, 0.85, 0.86
 TOTAL = 900
 SPACE = Space((Parameter(RATE, Uniform(0.01, 0.9)),))
 REGISTRY = Registry.load()
@@ -76,6 +76,20 @@ class Slow(Toy):
     pace_seconds = 0.025
 
 
+class Shared(Toy):
+    """The same; it fails where its records are not in the object store."""
+
+    def __init__(
+        self, config: Config, registry: Registry, recordings: Mapping[int, Recording], objectives: Sequence[str]
+    ) -> None:
+        super().__init__(config, registry, recordings, objectives)
+        address = recordings[100].records.column("x").values.buffers()[1].address
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            begin, end = (int(place, 16) for place in line.split()[0].split("-"))
+            if begin <= address < end and "plasma" not in line:
+                raise TrialFailed("error", f"records lie in {line}")
+
+
 class Gathering(Toy):
     """The same; it waits until four have begun, and notes in the folder that ``TOYS`` names when it began and ended."""
 
@@ -97,12 +111,14 @@ class Gathering(Toy):
 def _misbehave(rate: float) -> None:
     if rate == SEGFAULT:
         ctypes.string_at(0)
+    if rate == WAIT:
+        time.sleep(1000)
     if rate == SLEEP:
         ctypes.PyDLL(None).sleep(1000)  # and holds the interpreter
     if rate == NAN:
         raise TrialFailed("nan", "the loss is nan")
     if rate == MEMORY:
-        bytearray(1 << 50)
+        bytearray(3 << 30)
     if rate == ERROR:
         raise ValueError("no such thing")
 
@@ -127,6 +143,7 @@ def search(
 
 
 def _recording() -> Recording:
-    rows = pa.record_batch({"x": np.zeros(TOTAL, np.float32), "label": np.zeros(TOTAL, np.int64)})
+    pixels = pa.FixedSizeListArray.from_arrays(np.zeros(TOTAL * 100, np.float32), 100)
+    rows = pa.record_batch({"x": pixels, "label": np.zeros(TOTAL, np.int64)})
     schema: Any = None
     return Recording(100, schema, rows, (), (TOTAL,), {})
