@@ -135,6 +135,8 @@ def _death(trial: Trial) -> str:
         return "memory: Ray ended the process, for its machine had little memory left"
     if "class_name" not in text and (lines := text.split("\n")[:-1]):
         return f"error: {lines[-1][:300]}"
+    if code := re.search(r"exits with an exit code (\d+)", text):
+        return f"{CRASH} with exit code {code[1]}"
     pid = re.search(r"\bpid: (\d+)", text)
     return _last_words(int(pid[1])) if pid else CRASH
 
@@ -151,4 +153,5 @@ def _last_words(pid: int) -> str:
                 return f"hang: held its process for {3600 * hours + 60 * minutes + seconds} s"
             if found := re.search(r"\*\*\* (SIG\w+) received", said):
                 return f"{CRASH} by {found[1]}"
+            return f"{CRASH} without a word, as it does when the system frees memory"
     return CRASH

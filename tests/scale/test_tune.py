@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import toy_trials
-from toy_trials import ERROR, MEMORY, NAN, SEGFAULT, SLEEP, WAIT, Gathering, Shared, Slow
+from toy_trials import ERROR, KILL, MEMORY, NAN, SEGFAULT, SLEEP, WAIT, Gathering, Shared, Slow
 
 from streamkd.errors import ConfigError, StreamkdError
 from streamkd.scale.cluster import Cluster
@@ -57,20 +57,23 @@ def test_a_search_on_ray_is_the_search_that_it_is_elsewhere(tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_whatever_a_trial_does_to_its_process_hurts_it_alone(tmp_path: Path) -> None:
-    """A segfault, a sleep, one that holds the interpreter, NaN, too much memory and an error: each is named, what it
-    had read before is kept, and the others finish.
+    """A segfault, a sleep, one that holds the interpreter, NaN, too much memory, an error and a kill: each is named,
+    what it had read before is kept, and the others finish.
     """
-    rates = (0.1, SEGFAULT, WAIT, SLEEP, NAN, MEMORY, ERROR, 0.2)
+    rates = (0.1, SEGFAULT, WAIT, SLEEP, NAN, MEMORY, ERROR, KILL, 0.2)
     trials = run(tmp_path / "s", *rates, concurrency=2, hang_seconds=1.0, memory_bytes=2 << 30)
-    assert [one.number for one in trials if one.state == "finished"] == [0, 7]
+    assert [one.number for one in trials if one.state == "finished"] == [0, 8]
     reasons = {one.values[toy_trials.RATE]: one.reason for one in trials}
     assert reasons[SEGFAULT] == "crash: the process of the trial ended by SIGSEGV"
     assert reasons[WAIT] == "hang: learned nothing for 1 s"
     assert reasons[SLEEP] == "hang: held its process for 6 s"
     assert reasons[NAN] == "nan: the loss is nan"
     assert reasons[MEMORY] == "memory: MemoryError"
+    assert (
+        reasons[KILL] == "crash: the process of the trial ended without a word, as it does when the system frees memory"
+    )
     assert reasons[ERROR] == "error: ValueError: no such thing"
-    assert [one.records for one in trials[1:7]] == [200] * 6
+    assert [one.records for one in trials[1:8]] == [200] * 7
 
 
 @pytest.mark.usefixtures("ray_cluster")

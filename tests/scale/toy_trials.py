@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from streamkd.search.settings import Settings
 from streamkd.search.space import Space
 
 RATE = "optimizer.learning_rate"
-SEGFAULT, WAIT, SLEEP, NAN, MEMORY, ERROR = 0.81, 0.82, 0.83, 0.84, 0.85, 0.86
+SEGFAULT, WAIT, SLEEP, NAN, MEMORY, ERROR, KILL = 0.81, 0.82, 0.83, 0.84, 0.85, 0.86, 0.87
 TOTAL = 900
 SPACE = Space((Parameter(RATE, Uniform(0.01, 0.9)),))
 REGISTRY = Registry.load()
@@ -119,6 +120,8 @@ def _misbehave(rate: float) -> None:
         raise TrialFailed("nan", "the loss is nan")
     if rate == MEMORY:
         bytearray(3 << 30)
+    if rate == KILL:
+        os.kill(os.getpid(), signal.SIGKILL)
     if rate == ERROR:
         raise ValueError("no such thing")
 
