@@ -3,8 +3,8 @@
 Records are counted per seed. A trial is read at its milestones, equal parts of the stream; the rungs among them are
 where the scheduler may end it:
 
-    milestones  total · k / reductionʳᵘⁿᵍˢ for k = 1, 2, ...     (ninths by default)
-    rungs       total / reductionʳᵘⁿᵍˢ, ..., total / reduction    (a ninth and a third by default)
+    milestones  total · k / reductionʳᵘⁿᵍˢ for k = 1, 2, ...     (sixteenths by default)
+    rungs       total / reductionʳᵘⁿᵍˢ, ..., total / reduction    (a sixteenth and a quarter by default)
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ class Settings:
     scheduler: str = "asha"
     sampler: str = "optuna"
     engine: str = "ray"
-    reduction: int = 3
+    reduction: int = 4
     rungs: int = 2
     seed: int = 0
     concurrency: int | None = None

@@ -71,7 +71,7 @@ def test_milestones_rise_to_the_end_and_hold_the_rungs(total: int) -> None:
     steps, rungs = settings.milestones(total), settings.rung_records(total)
     assert list(steps) == sorted(set(steps))
     assert steps[-1] == total
-    assert len(steps) <= 9
+    assert len(steps) <= 16
     assert set(rungs) <= set(steps[:-1])
-    if total >= 9:
-        assert rungs == (math.ceil(total / 9), math.ceil(total / 3))
+    if total >= 16:
+        assert rungs == (math.ceil(total / 16), math.ceil(total / 4))

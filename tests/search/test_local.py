@@ -81,7 +81,7 @@ def test_children_are_used_again_and_none_is_left(tmp_path: Path, monkeypatch: p
 
 
 def test_low_trials_are_pruned_at_a_rung(tmp_path: Path) -> None:
-    """With halving some trials end at a ninth or a third of the stream; the default configuration never does."""
+    """With halving some trials end at a sixteenth or a quarter of the stream; the default configuration never does."""
     found = search(tmp_path / "s", trials=16, scheduler="asha", sampler="random", space=GOOD, concurrency=1)
     pruned = [one for one in found.trials if one.state == "pruned"]
     rungs = Settings().rung_records(found.total)
