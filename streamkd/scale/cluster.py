@@ -125,7 +125,7 @@ def _begun(folder: Path, cpus: float | None, gpus: float | None, dashboard: bool
                     address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=dashboard, _temp_dir=str(folder),
                     object_store_memory=store_bytes, **_SILENT,
                 )  # fmt: skip
-            after.enter_context(reaper.watching(_raylet()))  # agents that end first take Ray with them
+            after.enter_context(reaper.watching(folder, _raylet()))  # agents that end first take Ray with them
             with _hushed():
                 yield
         finally:

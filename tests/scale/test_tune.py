@@ -15,7 +15,7 @@ from streamkd.errors import ConfigError, StreamkdError
 from streamkd.scale.cluster import Cluster
 from streamkd.scale.tune import RayEngine
 from streamkd.search.course import steps
-from streamkd.search.ledger import TrialRecord
+from streamkd.search.ledger import Ledger, TrialRecord
 
 
 def run(place: Path | str, *rates: float, **settings: Any) -> list[TrialRecord]:
@@ -42,17 +42,37 @@ def told(trials: list[TrialRecord]) -> list[Any]:
     return [(one.number, one.values, one.state, one.reason, one.readings) for one in trials]
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_search_on_ray_is_the_search_that_it_is_elsewhere(tmp_path: Path) -> None:
-    """One at a time, with halving and proposals of Optuna: the ledger is that of the same search without Ray, one
-    process served all trials, and nothing of Ray is left in the directory.
-    """
-    asked: dict[str, Any] = {"trials": 14, "scheduler": "asha", "sampler": "optuna", "concurrency": 1}
-    there, here = run(tmp_path / "ray", **asked), inline(tmp_path / "inline", **asked)
+ASKED: dict[str, Any] = {"trials": 14, "scheduler": "asha", "sampler": "optuna", "concurrency": 1}
+
+
+@pytest.fixture(scope="module")
+def place(ray_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search that ran on Ray, one trial at a time, with halving and Optuna's proposals."""
+    run(place := tmp_path_factory.mktemp("searches") / "s", make=Shared, **ASKED)
+    return place
+
+
+def test_a_search_on_ray_is_the_search_that_it_is_elsewhere(place: Path, tmp_path: Path) -> None:
+    """The ledger is that of the same search without Ray: numbers, values, readings, states, reasons."""
+    there, here = Ledger.open(place).trials(), inline(tmp_path / "inline", **ASKED)
     assert told(there) == told(here)
     assert {one.state for one in there} == {"finished", "pruned"}
-    assert len({one.worker for one in there}) == 1
-    assert not (tmp_path / "ray" / "ray").exists()
+
+
+def test_one_process_serves_one_trial_after_another(place: Path) -> None:
+    """Fourteen trials, finished and pruned, one at a time: one worker."""
+    assert len({one.worker for one in Ledger.open(place).trials()}) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_the_recordings_lie_in_memory_once(place: Path) -> None:
+    """Trials read their records where the object store has them: mapped, not copied; else each would have failed."""
+    assert {one.reason for one in Ledger.open(place).trials()} == {""}
+
+
+def test_nothing_of_ray_is_left_in_the_directory(place: Path) -> None:
+    """A search that is complete has its ledger alone."""
+    assert sorted(one.name for one in place.iterdir()) == ["search.json", "trials"]
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -87,14 +107,6 @@ def test_four_trials_share_a_gpu_and_a_fifth_waits(tmp_path: Path) -> None:
     assert max(sum(began <= moment < ended for began, ended in spans) for moment, _ in spans) == 4
 
 
-@pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_the_recordings_lie_in_memory_once(tmp_path: Path) -> None:
-    """Trials read their records where the object store has them: mapped, not copied."""
-    (trial,) = run(tmp_path / "s", 0.1, make=Shared)
-    assert (trial.state, trial.reason) == ("finished", "")
-
-
 def test_a_trial_that_fits_nowhere_is_said(ray_cluster: Cluster, tmp_path: Path) -> None:
     """More CPUs or GPUs than there are is an error at once, with what there is; no trial is begun."""
     too_much: list[dict[str, Any]] = [{"cpus_per_trial": 100.0}, {"gpus_per_trial": 2.0}]
@@ -109,7 +121,7 @@ def test_a_trial_that_fits_nowhere_is_said(ray_cluster: Cluster, tmp_path: Path)
 def test_when_the_time_is_over_running_trials_are_left(tmp_path: Path) -> None:
     """Trials in the middle are neither ended nor failed, nothing is begun, and the engine lets go within seconds."""
     begun = time.monotonic()
-    trials = run(tmp_path / "s", *[0.1] * 8, make=Slow, concurrency=1, time_budget_seconds=6.0)
+    trials = run(tmp_path / "s", *[0.1] * 8, make=Slow, concurrency=1, time_budget_seconds=5.0)
     assert time.monotonic() - begun < 12.0
     assert trials[-1].state == "waiting"
     assert {one.state for one in trials} <= {"finished", "running", "waiting"}
