@@ -3,7 +3,7 @@
 Records are counted per seed. A trial is read at its milestones, equal parts of the stream; the rungs among them are
 where the scheduler may end it:
 
-    milestones  total · k / reductionʳᵘⁿᵍˢ for k = 1, 2, ...     (sixteenths by default)
+    milestones  total · k / reductionʳᵘⁿᵍˢ for k = 1, 2, ...     (sixteenths by default; ninths where nobody halves)
     rungs       total / reductionʳᵘⁿᵍˢ, ..., total / reduction    (a sixteenth and a quarter by default)
 """
 
@@ -15,6 +15,8 @@ from streamkd.errors import ConfigError
 
 SCHEDULERS = ("asha", "pbt", "none")
 SAMPLERS = ("optuna", "random", "grid")
+PARTS = 9
+"""Milestones of a trial without rungs."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Settings:
 
     def milestones(self, total: int) -> tuple[int, ...]:
         """The records at which a trial is read; the last is ``total``."""
-        parts = self.reduction**self.rungs
+        parts = self.reduction**self.rungs if self.scheduler == "asha" else PARTS
         return tuple(sorted({-(-total * part // parts) for part in range(1, parts + 1)} - {0}))
 
     def rung_records(self, total: int) -> tuple[int, ...]:

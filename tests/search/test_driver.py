@@ -224,7 +224,7 @@ def test_watches_are_told_of_every_move(tmp_path: Path) -> None:
     told: list[Standing] = []
     found = tune(tmp_path / "s", trials=3, scheduler="none", watches=(told.append,))
     assert told[-1].trials == found.trials
-    assert len(told) == 3 * (1 + 16 + 1)
+    assert len(told) == 3 * (1 + 9 + 1)
     assert all(a.seconds <= b.seconds for a, b in itertools.pairwise(told))
 
 
