@@ -179,12 +179,9 @@ def _shown(standing: Standing, most: int) -> list[TrialRecord]:
 
 
 def _row(one: TrialRecord, standing: Standing) -> tuple[str, ...]:
-    seconds = one.seconds
-    if one.state == "running" and one.begun_at:
-        seconds = max(time.time() - one.begun_at, 0.0)
     figures = [figure(one.objective(name)) for name in standing.directions]
     values = one.reason or "  ".join(f"{_short(path, one.latest)} {_value(v)}" for path, v in one.latest.items())
-    return str(one.number), one.state, f"{one.records:,}/{standing.total:,}", *figures, f"{seconds:.0f}", values
+    return str(one.number), one.state, f"{one.records:,}/{standing.total:,}", *figures, f"{one.seconds:.0f}", values
 
 
 def _style(one: TrialRecord, best: TrialRecord | None) -> str:
