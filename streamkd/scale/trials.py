@@ -64,13 +64,15 @@ def run(search: Search, cluster: Cluster, schedule_seconds: float) -> None:
             ),
         ),
     )  # fmt: skip
+    complete = False
     try:
         tuner.fit()
+        complete = not events.over
     finally:
+        if complete or not population:
+            _tidy(search)
         if events.fault is not None:
             raise events.fault
-    if not search.stopping:
-        _tidy(search)
 
 
 def _beside(search: Search) -> str:
@@ -99,7 +101,7 @@ def _folders(search: Search, number: int) -> list[Path]:
 
 
 def _tidy(search: Search) -> None:
-    """Remove what Ray wrote: when all is done nobody goes on from it."""
+    """Remove what Ray wrote: nobody goes on from it, but a population that is not complete."""
     if (folder := search.job.ledger.store.local) is not None:
         shutil.rmtree(folder / "ray", ignore_errors=True)
 

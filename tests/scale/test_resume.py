@@ -70,6 +70,7 @@ def refuse_incomplete(out: Path, before: dict[int, TrialRecord], **settings: Any
     assert {one.state for one in after.values()} <= {"finished", "pruned"}
 
 
+@pytest.mark.timeout(300)  # Ray is started twice
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_killed_driver_goes_on_where_it_was(tmp_path: Path) -> None:
     """Killed with -9 when two trials are over, then resumed: these are kept as they are, the table is complete, and no

@@ -75,6 +75,7 @@ def test_nothing_of_ray_is_left_in_the_directory(place: Path) -> None:
     assert sorted(one.name for one in place.iterdir()) == ["search.json", "trials"]
 
 
+@pytest.mark.timeout(300)  # seven processes are begun anew
 @pytest.mark.usefixtures("ray_cluster")
 def test_whatever_a_trial_does_to_its_process_hurts_it_alone(tmp_path: Path) -> None:
     """A segfault, a sleep, one that holds the interpreter, NaN, too much memory, an error and a kill: each is named,
@@ -119,11 +120,14 @@ def test_a_trial_that_fits_nowhere_is_said(ray_cluster: Cluster, tmp_path: Path)
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_when_the_time_is_over_running_trials_are_left(tmp_path: Path) -> None:
-    """Trials in the middle are neither ended nor failed, nothing is begun, and the engine lets go within seconds."""
+    """Trials in the middle are neither ended nor failed, nothing is begun, the engine lets go within seconds, and Ray
+    leaves nothing.
+    """
     begun = time.monotonic()
     trials = run(tmp_path / "s", *[0.1] * 8, make=Slow, concurrency=1, time_budget_seconds=5.0)
     assert time.monotonic() - begun < 12.0
     assert trials[-1].state == "waiting"
+    assert not (tmp_path / "s" / "ray").exists()
     assert {one.state for one in trials} <= {"finished", "running", "waiting"}
 
 
