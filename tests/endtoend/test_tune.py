@@ -72,7 +72,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
                 with urlopen(found[0], timeout=10) as answer:
                     metrics = answer.read().decode()
         process.send_signal(signal.SIGINT)
-        code = process.wait(30)
+        code = process.wait(100)
     finally:
         process.kill()
         process.wait()

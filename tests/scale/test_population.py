@@ -106,6 +106,7 @@ def test_the_worst_go_on_from_the_best_with_other_rates(tmp_path: Path) -> None:
     assert not (tmp_path / "s" / "ray").exists()
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_population_goes_on_from_its_saved_streams(tmp_path: Path) -> None:
     """Interrupted after a dozen readings and resumed: no trial that was saved begins again, and changes stay right."""

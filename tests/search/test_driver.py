@@ -42,14 +42,18 @@ def over(out: Path) -> dict[int, TrialRecord]:
 def killed(out: Path, trials: int, seconds: float, *resume: str) -> dict[int, TrialRecord]:
     """What was over when the driver was killed so long after its first trial began."""
     process = drive(out, trials, *resume)
-    for _ in range(600):
-        if (out / "trials").exists() or process.poll() is not None:
-            break
-        time.sleep(0.1)
+    wait_for(lambda: (out / "trials").exists() or process.poll() is not None)
     time.sleep(seconds)
     process.send_signal(signal.SIGKILL)
     process.wait()
     return over(out)
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Until it is so, or so long."""
+    deadline = time.monotonic() + seconds
+    while not what() and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def runs(pid: int) -> bool:
@@ -67,9 +71,17 @@ def refuse_repeated(before: dict[int, TrialRecord], after: dict[int, TrialRecord
 
 
 def test_a_killed_driver_goes_on_where_it_was(tmp_path: Path) -> None:
-    """Killed with -9 in the middle, then resumed: finished trials are kept as they are, and the table is complete."""
+    """Killed with -9 in the middle: no child trains for nobody. Resumed: what was over is kept, the table is whole."""
     out = tmp_path / "s"
-    before = killed(out, 12, 6.0)
+    process = drive(out, 12)
+    wait_for(lambda: bool(over(out)))
+    process.kill()
+    process.wait()
+    before = over(out)
+    workers = {int(one.worker.rpartition(":")[2]) for one in Ledger.open(out).trials() if one.worker}
+    wait_for(lambda: not any(map(runs, workers)), 10)
+    assert workers
+    assert not any(map(runs, workers))
     assert drive(out, 12, "resume").wait(100) == 0
     after = over(out)
     refuse_repeated(before, after)
@@ -96,25 +108,6 @@ def test_a_driver_killed_again_and_again_loses_nothing(tmp_path: Path, seed: int
     assert drive(tmp_path / "whole", 24).wait(200) == 0
     whole = over(tmp_path / "whole")
     assert {n: one.values for n, one in after.items()} == {n: one.values for n, one in whole.items()}
-
-
-def test_children_go_with_a_killed_driver(tmp_path: Path) -> None:
-    """After -9 no child goes on training for nobody."""
-    out = tmp_path / "s"
-    process, workers = drive(out, 12), set[int]()
-    for _ in range(600):
-        if (out / "search.json").exists():
-            workers = {int(one.worker.rpartition(":")[2]) for one in Ledger.open(out).trials() if one.worker}
-        if workers:
-            break
-        time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert workers
-    deadline = time.monotonic() + 10
-    while any(map(runs, workers)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(map(runs, workers))
 
 
 def test_ctrl_c_ends_well(tmp_path: Path) -> None:
