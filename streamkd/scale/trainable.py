@@ -18,6 +18,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 
 from streamkd.plugins import Registry
@@ -77,6 +78,8 @@ class TrialActor(tune.Trainable):
         assert recordings is not None
         if memory_bytes is not None:
             bound_memory(memory_bytes)
+        if not ray.get_gpu_ids():  # Ray leaves them visible, and `device: auto` would take one that nobody counted
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         self.job, self.recordings, self.hang_seconds = job, recordings, hang_seconds
         self._take(config)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import toy_trials
-from toy_trials import ERROR, KILL, MEMORY, NAN, SEGFAULT, SLEEP, WAIT, Gathering, Shared, Slow
+from toy_trials import ERROR, KILL, MEMORY, NAN, SEGFAULT, SLEEP, WAIT, Gathering, Looking, Shared, Slow
 
 from streamkd.errors import ConfigError, StreamkdError
 from streamkd.scale.cluster import Cluster
@@ -106,6 +106,14 @@ def test_four_trials_share_a_gpu_and_a_fifth_waits(tmp_path: Path) -> None:
     spans = [(float(began), float(ended)) for began, ended in marks]
     assert len(spans) == 6
     assert max(sum(began <= moment < ended for began, ended in spans) for moment, _ in spans) == 4
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(("gpus", "seen"), [(0.25, "'0'"), (0.0, "''")])
+def test_a_trial_sees_the_gpus_that_it_asked_for(tmp_path: Path, gpus: float, seen: str) -> None:
+    """One of a quarter sees the first GPU; one that asked for none sees none, whatever the machine has."""
+    (trial,) = run(tmp_path / "s", 0.1, make=Looking, gpus_per_trial=gpus)
+    assert trial.reason == f"nan: sees {seen}"
 
 
 def test_a_trial_that_fits_nowhere_is_said(ray_cluster: Cluster, tmp_path: Path) -> None:

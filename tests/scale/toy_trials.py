@@ -109,6 +109,13 @@ class Gathering(Toy):
         return reading
 
 
+class Looking(Toy):
+    """Fails at once, and says which GPUs it sees."""
+
+    def __init__(self, *parts: Any) -> None:
+        raise TrialFailed("nan", f"sees {os.environ.get('CUDA_VISIBLE_DEVICES')!r}")
+
+
 def _misbehave(rate: float) -> None:
     if rate == SEGFAULT:
         ctypes.string_at(0)
