@@ -61,6 +61,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
             [sys.executable, "-m", "streamkd", "tune", *SEARCH, "--trials", "500", "--metrics-port", "0"],
             cwd=place,
             stderr=errors,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
         )
     metrics, deadline = "", time.monotonic() + 90
     try:
