@@ -29,6 +29,7 @@ from streamkd.distill.moments import Moments, packed, unpacked
 from streamkd.distill.outside import CheckpointOptions
 from streamkd.distill.readout import Readout
 from streamkd.distill.ridge import Ridge
+from streamkd.distill.solution import Solution
 from streamkd.distill.students import Normalise
 from streamkd.distill.teachers import Role, TeacherContext, layer_outputs, module_bytes
 from streamkd.distill.trial import Trial
@@ -41,7 +42,7 @@ FEW, MORE = 8, 4  # records after which a new class is solved for; again when so
 YOUNG = 32  # while it had fewer than these
 FIT = 1_024  # records after which a normalisation that is fitted to the stream is good enough for the features
 logger = logging.getLogger(__name__)
-METHODS: dict[str, type[Discriminant] | type[Ridge]] = {"lda": Discriminant, "ridge": Ridge}
+METHODS: dict[str, type[Solution]] = {"lda": Discriminant, "ridge": Ridge}
 
 
 class AnalyticOptions(Options):
@@ -113,7 +114,7 @@ class AnalyticTeacher:
         self._since = 0  # records since the last solution, waiting ones included
         self._new: dict[int, int] = {}  # records of each class since the last solution
         self._trial = Trial()
-        self._solution: Discriminant | Ridge | None = None
+        self._solution: Solution | None = None
         self._asked: tuple[Tensor, Tensor] | None = None  # the last rows asked about, and their features
 
     def logits(self, x: Tensor) -> Float[Tensor, "batch classes"]:
@@ -288,7 +289,7 @@ class AnalyticTeacher:
         self._trial.load_state_dict(state["trial"])
         self.version = state["version"]
 
-    def _restored(self, state: dict[str, Any] | None) -> Discriminant | Ridge | None:
+    def _restored(self, state: dict[str, Any] | None) -> Solution | None:
         if state is None:
             return None
         counts, means = state["counts"].clone(), state["means"].clone()
@@ -307,7 +308,7 @@ def _features(options: AnalyticOptions, context: TeacherContext) -> tuple[Normal
     return normalise, extractor.random(normalise, options.channels, options.dense, context.student.seed)
 
 
-def _solution_state(solution: Discriminant | Ridge | None) -> dict[str, Any] | None:
+def _solution_state(solution: Solution | None) -> dict[str, Any] | None:
     """What of a solution the network does not hold."""
     if solution is None:
         return None

@@ -6,24 +6,18 @@ Moments ─► Discriminant.of(moments, ridge) ─► logit_c(h) = μ_cᵀ Σ'�
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from streamkd.distill.moments import Moments
+from streamkd.distill.solution import Solution
 
 ALONE = 1e4  # distance to a class that had no other row
 
 
 @dataclass(frozen=True, slots=True)
-class Discriminant:
-    """logit_c(h) = W_c·h + b_c, and what the solution was made of: the covariance's factor, means and counts."""
-
-    weight: Float[Tensor, "classes features"]
-    bias: Float[Tensor, "classes"]
-    factor: Float[Tensor, "features features"]
-    means: Float[Tensor, "classes features"]
-    counts: Int[Tensor, "classes"]
+class Discriminant(Solution):
+    """Linear discriminant analysis."""
 
     @classmethod
     def of(cls, moments: Moments, ridge: float) -> "Discriminant":
@@ -32,10 +26,6 @@ class Discriminant:
         weight = torch.cholesky_solve(moments.means.T, factor).T.contiguous()
         bias = -0.5 * (weight * moments.means).sum(1)
         return cls(weight, bias, factor, moments.means.clone(), moments.counts.clone())
-
-    def size_bytes(self) -> int:
-        """Bytes of what is kept for leaving rows out."""
-        return sum(t.numel() * t.element_size() for t in (self.factor, self.means, self.counts))
 
     def left_out(self, h: Float[Tensor, "batch features"], y: Int[Tensor, "batch"]) -> Float[Tensor, "batch classes"]:
         """The logits that each learned row h of class y would have if it alone had not been learned.
@@ -63,9 +53,3 @@ class Discriminant:
         seen = self.counts > 0
         nearest = far.masked_fill(~seen, torch.inf).min(1, keepdim=True).values
         return (-0.5 * (far - nearest)).masked_fill(~seen, 0.0)
-
-    def grown(self, classes: int) -> "Discriminant":
-        """The same with room for more classes, which were never seen."""
-        more = max(classes - len(self.counts), 0)
-        weight, means = (F.pad(t, (0, 0, 0, more)) for t in (self.weight, self.means))
-        return Discriminant(weight, F.pad(self.bias, (0, more)), self.factor, means, F.pad(self.counts, (0, more)))

@@ -20,20 +20,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from streamkd.distill.moments import Moments
+from streamkd.distill.solution import Solution
 
 SCALE = 256.0  # of the logits, for scores between 0 and 1: temperatures of 1 and more bring them down
 ALONE = -5e3  # the logit of a class that had no other row
 
 
 @dataclass(frozen=True, slots=True)
-class Ridge:
-    """logit_c(h) = W_c·h + b_c, and what the solution was made of: the covariance's factor, means and counts."""
-
-    weight: Float[Tensor, "classes features"]
-    bias: Float[Tensor, "classes"]
-    factor: Float[Tensor, "features features"]
-    means: Float[Tensor, "classes features"]
-    counts: Int[Tensor, "classes"]
+class Ridge(Solution):
+    """Ridge regression onto one-hot labels."""
 
     @classmethod
     def of(cls, moments: Moments, ridge: float) -> "Ridge":
@@ -49,10 +44,6 @@ class Ridge:
         weight = torch.linalg.solve(system, within.double()).contiguous()
         bias = (1 / max(int(seen.sum()), 1) - weight @ mean.double()) * seen
         return cls((SCALE * weight).float(), (SCALE * bias).float(), factor, means, counts)
-
-    def size_bytes(self) -> int:
-        """Bytes of what is kept for leaving rows out."""
-        return sum(t.numel() * t.element_size() for t in (self.factor, self.means, self.counts))
 
     def left_out(self, h: Float[Tensor, "batch features"], y: Int[Tensor, "batch"]) -> Float[Tensor, "batch classes"]:
         """The logits that each learned row h of class y would have if it alone had not been learned.
@@ -102,12 +93,6 @@ class Ridge:
         logits = torch.addmm(rest.bias, h, rest.weight.T)
         logits[:, column] = ALONE
         return logits
-
-    def grown(self, classes: int) -> "Ridge":
-        """The same with room for more classes, which were never seen."""
-        more = max(classes - len(self.counts), 0)
-        weight, means = (F.pad(t, (0, 0, 0, more)) for t in (self.weight, self.means))
-        return Ridge(weight, F.pad(self.bias, (0, more)), self.factor, means, F.pad(self.counts, (0, more)))
 
 
 def _centred(means: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
