@@ -7,37 +7,33 @@ Whoever reaches a port of Ray may run code, so every port is bound to loopback a
 process and its children know. Ray binds all interfaces unless it is told that it forms no cluster; that is said by an
 environment variable that it reads at its import, so nothing here imports Ray before it is asked for. A second call
 inside the first shares its Ray. When this process is killed, the others end within seconds; the folder that they leave
-is swept away by the next start.
+is swept away by a later start.
 """
 
-import fcntl
 import functools
 import importlib
 import logging
 import os
 import secrets
-import shutil
 import signal
 import socket
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from streamkd.errors import ConfigError, StreamkdError
 from streamkd.scale import reaper
+from streamkd.search import scratch
 
 STORE_BYTES = 128 << 20
 """The object store's least size; Ray refuses less than 75 MB."""
 PREFIX = "streamkd-ray-"
 ASK_SECONDS = 10.0
-YOUNG_SECONDS = 60.0
-"""A folder without a lock may belong to a process that is just making it."""
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # it warns of a future change otherwise
@@ -106,7 +102,7 @@ def started(
         yield found(local=True)
     else:
         with (
-            _folder() as folder,
+            scratch.folder(PREFIX, _above()) as folder,
             _environment(QUIET | _own_token() | {ALONE: "0"}),
             _begun(folder, cpus, gpus, dashboard, max(store_bytes, STORE_BYTES)),
         ):
@@ -252,35 +248,7 @@ def _handlers_kept() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
-@contextmanager
-def _folder() -> Iterator[Path]:
-    """A folder for Ray's sockets and logs, locked while this process lives; those of dead ones are removed first."""
+def _above() -> Path:
+    """Where Ray's folder is made: the names of its sockets have to be short."""
     above = Path(tempfile.gettempdir())
-    above = above if len(str(above)) < 20 else Path("/tmp")  # sockets have short names
-    for left in above.glob(f"{PREFIX}*"):
-        _sweep(left)
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=above))
-    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(handle)
-
-
-def _sweep(folder: Path) -> None:
-    try:
-        handle = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        with suppress(OSError):
-            if time.time() - folder.stat().st_mtime > YOUNG_SECONDS:
-                shutil.rmtree(folder, ignore_errors=True)
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder, ignore_errors=True)
-    except OSError:
-        pass  # its process lives
-    finally:
-        os.close(handle)
+    return above if len(str(above)) < 20 else Path("/tmp")

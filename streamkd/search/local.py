@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamkd.errors import ConfigError
-from streamkd.search import sharing
+from streamkd.search import scratch, sharing
 from streamkd.search.course import sound
 from streamkd.search.ledger import TrialRecord
 from streamkd.search.settings import Settings
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 START_SECONDS = 300.0
 """A child that has not begun its trial after so long is taken to hang: the first one waits for the imports."""
 TICK_SECONDS = 0.25
+PREFIX = "streamkd-tune-"
 GRACE_SECONDS = 2.0
 
 
@@ -48,7 +49,7 @@ class LocalEngine:
 
     def run(self, search: "Search") -> None:
         """Run what the search gives until there is no more, or it is stopping; no child is left."""
-        with sharing.folder() as folder:
+        with scratch.folder(PREFIX) as folder:
             sharing.write(search.recordings, folder / "recordings")
             work = _Work(folder, pickle.dumps(search.job), search.make.__module__, search.settings)
             children = [_Child(work, slot, self._devices[slot] if self._devices else "") for slot in range(self._slots)]

@@ -2,20 +2,14 @@
 
     recordings ─► pickle with its buffers apart ─► file of a private folder ─► mapped by each child, nothing copied
 
-The file lives as long as the engine's run and goes to children of this process only; what a killed run left is swept
-away by the next one. Called by ``search.local`` and ``search.worker``.
+The file lies in a folder of ``search.scratch`` and goes to children of this process only. Called by ``search.local``
+and ``search.worker``.
 """
 
-import fcntl
 import mmap
-import os
 import pickle
-import shutil
 import struct
-import tempfile
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,41 +17,6 @@ if TYPE_CHECKING:
     from streamkd.search.recording import Recording
 
 ALIGNED = 64  # bytes; as Arrow has its buffers
-PREFIX, LOCK = "streamkd-tune-", "lock"
-YOUNG_SECONDS = 60.0
-"""A folder of that age may not have its lock yet."""
-
-
-@contextmanager
-def folder() -> Iterator[Path]:
-    """A private folder for as long as the block; it is locked, so that those without an owner can be told."""
-    for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        _sweep(left)
-    with tempfile.TemporaryDirectory(prefix=PREFIX) as made:
-        handle = os.open(Path(made) / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        try:
-            yield Path(made)
-        finally:
-            os.close(handle)
-
-
-def _sweep(left: Path) -> None:
-    """Remove a folder of this user that nobody holds."""
-    try:
-        found = left.stat()
-        if found.st_uid != os.getuid() or time.time() - found.st_mtime < YOUNG_SECONDS:
-            return
-        handle = os.open(left / LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:  # it went meanwhile, or is somebody else's
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(left, ignore_errors=True)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
 
 
 def write(recordings: "Mapping[int, Recording]", file: Path) -> None:

@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from processes import LOOPBACK, family, listening
@@ -108,23 +107,3 @@ def test_nobody_at_the_address_is_said_at_once() -> None:
         pass
     with pytest.raises(ConfigError, match="not driven through a Ray client"), cluster.started("ray://127.0.0.1:10001"):
         pass
-
-
-def test_the_folder_of_a_dead_process_is_swept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder whose lock nobody holds goes at the next start, one whose process lives or is just beginning stays."""
-    monkeypatch.setattr("tempfile.tempdir", str(short := Path(f"/tmp/{os.getpid()}")))
-    short.mkdir()
-    try:
-        dead, young = short / f"{cluster.PREFIX}dead", short / f"{cluster.PREFIX}young"
-        for folder in (dead, young):
-            folder.mkdir()
-        (dead / "lock").touch()
-        with cluster._folder() as mine:
-            with cluster._folder() as second:
-                assert mine.exists()
-                assert second.exists()
-            assert not dead.exists()
-            assert young.exists()
-        assert list(short.iterdir()) == [young]
-    finally:
-        subprocess.run(["rm", "-r", str(short)], check=True)
