@@ -1,7 +1,7 @@
 """What every test has: one torch thread, deterministic kernels, shapes checked in the modules that state them.
 
-``oracles`` (slow and obvious formulas), ``toys`` (small parts to test with) and ``gaussians`` (rows of known moments)
-are importable by name.
+``oracles`` (slow and obvious formulas), ``toys`` (small parts to test with), ``gaussians`` (rows of known moments) and
+``pages`` (what a browser would make of one) are importable by name.
 """
 
 import importlib.util
@@ -25,11 +25,11 @@ settings.load_profile("streamkd")
 
 
 class _Late:
-    """Finds those three beside this file when they are asked for: they import torch, most rooms do not."""
+    """Finds those beside this file when they are asked for: some import torch, most rooms do not."""
 
     @staticmethod
     def find_spec(name: str, path: object = None, target: object = None) -> object:
-        if name in ("gaussians", "oracles", "toys"):
+        if name in ("gaussians", "oracles", "pages", "toys"):
             return importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
         return None
 

@@ -4,12 +4,12 @@ import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ElementTree
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pages import Page
 
 from streamkd.search import outcome
 from streamkd.search.coordinates import axis
@@ -27,41 +27,13 @@ def shown(tmp_path: Path, count: int, objectives: dict[str, str] | None = None) 
     return page(outcome.read(search(tmp_path / "s", count, objectives)))
 
 
-class Check(HTMLParser):
-    """What a browser would fetch or run; that every element is closed; the text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.outside: list[str] = []
-        self.words: list[str] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in ("script", "link", "iframe", "img", "object") or any(name in ("src", "href") for name, _ in attrs):
-            self.outside.append(tag)
-        self.outside += [name for name, _ in attrs if name.startswith("on")]
-        if tag not in ("meta", "br"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        pass
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-
 @pytest.mark.parametrize(("count", "objectives", "charts"), [(0, None, 0), (1, None, 2), (16, None, 4), (60, TWO, 5)])
 def test_the_page_needs_no_network_and_no_script(
     tmp_path: Path, count: int, objectives: dict[str, str] | None, charts: int
 ) -> None:
     """For a search of any size nothing is to be fetched or run, every element is closed, every number is one."""
     text = shown(tmp_path, count, objectives)
-    found = Check(text)
+    found = Page(text)
     assert (found.open, found.outside) == ([], [])
     drawings = re.findall(r"<svg.*?</svg>", text, re.S)
     for drawing in drawings:
@@ -99,7 +71,7 @@ def test_the_page_says_what_is_taken_and_by_how_much(tmp_path: Path) -> None:
     verdict = found.verdict
     assert verdict is not None
     assert verdict.default is not None
-    text = " ".join(Check(page(found)).words)
+    text = Page(page(found)).text
     assert f"Trial {verdict.taken.number} is taken with accuracy {verdict.taken.objective('accuracy'):.4f}" in text
     assert f"{verdict.lead:+.4f} ± {verdict.error:.4f}" in text
     assert f"{verdict.default.objective('accuracy'):.4f}" in text
@@ -111,7 +83,7 @@ def test_a_default_that_is_kept_is_said_beside_the_higher_trial(tmp_path: Path) 
     for number, seeds in enumerate(([0.8, 0.8, 0.8], [0.7, 0.8, 0.93])):
         one = {"records": 9000, "objectives": {"accuracy": float(np.mean(seeds))}, "per_seed": {"accuracy": seeds}}
         ledger.write(TrialRecord(number, {}, "finished", (one,)))
-    text = " ".join(Check(page(outcome.read(ledger))).words)
+    text = Page(page(outcome.read(ledger))).text
     assert "kept as it stands: trial 1 was higher in accuracy, but its lead (+0.0100" in text
 
 
@@ -159,7 +131,7 @@ def test_changes_of_a_running_trial_are_listed(tmp_path: Path) -> None:
     readings = (reading(9000, 0.8, np.random.default_rng(0), ("accuracy",)),)
     changes = ({"records": 3000, "values": after, "parent": 7},)
     ledger.write(TrialRecord(1, before, "finished", readings, changes=changes))
-    text = " ".join(Check(page(outcome.read(ledger))).words)
+    text = Page(page(outcome.read(ledger))).text
     assert "Changes of trial 1" in text
     assert re.search(r"3,000 trial 7 optimizer.learning_rate [\d.e-]+ → 0.0321", text)
 
