@@ -22,7 +22,7 @@ serve: setup ## learn from the embedded stream and answer on http://127.0.0.1:84
 	$(BIN)/streamkd serve
 
 test: setup check ## check, then the tests
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup ## format, lint, types and layers
 	$(BIN)/ruff format --check .

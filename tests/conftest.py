@@ -36,6 +36,13 @@ class _Late:
 
 sys.meta_path.append(_Late)  # type: ignore[arg-type]
 
+_LONG = ("scale", "endtoend", "search")  # rooms whose tests start processes and wait for them
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first: begun last, one would keep the others waiting at the end of a parallel run."""
+    items.sort(key=lambda item: item.path.parent.name not in _LONG)
+
 
 @pytest.fixture(autouse=True)
 def _one_thread_and_deterministic() -> Iterator[None]:

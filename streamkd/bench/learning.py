@@ -118,10 +118,7 @@ def run_one(task: Task) -> Row:
     made = _tree(task)
     config = streams.config_of(made, registry, task.seed)
     begun = time.perf_counter()
-    if task.method in peers.STRATEGIES or task.method in baselines.EPOCHS:
-        found = _in_memory(task, config, registry)
-    else:
-        found = _summary(run_seed(config, registry))
+    found = _in_memory(task, config, registry) if _in_tensors(task.method) else _summary(run_seed(config, registry))
     return {**asdict(task), **found, "seconds": time.perf_counter() - begun}
 
 
@@ -215,9 +212,17 @@ def _cell(rows: Sequence[Row], stream: str, method: str, side: str) -> str:
 
 
 def _key(task: Task, registry: Registry) -> str:
-    """A run by everything that decides it but the code: with the tree, so that other defaults are another run."""
+    """A run by everything that decides it but the code: other defaults of ours make another run of ours alone."""
     made = configuration.dump(streams.config_of(_tree(task), registry, task.seed))
+    if _in_tensors(task.method):
+        made = {part: made[part] for part in ("stream", "memory", "student", "seed", "device")}
+        made["memory"] = {"size": made["memory"]["size"]}
     return book.key_of(asdict(task), made)
+
+
+def _in_tensors(method: str) -> bool:
+    """Whether a method reads tensors, and of our configuration the stream, the network and the memory's size alone."""
+    return method in peers.STRATEGIES or method in baselines.EPOCHS
 
 
 def _known(what: str, asked: Sequence[str], known: Any) -> None:

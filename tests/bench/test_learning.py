@@ -121,12 +121,32 @@ def test_a_run_that_is_kept_is_not_done_again(tmp_path: Path, monkeypatch: pytes
     assert rows[1] == first[0]
 
 
-def test_other_defaults_are_another_run() -> None:
-    """A run is known by its whole configuration: another seed, setting or stream has another key."""
+def test_another_run_has_another_key() -> None:
+    """A run is known by what decides it: another seed, method, setting or stream has another key."""
     key = learning._key(_task(), REGISTRY)
     assert key == learning._key(_task(), REGISTRY)
     others = [_task(seed=1), _task("iid"), learning.Task("digits", "fine-tuning", 0, {"optimizer": "sgd"})]
     assert len({key, *(learning._key(task, REGISTRY) for task in others)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("method", "another"), [("fine-tuning", False), ("iid", False), ("uniform", True), (baselines.OURS, True)]
+)
+def test_other_defaults_are_another_run_of_ours_alone(
+    method: str, another: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever reads tensors does not see how our learner replays, so its run is kept."""
+    key = learning._key(_task(method), REGISTRY)
+    other = streams.STREAMS["digits"] | {"memory": {"size": 200, "replay": 7}}
+    monkeypatch.setitem(streams.STREAMS, "digits", other)
+    assert (learning._key(_task(method), REGISTRY) != key) is another
+
+
+def test_a_larger_memory_is_another_run_of_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory's size decides the peers' runs too."""
+    key = learning._key(_task("replay"), REGISTRY)
+    monkeypatch.setitem(streams.STREAMS, "digits", streams.STREAMS["digits"] | {"memory": {"size": 300}})
+    assert learning._key(_task("replay"), REGISTRY) != key
 
 
 def test_ours_and_a_bound_run_whole() -> None:

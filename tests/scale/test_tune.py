@@ -82,12 +82,12 @@ def test_whatever_a_trial_does_to_its_process_hurts_it_alone(tmp_path: Path) -> 
     what it had read before is kept, and the others finish.
     """
     rates = (0.1, SEGFAULT, WAIT, SLEEP, NAN, MEMORY, ERROR, KILL, 0.2)
-    trials = run(tmp_path / "s", *rates, concurrency=2, hang_seconds=1.0, memory_bytes=2 << 30)
+    trials = run(tmp_path / "s", *rates, concurrency=2, hang_seconds=2.0, memory_bytes=2 << 30)
     assert [one.number for one in trials if one.state == "finished"] == [0, 8]
     reasons = {one.values[toy_trials.RATE]: one.reason for one in trials}
     assert reasons[SEGFAULT] == "crash: the process of the trial ended by SIGSEGV"
-    assert reasons[WAIT] == "hang: learned nothing for 1 s"
-    assert reasons[SLEEP] == "hang: held its process for 6 s"
+    assert reasons[WAIT] == "hang: learned nothing for 2 s"
+    assert reasons[SLEEP] == "hang: held its process for 7 s"
     assert reasons[NAN] == "nan: the loss is nan"
     assert reasons[MEMORY] == "memory: MemoryError"
     assert (

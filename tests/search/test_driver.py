@@ -74,7 +74,7 @@ def refuse_repeated(before: dict[int, TrialRecord], after: dict[int, TrialRecord
 def test_a_killed_driver_goes_on_where_it_was(tmp_path: Path) -> None:
     """Killed with -9 in the middle: no child trains for nobody. Resumed: what was over is kept, the table is whole."""
     out = tmp_path / "s"
-    process = drive(out, 12)
+    process = drive(out, 6)
     wait_for(lambda: bool(over(out)))
     process.kill()
     process.wait()
@@ -83,10 +83,10 @@ def test_a_killed_driver_goes_on_where_it_was(tmp_path: Path) -> None:
     wait_for(lambda: not any(map(runs, workers)), 10)
     assert workers
     assert not any(map(runs, workers))
-    assert drive(out, 12, "resume").wait(100) == 0
+    assert drive(out, 6, "resume").wait(100) == 0
     after = over(out)
     refuse_repeated(before, after)
-    assert sorted(after) == list(range(12))
+    assert sorted(after) == list(range(6))
     assert (out / "best.yaml").exists()
     assert (out / "report.html").exists()
 
