@@ -157,15 +157,16 @@ class Memory(Model):
 
     size: Positive = 500
     holdout_ratio: float = Field(default=0.2, ge=0, lt=1)
-    replay: int = Field(default=60, ge=0, description="remembered samples added to each step")
+    replay: int = Field(default=100, ge=0, description="remembered samples added to each step")
     policy: Literal["reservoir", "class-balanced"] = "class-balanced"
 
 
 class Vicinity(Model):
     """Inputs drawn near a step's records, on which the teachers alone are heard."""
 
-    rows: int = Field(default=60, ge=0, description="so many a step; 0: none")
+    rows: int = Field(default=120, ge=0, description="so many a step; 0: none")
     shift: int = Field(default=2, ge=0, le=8, description="images among them move by up to so many pixels")
+    weight: float = Field(default=2.0, gt=0, description="what each counts, were all of the student's mistakes spared")
 
 
 class Pool(Model):

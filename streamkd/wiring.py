@@ -178,7 +178,7 @@ def step_of(
         clip_norm=config.optimizer.clip_norm,
         adapter=adapter,
         heritage=heritage,
-        vicinity=Vicinity(config.vicinity.rows, config.vicinity.shift, seed=config.seed + 1),
+        vicinity=Vicinity(config.vicinity.rows, config.vicinity.shift, config.seed + 1, config.vicinity.weight),
         settling=optimizers.Settling(optimizer, config.optimizer.start, config.optimizer.settle_steps),
     )
     return step, adapter

@@ -105,10 +105,14 @@ def choose(
 
 
 def run_all(tasks: Sequence[Task], work: Path, jobs: int, progress: Progress) -> list[Row]:
-    """The rows of the tasks, in their order; new ones are appended to ``work``/learning.jsonl one by one."""
+    """The rows of the tasks, in their order; new ones are appended to ``work``/learning.jsonl one by one.
+
+    Two names of one configuration (the best fixed gate may be that of one average) share a run.
+    """
     registry = Registry.load()
     keyed = [(_key(task, registry), task) for task in tasks]
-    return book.run_all(keyed, run_one, work / "learning.jsonl", jobs, progress)
+    rows = book.run_all(keyed, run_one, work / "learning.jsonl", jobs, progress)
+    return [row | asdict(task) for row, task in zip(rows, tasks, strict=True)]
 
 
 def run_one(task: Task) -> Row:
@@ -214,10 +218,10 @@ def _cell(rows: Sequence[Row], stream: str, method: str, side: str) -> str:
 def _key(task: Task, registry: Registry) -> str:
     """A run by everything that decides it but the code: other defaults of ours make another run of ours alone."""
     made = configuration.dump(streams.config_of(_tree(task), registry, task.seed))
-    if _in_tensors(task.method):
-        made = {part: made[part] for part in ("stream", "memory", "student", "seed", "device")}
-        made["memory"] = {"size": made["memory"]["size"]}
-    return book.key_of(asdict(task), made)
+    if not _in_tensors(task.method):
+        return book.key_of(made)
+    seen = {part: made[part] for part in ("stream", "student", "seed", "device")}
+    return book.key_of(asdict(task), seen | {"memory": {"size": made["memory"]["size"]}})
 
 
 def _in_tensors(method: str) -> bool:

@@ -29,7 +29,7 @@ from streamkd.distill.pool import Answers, Pool
 from streamkd.distill.students import Student, at_rest
 from streamkd.distill.teachers import EmaTeacher, capture
 from streamkd.distill.terms import Term
-from streamkd.distill.vicinity import Vicinity, advantage
+from streamkd.distill.vicinity import Vicinity, advantage, steadiness
 from streamkd.records import Label
 
 NOTHING = Offer({}, [], [])
@@ -141,7 +141,7 @@ class Step:
         if remembered is not None:
             x, y = torch.cat([x, remembered.x]), torch.cat([y, remembered.y])
         if self.vicinity.due():
-            self.vicinity.mass = self._advantage()
+            self.vicinity.worth(self._advantage())
         offer = self.memory.hold(x[:fresh], y[:fresh], task, lambda rows: self._at_rest(x[rows]))
         if (near := self.vicinity.draw(x)) is not None:
             x, y = torch.cat([x, near]), torch.cat([y, y.new_full((len(near),), -1)])
@@ -154,16 +154,23 @@ class Step:
             return student(x)
 
     def _advantage(self) -> float:
-        """What the teachers, weighed as on rows without label, know of the held-out records better than the student."""
+        """What the teachers know of the held-out records better than the student, and still know once they moved."""
         held = whole(self.memory.holdout)
         if held is None or not len(held.y):
             return 0.0
         logits = self._at_rest(held.x)
-        answers = self.pool.answers_unseen(held, self.student.classes)
-        unknown = torch.full_like(held.y, -1)
-        weights = self.gate(self.evidence(Plan(held.x, unknown, 0, 0, answers, unlabelled=True), logits))
-        taught = fused_target(soft_answers(answers.logits, answers.known, 1.0), weights)
-        return advantage(taught, torch.softmax(logits, 1), held.y)
+        taught = self._taught(held.x, logits, self.pool.answers_unseen(held, self.student.classes))
+        gained = advantage(taught, torch.softmax(logits, 1), held.y)
+        if gained and (moved := self.vicinity.moved(held.x)) is not None:
+            answers = self.pool.answers(moved, 0, None, self.student.classes)
+            gained *= steadiness(taught, self._taught(moved, self._at_rest(moved), answers), held.y)
+        return gained
+
+    def _taught(self, x: Tensor, logits: Tensor, answers: Answers) -> Tensor:
+        """What the teachers say together of rows [batch, *shape], weighed as where there is no label."""
+        unknown = torch.full((len(x),), -1, device=x.device)
+        weights = self.gate(self.evidence(Plan(x, unknown, 0, 0, answers, unlabelled=True), logits))
+        return fused_target(soft_answers(answers.logits, answers.known, 1.0), weights)
 
     def forward(self, plan: Plan) -> Tensor:
         """The student's logits, and the outputs of the layers that losses named."""

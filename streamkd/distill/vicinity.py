@@ -8,7 +8,8 @@ of records that are long gone. The inputs are those of mixup (Zhang et al. 2018;
 the targets are the teachers' answers there, not mixed labels.
 
 How much such rows count is measured, not set: by how many of the student's mistakes on held-out records the teachers
-would not have made. Where they know no better than the student, nothing is drawn, and nothing is paid.
+would not have made, and by how much of what they know of an image they still know once it has moved. Where they know no
+better than the student, or where a pixel's neighbours mean nothing (pixels in another order), nothing is drawn or paid.
 """
 
 from typing import Any
@@ -34,15 +35,28 @@ def advantage(
     return max(0.0, 1.0 - (theirs + 1) / (ours + 1))
 
 
+def steadiness(
+    taught: Float[Tensor, "batch classes"], moved: Float[Tensor, "batch classes"], labels: Int[Tensor, "batch"]
+) -> float:
+    """The square of the share of held-out records, of those that the teachers know, which they know when moved too.
+
+    Squared, because a drawn row is moved and mixed. 1 where they know none: then there is no advantage either.
+    """
+    right = taught.argmax(1) == labels
+    still = right & (moved.argmax(1) == labels)
+    return (int(still.sum()) / int(right.sum())) ** 2 if right.any() else 1.0
+
+
 class Vicinity:
     """Draws ``rows`` inputs near those of a step; images move by up to ``shift`` pixels, edges repeated.
 
     Numbers of whole types other than bytes are names rather than amounts (tokens): nothing lies between two of them,
-    and nothing is drawn. ``mass`` is the weight of each row, ``due`` whether it should be measured anew.
+    and nothing is drawn. ``mass`` is what each row counts, at most ``weight``; ``due`` says whether it should be
+    measured anew, ``worth`` takes the measurement.
     """
 
-    def __init__(self, rows: int, shift: int, seed: int) -> None:
-        self.rows, self.shift = rows, shift
+    def __init__(self, rows: int, shift: int, seed: int, weight: float = 1.0) -> None:
+        self.rows, self.shift, self.weight = rows, shift, weight
         self.mass = 0.0
         self.age = 0
         self._generator = torch.Generator().manual_seed(seed)
@@ -52,6 +66,14 @@ class Vicinity:
         self.age += 1
         return self.rows > 0 and self.age % EVERY == 1
 
+    def worth(self, share: float) -> None:
+        """What share of the student's mistakes the teachers would spare it, in [0, 1]."""
+        self.mass = self.weight * share
+
+    def moved(self, x: Tensor) -> Tensor | None:
+        """x [batch, *shape] as a drawn row would be moved, or ``None``: it is no image, or images stay."""
+        return self._shifted(x) if self.shift and is_image(tuple(x.shape[1:])) else None
+
     def draw(self, x: Tensor) -> Tensor | None:
         """[rows, *shape] in the type of x [batch, *shape], or ``None``: nothing can be drawn near such inputs."""
         if not self.rows or not self.mass or len(x) < 2 or not (x.dtype == torch.uint8 or x.dtype.is_floating_point):
@@ -59,8 +81,8 @@ class Vicinity:
         pairs = torch.randint(len(x), (2, self.rows), generator=self._generator).to(x.device)
         share = torch.rand(self.rows, generator=self._generator).to(x.device).view(-1, *[1] * (x.dim() - 1))
         mixed = torch.lerp(x[pairs[0]].float(), x[pairs[1]].float(), share)
-        if self.shift and is_image(tuple(x.shape[1:])):
-            mixed = self._shifted(mixed)
+        if (moved := self.moved(mixed)) is not None:
+            mixed = moved
         return mixed.round().to(x.dtype) if x.dtype == torch.uint8 else mixed.to(x.dtype)
 
     def _shifted(self, x: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ TAUGHT = (
     ),
     Suggestion(
         "vicinity.rows",
-        Uniform(0, 120, 20),
+        Uniform(0, 240, 60),
         "rows that the teachers alone teach: 0 is a choice of its own, so evenly",
         integer=True,
     ),

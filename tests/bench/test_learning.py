@@ -142,6 +142,22 @@ def test_other_defaults_are_another_run_of_ours_alone(
     assert (learning._key(_task(method), REGISTRY) != key) is another
 
 
+def test_two_names_of_one_configuration_share_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fixed gate that is both the best of the grid and that of one average runs once; each row has its own name."""
+    done: list[learning.Task] = []
+
+    def run_one(task: learning.Task) -> learning.Row:
+        done.append(task)
+        return {"method": task.method, "student": 0.5}
+
+    monkeypatch.setattr(learning, "run_one", run_one)
+    settings = {"hard": 0.3, "teachers": ["ema"]}
+    tasks = [learning.Task("digits", "one-ema", 0, {"hard": 0.3}), learning.Task("digits", "best-fixed", 0, settings)]
+    rows = learning.run_all(tasks, tmp_path, 1, lambda d, t: None)
+    assert len(done) == 1
+    assert [row["method"] for row in rows] == ["one-ema", "best-fixed"]
+
+
 def test_a_larger_memory_is_another_run_of_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
     """The memory's size decides the peers' runs too."""
     key = learning._key(_task("replay"), REGISTRY)

@@ -5,7 +5,7 @@ import torch
 import toys
 
 from streamkd.distill.step import Step
-from streamkd.distill.vicinity import EVERY, Vicinity, advantage
+from streamkd.distill.vicinity import EVERY, Vicinity, advantage, steadiness
 
 
 def drawing(rows: int = 8, shift: int = 2, seed: int = 0, mass: float = 1.0) -> Vicinity:
@@ -91,6 +91,35 @@ def test_the_advantage_is_the_part_of_the_mistakes_that_is_spared() -> None:
     assert advantage(right, four, labels) == pytest.approx(1 - 1 / 5)
     assert advantage(four, right, labels) == 0.0
     assert advantage(four, four, labels) == 0.0
+
+
+def test_steadiness_is_what_is_still_known_after_a_move() -> None:
+    """Of six records that were known five are known when moved, and one that was not known does not count: (5/6)²."""
+    labels = torch.arange(10) % 2
+    right = torch.nn.functional.one_hot(labels, 2).float()
+    wrong = 1 - right
+    taught = torch.cat([right[:6], wrong[6:]])
+    moved = torch.cat([wrong[:1], right[1:7], wrong[7:]])
+    assert steadiness(taught, moved, labels) == pytest.approx((5 / 6) ** 2)
+    assert steadiness(wrong, right, labels) == 1.0
+
+
+def test_only_images_move_and_only_where_a_shift_is_asked_for() -> None:
+    """A vector and an image under ``shift: 0`` stay; an image that moves keeps its shape and type."""
+    image = torch.arange(3 * 100, dtype=torch.uint8).reshape(3, 10, 10)
+    assert drawing(shift=2).moved(torch.zeros(3, 5)) is None
+    assert drawing(shift=0).moved(image) is None
+    moved = drawing(shift=2).moved(image)
+    assert moved is not None
+    assert (moved.shape, moved.dtype) == (image.shape, image.dtype)
+    assert not torch.equal(moved, image)
+
+
+def test_a_row_counts_its_weight_times_what_is_spared() -> None:
+    """A third of the mistakes spared, weight 3: as much as a record."""
+    vicinity = Vicinity(8, 2, 0, weight=3.0)
+    vicinity.worth(1 / 3)
+    assert vicinity.mass == pytest.approx(1.0)
 
 
 class Oracle:
