@@ -8,11 +8,13 @@ A killed benchmark goes on where it was; two tasks of one key are one run. Calle
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
+
+from streamkd.errors import ConfigError
 
 Row = dict[str, Any]
 Progress = Callable[[int, int], None]
@@ -23,6 +25,17 @@ Task = TypeVar("Task")
 def key_of(*what: Any) -> str:
     """A name for a run, made of all that decides it, as plain JSON values."""
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def require_known(what: str, asked: Sequence[str], known: Collection[str], where: str) -> None:
+    """Every name that is asked for is one of ``known``.
+
+    Raises:
+        ConfigError: one is not; it names those that there are.
+    """
+    for name in asked:
+        if name not in known:
+            raise ConfigError(f"there is no {what} {name!r}", where=where, fix=f"one of {', '.join(known)}")
 
 
 def run_all(

@@ -21,7 +21,6 @@ import torch
 from streamkd import config as configuration
 from streamkd.bench import book, documents, policies, scenarios, streams, upkeep
 from streamkd.bench.book import Progress, Row
-from streamkd.errors import ConfigError
 from streamkd.run import run_seed
 from streamkd.state.environment import environment
 
@@ -59,9 +58,12 @@ def measure(
     Raises:
         ConfigError: a scenario, policy or stream that there is not. SourceError: the stream's data is not here.
     """
-    _known("scenario", only, scenarios.NAMES)
-    _known("policy", names, policies.POLICIES)
-    _known("stream", [stream], streams.STREAMS)
+    for what, asked, known in (
+        ("scenario", only, scenarios.NAMES),
+        ("policy", names, policies.POLICIES),
+        ("stream", [stream], streams.STREAMS),
+    ):
+        book.require_known(what, asked, known, "bench gate")
     tasks = [
         Task(scenario, policy, seed, stream)
         for scenario in only
@@ -196,9 +198,3 @@ def markdown(result: Mapping[str, Any]) -> str:
     costs = {name: value for name, value in result["figures"].items() if name.startswith("gate.")}
     parts += [", ".join(f"`{name}` {value:.3f}" for name, value in costs.items()) + "."] if costs else []
     return "\n\n".join(parts)
-
-
-def _known(what: str, asked: Sequence[str], known: Any) -> None:
-    for name in asked:
-        if name not in known:
-            raise ConfigError(f"there is no {what} {name!r}", where="bench gate", fix=f"one of {', '.join(known)}")

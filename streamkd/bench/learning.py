@@ -10,7 +10,7 @@ the served model's, ``<stream>.<baseline>`` any other's; ``..._std`` beside each
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,8 @@ import torch
 from torch import nn
 
 from streamkd import config as configuration
-from streamkd.bench import baselines, book, peers, streams
+from streamkd.bench import baselines, book, documents, peers, streams
 from streamkd.bench.book import Progress, Row
-from streamkd.errors import ConfigError
 from streamkd.evaluate import accuracy
 from streamkd.plugins import Registry
 from streamkd.run import run_seed
@@ -57,8 +56,8 @@ def measure(
     Raises:
         ConfigError: a stream or a method that there is not. SourceError: a stream's data is not on this machine.
     """
-    _known("stream", only, streams.STREAMS)
-    _known("method", methods, METHODS)
+    book.require_known("stream", only, streams.STREAMS, "bench learning")
+    book.require_known("method", methods, METHODS, "bench learning")
     tasks = [
         Task(stream, method, seed, baselines.CHOSEN.get(method, {}))
         for stream in only
@@ -80,7 +79,7 @@ def choose(
     only: Sequence[str], methods: Sequence[str], work: Path, *, jobs: int = 1, progress: Progress = lambda d, t: None
 ) -> dict[str, Any]:
     """Every baseline's whole grid on seeds and records of their own: its best settings on average over the streams."""
-    _known("stream", only, streams.STREAMS)
+    book.require_known("stream", only, streams.STREAMS, "bench learning")
     asked = [name for name in methods if name != baselines.OURS and len(baselines.grid(name)) > 1]
     tasks = [
         Task(stream, method, seed, settings, chosen_on=True)
@@ -195,24 +194,41 @@ def figures(rows: Sequence[Row]) -> dict[str, float]:
     return named
 
 
-def table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Head and lines: a stream across, a method down, accuracy ± deviation; ours in two lines."""
+ACCURACY, FORGETTING = "accuracy", "forgetting"
+_COLUMNS = {
+    (ACCURACY, "student"): "student",
+    (ACCURACY, "served"): "served",
+    (FORGETTING, "student"): "forgetting",
+    (FORGETTING, "served"): "served_forgetting",
+}
+
+
+def table(rows: Sequence[Row], what: str = ACCURACY) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Head and lines: a stream across, a method down, final ``accuracy`` or ``forgetting`` ± deviation.
+
+    Ours stands in two lines; whoever sees no order of tasks forgets nothing and is left out of forgetting.
+    """
     across = list(dict.fromkeys(row["stream"] for row in rows))
-    sides = {(row["method"], side) for row in rows for side in ("student", "served") if side in row}
     ours = [(baselines.OURS, side) for side in ("served", "student")]
-    down = [line for line in [*ours, *((name, "student") for name in baselines.BASELINES)] if line in sides]
-    return ("final average accuracy", *across), [
-        (f"{method}, {side}" if method == baselines.OURS else method, *[_cell(rows, s, method, side) for s in across])
-        for method, side in down
-    ]
+    lines = []
+    for method, side in [*ours, *((name, "student") for name in baselines.BASELINES)]:
+        cells = [_cell(rows, stream, method, _COLUMNS[what, side]) for stream in across]
+        if any(cell != "-" for cell in cells):
+            lines.append((f"{method}, {side}" if method == baselines.OURS else method, *cells))
+    return (f"final average {what}", *across), lines
 
 
-def _cell(rows: Sequence[Row], stream: str, method: str, side: str) -> str:
-    values = [row[side] for row in rows if row["stream"] == stream and row["method"] == method and side in row]
+def _cell(rows: Sequence[Row], stream: str, method: str, column: str) -> str:
+    values = [row[column] for row in rows if row["stream"] == stream and row["method"] == method and column in row]
     if not values:
         return "-"
     deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.3f}{deviation}"
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The result as it stands in docs/learning.md: final accuracy, then forgetting."""
+    return "\n\n".join(documents.table(*table(result["rows"], what)) for what in (ACCURACY, FORGETTING))
 
 
 def _key(task: Task, registry: Registry) -> str:
@@ -227,9 +243,3 @@ def _key(task: Task, registry: Registry) -> str:
 def _in_tensors(method: str) -> bool:
     """Whether a method reads tensors, and of our configuration the stream, the network and the memory's size alone."""
     return method in peers.STRATEGIES or method in baselines.EPOCHS
-
-
-def _known(what: str, asked: Sequence[str], known: Any) -> None:
-    for name in asked:
-        if name not in known:
-            raise ConfigError(f"there is no {what} {name!r}", where="bench learning", fix=f"one of {', '.join(known)}")

@@ -33,6 +33,7 @@ def bench_speed(out: Path | None, records: int, replay: int) -> None:
 
 @bench.command("learning")
 @FIGURES
+@click.option("--table", "document", type=click.Path(path_type=Path, dir_okay=False), help="Write Markdown into this.")
 @click.option("--seeds", default=5, show_default=True, help="So many, from 0 on.")
 @click.option(
     "--only", multiple=True, metavar="STREAM", help="This stream; may be repeated. Default all whose data is here."
@@ -48,9 +49,11 @@ def bench_speed(out: Path | None, records: int, replay: int) -> None:
 @click.option("--jobs", default=1, show_default=True, help="Runs at the same time, a process each.")
 @click.option("--plots", type=click.Path(path_type=Path, file_okay=False), help="Folder for an SVG of each stream.")
 @click.option("--choose", is_flag=True, help="Search the baselines' settings instead, on other seeds and records.")
-def bench_learning(out: Path | None, seeds: int, only: tuple[str, ...], baselines: str | None, **how: Any) -> None:
+def bench_learning(
+    out: Path | None, document: Path | None, seeds: int, only: tuple[str, ...], baselines: str | None, **how: Any
+) -> None:
     """Accuracy and forgetting beside Avalanche's strategies, other gates, and training that sees no order."""
-    from streamkd.bench import learning, plots
+    from streamkd.bench import documents, learning, plots
     from streamkd.bench.streams import available
 
     others = [] if baselines == "none" else baselines.split(",") if baselines else list(learning.METHODS[1:])
@@ -66,7 +69,10 @@ def bench_learning(out: Path | None, seeds: int, only: tuple[str, ...], baseline
     if how["choose"]:
         table(("method", "chosen"), [(name, json.dumps(best)) for name, best in result["chosen"].items()])
         return
-    table(*learning.table(result["rows"]))
+    if document:
+        documents.write(document, learning.markdown(result))
+    for what in (learning.ACCURACY, learning.FORGETTING):
+        table(*learning.table(result["rows"], what))
     if how["plots"]:
         plots.write(result["rows"], how["plots"])
 

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from streamkd import config as configuration
-from streamkd.bench import baselines, learning, peers, plots, streams
+from streamkd.bench import baselines, documents, learning, peers, plots, streams
 from streamkd.errors import ConfigError, SourceError
 from streamkd.plugins import Registry
 from streamkd.wiring import student_of
@@ -202,6 +202,23 @@ def test_the_table_has_a_line_for_each_method() -> None:
     assert head == ("final average accuracy", "digits")
     assert [line[0] for line in lines] == ["streamkd, served", "streamkd, student", "der", "joint"]
     assert lines[1][1] == "0.810 ± 0.010"
+
+
+def test_the_document_has_accuracy_and_forgetting() -> None:
+    """Two tables; who sees no order of tasks stands in the first alone."""
+    first, second = learning.markdown({"rows": _rows()}).split("\n\n")
+    assert "| joint | 0.950 ± 0.000 |" in first
+    assert "joint" not in second
+    assert "| streamkd, served | 0.050 ± 0.000 |" in second
+    assert "| der | 0.300 ± 0.000 |" in second
+
+
+def test_the_page_of_the_repository_takes_the_tables() -> None:
+    """docs/learning.md has the marks, and names every stream and every baseline."""
+    page = (Path(__file__).parents[2] / "docs" / "learning.md").read_text("utf-8")
+    assert page.index(documents.BEGIN) < page.index(documents.END)
+    for name in (*streams.STREAMS, *baselines.BASELINES):
+        assert f"`{name}`" in page, name
 
 
 def test_a_plot_stands_alone(tmp_path: Path) -> None:
