@@ -29,7 +29,7 @@ class _Late:
 
     @staticmethod
     def find_spec(name: str, path: object = None, target: object = None) -> object:
-        if name in ("gaussians", "oracles", "pages", "toys"):
+        if name in ("devices", "gaussians", "oracles", "pages", "toys"):
             return importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
         return None
 
