@@ -27,7 +27,7 @@ from streamkd.plugins import Registry
 from streamkd.records import RecordSchema
 from streamkd.state.environment import environment
 from streamkd.streams import codec
-from streamkd.wiring import open_source, schema_of, source_kind
+from streamkd.wiring import device_of, open_source, schema_of, source_kind
 
 Progress = Callable[[int, int | None], None]
 """Told (records trained of this seed, records in all or ``None``)."""
@@ -37,7 +37,7 @@ POINTS = 200  # of a run's history
 
 @dataclass(frozen=True)
 class TestSet:
-    """A task's test records: x [n, *shape], and their labels."""
+    """A task's test records: x [n, *shape] on the run's device, and their labels."""
 
     task: str
     x: Tensor
@@ -77,7 +77,8 @@ def run_seed(config: Config, registry: Registry, progress: Progress = lambda don
     source, _ = open_source(config, registry, schema)
     if not source.finite:
         raise ConfigError("the stream never ends", where="stream.source", fix="set repeat: false")
-    tests = [_test_set(task, rows, schema) for task, rows in source.tests().items() if rows.num_rows]
+    device = device_of(config.device)
+    tests = [_test_set(task, rows, schema, device) for task, rows in source.tests().items() if rows.num_rows]
     if not tests:
         raise ConfigError("the stream has no test records", where="stream.source", fix="set test_path or test_ratio")
     trial = _Trial(tests)
@@ -99,9 +100,9 @@ def run_seed(config: Config, registry: Registry, progress: Progress = lambda don
     return trial.result(seconds)
 
 
-def _test_set(task: str, rows: Any, schema: RecordSchema) -> TestSet:
+def _test_set(task: str, rows: Any, schema: RecordSchema, device: torch.device) -> TestSet:
     records = codec.encode(rows, schema, 0)[0].labelled()
-    return TestSet(task, torch.tensor(records.inputs), records.labels)
+    return TestSet(task, torch.tensor(records.inputs, device=device), records.labels)
 
 
 class _Trial:
@@ -207,7 +208,7 @@ class _Trial:
         for teacher in self.learner.strategy.step.pool.teachers:
             known = teacher.known()
             if teacher.role != "remembered" and known.any():
-                theirs, mask = _probabilities_of(teacher.logits, known, x), known.numpy()
+                theirs, mask = _probabilities_of(teacher.logits, known, x), known.cpu().numpy()
                 agreement, kl = fidelity.agreement(ours, theirs, mask), fidelity.kl(ours, theirs, mask)
                 rows.append({"teacher": teacher.key, "agreement": agreement, "kl": kl})
         return rows
@@ -221,5 +222,6 @@ def _probabilities(model: Model, x: Tensor) -> np.ndarray:
 @torch.no_grad()
 def _probabilities_of(logits: Callable[[Tensor], Tensor], known: Tensor, x: Tensor) -> np.ndarray:
     """[n, classes] over the known classes, in batches."""
-    parts = [torch.softmax(logits(part).masked_fill(~known, -torch.inf), 1) for part in x.split(BATCH)]
+    unknown = ~known.to(x.device)
+    parts = [torch.softmax(logits(part).masked_fill(unknown, -torch.inf), 1) for part in x.split(BATCH)]
     return torch.cat(parts).cpu().numpy()

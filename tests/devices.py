@@ -21,14 +21,14 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 CPU, CUDA, EITHER = "cpu", "cuda", "either"
 _GET, _SET = "__get__", "__set__"
 _PURGE = 4096
 
 aten = torch.ops.aten
-_CROSS = {aten.copy_, aten._to_copy, aten._foreach_copy_, aten._foreach_copy, aten.set_, aten.clone, aten.lift_fresh}
+_CROSS = {aten.copy_, aten._to_copy, aten._foreach_copy_, aten._foreach_copy, aten.set_, aten.clone}
 _INDEX = {aten.index, aten._unsafe_index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 _WITH_NUMBERS = {  # take a number that lies on the CPU though torch does not call them pointwise
     *(aten.fill, aten.fill_, aten.masked_fill, aten.masked_fill_, aten.where, aten.index_put, aten.index_put_),
@@ -82,7 +82,8 @@ class _Operations(TorchDispatchMode):
             packet = func.overloadpacket
             if packet.__name__.startswith("_foreach_") and packet not in _CROSS:
                 return self._each(func, args, kwargs)
-            tensors = _tensors((args, kwargs))
+            # numbers that Python gave are nowhere yet
+            tensors = [] if packet is aten.lift_fresh else _tensors((args, kwargs))
             where = self._common(func, packet, args, kwargs, tensors)
             drawn = kwargs.get("generator")
             if drawn is not None and where == CUDA:
@@ -94,7 +95,7 @@ class _Operations(TorchDispatchMode):
     def _each(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Lists go element by element; what is no list is a number for each."""
         lists = [part for part in (*args, *kwargs.values()) if isinstance(part, list) and _tensors(part)]
-        places = [self._agreed(func, list(row), set()) for row in zip(*lists, strict=True)]
+        places = [self._agreed(func, list(row)) for row in zip(*lists, strict=True)]
         found = func(*args, **kwargs)
         for one, where in zip(_tensors(found), places, strict=False):
             self._mark(one, _tensors(lists), where)
@@ -107,21 +108,20 @@ class _Operations(TorchDispatchMode):
             return EITHER if self.given or torch._C._current_graph_task_id() != -1 else CPU
         if packet in _CROSS:
             return self.marks.of(tensors[0])
-        written = {id(one) for one in _written(func, args, kwargs)}
         if packet in _INDEX:
             source, indices = args[0], [one for one in args[1] if one is not None]
             if self.marks.of(source) == CPU and any(self.marks.of(one) == CUDA for one in indices):
                 raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
             tensors = [source, *_tensors(args[2:])]
-        numbers = packet in _WITH_NUMBERS or torch.Tag.pointwise in func.tags
-        return self._agreed(func, tensors, written, numbers=numbers)
+        return self._agreed(func, tensors, lambda: _written(func, args, kwargs))
 
-    def _agreed(self, func: Any, tensors: list[Tensor], written: set[int], numbers: bool = False) -> str:
+    def _agreed(self, func: Any, tensors: list[Tensor], written: Callable[[], list[Tensor]] = list) -> str:
         places = [self.marks.of(one) for one in tensors]
         found = set(places) - {EITHER}
-        if found == {CPU, CUDA} and numbers:
-            few = [one for one, where in zip(tensors, places, strict=True) if where == CPU]
-            if all(one.dim() == 0 and id(one) not in written for one in few):
+        most = len(tensors) if func.overloadpacket in _WITH_NUMBERS else torch.Tag.pointwise in func.tags
+        if found == {CPU, CUDA} and places.count(CPU) <= most:
+            numbers = [one for one, where in zip(tensors, places, strict=True) if where == CPU]
+            if all(one.dim() == 0 and not any(one is other for other in written()) for one in numbers):
                 found = {CUDA}
         if found == {CPU, CUDA}:
             raise RuntimeError(
@@ -269,7 +269,13 @@ def _type(device: Any) -> str | None:
 
 
 def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, dict):
+        tree = tree.values()
+    elif not isinstance(tree, tuple | list):
+        return []
+    return [found for part in tree for found in _tensors(part)]
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:

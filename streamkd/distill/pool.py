@@ -106,6 +106,7 @@ class Pool:
             if all(answer is not None for answer in every):
                 parts = [answer[0] for answer in every if answer is not None]
                 logits = torch.stack(parts, 1) if len(parts) > 1 else parts[0].unsqueeze(1)
+                self._everything = self._everything.to(logits.device)
                 return Answers(logits, self._everything.expand(logits.shape), complete=True)
         return self._partial(x, fresh, remembered, classes)
 
@@ -120,8 +121,6 @@ class Pool:
         if self._complete[0] != (classes, len(self.teachers)):
             live = bool(self.teachers) and all(t.role == "live" and bool(t.known().all()) for t in self.teachers)
             self._complete = ((classes, len(self.teachers)), live)
-            device = self.teachers[0].known().device if live else None
-            self._everything = torch.ones(1, 1, 1, dtype=torch.bool, device=device)
         return self._complete[1]
 
     def _partial(self, x: Tensor, fresh: int, remembered: Remembered | None, classes: int) -> Answers:

@@ -290,13 +290,13 @@ class GateAdapter:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore; what the configuration has changed since (engine, horizon, temperature) begins anew."""
-        self.origin = list(state["origin"])
+        device = self.parameters[0].device if self.parameters else torch.device("cpu")
+        self.origin = [begun.to(device) for begun in state["origin"]]
         same = (state.get("temperature") is None) == (self.temperature is None)
         if self.optimizer is not None:
             optimizers.restore(self.optimizer, state["optimizer"], None if same else len(self.parameters))
         self.steps, self.burst, self.adaptations = state["steps"], state["burst"], state["adaptations"]
         self.refused = state["refused"]
-        device = self.parameters[0].device if self.parameters else torch.device("cpu")
         self.trail.load_state_dict(state.get("trail", {"steps": []}), device)
         if same and self.temperature is not None:
             self.temperature.restore(float(state["temperature"]))
