@@ -69,7 +69,7 @@ class Known:
         """All support records, for teachers that know them: x [n, *shape], y [n] label numbers."""
         rows = torch.cat(list(self.support.values()))
         y = torch.cat([torch.full((len(own),), label) for label, own in self.support.items()])
-        return self.x[rows], y
+        return self.x[rows], y.to(self.x.device)
 
     def draw(self, shape: Shape, noise: float = 0.0) -> Course:
         """Tasks one after another; ``noise``: the share of support labels changed to another of their task."""
@@ -126,7 +126,7 @@ class Known:
         return torch.where(changed, pool.sort().values[other], y)
 
     def _batch(self, rows: Tensor, y: Tensor, columns: Mapping[int, int]) -> Batch:
-        return Batch(self.x[rows], torch.tensor([columns[label] for label in y.tolist()]))
+        return Batch(self.x[rows], torch.tensor([columns[label] for label in y.tolist()], device=self.x.device))
 
     def _pick(self, items: Sequence[T], most: int) -> list[T]:
         return [items[place] for place in torch.randperm(len(items), generator=self.generator)[:most].tolist()]

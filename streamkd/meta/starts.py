@@ -73,7 +73,7 @@ def learn_start(
     progress: Callable[[int], None] = lambda done: None,
 ) -> Start:
     """Learn from batches of episodes where ``student``, of one class, should begin; it is moved there."""
-    logs = [torch.zeros((), requires_grad=how == "metasgd") for _ in student.parameters()]
+    logs = [torch.zeros((), device=p.device, requires_grad=how == "metasgd") for p in student.parameters()]
     groups: list[dict[str, Any]] = [{"params": list(student.parameters())}, {"params": logs, "lr": 10 * outer_rate}]
     optimizer = torch.optim.Adam(groups[: 2 if how == "metasgd" else 1], lr=outer_rate)
     losses = []
@@ -100,7 +100,7 @@ def _outer(student: Student, logs: Sequence[Tensor], episode: Episode, inner: In
     _widen(clone.module, episode.classes)
     moments = _Moments(inner)
     every = max(len(episode.steps) // inner.points, 1)
-    found, seen = [], torch.zeros(episode.classes, dtype=torch.bool)
+    found, seen = [], torch.zeros(episode.classes, dtype=torch.bool, device=episode.query.y.device)
     for number, step in enumerate(episode.steps, 1):
         seen[step.y] = True
         loss = F.cross_entropy(clone(step.x).masked_fill(~seen, -torch.inf), step.y)
