@@ -299,9 +299,9 @@ def open_source(
 
 
 def device_of(name: str) -> torch.device:
-    """``auto`` takes CUDA, then MPS, then the CPU."""
+    """``auto`` takes CUDA, else the CPU: MPS has no float64, in which students keep their normalisation's moments."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
 
 

@@ -249,3 +249,13 @@ def test_the_plugin_teaches_a_strategy_on_a_gpu(memory: int) -> None:
         assert plugin.snapshots
         assert bool(plugin.adaptations) == bool(memory)
     assert weights[0] == weights[1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_real_gpu_learns_as_well_as_the_cpu() -> None:
+    """What is served after two tasks of digits is right as often, but for a few in a hundred."""
+    torch.use_deterministic_algorithms(False)  # cuBLAS would want a variable that is set before it starts
+    source = {"name": "replay", "dataset": "digits", "classes_per_task": 5, "per_class": 60}
+    configs = [configuration.from_tree({"stream": {"source": source}, "device": d}, REGISTRY) for d in ("cpu", "cuda")]
+    here, there = (run_seed(config, REGISTRY)["served"]["accuracy"]["final_average"] for config in configs)
+    assert there == pytest.approx(here, abs=0.05)
