@@ -1,7 +1,7 @@
 """What every test has: one torch thread, deterministic kernels, shapes checked in the modules that state them.
 
-``oracles`` (slow and obvious formulas), ``toys`` (small parts to test with), ``gaussians`` (rows of known moments) and
-``pages`` (what a browser would make of one) are importable by name.
+``oracles`` (slow and obvious formulas), ``toys`` (small parts to test with), ``gaussians`` (rows of known moments),
+``pages`` (what a browser would make of one) and ``devices`` (a GPU that is not there) are importable by name.
 """
 
 import importlib.util

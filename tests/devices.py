@@ -273,7 +273,7 @@ def _tensors(tree: Any) -> list[Tensor]:
         return [tree]
     if isinstance(tree, dict):
         tree = tree.values()
-    elif not isinstance(tree, tuple | list):
+    elif not isinstance(tree, tuple | list) or (isinstance(tree, list) and tree and isinstance(tree[0], int | float)):
         return []
     return [found for part in tree for found in _tensors(part)]
 

@@ -48,13 +48,13 @@ def pretended() -> Iterator[None]:
         yield
 
 
-SOURCE = {"name": "replay", "dataset": "digits", "classes_per_task": 1, "limit": 320}
+SOURCE = {"name": "replay", "dataset": "digits", "classes_per_task": 1, "per_class": 60, "limit": 180}
 
 
 def tree(device: str, **changes: Any) -> dict[str, Any]:
     """Three tasks of a digit each, small parts, an adaptation at every second step."""
     base = {
-        "stream": {"source": SOURCE, "batch": {"size": 40}},
+        "stream": {"source": SOURCE, "batch": {"size": 30}},
         "student": {"name": "mlp", "hidden": [12, 10]},
         "memory": {"size": 60, "replay": 20},
         "adapt": {"every": 2, "on_task_steps": 2, "query": 16},
@@ -123,7 +123,7 @@ LEARNERS: dict[str, dict[str, Any]] = {
     "confidence, decoupled, unlabelled": {
         "gate": {"name": "confidence"},
         "losses": [{"name": "decoupled-kd", "gate": {"name": "per-sample"}}],
-        "stream": {"source": {**SOURCE, "unlabelled": 0.3}, "batch": {"size": 40}, "unlabelled": "distil"},
+        "stream": {"source": {**SOURCE, "unlabelled": 0.3}, "batch": {"size": 30}, "unlabelled": "distil"},
     },
     "arbiter, temperature": {"gate": {"name": "arbiter"}, "adapt": {"every": 2, "temperature": True, "balance": 0.1}},
     "maml": {"adapt": {"every": 2, "engine": "maml"}, "optimizer": SGD},
@@ -152,7 +152,7 @@ def test_a_gpu_learns_what_the_cpu_learns(what: str) -> None:
     """Under every gate, engine and loss, stopped in the middle and restored from tensors of the CPU, with teachers that
     come on the way: a learner on a GPU ends in what one ends in that never left the CPU.
     """
-    stopped = run(learner("cuda", LEARNERS[what]), 5)
+    stopped = run(learner("cuda", LEARNERS[what]), 3)
     assert learned(run(resumed(stopped))) == learned(run(learner("cpu", LEARNERS[what])))
 
 
@@ -170,7 +170,7 @@ def test_a_run_on_a_gpu_reports_what_it_reports_on_the_cpu() -> None:
 @pytest.mark.usefixtures("pretended")
 def test_what_a_gpu_learned_is_served_from_files_on_the_cpu(tmp_path: Path) -> None:
     """A version is published, a second one measured against it; read again, it answers as the learner does."""
-    one = run(learner("cuda", {"publish": {"model": "ensemble"}}), 7)
+    one = run(learner("cuda", {"publish": {"model": "ensemble"}}), 5)
     directory = StateDirectory(tmp_path)
     directory.create()
     with directory.lock():
@@ -183,6 +183,16 @@ def test_what_a_gpu_learned_is_served_from_files_on_the_cpu(tmp_path: Path) -> N
     with torch.no_grad():
         wanted = torch.softmax(one.served(ring.x[:9]), 1)
     assert np.array_equal(loaded.predict(ring.x[:9].cpu().numpy()), wanted.cpu().numpy())
+
+
+@pytest.mark.usefixtures("pretended")
+def test_rows_from_the_vicinity_are_drawn_on_the_gpu() -> None:
+    """Where they count, those that the CPU would draw are mixed, moved and answered there."""
+    ones = [run(learner(device, {}), 3) for device in ("cpu", "cuda")]
+    for one in ones:
+        one.strategy.step.vicinity.worth(1.0)
+        assert run(one, 1).strategy.plan.drawn == 12
+    assert learned(ones[0]) == learned(ones[1])
 
 
 TWO_BY_TWO = {"stream": {"source": {**SOURCE, "classes_per_task": 2, "per_class": 25, "limit": 100}}}
