@@ -113,8 +113,9 @@ class Pool:
     def answers_unseen(self, remembered: Remembered, classes: int) -> Answers:
         """What is said of remembered rows by those teachers alone who would answer had nobody ever seen them."""
         answers = self.answers(remembered.x, 0, remembered, classes)
-        able = torch.tensor([t.role in ("live", "settled") for t in self.teachers], device=answers.known.device)
-        return Answers(answers.logits, answers.known & able.view(1, -1, 1))
+        able = [teacher.role in ("live", "settled") for teacher in self.teachers]
+        heard = torch.tensor(able, dtype=torch.bool, device=answers.known.device)  # of no teacher, too
+        return Answers(answers.logits, answers.known & heard.view(1, -1, 1))
 
     def complete(self, classes: int) -> bool:
         """Whether every teacher answers every row over every class, so that nothing has to be masked."""

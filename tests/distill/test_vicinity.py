@@ -216,6 +216,15 @@ def test_frozen_snapshots_say_nothing_of_drawn_rows() -> None:
     assert plan.answers.known[-5:, step.pool.keys.index("ema")].all()
 
 
+def test_before_the_first_snapshot_a_pool_of_snapshots_has_nothing_to_say() -> None:
+    """Nobody is there to be asked about held-out records: nothing is drawn, and the steps go on."""
+    step = toys.make_step(teachers=[], snapshots=1)
+    step.vicinity = Vicinity(12, 2, seed=0)
+    for x, y in toys.batches(EVERY + 2, batch=4):
+        assert step.begin(x, y, 0).drawn == 0
+        step.memory.insert(x, y, 0, step.student(x).detach())
+
+
 def test_a_student_learns_what_the_memory_does_not_show() -> None:
     """With six remembered records and a teacher that knows all, drawn rows bring the student nearer to the teacher."""
     oracle = Oracle(learned())
