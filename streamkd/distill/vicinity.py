@@ -15,7 +15,7 @@ better than the student, or where a pixel's neighbours mean nothing (pixels in a
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from streamkd.distill.randomfeatures import is_image
@@ -30,8 +30,9 @@ def advantage(
 
     e and s are mistakes of the teachers' mixture and of the student on held-out records, one more each because there
     are few. Mistakes and not likelihoods: a student is sure of records that it has met, however little it knows.
+    A record of which no teacher speaks (a row of zeros) is a mistake too.
     """
-    theirs, ours = (int((p.argmax(1) != labels).sum()) for p in (taught, own))
+    theirs, ours = (len(labels) - int(_right(p, labels).sum()) for p in (taught, own))
     return max(0.0, 1.0 - (theirs + 1) / (ours + 1))
 
 
@@ -42,9 +43,15 @@ def steadiness(
 
     Squared, because a drawn row is moved and mixed. 1 where they know none: then there is no advantage either.
     """
-    right = taught.argmax(1) == labels
-    still = right & (moved.argmax(1) == labels)
+    right = _right(taught, labels)
+    still = right & _right(moved, labels)
     return (int(still.sum()) / int(right.sum())) ** 2 if right.any() else 1.0
+
+
+def _right(p: Float[Tensor, "batch classes"], labels: Int[Tensor, "batch"]) -> Bool[Tensor, "batch"]:
+    """Where the most probable class is the label; nowhere where nothing has a probability."""
+    best, place = p.max(1)
+    return (place == labels) & (best > 0)
 
 
 class Vicinity:
