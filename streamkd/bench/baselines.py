@@ -115,11 +115,11 @@ CHOSEN: dict[str, Settings] = {
     "ewc": {**_SGD, "strength": 1.0},
     "lamaml": {**_SGD, "replay": 10, "alpha": 0.03},
     # fixed gates: to be chosen again whenever the default teachers change
-    "one-ema": {"hard": 0.3},
+    "one-ema": {"hard": 0.5},
     "ca-mkd": {},
     "uniform": {},
-    "best-single-teacher": {"hard": 0.3, "teachers": ["ema"]},
-    "best-fixed": {"hard": 0.3, "teachers": ["ema"]},
+    "best-single-teacher": {"hard": 0.7, "teachers": ["analytic"]},
+    "best-fixed": {"hard": 0.7, "teachers": ["ema", "analytic", "snapshot"]},
     "iid": _ADAM,
     "joint": _ADAM,
 }
