@@ -245,7 +245,7 @@ class Config(Model):
 
     name: str = "streamkd"
     seed: int = Field(default=0, ge=0)
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Positive = Field(default=1, description="torch threads of the learner")
     stream: Stream
     detectors: tuple[Choice, ...] = (Choice(name="task-column"), Choice(name="new-label"))

@@ -299,10 +299,18 @@ def open_source(
 
 
 def device_of(name: str) -> torch.device:
-    """``auto`` takes CUDA, else the CPU: MPS has no float64, in which students keep their normalisation's moments."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    """``auto`` takes CUDA, else the CPU: MPS has no float64, in which students keep their normalisation's moments.
+
+    Raises:
+        ConfigError: CUDA is asked for, and torch finds none.
+    """
+    there = torch.cuda.is_available()
+    if name == "cuda" and not there:
+        why = "finds no GPU" if torch.version.cuda else "is built without CUDA"
+        raise ConfigError(
+            f"needed a GPU, this torch {why}", where="device", fix="set device: auto, which takes the CPU"
+        )
+    return torch.device(name if name != "auto" else "cuda" if there else "cpu")
 
 
 def refuse_conflicts(

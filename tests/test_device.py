@@ -21,6 +21,7 @@ from torch import nn
 import streamkd
 from streamkd import config as configuration
 from streamkd import pretraining
+from streamkd.errors import ConfigError
 from streamkd.inspection import weights_sha256
 from streamkd.learner import Learner
 from streamkd.meta_training import Phase2, meta_train
@@ -36,7 +37,7 @@ from streamkd.state.publish import Versions
 from streamkd.state.tree import pack, unpack
 from streamkd.strategy import dataset_of
 from streamkd.telemetry import Recorder
-from streamkd.wiring import open_source, schema_of
+from streamkd.wiring import device_of, open_source, schema_of
 
 REGISTRY = Registry.load()
 
@@ -269,3 +270,11 @@ def test_a_real_gpu_learns_as_well_as_the_cpu() -> None:
     configs = [configuration.from_tree({"stream": {"source": source}, "device": d}, REGISTRY) for d in ("cpu", "cuda")]
     here, there = (run_seed(config, REGISTRY)["served"]["accuracy"]["final_average"] for config in configs)
     assert there == pytest.approx(here, abs=0.05)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said() -> None:
+    """``device: cuda`` on a machine without one names the way out; ``auto`` takes the CPU."""
+    with pytest.raises(ConfigError, match="needed a GPU, this torch"):
+        device_of("cuda")
+    assert device_of("auto") == torch.device("cpu")

@@ -161,6 +161,7 @@ class GateAdapter:
         trail = self.trail.read(step)
         if trail and trail[-1].number == self.steps and (query := step.memory.query(self.query)) is not None:
             if self.engine == "maml":
+                trail = maml.since_growth(trail)
                 self._adapt(step, trail, self._by_unrolling(step, trail, (query.x, query.y)))
             else:
                 outer = self._held_out(step, query.x, query.y)

@@ -54,6 +54,13 @@ def rate_of(step: Step) -> float:
     return float(groups[0]["lr"])
 
 
+def since_growth(trail: list[Taken]) -> list[Taken]:
+    """The last steps under one label space: what is unrolled keeps the head that it began with."""
+    sizes = [[value.shape for value in taken.update.before] for taken in trail]
+    first = next((place for place, size in enumerate(sizes) if size == sizes[-1]), 0)
+    return trail[first:]
+
+
 def tables(
     step: Step,
     parts: Sequence[Term],
