@@ -20,12 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from streamkd.distill import terms as sums
+from streamkd.distill.answers import Answers
 from streamkd.distill.gate import Evidence, Gate
 from streamkd.distill.inherit import Heritage
 from streamkd.distill.losses import Lesson, fused_target, soft_answers
 from streamkd.distill.memory import Memory, Offer, whole
 from streamkd.distill.optimizers import Settling
-from streamkd.distill.pool import Answers, Pool
+from streamkd.distill.pool import Pool
 from streamkd.distill.students import Student, at_rest
 from streamkd.distill.teachers import EmaTeacher, capture
 from streamkd.distill.terms import Term

@@ -8,9 +8,10 @@ import torch
 import toys
 from torch import Tensor
 
+from streamkd.distill.answers import Answers
 from streamkd.distill.losses import Lesson, MatchGate, MatchGateOptions
 from streamkd.distill.memory import Memory
-from streamkd.distill.pool import Answers, Pool
+from streamkd.distill.pool import Pool
 from streamkd.distill.step import Plan, Step, Term
 from streamkd.distill.teachers import EmaOptions, EmaTeacher
 from streamkd.errors import PluginError

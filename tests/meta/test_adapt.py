@@ -11,9 +11,10 @@ import torch
 import toys
 from torch import Tensor, nn
 
+from streamkd.distill.answers import Answers
 from streamkd.distill.gate import Evidence, imbalance, share, weights_of
 from streamkd.distill.losses import Lesson, MatchGate, MatchGateOptions
-from streamkd.distill.pool import Answers, Pool
+from streamkd.distill.pool import Pool
 from streamkd.distill.step import Step
 from streamkd.distill.teachers import SnapshotTeacher, copy_of
 from streamkd.distill.terms import Term
