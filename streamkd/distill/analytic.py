@@ -294,7 +294,9 @@ class AnalyticTeacher:
             return None
         counts, means = state["counts"].clone(), state["means"].clone()
         weight, bias = (t.data[: len(counts)].cpu() for t in (self.network.weight, self.network.bias))
-        return self._method(weight, bias, unpacked(state["factor"], self.moments.width), means, counts)
+        # by columns, as LAPACK left it: laid out by rows the same solve rounds otherwise, and with it a resumed run
+        factor = unpacked(state["factor"], self.moments.width).T.contiguous().T
+        return self._method(weight, bias, factor, means, counts)
 
 
 def _features(options: AnalyticOptions, context: TeacherContext) -> tuple[Normalise | None, Extractor]:

@@ -257,6 +257,18 @@ def stored(state: dict[str, Any]) -> dict[str, Any]:
     return tree.unpack(parts)
 
 
+@pytest.mark.parametrize("method", ["lda", "ridge"])
+def test_a_restored_solution_leaves_rows_out_as_before(method: str) -> None:
+    """The same bits for any number of rows: its factor lies in memory as it did, else the solves round otherwise."""
+    x, y = digits()
+    make = partial(teacher_of, method=method, channels=8, dense=128)
+    before, after = show(make(), x[:600], y[:600]), make()
+    before.end_task()
+    after.load_state_dict(stored(before.state_dict()))
+    for rows in range(1, 100):
+        assert torch.equal(after.recall(x[:rows], y[:rows]), before.recall(x[:rows], y[:rows])), rows
+
+
 @pytest.mark.parametrize("stop", [3, 30, 64, 77])
 @pytest.mark.parametrize("fit", [0, 200])
 @pytest.mark.parametrize("method", ["lda", "ridge"])
