@@ -304,13 +304,14 @@ def device_of(name: str) -> torch.device:
     Raises:
         ConfigError: CUDA is asked for, and torch finds none.
     """
-    there = torch.cuda.is_available()
-    if name == "cuda" and not there:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    elif name == "cuda" and not torch.cuda.is_available():
         why = "finds no GPU" if torch.version.cuda else "is built without CUDA"
         raise ConfigError(
             f"needed a GPU, this torch {why}", where="device", fix="set device: auto, which takes the CPU"
         )
-    return torch.device(name if name != "auto" else "cuda" if there else "cpu")
+    return torch.device(name)
 
 
 def refuse_conflicts(
