@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from streamkd.distill.gate import Evidence
 from streamkd.distill.scorer import PerSampleOptions
 
 
@@ -56,15 +57,19 @@ def per_teacher(
     return total
 
 
-def gate_prior(
-    labels: Tensor, answers: Tensor, known: Tensor, heard: Tensor, credit: Tensor, options: PerSampleOptions
-) -> list[list[float]]:
-    """v_k ∝ ((1 - slip)·p_k(y) + slip / C)^trust · exp(c_k[y])^credit among those heard, and
-    w0 = max(hard, doubt·(1 - C·Σ v_k·exp(c_k[y]))) within [0.02, 0.98], and no less than the floor.
+def gate_prior(evidence: Evidence, options: PerSampleOptions) -> list[list[float]]:
+    """v_k ∝ ((1 - slip)·p_k(y) + slip / C)^(b·trust) · exp(c_k[y])^credit among those heard, · stale / n for n stale;
+    w0 = max(hard, doubt·(1 - Σ v_k·exp(c_k[y]) / (1 - noise))) within [0.02, 0.98], and no less than the floor; both
+    · b on remembered rows, b = 1 - (noise - 0.05) / 0.25 within [0.15, 1].
     """
+    answers, known, heard, credit = evidence.answers, evidence.known, evidence.heard, evidence.credit
+    belief = min(max(1 - (evidence.noise - 0.05) / 0.25, 0.15), 1.0)
     rows, classes = [], answers.shape[2]
-    for i, label in enumerate(labels.tolist()):
+    for i, label in enumerate(evidence.labels.tolist()):
         mine = [k for k in range(answers.shape[1]) if heard[i, k]]
+        old = [k for k in mine if evidence.stale[k]]
+        counts = {k: options.stale / len(old) if k in old else 1.0 for k in mine}
+        here = belief if evidence.remembered[i] else 1.0
         if not mine:
             rows.append([1.0] + [0.0] * answers.shape[1])
             continue
@@ -72,10 +77,11 @@ def gate_prior(
         p = {k: max(v, math.exp(-10)) for k, v in p.items()}
         q = {k: math.exp(float(credit[k, label])) for k in mine}
         drawn = {k: (1 - options.slip) * p[k] + options.slip / classes for k in mine}
-        score = {k: drawn[k] ** options.trust * q[k] ** options.credit for k in mine}
+        score = {k: drawn[k] ** (belief * options.trust) * q[k] ** options.credit * counts[k] for k in mine}
         share = {k: score[k] / sum(score.values()) for k in mine}
-        w0 = max(options.hard, options.doubt * (1 - classes * sum(share[k] * q[k] for k in mine)))
-        w0 = max(options.floor, min(max(w0, 0.02), 0.98))
+        trusted = sum(share[k] * q[k] for k in mine) / (1 - evidence.noise)
+        w0 = max(options.hard, options.doubt * (1 - trusted))
+        w0 = max(options.floor * here, min(max(w0 * here, 0.02), 0.98))
         rows.append([w0] + [(1 - w0) * share.get(k, 0.0) for k in range(answers.shape[1])])
     return rows
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamkd.distill.gate import Evidence, FixedGate, FixedOptions, Gate
+from streamkd.distill.gate import Evidence, FixedGate, FixedOptions, Gate, Measured
 from streamkd.distill.losses import Gated, Lesson, MatchGate, MatchGateOptions
 from streamkd.distill.memory import Memory, Policy
 from streamkd.distill.pool import Pool
@@ -87,7 +87,7 @@ def evidence(parts: dict, facts: Tensor | None = None) -> Evidence:
     keys = ("logits", "labels", "answers", "known", "heard")
     places = torch.arange(teachers).unsqueeze(1) * 0.7 + torch.arange(parts["logits"].shape[1]) * 0.3
     credit = -(0.1 + places % 2).to(parts["logits"].dtype)
-    return Evidence(*(parts[k] for k in keys), facts, names, measure=lambda: credit)
+    return Evidence(*(parts[k] for k in keys), facts, names, measure=lambda: Measured(credit))
 
 
 def optimizer_of(name: str, parameters: Sequence[nn.Parameter], **settings: Any) -> torch.optim.Optimizer:

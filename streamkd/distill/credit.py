@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from streamkd.distill.gate import Evidence, at_labels, log_answers, share, weights_of
+from streamkd.distill.gate import Evidence, Measured, at_labels, log_answers, share, weights_of
 from streamkd.hookspecs import Kind, Options, hookimpl
 
 EVERY = 10  # steps for which a measured credit is kept
@@ -48,28 +48,31 @@ def held_out_credit(
 
 
 class Ledger:
-    """The credit of a pool's teachers, kept for ``EVERY`` steps; it is measured only when a gate asks."""
+    """What was measured of a pool's teachers, kept for ``EVERY`` steps; it is measured only when a gate asks."""
 
     def __init__(self) -> None:
         self.teachers: tuple[str, ...] = ()
-        self.values: Tensor | None = None
+        self.values: Measured | None = None
         self.age = 0
 
-    def fresh(self, teachers: tuple[str, ...], classes: int, device: torch.device) -> Tensor | None:
+    def fresh(self, teachers: tuple[str, ...], classes: int, device: torch.device) -> Measured | None:
         """What was measured of these teachers over so many classes, unless it is too old."""
-        if self.values is None or self.age >= EVERY or self.teachers != teachers or self.values.shape[1] != classes:
+        values = self.values
+        if values is None or self.age >= EVERY or self.teachers != teachers or values.credit.shape[1] != classes:
             return None
-        return self.values.to(device)
+        return values._replace(credit=values.credit.to(device))
 
-    def write(self, teachers: tuple[str, ...], values: Tensor) -> Tensor:
+    def write(self, teachers: tuple[str, ...], values: Measured) -> Measured:
         self.teachers, self.values, self.age = teachers, values, 0
         return values
 
     def state_dict(self) -> dict[str, Any]:
-        return {"teachers": list(self.teachers), "values": self.values, "age": self.age}
+        values = {"values": None} if self.values is None else {"values": self.values.credit, "noise": self.values.noise}
+        return {"teachers": list(self.teachers), **values, "age": self.age}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.teachers, self.values, self.age = tuple(state["teachers"]), state["values"], state["age"]
+        self.teachers, self.age = tuple(state["teachers"]), state["age"]
+        self.values = None if state["values"] is None else Measured(state["values"], state.get("noise", 0.0))
 
 
 class LikelihoodOptions(Options):

@@ -9,7 +9,7 @@ gate's parameters are never trained by the loss that the student minimises: they
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,13 +19,22 @@ from torch import Tensor, nn
 from streamkd.hookspecs import Kind, Options, hookimpl
 
 
+class Measured(NamedTuple):
+    """What held-out records say: the teachers' credit [teachers, classes], and the label noise in [0, 1)."""
+
+    credit: Tensor
+    noise: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """What a gate may know of a lesson, without gradient.
 
     ``labels`` are columns, -1 where a record came without label. ``heard`` [batch, teachers] is where a teacher knows
     the sample's label, or on a row without label answers at all; only those can be given weight.
-    ``facts`` [teachers, 2]: held-out accuracy, and 1 / (1 + age in tasks).
+    ``facts`` [teachers, 2]: held-out accuracy, and 1 / (1 + age in tasks). ``remembered`` [batch] is where a label has
+    been learned before, ``stale`` [teachers] who gave its answers on another day: what was recorded, and snapshots;
+    ``None`` stands for nowhere and for nobody.
     """
 
     logits: Float[Tensor, "batch classes"]
@@ -37,8 +46,10 @@ class Evidence:
     teachers: tuple[str, ...]
     complete: bool = False
     """All of ``known`` and ``heard`` is true."""
-    measure: Callable[[], Float[Tensor, "teachers classes"]] | None = None
-    """Gives ``credit``; it is called only by gates that want it."""
+    measure: Callable[[], Measured] | None = None
+    """Gives ``credit`` and ``noise``; it is called only by gates that want them."""
+    remembered: Bool[Tensor, "batch"] | None = None
+    stale: Bool[Tensor, "teachers"] | None = None
 
     @property
     def labelled(self) -> Bool[Tensor, "batch"]:
@@ -50,7 +61,12 @@ class Evidence:
         """Mean log-likelihood of each teacher on held-out records of each class; NaN where none was measured."""
         if self.measure is None:
             return self.logits.new_full((len(self.teachers), self.logits.shape[1]), torch.nan)
-        return self.measure()
+        return self.measure().credit
+
+    @property
+    def noise(self) -> float:
+        """What part of the labels seems to be wrong (``streamkd.distill.noise``); 0 where it was not measured."""
+        return 0.0 if self.measure is None else self.measure().noise
 
 
 @runtime_checkable

@@ -20,7 +20,9 @@ from streamkd.distill import merging
 from streamkd.distill.answers import Answers, Panel
 from streamkd.distill.cache import Cache, cached
 from streamkd.distill.credit import Ledger, held_out_credit
+from streamkd.distill.gate import Measured
 from streamkd.distill.memory import Memory, Remembered, whole
+from streamkd.distill.noise import label_noise
 from streamkd.distill.questions import Questions
 from streamkd.distill.students import Student
 from streamkd.distill.teachers import EmaTeacher, Observing, SnapshotMaker, SnapshotTeacher, Teacher, copy_of
@@ -267,17 +269,23 @@ class Pool:
             self._facts = torch.tensor(rows, device=device).reshape(len(rows), 2)
         return self._facts
 
+    def stale(self, device: torch.device) -> Tensor:
+        """[teachers] for the gate: whose answers were given on another day, and are only looked up."""
+        stale = [teacher.role in ("remembered", "frozen") for teacher in self.teachers]
+        return torch.tensor(stale, dtype=torch.bool, device=device)
+
     @torch.no_grad()
-    def credit(self, classes: int, device: torch.device) -> Tensor:
-        """[teachers, classes] for the gate: mean held-out log-likelihood, NaN where none; measured every few steps."""
+    def measured(self, classes: int, device: torch.device) -> Measured:
+        """For the gate, every few steps: held-out log-likelihood [teachers, classes], NaN where none; label noise."""
         measured = self._ledger.fresh(self.keys, classes, device)
         if measured is not None:
             return measured
         remembered = whole(self.memory.holdout)
         if remembered is None or not len(remembered.y):
-            return torch.full((len(self.teachers), classes), torch.nan, device=device)
+            return Measured(torch.full((len(self.teachers), classes), torch.nan, device=device))
         answers = self.answers(remembered.x, 0, remembered, classes)
-        return self._ledger.write(self.keys, held_out_credit(answers.logits, answers.known, remembered.y))
+        heard = (answers.logits, answers.known, remembered.y)
+        return self._ledger.write(self.keys, Measured(held_out_credit(*heard), label_noise(*heard, self.memory)))
 
     def state_dict(self) -> dict[str, Any]:
         return {

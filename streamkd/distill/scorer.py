@@ -15,31 +15,37 @@ from streamkd.hookspecs import Kind, Options, hookimpl
 class PerSampleOptions(Options):
     """A shared scorer: one small network scores every teacher of every sample."""
 
-    floor: float = Field(default=0.3, ge=0, le=1, description="least weight of the hard label")
+    floor: float = Field(default=0.3, ge=0, le=1, description="least weight of a label that is believed")
     hidden: int = Field(default=16, gt=0)
     hard: float = Field(default=0.5, ge=0, le=1, description="prior: weight of the label; the rest is distillation")
     doubt: float = Field(
-        default=1.0, ge=0, le=1, description="prior: its weight on classes of which the teachers know less than chance"
+        default=1.0, ge=0, le=1, description="prior: its weight on classes of which the teachers know nothing"
     )
-    trust: float = Field(default=2.0, ge=0, description="prior: shares go as p(label) to this power")
-    slip: float = Field(default=0.6, ge=0, lt=1, description="prior: how far p(label) is drawn to chance before that")
+    trust: float = Field(default=1.0, ge=0, description="prior: shares go as p(label) to this power")
+    slip: float = Field(default=0.2, ge=0, lt=1, description="prior: how far p(label) is drawn to chance before that")
     credit: float = Field(default=1.0, ge=0, description="prior: and as the class's held-out p(label) to this one")
+    stale: float = Field(
+        default=0.25, gt=0, description="prior: what all stale answers together count beside one that is given now"
+    )
     span: float = Field(default=2.0, gt=0, description="how far, in logits, the scorer may move the prior")
 
 
 class PerSampleGate(nn.Module):
     """Weights per sample from a scorer that all teachers share, so that it survives the pool's growth.
 
-    The prior over C classes, with c_k the teachers' held-out log-likelihood of the sample's class:
+    The prior over C classes, with c_k the teachers' held-out log-likelihood of the sample's class, n the number of
+    stale teachers heard, and b the belief in labels that the label noise leaves (``belief``):
 
-        v_k ∝ ((1 - slip)·p_k(y) + slip / C)^trust · exp(c_k)^credit
-        w_0 = max(hard, doubt·(1 - C·Σ v_k·exp(c_k)))
+        v_k ∝ ((1 - slip)·p_k(y) + slip / C)^(b·trust) · exp(c_k)^credit · (stale / n where k is stale)
+        w_0 = max(hard, doubt·(1 - Σ v_k·exp(c_k) / (1 - noise))) · (b where the sample is remembered)
 
-    What a teacher says of one label tells little where the label may be wrong, what it said of held-out ones more. The
-    scorer, whose last layer begins at zero, moves both in logits. Its features do not depend on how many teachers there
-    are: the label's log probability, entropy, divergence from the student, and the teacher's held-out accuracy and age.
-    Without a label the credit on the classes that a teacher answers with stands in the place of the label's log
-    probability.
+    What a teacher says of one label tells little where the label may be wrong, what it said of held-out ones more.
+    Answers of another day teach the student what it was then. A new record's wrong label is one of many and is met
+    once; that of a remembered one is met again and again, until the student knows it by heart: there it has to be
+    believed less. The scorer, whose last layer begins at zero, moves both in logits. Its features do not depend on how
+    many teachers there are: the label's log probability, entropy, divergence from the student, and the teacher's
+    held-out accuracy and age. Without a label the credit on the classes that a teacher answers with stands in the place
+    of the label's log probability.
     """
 
     def __init__(self, options: PerSampleOptions) -> None:
@@ -54,21 +60,43 @@ class PerSampleGate(nn.Module):
         scores, credit = self._prior(evidence, likelihood)
         shares = share(scores + self.span * torch.tanh(self.score(features).squeeze(-1)), evidence.heard)
         mixed = (shares.unsqueeze(-1) * features).sum(1)
-        known = evidence.logits.shape[1] * (shares * credit.exp()).sum(1)
-        prior = torch.logit((self.options.doubt * (1 - known)).clamp_min(self.options.hard).clamp(0.02, 0.98))
+        known = (shares * credit.exp()).sum(1) / max(1 - evidence.noise, 0.5)  # a wrong label was nobody's to know
+        trusted = self._trusted(evidence)
+        first = (self.options.doubt * (1 - known)).clamp_min(self.options.hard) * trusted
+        prior = torch.logit(first.clamp(0.02, 0.98))
         hard = torch.sigmoid(prior + self.span * torch.tanh(self.hard(mixed).squeeze(-1)))
-        return weights_of(hard.clamp_min(self.options.floor), shares, evidence.heard, evidence.labelled)
+        return weights_of(hard.maximum(self.options.floor * trusted), shares, evidence.heard, evidence.labelled)
 
     def _prior(
         self, evidence: Evidence, likelihood: Float[Tensor, "batch teachers"]
     ) -> tuple[Float[Tensor, "batch teachers"], Float[Tensor, "batch teachers"]]:
         """Scores of the teachers before anything was learned, and their credit."""
-        slip, classes = self.options.slip, evidence.logits.shape[1]
-        drawn = torch.log((1 - slip) * likelihood.exp() + slip / classes)
+        options, classes = self.options, evidence.logits.shape[1]
+        drawn = torch.log((1 - options.slip) * likelihood.exp() + options.slip / classes)
         credit = credit_of_samples(evidence)
-        return self.options.trust * drawn + self.options.credit * credit, credit
+        scores = belief(evidence.noise) * options.trust * drawn + options.credit * credit
+        if evidence.stale is not None:
+            count = (evidence.heard & evidence.stale).sum(1, keepdim=True).clamp_min(1).to(scores.dtype)
+            scores = scores + torch.where(evidence.stale, torch.log(options.stale / count), 0.0)
+        return scores, credit
+
+    def _trusted(self, evidence: Evidence) -> Float[Tensor, "batch"]:
+        """What of the hard label's weight is left: less than 1 only where it has been learned before."""
+        whole = torch.ones_like(evidence.logits[:, 0])
+        if evidence.remembered is None:
+            return whole
+        return torch.where(evidence.remembered, belief(evidence.noise) * whole, whole)
 
 
+def belief(noise: float) -> float:
+    """How far labels are believed where a part ``noise`` of them seems wrong.
+
+    1 up to ``QUIET``, for a small part is ignorance as often as error; then it falls by 1 / ``LOUD``, to ``LEAST``.
+    """
+    return min(1.0, max(LEAST, 1 - (noise - QUIET) / LOUD))
+
+
+QUIET, LOUD, LEAST = 0.05, 0.25, 0.15
 FEATURES = 7
 CREDIT = 3.0  # a mean over records, so it varies less than what one label says
 

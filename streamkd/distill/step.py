@@ -215,6 +215,8 @@ class Step:
             if plan.unlabelled:
                 heard = torch.where((plan.y < 0).unsqueeze(1), _able(known), heard)
         facts = self.pool.facts(plan.y.device)
+        remembered = plan.y >= 0
+        remembered[: plan.fresh] = False
         return Evidence(
             logits.detach(),
             plan.y,
@@ -224,7 +226,9 @@ class Step:
             facts,
             self.pool.keys,
             plan.answers.complete,
-            partial(self.pool.credit, logits.shape[1], plan.y.device),
+            partial(self.pool.measured, logits.shape[1], plan.y.device),
+            remembered,
+            self.pool.stale(plan.y.device),
         )
 
     def lesson(self, plan: Plan, logits: Tensor, weights: Tensor, evidence: Evidence | None = None) -> Lesson:

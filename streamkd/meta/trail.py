@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamkd.distill.gate import Evidence
+from streamkd.distill.gate import Evidence, Measured
 from streamkd.distill.losses import Lesson
 from streamkd.distill.step import Step
 from streamkd.meta.hypergradient import Moments, Update, moments_of, norm_of, own_buffers
@@ -88,10 +88,10 @@ class Trail:
         return Update(before, gradients if shared else [g.clone() for g in gradients], norm, [])
 
     def _lasting(self, evidence: Evidence) -> Evidence:
-        """With the credit measured now, for a gate may ask for it when the pool is another."""
+        """With what is measured now, for a gate may ask for it when the pool is another."""
         if not self.kept or evidence.measure is None:
             return evidence
-        return dataclasses.replace(evidence, measure=_Measured(evidence.credit))
+        return dataclasses.replace(evidence, measure=_Kept(evidence.measure()))
 
     def read(self, step: Step) -> list[Taken]:
         """The steps, oldest first, the newest with the moments that the optimiser holds now."""
@@ -121,11 +121,11 @@ class Trail:
 
 
 @dataclass(frozen=True, slots=True)
-class _Measured:
-    credit: Tensor
+class _Kept:
+    measured: Measured
 
-    def __call__(self) -> Tensor:
-        return self.credit
+    def __call__(self) -> Measured:
+        return self.measured
 
 
 def _tree(taken: Taken) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def _tree(taken: Taken) -> dict[str, Any]:
     return {
         "number": taken.number,
         "x": taken.x,
-        "evidence": seen | {"credit": None if evidence.measure is None else evidence.credit},
+        "evidence": seen | {"credit": None, "noise": 0.0} | (evidence.measure()._asdict() if evidence.measure else {}),
         # logits are the evidence's, features are taken anew
         "lesson": {
             f.name: getattr(lesson, f.name) for f in dataclasses.fields(Lesson) if f.name not in ("logits", "features")
@@ -152,8 +152,8 @@ def _tree(taken: Taken) -> dict[str, Any]:
 def _taken(tree: Mapping[str, Any], device: torch.device) -> Taken:
     tree = _moved(tree, device)
     seen = dict(tree["evidence"])
-    credit = seen.pop("credit")
-    evidence = Evidence(**seen, measure=None if credit is None else _Measured(credit))
+    credit, noise = seen.pop("credit"), seen.pop("noise", 0.0)
+    evidence = Evidence(**seen, measure=None if credit is None else _Kept(Measured(credit, noise)))
     update = tree["update"]
     moments = [Moments(*moment) for moment in update["moments"]]
     return Taken(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from streamkd.distill import students
-from streamkd.distill.gate import Evidence
+from streamkd.distill.gate import Evidence, Measured
 from streamkd.distill.losses import Lesson
 from streamkd.hookspecs import Kind
 from streamkd.records import InputColumn, Label, Records, RecordSchema
@@ -36,7 +36,7 @@ def evidence_of(teachers: int) -> Evidence:
     known = torch.rand(6, teachers, 4, generator=generator) > 0.3
     labels = torch.randint(0, 4, (6,), generator=generator)
     known[0] = False
-    credit = -2 * torch.rand(teachers, 4, generator=generator)
+    measured = Measured(-2 * torch.rand(teachers, 4, generator=generator))
     return Evidence(
         logits=torch.randn(6, 4, generator=generator),
         labels=labels,
@@ -45,12 +45,14 @@ def evidence_of(teachers: int) -> Evidence:
         heard=known.gather(2, labels.view(-1, 1, 1).expand(-1, teachers, 1)).squeeze(2),
         facts=torch.rand(teachers, 2, generator=generator),
         teachers=tuple(f"teacher-{number}" for number in range(teachers)),
-        measure=lambda: credit,
+        measure=lambda: measured,
+        remembered=torch.arange(6) % 2 == 0,
+        stale=torch.arange(teachers) % 2 == 1,
     )
 
 
 def part_of(evidence: Evidence, rows: slice) -> Evidence:
-    per_sample = ("logits", "labels", "answers", "known", "heard")
+    per_sample = ("logits", "labels", "answers", "known", "heard", "remembered")
     return dataclasses.replace(evidence, **{name: getattr(evidence, name)[rows] for name in per_sample})
 
 
@@ -63,7 +65,8 @@ def of_teachers(evidence: Evidence, order: list[int]) -> Evidence:
         heard=evidence.heard[:, order],
         facts=evidence.facts[order],
         teachers=tuple(evidence.teachers[index] for index in order),
-        measure=lambda: evidence.credit[order],
+        measure=lambda: Measured(evidence.credit[order], evidence.noise),
+        stale=None if evidence.stale is None else evidence.stale[order],
     )
 
 

@@ -19,8 +19,10 @@ from streamkd.distill.credit import (
     LikelihoodOptions,
     held_out_credit,
 )
-from streamkd.distill.gate import Evidence
+from streamkd.distill.gate import Evidence, Measured
 from streamkd.distill.teachers import EmaOptions, EmaTeacher
+
+CPU = torch.device("cpu")
 
 seeds = st.integers(0, 10_000)
 
@@ -96,8 +98,8 @@ def test_a_teacher_of_unknown_credit_counts_as_the_mean_of_those_heard() -> None
     filled = table.clone()
     filled[1] = (table[0] + table[2]) / 2
     gate = LikelihoodGate(LikelihoodOptions())
-    got = gate(dataclasses.replace(evidence, measure=lambda: table))
-    torch.testing.assert_close(got, gate(dataclasses.replace(evidence, measure=lambda: filled)))
+    got = gate(dataclasses.replace(evidence, measure=lambda: Measured(table)))
+    torch.testing.assert_close(got, gate(dataclasses.replace(evidence, measure=lambda: Measured(filled))))
 
 
 def test_without_any_credit_the_shares_are_even() -> None:
@@ -183,7 +185,7 @@ def test_a_teacher_that_is_wrong_earns_less() -> None:
 
 
 def test_the_credit_goes_round_bitwise() -> None:
-    """A restored pool answers with the same credit, and measures anew at the same step."""
+    """A restored pool answers with the same credit and label noise, and measures anew at the same step."""
     gate = LikelihoodGate(LikelihoodOptions())
     step = toys.make_step(gate=gate)
     for x, y in toys.batches(13):
@@ -194,12 +196,14 @@ def test_the_credit_goes_round_bitwise() -> None:
     twin.pool.load_state_dict(copy.deepcopy(step.pool.state_dict()), lambda classes: toys.mlp(classes), [0, 1, 2])
     for x, y in toys.batches(12, seed=3):
         assert torch.equal(toys.train(step, x, y), toys.train(twin, x, y))
-    assert torch.equal(step.pool.credit(3, torch.device("cpu")), twin.pool.credit(3, torch.device("cpu")))
+    mine, theirs = step.pool.measured(3, CPU), twin.pool.measured(3, CPU)
+    assert torch.equal(mine.credit, theirs.credit)
+    assert mine.noise == theirs.noise
 
 
 def test_before_anything_is_held_out_nothing_is_measured() -> None:
     """NaN for every teacher and class."""
     step = toys.make_step(holdout_ratio=0.0)
-    table = step.pool.credit(3, torch.device("cpu"))
+    table = step.pool.measured(3, CPU).credit
     assert table.shape == (2, 3)
     assert table.isnan().all()

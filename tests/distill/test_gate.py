@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from streamkd.distill.arbiter import Arbiter, ArbiterOptions
 from streamkd.distill.credit import ConfidenceGate, ConfidenceOptions, LikelihoodGate, LikelihoodOptions
-from streamkd.distill.gate import Evidence, FixedGate, FixedOptions, Gate, at_labels, imbalance
-from streamkd.distill.scorer import PerSampleGate
+from streamkd.distill.gate import Evidence, FixedGate, FixedOptions, Gate, Measured, at_labels, imbalance
+from streamkd.distill.scorer import PerSampleGate, belief
 from streamkd.distill.standing import PerClassGate, ScalarGate, Standing, StandingOptions
 
 seeds = st.integers(0, 10_000)
@@ -94,7 +94,7 @@ def test_permuting_the_teachers_permutes_their_weights(seed: int) -> None:
     turned = {**parts, **{k: parts[k][:, order] for k in ("answers", "known", "heard")}}
     moved = toys.evidence(turned, evidence.facts[order])
     names = tuple(f"t{k}" for k in order.tolist())
-    moved = dataclasses.replace(moved, teachers=names, measure=lambda: evidence.credit[order])
+    moved = dataclasses.replace(moved, teachers=names, measure=lambda: Measured(evidence.credit[order]))
     for gate in gates():
         weights = gate(evidence)
         torch.testing.assert_close(gate(moved)[:, 1:], weights[:, 1:][:, order], rtol=1e-4, atol=1e-6)
@@ -126,27 +126,72 @@ def test_a_teacher_that_is_never_heard_changes_nothing(seed: int) -> None:
     st.sampled_from([0.5, 2.0]),
     st.sampled_from([0.0, 0.6]),
     st.sampled_from([0.0, 1.0]),
+    st.sampled_from([0.0, 0.12, 0.4]),
 )
 def test_the_scorer_begins_at_the_documented_prior(
-    seed: int, floor: float, hard: float, trust: float, slip: float, credit: float
+    seed: int, floor: float, hard: float, trust: float, slip: float, credit: float, noise: float
 ) -> None:
-    """Shares by the label, drawn to chance, and by held-out credit; a fixed weight for the label, more under doubt."""
+    """Shares by the label, drawn to chance, and by held-out credit, stale ones less; a fixed weight for the label, more
+    under doubt, and less on remembered rows where labels are wrong.
+    """
     parts = toys.lesson(seed)
     gate = toys.scorer(floor=floor, hard=hard, trust=trust, slip=slip, credit=credit).double()
     evidence = toys.evidence(parts)
-    named = (parts[k] for k in ("labels", "answers", "known", "heard"))
-    wanted = torch.tensor(oracles.gate_prior(*named, evidence.credit, gate.options), dtype=torch.float64)
+    measured = Measured(evidence.credit, noise)
+    evidence = dataclasses.replace(
+        evidence,
+        measure=lambda: measured,
+        remembered=torch.arange(5) >= 2,
+        stale=torch.arange(evidence.heard.shape[1]) > 0,
+    )
+    wanted = torch.tensor(oracles.gate_prior(evidence, gate.options), dtype=torch.float64)
     torch.testing.assert_close(gate(evidence), wanted, rtol=1e-9, atol=1e-9)
 
 
-def test_where_the_teachers_know_less_than_chance_the_label_counts_for_more() -> None:
-    """A pool that puts a hundredth on the label of a class leaves nine tenths to it; one at chance leaves it half."""
+def test_belief_falls_with_the_label_noise_and_never_to_nothing() -> None:
+    """Whole up to 0.05, a half at 0.175, and 0.15 from 0.2625 on."""
+    noise = (0.0, 0.05, 0.175, 0.2625, 0.9)
+    assert [belief(part) for part in noise] == pytest.approx([1.0, 1.0, 0.5, 0.15, 0.15])
+
+
+def test_stale_answers_together_count_a_quarter_of_one_that_is_given_now() -> None:
+    """However many snapshots a pool keeps, alike as they are, the average has four fifths."""
+    for count in (2, 6):
+        parts = toys.lesson(6, teachers=count)
+        parts["known"][:] = parts["heard"][:] = True
+        parts["answers"][:] = parts["answers"][:, :1].clone()
+        credit = torch.full((count, parts["logits"].shape[1]), -0.5, dtype=torch.float64)
+        evidence = dataclasses.replace(
+            toys.evidence(parts), measure=lambda c=credit: Measured(c), stale=torch.arange(count) > 0
+        )
+        weights = toys.scorer().double()(evidence)
+        torch.testing.assert_close(weights[:, 1] / weights[:, 1:].sum(1), torch.full((5,), 0.8, dtype=torch.float64))
+
+
+def test_wrong_labels_are_believed_less_where_they_are_met_again() -> None:
+    """Under noise the label of a remembered row loses most of its weight, that of a new one keeps its own."""
+    parts = toys.lesson(4)
+    parts["known"][:] = parts["heard"][:] = True
+    credit = torch.full((parts["answers"].shape[1], parts["logits"].shape[1]), -0.2, dtype=torch.float64)
+    plain = dataclasses.replace(toys.evidence(parts), measure=lambda: Measured(credit))
+    noisy = dataclasses.replace(
+        plain, measure=lambda: Measured(credit, 0.3), remembered=torch.tensor([False, False, True, True, True])
+    )
+    gate = toys.scorer().double()
+    before, after = gate(plain)[:, 0], gate(noisy)[:, 0]
+    torch.testing.assert_close(after[:2], before[:2])
+    assert (after[2:] < 0.2 * before[2:]).all()
+
+
+def test_where_the_teachers_know_little_the_label_counts_for_more() -> None:
+    """A pool that gives the labels of a class a tenth leaves nine tenths to them; one that knows them leaves half."""
     parts = toys.lesson(4)
     parts["known"][:] = parts["heard"][:] = True
     classes = parts["logits"].shape[1]
-    for known, wanted in ((0.01 / classes, 0.98), (0.1 / classes, 0.9), (1 / classes, 0.5), (0.9, 0.5)):
+    for known, wanted in ((0.01, 0.98), (0.1, 0.9), (0.3, 0.7), (0.5, 0.5), (0.9, 0.5)):
         credit = torch.full((parts["answers"].shape[1], classes), math.log(known), dtype=torch.float64)
-        weights = toys.scorer().double()(dataclasses.replace(toys.evidence(parts), measure=lambda c=credit: c))
+        evidence = dataclasses.replace(toys.evidence(parts), measure=lambda c=credit: Measured(c))
+        weights = toys.scorer().double()(evidence)
         torch.testing.assert_close(weights[:, 0], torch.full((5,), wanted, dtype=torch.float64))
 
 
@@ -188,7 +233,7 @@ def test_the_scorer_listens_to_the_better_teacher() -> None:
     right = torch.nn.functional.one_hot(parts["labels"], 4).float()
     parts["answers"] = torch.stack([5 * right, -5 * right], 1)
     evidence = dataclasses.replace(toys.evidence(parts), measure=None)
-    for slip, times in ((0.0, 1000), (0.6, 5)):
+    for slip, times in ((0.0, 400), (0.6, 3)):
         weights = toys.scorer(slip=slip)(evidence)
         assert (weights[:, 1] > times * weights[:, 2]).all()
 

@@ -254,7 +254,7 @@ def test_the_gates_gradient_is_that_of_the_outer_loss(kind: str, engine: Any, cl
 
 def _opinionated() -> nn.Module:
     """A scorer whose parameters all matter, and teachers that weigh enough for differences in float32."""
-    gate = toys.scorer(hard=0.3)
+    gate = toys.scorer(hard=0.3, doubt=0.0, stale=1.0)
     with torch.no_grad():
         for number, p in enumerate(gate.parameters()):
             p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(number)))
