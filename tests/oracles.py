@@ -60,10 +60,10 @@ def per_teacher(
 def gate_prior(evidence: Evidence, options: PerSampleOptions) -> list[list[float]]:
     """v_k ∝ ((1 - slip)·p_k(y) + slip / C)^(b·trust) · exp(c_k[y])^credit among those heard, · stale / n for n stale;
     w0 = max(hard, doubt·(1 - Σ v_k·exp(c_k[y]) / (1 - noise))) within [0.02, 0.98], and no less than the floor; both
-    · b on remembered rows, b = 1 - (noise - 0.05) / 0.25 within [0.15, 1].
+    · b on remembered rows, b = 1 - (noise - 0.05) / 0.25 within [0.12 / √repetition, 1].
     """
     answers, known, heard, credit = evidence.answers, evidence.known, evidence.heard, evidence.credit
-    belief = min(max(1 - (evidence.noise - 0.05) / 0.25, 0.15), 1.0)
+    belief = min(max(1 - (evidence.noise - 0.05) / 0.25, 0.12 / evidence.repetition**0.5), 1.0)
     rows, classes = [], answers.shape[2]
     for i, label in enumerate(evidence.labels.tolist()):
         mine = [k for k in range(answers.shape[1]) if heard[i, k]]

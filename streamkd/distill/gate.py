@@ -50,6 +50,8 @@ class Evidence:
     """Gives ``credit`` and ``noise``; it is called only by gates that want them."""
     remembered: Bool[Tensor, "batch"] | None = None
     stale: Bool[Tensor, "teachers"] | None = None
+    repetition: float = 1.0
+    """The part of all remembered records that a step meets again."""
 
     @property
     def labelled(self) -> Bool[Tensor, "batch"]:

@@ -6,9 +6,11 @@ Who is ignorant errs where he is unsure; a wrong label contradicts the sure as o
 the most confident answers count the wrong labels, and leave out what is merely not known yet. (The small losses of
 co-teaching, Han et al. 2018, turned round: there the records of which a network is sure are taken for clean ones.)
 
-Two kinds of answers are of records not learned: every teacher's on the held-out records, and what the student said of
-each remembered record as it came. The smallest share of all is taken: one witness who is sure and confirmed shows that
-labels can be trusted, while a bad teacher, or a student who meets a new class, is sure and wrong for other reasons.
+Two kinds of answers are of records not learned: a teacher's on the held-out records, and what the student said of each
+remembered record as it came. Of the teachers the one is asked who is right most often: a bad one is sure and wrong for
+reasons of its own, and the least surprised of many would be so by luck. Of the two the smaller share is taken: a
+student who meets a new class is sure and wrong as well, and one who has learned little says little of the held-out
+records.
 """
 
 import torch
@@ -18,7 +20,7 @@ from torch import Tensor
 from streamkd.distill.memory import Memory, whole
 
 FEWEST = 4  # confident answers; fewer tell nothing
-TEACHERS = 1 / 2  # of the held-out records, which are few
+HELD_OUT = 1 / 2  # they are few
 ARRIVALS = 1 / 3  # of all that is remembered: what came first of a new class is surely taken for an old one
 
 
@@ -59,9 +61,14 @@ def label_noise(
     labels: Int[Tensor, "batch"],
     memory: Memory,
 ) -> float:
-    """The least surprise of anybody, in [0, 1): teachers at held-out records, the student at what is remembered.
+    """The smaller surprise, in [0, 1), of the best teacher at held-out records and the student at what is remembered.
 
-    0 where nobody could be asked.
+    0 where neither can be asked.
     """
-    teachers = [surprise(logits[:, k], known[:, k], labels, TEACHERS) for k in range(logits.shape[1])]
-    return min((found for found in (*teachers, on_arrival(memory)) if found is not None), default=0.0)
+    found = [on_arrival(memory)]
+    if logits.shape[1]:
+        answers = logits.masked_fill(~known, -torch.inf).argmax(2)
+        right = (answers == labels.unsqueeze(1)) & known.gather(2, answers.unsqueeze(2)).squeeze(2)
+        best = int(right.sum(0).argmax())
+        found.append(surprise(logits[:, best], known[:, best], labels, HELD_OUT))
+    return min((share for share in found if share is not None), default=0.0)

@@ -1,5 +1,6 @@
 """The shared scorer: one small network scores every teacher of every sample, whatever the size of the pool."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -74,7 +75,7 @@ class PerSampleGate(nn.Module):
         options, classes = self.options, evidence.logits.shape[1]
         drawn = torch.log((1 - options.slip) * likelihood.exp() + options.slip / classes)
         credit = credit_of_samples(evidence)
-        scores = belief(evidence.noise) * options.trust * drawn + options.credit * credit
+        scores = belief(evidence.noise, evidence.repetition) * options.trust * drawn + options.credit * credit
         if evidence.stale is not None:
             count = (evidence.heard & evidence.stale).sum(1, keepdim=True).clamp_min(1).to(scores.dtype)
             scores = scores + torch.where(evidence.stale, torch.log(options.stale / count), 0.0)
@@ -85,18 +86,19 @@ class PerSampleGate(nn.Module):
         whole = torch.ones_like(evidence.logits[:, 0])
         if evidence.remembered is None:
             return whole
-        return torch.where(evidence.remembered, belief(evidence.noise) * whole, whole)
+        return torch.where(evidence.remembered, belief(evidence.noise, evidence.repetition) * whole, whole)
 
 
-def belief(noise: float) -> float:
+def belief(noise: float, repetition: float = 1.0) -> float:
     """How far labels are believed where a part ``noise`` of them seems wrong.
 
-    1 up to ``QUIET``, for a small part is ignorance as often as error; then it falls by 1 / ``LOUD``, to ``LEAST``.
+    1 up to ``QUIET``, for a small part is ignorance as often as error; then it falls by 1 / ``LOUD``, to ``LEAST`` /
+    √``repetition``: a label that is met again at every step would be known by heart, one that is met rarely is needed.
     """
-    return min(1.0, max(LEAST, 1 - (noise - QUIET) / LOUD))
+    return min(1.0, max(LEAST / math.sqrt(max(repetition, 1e-9)), 1 - (noise - QUIET) / LOUD))
 
 
-QUIET, LOUD, LEAST = 0.05, 0.25, 0.15
+QUIET, LOUD, LEAST = 0.05, 0.25, 0.12
 FEATURES = 7
 CREDIT = 3.0  # a mean over records, so it varies less than what one label says
 

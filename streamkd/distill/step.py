@@ -229,6 +229,7 @@ class Step:
             partial(self.pool.measured, logits.shape[1], plan.y.device),
             remembered,
             self.pool.stale(plan.y.device),
+            min(1.0, self.replay / max(1, len(self.memory.replayed))),
         )
 
     def lesson(self, plan: Plan, logits: Tensor, weights: Tensor, evidence: Evidence | None = None) -> Lesson:

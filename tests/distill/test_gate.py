@@ -141,6 +141,7 @@ def test_the_scorer_begins_at_the_documented_prior(
     evidence = dataclasses.replace(
         evidence,
         measure=lambda: measured,
+        repetition=0.5,
         remembered=torch.arange(5) >= 2,
         stale=torch.arange(evidence.heard.shape[1]) > 0,
     )
@@ -149,9 +150,14 @@ def test_the_scorer_begins_at_the_documented_prior(
 
 
 def test_belief_falls_with_the_label_noise_and_never_to_nothing() -> None:
-    """Whole up to 0.05, a half at 0.175, and 0.15 from 0.2625 on."""
-    noise = (0.0, 0.05, 0.175, 0.2625, 0.9)
-    assert [belief(part) for part in noise] == pytest.approx([1.0, 1.0, 0.5, 0.15, 0.15])
+    """Whole up to 0.05, a half at 0.175, and 0.12 from 0.27 on."""
+    noise = (0.0, 0.05, 0.175, 0.27, 0.9)
+    assert [belief(part) for part in noise] == pytest.approx([1.0, 1.0, 0.5, 0.12, 0.12])
+
+
+def test_labels_that_are_met_again_rarely_are_needed_more() -> None:
+    """Where a step replays a sixteenth of the memory, noise leaves a label half of its weight; next to none is all."""
+    assert [belief(0.4, part) for part in (1.0, 1 / 16, 0.0)] == pytest.approx([0.12, 0.48, 1.0])
 
 
 def test_stale_answers_together_count_a_quarter_of_one_that_is_given_now() -> None:

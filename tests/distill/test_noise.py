@@ -65,8 +65,8 @@ def test_a_handful_tells_nothing(rows: int) -> None:
     assert surprise(said(truth, 1.0), ALL.expand(rows, -1), truth, 0.5) is None
 
 
-def test_one_witness_who_is_sure_and_right_clears_the_labels() -> None:
-    """A teacher of turned classes is surprised at every label; beside one who knows them no label is in doubt."""
+def test_the_teacher_who_is_right_most_often_is_asked() -> None:
+    """One of turned classes is surprised at every label; beside one who knows them no label is in doubt."""
     truth = labels_of(40)
     wrong, right = said((truth + 1) % CLASSES, 5.0), said(truth, 2.0)
     known = torch.ones(40, 2, CLASSES, dtype=torch.bool)
