@@ -79,6 +79,7 @@ FAMILIES: Mapping[str, Family] = {
     "avalanche_metric": _gauge("Last value of an Avalanche metric, by Avalanche's name for it.", "metric"),
     "gate_weight_ratio": _gauge("Mean weight of the last step; the hard label is a teacher here.", "teacher"),
     "gate_policy_ratio": _gauge("How far the arbiter trusts a policy.", "policy"),
+    "label_noise_ratio": _gauge("Part of the labels that the gate takes for wrong; below 0.05 it makes nothing of it."),
     "gate_adaptations_total": _counter("Meta-adaptations of the gate."),
     "gate_adaptation_duration_seconds": _histogram("Duration of a meta-adaptation.", SLOW),
     "gate_outer_loss": _gauge("Outer loss of the last meta-adaptation."),

@@ -269,6 +269,11 @@ class Pool:
             self._facts = torch.tensor(rows, device=device).reshape(len(rows), 2)
         return self._facts
 
+    @property
+    def noise(self) -> float | None:
+        """The label noise as it was measured last, in [0, 1); ``None`` where no gate has asked for it."""
+        return None if self._ledger.values is None else self._ledger.values.noise
+
     def stale(self, device: torch.device) -> Tensor:
         """[teachers] for the gate: whose answers were given on another day, and are only looked up."""
         stale = [teacher.role in ("remembered", "frozen") for teacher in self.teachers]

@@ -37,6 +37,7 @@ def status_of(learner: Learner, rate: float, version: int | None, lag: int | Non
             "weights": {name: weight for name, weight in weights.items() if name != "hard"},
             "adaptations": adapter.adaptations if adapter else 0,
             "adaptation_seconds": adapter.seconds / adapter.adaptations if adapter and adapter.adaptations else None,
+            "label_noise": learner.strategy.step.pool.noise if learner.started else None,
         },
         "boundaries": [
             {"record": b.record, "detector": b.detector, "task": b.task} for b in learner.tasks.boundaries[-100:]
@@ -113,6 +114,8 @@ class Gauges:
         recorder.set("teachers", len(status["teachers"]))
         for name, weight in learner.gate_weights().items():
             recorder.set("gate_weight_ratio", weight, teacher=name)
+        if (noise := status["gate"]["label_noise"]) is not None:
+            recorder.set("label_noise_ratio", noise)
         for teacher in status["teachers"]:
             if teacher["worth"] is not None:
                 recorder.set("teacher_worth_ratio", teacher["worth"], teacher=teacher["name"])

@@ -1,5 +1,7 @@
 """How the learner stands, in metrics."""
 
+from typing import Any
+
 from streamkd import config as configuration
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
@@ -8,16 +10,16 @@ from streamkd.telemetry import Exposition
 from streamkd.wiring import open_source, schema_of
 
 
-def test_the_arbiters_policies_are_told() -> None:
-    """Once it was adapted, how far each policy is trusted stands in a gauge; the five sum to 1."""
+def gauges_of(gate: dict[str, Any], **source: Any) -> Exposition:
+    """What is told once a short stream has been learned."""
     registry = Registry.load()
     config = configuration.from_tree(
         {
-            "stream": {"source": {"name": "replay", "dataset": "digits", "limit": 200}},
+            "stream": {"source": {"name": "replay", "dataset": "digits", **source}},
             "student": {"name": "mlp", "hidden": [8]},
             "memory": {"size": 60, "replay": 10},
             "adapt": {"every": 2},
-            "gate": {"name": "arbiter", "gate": {"name": "scalar"}},
+            "gate": gate,
             "device": "cpu",
         },
         registry,
@@ -29,6 +31,19 @@ def test_the_arbiters_policies_are_told() -> None:
         pass
     gauges.record(status_of(learner, 0.0, None, None), learner)
     exposition.apply(learner.recorder.drain())
+    return exposition
+
+
+def test_the_label_noise_is_told_by_gates_that_measure_it() -> None:
+    """Half of the labels are changed: most of that is found. A fixed gate asks nobody."""
+    noisy = gauges_of({"name": "per-sample"}, label_noise=0.5)
+    assert (noisy.value("label_noise_ratio") or 0.0) > 0.2
+    assert gauges_of({"name": "fixed"}, limit=100).value("label_noise_ratio") is None
+
+
+def test_the_arbiters_policies_are_told() -> None:
+    """Once it was adapted, how far each policy is trusted stands in a gauge; the five sum to 1."""
+    exposition = gauges_of({"name": "arbiter", "gate": {"name": "scalar"}}, limit=200)
     policies = ("adapted", "frozen", "likelihood", "uniform", "hard-only")
     told = [exposition.value("gate_policy_ratio", policy=policy) for policy in policies]
     assert None not in told
