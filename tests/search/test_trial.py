@@ -245,13 +245,14 @@ def test_a_temperature_that_is_adapted_is_moved_by_the_configuration_alone(
 
 
 def test_under_another_floor_and_prior_the_gate_keeps_what_it_learned(saved: Path, one: dict[int, Recording]) -> None:
-    """The hard label's weight obeys the new floor and the new prior; the scorer is the saved one."""
+    """The hard label's weight in new rows obeys the new floor and the new prior; the scorer is the saved one."""
     high = cloned(saved, one, gate={"name": "per-sample", "floor": 0.9})
     low = cloned(saved, one, gate={"name": "per-sample", "floor": 0.0, "hard": 0.05, "doubt": 0.0})
     for trial in (high, low):
         assert same(learned(trial)["gate"], learned(cloned(saved, one))["gate"])
         trial.advance(HALF + 10)
-    hard = [trial._passages[100]._learner.last.weights[:, 0] for trial in (high, low)]
+    # a remembered label may count less than the floor, where labels look wrong
+    hard = [trial._passages[100]._learner.last.weights[:10, 0] for trial in (high, low)]
     heard = [weights[(weights > 0) & (weights < 1)] for weights in hard]
     assert float(heard[0].min()) >= 0.9 - 1e-6
     assert float(heard[1].mean()) < 0.3
