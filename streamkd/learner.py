@@ -111,7 +111,7 @@ class Learner:
             return student
         if self._chosen is None or self._chosen[0] != self.steps:
             shares = ensemble.SHARES if which == "auto" else ensemble.SHARES[1:-1]
-            self._chosen = (self.steps, ensemble.chosen(student, analytic, self._holdout, shares))
+            self._chosen = (self.steps, ensemble.chosen(student, analytic, self._holdout, shares, pool.noise or 0.0))
         return self._chosen[1]
 
     @property

@@ -59,17 +59,17 @@ def per_teacher(
 
 def gate_prior(evidence: Evidence, options: PerSampleOptions) -> list[list[float]]:
     """v_k ∝ ((1 - slip)·p_k(y) + slip / C)^(b·trust) · exp(c_k[y])^credit among those heard, · stale / n for n stale;
-    w0 = max(hard, doubt·(1 - Σ v_k·exp(c_k[y]) / (1 - noise))) within [0.02, 0.98], and no less than the floor; both
-    · b on remembered rows, b = 1 - (noise - 0.05) / 0.25 within [0.12 / √repetition, 1].
+    w0 = max(hard, doubt·(1 - Σ v_k·exp(c_k[y]) / (1 - noise)))·b within [0.02, 0.98], and no less than floor·b. The
+    belief b goes evenly, over a label's first 60 meetings, from 1 to 1 - (noise - 0.05) / 0.25 within [0.04, 1].
     """
     answers, known, heard, credit = evidence.answers, evidence.known, evidence.heard, evidence.credit
-    belief = min(max(1 - (evidence.noise - 0.05) / 0.25, 0.12 / evidence.repetition**0.5), 1.0)
+    least = min(max(1 - (evidence.noise - 0.05) / 0.25, 0.04), 1.0)
     rows, classes = [], answers.shape[2]
     for i, label in enumerate(evidence.labels.tolist()):
         mine = [k for k in range(answers.shape[1]) if heard[i, k]]
         old = [k for k in mine if evidence.stale[k]]
         counts = {k: options.stale / len(old) if k in old else 1.0 for k in mine}
-        here = belief if evidence.remembered[i] else 1.0
+        belief = 1.0 + (least - 1.0) * min(int(evidence.met[i]), 60) / 60
         if not mine:
             rows.append([1.0] + [0.0] * answers.shape[1])
             continue
@@ -81,7 +81,7 @@ def gate_prior(evidence: Evidence, options: PerSampleOptions) -> list[list[float
         share = {k: score[k] / sum(score.values()) for k in mine}
         trusted = sum(share[k] * q[k] for k in mine) / (1 - evidence.noise)
         w0 = max(options.hard, options.doubt * (1 - trusted))
-        w0 = max(options.floor * here, min(max(w0 * here, 0.02), 0.98))
+        w0 = max(options.floor * belief, min(max(w0 * belief, 0.02), 0.98))
         rows.append([w0] + [(1 - w0) * share.get(k, 0.0) for k in range(answers.shape[1])])
     return rows
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -23,13 +22,14 @@ from torch import Tensor, nn
 from streamkd.distill import extractor, students
 from streamkd.distill.analytic import AnalyticTeacher
 from streamkd.distill.memory import Ring
+from streamkd.distill.noise import doubt
 from streamkd.distill.readout import Readout
 from streamkd.distill.students import Published, Student, at_rest
 from streamkd.errors import StateError
 from streamkd.plugins import Registry
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-DOUBT = 3.0  # nats times the distance from one half: what so few held-out records say is partly chance
+PULL = 3.0  # nats times the distance from one half: what so few held-out records say is partly chance
 FILE = "ensemble.safetensors"
 
 
@@ -76,24 +76,36 @@ def best_share(
     known: Bool[Tensor, "classes"],
     y: Int[Tensor, "batch"],
     shares: tuple[float, ...] = SHARES,
+    doubt: float = 0.0,
 ) -> float:
-    """The share whose pool is least surprised by the labels; the fewer they are, the nearer to one half."""
+    """The share whose pool is least surprised by the labels; the fewer they are, the nearer to one half.
 
-    def surprise(share: float) -> float:
-        lost = F.cross_entropy(pooled(first, second, known, share), y, reduction="sum")
-        return float(lost) + DOUBT * abs(share - 0.5)
+    Surprise is (1 - p^q) / q with q the ``doubt`` in labels: -log p where they are right. Where they are not, that
+    would choose whoever is least sure; 1 - p, at q = 1, costs every pool alike for a wrong label (generalised cross
+    entropy, Zhang & Sabuncu 2018, section 3.2).
+    """
 
-    return min(shares, key=surprise)
+    def lost(share: float) -> float:
+        given = pooled(first, second, known, share).gather(1, y.unsqueeze(1))
+        surprise = -torch.expm1(doubt * given) / doubt if doubt else -given
+        return float(surprise.sum()) + PULL * abs(share - 0.5)
+
+    return min(shares, key=lost)
 
 
 @torch.no_grad()
-def chosen(student: Student, teacher: AnalyticTeacher, holdout: Ring, shares: tuple[float, ...] = SHARES) -> Model:
-    """The pool that held-out records bear out, or the student where that is it alone; without any, half and half."""
+def chosen(
+    student: Student, teacher: AnalyticTeacher, holdout: Ring, shares: tuple[float, ...] = SHARES, noise: float = 0.0
+) -> Model:
+    """The pool that held-out records bear out, or the student where that is it alone; without any, half and half.
+
+    ``noise`` is the part of their labels that seems to be wrong.
+    """
     share = 0.5
     if holdout.x is not None and holdout.filled:
         x, y = holdout.x[: holdout.filled], holdout.y[: holdout.filled]
         with at_rest(student):
-            share = best_share(student(x), teacher.network(x), teacher.known(), y, shares)
+            share = best_share(student(x), teacher.network(x), teacher.known(), y, shares, doubt(noise))
     return student if share == 1.0 else Ensemble(student, teacher.network, share)
 
 

@@ -32,9 +32,9 @@ class Evidence:
 
     ``labels`` are columns, -1 where a record came without label. ``heard`` [batch, teachers] is where a teacher knows
     the sample's label, or on a row without label answers at all; only those can be given weight.
-    ``facts`` [teachers, 2]: held-out accuracy, and 1 / (1 + age in tasks). ``remembered`` [batch] is where a label has
-    been learned before, ``stale`` [teachers] who gave its answers on another day: what was recorded, and snapshots;
-    ``None`` stands for nowhere and for nobody.
+    ``facts`` [teachers, 2]: held-out accuracy, and 1 / (1 + age in tasks). ``met`` [batch] is how often a label was
+    learned before, 0 where it has just arrived; ``stale`` [teachers] is who gave its answers on another day: what was
+    recorded, and snapshots. ``None`` stands for never and for nobody.
     """
 
     logits: Float[Tensor, "batch classes"]
@@ -48,10 +48,8 @@ class Evidence:
     """All of ``known`` and ``heard`` is true."""
     measure: Callable[[], Measured] | None = None
     """Gives ``credit`` and ``noise``; it is called only by gates that want them."""
-    remembered: Bool[Tensor, "batch"] | None = None
+    met: Int[Tensor, "batch"] | None = None
     stale: Bool[Tensor, "teachers"] | None = None
-    repetition: float = 1.0
-    """The part of all remembered records that a step meets again."""
 
     @property
     def labelled(self) -> Bool[Tensor, "batch"]:

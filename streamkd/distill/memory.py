@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 Policy = Literal["reservoir", "class-balanced"]
-TENSORS = ("x", "y", "task", "logits", "width", "frozen", "answered")
+TENSORS = ("x", "y", "task", "logits", "width", "met", "frozen", "answered")
 
 
 class Remembered:
@@ -40,6 +40,10 @@ class Remembered:
     def width(self) -> Tensor:
         """[n] int64: classes that the student knew at insertion."""
         return self._ring.width.index_select(0, self.slots)
+
+    def met(self) -> Tensor:
+        """[n] int64: how often each was learned before: as it came, and whenever it was sampled earlier."""
+        return self._ring.met.index_select(0, self.slots)
 
     def frozen(self, slot: int) -> tuple[Tensor, Tensor]:
         """Cached answers of a teacher slot [n, classes] float16, and where there are any [n] bool."""
@@ -69,6 +73,7 @@ class Ring:
         self.task = torch.zeros(places, dtype=torch.int64, device=device)
         self.logits = torch.zeros((places, classes), dtype=torch.float16, device=device)
         self.width = torch.zeros(places, dtype=torch.int64, device=device)
+        self.met = torch.zeros(places, dtype=torch.int64, device=device)
         self.frozen = torch.zeros((places, self.teacher_slots, classes), dtype=torch.float16, device=device)
         self.answered = torch.zeros((places, self.teacher_slots), dtype=torch.bool, device=device)
 
@@ -124,6 +129,7 @@ class Ring:
         self.x[places], self.y[places], self.task[places] = x, y, task
         self.logits[places] = logits.half()
         self.width[places] = logits.shape[1]
+        self.met[places] = 0
         self.answered[places] = False
 
     def forget(self, slot: int) -> None:
@@ -168,6 +174,8 @@ class Ring:
             self._allocate(state["x"].to(device), state["logits"].shape[1])
             for name in ("x", "y", "task", "logits", "width"):
                 getattr(self, name)[: self.filled] = state[name].to(device)
+            if "met" in state:
+                self.met[: self.filled] = state["met"].to(device)
             slots = min(self.teacher_slots, state["frozen"].shape[1])
             for name in ("frozen", "answered"):
                 getattr(self, name)[: self.filled, :slots] = state[name][:, :slots].to(device)
@@ -252,8 +260,11 @@ class Memory:
         self.holdout.drop(offer.held)
 
     def sample(self, count: int) -> Remembered | None:
-        """Up to ``count`` different samples of the replayed part."""
-        return self._draw(self.replayed, count)
+        """Up to ``count`` different samples of the replayed part; they are learned now, and that is counted."""
+        sample = self._draw(self.replayed, count)
+        if sample is not None:
+            self.replayed.met[sample.slots] += 1
+        return sample
 
     def query(self, count: int) -> Remembered | None:
         """Up to ``count`` different samples of the held-out part."""

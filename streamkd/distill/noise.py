@@ -22,6 +22,7 @@ from streamkd.distill.memory import Memory, whole
 FEWEST = 4  # confident answers; fewer tell nothing
 HELD_OUT = 1 / 2  # they are few
 ARRIVALS = 1 / 3  # of all that is remembered: what came first of a new class is surely taken for an old one
+QUIET, LOUD = 0.05, 0.25  # a small part is ignorance as often as error
 
 
 def surprise(
@@ -72,3 +73,8 @@ def label_noise(
         best = int(right.sum(0).argmax())
         found.append(surprise(logits[:, best], known[:, best], labels, HELD_OUT))
     return min((share for share in found if share is not None), default=0.0)
+
+
+def doubt(noise: float) -> float:
+    """How far a label is to be doubted where a part ``noise`` of them seems wrong: 0 up to ``QUIET``, 1 at 0.3."""
+    return min(1.0, max(0.0, (noise - QUIET) / LOUD))

@@ -1,6 +1,5 @@
 """The shared scorer: one small network scores every teacher of every sample, whatever the size of the pool."""
 
-import math
 from collections.abc import Iterable
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from streamkd.distill.credit import credit_of_samples
 from streamkd.distill.gate import Evidence, at_labels, share, weights_of
+from streamkd.distill.noise import doubt
 from streamkd.hookspecs import Kind, Options, hookimpl
 
 
@@ -35,16 +35,17 @@ class PerSampleGate(nn.Module):
     """Weights per sample from a scorer that all teachers share, so that it survives the pool's growth.
 
     The prior over C classes, with c_k the teachers' held-out log-likelihood of the sample's class, n the number of
-    stale teachers heard, and b the belief in labels that the label noise leaves (``belief``):
+    stale teachers heard, and b the belief in the sample's label, 1 where labels are right (``belief``):
 
         v_k ∝ ((1 - slip)·p_k(y) + slip / C)^(b·trust) · exp(c_k)^credit · (stale / n where k is stale)
-        w_0 = max(hard, doubt·(1 - Σ v_k·exp(c_k) / (1 - noise))) · (b where the sample is remembered)
+        w_0 = max(hard, doubt·(1 - Σ v_k·exp(c_k) / (1 - noise))) · b
 
-    What a teacher says of one label tells little where the label may be wrong, what it said of held-out ones more.
-    Answers of another day teach the student what it was then. A new record's wrong label is one of many and is met
-    once; that of a remembered one is met again and again, until the student knows it by heart: there it has to be
-    believed less. The scorer, whose last layer begins at zero, moves both in logits. Its features do not depend on how
-    many teachers there are: the label's log probability, entropy, divergence from the student, and the teacher's
+    Where a label may be wrong, what a teacher says of it tells less than what it said of held-out ones. A new record's
+    wrong label is one of many and is met once; that of a remembered one is met again and again, until the student knows
+    it by heart: there it has to be believed less. Answers of another day teach the student what it was then.
+
+    The scorer, whose last layer begins at zero, moves shares and label's weight in logits. Its features do not depend
+    on how many teachers there are: the label's log probability, entropy, divergence from the student, and the teacher's
     held-out accuracy and age. Without a label the credit on the classes that a teacher answers with stands in the place
     of the label's log probability.
     """
@@ -58,47 +59,47 @@ class PerSampleGate(nn.Module):
 
     def forward(self, evidence: Evidence) -> Float[Tensor, "batch sources"]:
         features, likelihood = _features(evidence)
-        scores, credit = self._prior(evidence, likelihood)
+        believed = _belief(evidence)
+        scores, credit = self._prior(evidence, likelihood, believed)
         shares = share(scores + self.span * torch.tanh(self.score(features).squeeze(-1)), evidence.heard)
         mixed = (shares.unsqueeze(-1) * features).sum(1)
         known = (shares * credit.exp()).sum(1) / max(1 - evidence.noise, 0.5)  # a wrong label was nobody's to know
-        trusted = self._trusted(evidence)
-        first = (self.options.doubt * (1 - known)).clamp_min(self.options.hard) * trusted
+        first = (self.options.doubt * (1 - known)).clamp_min(self.options.hard) * believed
         prior = torch.logit(first.clamp(0.02, 0.98))
         hard = torch.sigmoid(prior + self.span * torch.tanh(self.hard(mixed).squeeze(-1)))
-        return weights_of(hard.maximum(self.options.floor * trusted), shares, evidence.heard, evidence.labelled)
+        return weights_of(hard.maximum(self.options.floor * believed), shares, evidence.heard, evidence.labelled)
 
     def _prior(
-        self, evidence: Evidence, likelihood: Float[Tensor, "batch teachers"]
+        self, evidence: Evidence, likelihood: Float[Tensor, "batch teachers"], believed: Float[Tensor, "batch"]
     ) -> tuple[Float[Tensor, "batch teachers"], Float[Tensor, "batch teachers"]]:
         """Scores of the teachers before anything was learned, and their credit."""
         options, classes = self.options, evidence.logits.shape[1]
         drawn = torch.log((1 - options.slip) * likelihood.exp() + options.slip / classes)
         credit = credit_of_samples(evidence)
-        scores = belief(evidence.noise, evidence.repetition) * options.trust * drawn + options.credit * credit
+        scores = believed.unsqueeze(1) * options.trust * drawn + options.credit * credit
         if evidence.stale is not None:
             count = (evidence.heard & evidence.stale).sum(1, keepdim=True).clamp_min(1).to(scores.dtype)
             scores = scores + torch.where(evidence.stale, torch.log(options.stale / count), 0.0)
         return scores, credit
 
-    def _trusted(self, evidence: Evidence) -> Float[Tensor, "batch"]:
-        """What of the hard label's weight is left: less than 1 only where it has been learned before."""
-        whole = torch.ones_like(evidence.logits[:, 0])
-        if evidence.remembered is None:
-            return whole
-        return torch.where(evidence.remembered, belief(evidence.noise, evidence.repetition) * whole, whole)
+
+def _belief(evidence: Evidence) -> Float[Tensor, "batch"]:
+    if evidence.met is None:
+        return torch.ones_like(evidence.logits[:, 0])
+    return belief(evidence.noise, evidence.met.to(evidence.logits.dtype))
 
 
-def belief(noise: float, repetition: float = 1.0) -> float:
-    """How far labels are believed where a part ``noise`` of them seems wrong.
+def belief(noise: float, met: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
+    """How far labels are believed where a part ``noise`` of them seems wrong, each learned ``met`` times before.
 
-    1 up to ``QUIET``, for a small part is ignorance as often as error; then it falls by 1 / ``LOUD``, to ``LEAST`` /
-    √``repetition``: a label that is met again at every step would be known by heart, one that is met rarely is needed.
+    A label that is known by heart, because it was met ``OFTEN`` times, is believed less by the doubt that the noise
+    raises, and never less than ``LEAST``. Until then its belief falls evenly: a new class is learned from labels that
+    were met a few times, right or wrong.
     """
-    return min(1.0, max(LEAST / math.sqrt(max(repetition, 1e-9)), 1 - (noise - QUIET) / LOUD))
+    return 1 - min(doubt(noise), 1 - LEAST) * (met / OFTEN).clamp_max(1)
 
 
-QUIET, LOUD, LEAST = 0.05, 0.25, 0.12
+LEAST, OFTEN = 0.04, 60
 FEATURES = 7
 CREDIT = 3.0  # a mean over records, so it varies less than what one label says
 

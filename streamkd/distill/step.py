@@ -52,6 +52,7 @@ class Plan:
     answers: Answers
     unlabelled: bool = False
     drawn: int = 0
+    met: Tensor | None = None
     offer: Offer = NOTHING
 
 
@@ -136,19 +137,21 @@ class Step:
     def begin(self, x: Tensor, y: Tensor, task: int) -> Plan:
         """Join the fresh rows with replayed ones and some of their vicinity, and ask the teachers about all of them."""
         remembered = self.memory.sample(self.replay)
-        fresh, unlabelled = len(y), bool((y < 0).any())
+        fresh, unlabelled, met = len(y), bool((y < 0).any()), torch.zeros_like(y)
         if self.student.normalise.fit:
             self.student.normalise.observe(x)
         if remembered is not None:
             x, y = torch.cat([x, remembered.x]), torch.cat([y, remembered.y])
+            met = torch.cat([met, remembered.met()])
         if self.vicinity.due():
             self.vicinity.worth(self._advantage())
         offer = self.memory.hold(x[:fresh], y[:fresh], task, lambda rows: self._at_rest(x[rows]))
         if (near := self.vicinity.draw(x)) is not None:
             x, y = torch.cat([x, near]), torch.cat([y, y.new_full((len(near),), -1)])
+            met = torch.cat([met, met.new_zeros(len(near))])
         drawn = 0 if near is None else len(near)
         answers = self.pool.answers(x, fresh, remembered, self.student.classes)
-        return Plan(x, y, fresh, task, answers, unlabelled or drawn > 0, drawn, offer)
+        return Plan(x, y, fresh, task, answers, unlabelled or drawn > 0, drawn, met, offer)
 
     def _at_rest(self, x: Tensor) -> Tensor:
         with at_rest(self.student) as student:
@@ -215,8 +218,6 @@ class Step:
             if plan.unlabelled:
                 heard = torch.where((plan.y < 0).unsqueeze(1), _able(known), heard)
         facts = self.pool.facts(plan.y.device)
-        remembered = plan.y >= 0
-        remembered[: plan.fresh] = False
         return Evidence(
             logits.detach(),
             plan.y,
@@ -227,9 +228,8 @@ class Step:
             self.pool.keys,
             plan.answers.complete,
             partial(self.pool.measured, logits.shape[1], plan.y.device),
-            remembered,
+            plan.met,
             self.pool.stale(plan.y.device),
-            min(1.0, self.replay / max(1, len(self.memory.replayed))),
         )
 
     def lesson(self, plan: Plan, logits: Tensor, weights: Tensor, evidence: Evidence | None = None) -> Lesson:

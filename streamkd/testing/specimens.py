@@ -46,13 +46,13 @@ def evidence_of(teachers: int) -> Evidence:
         facts=torch.rand(teachers, 2, generator=generator),
         teachers=tuple(f"teacher-{number}" for number in range(teachers)),
         measure=lambda: measured,
-        remembered=torch.arange(6) % 2 == 0,
+        met=10 * torch.arange(6),
         stale=torch.arange(teachers) % 2 == 1,
     )
 
 
 def part_of(evidence: Evidence, rows: slice) -> Evidence:
-    per_sample = ("logits", "labels", "answers", "known", "heard", "remembered")
+    per_sample = ("logits", "labels", "answers", "known", "heard", "met")
     return dataclasses.replace(evidence, **{name: getattr(evidence, name)[rows] for name in per_sample})
 
 

@@ -99,6 +99,16 @@ def test_the_share_is_the_one_of_the_best_likelihood() -> None:
     assert best_share(first, second, known, y) == 0.5
 
 
+def test_wrong_labels_do_not_make_the_unsure_one_the_better() -> None:
+    """Who is right and sure is preferred to who knows half as much, also where a third of the labels is wrong."""
+    truth = torch.arange(90) % 3
+    sure, unsure = 6 * torch.eye(3)[truth], 0.7 * torch.eye(3)[truth]
+    labels = torch.where(torch.arange(90) < 30, (truth + 1) % 3, truth)
+    known = torch.ones(3, dtype=torch.bool)
+    assert best_share(sure, unsure, known, labels) <= 0.25
+    assert best_share(sure, unsure, known, labels, doubt=1.0) >= 0.75
+
+
 def ring_of(x: Tensor, y: Tensor) -> Ring:
     ring = Ring(len(y), "class-balanced", 0)
     ring.take(torch.tensor(list(ring.offer(y.tolist(), [0.0] * 2 * len(y)))), x, y, 0, torch.zeros(len(y), 3))

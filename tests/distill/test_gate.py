@@ -132,7 +132,7 @@ def test_the_scorer_begins_at_the_documented_prior(
     seed: int, floor: float, hard: float, trust: float, slip: float, credit: float, noise: float
 ) -> None:
     """Shares by the label, drawn to chance, and by held-out credit, stale ones less; a fixed weight for the label, more
-    under doubt, and less on remembered rows where labels are wrong.
+    under doubt, and less the more often it was met where labels are wrong.
     """
     parts = toys.lesson(seed)
     gate = toys.scorer(floor=floor, hard=hard, trust=trust, slip=slip, credit=credit).double()
@@ -141,8 +141,7 @@ def test_the_scorer_begins_at_the_documented_prior(
     evidence = dataclasses.replace(
         evidence,
         measure=lambda: measured,
-        repetition=0.5,
-        remembered=torch.arange(5) >= 2,
+        met=torch.tensor([0, 1, 30, 60, 400]),
         stale=torch.arange(evidence.heard.shape[1]) > 0,
     )
     wanted = torch.tensor(oracles.gate_prior(evidence, gate.options), dtype=torch.float64)
@@ -150,14 +149,16 @@ def test_the_scorer_begins_at_the_documented_prior(
 
 
 def test_belief_falls_with_the_label_noise_and_never_to_nothing() -> None:
-    """Whole up to 0.05, a half at 0.175, and 0.12 from 0.27 on."""
-    noise = (0.0, 0.05, 0.175, 0.27, 0.9)
-    assert [belief(part) for part in noise] == pytest.approx([1.0, 1.0, 0.5, 0.12, 0.12])
+    """Of labels known by heart: whole up to 0.05, a half at 0.175, and 0.04 from 0.29 on."""
+    noise, met = (0.0, 0.05, 0.175, 0.29, 0.9), torch.full((1,), 200.0)
+    assert [belief(part, met).item() for part in noise] == pytest.approx([1.0, 1.0, 0.5, 0.04, 0.04])
 
 
-def test_labels_that_are_met_again_rarely_are_needed_more() -> None:
-    """Where a step replays a sixteenth of the memory, noise leaves a label half of its weight; next to none is all."""
-    assert [belief(0.4, part) for part in (1.0, 1 / 16, 0.0)] == pytest.approx([0.12, 0.48, 1.0])
+def test_labels_that_were_met_a_few_times_are_needed_more() -> None:
+    """Under noise a new label counts whole, one met thirty times half as much, one met sixty times next to nothing."""
+    met = torch.tensor([0.0, 30.0, 60.0, 1000.0])
+    assert belief(0.4, met).tolist() == pytest.approx([1.0, 0.52, 0.04, 0.04])
+    assert belief(0.0, met).tolist() == [1.0] * 4
 
 
 def test_stale_answers_together_count_a_quarter_of_one_that_is_given_now() -> None:
@@ -175,14 +176,12 @@ def test_stale_answers_together_count_a_quarter_of_one_that_is_given_now() -> No
 
 
 def test_wrong_labels_are_believed_less_where_they_are_met_again() -> None:
-    """Under noise the label of a remembered row loses most of its weight, that of a new one keeps its own."""
+    """Under noise the label of a row met often loses most of its weight, that of a new one keeps its own."""
     parts = toys.lesson(4)
     parts["known"][:] = parts["heard"][:] = True
     credit = torch.full((parts["answers"].shape[1], parts["logits"].shape[1]), -0.2, dtype=torch.float64)
     plain = dataclasses.replace(toys.evidence(parts), measure=lambda: Measured(credit))
-    noisy = dataclasses.replace(
-        plain, measure=lambda: Measured(credit, 0.3), remembered=torch.tensor([False, False, True, True, True])
-    )
+    noisy = dataclasses.replace(plain, measure=lambda: Measured(credit, 0.3), met=torch.tensor([0, 0, 60, 60, 100]))
     gate = toys.scorer().double()
     before, after = gate(plain)[:, 0], gate(noisy)[:, 0]
     torch.testing.assert_close(after[:2], before[:2])

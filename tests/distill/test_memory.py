@@ -203,6 +203,37 @@ def test_draws_are_different_records() -> None:
     assert target.sample(0) is None
 
 
+@policies
+def test_it_is_counted_how_often_each_record_was_learned(policy: Policy) -> None:
+    """Once as it came, and whenever it was sampled; a record in a place that is taken over begins anew."""
+    target = memory(10, policy, ratio=0.3)
+    counts: Counter[int] = Counter()
+    for start in range(0, 120, 6):
+        x, y, logits = numbered(drawn(start, 6), start)
+        target.insert(x, y, 0, logits)
+        counts.update(set(range(start, start + 6)) & set(numbers(target.replayed)))
+        sample = target.sample(4)
+        target.query(2)
+        assert sample is not None
+        came = [int(number) for number in sample.x[:, 0]]
+        assert sample.met().tolist() == [counts[number] for number in came]
+        counts.update(came)
+
+
+def test_a_memory_of_before_records_were_counted_restores(  # a state directory may be older than the counts
+) -> None:
+    """Its records count as not met again yet."""
+    target, other = memory(20), memory(20)
+    fill(target, drawn(5, 100))
+    target.sample(8)
+    state = copy.deepcopy(target.state_dict())
+    del state["replayed"]["met"], state["holdout"]["met"]
+    other.load_state_dict(state, CPU)
+    sample = other.sample(8)
+    assert sample is not None
+    assert sample.met().tolist() == [1] * 8
+
+
 def test_growing_pads_what_is_cached() -> None:
     """New classes add columns of zeros; what was cached, and how wide the student was then, stays."""
     target = memory(20)
@@ -249,7 +280,7 @@ def test_a_restored_memory_has_the_same_future(policy: Policy, before: int) -> N
 def _same(one: Any, other: Any) -> bool:
     if one is None or other is None:
         return one is other
-    parts = ((r.slots, r.x, r.y, r.logits(), r.width(), *r.frozen(0)) for r in (one, other))
+    parts = ((r.slots, r.x, r.y, r.logits(), r.width(), r.met(), *r.frozen(0)) for r in (one, other))
     return all(torch.equal(a, b) for a, b in zip(*parts, strict=True))
 
 

@@ -1,5 +1,6 @@
 """A step: its order, what it asks and stores, and layers that losses name."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,6 +52,22 @@ def test_fresh_rows_come_first_and_replayed_ones_behind() -> None:
     held = {tuple(row) for row in step.memory.replayed.x.tolist()}
     assert len(plan.x) == 8 + 6
     assert {tuple(row) for row in plan.x[8:].tolist()} <= held
+
+
+def test_the_gate_is_told_how_often_each_label_was_learned() -> None:
+    """Never for fresh rows and drawn ones; a remembered one as it came, and once a step that replayed it."""
+    step = toys.make_step(replay=4)
+    counts: Counter[tuple[float, ...]] = Counter()
+    for x, y in toys.batches(8):
+        plan = step.begin(x, y, 0)
+        evidence = step.evidence(plan, step.student(plan.x))
+        assert evidence.met is not None
+        end = len(plan.y) - plan.drawn
+        rows = [tuple(row) for row in plan.x[:end].tolist()]
+        assert evidence.met[end:].tolist() == [0] * plan.drawn
+        assert evidence.met[:end].tolist() == [counts[row] for row in rows]
+        counts.update(rows)
+        step.finish(plan, step.student(plan.x))
 
 
 def test_the_memory_keeps_what_the_student_said_before_it_learned() -> None:
