@@ -76,18 +76,18 @@ def best_share(
     known: Bool[Tensor, "classes"],
     y: Int[Tensor, "batch"],
     shares: tuple[float, ...] = SHARES,
-    doubt: float = 0.0,
+    tolerance: float = 0.0,
 ) -> float:
     """The share whose pool is least surprised by the labels; the fewer they are, the nearer to one half.
 
-    Surprise is (1 - p^q) / q with q the ``doubt`` in labels: -log p where they are right. Where they are not, that
+    Surprise is (1 - p^q) / q with q the ``tolerance`` of wrong labels: -log p where they are right. Else that
     would choose whoever is least sure; 1 - p, at q = 1, costs every pool alike for a wrong label (generalised cross
     entropy, Zhang & Sabuncu 2018, section 3.2).
     """
 
     def lost(share: float) -> float:
         given = pooled(first, second, known, share).gather(1, y.unsqueeze(1))
-        surprise = -torch.expm1(doubt * given) / doubt if doubt else -given
+        surprise = -torch.expm1(tolerance * given) / tolerance if tolerance else -given
         return float(surprise.sum()) + PULL * abs(share - 0.5)
 
     return min(shares, key=lost)

@@ -153,6 +153,8 @@ def _taken(tree: Mapping[str, Any], device: torch.device) -> Taken:
     tree = _moved(tree, device)
     seen = dict(tree["evidence"])
     credit, noise = seen.pop("credit"), seen.pop("noise", 0.0)
+    here = {f.name for f in dataclasses.fields(Evidence)}  # an older state may know what no gate is told any more
+    seen = {name: value for name, value in seen.items() if name in here}
     evidence = Evidence(**seen, measure=None if credit is None else _Kept(Measured(credit, noise)))
     update = tree["update"]
     moments = [Moments(*moment) for moment in update["moments"]]

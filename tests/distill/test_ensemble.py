@@ -106,7 +106,7 @@ def test_wrong_labels_do_not_make_the_unsure_one_the_better() -> None:
     labels = torch.where(torch.arange(90) < 30, (truth + 1) % 3, truth)
     known = torch.ones(3, dtype=torch.bool)
     assert best_share(sure, unsure, known, labels) <= 0.25
-    assert best_share(sure, unsure, known, labels, doubt=1.0) >= 0.75
+    assert best_share(sure, unsure, known, labels, tolerance=1.0) >= 0.75
 
 
 def ring_of(x: Tensor, y: Tensor) -> Ring:

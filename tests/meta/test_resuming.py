@@ -54,3 +54,26 @@ def test_stopping_and_resuming_ends_in_the_same_bits(adapt: dict[str, Any], stop
     assert whole.adapter.adaptations == resumed.adapter.adaptations > 10
     assert whole.strategy.step.terms[0].loss.temperature == resumed.strategy.step.terms[0].loss.temperature
     assert all(torch.isfinite(p).all() for p in whole.adapter.parameters)
+
+
+def test_a_checkpoint_of_before_gates_were_told_otherwise_restores() -> None:
+    """Kept steps may hold evidence that no gate sees any more, and lack what gates see now."""
+    stopped = finished(learner({"horizon": 4}), 12)
+    state = unpack(pack(stopped.state()))
+    kept = [tree["evidence"] for tree in _evidence_in(state)]
+    assert kept
+    for evidence in kept:
+        evidence |= {"remembered": evidence.pop("met") > 0, "repetition": 0.5}
+    resumed = learner({"horizon": 4})
+    resumed.restore(state, dict(stopped.offsets), stopped.config)
+    finished(resumed)
+    assert resumed.adapter is not None
+    assert resumed.adapter.adaptations > 10
+
+
+def _evidence_in(tree: Any) -> list[dict[str, Any]]:
+    """All parts of a state that hold evidence."""
+    if isinstance(tree, dict):
+        inner = [found for value in tree.values() for found in _evidence_in(value)]
+        return [tree, *inner] if "evidence" in tree else inner
+    return [found for value in tree for found in _evidence_in(value)] if isinstance(tree, list) else []
