@@ -41,8 +41,9 @@ class Plan:
     """A step's rows, fresh ones first: x [batch, *shape], y [batch], and the teachers' answers.
 
     A row without label has -1 in y; ``unlabelled`` says that there are such. Remembered rows all have one; the last
-    ``drawn`` rows, from the vicinity of the others, have none. ``met`` [batch] is how often each label was learned before.
-    ``offer`` says which fresh rows the memory takes: those that it holds out teach nobody, now or later.
+    ``drawn`` rows, from the vicinity of the others, have none. ``met`` [batch] is how often each label was
+    learned before. ``offer`` says which fresh rows the memory takes: those that it holds out teach nobody, now or
+    later.
     """
 
     x: Tensor
