@@ -260,7 +260,8 @@ class Learner:
         """Mean weights of the last step, the hard label's under ``hard``."""
         if self.last is None or not self.last.weights.numel():
             return {}
-        mean = self.last.weights.mean(0).tolist()
+        weights = self.last.weights  # of rows that count alike, or not at all
+        mean = (weights.sum(0) / weights.sum().clamp_min(1e-6)).tolist()
         return dict(zip(("hard", *self.strategy.step.pool.keys), mean, strict=False))
 
     @property

@@ -194,19 +194,23 @@ class Step:
             given = self.gate(evidence)
         weights = given.detach()
         if plan.drawn or plan.offer.held:
-            weights = weights * self._masses(plan).unsqueeze(1)
+            weights = weights * self._masses(plan, weights.dtype)
         self.weighing_seconds += time.perf_counter() - begun
         lesson = self.lesson(plan, logits, weights, evidence)
         if self.adapter is not None:
             self.adapter.weighed(plan, evidence, lesson, given)
         return lesson
 
-    def _masses(self, plan: Plan) -> Tensor:
-        """[batch] what each row may count: 0 where it is held out, the advantage where it was drawn, else 1."""
-        masses = torch.ones(len(plan.y), device=plan.y.device)
+    def _masses(self, plan: Plan, dtype: torch.dtype) -> Tensor:
+        """[batch, 1] what each row counts: nothing where it is held out, the advantage where it was drawn, else alike.
+
+        They sum to the rows, so that the mean over the rows is the mean over what they count: the loss of a step in
+        which many rows count little would be a small one, and Adam's step as small.
+        """
+        masses = torch.ones(len(plan.y), 1, dtype=dtype, device=plan.y.device)
         masses[list(plan.offer.held.values())] = 0.0
         masses[len(masses) - plan.drawn :] = self.vicinity.mass
-        return masses
+        return masses * (len(masses) / masses.sum().clamp_min(1e-6))
 
     def evidence(self, plan: Plan, logits: Tensor) -> Evidence:
         """What the gate may see of the step, without gradient."""
@@ -240,7 +244,7 @@ class Step:
             with torch.no_grad():
                 own = sums.own_weights(self.terms, evidence or self.evidence(plan, logits))
                 if plan.drawn or plan.offer.held:
-                    masses = self._masses(plan).unsqueeze(1)
+                    masses = self._masses(plan, logits.dtype)
                     own = {place: weights * masses for place, weights in own.items()}
         theirs = self.pool.features(plan.x[: plan.fresh], self._teacher_layers) if self._teacher_layers else {}
         return Lesson(

@@ -195,10 +195,26 @@ def test_drawn_rows_have_no_label_and_the_weight_of_the_advantage() -> None:
     assert plan.unlabelled
     assert (plan.y[-12:] == -1).all()
     torch.testing.assert_close(lesson.weights[-12:, 0], torch.zeros(12))
-    torch.testing.assert_close(lesson.weights[-12:].sum(1), torch.full((12,), 0.25))
-    counted = torch.ones(len(plan.y) - 12)
+    counted = torch.ones(len(plan.y))
     counted[list(plan.offer.held.values())] = 0
-    torch.testing.assert_close(lesson.weights[:-12].sum(1), counted)
+    counted[-12:] = 0.25
+    torch.testing.assert_close(lesson.weights.sum(1), counted * len(counted) / counted.sum())
+
+
+def test_rows_that_count_nothing_do_not_make_the_step_smaller() -> None:
+    """The loss is the mean over what the rows count: drawn rows without weight leave the gradient as it is."""
+
+    def gradient(rows: int) -> torch.Tensor:
+        step = taught_by(Oracle(learned()), rows)
+        for x, y in toys.batches(10):
+            step.memory.insert(x, y, 0, step.student(x).detach())
+        step.vicinity.mass, step.vicinity.age = 1e-9, 1
+        plan = step.begin(*toys.batches(1)[0], task=0)
+        assert plan.drawn == rows
+        loss = step.loss(step.weigh(plan, step.forward(plan)))
+        return torch.autograd.grad(loss, step.parameters)[0]
+
+    torch.testing.assert_close(gradient(rows=12), gradient(rows=0))
 
 
 def test_frozen_snapshots_say_nothing_of_drawn_rows() -> None:

@@ -313,10 +313,10 @@ def _through_everything(step: Any, engine: str) -> Tensor:
     logits = step.forward(plan)
     evidence = step.evidence(plan, logits)
     given = gate(evidence)
-    weights = given.clone()
-    weights[list(plan.offer.held.values())] = 0.0
-    if plan.drawn:
-        weights[-plan.drawn :] = given[-plan.drawn :] * step.vicinity.mass
+    masses = torch.ones(len(given), 1, dtype=given.dtype)
+    masses[list(plan.offer.held.values())] = 0.0
+    masses[len(masses) - plan.drawn :] = step.vicinity.mass
+    weights = given * masses * len(masses) / masses.sum()
     inner = step.loss(step.lesson(plan, logits, weights, evidence))
     grads = torch.autograd.grad(inner, step.parameters, create_graph=True)
     moved = oracles.optimizer_step(step.optimizer, step.parameters, oracles.clip(grads, step.clip_norm))
