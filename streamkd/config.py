@@ -162,11 +162,17 @@ class Memory(Model):
 
 
 class Vicinity(Model):
-    """Inputs drawn near a step's records, on which the teachers alone are heard."""
+    """Inputs drawn near a step's records, on which the teachers alone are heard, and how images are replayed."""
 
     rows: int = Field(default=120, ge=0, description="so many a step; 0: none")
-    shift: int = Field(default=2, ge=0, le=8, description="images among them move by up to so many pixels")
+    shift: int = Field(default=2, ge=0, le=8, description="images among them move by up to so many pixels; 0: none do")
     weight: float = Field(default=2.0, gt=0, description="what each counts, were all of the student's mistakes spared")
+    moved: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="part of the replayed images that move by a pixel, where teachers still know them",
+    )
 
 
 class Pool(Model):

@@ -167,6 +167,7 @@ def step_of(
     optimizer = optimizers.build(
         config.optimizer.name, [*student.parameters(), *adapters], **rates, factors=_factors(student, begun)
     )
+    near = config.vicinity
     step = Step(
         student,
         optimizer,
@@ -178,7 +179,7 @@ def step_of(
         clip_norm=config.optimizer.clip_norm,
         adapter=adapter,
         heritage=heritage,
-        vicinity=Vicinity(config.vicinity.rows, config.vicinity.shift, config.seed + 1, config.vicinity.weight),
+        vicinity=Vicinity(near.rows, near.shift, config.seed + 1, near.weight, near.moved),
         settling=optimizers.Settling(optimizer, config.optimizer.start, config.optimizer.settle_steps),
     )
     return step, adapter

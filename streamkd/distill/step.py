@@ -145,31 +145,35 @@ class Step:
             x, y = torch.cat([x, remembered.x]), torch.cat([y, remembered.y])
             met = torch.cat([met, remembered.met()])
         if self.vicinity.due():
-            self.vicinity.worth(self._advantage())
+            self.vicinity.measured(*self._compared(task))
         offer = self.memory.hold(x[:fresh], y[:fresh], task, lambda rows: self._at_rest(x[rows]))
         if (near := self.vicinity.draw(x)) is not None:
             x, y = torch.cat([x, near]), torch.cat([y, y.new_full((len(near),), -1)])
             met = torch.cat([met, met.new_zeros(len(near))])
         drawn = 0 if near is None else len(near)
         answers = self.pool.answers(x, fresh, remembered, self.student.classes)
+        if remembered is not None:
+            rows = slice(fresh, len(x) - drawn)
+            x[rows] = self.vicinity.replayed(x[rows])
         return Plan(x, y, fresh, task, answers, unlabelled or drawn > 0, drawn, met, offer)
 
     def _at_rest(self, x: Tensor) -> Tensor:
         with at_rest(self.student) as student:
             return student(x)
 
-    def _advantage(self) -> float:
-        """What the teachers know of the held-out records better than the student, and still know once they moved."""
+    def _compared(self, task: int) -> tuple[float, float | None]:
+        """What teachers know of the held-out records better than the student, and what of them they know once moved."""
         held = whole(self.memory.holdout)
         if held is None or not len(held.y):
-            return 0.0
+            return 0.0, None
         logits = self._at_rest(held.x)
         taught = self._taught(held.x, logits, self.pool.answers_unseen(held, self.student.classes))
         gained = advantage(taught, torch.softmax(logits, 1), held.y)
-        if gained and (moved := self.vicinity.moved(held.x)) is not None:
-            answers = self.pool.answers(moved, 0, None, self.student.classes)
-            gained *= steadiness(taught, self._taught(moved, self._at_rest(moved), answers), held.y)
-        return gained
+        if (moved := self.vicinity.nudged(held.x)) is None:
+            return gained, None
+        answers = self.pool.answers(moved, 0, None, self.student.classes)
+        newest = self.memory.holdout.task[: len(held.y)] == task
+        return gained, steadiness(taught, self._taught(moved, self._at_rest(moved), answers), held.y, newest)
 
     def _taught(self, x: Tensor, logits: Tensor, answers: Answers) -> Tensor:
         """What the teachers say together of rows [batch, *shape], weighed as where there is no label."""

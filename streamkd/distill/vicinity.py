@@ -1,4 +1,4 @@
-"""Records from the vicinity of remembered ones: inputs without label, on which the teachers alone can be heard.
+"""The vicinity of remembered records: inputs without label, on which the teachers alone are heard, and moved images.
 
     two rows of a step ─► λ·x_a + (1-λ)·x_b, λ ~ U(0, 1) ─► (images) shifted by a few pixels ─► unlabelled row
 
@@ -10,6 +10,10 @@ the targets are the teachers' answers there, not mixed labels.
 How much such rows count is measured, not set: by how many of the student's mistakes on held-out records the teachers
 would not have made, and by how much of what they know of an image they still know once it has moved. Where they know no
 better than the student, or where a pixel's neighbours mean nothing (pixels in another order), nothing is drawn or paid.
+
+A remembered image is replayed hundreds of times, until the student knows its pixels by heart. So some of them come
+moved by a pixel, with their label and what the teachers say of the image as it lies (the noisy student of Xie et al.
+2020), as far as the teachers still know held-out images that have moved.
 """
 
 from typing import Any
@@ -21,6 +25,9 @@ from torch import Tensor
 from streamkd.distill.randomfeatures import is_image
 
 EVERY = 20  # steps between two measurements of what the rows should count
+NUDGE = 1  # pixels by which a replayed image moves
+PSEUDO = 2.0  # records
+SHAKEN, STEADY = 0.75, 0.85  # what teachers still know of moved images: nothing moves from there down, all from here up
 
 
 def advantage(
@@ -37,15 +44,20 @@ def advantage(
 
 
 def steadiness(
-    taught: Float[Tensor, "batch classes"], moved: Float[Tensor, "batch classes"], labels: Int[Tensor, "batch"]
+    taught: Float[Tensor, "batch classes"],
+    moved: Float[Tensor, "batch classes"],
+    labels: Int[Tensor, "batch"],
+    newest: Bool[Tensor, "batch"],
 ) -> float:
-    """The square of the share of held-out records, of those that the teachers know, which they know when moved too.
+    """The share of held-out records, of those that the teachers know and one more, which they know when moved too.
 
-    Squared, because a drawn row is moved and mixed. 1 where they know none: then there is no advantage either.
+    The smaller one of all records' and of those of the newest task, which begin with ``PSEUDO`` that are like all: a
+    task that has just begun may be the first whose images cannot be moved.
     """
     right = _right(taught, labels)
     still = right & _right(moved, labels)
-    return (int(still.sum()) / int(right.sum())) ** 2 if right.any() else 1.0
+    every = int(still.sum()) / (int(right.sum()) + 1)
+    return min(every, (int((still & newest).sum()) + PSEUDO * every) / (int((right & newest).sum()) + PSEUDO))
 
 
 def _right(p: Float[Tensor, "batch classes"], labels: Int[Tensor, "batch"]) -> Bool[Tensor, "batch"]:
@@ -55,31 +67,45 @@ def _right(p: Float[Tensor, "batch classes"], labels: Int[Tensor, "batch"]) -> B
 
 
 class Vicinity:
-    """Draws ``rows`` inputs near those of a step; images move by up to ``shift`` pixels, edges repeated.
+    """Draws ``rows`` inputs near those of a step, and moves a part ``moved`` of the images that are replayed.
 
-    Numbers of whole types other than bytes are names rather than amounts (tokens): nothing lies between two of them,
-    and nothing is drawn. ``mass`` is what each row counts, at most ``weight``; ``due`` says whether it should be
-    measured anew, ``worth`` takes the measurement.
+    A drawn image moves by up to ``shift`` pixels, a replayed one by up to ``NUDGE``, edges repeated. Numbers of whole
+    types other than bytes are names rather than amounts (tokens): nothing lies between two of them, and nothing is
+    drawn. ``mass`` is what each drawn row counts, at most ``weight``; ``steady`` how much the teachers know of moved
+    images. ``due`` says whether they should be measured anew, ``measured`` takes the measurement.
     """
 
-    def __init__(self, rows: int, shift: int, seed: int, weight: float = 1.0) -> None:
-        self.rows, self.shift, self.weight = rows, shift, weight
+    def __init__(self, rows: int, shift: int, seed: int, weight: float = 1.0, moved: float = 0.0) -> None:
+        self.rows, self.shift, self.weight, self.part = rows, shift, weight, moved
         self.mass = 0.0
+        self.steady = 0.0
         self.age = 0
         self._generator = torch.Generator().manual_seed(seed)
 
     def due(self) -> bool:
-        """Whether the teachers' advantage should be measured; called once a step."""
+        """Whether teachers and student should be compared; called once a step."""
         self.age += 1
-        return self.rows > 0 and self.age % EVERY == 1
+        return (self.rows > 0 or self.part > 0) and self.age % EVERY == 1
 
-    def worth(self, share: float) -> None:
-        """What share of the student's mistakes the teachers would spare it, in [0, 1]."""
-        self.mass = self.weight * share
+    def measured(self, advantage: float, steadiness: float | None) -> None:
+        """What part of its mistakes the teachers would spare the student, and what they know of images moved a little.
 
-    def moved(self, x: Tensor) -> Tensor | None:
-        """x [batch, *shape] as a drawn row would be moved, or ``None``: it is no image, or images stay."""
-        return self._shifted(x) if self.shift and is_image(tuple(x.shape[1:])) else None
+        ``None`` where nothing is moved. A drawn row is moved further, and mixed: it counts by the fourth power.
+        """
+        self.mass = self.weight * advantage * (1.0 if steadiness is None else steadiness**4)
+        self.steady = steadiness or 0.0
+
+    def nudged(self, x: Tensor) -> Tensor | None:
+        """x [batch, *shape], each moved by up to ``NUDGE`` pixels, or ``None``: it is no image, or images stay."""
+        return self._shifted(x, NUDGE) if self.shift and is_image(tuple(x.shape[1:])) else None
+
+    def replayed(self, x: Tensor) -> Tensor:
+        """x [batch, *shape] as it is replayed: a part of the images moved, none where moving hides what they are."""
+        part = self.part * min(1.0, max(0.0, (self.steady - SHAKEN) / (STEADY - SHAKEN)))
+        if not part or (nudged := self.nudged(x)) is None:
+            return x
+        moves = (torch.rand(len(x), generator=self._generator) < part).to(x.device)
+        return torch.where(moves.view(-1, *[1] * (x.dim() - 1)), nudged, x)
 
     def draw(self, x: Tensor) -> Tensor | None:
         """[rows, *shape] in the type of x [batch, *shape], or ``None``: nothing can be drawn near such inputs."""
@@ -88,14 +114,14 @@ class Vicinity:
         pairs = torch.randint(len(x), (2, self.rows), generator=self._generator).to(x.device)
         share = torch.rand(self.rows, generator=self._generator).to(x.device).view(-1, *[1] * (x.dim() - 1))
         mixed = torch.lerp(x[pairs[0]].float(), x[pairs[1]].float(), share)
-        if (moved := self.moved(mixed)) is not None:
-            mixed = moved
+        if self.shift and is_image(tuple(x.shape[1:])):
+            mixed = self._shifted(mixed, self.shift)
         return mixed.round().to(x.dtype) if x.dtype == torch.uint8 else mixed.to(x.dtype)
 
-    def _shifted(self, x: Tensor) -> Tensor:
+    def _shifted(self, x: Tensor, shift: int) -> Tensor:
         """Each image [height, width, ...] moved by its own offset."""
-        span = 2 * self.shift + 1
-        moves = torch.randint(span, (2, len(x), 1), generator=self._generator).to(x.device) - self.shift
+        span = 2 * shift + 1
+        moves = torch.randint(span, (2, len(x), 1), generator=self._generator).to(x.device) - shift
         down, across = (
             (torch.arange(side, device=x.device) + move).clamp(0, side - 1)
             for side, move in zip(x.shape[1:3], moves, strict=True)
@@ -103,8 +129,9 @@ class Vicinity:
         return x[torch.arange(len(x), device=x.device).view(-1, 1, 1), down.unsqueeze(2), across.unsqueeze(1)]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"generator": self._generator.get_state(), "mass": self.mass, "age": self.age}
+        state = {"mass": self.mass, "steady": self.steady, "age": self.age}
+        return {"generator": self._generator.get_state(), **state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._generator.set_state(state["generator"])
-        self.mass, self.age = state["mass"], state["age"]
+        self.mass, self.steady, self.age = state["mass"], state.get("steady", 0.0), state["age"]

@@ -28,7 +28,7 @@ RUNNING = {
     "memory": ("replay",),
     "optimizer": ("clip_norm", "learning_rate", "momentum", "settle_steps", "start", "weight_decay"),
     "pool": ("admit_margin",),
-    "vicinity": ("rows", "shift", "weight"),
+    "vicinity": ("moved", "rows", "shift", "weight"),
 }
 """What may change in a running stream, beside the fractional options of gate, losses and teachers."""
 

@@ -5,6 +5,7 @@ import torch
 import toys
 
 from streamkd.distill.step import Step
+from streamkd.distill.teachers import EmaOptions, EmaTeacher
 from streamkd.distill.vicinity import EVERY, Vicinity, advantage, steadiness
 
 
@@ -94,32 +95,73 @@ def test_the_advantage_is_the_part_of_the_mistakes_that_is_spared() -> None:
 
 
 def test_steadiness_is_what_is_still_known_after_a_move() -> None:
-    """Of six records that were known five are known when moved, and one that was not known does not count: (5/6)²."""
+    """Of six records that were known five are known when moved; one that was not known does not count, one is added."""
     labels = torch.arange(10) % 2
     right = torch.nn.functional.one_hot(labels, 2).float()
     wrong = 1 - right
     taught = torch.cat([right[:6], wrong[6:]])
     moved = torch.cat([wrong[:1], right[1:7], wrong[7:]])
-    assert steadiness(taught, moved, labels) == pytest.approx((5 / 6) ** 2)
-    assert steadiness(wrong, right, labels) == 1.0
+    nobody = torch.zeros(10, dtype=torch.bool)
+    assert steadiness(taught, moved, labels, nobody) == pytest.approx(5 / 7)
+    assert steadiness(wrong, right, labels, nobody) == 0.0
+
+
+def test_a_new_task_whose_images_cannot_be_moved_counts_more_than_all_before_it() -> None:
+    """Of ninety-six records that can be moved and four of the newest task that cannot, the four decide."""
+    labels = torch.arange(100) % 2
+    right = torch.nn.functional.one_hot(labels, 2).float()
+    moved = torch.cat([right[:96], 1 - right[96:]])
+    newest = torch.arange(100) >= 96
+    assert steadiness(right, moved, labels, ~newest) == pytest.approx(96 / 101)
+    assert steadiness(right, moved, labels, newest) == pytest.approx(2 * 96 / 101 / 6)
 
 
 def test_only_images_move_and_only_where_a_shift_is_asked_for() -> None:
     """A vector and an image under ``shift: 0`` stay; an image that moves keeps its shape and type."""
     image = torch.arange(3 * 100, dtype=torch.uint8).reshape(3, 10, 10)
-    assert drawing(shift=2).moved(torch.zeros(3, 5)) is None
-    assert drawing(shift=0).moved(image) is None
-    moved = drawing(shift=2).moved(image)
+    assert drawing(shift=2).nudged(torch.zeros(3, 5)) is None
+    assert drawing(shift=0).nudged(image) is None
+    moved = drawing(shift=2).nudged(image)
     assert moved is not None
     assert (moved.shape, moved.dtype) == (image.shape, image.dtype)
     assert not torch.equal(moved, image)
 
 
 def test_a_row_counts_its_weight_times_what_is_spared() -> None:
-    """A third of the mistakes spared, weight 3: as much as a record."""
+    """A third of the mistakes spared, weight 3: as a record; half of the moved images known: a sixteenth of it."""
     vicinity = Vicinity(8, 2, 0, weight=3.0)
-    vicinity.worth(1 / 3)
+    vicinity.measured(1 / 3, None)
     assert vicinity.mass == pytest.approx(1.0)
+    vicinity.measured(1 / 3, 0.5)
+    assert vicinity.mass == pytest.approx(1 / 16)
+
+
+def images(rows: int = 400) -> torch.Tensor:
+    """Ten by ten, each with its number in one pixel near the middle."""
+    x = torch.zeros(rows, 10, 10)
+    x[:, 5, 5] = 1.0 + torch.arange(rows)
+    return x
+
+
+@pytest.mark.parametrize(("steady", "part"), [(0.0, 0.0), (0.75, 0.0), (0.8, 0.25), (0.85, 0.5), (1.0, 0.5)])
+def test_images_are_replayed_moved_as_far_as_they_are_still_known(steady: float, part: float) -> None:
+    """Half of them at most; each by one pixel at most, into any of eight directions."""
+    vicinity = Vicinity(0, 2, seed=0, moved=0.5)
+    vicinity.steady = steady
+    x = images()
+    moved = vicinity.replayed(x)
+    at = moved.flatten(1).argmax(1)
+    assert torch.equal(moved.flatten(1).max(1).values, x.flatten(1).max(1).values)
+    away = torch.stack([at // 10 - 5, at % 10 - 5])
+    assert int(away.abs().max()) == (1 if part else 0)
+    assert float((away != 0).any(0).float().mean()) == pytest.approx(part * 8 / 9, abs=0.06)
+
+
+def test_what_is_no_image_is_replayed_as_it_is() -> None:
+    """Vectors, and images that are told to stay."""
+    for vicinity, x in ((Vicinity(0, 2, 0, moved=1.0), torch.rand(5, 6)), (Vicinity(0, 0, 0, moved=1.0), images(5))):
+        vicinity.steady = 1.0
+        assert torch.equal(vicinity.replayed(x), x)
 
 
 class Oracle:
@@ -230,6 +272,33 @@ def test_frozen_snapshots_say_nothing_of_drawn_rows() -> None:
     assert plan.drawn == 5
     assert not plan.answers.known[-5:, place].any()
     assert plan.answers.known[-5:, step.pool.keys.index("ema")].all()
+
+
+def test_a_moved_image_is_taught_as_it_lay() -> None:
+    """Of a step's rows the remembered ones may move, with the label and the teachers' answers of where they lay."""
+    schema = toys.schema_of(10, 10)
+    student = toys.mlp(classes=3, schema=schema)
+    ema = EmaTeacher(EmaOptions(), toys.context_of("ema", student))
+    step = toys.make_step(student=student, teachers=[ema], snapshots=0, replay=12)
+    for place in range(6):
+        x = images(8) + place
+        step.memory.insert(x, torch.arange(8) % 3, 0, student(x).detach())
+    step.vicinity = Vicinity(0, 2, seed=0, moved=1.0)
+    step.vicinity.steady, step.vicinity.age = 1.0, 1
+    fresh = images(4)
+    before = step.memory.replayed.x.clone()
+    plan = step.begin(fresh, torch.arange(4) % 3, 0)
+    known = {row.numpy().tobytes() for row in before}
+    stayed = [row.numpy().tobytes() in known for row in plan.x[4:]]
+    assert len(stayed) == 12
+    assert sum(stayed) < 6
+    assert torch.equal(plan.x[:4], fresh)
+    assert torch.equal(step.memory.replayed.x, before)
+    with torch.no_grad():
+        again = ema.logits(plan.x)
+    apart = (again - plan.answers.logits[:, 0]).abs().amax(1)
+    assert float(apart[:4].max()) < 1e-5
+    assert [bool(far < 1e-5) for far in apart[4:]] == stayed
 
 
 def test_before_the_first_snapshot_a_pool_of_snapshots_has_nothing_to_say() -> None:
