@@ -144,7 +144,7 @@ class Step:
         if remembered is not None:
             x, y = torch.cat([x, remembered.x]), torch.cat([y, remembered.y])
             met = torch.cat([met, remembered.met()])
-        if self.vicinity.due():
+        if self.vicinity.due(x):
             self.vicinity.measured(*self._compared(task))
         offer = self.memory.hold(x[:fresh], y[:fresh], task, lambda rows: self._at_rest(x[rows]))
         if (near := self.vicinity.draw(x)) is not None:
@@ -152,9 +152,9 @@ class Step:
             met = torch.cat([met, met.new_zeros(len(near))])
         drawn = 0 if near is None else len(near)
         answers = self.pool.answers(x, fresh, remembered, self.student.classes)
-        if remembered is not None:
-            rows = slice(fresh, len(x) - drawn)
-            x[rows] = self.vicinity.replayed(x[rows])
+        replayed = slice(fresh, len(x) - drawn)
+        if remembered is not None and (moved := self.vicinity.replayed(x[replayed])) is not None:
+            x[replayed] = moved
         return Plan(x, y, fresh, task, answers, unlabelled or drawn > 0, drawn, met, offer)
 
     def _at_rest(self, x: Tensor) -> Tensor:

@@ -26,8 +26,11 @@ from streamkd.distill.randomfeatures import is_image
 
 EVERY = 20  # steps between two measurements of what the rows should count
 NUDGE = 1  # pixels by which a replayed image moves
-PSEUDO = 2.0  # records
-SHAKEN, STEADY = 0.75, 0.85  # what teachers still know of moved images: nothing moves from there down, all from here up
+PSEUDO = 2.0  # records that begin the count of the newest task: there may be few of it, or none
+SHAKEN, STEADY = (
+    0.75,
+    0.85,
+)  # what teachers still know of moved images: none is moved up to there, the whole part from here
 
 
 def advantage(
@@ -82,10 +85,10 @@ class Vicinity:
         self.age = 0
         self._generator = torch.Generator().manual_seed(seed)
 
-    def due(self) -> bool:
-        """Whether teachers and student should be compared; called once a step."""
+    def due(self, x: Tensor) -> bool:
+        """Whether teachers and student should be compared on records like x [batch, *shape]; called once a step."""
         self.age += 1
-        return (self.rows > 0 or self.part > 0) and self.age % EVERY == 1
+        return self.age % EVERY == 1 and (self.rows > 0 or (self.part > 0 and self._may_move(x)))
 
     def measured(self, advantage: float, steadiness: float | None) -> None:
         """What part of its mistakes the teachers would spare the student, and what they know of images moved a little.
@@ -97,13 +100,13 @@ class Vicinity:
 
     def nudged(self, x: Tensor) -> Tensor | None:
         """x [batch, *shape], each moved by up to ``NUDGE`` pixels, or ``None``: it is no image, or images stay."""
-        return self._shifted(x, NUDGE) if self.shift and is_image(tuple(x.shape[1:])) else None
+        return self._shifted(x, NUDGE) if self._may_move(x) else None
 
-    def replayed(self, x: Tensor) -> Tensor:
-        """x [batch, *shape] as it is replayed: a part of the images moved, none where moving hides what they are."""
+    def replayed(self, x: Tensor) -> Tensor | None:
+        """x [batch, *shape] with a part of the images moved, or ``None``: moving would hide what they are, or all stay."""
         part = self.part * min(1.0, max(0.0, (self.steady - SHAKEN) / (STEADY - SHAKEN)))
         if not part or (nudged := self.nudged(x)) is None:
-            return x
+            return None
         moves = (torch.rand(len(x), generator=self._generator) < part).to(x.device)
         return torch.where(moves.view(-1, *[1] * (x.dim() - 1)), nudged, x)
 
@@ -114,9 +117,12 @@ class Vicinity:
         pairs = torch.randint(len(x), (2, self.rows), generator=self._generator).to(x.device)
         share = torch.rand(self.rows, generator=self._generator).to(x.device).view(-1, *[1] * (x.dim() - 1))
         mixed = torch.lerp(x[pairs[0]].float(), x[pairs[1]].float(), share)
-        if self.shift and is_image(tuple(x.shape[1:])):
+        if self._may_move(x):
             mixed = self._shifted(mixed, self.shift)
         return mixed.round().to(x.dtype) if x.dtype == torch.uint8 else mixed.to(x.dtype)
+
+    def _may_move(self, x: Tensor) -> bool:
+        return self.shift > 0 and is_image(tuple(x.shape[1:]))
 
     def _shifted(self, x: Tensor, shift: int) -> Tensor:
         """Each image [height, width, ...] moved by its own offset."""

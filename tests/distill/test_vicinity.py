@@ -75,12 +75,25 @@ def test_the_state_brings_back_the_next_rows() -> None:
     assert other.mass == one.mass
 
 
+def test_the_state_brings_back_what_is_moved_next() -> None:
+    """A restored vicinity replays the images where the other one does."""
+    one, other = (Vicinity(0, 2, seed, moved=0.5) for seed in (0, 9))
+    one.measured(0.0, 0.9)
+    one.replayed(images(20))
+    other.load_state_dict(one.state_dict())
+    moved = one.replayed(images(20))
+    assert moved is not None
+    assert torch.equal(moved, other.replayed(images(20)))
+
+
 def test_it_is_measured_now_and_then() -> None:
     """Due at the first step and every so many after it; never where no rows are wanted."""
     vicinity = Vicinity(8, 2, seed=0)
-    due = [vicinity.due() for _ in range(2 * EVERY + 1)]
+    due = [vicinity.due(torch.rand(2, 5)) for _ in range(2 * EVERY + 1)]
     assert [place for place, is_due in enumerate(due) if is_due] == [0, EVERY, 2 * EVERY]
-    assert not any(Vicinity(0, 2, seed=0).due() for _ in range(EVERY + 1))
+    for idle, x in ((Vicinity(0, 2, seed=0), images(2)), (Vicinity(0, 2, seed=0, moved=0.5), torch.rand(2, 5))):
+        assert not any(idle.due(x) for _ in range(EVERY + 1))
+    assert Vicinity(0, 2, seed=0, moved=0.5).due(images(2))
 
 
 def test_the_advantage_is_the_part_of_the_mistakes_that_is_spared() -> None:
@@ -150,6 +163,8 @@ def test_images_are_replayed_moved_as_far_as_they_are_still_known(steady: float,
     vicinity.steady = steady
     x = images()
     moved = vicinity.replayed(x)
+    assert (moved is None) == (part == 0)
+    moved = x if moved is None else moved
     at = moved.flatten(1).argmax(1)
     assert torch.equal(moved.flatten(1).max(1).values, x.flatten(1).max(1).values)
     away = torch.stack([at // 10 - 5, at % 10 - 5])
@@ -161,7 +176,7 @@ def test_what_is_no_image_is_replayed_as_it_is() -> None:
     """Vectors, and images that are told to stay."""
     for vicinity, x in ((Vicinity(0, 2, 0, moved=1.0), torch.rand(5, 6)), (Vicinity(0, 0, 0, moved=1.0), images(5))):
         vicinity.steady = 1.0
-        assert torch.equal(vicinity.replayed(x), x)
+        assert vicinity.replayed(x) is None
 
 
 class Oracle:
