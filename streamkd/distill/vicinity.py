@@ -30,7 +30,7 @@ PSEUDO = 2.0  # records that begin the count of the newest task: there may be fe
 SHAKEN, STEADY = (
     0.75,
     0.85,
-)  # what teachers still know of moved images: none is moved up to there, the whole part from here
+)  # what teachers still know of moved images: up to there none is moved, from here all that may be
 
 
 def advantage(
@@ -103,7 +103,7 @@ class Vicinity:
         return self._shifted(x, NUDGE) if self._may_move(x) else None
 
     def replayed(self, x: Tensor) -> Tensor | None:
-        """x [batch, *shape] with a part of the images moved, or ``None``: moving would hide what they are, or all stay."""
+        """x [batch, *shape] with a part of the images moved, or ``None``: all stay, or moving hides what they are."""
         part = self.part * min(1.0, max(0.0, (self.steady - SHAKEN) / (STEADY - SHAKEN)))
         if not part or (nudged := self.nudged(x)) is None:
             return None
