@@ -49,6 +49,10 @@ class Phase2(Model):
         default=False, description="keep metasgd's rates: learned over few steps, they cost the end of long tasks"
     )
     start_episodes: Positive = Field(default=500, description="outer steps of the start, an episode each")
+    turned: bool = Field(
+        default=True, description="classes of images, turned by quarter-turns, are further classes for the start"
+    )
+    shift: int = Field(default=1, ge=0, description="pixels by which images move in the start's episodes, at most")
     first_order: bool = Field(default=True, description="of the start; false: second derivatives")
     outer_rate: float = Field(default=4e-3, gt=0, description="Adam's rate of the start")
     gate_optimizer: Literal["adam", "learned"] = "adam"
@@ -141,7 +145,10 @@ class _Training:
             "sgd" if optimizer.name == "sgd" else "adam", optimizer.learning_rate, first_order=phase.first_order
         )
         batch, replay = self.config.stream.batch.size, self.config.memory.replay
-        drawn = ([self.known.start_episode(self.shape, batch, replay)] for _ in range(phase.start_episodes))
+        drawn = (
+            [self.known.start_episode(self.shape, batch, replay, turned=phase.turned, shift=phase.shift)]
+            for _ in range(phase.start_episodes)
+        )
         return starts.learn_start(
             student, drawn, inner, how=phase.student_start, outer_rate=phase.outer_rate, progress=self._advance
         )

@@ -54,6 +54,11 @@ def run(config: Path | None, overrides: tuple[str, ...], out: Path, seeds: str) 
     "--rates", is_flag=True, help="Keep metasgd's rates: quicker first records, a lower end of long tasks."
 )  # fmt: skip
 @click.option("--start-episodes", type=int, default=500, show_default=True, help="Episodes of the student's start.")
+@click.option(
+    "--turned/--upright", default=True, show_default=True,
+    help="Classes of images, turned by quarter-turns, are further classes for the start.",
+)  # fmt: skip
+@click.option("--shift", type=int, default=1, show_default=True, help="Pixels by which the start's images move.")
 @click.option("--second-order", is_flag=True, help="Second derivatives for the start; slow.")
 @click.option(
     "--gate-optimizer", type=click.Choice(["adam", "learned"]), default="adam", show_default=True,

@@ -18,8 +18,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from streamkd.distill import outside
+from streamkd.distill.images import is_image
 from streamkd.distill.outside import CheckpointOptions, Model
-from streamkd.distill.randomfeatures import RandomFeatures, is_image
+from streamkd.distill.randomfeatures import RandomFeatures
 from streamkd.distill.students import Normalise, Student
 from streamkd.errors import PluginError, StateError
 from streamkd.plugins import Registry

@@ -15,9 +15,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from streamkd.distill.images import is_image
+
 FILTER = 5  # pixels of a filter's side
 GRID = 4  # averages per side and filter
-IMAGE_SIDE = (8, 32)  # smaller is no image, larger is averaged down before anything else
+LARGEST = 32  # pixels of a side: a larger image is averaged down before anything else
 ROWS = 32  # that the filters look at together: their findings stay in the processor's cache
 READS = 4_096  # numbers that a dense feature reads: longer inputs are folded to so many
 
@@ -47,7 +49,7 @@ class RandomFeatures(nn.Module):
         self.channels, self.seed = channels if self._image else 0, seed
         self.width = self.channels * GRID**2 + dense
         depth = shape[2] if len(shape) > 2 else 1
-        high, wide = (min(side, IMAGE_SIDE[1]) for side in (*shape, 1, 1)[:2])
+        high, wide = (min(side, LARGEST) for side in (*shape, 1, 1)[:2])
         self._sides = (high, wide)
         self._shrinks = self._image and self._sides != shape[:2]
         length = high * wide * depth if self._image else math.prod(shape)
@@ -91,8 +93,3 @@ class RandomFeatures(nn.Module):
         if not self._folds:
             return x
         return x.new_zeros(len(x), self.weight.shape[1]).index_add_(1, self.bucket, x * self.sign)
-
-
-def is_image(shape: tuple[int, ...]) -> bool:
-    """Whether records of that shape are taken for images: (height, width) or (height, width, channels), no side < 8."""
-    return len(shape) in (2, 3) and min(shape[:2]) >= IMAGE_SIDE[0]

@@ -22,15 +22,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from streamkd.distill.randomfeatures import is_image
+from streamkd.distill.images import is_image, shifted
 
 EVERY = 20  # steps between two measurements of what the rows should count
 NUDGE = 1  # pixels by which a replayed image moves
 PSEUDO = 2.0  # records that begin the count of the newest task: there may be few of it, or none
-SHAKEN, STEADY = (
-    0.75,
-    0.85,
-)  # what teachers still know of moved images: up to there none is moved, from here all that may be
+# what teachers still know of moved images: up to there none is moved, from here all that may be
+SHAKEN, STEADY = 0.75, 0.85
 
 
 def advantage(
@@ -100,7 +98,7 @@ class Vicinity:
 
     def nudged(self, x: Tensor) -> Tensor | None:
         """x [batch, *shape], each moved by up to ``NUDGE`` pixels, or ``None``: it is no image, or images stay."""
-        return self._shifted(x, NUDGE) if self._may_move(x) else None
+        return shifted(x, NUDGE, self._generator) if self._may_move(x) else None
 
     def replayed(self, x: Tensor) -> Tensor | None:
         """x [batch, *shape] with a part of the images moved, or ``None``: all stay, or moving hides what they are."""
@@ -118,24 +116,11 @@ class Vicinity:
         share = torch.rand(self.rows, generator=self._generator).to(x.device).view(-1, *[1] * (x.dim() - 1))
         mixed = torch.lerp(x[pairs[0]].float(), x[pairs[1]].float(), share)
         if self._may_move(x):
-            mixed = self._shifted(mixed, self.shift)
+            mixed = shifted(mixed, self.shift, self._generator)
         return mixed.round().to(x.dtype) if x.dtype == torch.uint8 else mixed.to(x.dtype)
 
     def _may_move(self, x: Tensor) -> bool:
         return self.shift > 0 and is_image(tuple(x.shape[1:]))
-
-    def _shifted(self, x: Tensor, shift: int) -> Tensor:
-        """Each image [height, width, ...] moved by its own offset."""
-        span = 2 * shift + 1
-        moves = torch.randint(span, (2, len(x), 1), generator=self._generator).to(x.device) - shift
-        down, across = (
-            (torch.arange(side, device=x.device) + move).clamp(0, side - 1)
-            for side, move in zip(x.shape[1:3], moves, strict=True)
-        )
-        # along one axis: a third of the time that indexing by three tensors takes
-        pixels = (down.unsqueeze(2) * x.shape[2] + across.unsqueeze(1)).flatten(1)
-        flat = x.flatten(1, 2)
-        return flat.gather(1, pixels.view(*pixels.shape, *[1] * (x.dim() - 3)).expand_as(flat)).view_as(x)
 
     def state_dict(self) -> dict[str, Any]:
         state = {"mass": self.mass, "steady": self.steady, "age": self.age}

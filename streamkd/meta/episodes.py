@@ -4,6 +4,10 @@
     Course ─► start_episode (for ``starts``: steps with replayed rows), or played by ``train`` with the real step
 
 A record is never support in one episode and query in another. All randomness is the generator's.
+
+Known classes are few, and a start that has met each of them a hundred times knows them, not how to learn others. In a
+start's episodes each class of images is therefore turned by quarter-turns of its own: a turned class is a class of its
+own, and there are four times as many (Santoro et al. 2016; task augmentation in Ni et al. 2021).
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from streamkd.distill import images
 from streamkd.meta.starts import Batch, Episode
 
 T = TypeVar("T")
@@ -84,20 +89,29 @@ class Known:
             course.append(Part(self._batch(rows, given, columns), self._batch(asked, answers, columns), tuple(columns)))
         return course
 
-    def start_episode(self, shape: Shape, batch: int, replay: int) -> Episode:
-        """A course as the steps of a stream: each batch with rows drawn from all that came before it."""
+    def start_episode(self, shape: Shape, batch: int, replay: int, *, turned: bool = False, shift: int = 0) -> Episode:
+        """A course as the steps of a stream: each batch with rows drawn from all that came before it.
+
+        Of images each class may be ``turned`` by quarter-turns of its own, and each support row moved by up to
+        ``shift`` pixels, anew every time that it comes; other records are left as they are.
+        """
         course = self.draw(shape)
-        x = torch.cat([part.support.x for part in course])
-        y = torch.cat([part.support.y for part in course])
+        x, y = torch.cat([part.support.x for part in course]), torch.cat([part.support.y for part in course])
+        asked, answers = torch.cat([part.query.x for part in course]), torch.cat([part.query.y for part in course])
+        classes = len(course[-1].classes)
+        pictures = images.is_image(tuple(x.shape[1:]))
+        if turned and pictures:
+            quarters = torch.randint(4, (classes,), generator=self.generator).to(y.device)
+            x, asked = images.turned(x, quarters[y]), images.turned(asked, quarters[answers])
         steps, begin = [], 0
         for part in course:
             for rows in torch.arange(begin, begin + len(part.support.y)).split(batch):
                 past = torch.randperm(int(rows[0]), generator=self.generator)[:replay]
                 rows = torch.cat([rows, past])
-                steps.append(Batch(x[rows], y[rows]))
+                seen = images.shifted(x[rows], shift, self.generator) if shift and pictures else x[rows]
+                steps.append(Batch(seen, y[rows]))
             begin += len(part.support.y)
-        query = Batch(torch.cat([part.query.x for part in course]), torch.cat([part.query.y for part in course]))
-        return Episode(steps, query, len(course[-1].classes))
+        return Episode(steps, Batch(asked, answers), classes)
 
     def _draw_tasks(self, shape: Shape) -> list[list[int]]:
         """Labels of each task; where too few tasks are known, one task's labels are dealt out."""

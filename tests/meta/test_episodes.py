@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamkd.meta.episodes import Known, Shape
+from streamkd.meta.starts import Batch
 
 TASKS = ((0, 1, 2), (3, 4, 5, 6), (7, 8))
 
@@ -82,6 +83,62 @@ def test_steps_hold_fresh_rows_and_earlier_ones() -> None:
         assert len(replayed) == (0 if number == 0 else min(5, len(seen)))
         seen |= set(rows)
     assert episode.classes == int(episode.query.y.max()) + 1
+
+
+def _pictures() -> Known:
+    """Twelve 8×8 images of each of nine labels: an arrow of the label's own brightness, off the middle."""
+    y = torch.arange(9).repeat(12)
+    x = torch.zeros(len(y), 8, 8)
+    x[:, 1:3, 2:6] = (y + 1).view(-1, 1, 1).float()
+    return Known(x, y, TASKS, seed=0)
+
+
+def _quarters(batch: Batch) -> dict[int, set[int]]:
+    """By class, the quarter-turns that its images were found in; images may have moved by a pixel."""
+    upright = torch.zeros(8, 8)
+    upright[1:3, 2:6] = 1.0
+    found: dict[int, set[int]] = {}
+    for image, y in zip(batch.x, batch.y.tolist(), strict=True):
+        ink = (image > 0).float()
+        for quarter in range(4):
+            turned = torch.rot90(upright, quarter)
+            moves = [(down, across) for down in (-1, 0, 1) for across in (-1, 0, 1)]
+            if any(torch.equal(ink, torch.roll(turned, move, (0, 1))) for move in moves):
+                found.setdefault(y, set()).add(quarter)
+    return found
+
+
+def test_each_class_of_images_is_turned_as_a_class() -> None:
+    """All of a class lies alike, in steps as in the query; over episodes every quarter-turn comes."""
+    known, every = _pictures(), set()
+    for _ in range(10):
+        episode = known.start_episode(Shape(records=30), batch=10, replay=5, turned=True, shift=1)
+        asked = _quarters(episode.query)
+        assert set(asked) == set(range(episode.classes))
+        for step in episode.steps:
+            for y, quarters in _quarters(step).items():
+                assert quarters == asked[y]
+                assert len(quarters) == 1
+        every |= {quarter for quarters in asked.values() for quarter in quarters}
+    assert every == {0, 1, 2, 3}
+
+
+def test_support_moves_and_the_query_does_not() -> None:
+    """Images of the steps lie a pixel off now and then, those asked about never."""
+    episode = _pictures().start_episode(Shape(records=60), batch=10, replay=5, shift=1)
+    upright = torch.zeros(8, 8, dtype=torch.bool)
+    upright[1:3, 2:6] = True
+    assert all(torch.equal(image > 0, upright) for image in episode.query.x)
+    lying = [torch.equal(image > 0, upright) for step in episode.steps for image in step.x]
+    assert 0 < sum(lying) < len(lying)
+
+
+def test_what_is_no_image_stays_as_it_is() -> None:
+    """Vectors are neither turned nor moved: every row of the steps and of the query is one of the known records."""
+    known = _known()
+    episode = known.start_episode(Shape(records=30), batch=10, replay=5, turned=True, shift=2)
+    rows = {tuple(row) for row in known.x.tolist()}
+    assert {tuple(row) for batch in (*episode.steps, episode.query) for row in batch.x.tolist()} <= rows
 
 
 def test_the_seed_decides() -> None:
