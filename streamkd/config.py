@@ -268,7 +268,7 @@ class Config(Model):
     )
     pool: Pool = Pool()
     gate: Choice = Choice(name="per-sample")
-    losses: tuple[LossChoice, ...] = (LossChoice(name="match-gate"),)
+    losses: tuple[LossChoice, ...] = Field(default=(LossChoice(name="match-gate"),), min_length=1)
     adapt: Adapt = Adapt()
     meta: Path | None = Field(
         default=None, description="directory written by `streamkd meta-train`: the stream begins from what it learned"
@@ -287,9 +287,16 @@ class Config(Model):
         return self
 
     @model_validator(mode="after")
-    def _an_ensemble_has_its_teacher(self) -> "Config":
-        if self.publish.model == "ensemble" and all(teacher.name != "analytic" for teacher in self.teachers):
-            raise ValueError("publish.model ensemble needs the teacher analytic; name it, or publish auto")
+    def _what_is_served_is_there(self) -> "Config":
+        needed = {"ensemble": "analytic", "ema": "ema"}.get(self.publish.model)
+        if needed and all(teacher.name != needed for teacher in self.teachers):
+            raise ValueError(f"publish.model {self.publish.model} needs the teacher {needed}; name it, or publish auto")
+        return self
+
+    @model_validator(mode="after")
+    def _something_teaches(self) -> "Config":
+        if all(loss.weight == 0 for loss in self.losses):
+            raise ValueError("every one of the losses has weight 0, so the student would learn nothing")
         return self
 
     def choices(self) -> Iterator[tuple[str, Group, Choice]]:

@@ -56,6 +56,22 @@ def test_a_wrong_configuration_is_exit_code_2(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("adapt.engine=maml", "plain SGD alone, got Adam"),
+        ("teachers=[{name: checkpoint, path: nowhere}]", "there is no such model"),
+        ("losses=[{name: feature, student: body.9, teacher: body.9}]", "body.9"),
+    ],
+)
+def test_check_builds_what_is_named(override: str, message: str) -> None:
+    """What `run` and `serve` would refuse at once, `check` does not call fine."""
+    done = streamkd("check", "--set", override)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "fine" not in done.stdout
+
+
 def test_plugins_list_names_every_built_in() -> None:
     """All groups are there, as JSON for programs."""
     rows = json.loads(streamkd("plugins", "list", "--json").stdout)

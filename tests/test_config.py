@@ -122,6 +122,9 @@ def test_no_file_is_the_embedded_stream(registry: Registry) -> None:
          "there is no gate 'fixd'", "did you mean 'fixed'?"),
         ("name: mine", "losses: [{name: match-gate, gate: {name: fixed, hard: 2}}]", "c.yaml:1: losses.0.gate.hard",
          "equal to 1, got 2", ""),
+        ("name: mine", "losses: []", "c.yaml:1: losses", "at least 1 item", ""),
+        ("name: mine", "losses: [{name: match-gate, weight: 0}]", "c.yaml", "learn nothing", ""),
+        ("name: mine", "publish: {model: ensemble}", "c.yaml", "needs the teacher analytic", ""),
         ("name: mine", "losses: [{name: feature, student: body.head}]", "c.yaml:1: losses.0.teacher",
          "is missing", ""),
     ],
@@ -135,6 +138,14 @@ def test_a_mistake_is_refused_with_its_place(
     assert message in error.message
     assert fix in error.fix
     assert error.exit_code == 2
+
+
+def test_what_is_served_needs_its_teacher(tmp_path: Path, registry: Registry) -> None:
+    """The moving average cannot be served where there is none."""
+    error = refused(
+        tmp_path, changed("  - name: ema\n", "  - name: memory\n") + "publish: {model: ema}\n", registry=registry
+    )
+    assert "publish.model ema needs the teacher ema" in error.message
 
 
 @pytest.mark.parametrize(

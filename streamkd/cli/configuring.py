@@ -31,16 +31,18 @@ def init(file: Path, label: str | None, out: Path | None, force: bool) -> None:
 @SET
 @click.option("--show", is_flag=True, help="Print the complete configuration.")
 def check(config: Path | None, overrides: tuple[str, ...], show: bool) -> None:
-    """Validate a configuration."""
+    """Validate a configuration: every key, and every part that it names is built once, on the CPU."""
+    import torch
     import yaml
 
     from streamkd import config as configuration
     from streamkd.plugins import Registry
-    from streamkd.wiring import schema_of
+    from streamkd.wiring import rehearse, schema_of
 
     registry = Registry.load()
     tree = configuration.load(config, overrides, registry)
     schema = schema_of(tree, registry)
+    rehearse(tree, registry, schema, torch.device("cpu"))
     if show:
         click.echo(yaml.safe_dump(configuration.dump(tree), sort_keys=False).rstrip())
     else:

@@ -8,7 +8,7 @@ No configuration, no stream, no Avalanche: any module, any callables as teachers
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class MetaTrained:
 
 def meta_train(
     model: nn.Module,
-    teachers: Sequence[Teacher] | Mapping[str, Teacher],
+    teachers: Sequence[Teacher] | Mapping[str, Teacher] | nn.ModuleDict,
     optimizer: torch.optim.Optimizer,
     dataloader: Batches,
     *,
@@ -60,8 +60,8 @@ def meta_train(
 
     Args:
         model: maps x [batch, ...] to logits [batch, classes]; it is trained in place.
-        teachers: callables from x to logits over the same classes; by name, or numbered. They are asked without
-            gradient, in the mode that they are in.
+        teachers: callables from x to logits [batch, classes] over the same classes; by name (a mapping or a
+            ``ModuleDict``), or numbered. They are asked without gradient, in the mode that they are in.
         optimizer: over the model's parameters: SGD (momentum, Nesterov), Adam or AdamW.
         dataloader: batches (x, y), y [batch] int64, or -1 for a record without label, which the teachers alone teach.
         query: batches that the model is not trained on, best with clean labels; all of them are kept in memory.
@@ -72,15 +72,17 @@ def meta_train(
         clip_norm: global norm to which the gradients are clipped.
 
     Raises:
-        ConfigError: an optimiser that has no closed form or lacks a parameter of the model; no teacher; epochs above
-            1 without ``query``.
+        ConfigError: an optimiser that has no closed form or lacks a parameter of the model; no teacher, or one that
+            is no callable, fails, or answers with other columns than the model; labels that are no class; batches
+            that are none; epochs above 1 without ``query``.
     """
     if epochs > 1 and query is None:
         raise ConfigError("several epochs need records that are not trained on", where="query", fix="give `query`")
-    named = teachers if isinstance(teachers, Mapping) else {f"teacher-{n}": each for n, each in enumerate(teachers)}
-    if not named:
-        raise ConfigError("needed at least one teacher, got none", where="teachers")
+    named = _named(teachers)
     _covers(optimizer, model)
+    if gate is not None and not isinstance(gate, nn.Module):
+        fix = "make one: PerSampleGate(PerSampleOptions()) of streamkd.distill.scorer"
+        raise ConfigError(f"needed a gate of streamkd.distill, got {gate!r}", where="gate", fix=fix)
     gate = gate or PerSampleGate(PerSampleOptions())
     engine: Engine = "auto" if query is not None else "prequential"
     device = next(model.parameters()).device
@@ -93,11 +95,12 @@ def meta_train(
     model.train()
     for _ in range(epochs):
         weights.clear()
-        for x, y, *_ in dataloader:
-            x, y = x.to(device), y.to(device)
+        for batch in dataloader:
+            x, y = (part.to(device) for part in _pair(batch, "dataloader"))
             if step is None:
+                _agree(model, named, x)
                 step = _wire(_Plain(model, x), named, optimizer, gate, adapter, query, temperature, clip_norm)
-            loss, lesson = learn(step, x, y)
+            loss, lesson = learn(step, x, _classes(y, step.student.classes, "dataloader"))
             losses.append(loss)
             weights.append(lesson.weights)
     mean = torch.cat(weights).mean(0).tolist() if weights else []
@@ -129,6 +132,60 @@ class _Plain(Student):
         return self._classes
 
 
+def _named(teachers: Sequence[Teacher] | Mapping[str, Teacher] | nn.ModuleDict) -> dict[str, Teacher]:
+    if isinstance(teachers, Mapping | nn.ModuleDict):
+        named = {name: cast(Teacher, teacher) for name, teacher in teachers.items()}
+    else:
+        named = {f"teacher-{n}": each for n, each in enumerate(teachers)}
+    if not named:
+        raise ConfigError("needed at least one teacher, got none", where="teachers")
+    for name, teacher in named.items():
+        if not callable(teacher):
+            raise ConfigError(f"needed a callable from x to logits, got {teacher!r}", where=f"teachers.{name}")
+    if "hard" in named:
+        raise ConfigError("'hard' is the label's name among the weights", where="teachers", fix="name the teacher anew")
+    return named
+
+
+def _pair(batch: Any, where: str) -> tuple[Tensor, Tensor]:
+    """Rows and labels of a batch; what stands behind them is left alone."""
+    if isinstance(batch, Tensor) or len(batch) < 2 or not all(isinstance(part, Tensor) for part in batch[:2]):
+        got = f"a tensor {tuple(batch.shape)}" if isinstance(batch, Tensor) else f"{batch!r:.80}"
+        raise ConfigError(
+            f"needed batches (x, y) of tensors, got {got}", where=where, fix="give a list of pairs [(x, y)]"
+        )
+    return batch[0], batch[1]
+
+
+def _classes(y: Tensor, count: int, where: str) -> Tensor:
+    """y [batch] as int64."""
+    if y.dtype.is_floating_point or y.dtype.is_complex or y.dtype == torch.bool or y.dim() != 1:
+        got = f"{tuple(y.shape)} {y.dtype}"
+        raise ConfigError(f"needed labels [batch] as whole numbers, got {got}", where=where, fix="y.long(), one a row")
+    if len(y) and not -1 <= int(y.min()) <= int(y.max()) < count:
+        got = f"{int(y.min())} to {int(y.max())}"
+        raise ConfigError(f"needed labels below {count}, the model's outputs, or -1 for none; got {got}", where=where)
+    return y.long()
+
+
+def _agree(model: nn.Module, teachers: Mapping[str, Teacher], x: Tensor) -> None:
+    """Every teacher answers the first batch, with as many columns as the model.
+
+    On the stream a failing teacher is left out and the rest goes on; here somebody waits for the answer.
+    """
+    with at_rest(model), torch.no_grad():
+        wanted = tuple(model(x).shape)
+        for name, teacher in teachers.items():
+            where = f"teachers.{name}"
+            try:
+                got = tuple(teacher(x).shape)
+            except Exception as fault:
+                raise ConfigError(f"it fails on rows {tuple(x.shape)}: {fault}", where=where) from fault
+            if got != wanted:
+                fix = "wrap it so that column k is the model's class k"
+                raise ConfigError(f"needed logits {wanted} as the model's, got {got}", where=where, fix=fix)
+
+
 def _covers(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in held]
@@ -151,7 +208,8 @@ def _wire(
     clip_norm: float | None,
 ) -> Step:
     """A step without replay whose held-out memory is the query."""
-    held = [(x, y) for x, y, *_ in query] if query is not None else []
+    pairs = [_pair(batch, "query") for batch in (() if query is None else query)]
+    held = [(x, _classes(y, student.classes, "query")) for x, y in pairs]
     size = sum(len(y) for _, y in held)
     memory = Memory(max(size, 1), 1.0, "class-balanced", 1, seed=0)
     memory.holdout_ratio = 0.0  # nothing that arrives is held out

@@ -1,7 +1,9 @@
 """``streamkd.meta_train``: only PyTorch."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 import streamkd
 from streamkd.distill.gate import FixedGate, FixedOptions
 from streamkd.errors import ConfigError
-from streamkd.meta.plain import MetaTrained, meta_train
+from streamkd.meta.plain import MetaTrained, _pair, meta_train
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -84,6 +86,61 @@ def test_what_cannot_be_is_refused() -> None:
         meta_train(model, [_right], torch.optim.Adam(model[3].parameters(), 0.01), _records(1, 0))
     with pytest.raises(ConfigError, match="SGD, Adam or AdamW"):
         meta_train(model, [_right], torch.optim.RMSprop(model.parameters()), _records(1, 0))
+
+
+def _fails(x: Tensor) -> Tensor:
+    raise RuntimeError("no such file")
+
+
+@pytest.mark.parametrize(
+    ("teachers", "message"),
+    [
+        ({"hard": _right}, "'hard' is the label's name"),
+        ({"narrow": lambda x: _right(x)[:, :2]}, r"teachers\.narrow.*needed logits \(8, 3\).*got \(8, 2\)"),
+        ({"wide": lambda x: torch.cat([_right(x)] * 2, 1)}, r"got \(8, 6\)"),
+        ({"broken": _fails}, "it fails on rows.*no such file"),
+    ],
+)
+def test_a_teacher_that_cannot_teach_is_refused(teachers: object, message: str) -> None:
+    """Before the first step, by name: not left out while the model is trained without it."""
+    model = _network()
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(ConfigError, match=re.compile(message, re.DOTALL)):
+        meta_train(model, teachers, torch.optim.Adam(model.parameters(), 0.01), _records(3, 0))  # type: ignore[arg-type]
+    assert all(torch.equal(p, was) for p, was in zip(model.parameters(), before, strict=True))
+
+
+def test_teachers_may_be_modules_by_name() -> None:
+    """A ``ModuleDict`` is heard like a mapping of callables."""
+    model, teachers = _network(), nn.ModuleDict({"one": _network().eval(), "other": _network().eval()})
+    trained = meta_train(model, teachers, torch.optim.Adam(model.parameters(), 0.01), _records(5, 1))
+    assert set(trained.weights) == {"hard", "one", "other"}
+    assert trained.weights["one"] > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y: (x, y.float()), "labels .* as whole numbers"),
+        (lambda x, y: (x, y + 3), "labels below 3.*got 3 to"),
+    ],
+)
+@pytest.mark.parametrize("asked", [False, True])
+def test_batches_that_are_none_are_refused(change: Callable[..., object], message: str, asked: bool) -> None:
+    """Of the loader and of the query alike; a shorter integer type is as good as int64."""
+    model, good = _network(), _records(2, 0)
+    adam = torch.optim.Adam(model.parameters(), 0.01)
+    bad: Any = [change(x, y) for x, y in good]
+    with pytest.raises(ConfigError, match=message):
+        meta_train(model, [_right], adam, good if asked else bad, query=bad if asked else None)
+    meta_train(model, [_right], adam, [(x, y.int()) for x, y in good])
+
+
+def test_a_tensor_is_no_batch() -> None:
+    """``query=(x, y)`` iterates over two tensors: it is told from a list of pairs."""
+    x, y = _records(1, 0)[0]
+    with pytest.raises(ConfigError, match=r"query.*needed batches \(x, y\) of tensors, got a tensor \(8, 5\)"):
+        [_pair(batch, "query") for batch in (x, y)]
 
 
 def test_it_is_offered_by_the_package() -> None:

@@ -39,7 +39,8 @@ def test_the_plugins_and_their_options_are_valid(path: Path, registry: Registry)
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_it_plays_what_the_table_says(path: Path) -> None:
     """A replayed definition has the records, tasks and classes of its row in the table."""
-    source = config.load(path).stream.source
+    stream = config.load(path).stream
+    source = stream.source
     said_records, said_tasks, said_classes = _row(path.stem)[1:4]
     if source.name != "replay":
         assert (said_records, said_tasks) == ("as pushed", "as pushed")
@@ -47,7 +48,9 @@ def test_it_plays_what_the_table_says(path: Path) -> None:
     options = replay.ReplayOptions.model_validate(source.values)
     if options.dataset == "fashion-mnist" and not datasets.DEBIAN.exists():
         pytest.skip("Fashion-MNIST is absent: apt-get install dataset-fashion-mnist")
-    schema = replay.describe(options)
+    if options.path is not None and not options.path.exists():
+        pytest.skip(f"{options.path} is absent; streams/README.md says what it holds")
+    schema = replay.describe(options) or stream.records
     assert schema is not None
     one_round = replay.make(options.model_copy(update={"repeat": False, "rate": None, "seed": 0}), schema)
     records = one_round.end(replay.PARTITION)
