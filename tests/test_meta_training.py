@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from streamkd import config as configuration
 from streamkd.cli import cli
-from streamkd.errors import ConfigError, StateConflict
+from streamkd.errors import ConfigError, StateConflict, StateError
 from streamkd.learner import Learner
 from streamkd.meta import artefact
 from streamkd.meta.optimizee import LearnedOptimizer
@@ -148,6 +148,9 @@ def test_the_command(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "start losses" in done.output
     assert (tmp_path / "out" / artefact.DOCUMENT).exists()
+    again = CliRunner().invoke(cli, args)  # a state may have begun from what lies there
+    assert again.exit_code != 0
+    assert isinstance(again.exception, StateError)
     with pytest.raises(ConfigError, match="greater than 0"):
         phase_of({"tasks": 0})
 

@@ -1,6 +1,6 @@
 """``streamkd bench gate``: the default gate beside fixed weights and other gates, in pools where a gate has to decide.
 
-    scenarios × policies × seeds ─► run_one, each kept in a file as soon as it is there ─► figures, table
+    scenarios × policies × seeds ─► run_one, each kept in a file as soon as it is there ─► figures, table, plots
 
 Figures are final average accuracies, means over the seeds: ``<scenario>.<policy>`` of the student,
 ``<scenario>.served.<policy>`` of the moving average; ``..._std`` beside each. ``best-fixed`` is the best setting of the
@@ -181,6 +181,17 @@ def table(rows: Sequence[Row], side: str) -> tuple[tuple[str, ...], list[tuple[s
     down = [policies.DEFAULT, *FOUND, "best-setting", *policies.POLICIES[1:]]
     lines = [(policy, *[cells.get((policy, scenario), "") for scenario in across]) for policy in down]
     return (f"final average accuracy, {side}", *across), [line for line in lines if any(line[1:])]
+
+
+def panels(rows: Sequence[Row]) -> dict[str, dict[str, list[float]]]:
+    """Students' accuracies for ``plots``, by scenario and policy; of the default gate the served model's too."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for side in SIDES:
+        for policy, scenario, values in _every(_with_best(_values(rows, side))):
+            ours = policy == policies.DEFAULT
+            if ours or side == "student":
+                found.setdefault(scenario, {})[f"streamkd, {side}" if ours else policy] = values
+    return found
 
 
 def _cell(values: Sequence[float]) -> str:

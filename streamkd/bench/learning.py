@@ -218,6 +218,17 @@ def table(rows: Sequence[Row], what: str = ACCURACY) -> tuple[tuple[str, ...], l
     return (f"final average {what}", *across), lines
 
 
+def panels(rows: Sequence[Row]) -> dict[str, dict[str, list[float]]]:
+    """Final accuracies for ``plots``, by stream and method; ours as student and as served model."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        ours = row["method"] == baselines.OURS
+        for side in ("student", "served") if ours else ("student",):
+            name = f"{baselines.OURS}, {side}" if ours else row["method"]
+            found.setdefault(row["stream"], {}).setdefault(name, []).append(row[side])
+    return found
+
+
 def _cell(rows: Sequence[Row], stream: str, method: str, column: str) -> str:
     values = [row[column] for row in rows if row["stream"] == stream and row["method"] == method and column in row]
     if not values:

@@ -1,4 +1,4 @@
-"""One SVG per stream of ``streamkd bench learning``: a line per method, a dot per seed, a tick at the mean.
+"""One SVG per stream or scenario of a benchmark: a line per method, a dot per seed, a tick at the mean.
 
 Standing alone, so its colours are written out, light and dark; no script, no network.
 """
@@ -7,7 +7,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 _WIDTH, _LEFT, _RIGHT, _TOP, _LINE = 640, 170, 60, 34, 20
 _STYLE = """<style>
@@ -19,26 +18,19 @@ text { fill: #333; } .title { font-size: 14px; } .grid { stroke: #ddd; }
 </style>"""
 
 
-def write(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
-    """``folder``/STREAM.svg for every stream of the rows; returns the files."""
+Panels = Mapping[str, Mapping[str, Sequence[float]]]
+"""By name of the file, and in it by name of the line, a value for each seed."""
+
+
+def write(panels: Panels, folder: Path) -> list[Path]:
+    """``folder``/NAME.svg for every panel, its best line on top; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for stream in dict.fromkeys(row["stream"] for row in rows):
-        files.append(folder / f"{stream}.svg")
-        files[-1].write_text(dots(_by_name(rows, stream), title=stream), "utf-8")
+    for name, values in panels.items():
+        ranked = dict(sorted(values.items(), key=lambda item: -statistics.mean(item[1])))
+        files.append(folder / f"{name}.svg")
+        files[-1].write_text(dots(ranked, title=name), "utf-8")
     return files
-
-
-def _by_name(rows: Sequence[Mapping[str, Any]], stream: str) -> dict[str, list[float]]:
-    """Accuracies by method, the best first; ours as student and as served model."""
-    found: dict[str, list[float]] = {}
-    for row in rows:
-        if row["stream"] != stream:
-            continue
-        ours = row["method"] == "streamkd"
-        for side in ("student", "served") if ours else ("student",):
-            found.setdefault(f"streamkd, {side}" if ours else row["method"], []).append(row[side])
-    return dict(sorted(found.items(), key=lambda item: -statistics.mean(item[1])))
 
 
 def dots(values: Mapping[str, Sequence[float]], *, title: str) -> str:

@@ -34,7 +34,7 @@ def bench_speed(out: Path | None, records: int, replay: int) -> None:
 @bench.command("learning")
 @FIGURES
 @click.option("--table", "document", type=click.Path(path_type=Path, dir_okay=False), help="Write Markdown into this.")
-@click.option("--seeds", default=5, show_default=True, help="So many, from 0 on.")
+@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="So many, from 0 on.")
 @click.option(
     "--only", multiple=True, metavar="STREAM", help="This stream; may be repeated. Default all whose data is here."
 )
@@ -74,13 +74,13 @@ def bench_learning(
     for what in (learning.ACCURACY, learning.FORGETTING):
         table(*learning.table(result["rows"], what))
     if how["plots"]:
-        plots.write(result["rows"], how["plots"])
+        plots.write(learning.panels(result["rows"]), how["plots"])
 
 
 @bench.command("gate")
 @FIGURES
 @click.option("--table", "document", type=click.Path(path_type=Path, dir_okay=False), help="Write Markdown into this.")
-@click.option("--seeds", default=5, show_default=True, help="So many, from 0 on.")
+@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="So many, from 0 on.")
 @click.option("--only", multiple=True, metavar="SCENARIO", help="This scenario; may be repeated. Default all.")
 @click.option("--policies", "named", help="Comma-separated. Default all.")
 @click.option("--stream", default="split-mnist-5k", show_default=True, help="The stream of every scenario.")
@@ -89,10 +89,11 @@ def bench_learning(
     help="Keeps each run's result; what is there is not run again.",
 )  # fmt: skip
 @click.option("--jobs", default=1, show_default=True, help="Runs at the same time, a process each.")
+@click.option("--plots", type=click.Path(path_type=Path, file_okay=False), help="Folder for an SVG of each scenario.")
 @click.option("--timing/--no-timing", default=True, show_default=True, help="Time the gate too, alone, at the end.")
 def bench_gate(out: Path | None, document: Path | None, seeds: int, only: tuple[str, ...], **how: Any) -> None:
     """The default gate beside fixed weights and other gates, in pools where a gate has something to decide."""
-    from streamkd.bench import documents, gate, policies, scenarios
+    from streamkd.bench import documents, gate, plots, policies, scenarios
 
     named = how["named"].split(",") if how["named"] else policies.POLICIES
     place = {name: how[name] for name in ("work", "stream", "jobs")}
@@ -105,6 +106,8 @@ def bench_gate(out: Path | None, document: Path | None, seeds: int, only: tuple[
         _write(result, out)
     if document:
         documents.write(document, gate.markdown(result))
+    if how["plots"]:
+        plots.write(gate.panels(result["rows"]), how["plots"])
     for side in gate.SIDES:
         table(*gate.table(result["rows"], side))
     if how["timing"]:

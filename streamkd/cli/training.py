@@ -72,8 +72,13 @@ def meta_train(config: Path | None, overrides: tuple[str, ...], out: Path, secon
     """Learn over the known tasks of a recorded stream where another stream begins: `--set meta=DIR` takes it."""
     from streamkd import config as configuration
     from streamkd import meta_training
+    from streamkd.errors import StateError
+    from streamkd.meta import artefact
     from streamkd.plugins import Registry
 
+    if (out / artefact.DOCUMENT).exists():
+        # a state that began from it would not start again beside another one
+        raise StateError("an artefact is there already", where=str(out), fix="name another --out, or remove it")
     registry = Registry.load()
     tree = configuration.load(config, overrides, registry)
     phase = meta_training.phase_of({**options, "first_order": not second_order})

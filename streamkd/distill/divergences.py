@@ -68,7 +68,7 @@ class DecoupledKd:
     teacher_layers: Mapping[str, tuple[str, ...]] = {}
 
     def __init__(self, options: DecoupledKdOptions) -> None:
-        self.options = options
+        self.options, self.temperature = options, options.temperature
 
     def __call__(self, lesson: Lesson) -> Float[Tensor, "batch"]:
         return (lesson.weights * self.per_source(lesson)).sum(1)
@@ -76,11 +76,11 @@ class DecoupledKd:
     def per_source(self, lesson: Lesson) -> Float[Tensor, "batch sources"]:
         """CE, and T²·(α·TCKD + β·NCKD) of each teacher; T²·KL where there is no label to take apart."""
         o = self.options
-        parts = decoupled(lesson.logits, lesson.labels, lesson.answers, lesson.known, o.temperature)
+        parts = decoupled(lesson.logits, lesson.labels, lesson.answers, lesson.known, self.temperature)
         apart = o.target * parts[0] + o.others * parts[1]
         if bool((lesson.labels < 0).any()):
-            soft = soft_of(lesson, o.temperature)
-            whole = source_losses(lesson.logits, lesson.labels, soft, o.temperature)[:, 1:]
+            soft = soft_of(lesson, self.temperature)
+            whole = source_losses(lesson.logits, lesson.labels, soft, self.temperature)[:, 1:]
             apart = torch.where((lesson.labels < 0).unsqueeze(1), whole, apart)
         hard = cross_entropy(lesson.logits, lesson.labels)
         return torch.cat([(hard if self.options.labels else torch.zeros_like(hard)).unsqueeze(1), apart], 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from streamkd import config as configuration
-from streamkd.bench import book, documents, gate, policies, scenarios, streams, upkeep
+from streamkd.bench import book, documents, gate, plots, policies, scenarios, streams, upkeep
 from streamkd.bench.book import Row
 from streamkd.errors import ConfigError
 
@@ -142,6 +142,16 @@ def test_the_table_has_a_line_for_each_policy() -> None:
     assert [line[0] for line in lines[:4]] == ["gate", "best-fixed", "best-single", "best-setting"]
     assert ("fixed-0.3-outside", "", "0.105 ± 0.007", "") in lines
     assert "uniform" not in [line[0] for line in lines]
+
+
+def test_a_plot_has_the_gate_on_both_sides(tmp_path: Path) -> None:
+    """An SVG per scenario and one of their average: the gate as student and served, everybody else as student."""
+    panels = gate.panels(_rows())
+    assert set(panels) == {row["scenario"] for row in _rows()} | {"average"}
+    for scenario, lines in panels.items():
+        assert {"streamkd, student", "streamkd, served", "best-fixed"} <= set(lines), scenario
+        assert "gate" not in lines
+    assert {file.stem for file in plots.write(panels, tmp_path)} == set(panels)
 
 
 def test_the_document_keeps_what_people_wrote(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import toys
 from torch import Tensor, nn
 
 from streamkd.distill.answers import Answers
+from streamkd.distill.divergences import DecoupledKd, DecoupledKdOptions, Kd, KdOptions
 from streamkd.distill.gate import Evidence, imbalance, share, weights_of
 from streamkd.distill.losses import Lesson, MatchGate, MatchGateOptions
 from streamkd.distill.pool import Pool
@@ -462,14 +463,18 @@ def test_any_gated_loss_has_a_table(engine: Any) -> None:
     torch.testing.assert_close(found[0], found[1], rtol=1e-10 if engine == "forward" else 1e-3, atol=1e-9)
 
 
-def test_the_temperatures_slope_is_that_of_the_outer_loss() -> None:
+@pytest.mark.parametrize(
+    "loss", [MatchGate(MatchGateOptions()), Kd(KdOptions()), DecoupledKd(DecoupledKdOptions())], ids=type
+)
+def test_the_temperatures_slope_is_that_of_the_outer_loss(loss: Any) -> None:
     """dL_out/dT from two more readings of the table, against a difference of whole steps and queries."""
 
     def outer(temperature: float) -> tuple[Step, GateAdapter, float]:
         gate = _opinionated()
         adapter = toys.adapter_of(gate, every=1, temperature=True)
         step = ready(adapter, gate, optimizer=("adam", {"lr": 0.01}))
-        step.terms[0].loss.temperature = temperature
+        step.terms = (Term(loss, 1.0),)
+        loss.temperature = temperature
         adapter.attach(exact(step))
         x, y = toys.batches(1, seed=6)[0]
         toys.train(step, x, y)
