@@ -25,7 +25,7 @@ from streamkd.distill.students import Student
 from streamkd.errors import ConfigError
 from streamkd.meta import artefact, starts, strangers, train
 from streamkd.meta.adapt import GateAdapter
-from streamkd.meta.artefact import Artefact
+from streamkd.meta.artefact import Artefact, Weights
 from streamkd.meta.episodes import Course, Known, Shape
 from streamkd.meta.optimizee import Rule, RuleTrainer
 from streamkd.meta.strangers import NATURES
@@ -123,11 +123,12 @@ class _Training:
         start = self._start()
         rates = start.rates if start and self.phase.rates else {}
         begun = Artefact(start=start.weights, rates=rates) if start else Artefact()
-        gate, optimizer, played = self._gate(begun)
+        gate, notes, optimizer, played = self._gate(begun)
         bound = wiring.learned_for(self.config, self.schema)
         return Artefact(
             learned_for={what: bound[what] for what, learned in (("gate", gate), ("student", start)) if learned},
             gate_weights=gate,
+            gate_notes=notes,
             start=begun.start,
             rates=begun.rates,
             gate_optimizer=optimizer,
@@ -153,11 +154,12 @@ class _Training:
             student, drawn, inner, how=phase.student_start, outer_rate=phase.outer_rate, progress=self._advance
         )
 
-    def _gate(self, begun: Artefact) -> tuple[dict[str, Any], dict[str, Any], list[train.Played]]:
-        """Weights of the gate and of its learned optimiser, and how the episodes went."""
+    def _gate(self, begun: Artefact) -> tuple[Weights, dict[str, Any], Weights, list[train.Played]]:
+        """Weights of the gate, its notes, weights of its learned optimiser, and how the episodes went."""
         shared, adapter = self._step(range(2), begun, self.config.seed)
         if not adapter.parameters or not self.phase.episodes:
-            return {}, {}, []
+            return {}, {}, {}, []
+        artefact.parted(adapter.gate.state_dict())  # what cannot be kept is said before the episodes
         if self.phase.gate_optimizer == "learned":
             adapter.optimizer = RuleTrainer(adapter.parameters, Rule(self.config.adapt.learning_rate).to(self.device))
         before = self.total - self.phase.episodes
@@ -168,7 +170,7 @@ class _Training:
             progress=lambda done: self._advance(before + done),
         )
         rule = adapter.optimizer.rule.state_dict() if isinstance(adapter.optimizer, RuleTrainer) else {}
-        return {name: value.detach().clone() for name, value in adapter.gate.state_dict().items()}, rule, played
+        return *artefact.parted(adapter.gate.state_dict()), rule, played
 
     def _episodes(self, shared: Step, adapter: GateAdapter, begun: Artefact) -> Iterator[tuple[Course, Step]]:
         """Courses with steps of their own, in whose pools strangers of changing kinds sit."""

@@ -80,6 +80,7 @@ FAMILIES: Mapping[str, Family] = {
     "gate_weight_ratio": _gauge("Mean weight of the last step; the hard label is a teacher here.", "teacher"),
     "gate_policy_ratio": _gauge("How far the arbiter trusts a policy.", "policy"),
     "label_noise_ratio": _gauge("Part of the labels that the gate takes for wrong; below 0.05 it makes nothing of it."),
+    "distillation_temperature": _gauge("The adapted temperature of a loss, where `adapt.temperature` asks for one."),
     "gate_adaptations_total": _counter("Meta-adaptations of the gate."),
     "gate_adaptation_duration_seconds": _histogram("Duration of a meta-adaptation.", SLOW),
     "gate_outer_loss": _gauge("Outer loss of the last meta-adaptation."),

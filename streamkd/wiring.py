@@ -3,6 +3,7 @@
 Only this module, ``streamkd.learner`` and the commands read the configuration; the parts take plain arguments.
 """
 
+import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,8 +13,9 @@ from typing import Any
 import torch
 
 from streamkd import config as configuration
-from streamkd.config import Choice, Config, LossChoice
+from streamkd.config import Choice, Config
 from streamkd.distill import optimizers, students, terms
+from streamkd.distill.gate import FixedGate
 from streamkd.distill.inherit import Donor, Heritage, Origin
 from streamkd.distill.memory import Memory
 from streamkd.distill.pool import Pool
@@ -25,7 +27,7 @@ from streamkd.distill.vicinity import Vicinity
 from streamkd.errors import ConfigError, PluginError, StateConflict, StreamkdError
 from streamkd.hookspecs import Group, SourceKind
 from streamkd.meta import artefact, optimizee
-from streamkd.meta.adapt import GateAdapter
+from streamkd.meta.adapt import GateAdapter, begin_stream
 from streamkd.meta.artefact import Artefact
 from streamkd.plugins import Registry
 from streamkd.records import Label, RecordSchema, Source
@@ -155,11 +157,12 @@ def step_of(
         admit_margin=limits.admit_margin,
         merge=limits.merge,
     )
-    gate = make(registry, "gate", "gates", config.gate).to(device)
-    losses = [_term(registry, f"losses.{index}", choice, device) for index, choice in enumerate(config.losses)]
+    gate = _gate(config, registry, "gate", config.gate).to(device)
+    losses = [_term(config, registry, index, device) for index in range(len(config.losses))]
     gates = torch.nn.ModuleList([gate, *(term.gate for term in losses if isinstance(term.gate, torch.nn.Module))])
     if begun.gate_weights:
-        gates.load_state_dict(begun.gate_weights)  # before the adapter, whose anchor is where they are now
+        gates.load_state_dict(begun.gate_state)  # before the adapter, whose anchor is where they are now
+        begin_stream(gates, pool.keys)
     adapter = GateAdapter(gates, **config.adapt.model_dump())
     if begun.gate_optimizer and adapter.parameters:
         adapter.optimizer = optimizee.learned(begun.gate_optimizer, adapter.parameters)
@@ -185,9 +188,22 @@ def step_of(
     return step, adapter
 
 
-def _term(registry: Registry, path: str, choice: LossChoice, device: torch.device) -> Term:
-    gate = make(registry, f"{path}.gate", "gates", choice.gate).to(device) if choice.gate else None
+def _term(config: Config, registry: Registry, index: int, device: torch.device) -> Term:
+    path, choice = f"losses.{index}", config.losses[index]
+    gate = _gate(config, registry, f"{path}.gate", choice.gate).to(device) if choice.gate else None
     return Term(make(registry, path, "losses", choice), choice.weight, gate)
+
+
+def _gate(config: Config, registry: Registry, path: str, choice: Choice) -> Any:
+    """A gate; the teachers that it names are there, or are snapshots to come."""
+    gate = make(registry, path, "gates", choice)
+    keys = [teacher.key for teacher in config.teachers]
+    for name in gate.named if isinstance(gate, FixedGate) else ():
+        if name not in keys and name.rpartition("-")[0] not in keys:
+            near = difflib.get_close_matches(name, keys, 1)
+            fix = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(keys)}"
+            raise ConfigError(f"there is no teacher {name!r}", where=f"{path}.teachers", fix=fix)
+    return gate
 
 
 def student_of(

@@ -61,6 +61,7 @@ def test_a_wrong_configuration_is_exit_code_2(tmp_path: Path) -> None:
     [
         ("adapt.engine=maml", "plain SGD alone, got Adam"),
         ("teachers=[{name: checkpoint, path: nowhere}]", "there is no such model"),
+        ("gate={name: fixed, teachers: {emma: 1}, others: 0}", "there is no teacher 'emma'"),
         ("losses=[{name: feature, student: body.9, teacher: body.9}]", "body.9"),
     ],
 )

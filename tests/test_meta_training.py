@@ -1,5 +1,6 @@
 """Phase 2 from a configuration, and streams that begin from what it learned."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import torch
 from click.testing import CliRunner
 
 from streamkd import config as configuration
+from streamkd import wiring
 from streamkd.cli import cli
+from streamkd.distill.arbiter import Arbiter
 from streamkd.errors import ConfigError, StateConflict, StateError
 from streamkd.learner import Learner
 from streamkd.meta import artefact
@@ -137,6 +140,86 @@ def test_parts_that_were_not_learned_leave_the_stream_free(tmp_path: Path) -> No
     )
     assert (start.gate_weights, start.rates) == ({}, {})
     _learner(_config(meta=str(tmp_path / "start"), gate={"name": "fixed"}), 3)
+
+
+ARBITER = {"name": "arbiter", "gate": {"name": "scalar"}}
+OWN = [{"name": "match-gate"}, {"name": "kd", "gate": {"name": "per-class"}}]
+GATES: dict[str, dict[str, Any]] = {
+    "scalar": {"gate": {"name": "scalar"}},
+    "per-class": {"gate": {"name": "per-class"}},
+    "arbiter": {"gate": ARBITER},
+    "arbiter-per-class": {"gate": {"name": "arbiter", "gate": {"name": "per-class"}}},
+    "arbiter-per-sample": {"gate": {"name": "arbiter"}},
+    "of-a-term": {"gate": {"name": "fixed"}, "losses": [{"name": "match-gate", "gate": {"name": "scalar"}}]},
+    "several": {"gate": ARBITER, "losses": OWN},
+}
+DRIVES = [*((name, "adam") for name in GATES), ("scalar", "learned"), ("per-class", "learned"), ("arbiter", "learned")]
+
+
+@pytest.mark.parametrize(("name", "optimizer"), DRIVES)
+def test_any_gate_with_parameters_is_learned_and_begun_from(name: str, optimizer: Any, tmp_path: Path) -> None:
+    """Episodes of other labels and strangers leave what holds for another stream, which then begins from it."""
+    changes = GATES[name]
+    phase = Phase2(episodes=4, student_start="none", records=20, horizon=2, gate_optimizer=optimizer)
+    made = meta_train(_config(**changes), REGISTRY, tmp_path, phase)
+    assert artefact.read(tmp_path).digest == made.digest
+    for notes in made.gate_notes.values():
+        assert set(notes["names"]) == {"ema", "memory", "analytic"}
+    for key, value in made.gate_weights.items():
+        if key.endswith("table"):
+            assert value.shape == (4, 1)
+            assert value.abs().sum() > 0
+    learner = _learner(_config(meta=str(tmp_path), **changes), 0)
+    learner.labels.learn([3, 1, 4])
+    learner._start()
+    adapter = learner.adapter
+    assert adapter is not None
+    state = adapter.gate.state_dict()
+    assert state.keys() == made.gate_state.keys()
+    for key, value in made.gate_weights.items():
+        assert torch.equal(state[key], value), key
+    assert all(torch.equal(p, origin) for p, origin in zip(adapter.parameters, adapter.origin, strict=True))
+    assert isinstance(adapter.optimizer, LearnedOptimizer) == (optimizer == "learned")
+    whole = _learner(_config(meta=str(tmp_path), **changes), 12)
+    assert whole.adapter is not None
+    assert whole.adapter.adaptations > 0
+
+
+def test_the_arbiters_frozen_policy_is_the_gate_that_was_learned(tmp_path: Path) -> None:
+    """And the stream begins with an even posterior, whatever the episodes, or an artefact's own, had come to."""
+    config = _config(gate={"name": "arbiter"})
+    made = meta_train(config, REGISTRY, tmp_path, Phase2(episodes=3, student_start="none", records=20, horizon=2))
+    untrained = wiring.make(REGISTRY, "gate", "gates", config.gate)
+    assert any(not torch.equal(made.gate_weights[f"0.{name}"], p) for name, p in untrained.named_parameters())
+    settled = {"0.posterior": torch.tensor([0.9, 0.025, 0.025, 0.025, 0.025]), "0.settled": torch.tensor(7.0)}
+    before = {key: value for key, value in untrained.state_dict(prefix="0.").items() if key.startswith("0.frozen")}
+    artefact.write(tmp_path, replace(made, gate_weights={**made.gate_weights, **before, **settled}))
+    learner = _learner(_config(gate={"name": "arbiter"}, meta=str(tmp_path)), 0)
+    learner.labels.learn([3, 1])
+    learner._start()
+    gate = learner.strategy.step.gate
+    assert isinstance(gate, Arbiter)
+    for mine, learned in zip(gate.frozen.parameters(), gate.adapted.parameters(), strict=True):
+        assert torch.equal(mine, learned)
+    for name, parameter in gate.adapted.named_parameters():
+        assert torch.equal(parameter, made.gate_weights[f"0.adapted.{name}"])
+    assert list(gate.odds().values()) == pytest.approx([0.2] * 5)
+    assert int(gate.settled) == 0
+
+
+def test_a_learner_that_began_from_a_standing_gate_resumes_in_the_same_bits(tmp_path: Path) -> None:
+    """The table's rows go by name through the artefact and through the checkpoint."""
+    phase = Phase2(episodes=2, student_start="none", records=20, horizon=2, gate_optimizer="learned")
+    meta_train(_config(**GATES["per-class"]), REGISTRY, tmp_path, phase)
+    config = _config(meta=str(tmp_path), **GATES["per-class"])
+    whole, first = _learner(config, 20), _learner(config, 13)
+    second = _learner(config, 0)
+    second.restore(unpack(pack(first.state())), first.offsets, config)
+    _run(second, 7)
+    for one, other in ((whole.strategy.step.gate, second.strategy.step.gate), (whole.student, second.student)):
+        mine, theirs = one.state_dict(), other.state_dict()
+        for name, value in mine.items():
+            assert torch.equal(value, theirs[name]) if isinstance(value, torch.Tensor) else value == theirs[name]
 
 
 def test_the_command(tmp_path: Path) -> None:

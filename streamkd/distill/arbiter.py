@@ -13,7 +13,7 @@ and its average 0.860 against 0.844; with rate 0.3 it gave 0.872 and 0.854.
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from streamkd.distill.credit import LikelihoodGate, LikelihoodOptions
 from streamkd.distill.gate import Evidence, weights_of
 from streamkd.distill.scorer import PerSampleGate, PerSampleOptions
-from streamkd.distill.standing import PerClassGate, ScalarGate, StandingOptions
+from streamkd.distill.standing import PerClassGate, ScalarGate, Standing, StandingOptions
 from streamkd.hookspecs import Kind, Options, hookimpl
 
 POLICIES = ("adapted", "frozen", "likelihood", "uniform", "hard-only")
@@ -86,9 +86,19 @@ class Arbiter(nn.Module):
         self.freeze()
 
     def freeze(self) -> None:
-        """Let the frozen policy be the inner gate as it is now: as it began, or as meta-training left it."""
+        """Let the frozen policy be the inner gate as it is now: as it was made, or as meta-training left it."""
         self.frozen.load_state_dict(self.adapted.state_dict())
         self.frozen.requires_grad_(False)
+
+    @torch.no_grad()
+    def begin_stream(self, teachers: Collection[str]) -> None:
+        """The inner gate begins with what it has learned, frozen as it is then; no policy has been priced yet."""
+        if isinstance(self.adapted, Standing):
+            self.adapted.begin_stream(teachers)
+        self.freeze()
+        self.posterior.fill_(1 / len(POLICIES))
+        self.spread.zero_()
+        self.settled.zero_()
 
     def forward(self, evidence: Evidence) -> Float[Tensor, "batch sources"]:
         adapted = self.adapted(evidence)

@@ -169,6 +169,11 @@ class FixedGate(nn.Module):
         self._weights, self._others = dict(options.teachers), options.others
         self._row: tuple[tuple[str, ...], Tensor] | None = None
 
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The teachers whose weight is written down."""
+        return tuple(self._weights)
+
     def forward(self, evidence: Evidence) -> Float[Tensor, "batch sources"]:
         if not evidence.complete or not bool(evidence.labelled.all()):
             return self._shared_out(evidence)

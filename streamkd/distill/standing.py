@@ -5,9 +5,13 @@
 
 A source is the hard label or a teacher by its key. The table of numbers grows in place, in rows as teachers come and in
 columns as labels do, so that an optimiser of the parameter can follow (``streamkd.distill.optimizers.follow``).
+
+Of what was learned on one stream, another has the hard label and the teachers of the configuration, not its labels nor
+who joined its pool on the way. So ``begin_stream`` leaves each of those sources one number, its mean over the classes:
+every class of the next stream is new, and begins there.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -32,6 +36,9 @@ class Standing(nn.Module):
     at the mean of the others, a new class at each source's mean over the classes so far; the first at 0. A teacher that
     has left the pool keeps its row until a newcomer takes it, so that there are never more than the pool ever held at
     once. On a row without label a teacher stands as it would on average under its own answer.
+
+    Evidence of an earlier step has fewer classes, and may have teachers whose rows others hold now. It is looked at in
+    evaluation mode, where the table does not follow: a teacher without row stands at the mean of the others.
     """
 
     def __init__(self, options: StandingOptions, by_class: bool) -> None:
@@ -41,9 +48,11 @@ class Standing(nn.Module):
         self.table = nn.Parameter(torch.zeros(1, 1))
 
     def forward(self, evidence: Evidence) -> Float[Tensor, "batch sources"]:
-        self._follow(evidence.teachers, evidence.logits.shape[1] if self.by_class else 1)
-        rows = [0, *(1 + self.names.index(name) for name in evidence.teachers)]
-        scores, heard = self._scores(self.table[rows], evidence), evidence.heard
+        columns = evidence.logits.shape[1] if self.by_class else 1
+        self._widen(columns)
+        if self.training:
+            self._seat(evidence.teachers)
+        scores, heard = self._scores(self._rows(evidence.teachers)[:, :columns], evidence), evidence.heard
         masked = torch.cat([scores[:, :1], scores[:, 1:].masked_fill(~heard, -torch.inf)], dim=1)
         first = self.floor + (1 - self.floor) * torch.softmax(masked, dim=1)[:, 0]
         return weights_of(first, share(scores[:, 1:], heard), heard, evidence.labelled)
@@ -55,17 +64,41 @@ class Standing(nn.Module):
         hard = table[0][evidence.labels.clamp_min(0)].unsqueeze(1)
         return torch.cat([hard, at_labels(table[1:].expand(rows, -1, -1), evidence)], dim=1)
 
+    def _rows(self, teachers: tuple[str, ...]) -> Float[Tensor, "sources columns"]:
+        """The numbers of the hard label and of these teachers."""
+        places = {name: 1 + place for place, name in enumerate(self.names)}
+        if all(name in places for name in teachers):
+            return self.table[[0, *(places[name] for name in teachers)]]
+        mean = self._mean([places[name] for name in teachers if name in places])
+        return torch.stack([self.table[0], *(self.table[places[n]] if n in places else mean for n in teachers)])
+
     @torch.no_grad()
-    def _follow(self, teachers: tuple[str, ...], columns: int) -> None:
-        """Rows for newcomers, in place of those who left or at the end; columns for new classes."""
+    def _mean(self, rows: list[int]) -> Float[Tensor, "columns"]:
+        return self.table[rows].mean(0) if rows else torch.zeros_like(self.table[0])
+
+    @torch.no_grad()
+    def begin_stream(self, teachers: Collection[str]) -> None:
+        """Keep of the hard label and of these teachers, if they are known, their mean over the classes alone."""
+        kept = [place for place, name in enumerate(self.names) if name in teachers]
+        self.names = [self.names[place] for place in kept]
+        self.table.data = self.table[[0, *(1 + place for place in kept)]].mean(1, keepdim=True)
+        self.table.grad = None
+
+    @torch.no_grad()
+    def _widen(self, columns: int) -> None:
+        """Columns for new classes."""
         if (more := columns - self.table.shape[1]) > 0:
             mean = self.table.mean(1, keepdim=True)
             self.table.data = torch.cat([self.table, mean.expand(-1, more)], 1)
+            self.table.grad = None
+
+    @torch.no_grad()
+    def _seat(self, teachers: tuple[str, ...]) -> None:
+        """Rows for newcomers, in place of those who left or at the end."""
         new = [name for name in teachers if name not in self.names]
         if not new:
             return
-        here = [1 + place for place, name in enumerate(self.names) if name in teachers]
-        row = self.table[here].mean(0) if here else torch.zeros_like(self.table[0])
+        row = self._mean([1 + place for place, name in enumerate(self.names) if name in teachers])
         free = [place for place, name in enumerate(self.names) if name not in teachers]
         for name in new:
             if free:

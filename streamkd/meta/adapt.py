@@ -9,8 +9,9 @@ next, before it is trained on. Every gate among the terms is adapted, each by it
 """
 
 import time
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,22 @@ from streamkd.meta.temperature import Temperature
 from streamkd.meta.trail import Taken, Trail
 
 Engine = Literal["auto", "forward", "finite-difference", "maml", "prequential"]
+
+
+@runtime_checkable
+class Beginning(Protocol):
+    """A gate that holds what is true of one stream alone: of its labels, its pool, its prices."""
+
+    def begin_stream(self, teachers: Collection[str]) -> None:
+        """A stream, or an episode, begins under these teachers: keep of what was learned what holds for it."""
+        ...
+
+
+def begin_stream(gates: nn.Module, teachers: Collection[str]) -> None:
+    """Tell every gate among ``gates``, or within them, that a stream begins under these teachers."""
+    for part in [*gates.modules()]:
+        if isinstance(part, Beginning):
+            part.begin_stream(teachers)
 
 
 class GateAdapter:
@@ -100,6 +117,12 @@ class GateAdapter:
         if self.temperature is not None:
             told = [] if self.engine == "maml" else [loss for _, loss in self._gated]
             self.temperature.of(told)
+
+    def begin_stream(self, teachers: Collection[str]) -> None:
+        """An episode begins under these teachers; where a gate keeps less, its moments are cut back with it."""
+        begin_stream(self.gate, teachers)
+        if self.optimizer is not None:
+            self.origin = _cut_back(self.optimizer, self.parameters, self.origin)
 
     def new_task(self) -> None:
         """A task has begun: the next ``on_task_steps`` steps adapt."""
@@ -233,7 +256,7 @@ class GateAdapter:
             return
         if self.optimizer is not None:
             self.optimizer.zero_grad()
-        with torch.enable_grad():
+        with torch.enable_grad(), self._looking_back():
             costs = [
                 self._cost(step, key, taken, table, newest=taken is trail[-1])
                 for taken, each in zip(trail, tables, strict=True)
@@ -244,6 +267,17 @@ class GateAdapter:
             total.backward()
         self._move()
         self.adaptations += 1
+
+    @contextmanager
+    def _looking_back(self) -> Iterator[None]:
+        """The gates in evaluation mode: a step that is over knew other teachers and fewer classes than they do now."""
+        modes = [(part, part.training) for part in self.gate.modules()]
+        self.gate.eval()
+        try:
+            yield
+        finally:
+            for part, training in modes:
+                part.training = training
 
     def _cost(self, step: Step, key: int, taken: Taken, table: Tensor, *, newest: bool) -> Tensor | None:
         """Σ A·w / batch, whose slope Σ A·∂w/∂φ / batch is dL_out/dφ: a backward through the gate alone."""
@@ -301,6 +335,21 @@ class GateAdapter:
         self.trail.load_state_dict(state.get("trail", {"steps": []}), device)
         if same and self.temperature is not None:
             self.temperature.restore(float(state["temperature"]))
+
+
+@torch.no_grad()
+def _cut_back(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], origin: Sequence[Tensor]
+) -> list[Tensor]:
+    """Moments of parameters that have lost their ends lose the same; the origin of such a one is where it is now."""
+    for parameter, begun in zip(parameters, origin, strict=True):
+        if begun.shape != parameter.shape:
+            left = tuple(slice(n) for n in parameter.shape)
+            for name, moment in optimizer.state.get(parameter, {}).items():
+                if isinstance(moment, Tensor) and moment.shape == begun.shape:
+                    optimizer.state[parameter][name] = moment[left].clone()
+    pairs = zip(parameters, origin, strict=True)
+    return [begun if begun.shape == parameter.shape else parameter.detach().clone() for parameter, begun in pairs]
 
 
 def _gate(step: Step, key: int) -> Gate:

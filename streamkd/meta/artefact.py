@@ -1,6 +1,7 @@
 """What phase 2 learned, as a directory: ``meta.json`` and ``meta.safetensors``.
 
     gate              weights of the step's gates: where the stream's begin, and what they are anchored to
+    gate_notes        what else belongs to their state (of which teacher a row is), as JSON; of most gates nothing
     start             a one-class student: where the stream's student begins, its head row beginning every label
     rates             per parameter of the student, a factor of the configured learning rate
     gate_optimizer    a learned optimiser's weights; none: Adam
@@ -20,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from streamkd.errors import StateError
+from streamkd.errors import ConfigError, StateError
 
 SCHEMA = 1
 DOCUMENT, TENSORS = "meta.json", "meta.safetensors"
@@ -38,6 +39,12 @@ class Artefact:
     rates: Mapping[str, float] = field(default_factory=dict)
     gate_optimizer: Weights = field(default_factory=dict)
     trained_on: Mapping[str, Any] = field(default_factory=dict)
+    gate_notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def gate_state(self) -> dict[str, Any]:
+        """What the step's gates load."""
+        return {**self.gate_weights, **self.gate_notes}
 
     @property
     def digest(self) -> str:
@@ -69,19 +76,40 @@ class Artefact:
             document["rates"],
             parts["gate_optimizer"],
             document["trained_on"],
+            document.get("gate_notes", {}),
         )
 
     def _document(self) -> dict[str, Any]:
+        notes = {"gate_notes": dict(self.gate_notes)} if self.gate_notes else {}
         return {
             "schema": SCHEMA,
             "learned_for": dict(self.learned_for),
             "rates": dict(self.rates),
             "trained_on": dict(self.trained_on),
+            **notes,
         }
 
     def _tensors(self) -> Weights:
         parts = {"gate": self.gate_weights, "start": self.start, "gate_optimizer": self.gate_optimizer}
         return {f"{part}/{name}": t.detach().cpu() for part, tensors in parts.items() for name, t in tensors.items()}
+
+
+def parted(state: Mapping[str, Any]) -> tuple[Weights, dict[str, Any]]:
+    """A gate's state as ``gate_weights`` and ``gate_notes``.
+
+    Raises:
+        ConfigError: something in it is neither a tensor nor JSON.
+    """
+    weights = {name: value.detach().clone() for name, value in state.items() if isinstance(value, Tensor)}
+    notes = {name: value for name, value in state.items() if name not in weights}
+    try:
+        return weights, json.loads(json.dumps(notes))
+    except (TypeError, ValueError) as fault:
+        raise ConfigError(
+            f"needed tensors and JSON as the gate's state, got {', '.join(notes)}: {fault}",
+            where="gate",
+            fix="let its get_extra_state give JSON, or name another gate",
+        ) from fault
 
 
 def write(directory: Path, artefact: Artefact) -> None:

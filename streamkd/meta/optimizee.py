@@ -110,14 +110,15 @@ class RuleTrainer(LearnedOptimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Move the parameters, and every ``window`` steps the rule."""
         for parameter, gradient in self._moving():
+            moved = _grown(self._moved.get(parameter), parameter)
             if parameter in self._moved:
                 # in units of the gradient's size: the rule is judged by directions, whatever the loss's scale
-                gain = (gradient / gradient.norm().clamp_min(1e-12) * self._moved[parameter]).sum()
+                gain = (gradient / gradient.norm().clamp_min(1e-12) * moved.flatten()).sum()
                 self._surrogate = gain if self._surrogate is None else self._surrogate + gain
             delta, state = self.rule(gradient, self._state(parameter))
             with torch.no_grad():
                 parameter.add_(delta.view_as(parameter))
-            self._moved[parameter] = self._moved.get(parameter, torch.zeros_like(delta)) + delta
+            self._moved[parameter] = moved + delta.view_as(parameter)
             self._keep(parameter, state)
         self._steps += 1
         if self._steps % self.window == 0:
@@ -137,6 +138,16 @@ class RuleTrainer(LearnedOptimizer):
         self._moved, self._surrogate = {}, None
         for state in self.state.values():
             state["hidden"], state["cell"] = state["hidden"].detach(), state["cell"].detach()
+
+
+def _grown(moved: Tensor | None, parameter: Tensor) -> Tensor:
+    """How far a parameter has moved, 0 in what has come at its ends since, and everywhere for ``None``."""
+    if moved is not None and moved.shape == parameter.shape:
+        return moved
+    wider = torch.zeros_like(parameter, requires_grad=False)
+    if moved is not None:
+        wider[tuple(slice(n) for n in moved.shape)] = moved
+    return wider
 
 
 def learned(weights: Mapping[str, Tensor], parameters: Iterable[nn.Parameter]) -> LearnedOptimizer:

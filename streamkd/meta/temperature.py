@@ -33,6 +33,11 @@ class Temperature:
         self.slope = 0.0
         self._bounds = (LEAST, MOST)
 
+    @property
+    def value(self) -> float | None:
+        """T as it is; ``None`` before it belongs to a loss."""
+        return None if self.loss is None else self.loss.temperature
+
     def of(self, losses: Sequence[Any]) -> None:
         """Whose it is: that of the first of these losses, whose tables the engine gives, that has one.
 

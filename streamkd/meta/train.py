@@ -4,7 +4,8 @@
       for each batch   the step as the stream takes it; every ``horizon`` steps the gate moves along dL_out/dφ
       L_out            CE on clean query records of all tasks so far, after ``horizon`` steps of the student
 
-The gate and its optimiser live on from episode to episode, everything else begins anew. Horizon: the
+The gate and its optimiser live on from episode to episode, everything else begins anew; so does what a gate holds of
+one episode alone (``streamkd.meta.adapt.Beginning``), for strangers and labels are others each time. Horizon: the
 first-order sum of ``streamkd.meta.adapt`` over the steps that were really taken.
 
 ``streamkd.meta.plain`` is for people with only PyTorch: their model, teachers, optimiser and batches.
@@ -23,6 +24,7 @@ from streamkd.meta.adapt import GateAdapter
 from streamkd.meta.episodes import Course
 from streamkd.meta.optimizee import RuleTrainer
 from streamkd.meta.starts import Batch
+from streamkd.meta.strangers import Stranger
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +42,15 @@ def train_gate(
     batch: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Played]:
-    """Play every course with its own step, whose gate is the adapter's; the gate is moved."""
+    """Play every course with its own step, whose gate is the adapter's; the gate is moved.
+
+    After each episode, the last too, the gate is as a stream would begin with it.
+    """
     played = []
     for number, (course, step) in enumerate(episodes):
+        usual = [teacher.key for teacher in step.pool.teachers if not isinstance(teacher, Stranger)]
         played.append(play(adapter, course, step, batch))
+        adapter.begin_stream(usual)
         if isinstance(adapter.optimizer, RuleTrainer):
             adapter.optimizer.forget()
         progress(number + 1)

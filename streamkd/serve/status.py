@@ -38,6 +38,7 @@ def status_of(learner: Learner, rate: float, version: int | None, lag: int | Non
             "adaptations": adapter.adaptations if adapter else 0,
             "adaptation_seconds": adapter.seconds / adapter.adaptations if adapter and adapter.adaptations else None,
             "label_noise": learner.strategy.step.pool.noise if learner.started else None,
+            "temperature": adapter.temperature.value if adapter and adapter.temperature else None,
         },
         "boundaries": [
             {"record": b.record, "detector": b.detector, "task": b.task} for b in learner.tasks.boundaries[-100:]
@@ -116,6 +117,8 @@ class Gauges:
             recorder.set("gate_weight_ratio", weight, teacher=name)
         if (noise := status["gate"]["label_noise"]) is not None:
             recorder.set("label_noise_ratio", noise)
+        if (temperature := status["gate"]["temperature"]) is not None:
+            recorder.set("distillation_temperature", temperature)
         for teacher in status["teachers"]:
             if teacher["worth"] is not None:
                 recorder.set("teacher_worth_ratio", teacher["worth"], teacher=teacher["name"])

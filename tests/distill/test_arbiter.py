@@ -14,7 +14,7 @@ from streamkd.distill.arbiter import POLICIES, Arbiter, ArbiterOptions
 from streamkd.distill.credit import LikelihoodGate, LikelihoodOptions
 from streamkd.distill.gate import Evidence, Priced
 from streamkd.distill.scorer import PerSampleGate
-from streamkd.distill.standing import PerClassGate, ScalarGate
+from streamkd.distill.standing import PerClassGate, ScalarGate, Standing
 
 seeds = st.integers(0, 10_000)
 
@@ -137,6 +137,27 @@ def test_the_frozen_policy_is_the_inner_gate_as_it_began() -> None:
     assert torch.equal(gate.frozen(evidence), began)
     gate.freeze()
     assert torch.equal(gate.frozen(evidence), gate.adapted(evidence))
+    assert not any(p.requires_grad for p in gate.frozen.parameters())
+
+
+@pytest.mark.parametrize("name", ["per-sample", "per-class", "scalar"])
+def test_a_stream_begins_with_the_gate_that_was_learned(name: str) -> None:
+    """Both inner gates are what the adapted one had become, and no policy has been priced."""
+    gate, evidence = arbiter(gate={"name": name}), seen(2)
+    for k in range(5):
+        gate.settle(seen(k), table_of(k))
+    gate(evidence)
+    with torch.no_grad():
+        for parameter in gate.adapted.parameters():
+            parameter.add_(torch.arange(parameter.numel()).view_as(parameter) / 10)
+    alone = copy.deepcopy(gate.adapted)
+    if isinstance(alone, Standing):
+        alone.begin_stream(evidence.teachers)
+    gate.begin_stream(evidence.teachers)
+    assert torch.equal(gate.frozen(evidence), alone(evidence))
+    assert torch.equal(gate.adapted(evidence), alone(evidence))
+    assert gate.odds() == pytest.approx(dict.fromkeys(POLICIES, 0.2))
+    assert (float(gate.spread), int(gate.settled)) == (0.0, 0)
     assert not any(p.requires_grad for p in gate.frozen.parameters())
 
 

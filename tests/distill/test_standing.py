@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamkd.distill import optimizers
+from streamkd.distill.arbiter import Arbiter, ArbiterOptions
 from streamkd.distill.gate import Evidence
 from streamkd.distill.standing import PerClassGate, ScalarGate, Standing, StandingOptions
+from streamkd.distill.vicinity import Vicinity
 
 seeds = st.integers(0, 10_000)
 kinds = pytest.mark.parametrize("kind", [ScalarGate, PerClassGate], ids=["scalar", "per-class"])
@@ -139,6 +141,104 @@ def test_the_adapter_follows_a_gate_that_grows(kind: type[Any]) -> None:
     assert len(gate.names) >= 4
     assert gate.table.shape[1] == (4 if gate.by_class else 1)
     assert adapter.adaptations > 20
+
+
+class Several:
+    """Gates to adapt over several steps: by what a step is weighed with, the step's own or that of its one term."""
+
+    @staticmethod
+    def per_class() -> torch.nn.Module:
+        return PerClassGate(StandingOptions())
+
+    @staticmethod
+    def arbiter() -> torch.nn.Module:
+        return Arbiter(ArbiterOptions(gate={"name": "per-class"}))
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["of-the-step", "of-a-term"])
+@pytest.mark.parametrize("make", [Several.per_class, Several.arbiter], ids=["per-class", "arbiter"])
+@pytest.mark.parametrize("engine", ["auto", "prequential", "maml"])
+def test_steps_from_before_a_class_came_are_looked_at(engine: Any, make: Any, own: bool) -> None:
+    """Over three steps, rows without label among them, while the label space grows in between."""
+    gate = make()
+    adapter = toys.adapter_of(gate, every=1, horizon=3, engine=engine)
+    step = toys.make_step(gate=None if own else gate, adapter=adapter)
+    if own:
+        step.terms = (dataclasses.replace(step.terms[0], gate=gate),)
+        step._own_gates = True
+    step.vicinity = Vicinity(4, 0, seed=0, weight=1.0, moved=0.0)
+    for number, (x, y) in enumerate(toys.batches(20)):
+        grown(step, number)
+        y[::4] = -1
+        assert toys.train(step, x, y).isfinite()
+    assert adapter.adaptations > 14
+    [table] = adapter.parameters
+    assert table.shape[1] == 4
+    assert table.isfinite().all()
+    assert all(part.training for part in gate.modules())
+
+
+@given(seeds)
+def test_evidence_of_fewer_classes_is_read_in_their_columns(seed: int) -> None:
+    """A wider table weighs it as the table of its classes alone would, with label and without."""
+    evidence = seen(seed, classes=3)
+    labels = evidence.labels.clone()
+    labels[::2] = -1
+    evidence = dataclasses.replace(evidence, labels=labels, heard=evidence.known.any(2))
+    wide, narrow = gate_of(PerClassGate, classes=5), gate_of(PerClassGate, classes=5)
+    narrow.table.data = narrow.table.data[:, :3]
+    assert torch.equal(wide(evidence), narrow(evidence))
+    assert wide.table.shape == (4, 5)
+
+
+@kinds
+def test_looking_back_takes_no_row(kind: type[Any]) -> None:
+    """In evaluation mode a teacher that has lost its row stands at the others' mean, and whoever has it keeps it."""
+    gate, evidence = gate_of(kind), seen(1)
+    evidence = dataclasses.replace(evidence, heard=torch.ones_like(evidence.heard))
+    gate(dataclasses.replace(evidence, teachers=("t0", "new", "t2")))
+    with torch.no_grad():
+        gate.table[2] = 5.0
+    before, names = gate.table.detach().clone(), list(gate.names)
+    weights = gate.eval()(evidence)
+    assert torch.equal(gate.table, before)
+    assert gate.names == names == ["t0", "new", "t2"]
+    gate.table.data[2] = (before[1] + before[3]) / 2
+    gate.names[1] = "t1"
+    torch.testing.assert_close(weights, gate(evidence))
+
+
+@kinds
+def test_a_horizon_leaves_a_newcomer_its_number(kind: type[Any]) -> None:
+    """An adaptation over steps that knew a snapshot which has left takes no row from the one that came in its place."""
+    gate = kind(StandingOptions())
+    step = toys.make_step(gate=gate, adapter=toys.adapter_of(gate, every=1, horizon=3), limit=3, snapshots=1)
+    for number, (x, y) in enumerate(toys.batches(40)):
+        if number % 8 == 7:
+            for snapshot in step.pool._mine():
+                step.pool._drop(snapshot)
+            step.pool.end_task(step.student)
+        toys.train(step, x, y)
+        if number % 8 == 7 and number > 8:
+            row = 1 + gate.names.index(step.pool.keys[-1])
+            gate.table.data[row] = 3.0
+        elif number % 8 == 1 and number > 16:
+            assert gate.names[row - 1] == step.pool.keys[-1] == f"snapshot-{number // 8 - 1}"
+            assert float((gate.table.detach()[row] - 3).abs().max()) < 0.3
+
+
+@kinds
+def test_a_stream_begins_with_what_holds_for_it(kind: type[Any]) -> None:
+    """The mean over the classes of the hard label and of the teachers that it has; every class begins there."""
+    gate = gate_of(kind, teachers=4)
+    before = gate.table.detach().clone()
+    gate.begin_stream(["t0", "t3", "elsewhere"])
+    assert gate.names == ["t0", "t3"]
+    torch.testing.assert_close(gate.table.detach(), before[[0, 1, 4]].mean(1, keepdim=True))
+    gate.begin_stream(["t0", "t3"])
+    began = gate.table.detach().clone()
+    gate(dataclasses.replace(seen(1, teachers=2, classes=5), teachers=("t0", "t3")))
+    torch.testing.assert_close(gate.table.detach(), began.expand(-1, 5 if gate.by_class else 1))
 
 
 @kinds

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from streamkd.errors import StateError
+from streamkd.errors import ConfigError, StateError
 from streamkd.meta import artefact
 from streamkd.meta.artefact import Artefact
 from streamkd.state import tree
@@ -18,12 +18,14 @@ WHOLE = Artefact(
     rates={"body.head.weight": 2.5},
     gate_optimizer={"out.bias": torch.zeros(1)},
     trained_on={"stream": "known"},
+    gate_notes={"0._extra_state": {"names": ["ema"]}},
 )
 
 
 def _same(one: Artefact, other: Artefact) -> None:
     assert one.digest == other.digest
     assert one.trained_on == other.trained_on
+    assert one.gate_notes == other.gate_notes
     for part in ("gate_weights", "start", "gate_optimizer"):
         mine, theirs = getattr(one, part), getattr(other, part)
         assert mine.keys() == theirs.keys()
@@ -43,10 +45,34 @@ def test_a_checkpoint_carries_it() -> None:
 
 def test_the_digest_is_of_what_decides(tmp_path: Path) -> None:
     """A weight, a rate or a name changes it; where it was trained does not."""
-    changed = [{"start": {"body.head.weight": torch.zeros(1, 3)}}, {"rates": {}}, {"learned_for": {}}]
+    changed = [
+        {"start": {"body.head.weight": torch.zeros(1, 3)}},
+        {"rates": {}},
+        {"learned_for": {}},
+        {"gate_notes": {"0._extra_state": {"names": ["memory"]}}},
+    ]
     kept = {name: getattr(WHOLE, name) for name in Artefact.__dataclass_fields__}
     assert all(Artefact(**{**kept, **change}).digest != WHOLE.digest for change in changed)
     assert Artefact(**{**kept, "trained_on": {}}).digest == WHOLE.digest
+
+
+def test_one_from_before_there_were_notes_is_read(tmp_path: Path) -> None:
+    """Without notes the document is the same as ever, and so is the digest."""
+    kept = {name: getattr(WHOLE, name) for name in Artefact.__dataclass_fields__}
+    plain = Artefact(**{**kept, "gate_notes": {}})
+    artefact.write(tmp_path, plain)
+    assert "gate_notes" not in json.loads((tmp_path / artefact.DOCUMENT).read_text())
+    _same(artefact.read(tmp_path), plain)
+
+
+def test_a_gates_state_is_parted() -> None:
+    """Tensors here, JSON there, together the state again; what is neither is refused."""
+    state = {"0.table": torch.ones(2, 1), "0._extra_state": {"names": ["ema"]}}
+    weights, notes = artefact.parted(state)
+    assert Artefact(gate_weights=weights, gate_notes=notes).gate_state.keys() == state.keys()
+    assert notes == {"0._extra_state": {"names": ["ema"]}}
+    with pytest.raises(ConfigError, match="JSON"):
+        artefact.parted({"0._extra_state": object()})
 
 
 @pytest.mark.parametrize("harm", ["nothing", "document", "tensors", "later"])

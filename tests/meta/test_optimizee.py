@@ -91,6 +91,27 @@ def test_the_slope_to_the_rule_is_exact() -> None:
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
+def test_the_slope_to_the_rule_follows_a_parameter_that_grows() -> None:
+    """What has come at its ends has not moved before: of the earlier steps the old part alone counts."""
+    rule, point = Rule().double(), nn.Parameter(torch.zeros(2, 1, dtype=torch.float64))
+    nn.init.normal_(rule.out.weight, generator=torch.Generator().manual_seed(0))
+    trainer = RuleTrainer([point], rule, window=10**6)
+    first, second = torch.tensor([[0.3], [-2.0]]).double(), torch.tensor([[0.5, 1.0], [-1.0, 2.0], [3.0, 0.1]]).double()
+    point.grad = first
+    trainer.step()
+    point.data, point.grad = torch.zeros(3, 2, dtype=torch.float64), None
+    point.grad = second
+    trainer.step()
+    assert trainer._surrogate is not None
+    found = torch.autograd.grad(trainer._surrogate, list(rule.parameters()))
+    delta, _ = rule(first.flatten(), rule.fresh(2))
+    total = ((second / second.norm())[:2, 0] * delta).sum()
+    # the LSTM itself has seen nothing before the first step
+    wanted = torch.autograd.grad(total, list(rule.parameters()), materialize_grads=True, allow_unused=True)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
 def test_its_state_is_restored() -> None:
     """Stopped, saved, restored and gone on is never stopped, bit for bit."""
     rule = Rule()

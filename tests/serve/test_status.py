@@ -10,7 +10,7 @@ from streamkd.telemetry import Exposition
 from streamkd.wiring import open_source, schema_of
 
 
-def gauges_of(gate: dict[str, Any], **source: Any) -> Exposition:
+def gauges_of(gate: dict[str, Any], *, temperature: bool = False, **source: Any) -> Exposition:
     """What is told once a short stream has been learned."""
     registry = Registry.load()
     config = configuration.from_tree(
@@ -18,7 +18,7 @@ def gauges_of(gate: dict[str, Any], **source: Any) -> Exposition:
             "stream": {"source": {"name": "replay", "dataset": "digits", **source}},
             "student": {"name": "mlp", "hidden": [8]},
             "memory": {"size": 60, "replay": 10},
-            "adapt": {"every": 2},
+            "adapt": {"every": 2, "temperature": temperature},
             "gate": gate,
             "device": "cpu",
         },
@@ -39,6 +39,15 @@ def test_the_label_noise_is_told_by_gates_that_measure_it() -> None:
     noisy = gauges_of({"name": "per-sample"}, label_noise=0.5)
     assert (noisy.value("label_noise_ratio") or 0.0) > 0.2
     assert gauges_of({"name": "fixed"}, limit=100).value("label_noise_ratio") is None
+
+
+def test_the_learned_temperature_is_told() -> None:
+    """It has moved from the configured 2.0, within its bounds; where it is not adapted there is no such gauge."""
+    told = gauges_of({"name": "per-sample"}, temperature=True, limit=200).value("distillation_temperature")
+    assert told is not None
+    assert 0.5 <= told <= 10
+    assert told != 2.0
+    assert gauges_of({"name": "fixed"}, limit=100).value("distillation_temperature") is None
 
 
 def test_the_arbiters_policies_are_told() -> None:
