@@ -4,17 +4,22 @@
 
 The strategy keeps its own loss L_host for the hard labels; the plugin adds what the teachers say, weighed by a gate::
 
-    L = L_host + weight/n · Σ_i Σ_k w_ik·T²·KL(p_ik^T ‖ s_i^T)               the n rows of the strategy's mini-batch
-               + 1/n · Σ_j [w_j0·CE(y_j, s_j) + Σ_k w_jk·T²·KL(p_jk^T ‖ s_j^T)]    rows of its own memory, if any
+    L = L_host + weight/n · Σ_i Σ_k a·w_ik·T²·KL(p_ik^T ‖ s_i^T)             the n rows of the strategy's mini-batch
+               + 1/n · Σ_j [(1 - a·Σ_k w_jk)·CE(y_j, s_j) + Σ_k a·w_jk·T²·KL(p_jk^T ‖ s_j^T)]    rows of its own memory
 
 so that a remembered row counts as much as a fresh one; w comes from a gate of ``streamkd.distill``, rows sum to 1.
+a in [0, 1) is the teachers' advantage: what part of the model's mistakes they would spare it, on rows that the model
+has not been trained on in this step, and on held-out ones. An average lags behind a model that still learns fast: of
+a new class it says for a whole task that it is an old one. There a is 0, and the strategy is left alone.
 Teachers: a moving average of the model (``average``), copies of that average from the ends of tasks, and the
 logits of its own remembered rows. Each is heard only on the classes that it was trained on. With a memory of its own
 the gate is adapted to the held-out part of it, by the hypergradient of ``streamkd.meta``; without, it stays as it is.
+A held-out row is never replayed, but the strategy has trained on it when it came.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,14 +31,20 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from streamkd.distill.copies import MovingAverage, frozen
-from streamkd.distill.gate import Evidence
-from streamkd.distill.losses import match_gate, soft_answers, source_losses
-from streamkd.distill.memory import Memory, Remembered
+from streamkd.distill.credit import PSEUDO, WORST
+from streamkd.distill.gate import Evidence, Measured, Priced
+from streamkd.distill.losses import fused_target, match_gate, soft_answers, source_losses
+from streamkd.distill.memory import Memory, Remembered, whole
+from streamkd.distill.optimizers import follow
 from streamkd.distill.scorer import PerSampleGate, PerSampleOptions
+from streamkd.distill.students import at_rest
 from streamkd.errors import ConfigError
 from streamkd.meta import hypergradient
 
 ANCHOR = 1e-3  # pull of the gate's parameters towards where they began
+KEPT = 0.9  # of what a class's records have told, at each further one: the last ten or so count
+ROUND = 0.01  # of mistakes, added to both sides: from so few records a smaller difference says nothing
+EVERY = 10  # steps between two measurements on the held-out rows
 SLOTS = 0  # nobody's answers are cached: foreign networks are asked live
 
 
@@ -60,13 +71,63 @@ class _Snapshot:
     listened: float = 0.0
 
 
+class _Ledger:
+    """Who said what of records before they were learned, of each class the last ten or so.
+
+    ``credit`` is the gate's: the mean log p(label) of each teacher and class. ``advantage`` compares mistakes, of the
+    teachers together and of the model, as means over the classes: a mini-batch has more of some than of others.
+    """
+
+    def __init__(self) -> None:
+        self._logs: dict[str, Tensor] = {}  # [2, classes] by teacher: Σ log p(y), records
+        self._mistakes = torch.zeros(3, 0)  # the teachers', the model's, records
+
+    def heard(self, evidence: Evidence) -> None:
+        """Take in each teacher's log-likelihoods; those of before the gate has weighed, for it reads them."""
+        columns = evidence.labels.view(-1, 1, 1).expand(-1, len(evidence.teachers), 1)
+        logs = torch.log_softmax(evidence.answers.masked_fill(~evidence.known, -torch.inf), -1)
+        logs = logs.gather(2, columns).squeeze(2).nan_to_num(nan=0.0, neginf=WORST).clamp_min(WORST) * evidence.heard
+        member = F.one_hot(evidence.labels, evidence.logits.shape[1]).to(logs.dtype)
+        found = torch.stack([logs.T @ member, evidence.heard.to(logs.dtype).T @ member], 1)
+        for key, new in zip(evidence.teachers, found, strict=True):
+            old = self._logs.get(key, torch.zeros_like(new))
+            self._logs[key] = _wider(old.to(new.device), new.shape[1]) * KEPT ** new[1] + new
+        self._logs = {key: logs for key, logs in self._logs.items() if key in evidence.teachers}
+
+    def compared(self, evidence: Evidence, weights: Tensor) -> None:
+        """Count the mistakes of the teachers, mixed by the weights [batch, sources], and of the model."""
+        taught = fused_target(soft_answers(evidence.answers, evidence.known, 1.0), weights)
+        best, place = taught.max(1)
+        theirs = (place != evidence.labels) | (best <= 0)  # where no teacher speaks, too
+        ours = evidence.logits.argmax(1) != evidence.labels
+        member = F.one_hot(evidence.labels, evidence.logits.shape[1]).to(taught.dtype)
+        new = torch.stack([theirs, ours, torch.ones_like(ours)]).to(taught.dtype) @ member
+        self._mistakes = _wider(self._mistakes.to(new.device), new.shape[1]) * KEPT ** new[2] + new
+
+    def advantage(self) -> float:
+        """1 - e/s, at least 0: what part of the model's mistakes s the teachers, who make e, would spare it."""
+        met = self._mistakes[2] > 0
+        if not bool(met.any()):
+            return 0.0
+        theirs, ours = (self._mistakes[:2, met] / self._mistakes[2, met]).mean(1).tolist()
+        return max(0.0, 1 - (theirs + ROUND) / (ours + ROUND))
+
+    def measured(self, teachers: Sequence[str], classes: int) -> Measured:
+        """Credit [teachers, classes], each class drawn towards the teacher's mean; NaN for who has not spoken."""
+        logs, count = torch.stack([_wider(self._logs[key], classes) for key in teachers]).unbind(1)
+        total = count.sum(1, keepdim=True)
+        mean = torch.where(total > 0, logs.sum(1, keepdim=True) / total, torch.nan)
+        return Measured((logs + PSEUDO * mean) / (count + PSEUDO))
+
+
 class MatchGateDistillation(SupervisedPlugin):
     """Adds gated distillation from a pool of earlier selves to any strategy's loss.
 
     Args:
         weight: of the teachers' term on the strategy's own mini-batch.
         temperature: T, softens the teachers' and the model's probabilities.
-        gate: any gate of ``streamkd.distill``; ``None``: the per-sample gate with its defaults.
+        gate: any gate of ``streamkd.distill``; ``None``: the per-sample gate with its defaults. Those with something
+            to learn (scalar, per-class, per-sample) stay as they are without memory, the arbiter is refused there.
         decay: of the moving average; 0.999 spans about a thousand steps.
         snapshots: most copies of the average kept, one for each finished task; the one least listened to makes room.
         memory: records of a memory of its own, class-balanced, held-out part included. 0 for none: right where the
@@ -78,12 +139,12 @@ class MatchGateDistillation(SupervisedPlugin):
         seed: of the memory's draws.
 
     Experiences may have task labels, heads may grow (``IncrementalClassifier``, ``MultiHeadClassifier``), online
-    streams are cut at the tasks that they show. Not for strategies without ``before_backward`` (LaMAML). ER-ACE
-    runs with it, but its own loss and the teachers' pull against each other: look whether it gains there.
+    streams are cut at the tasks that they show. ``teach.advantage`` says how far the teachers are heard.
 
     Raises:
-        ConfigError: a number out of its range; while training: an optimiser without a closed form (not SGD, Adam or
-            AdamW with one group) where the gate is to be adapted.
+        ConfigError: a number out of its range; an arbiter without held-out records; while training: a strategy without
+            ``before_backward`` (LaMAML), an optimiser without a closed form (not SGD, Adam or AdamW with one group)
+            where the gate is to be adapted.
     """
 
     def __init__(
@@ -111,19 +172,30 @@ class MatchGateDistillation(SupervisedPlugin):
             )
         self.weight, self.temperature, self.decay, self.limit = weight, temperature, decay, snapshots
         self.replay, self.adapt_every = replay, adapt_every
-        self.gate = gate or PerSampleGate(PerSampleOptions())
+        self.gate = PerSampleGate(PerSampleOptions()) if gate is None else gate
+        self._priced = any(isinstance(part, Priced) for part in self.gate.modules())
+        if self._priced and not (adapt_every and round(memory * holdout_ratio)):
+            raise ConfigError(
+                f"{type(self.gate).__name__} needed held-out records to settle by, got memory {memory}, holdout_ratio "
+                f"{holdout_ratio}, adapt_every {adapt_every}",
+                where="MatchGateDistillation.gate",
+                fix="give the plugin a memory, MatchGateDistillation(gate=..., memory=500), or take another gate",
+            )
         self.memory = Memory(memory, holdout_ratio, "class-balanced", SLOTS, seed) if memory else None
         self.snapshots: list[_Snapshot] = []
         self.weights: dict[str, float] = {}
         """Mean weight of each source on the last step's rows, the hard label's under ``hard``."""
+        self.advantage = 0.0
+        """What part of the model's mistakes the teachers would spare it, as it was measured last."""
         self.adaptations = 0
         self._average: MovingAverage | None = None
         self._known = torch.zeros(0, dtype=torch.bool)  # classes that the model was trained on
         self._right: dict[str, float] = {}
         self._steps = self._taken = 0
-        self._origin = [p.detach().clone() for p in self.gate.parameters()]
-        moved = [*self.gate.parameters()]
-        self._optimizer = torch.optim.Adam(moved, lr=adapt_rate) if moved and memory else None
+        self._ledger = _Ledger()
+        self._moved = [p for p in self.gate.parameters() if p.requires_grad]
+        self._origin = [p.detach().clone() for p in self._moved]
+        self._optimizer = torch.optim.Adam(self._moved, lr=adapt_rate) if self._moved and memory else None
 
     @property
     def average(self) -> nn.Module:
@@ -153,13 +225,15 @@ class MatchGateDistillation(SupervisedPlugin):
             logits = avalanche_forward(strategy.model, remembered.x, t)
             lessons.append(self._lesson(remembered.x, remembered.y, t, logits, remembered))
         with torch.no_grad():
+            self._measure(strategy, lessons[0].evidence)
             weights = [self._weigh(lesson, own=bool(number)) for number, lesson in enumerate(lessons)]
         self._note(lessons, weights)
         scales = [self.weight, 0.0 if remembered is None else len(remembered.y) / len(strategy.mb_y)]
         for scale, lesson, rows in zip(scales, lessons, weights, strict=False):
             taught = match_gate(lesson.logits, lesson.y, lesson.soft, rows, self.temperature)
             strategy.loss = strategy.loss + scale * taught.mean()
-        if self._optimizer is not None and self.adapt_every and self._steps % self.adapt_every == 0:
+        adapts = self._optimizer is not None or self._priced
+        if adapts and self.adapt_every and self._steps % self.adapt_every == 0:
             self._adapt(strategy, lessons, scales)
 
     def after_update(self, strategy: Any, **kwargs: Any) -> None:
@@ -172,6 +246,31 @@ class MatchGateDistillation(SupervisedPlugin):
             self.memory.grow(strategy.mb_output.shape[1])
             task = int(strategy.mb_task_id[0])
             self.memory.insert(strategy.mb_x, strategy.mb_y, task, strategy.mb_output.detach())
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """A strategy that has taken a step without ``before_backward`` would go on without being taught."""
+        if not self._steps:
+            raise ConfigError(
+                f"needed a strategy that calls before_backward, got {type(strategy).__name__}, which took a step "
+                "without it",
+                where="MatchGateDistillation",
+                fix="leave the plugin out there, or take a strategy with one backward pass a step (Naive, Replay, ...)",
+            )
+
+    def _measure(self, strategy: Any, arriving: Evidence) -> None:
+        """Who is right more often, on rows before this step and now and then on the held-out ones."""
+        self._judge(arriving)
+        held = whole(self.memory.holdout) if self.memory is not None and self._steps % EVERY == 0 else None
+        if held is not None and len(held.y):
+            tasks = self.memory.holdout.task[held.slots]  # type: ignore[union-attr]
+            with at_rest(strategy.model) as model:
+                logits = avalanche_forward(model, held.x, tasks)
+            self._judge(self._lesson(held.x, held.y, tasks, logits, None).evidence)
+        self.advantage = self._ledger.advantage()
+
+    def _judge(self, evidence: Evidence) -> None:
+        self._ledger.heard(evidence)
+        self._ledger.compared(evidence, self.gate(evidence))
 
     def _keep(self) -> None:
         """A copy of the average joins the teachers; where that is one too many, the one least listened to goes."""
@@ -196,7 +295,10 @@ class MatchGateDistillation(SupervisedPlugin):
         heard = known.gather(2, y.view(-1, 1, 1).expand(-1, len(said), 1)).squeeze(2)
         keys = tuple(s[0] for s in said)
         facts = torch.tensor([[self._right.get(s[0], 0.5), 1 / (1 + s[3])] for s in said], device=answers.device)
-        evidence = Evidence(logits.detach(), y, answers, known, heard, facts, keys)
+        measure = partial(self._ledger.measured, keys, classes)
+        met = None if recalled is None else recalled.met()
+        stale = torch.tensor([key != "average" for key in keys], device=answers.device)
+        evidence = Evidence(logits.detach(), y, answers, known, heard, facts, keys, False, measure, met, stale)
         return _Lesson(x, y, t, logits, evidence, soft_answers(answers, known, self.temperature))
 
     def _asked(self) -> Sequence[tuple[str, nn.Module, Tensor, int]]:
@@ -207,9 +309,13 @@ class MatchGateDistillation(SupervisedPlugin):
         ]
 
     def _weigh(self, lesson: _Lesson, own: bool) -> Tensor:
-        """The gate's weights; the hard label of the strategy's own rows is the strategy's business."""
-        weights = self.gate(lesson.evidence)
-        return weights if own else weights * (torch.arange(weights.shape[1], device=weights.device) > 0)
+        """The gate's weights, the teachers' by their advantage; the label has the rest, on the plugin's own rows.
+
+        The hard label of the strategy's rows is the strategy's business.
+        """
+        taught = self.advantage * self.gate(lesson.evidence)[:, 1:]
+        left = 1 - taught.sum(1, keepdim=True)
+        return torch.cat([left if own else torch.zeros_like(left), taught], 1)
 
     def _note(self, lessons: Sequence[_Lesson], weights: Sequence[Tensor]) -> None:
         """How much each teacher is listened to, and how often it is right, for the gate, the pool and loggers."""
@@ -229,7 +335,6 @@ class MatchGateDistillation(SupervisedPlugin):
     def _adapt(self, strategy: Any, lessons: Sequence[_Lesson], scales: Sequence[float]) -> None:
         """φ ← φ - rate·dL_out/dφ, L_out the cross entropy of held-out rows after the step that is about to be taken."""
         assert self.memory is not None
-        assert self._optimizer is not None
         query = self.memory.query(64)
         if query is None:
             return
@@ -243,18 +348,65 @@ class MatchGateDistillation(SupervisedPlugin):
         outer = F.cross_entropy(_call(model, state, query.x, tasks), query.y)
         slopes = torch.autograd.grad(outer, moved, materialize_grads=True)
         u = hypergradient.direction(optimizer, parameters, grads, slopes, None)
-        total: Tensor = sum(  # type: ignore[assignment]
-            ANCHOR * ((p - o.to(p.device)) ** 2).sum()
-            for p, o in zip(self.gate.parameters(), self._origin, strict=True)
-        )
-        for number, (scale, lesson) in enumerate(zip(scales, lessons, strict=False)):
-            table = hypergradient.finite_difference(model, u, _losses_of(lesson, self.temperature))
-            total = total + scale * (table * self._weigh(lesson, own=bool(number))).sum() / len(table)
-        if torch.isfinite(total):
-            self._optimizer.zero_grad()
-            total.backward()
-            self._optimizer.step()
-            self.adaptations += 1
+        tables = [
+            scale * hypergradient.finite_difference(model, u, _losses_of(lesson, self.temperature))
+            for scale, lesson in zip(scales, lessons, strict=False)
+        ]
+        if not all(bool(table.isfinite().all()) for table in tables):
+            return
+        self._move(lessons, tables)
+        self._settle(lessons, tables)
+        self.adaptations += 1
+
+    def _move(self, lessons: Sequence[_Lesson], tables: Sequence[Tensor]) -> None:
+        """One step of the gate's parameters by Σ A·w / batch, with the pull to where they began."""
+        if self._optimizer is None:
+            return
+        costs = [
+            (table * self._weigh(lesson, own=bool(number))).sum() / len(table)
+            for number, (table, lesson) in enumerate(zip(tables, lessons, strict=True))
+        ]
+        begun = [o.to(p) for o, p in zip(self._origin, self._moved, strict=True)]
+        self._origin = follow(self._optimizer, self._moved, begun)
+        pull = [ANCHOR * ((p - o) ** 2).sum() for p, o in zip(self._moved, self._origin, strict=True)]
+        self._optimizer.zero_grad()
+        torch.stack([*costs, *pull]).sum().backward()
+        self._optimizer.step()
+
+    def _settle(self, lessons: Sequence[_Lesson], tables: Sequence[Tensor]) -> None:
+        """Tell gates that learn from prices what was measured, once for all rows of the step.
+
+        The label of the strategy's rows has no price, for its weight is not the gate's. A teacher's is as much smaller
+        as the advantage makes its weight.
+        """
+        if not self._priced or not self.advantage:  # prices that are all 0 would only thin out their spread
+            return
+        rows = sum(len(table) for table in tables)
+        priced = [self.advantage * rows / len(table) * table for table in tables]
+        priced[0][:, 0] = 0.0
+        evidence, table = _joined([lesson.evidence for lesson in lessons]), torch.cat(priced)
+        for part in self.gate.modules():
+            if isinstance(part, Priced):
+                part.settle(evidence, table)
+
+
+def _joined(evidence: Sequence[Evidence]) -> Evidence:
+    """Evidence of the same teachers about the rows of several lessons, one behind the other."""
+    first = evidence[0]
+    met = [torch.zeros_like(e.labels) if e.met is None else e.met for e in evidence]
+    return Evidence(
+        torch.cat([e.logits for e in evidence]),
+        torch.cat([e.labels for e in evidence]),
+        torch.cat([e.answers for e in evidence]),
+        torch.cat([e.known for e in evidence]),
+        torch.cat([e.heard for e in evidence]),
+        first.facts,
+        first.teachers,
+        False,
+        first.measure,
+        torch.cat(met),
+        first.stale,
+    )
 
 
 def _losses_of(lesson: _Lesson, temperature: float) -> Any:
