@@ -5,6 +5,7 @@ Only this module, ``streamkd.learner`` and the commands read the configuration; 
 
 import difflib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,8 @@ from streamkd.plugins import Registry
 from streamkd.records import Label, RecordSchema, Source
 from streamkd.streams.cut import CutJournal
 from streamkd.streams.log import Log, LogSource
+
+logger = logging.getLogger(__name__)
 
 
 def make(registry: Registry, path: str, group: Group, choice: Choice, *arguments: Any) -> Any:
@@ -164,6 +167,10 @@ def step_of(
         gates.load_state_dict(begun.gate_state)  # before the adapter, whose anchor is where they are now
         begin_stream(gates, pool.keys)
     adapter = GateAdapter(gates, **config.adapt.model_dump())
+    if adapter.active and not kept.holdout_ratio and config.adapt.engine != "prequential":
+        logger.warning(
+            "memory.holdout_ratio is 0, so the gate has no records to adapt by; adapt.engine prequential needs none"
+        )
     if begun.gate_optimizer and adapter.parameters:
         adapter.optimizer = optimizee.learned(begun.gate_optimizer, adapter.parameters)
     adapters = terms.prepare(losses, student, pool, schema)
@@ -227,6 +234,10 @@ def _heritage(config: Config, registry: Registry, student: Student, context: Tea
     if share is None:
         return None
     choice = next((t for t in config.teachers if t.key == share.teacher), None)
+    if choice is None and not Path(share.teacher).exists():
+        named = ", ".join(teacher.key for teacher in config.teachers) or "none"
+        fix = f"teachers: {named}; or give the path of a model"
+        raise ConfigError(f"{share.teacher!r} is neither a teacher nor a model's path", where="share.teacher", fix=fix)
     choice = choice or configuration.TeacherChoice.model_validate({"name": "checkpoint", "path": share.teacher})
     donor = make(registry, "share.teacher", "teachers", choice, context)
     if not isinstance(donor, Donor):

@@ -61,6 +61,7 @@ def test_a_wrong_configuration_is_exit_code_2(tmp_path: Path) -> None:
     [
         ("adapt.engine=maml", "plain SGD alone, got Adam"),
         ("teachers=[{name: checkpoint, path: nowhere}]", "there is no such model"),
+        ("share={teacher: mm}", "'mm' is neither a teacher nor a model's path"),
         ("gate={name: fixed, teachers: {emma: 1}, others: 0}", "there is no teacher 'emma'"),
         ("losses=[{name: feature, student: body.9, teacher: body.9}]", "body.9"),
     ],
@@ -71,6 +72,13 @@ def test_check_builds_what_is_named(override: str, message: str) -> None:
     assert done.returncode != 0
     assert message in done.stderr
     assert "fine" not in done.stdout
+
+
+def test_check_warns_of_a_gate_that_cannot_adapt() -> None:
+    """Without held-out records there is no outer loss, unless it is the next batch's."""
+    assert "holdout_ratio is 0" in streamkd("check", "--set", "memory.holdout_ratio=0").stderr
+    able = streamkd("check", "--set", "memory.holdout_ratio=0", "--set", "adapt.engine=prequential")
+    assert "holdout_ratio" not in able.stderr
 
 
 def test_plugins_list_names_every_built_in() -> None:

@@ -152,6 +152,8 @@ def read(options: CheckpointOptions, schema: RecordSchema, registry: Registry) -
         return _read_onnx(options, schema)
     if not path.exists():
         raise StateError("there is no such model", where=str(path), fix="name a directory or file that is there")
+    if path.suffix == ".json":
+        raise StateError("needed a model, got what is said beside one", where=str(path), fix="name its .safetensors")
     weights, about = (path / "model.safetensors", path / "model.json") if path.is_dir() else (path, _beside(path))
     student, own, meta = read_model(weights, about, registry)
     files, classes = (weights, about), meta["classes"]

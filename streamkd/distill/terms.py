@@ -83,7 +83,8 @@ def _refuse_hidden(key: str, names: Iterable[str], shown: Mapping[str, Any]) -> 
         raise PluginError(
             f"the teacher {key!r} shows no layer {hidden[0]!r}",
             where="losses",
-            fix=f"layers that it shows: {', '.join(shown) or 'none'}; name another teacher",
+            fix="name a layer within it if it only holds others (a list of layers is never called), or a teacher "
+            "that is a network",
         )
 
 
