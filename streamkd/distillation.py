@@ -30,10 +30,10 @@ from avalanche.models.utils import avalanche_forward, is_multi_task_module
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from streamkd.distill.comparison import Comparison, wider
 from streamkd.distill.copies import MovingAverage, frozen
-from streamkd.distill.credit import PSEUDO, WORST
-from streamkd.distill.gate import Evidence, Measured, Priced
-from streamkd.distill.losses import fused_target, match_gate, soft_answers, source_losses
+from streamkd.distill.gate import Evidence, Priced
+from streamkd.distill.losses import match_gate, soft_answers, source_losses
 from streamkd.distill.memory import Memory, Remembered, whole
 from streamkd.distill.optimizers import follow
 from streamkd.distill.scorer import PerSampleGate, PerSampleOptions
@@ -42,8 +42,6 @@ from streamkd.errors import ConfigError
 from streamkd.meta import hypergradient
 
 ANCHOR = 1e-3  # pull of the gate's parameters towards where they began
-KEPT = 0.9  # of what a class's records have told, at each further one: the last ten or so count
-ROUND = 0.01  # of mistakes, added to both sides: from so few records a smaller difference says nothing
 EVERY = 10  # steps between two measurements on the held-out rows
 SLOTS = 0  # nobody's answers are cached: foreign networks are asked live
 
@@ -69,55 +67,6 @@ class _Snapshot:
     known: Tensor
     age: int = 0
     listened: float = 0.0
-
-
-class _Ledger:
-    """Who said what of records before they were learned, of each class the last ten or so.
-
-    ``credit`` is the gate's: the mean log p(label) of each teacher and class. ``advantage`` compares mistakes, of the
-    teachers together and of the model, as means over the classes: a mini-batch has more of some than of others.
-    """
-
-    def __init__(self) -> None:
-        self._logs: dict[str, Tensor] = {}  # [2, classes] by teacher: Σ log p(y), records
-        self._mistakes = torch.zeros(3, 0)  # the teachers', the model's, records
-
-    def heard(self, evidence: Evidence) -> None:
-        """Take in each teacher's log-likelihoods; those of before the gate has weighed, for it reads them."""
-        columns = evidence.labels.view(-1, 1, 1).expand(-1, len(evidence.teachers), 1)
-        logs = torch.log_softmax(evidence.answers.masked_fill(~evidence.known, -torch.inf), -1)
-        logs = logs.gather(2, columns).squeeze(2).nan_to_num(nan=0.0, neginf=WORST).clamp_min(WORST) * evidence.heard
-        member = F.one_hot(evidence.labels, evidence.logits.shape[1]).to(logs.dtype)
-        found = torch.stack([logs.T @ member, evidence.heard.to(logs.dtype).T @ member], 1)
-        for key, new in zip(evidence.teachers, found, strict=True):
-            old = self._logs.get(key, torch.zeros_like(new))
-            self._logs[key] = _wider(old.to(new.device), new.shape[1]) * KEPT ** new[1] + new
-        self._logs = {key: logs for key, logs in self._logs.items() if key in evidence.teachers}
-
-    def compared(self, evidence: Evidence, weights: Tensor) -> None:
-        """Count the mistakes of the teachers, mixed by the weights [batch, sources], and of the model."""
-        taught = fused_target(soft_answers(evidence.answers, evidence.known, 1.0), weights)
-        best, place = taught.max(1)
-        theirs = (place != evidence.labels) | (best <= 0)  # where no teacher speaks, too
-        ours = evidence.logits.argmax(1) != evidence.labels
-        member = F.one_hot(evidence.labels, evidence.logits.shape[1]).to(taught.dtype)
-        new = torch.stack([theirs, ours, torch.ones_like(ours)]).to(taught.dtype) @ member
-        self._mistakes = _wider(self._mistakes.to(new.device), new.shape[1]) * KEPT ** new[2] + new
-
-    def advantage(self) -> float:
-        """1 - e/s, at least 0: what part of the model's mistakes s the teachers, who make e, would spare it."""
-        met = self._mistakes[2] > 0
-        if not bool(met.any()):
-            return 0.0
-        theirs, ours = (self._mistakes[:2, met] / self._mistakes[2, met]).mean(1).tolist()
-        return max(0.0, 1 - (theirs + ROUND) / (ours + ROUND))
-
-    def measured(self, teachers: Sequence[str], classes: int) -> Measured:
-        """Credit [teachers, classes], each class drawn towards the teacher's mean; NaN for who has not spoken."""
-        logs, count = torch.stack([_wider(self._logs[key], classes) for key in teachers]).unbind(1)
-        total = count.sum(1, keepdim=True)
-        mean = torch.where(total > 0, logs.sum(1, keepdim=True) / total, torch.nan)
-        return Measured((logs + PSEUDO * mean) / (count + PSEUDO))
 
 
 class MatchGateDistillation(SupervisedPlugin):
@@ -192,7 +141,7 @@ class MatchGateDistillation(SupervisedPlugin):
         self._known = torch.zeros(0, dtype=torch.bool)  # classes that the model was trained on
         self._right: dict[str, float] = {}
         self._steps = self._taken = 0
-        self._ledger = _Ledger()
+        self._comparison = Comparison()
         self._moved = [p for p in self.gate.parameters() if p.requires_grad]
         self._origin = [p.detach().clone() for p in self._moved]
         self._optimizer = torch.optim.Adam(self._moved, lr=adapt_rate) if self._moved and memory else None
@@ -240,7 +189,7 @@ class MatchGateDistillation(SupervisedPlugin):
         """The average follows; fresh rows are offered to the memory, in the first epoch alone."""
         assert self._average is not None
         self._average.follow(strategy.model)
-        self._known = _wider(self._known, strategy.mb_output.shape[1]).to(strategy.mb_y.device)
+        self._known = wider(self._known, strategy.mb_output.shape[1]).to(strategy.mb_y.device)
         self._known[strategy.mb_y] = True
         if self.memory is not None and strategy.clock.train_exp_epochs == 0:
             self.memory.grow(strategy.mb_output.shape[1])
@@ -266,11 +215,11 @@ class MatchGateDistillation(SupervisedPlugin):
             with at_rest(strategy.model) as model:
                 logits = avalanche_forward(model, held.x, tasks)
             self._judge(self._lesson(held.x, held.y, tasks, logits, None).evidence)
-        self.advantage = self._ledger.advantage()
+        self.advantage = self._comparison.advantage()
 
     def _judge(self, evidence: Evidence) -> None:
-        self._ledger.heard(evidence)
-        self._ledger.compared(evidence, self.gate(evidence))
+        self._comparison.heard(evidence)
+        self._comparison.compared(evidence, self.gate(evidence))
 
     def _keep(self) -> None:
         """A copy of the average joins the teachers; where that is one too many, the one least listened to goes."""
@@ -287,7 +236,7 @@ class MatchGateDistillation(SupervisedPlugin):
         said: list[tuple[str, Tensor, Tensor, int]] = []
         for key, module, known, age in self._asked():
             answer, there = _answer(module, x, t, classes)
-            said.append((key, answer, there & _wider(known, classes), age))
+            said.append((key, answer, there & wider(known, classes), age))
         if self.memory is not None:
             said.append(_recalled(recalled, self._known, y, classes))
         answers, known = torch.stack([s[1] for s in said], 1), torch.stack([s[2] for s in said], 1)
@@ -295,7 +244,7 @@ class MatchGateDistillation(SupervisedPlugin):
         heard = known.gather(2, y.view(-1, 1, 1).expand(-1, len(said), 1)).squeeze(2)
         keys = tuple(s[0] for s in said)
         facts = torch.tensor([[self._right.get(s[0], 0.5), 1 / (1 + s[3])] for s in said], device=answers.device)
-        measure = partial(self._ledger.measured, keys, classes)
+        measure = partial(self._comparison.measured, keys, classes)
         met = None if recalled is None else recalled.met()
         stale = torch.tensor([key != "average" for key in keys], device=answers.device)
         evidence = Evidence(logits.detach(), y, answers, known, heard, facts, keys, False, measure, met, stale)
@@ -441,9 +390,9 @@ def _answer(module: nn.Module, x: Tensor, t: Tensor, classes: int) -> tuple[Tens
         if not there.all():
             answer = torch.zeros(len(x), classes, device=x.device)
             if there.any():
-                answer[there] = _wider(avalanche_forward(module, x[there], t[there]), classes)
+                answer[there] = wider(avalanche_forward(module, x[there], t[there]), classes)
             return answer, there.unsqueeze(1)
-    return _wider(avalanche_forward(module, x, t), classes), there.unsqueeze(1)
+    return wider(avalanche_forward(module, x, t), classes), there.unsqueeze(1)
 
 
 def _recalled(recalled: Remembered | None, known: Tensor, y: Tensor, classes: int) -> tuple[str, Tensor, Tensor, int]:
@@ -452,12 +401,7 @@ def _recalled(recalled: Remembered | None, known: Tensor, y: Tensor, classes: in
         nothing = torch.zeros(len(y), classes, device=y.device)
         return "memory", nothing, nothing.bool(), 0
     there = torch.arange(classes, device=y.device) < recalled.width().unsqueeze(1)
-    return "memory", _wider(recalled.logits().float(), classes), there & _wider(known, classes).to(y.device), 0
-
-
-def _wider(tensor: Tensor, classes: int) -> Tensor:
-    """Columns up to ``classes``, the new ones 0 (or false)."""
-    return F.pad(tensor, (0, max(classes - tensor.shape[-1], 0)))
+    return "memory", wider(recalled.logits().float(), classes), there & wider(known, classes).to(y.device), 0
 
 
 def _begins_task(experience: Any) -> bool:

@@ -126,7 +126,12 @@ def rehearse(config: Config, registry: Registry, schema: RecordSchema, device: t
     """
     with torch.random.fork_rng(devices=[]):
         labels: list[Label] = [0 if schema.label_type == "int" else ""]
-        step_of(config, registry, schema, labels, device, artefact_of(config, schema))
+        _, adapter = step_of(config, registry, schema, labels, device, artefact_of(config, schema))
+    wanted = adapter.active and (adapter.every or adapter.on_task_steps) and adapter.engine != "prequential"
+    if wanted and not config.memory.holdout_ratio:
+        logger.warning(
+            "memory.holdout_ratio is 0, so the gate has no records to adapt by; adapt.engine prequential needs none"
+        )
 
 
 def make_all(registry: Registry, group: Group, choices: Sequence[Choice]) -> list[tuple[str, Any]]:
@@ -167,10 +172,6 @@ def step_of(
         gates.load_state_dict(begun.gate_state)  # before the adapter, whose anchor is where they are now
         begin_stream(gates, pool.keys)
     adapter = GateAdapter(gates, **config.adapt.model_dump())
-    if adapter.active and not kept.holdout_ratio and config.adapt.engine != "prequential":
-        logger.warning(
-            "memory.holdout_ratio is 0, so the gate has no records to adapt by; adapt.engine prequential needs none"
-        )
     if begun.gate_optimizer and adapter.parameters:
         adapter.optimizer = optimizee.learned(begun.gate_optimizer, adapter.parameters)
     adapters = terms.prepare(losses, student, pool, schema)

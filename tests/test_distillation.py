@@ -282,7 +282,7 @@ def test_gates_have_credit_without_memory() -> None:
     """What teachers say of rows before a step is their credit: of a class that just came the average has little."""
     plugin = MatchGateDistillation(gate=LikelihoodGate(LikelihoodOptions()))
     trained("replay", plugin, tasks=2)
-    credit = plugin._ledger.measured(("average",), 10).credit[0]
+    credit = plugin._comparison.measured(("average",), 10).credit[0]
     assert credit.isfinite().all()
     assert credit[:2].mean() > credit[2:4].mean()
 
