@@ -21,8 +21,9 @@ ROUND = 0.01  # of mistakes, added to both sides: from so few records a smaller 
 class Comparison:
     """Who said what of records before they were learned, of each class the last ten or so.
 
-    ``measured`` is what a gate asks for: the mean log p(label) of each teacher and class. ``advantage`` compares mistakes, of the
-    teachers together and of the model, as means over the classes: a mini-batch has more of some than of others.
+    ``measured`` is what a gate asks for: the mean log p(label) of each teacher and class. ``advantage`` compares
+    mistakes, of the teachers together and of the model, as means over the classes: a mini-batch has more of some than
+    of others.
     """
 
     def __init__(self) -> None:
