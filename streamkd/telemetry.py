@@ -79,7 +79,9 @@ FAMILIES: Mapping[str, Family] = {
     "avalanche_metric": _gauge("Last value of an Avalanche metric, by Avalanche's name for it.", "metric"),
     "gate_weight_ratio": _gauge("Mean weight of the last step; the hard label is a teacher here.", "teacher"),
     "gate_policy_ratio": _gauge("How far the arbiter trusts a policy.", "policy"),
-    "label_noise_ratio": _gauge("Part of the labels that the gate takes for wrong; below 0.05 it makes nothing of it."),
+    "label_noise_ratio": _gauge(
+        "Part of the labels that the gate takes for wrong, NaN where it cannot tell; below 0.05 it makes nothing of it."
+    ),
     "distillation_temperature": _gauge("The adapted temperature of a loss, where `adapt.temperature` asks for one."),
     "gate_adaptations_total": _counter("Meta-adaptations of the gate."),
     "gate_adaptation_duration_seconds": _histogram("Duration of a meta-adaptation.", SLOW),

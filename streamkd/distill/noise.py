@@ -1,78 +1,151 @@
-"""Label noise: what part of the labels is wrong, as far as sure answers tell.
+"""Label noise: what part of the labels is wrong, as far as sure answers to arriving records tell.
 
-    answers to records that nobody had learned yet ─► the most confident of them ─► how often the label says otherwise
+    answers to records that nobody has learned yet ─► by confidence, in blocks ─► mistakes of the sure, of the less sure
+                                                  ─► what is left where confidence goes to its end: the floor
 
-Who is ignorant errs where he is unsure; a wrong label contradicts the sure as often as anybody. So the mistakes among
-the most confident answers count the wrong labels, and leave out what is merely not known yet. (The small losses of
-co-teaching, Han et al. 2018, turned round: there the records of which a network is sure are taken for clean ones.)
+Who is ignorant errs less, the surer he is; a wrong label contradicts the sure as often as anybody. So the mistakes are
+counted among the surest tenth of a block's answers, e₁, and among those up to a third, e₂; where the line through both
+ends, 2e₁ - e₂, is what no confidence takes away. Data that is hard, and classes that overlap, have a slope and hardly
+a floor. (Confident learning, Northcutt et al. 2021, section 3, thresholds confidence by class instead; on hard clean
+data that counts ignorance.)
 
-Two kinds of answers are of records not learned: a teacher's on the held-out records, and what the student said of each
-remembered record as it came. Of the teachers the one is asked who is right most often: a bad one is sure and wrong for
-reasons of its own, and the least surprised of many would be so by luck. Of the two the smaller share is taken: a
-student who meets a new class is sure and wrong as well, and one who has learned little says little of the held-out
-records.
+Wrong labels come evenly, a world that changes does not: before it changed, the sure were right. So of all stretches of
+the last records the least floor counts, with its error in mind. And whoever finds labels right where he is sure
+disproves that they are wrong: so of all who answer, student and teachers, the least counts. What is said is too low
+rather than too high.
+
+Where nobody is right on more than ``SKILL`` of what he is asked, ignorance may look like noise: then nothing is said.
 """
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from streamkd.distill.memory import Memory, whole
-
-FEWEST = 4  # confident answers; fewer tell nothing
-HELD_OUT = 1 / 2  # they are few
-ARRIVALS = 1 / 3  # of all that is remembered: what came first of a new class is surely taken for an old one
+BLOCK = 500  # labelled records; the surest tenth of fewer would be a handful
+BLOCKS = 40  # that are remembered: noise that begins later is seen once those before it are forgotten
+STRETCH = 2  # blocks whose floor is taken together
+SURE, LESS_SURE = 1 / 10, 1 / 3
+SKILL = 0.4
 QUIET, LOUD = 0.05, 0.25  # a small part is ignorance as often as error
 
 
-def surprise(
-    logits: Float[Tensor, "batch classes"],
-    known: Bool[Tensor, "batch classes"],
-    labels: Int[Tensor, "batch"],
-    part: float,
-) -> float | None:
-    """The share of mistakes among the most confident ``part`` of the rows whose label is known, one right row added.
+class Tally(NamedTuple):
+    """Answers and mistakes in a block: of the surest, of the less sure, of all."""
 
-    ``None`` where fewer than ``FEWEST`` would be left.
+    sure: int
+    sure_wrong: int
+    less: int
+    less_wrong: int
+    all: int
+    all_wrong: int
+
+    @classmethod
+    def of(cls, confidence: Float[Tensor, "batch"], wrong: Bool[Tensor, "batch"]) -> "Tally":
+        """Count a block's answers."""
+        wrong = wrong[confidence.argsort(descending=True, stable=True)]
+        sure, less = int(len(wrong) * SURE), int(len(wrong) * LESS_SURE)
+        mistakes = [int(part.sum()) for part in (wrong[:sure], wrong[sure:less], wrong)]
+        return cls(sure, mistakes[0], less - sure, mistakes[1], len(wrong), mistakes[2])
+
+    @classmethod
+    def sum(cls, tallies: Sequence["Tally"]) -> "Tally":
+        """Several blocks together."""
+        return cls(*map(sum, zip(*tallies, strict=True)))
+
+    @property
+    def floor(self) -> tuple[float, float]:
+        """2e₁ - e₂, and its standard error, with half a mistake to spare in each part."""
+        sure, less = self.sure_wrong / self.sure, self.less_wrong / self.less
+        spare = sure * (1 - sure) + 0.25 / self.sure, less * (1 - less) + 0.25 / self.less
+        return 2 * sure - less, float((4 * spare[0] / self.sure + spare[1] / self.less) ** 0.5)
+
+
+class LabelNoise:
+    """What arriving records say of their labels; in the checkpoint, bounded, the same for the same records."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[str, deque[Tally]] = {}
+        self._waiting: dict[str, list[Tensor]] = {}
+        self._count = 0
+
+    def observe(
+        self,
+        names: Sequence[str],
+        logits: Float[Tensor, "batch sources classes"],
+        known: Bool[Tensor, "batch sources classes"],
+        labels: Int[Tensor, "batch"],
+    ) -> None:
+        """Take the answers of student and teachers to rows that arrive; those without label (-1) say nothing.
+
+        A source is asked where it knows the label, and another class that it could take for it.
+        """
+        labelled = labels >= 0
+        if not bool(labelled.all()):
+            logits, known, labels = logits[labelled], known[labelled], labels[labelled]
+        if not len(labels):
+            return
+        heard = known.gather(2, labels.view(-1, 1, 1).expand(-1, len(names), 1)).squeeze(2) & (known.sum(2) > 1)
+        confidence, answer = torch.softmax(logits.float().masked_fill(~known, -torch.inf), 2).max(2)
+        found = torch.stack([confidence, (answer != labels.unsqueeze(1)).float()], 2).cpu()
+        asked = (heard & confidence.isfinite()).cpu()
+        for column, name in enumerate(names):
+            if len(mine := found[asked[:, column], column]):
+                self._waiting.setdefault(name, []).append(mine)
+        self._count += len(labels)
+        if self._count >= BLOCK:
+            self._close()
+
+    def _close(self) -> None:
+        """Count the block that is full; who was not asked in it is forgotten."""
+        for name in {*self._blocks} - {*self._waiting}:
+            del self._blocks[name]
+        for name, parts in self._waiting.items():
+            rows = torch.cat(parts)
+            if len(rows) >= BLOCK // 2:
+                tally = Tally.of(rows[:, 0], rows[:, 1] > 0)
+                self._blocks.setdefault(name, deque(maxlen=BLOCKS)).append(tally)
+        self._waiting, self._count = {}, 0
+
+    @property
+    def share(self) -> float | None:
+        """The part of the labels that is wrong, in [0, 1); ``None`` where that cannot be told."""
+        if not self._blocks:
+            return None
+        every = {name: Tally.sum(blocks) for name, blocks in self._blocks.items()}
+        if all(tally.all_wrong > (1 - SKILL) * tally.all for tally in every.values()):
+            return None
+        return min(_floor(blocks) for blocks in self._blocks.values())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "blocks": {name: [list(tally) for tally in blocks] for name, blocks in self._blocks.items()},
+            "waiting": {name: torch.cat(parts) for name, parts in self._waiting.items()},
+            "count": self._count,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        blocks = state["blocks"].items()
+        self._blocks = {name: deque((Tally(*row) for row in rows), maxlen=BLOCKS) for name, rows in blocks}
+        self._waiting = {name: [rows] for name, rows in state["waiting"].items()}
+        self._count = state["count"]
+
+
+def _floor(blocks: Sequence[Tally]) -> float:
+    """The floor of all blocks together, or of the stretch that has the least, where that is less; at least 0.
+
+    The least of m equal stretches falls short by about √(2·ln m) standard errors: it is given them back.
     """
-    heard = known.gather(1, labels.unsqueeze(1)).squeeze(1)
-    count = int(int(heard.sum()) * part)
-    if count < FEWEST:
-        return None
-    logits, labels = logits[heard].masked_fill(~known[heard], -torch.inf), labels[heard]
-    confidence, answer = torch.softmax(logits, 1).max(1)
-    surest = confidence.argsort(descending=True, stable=True)[:count]
-    return int((answer[surest] != labels[surest]).sum()) / (count + 1)
-
-
-def on_arrival(memory: Memory) -> float | None:
-    """The surprise of the student at all remembered records, held out or not, when they came."""
-    rings = [ring for ring in (whole(memory.holdout), whole(memory.replayed)) if ring is not None]
-    if not rings:
-        return None
-    logits = torch.cat([ring.logits().float() for ring in rings])
-    width = torch.cat([ring.width() for ring in rings])
-    known = torch.arange(logits.shape[1], device=logits.device) < width.unsqueeze(1)
-    return surprise(logits, known, torch.cat([ring.y for ring in rings]), ARRIVALS)
-
-
-def label_noise(
-    logits: Float[Tensor, "batch teachers classes"],
-    known: Bool[Tensor, "batch teachers classes"],
-    labels: Int[Tensor, "batch"],
-    memory: Memory,
-) -> float:
-    """The smaller surprise, in [0, 1), of the best teacher at held-out records and the student at what is remembered.
-
-    0 where neither can be asked.
-    """
-    found = [on_arrival(memory)]
-    if logits.shape[1]:
-        answers = logits.masked_fill(~known, -torch.inf).argmax(2)
-        right = (answers == labels.unsqueeze(1)) & known.gather(2, answers.unsqueeze(2)).squeeze(2)
-        best = int(right.sum(0).argmax())
-        found.append(surprise(logits[:, best], known[:, best], labels, HELD_OUT))
-    return min((share for share in found if share is not None), default=0.0)
+    blocks = list(blocks)
+    first = len(blocks) % STRETCH if len(blocks) > STRETCH else 0
+    floors = [Tally.sum(blocks[at : at + STRETCH]).floor for at in range(first, len(blocks), STRETCH)]
+    spread = max(1.0, math.sqrt(2 * math.log(len(floors))))
+    least = min(floor + spread * error for floor, error in floors)
+    return max(0.0, min(Tally.sum(blocks).floor[0], least))
 
 
 def doubt(noise: float) -> float:

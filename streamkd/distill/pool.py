@@ -22,7 +22,7 @@ from streamkd.distill.cache import Cache, cached
 from streamkd.distill.credit import Ledger, held_out_credit
 from streamkd.distill.gate import Measured
 from streamkd.distill.memory import Memory, Remembered, whole
-from streamkd.distill.noise import label_noise
+from streamkd.distill.noise import LabelNoise
 from streamkd.distill.questions import Questions
 from streamkd.distill.students import Student
 from streamkd.distill.teachers import EmaTeacher, Observing, SnapshotMaker, SnapshotTeacher, Teacher, copy_of
@@ -59,6 +59,7 @@ class Pool:
         self._panel = Panel(self.teachers, self.questions, self.cache)
         self._facts: Tensor | None = None
         self._ledger = Ledger()
+        self.label_noise = LabelNoise()
         if len(self.teachers) > limit:
             raise ConfigError(
                 f"{len(self.teachers)} teachers are configured, the pool takes {limit}",
@@ -116,6 +117,17 @@ class Pool:
         """Teachers that learn from labels themselves see a step's fresh labelled rows: raw x [n, *shape], columns y."""
         for teacher in self._observers:
             self.questions.guarded(cast(Teacher, teacher), partial(teacher.observe, x, y))
+
+    def heard(self, logits: Tensor, answers: Answers, y: Tensor) -> None:
+        """What student, logits [n, classes], and teachers said of a step's fresh rows as they came tells of the labels.
+
+        Only where a gate asks for that.
+        """
+        if not self.asks_noise:
+            return
+        said = torch.cat([logits.unsqueeze(1), answers.logits[: len(y)]], 1)
+        known = torch.cat([torch.ones_like(said[:, :1], dtype=torch.bool), answers.known[: len(y)]], 1)
+        self.label_noise.observe(("student", *self.keys), said, known, y)
 
     def after_step(self, student: Student, inserted: int) -> None:
         """Live teachers follow; cached answers are asked for once enough rows wait, or their teacher has changed."""
@@ -270,9 +282,14 @@ class Pool:
         return self._facts
 
     @property
+    def asks_noise(self) -> bool:
+        """Whether a gate wants to know of label noise."""
+        return self._ledger.values is not None
+
+    @property
     def noise(self) -> float | None:
-        """The label noise as it was measured last, in [0, 1); ``None`` where no gate has asked for it."""
-        return None if self._ledger.values is None else self._ledger.values.noise
+        """The part of the labels that seems to be wrong, in [0, 1); ``None`` where that cannot be told."""
+        return self.label_noise.share
 
     def stale(self, device: torch.device) -> Tensor:
         """[teachers] for the gate: whose answers were given on another day, and are only looked up."""
@@ -289,8 +306,8 @@ class Pool:
         if remembered is None or not len(remembered.y):
             return Measured(torch.full((len(self.teachers), classes), torch.nan, device=device))
         answers = self.answers(remembered.x, 0, remembered, classes)
-        heard = (answers.logits, answers.known, remembered.y)
-        return self._ledger.write(self.keys, Measured(held_out_credit(*heard), label_noise(*heard, self.memory)))
+        credit = held_out_credit(answers.logits, answers.known, remembered.y)
+        return self._ledger.write(self.keys, Measured(credit, self.noise or 0.0))
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -303,6 +320,7 @@ class Pool:
             "ages": dict(self.ages),
             "taken": self.taken,
             "credit": self._ledger.state_dict(),
+            "label_noise": self.label_noise.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any], build: Callable[[int], Student], labels: Sequence[Label]) -> None:
@@ -325,6 +343,8 @@ class Pool:
         self.taken = state["taken"]
         if "credit" in state:
             self._ledger.load_state_dict(state["credit"])
+        if "label_noise" in state:
+            self.label_noise.load_state_dict(state["label_noise"])
         self.questions.strikes = {k: n for k, n in state["strikes"].items() if k in here}
         # by count alone: bytes grow with the labels within a task, and are looked at when it ends
         self._evict(self._too_many)

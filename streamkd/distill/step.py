@@ -290,6 +290,7 @@ class Step:
             self.adapter.update_ended(self)  # before memory takes the rows: they must not be their own query
         self.memory.remember(plan.offer, plan.x, plan.y, plan.task, logits.detach())
         x, y = plan.x[: plan.fresh], plan.y[: plan.fresh]
+        self.pool.heard(logits[: plan.fresh].detach(), plan.answers, y)
         if plan.unlabelled or plan.offer.held:
             seen = y >= 0
             seen[list(plan.offer.held.values())] = False

@@ -3,6 +3,7 @@
 Called by the learner process once a second; nothing here changes the learner.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,6 +39,7 @@ def status_of(learner: Learner, rate: float, version: int | None, lag: int | Non
             "adaptations": adapter.adaptations if adapter else 0,
             "adaptation_seconds": adapter.seconds / adapter.adaptations if adapter and adapter.adaptations else None,
             "label_noise": learner.strategy.step.pool.noise if learner.started else None,
+            "label_noise_asked": learner.started and learner.strategy.step.pool.asks_noise,
             "temperature": adapter.temperature.value if adapter and adapter.temperature else None,
         },
         "boundaries": [
@@ -115,8 +117,9 @@ class Gauges:
         recorder.set("teachers", len(status["teachers"]))
         for name, weight in learner.gate_weights().items():
             recorder.set("gate_weight_ratio", weight, teacher=name)
-        if (noise := status["gate"]["label_noise"]) is not None:
-            recorder.set("label_noise_ratio", noise)
+        if status["gate"]["label_noise_asked"]:
+            noise = status["gate"]["label_noise"]
+            recorder.set("label_noise_ratio", math.nan if noise is None else noise)
         if (temperature := status["gate"]["temperature"]) is not None:
             recorder.set("distillation_temperature", temperature)
         for teacher in status["teachers"]:
