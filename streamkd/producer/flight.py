@@ -93,8 +93,6 @@ def _told(faults: list[Exception], target: Target) -> Exception:
         said = _extra(fault)
         if said.get("code") == "already_exists":
             return conflict(said, target.url)
-        if said.get("code") == "invalid_argument":
-            return RecordError(str(said.get("error")), where=target.url)
         if said.get("code") in ("unavailable", "internal"):
             return Disconnected(str(said.get("error")), said.get("retry_after_seconds"))
     for fault in faults:
@@ -114,4 +112,5 @@ def _extra(fault: Exception) -> dict[str, Any]:
 
 
 def _line(fault: Exception) -> str:
-    return str(fault).splitlines()[0] if str(fault) else type(fault).__name__
+    said = str(fault).partition(". Detail: Python exception")[0]  # pyarrow's server adds its frames
+    return said.splitlines()[0] if said else type(fault).__name__

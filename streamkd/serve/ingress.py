@@ -27,7 +27,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from streamkd import config as configuration
-from streamkd import threads
+from streamkd import logs, threads
 from streamkd.config import Config
 from streamkd.errors import ConfigError, Overloaded, StreamkdError
 from streamkd.plugins import Registry
@@ -170,7 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--fd", type=int, required=True, help="this end of the supervisor's channel")
     channel = Channel.inherited(parser.parse_args(arguments).fd)
     threads.end_process_when_one_dies(channel.send_fatal)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s ingress: %(message)s")
+    logs.to_stderr("%(asctime)s %(levelname)s ingress: %(message)s")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         message = channel.receive()

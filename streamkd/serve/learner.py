@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from streamkd import config as configuration
-from streamkd import threads
+from streamkd import logs, threads
 from streamkd.config import Config
 from streamkd.errors import Overloaded, PluginError, StateConflict, StateError, StreamkdError
 from streamkd.learner import Learner
@@ -174,7 +174,7 @@ def main(fd: int) -> int:
     """Run the process on a channel; the exit code is for the log, the supervisor reads the messages."""
     import torch
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s learner %(levelname)s %(message)s", stream=sys.stderr)
+    logs.to_stderr("%(asctime)s learner %(levelname)s %(message)s")
     channel = Channel.inherited(fd)
     threads.end_process_when_one_dies(channel.send_fatal)
     start = channel.receive()
