@@ -110,3 +110,34 @@ def test_inspect_of_no_state_directory_is_said(tmp_path: Path) -> None:
 def test_wrong_usage_is_exit_code_2(arguments: tuple[str, ...]) -> None:
     """click's own usage errors keep their code."""
     assert streamkd(*arguments).returncode == 2
+
+
+def test_models_say_what_is_pinned_and_what_unpin_serves(tmp_path: Path) -> None:
+    """`models list` names the pinned version and the newest one; `models unpin` serves that."""
+    from click.testing import CliRunner
+
+    from streamkd.cli import cli
+    from streamkd.state.directory import StateDirectory
+    from streamkd.state.publish import Versions
+
+    directory = StateDirectory(tmp_path)
+    with directory.lock():
+        versions = Versions(directory)
+        for records in (10, 20):
+            versions.publish(lambda folder: (folder / "model.json").write_text("{}") and None, records=records)
+        versions.close()
+
+    def models(*arguments: str) -> str:
+        done = CliRunner().invoke(cli, ["models", *arguments, "--state", str(tmp_path)])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    models("rollback", "1")
+    assert "version 3 is pinned; `streamkd models unpin` serves version 2" in models("list")
+    listed = json.loads(models("list", "--json"))
+    assert [(v["version"], v["pinned"], v["served"], v["newest"]) for v in listed] == [
+        (1, False, False, False),
+        (2, False, False, True),
+        (3, True, True, False),
+    ]
+    assert models("unpin") == "version 2 is served\n"
