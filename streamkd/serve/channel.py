@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 from streamkd.errors import StreamkdError
 
 MESSAGE_BYTES = 16 << 20
+FAULT = 4_000  # characters of what ended a child
 SEND_SECONDS = 5.0  # that the supervisor waits for a child to read; its own loop must go on
 _PR_SET_PDEATHSIG = 1
 logger = logging.getLogger(__name__)
@@ -102,6 +103,11 @@ class Channel:
             self._unsaid.add(kind)
             return False
         return True
+
+    def send_fatal(self, fault: StreamkdError) -> None:
+        """Say that this process ends of a fault that another start would not help, where anybody hears it."""
+        with contextlib.suppress(EOFError):
+            self.send({"kind": "fatal", "message": str(fault)[:FAULT], "exit_code": fault.exit_code})
 
     def receive(self, timeout: float | None = None) -> dict[str, Any] | None:
         """The next message, or ``None`` when none came within ``timeout`` seconds (``None``: wait for ever).

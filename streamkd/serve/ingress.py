@@ -12,10 +12,8 @@ the first start ends the server; at a later one it is said and tried again, whil
 import argparse
 import contextlib
 import logging
-import os
 import resource
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +28,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from streamkd import config as configuration
+from streamkd import threads
 from streamkd.config import Config
 from streamkd.errors import ConfigError, StreamkdError
 from streamkd.plugins import Registry
@@ -45,7 +44,6 @@ from streamkd.telemetry import Recorder
 TELL_SECONDS = 0.5
 DRAIN_SECONDS = 2.0
 HTTP_SECONDS = 5.0  # that the HTTP loop may stand before the process stops saying that it goes on
-FAULT = 4_000  # characters of what ended us
 BODIES = 4  # that are held and decoded at once
 logger = logging.getLogger("streamkd.ingress")
 
@@ -208,7 +206,7 @@ def _http(app: Starlette, path: Path | None) -> Iterator[Callable[[], bool]]:
         settings = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2)
         server = _Http(settings)
         server.ticked = time.monotonic()
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, name="http", daemon=True)
+        thread = threading.Thread(target=_serve, args=[server, bound], name="http", daemon=True)
         thread.start()
         try:
             yield lambda: time.monotonic() - server.ticked < HTTP_SECONDS
@@ -217,11 +215,19 @@ def _http(app: Starlette, path: Path | None) -> Iterator[Callable[[], bool]]:
             thread.join(DRAIN_SECONDS)
 
 
+def _serve(server: uvicorn.Server, bound: socket.socket) -> None:
+    """Answer until told to end; a server that ends of itself, without an error even, is a thread that has died."""
+    server.run(sockets=[bound])
+    if not server.should_exit:
+        raise RuntimeError("the HTTP server has ended unasked")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The process: wait for the start message, run, and say why not where it cannot."""
     parser = argparse.ArgumentParser(prog="streamkd.serve.ingress", description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="this end of the supervisor's channel")
     channel = Channel.inherited(parser.parse_args(arguments).fd)
+    threads.end_process_when_one_dies(channel.send_fatal)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s ingress: %(message)s")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
@@ -232,8 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
     except EOFError:
         return 1
     except StreamkdError as fault:
-        with contextlib.suppress(EOFError):
-            channel.send({"kind": "fatal", "message": str(fault)[:FAULT], "exit_code": fault.exit_code})
+        channel.send_fatal(fault)
         return fault.exit_code
     return 0
 
@@ -255,8 +260,4 @@ def _bound_memory(limit_bytes: int) -> None:
 
 
 if __name__ == "__main__":
-    code = main()
-    with contextlib.suppress(OSError):  # whoever read them has gone
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code)  # an open put stream would keep the Flight server, and so the interpreter, waiting
+    threads.run_process(main)  # an open put stream would keep the Flight server, and so the interpreter, waiting

@@ -8,16 +8,16 @@ decides here (when to checkpoint, publish or measure) never reaches the weights.
 """
 
 import logging
-import os
 import sqlite3
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from streamkd import config as configuration
+from streamkd import threads
 from streamkd.config import Config
 from streamkd.errors import PluginError, StateConflict, StateError, StreamkdError
 from streamkd.learner import Learner
@@ -35,7 +35,6 @@ logger = logging.getLogger("streamkd.learner")
 IDLE_SECONDS = 0.02  # between looks at a source that has nothing
 TELL_SECONDS = 1.0  # between status messages
 SLICE_SECONDS = 0.05  # of training between looks at the clock and the channel
-FAULT = 4_000  # characters of what ended us
 
 
 class LearnerProcess:
@@ -193,6 +192,7 @@ def main(fd: int) -> int:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s learner %(levelname)s %(message)s", stream=sys.stderr)
     channel = Channel.inherited(fd)
+    threads.end_process_when_one_dies(channel.send_fatal)
     start = channel.receive()
     assert start is not None, "the supervisor speaks first"
     try:
@@ -212,13 +212,10 @@ def main(fd: int) -> int:
         return 1
     except StreamkdError as fault:
         logger.error("%s", fault, exc_info=isinstance(fault, PluginError) and fault.__cause__ is not None)
-        with suppress(EOFError):
-            channel.send({"kind": "fatal", "message": str(fault)[:FAULT], "exit_code": fault.exit_code})
+        channel.send_fatal(fault)
         return fault.exit_code
 
 
 if __name__ == "__main__":
-    code = main(int(sys.argv[sys.argv.index("--fd") + 1]))
-    with suppress(OSError):  # whoever read it has gone
-        sys.stderr.flush()
-    os._exit(code)  # torch's and Avalanche's exit handlers have nothing to do, and take their time
+    # torch's and Avalanche's exit handlers have nothing to do, and take their time
+    threads.run_process(lambda: main(int(sys.argv[sys.argv.index("--fd") + 1])))
