@@ -246,9 +246,9 @@ class Serve(Model):
     body_bytes: Bytes = 64 << 20
     hang_seconds: float = Field(
         default=120.0,
-        gt=0,
+        ge=5,
         description="a learner whose loop says nothing for so long is killed and started again, an ingress after a"
-        " quarter of it; five times as long while it loads, saves, or takes its first step",
+        " quarter of it, at least 5 s; five times as long while it loads, saves, or takes its first step",
     )
 
 

@@ -52,6 +52,7 @@ GRACEFUL_SECONDS = 10  # for requests in flight
 # from a signal to the end with everything hung: drain, ingress, hung, hurried, graceful; within 45 s
 INGRESS_SECONDS = 10.0
 INGRESS_HANGS = 0.25  # of the limit: it has no steps that take long
+INGRESS_HANGS_SECONDS = 5.0  # at least: it beats once a second, on a machine that may be busy
 HUNG_SECONDS = 15.0  # for a learner to say that it stops; a step ends within
 CHECKPOINT_SECONDS = 120.0  # for its last checkpoint, once it has said so
 HURRIED_SECONDS = 5.0
@@ -116,7 +117,7 @@ class Supervisor:
             self._hear_ingress,
             self._board,
             self._recorder,
-            hang_seconds * INGRESS_HANGS,
+            max(hang_seconds * INGRESS_HANGS, INGRESS_HANGS_SECONDS),
             # the ingress bounds its address space: neither glibc nor mimalloc may reserve a gigabyte of it
             {"MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system"},
         )
