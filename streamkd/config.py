@@ -260,6 +260,12 @@ class Serve(Model):
     batch_rows: Positive = Field(default=64, description="rows that one forward pass of the predictor takes")
     queue_rows: Positive = Field(default=4_096, description="rows that may wait for a prediction; more is 429")
     body_bytes: Bytes = 64 << 20
+    hang_seconds: float = Field(
+        default=120.0,
+        ge=5,
+        description="a learner whose loop says nothing for so long is killed and started again, an ingress after a"
+        " quarter of it, at least 5 s; five times as long while it loads, saves, or takes its first step",
+    )
 
 
 class Config(Model):

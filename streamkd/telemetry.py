@@ -19,6 +19,8 @@ from streamkd.errors import StreamkdError
 FamilyType = Literal["counter", "gauge", "histogram"]
 PREFIX = "streamkd_"
 SERIES = 499
+HELD = 4 * SERIES  # series that a recorder keeps between two drains: more than are ever exposed, and no more
+VALUE = 256  # characters of a label's value
 FAST = (0.0005, 0.002, 0.005, 0.02, 0.05, 0.2, 1.0)
 SLOW = (0.01, 0.05, 0.2, 1.0, 5.0, 20.0)
 TRIALS = (1.0, 10.0, 60.0, 600.0, 3600.0)
@@ -50,9 +52,12 @@ def _histogram(help: str, buckets: tuple[float, ...], *labels: str) -> Family:
 
 FAMILIES: Mapping[str, Family] = {
     "build_info": _gauge("Always 1; the labels say what runs.", "version", "python", "torch", "platform"),
-    "ready": _gauge("1 when predictions are answered."),
+    "ready": _gauge("1 when every door that the configuration opens is open."),
     "process_up": _gauge("1 while the child process runs.", "process"),
     "process_restarts_total": _counter("Child processes started again after they died.", "process"),
+    "process_hangs_total": _counter("Child processes killed because they were silent for too long.", "process"),
+    "process_heartbeat_age_seconds": _gauge("Time since the child's main loop was last known to go on.", "process"),
+    "telemetry_dropped_total": _counter("Statuses and metrics that could not be told; nothing else is lost.", "kind"),
     "source_records_total": _counter("Records accepted from the source.", "source"),
     "source_bytes_total": _counter("Bytes accepted from the source.", "source"),
     "source_errors_total": _counter("Failures to read the source or to take a batch.", "source", "reason"),
@@ -101,6 +106,7 @@ FAMILIES: Mapping[str, Family] = {
     "predict_batch_size": _histogram("Rows of a forward pass.", ROWS),
     "predict_in_flight": _gauge("Prediction requests being answered.", "protocol"),
     "model_version": _gauge("Version that answers."),
+    "model_pinned": _gauge("1 while a rollback is pinned, so that newer versions are not served."),
     "model_lag_records": _gauge("Records trained since the served version was cut."),
     "model_published_timestamp_seconds": _gauge("When the served version was published."),
     "model_swaps_total": _counter("Versions swapped in."),
@@ -120,12 +126,16 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
+_Series = tuple[str, tuple[str, ...]]  # a family and the values of its labels
+_DROPPED: _Series = ("telemetry_dropped_total", ("series",))
+
+
 class Recorder:
     """What happened since the last ``drain``; cheap, thread safe, and without Prometheus."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._values: dict[tuple[str, tuple[str, ...]], Any] = {}
+        self._values: dict[_Series, Any] = {}
 
     def count(self, family: str, amount: float = 1.0, **labels: str) -> None:
         """Add to a counter."""
@@ -133,19 +143,22 @@ class Recorder:
             raise StreamkdError(f"a counter only rises, got {amount}", where=f"metric {family}")
         key = _key(family, "counter", labels)
         with self._lock:
-            self._values[key] = self._values.get(key, 0.0) + amount
+            if self._has_room(key):
+                self._values[key] = self._values.get(key, 0.0) + amount
 
     def set(self, family: str, value: float, **labels: str) -> None:
         """Set a gauge."""
         key = _key(family, "gauge", labels)
         with self._lock:
-            self._values[key] = float(value)
+            if self._has_room(key):
+                self._values[key] = float(value)
 
     def remove(self, family: str, **labels: str) -> None:
         """Take a gauge's series away: a teacher left the pool, and its last worth is no worth."""
         key = _key(family, "gauge", labels)
         with self._lock:
-            self._values[key] = None
+            if self._has_room(key):
+                self._values[key] = None
 
     def observe(self, family: str, value: float, **labels: str) -> None:
         """Add one value to a histogram."""
@@ -153,9 +166,17 @@ class Recorder:
         buckets = FAMILIES[family].buckets
         place = next((i for i, bound in enumerate(buckets) if value <= bound), len(buckets))
         with self._lock:
-            counts = self._values.setdefault(key, [0.0] + [0] * (len(buckets) + 1))
-            counts[0] += float(value)
-            counts[1 + place] += 1
+            if self._has_room(key):
+                counts = self._values.setdefault(key, [0.0] + [0] * (len(buckets) + 1))
+                counts[0] += float(value)
+                counts[1 + place] += 1
+
+    def _has_room(self, key: _Series) -> bool:
+        """Whether a series may be kept; one that may not is counted."""
+        if key in self._values or len(self._values) < HELD:
+            return True
+        self._values[_DROPPED] = self._values.get(_DROPPED, 0.0) + 1
+        return False
 
     def drain(self) -> list[list[Any]]:
         """The changes since the last call, as JSON: [family, [label values], amount | value | [sum, *counts]]."""
@@ -286,7 +307,7 @@ def _cumulative(buckets: tuple[float, ...], counts: list[float]) -> list[tuple[s
     return [(bound, sum(counts[: i + 1])) for i, bound in enumerate(bounds)]
 
 
-def _key(family: str, type: FamilyType, labels: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
+def _key(family: str, type: FamilyType, labels: Mapping[str, str]) -> _Series:
     """The place of a series; refused where the table does not declare it."""
     declared = FAMILIES.get(family)
     if declared is None:
@@ -296,7 +317,7 @@ def _key(family: str, type: FamilyType, labels: Mapping[str, str]) -> tuple[str,
     if set(labels) != set(declared.labels):
         needed, got = ", ".join(declared.labels) or "none", ", ".join(labels) or "none"
         raise StreamkdError(f"needed the labels {needed}, got {got}", where=f"metric {family}")
-    return family, tuple(str(labels[label]) for label in declared.labels)
+    return family, tuple(str(labels[label])[:VALUE] for label in declared.labels)
 
 
 def _checked(delta: Any) -> tuple[str, tuple[str, ...], Any]:

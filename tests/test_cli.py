@@ -131,3 +131,34 @@ def test_init_into_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
     done = streamkd("init", "flowers.csv", "--out", "nowhere/my.yaml", cwd=tmp_path)
     assert done.returncode == 1
     assert "error: nowhere/my.yaml: cannot be written: No such file or directory" in done.stderr
+
+
+def test_models_say_what_is_pinned_and_what_unpin_serves(tmp_path: Path) -> None:
+    """`models list` names the pinned version and the newest one; `models unpin` serves that."""
+    from click.testing import CliRunner
+
+    from streamkd.cli import cli
+    from streamkd.state.directory import StateDirectory
+    from streamkd.state.publish import Versions
+
+    directory = StateDirectory(tmp_path)
+    with directory.lock():
+        versions = Versions(directory)
+        for records in (10, 20):
+            versions.publish(lambda folder: (folder / "model.json").write_text("{}") and None, records=records)
+        versions.close()
+
+    def models(*arguments: str) -> str:
+        done = CliRunner().invoke(cli, ["models", *arguments, "--state", str(tmp_path)])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    models("rollback", "1")
+    assert "version 3 is pinned; `streamkd models unpin` serves version 2" in models("list")
+    listed = json.loads(models("list", "--json"))
+    assert [(v["version"], v["pinned"], v["served"], v["newest"]) for v in listed] == [
+        (1, False, False, False),
+        (2, False, False, True),
+        (3, True, True, False),
+    ]
+    assert models("unpin") == "version 2 is served\n"

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from streamkd.errors import StreamkdError
-from streamkd.telemetry import FAMILIES, PREFIX, SERIES, Exposition, Recorder
+from streamkd.telemetry import FAMILIES, HELD, PREFIX, SERIES, Exposition, Recorder
 
 
 def samples(exposition: Exposition) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -128,6 +128,19 @@ def test_the_ceiling_holds_against_any_labels() -> None:
     assert len(lines) <= SERIES
     assert exposition.value("train_steps_total") == exposition.value("ready") == 1
     assert any(line.startswith("streamkd_model_swap_duration_seconds_count 1") for line in lines)
+
+
+def test_what_a_recorder_holds_is_bounded() -> None:
+    """Label values without end and of any length: a drain stays small, and says how many it has left out."""
+    recorder = Recorder()
+    for i in range(3 * HELD):
+        recorder.set("gate_weight_ratio", 1.0, teacher=f"{i}" + "x" * 10_000)
+        recorder.count("teacher_requests_total", teacher=str(i))
+    deltas = recorder.drain()
+    assert len(json.dumps(deltas)) < 1 << 20
+    assert [amount for family, _, amount in deltas if family == "telemetry_dropped_total"] == [5 * HELD]
+    recorder.count("train_steps_total")
+    assert recorder.drain() == [["train_steps_total", [], 1.0]]
 
 
 def test_gauges_of_a_label_can_be_forgotten() -> None:

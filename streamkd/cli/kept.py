@@ -34,7 +34,7 @@ def models() -> None:
 def models_list(state: Path, as_json: bool) -> None:
     """The versions that are kept; the served one is marked."""
     with _versions(state) as versions:
-        served = versions.served()
+        served, newest = versions.served(), versions.newest()
         rows = [
             {
                 "version": v.version,
@@ -44,6 +44,7 @@ def models_list(state: Path, as_json: bool) -> None:
                 "published": v.created,
                 "pinned": v.pinned,
                 "served": bool(served and served.version == v.version),
+                "newest": bool(newest and newest.version == v.version),
             }
             for v in versions.list()
         ]
@@ -54,6 +55,8 @@ def models_list(state: Path, as_json: bool) -> None:
         row["served"] = "pinned" if row["pinned"] else "yes" if row["served"] else ""
     columns = ("version", "records", "kind", "source_version", "served")
     table(columns, [tuple("" if r[c] is None else r[c] for c in columns) for r in rows])
+    if served and newest and served.pinned:
+        click.echo(f"version {served.version} is pinned; `streamkd models unpin` serves version {newest.version}")
 
 
 @models.command("rollback")
@@ -68,7 +71,7 @@ def models_rollback(version: int, state: Path) -> None:
 @models.command("unpin")
 @STATE
 def models_unpin(state: Path) -> None:
-    """Serve the newest version again."""
+    """Serve the newest learned version again."""
     with _versions(state) as versions:
         versions.unpin()
         served = versions.served()

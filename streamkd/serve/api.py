@@ -12,7 +12,7 @@ import platform
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version as distribution_version
 
@@ -140,7 +140,7 @@ class Api:
         return answer({"live": True, "ready": not self._reason()})
 
     async def ready(self, request: Request) -> Response:
-        """200 while predictions are answered and more are welcome."""
+        """200 while every door that the configuration opens is open: predictions, and pushed records."""
         reason = self._reason()
         if reason:
             return answer({"live": True, "ready": False, "reason": reason}, 503, retry_after(1))
@@ -235,9 +235,12 @@ class Api:
         recorder.set("ready", not self._reason())
         recorder.set("queue_records", predictor.waiting_rows, queue="predict")
         recorder.set("predict_in_flight", predictor.in_flight, protocol="http")
+        if (lag := board.lag.records()) is not None:
+            recorder.set("source_lag_records", lag, source=board.source)
         if predictor.version is not None:
             published = predictor.current()
             recorder.set("model_version", published.version)
+            recorder.set("model_pinned", self._s.follower.pinned() is not None)
             recorder.set("model_lag_records", board.lag_records(published.records))
             recorder.set("model_published_timestamp_seconds", published.published_at)
         self._s.exposition.apply(recorder.drain())
@@ -246,12 +249,14 @@ class Api:
         """What the page at / shows."""
         published = self._s.predictor.current() if self._s.predictor.version is not None else None
         dead = self._s.exposition.total("dead_letter_records_total")
+        pin = self._s.follower.pinned()
         return answer(
             self._s.board.status(
                 published.version if published else None,
                 published.published_at if published else None,
                 self._reason(),
                 int(dead) if math.isfinite(dead) else 0,
+                asdict(pin) if pin else None,
             ),
             headers={"Cache-Control": "no-store"},
         )
@@ -294,14 +299,14 @@ class Api:
             return await self._s.gateway.forward(request, request.path_params["stream"], share)
 
     def _reason(self) -> str:
-        """Why this server is not ready; empty when it is."""
+        """Why this server is not ready; empty when it answers predictions and every other door is open too."""
         if self._s.board.draining:
-            return "the server is stopping"
+            return self._s.board.shut()
         try:
             self._s.predictor.current()
         except NotReady as fault:
             return fault.message
-        return ""
+        return self._s.board.shut()
 
 
 def _prepare(

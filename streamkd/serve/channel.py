@@ -4,12 +4,15 @@
          send({"kind": ...}) ◄─ one line of JSON each ─► receive(timeout)
 
 The end of the stream (``EOFError``) means that the other process is gone: the kernel closes a dead
-process's sockets, so no heartbeat is needed. A child has no purpose without its supervisor and exits.
+process's sockets. One that is there and hangs is seen by its silence (``serve.keeper``). A child has no purpose
+without its supervisor and exits. A message over ``MESSAGE_BYTES`` is refused once, at either end, and the next
+one arrives.
 """
 
 import contextlib
 import ctypes
 import json
+import logging
 import math
 import numbers
 import os
@@ -20,25 +23,31 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from streamkd.errors import StreamkdError
 
 MESSAGE_BYTES = 16 << 20
+FAULT = 4_000  # characters of what ended a child
+SEND_SECONDS = 5.0  # that the supervisor waits for a child to read; its own loop must go on
 _PR_SET_PDEATHSIG = 1
+logger = logging.getLogger(__name__)
 
 
 class Channel:
     """One end. Any thread may send; one thread at a time receives."""
 
-    def __init__(self, end: int | socket.socket) -> None:
+    def __init__(self, end: int | socket.socket, patience: float | None = None) -> None:
+        """``patience``: seconds that a send waits for the other side to read; ``None``: for ever."""
         self._socket = socket.socket(fileno=end) if isinstance(end, int) else end
-        self._socket.setblocking(True)
+        self._socket.settimeout(patience)
         os.set_inheritable(self._socket.fileno(), False)
         self._sending = threading.Lock()
         self._receiving = threading.Lock()
         self._buffer = bytearray()
         self._scanned = 0
+        self._skipping = False  # the rest of a message that was too long
+        self._unsaid: set[str] = set()
         self._closed = False
 
     @classmethod
@@ -50,7 +59,7 @@ class Channel:
         by message.
         """
         die_with_parent()
-        for name in (signal.SIGINT, signal.SIGTERM):
+        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(name, signal.SIG_IGN)
         return cls(fd)
 
@@ -67,28 +76,46 @@ class Channel:
         """Write one message, waiting while the other side does not read.
 
         Raises:
-            EOFError: the other process is gone.
+            EOFError: the other process is gone, or has not read for longer than our patience.
+            StreamkdError: the message is too long, or holds what JSON cannot; nothing was sent.
         """
-        line = json.dumps(message, default=_plain, separators=(",", ":")).encode() + b"\n"
+        line = encode(message) + b"\n"
         if len(line) > MESSAGE_BYTES:
             raise StreamkdError(f"a message of {len(line)} bytes, at most {MESSAGE_BYTES}", where="channel")
         with self._sending:
             try:
                 self._socket.sendall(line)
             except OSError as fault:
-                self._closed = True
-                raise EOFError(f"the other end of the channel is gone: {fault}") from None
+                self._break()  # half a line may be on its way: nothing can follow it
+                raise EOFError(f"the other end of the channel is gone, or does not read: {fault}") from None
+
+    def tell(self, message: dict[str, Any]) -> bool:
+        """Write a message that may be lost; ``False`` where it cannot be sent. Each kind is logged once.
+
+        Raises:
+            EOFError: the other process is gone.
+        """
+        try:
+            self.send(message)
+        except StreamkdError as fault:
+            kind = str(message.get("kind"))
+            if kind not in self._unsaid:
+                logger.warning("the %s is not told, here and from now on wherever it cannot be: %s", kind, fault)
+            self._unsaid.add(kind)
+            return False
+        return True
 
     def send_fatal(self, fault: StreamkdError) -> None:
         """Say that this process ends of a fault that another start would not help, where anybody hears it."""
         with contextlib.suppress(EOFError):
-            self.send({"kind": "fatal", "message": str(fault), "exit_code": fault.exit_code})
+            self.send({"kind": "fatal", "message": str(fault)[:FAULT], "exit_code": fault.exit_code})
 
     def receive(self, timeout: float | None = None) -> dict[str, Any] | None:
         """The next message, or ``None`` when none came within ``timeout`` seconds (``None``: wait for ever).
 
         Raises:
             EOFError: the other process is gone and everything it said has been received.
+            StreamkdError: what came is no message, or one that is too long; the next call goes on behind it.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._receiving:
@@ -99,19 +126,27 @@ class Channel:
         return _message(line)
 
     def _line(self) -> bytes | None:
-        end = self._buffer.find(b"\n", self._scanned)
-        if end < 0:
-            self._scanned = len(self._buffer)
-            return None
-        line = bytes(self._buffer[:end])
-        del self._buffer[: end + 1]
-        self._scanned = 0
-        return line
+        """The next whole line that is not too long; ``None`` where more must come first."""
+        while (end := self._buffer.find(b"\n", self._scanned)) >= 0:
+            line = bytes(self._buffer[:end])
+            del self._buffer[: end + 1]
+            self._scanned = 0
+            skipped, self._skipping = self._skipping, False
+            if not skipped:
+                return line if len(line) < MESSAGE_BYTES else self._refuse()
+        self._scanned = len(self._buffer)
+        if self._skipping or self._scanned >= MESSAGE_BYTES:
+            self._buffer.clear()
+            self._scanned = 0
+            skipped, self._skipping = self._skipping, True
+            return None if skipped else self._refuse()
+        return None
+
+    def _refuse(self) -> NoReturn:
+        raise StreamkdError(f"a message of more than {MESSAGE_BYTES} bytes is left out", where="channel")
 
     def _fill(self, wait: float | None) -> bool:
         """Read what is there within ``wait`` seconds; ``False`` when nothing came."""
-        if len(self._buffer) > MESSAGE_BYTES:
-            raise StreamkdError(f"a message of more than {MESSAGE_BYTES} bytes", where="channel")
         try:
             if not self._readable(wait):
                 return False
@@ -132,16 +167,31 @@ class Channel:
 
     def close(self) -> None:
         """Close this end; the other side receives what was sent, then ``EOFError``."""
+        self._break()
+        self._socket.close()
+
+    def _break(self) -> None:
         self._closed = True
         with contextlib.suppress(OSError):  # the other side went first
             self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
 
 
 def pair() -> tuple[Channel, socket.socket]:
     """The supervisor's end, and the socket whose descriptor a child inherits (``pass_fds``)."""
     ours, theirs = socket.socketpair()
-    return Channel(ours), theirs
+    return Channel(ours, SEND_SECONDS), theirs
+
+
+def encode(message: Any) -> bytes:
+    """One line of JSON, without its end.
+
+    Raises:
+        StreamkdError: it holds what JSON cannot.
+    """
+    try:
+        return json.dumps(message, default=_plain, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError) as fault:
+        raise StreamkdError(f"cannot be said in JSON: {fault}", where="channel") from None
 
 
 def die_with_parent() -> None:

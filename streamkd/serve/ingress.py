@@ -1,11 +1,12 @@
 """The ingress process: everything that strangers send is decoded here, and here only.
 
     supervisor ─ start message ─► Flight port, unix socket for HTTP ─► intake ─► log.sqlite
-               ◄─ listening, metrics ─┘      committed (makes room), drain ─► stopped
+               ◄─ listening, beat, metrics ─┘   committed (makes room), drain ─► stopped
 
 ``python -m streamkd.serve.ingress --fd N`` is started by the supervisor with one end of a channel. It has no
 torch and a bound address space, so a batch past all limits ends this process alone. It is started again at
-once, and nothing acknowledged is lost: an ack is sent when the log has the rows on disk.
+once, and nothing acknowledged is lost: an ack is sent when the log has the rows on disk. A port that is taken at
+the first start ends the server; at a later one it is said and tried again, while the other ways in go on.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import resource
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from streamkd.config import Config
 from streamkd.errors import ConfigError, Overloaded, StreamkdError
 from streamkd.plugins import Registry
 from streamkd.serve.channel import Channel
+from streamkd.serve.keeper import Backoff
+from streamkd.serve.telling import STARTING, STOPPING, Teller
 from streamkd.streams.http import Answer, HttpListener, HttpOptions
 from streamkd.streams.intake import Ingest, Intake, Listener
 from streamkd.streams.log import Log
@@ -40,6 +43,7 @@ from streamkd.telemetry import Recorder
 
 TELL_SECONDS = 0.5
 DRAIN_SECONDS = 2.0
+HTTP_SECONDS = 5.0  # that the HTTP loop may stand before the process stops saying that it goes on
 BODIES = 4  # that are held and decoded at once
 logger = logging.getLogger("streamkd.ingress")
 
@@ -47,7 +51,10 @@ logger = logging.getLogger("streamkd.ingress")
 class Ingress:
     """The parts of one ingress process, wired."""
 
-    def __init__(self, config: Config, registry: Registry, state: Path, http_socket: Path | None) -> None:
+    def __init__(
+        self, config: Config, registry: Registry, state: Path, http_socket: Path | None, again: bool = False
+    ) -> None:
+        """``again``: there was one before, so that a taken port is no reason to end the server."""
         records = config.stream.schema_of()
         if records is None:
             needed = "a push source cannot say what its records look like"
@@ -62,38 +69,76 @@ class Ingress:
         listener: Listener = registry.kind("sources", choice.name, "stream.source").make(options, ingest)
         self._posts = listener if isinstance(listener, HttpListener) else HttpListener(HttpOptions(), ingest)
         self._listeners: list[Listener] = [listener, self._posts] if listener is not self._posts else [listener]
+        self._doors = Doors(self._listeners, again)
         self._http_socket = http_socket
 
     def run(self, channel: Channel) -> None:
         """Take records until the supervisor says drain.
 
         Raises:
-            EOFError: the supervisor is gone.
+            EOFError: the supervisor is gone. ConfigError: a port is taken, at the first start.
         """
-        urls = {name: url for listener in self._listeners for name, url in listener.start().items()}
-        with _http(application(self._posts), self._http_socket):
-            channel.send({"kind": "listening", **urls} if urls else {"kind": "ready"})
-            self._until_drain(channel)
+        teller = Teller(channel, self._recorder)
+        with _http(application(self._posts), self._http_socket) as goes_on:
+            self._until_drain(channel, teller, goes_on)
+            teller.beat(STOPPING)
             self._intake.drain()
             deadline = time.monotonic() + DRAIN_SECONDS
-            for listener in self._listeners:
+            for listener in self._doors.open:
                 listener.drain(max(0.0, deadline - time.monotonic()))
         self._intake.close()
         self._log.close()
-        channel.send({"kind": "metrics", "deltas": self._recorder.drain()})
+        teller.metrics()
         channel.send({"kind": "stopped"})
 
-    def _until_drain(self, channel: Channel) -> None:
+    def _until_drain(self, channel: Channel, teller: Teller, goes_on: Callable[[], bool]) -> None:
+        message: dict[str, Any] | None = None
         told = time.monotonic()
-        while (message := channel.receive(TELL_SECONDS)) is None or message.get("kind") != "drain":
+        while message is None or message.get("kind") != "drain":
+            if (said := self._doors.look()) is not None:
+                channel.send(said)
             if message is not None and message.get("kind") == "committed":
                 offset = message.get("offsets", {}).get(self._log.partition)
                 if isinstance(offset, int):
                     self._intake.committed(offset, message.get("oldest", {}).get(self._log.partition))
             self._intake.tidy()
-            if time.monotonic() - told >= TELL_SECONDS and (deltas := self._recorder.drain()):
+            if goes_on():
+                teller.beat("taking records", lambda: {"ends": {self._log.partition: self._log.end()}})
+            if time.monotonic() - told >= TELL_SECONDS:
                 told = time.monotonic()
-                channel.send({"kind": "metrics", "deltas": deltas})
+                teller.metrics()
+            message = channel.receive(TELL_SECONDS)
+
+
+class Doors:
+    """The listeners of one ingress: which of them listen, and when to try the others again."""
+
+    def __init__(self, listeners: Sequence[Listener], again: bool) -> None:
+        self.open: list[Listener] = []
+        self._shut = list(listeners)
+        self._again = again
+        self._backoff = Backoff(TELL_SECONDS)
+        self._next = 0.0
+        self._urls: dict[str, str] = {}
+
+    def look(self) -> dict[str, Any] | None:
+        """Open what is shut, if it is time; what there is to say of it.
+
+        Raises:
+            ConfigError: a port is taken, at the first start.
+        """
+        if not self._shut or time.monotonic() < self._next:
+            return None
+        try:
+            while self._shut:
+                self._urls |= self._shut[0].start()
+                self.open.append(self._shut.pop(0))
+        except ConfigError as fault:
+            if not self._again:
+                raise
+            self._next = time.monotonic() + self._backoff.after(0.0)
+            return {"kind": "waiting", "reason": str(fault)}
+        return {"kind": "listening", **self._urls} if self._urls else {"kind": "ready"}
 
 
 def application(posts: HttpListener) -> Starlette:
@@ -135,11 +180,24 @@ def _response(answer: Answer) -> JSONResponse:
     return JSONResponse(dict(answer.body), answer.status, dict(answer.headers))
 
 
+class _Http(uvicorn.Server):
+    """uvicorn, with the time at which its loop was last seen to go on."""
+
+    ticked = 0.0
+
+    async def on_tick(self, counter: int) -> bool:
+        self.ticked = time.monotonic()
+        return await super().on_tick(counter)
+
+
 @contextlib.contextmanager
-def _http(app: Starlette, path: Path | None) -> Iterator[None]:
-    """The application on a unix socket that only we can open; on the way out it finishes what it has begun."""
+def _http(app: Starlette, path: Path | None) -> Iterator[Callable[[], bool]]:
+    """The application on a unix socket that only we can open; on the way out it finishes what it has begun.
+
+    Yields a question: whether its loop goes on.
+    """
     if path is None:
-        yield
+        yield lambda: True
         return
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as bound:
@@ -147,11 +205,12 @@ def _http(app: Starlette, path: Path | None) -> Iterator[None]:
         path.chmod(0o600)
         bound.listen(128)
         settings = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2)
-        server = uvicorn.Server(settings)
+        server = _Http(settings)
+        server.ticked = time.monotonic()
         thread = threading.Thread(target=_serve, args=[server, bound], name="http", daemon=True)
         thread.start()
         try:
-            yield
+            yield lambda: time.monotonic() - server.ticked < HTTP_SECONDS
         finally:
             server.should_exit = True
             thread.join(DRAIN_SECONDS)
@@ -175,6 +234,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         message = channel.receive()
         assert message is not None
+        Teller(channel, Recorder()).beat(STARTING)
         _prepare(message).run(channel)
     except EOFError:
         return 1
@@ -190,8 +250,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _prepare(message: dict[str, Any]) -> Ingress:
     registry = Registry.load(only=message["entry_points"])
     config = configuration.from_tree(message["config"])
-    http_socket = message.get("http_socket")
-    ingress = Ingress(config, registry, Path(message["state"]), Path(http_socket) if http_socket else None)
+    socket_path = Path(message["http_socket"]) if message.get("http_socket") else None
+    ingress = Ingress(config, registry, Path(message["state"]), socket_path, bool(message.get("again")))
     _bound_memory(config.stream.limits.ingress_bytes)
     return ingress
 

@@ -1,6 +1,6 @@
 """The learner process: owns the state directory, trains, checkpoints, publishes, and says how it goes.
 
-    start message ─► lock ─► newest whole checkpoint ─► loop: advance, every so often checkpoint, publish, tell
+    start message ─► lock ─► newest whole checkpoint ─► loop: advance, beat, every so often checkpoint, publish, tell
     {"kind": "stop"} ─► last checkpoint, last version ─► {"kind": "stopped"}
 
 ``python -m streamkd.serve.learner --fd N`` is started by the supervisor with one end of a channel. What the clock
@@ -25,6 +25,7 @@ from streamkd.plugins import Registry
 from streamkd.serve.channel import Channel
 from streamkd.serve.publisher import Publisher
 from streamkd.serve.status import Gauges, status_of
+from streamkd.serve.telling import CHECKPOINT, STARTING, STOPPING, Teller
 from streamkd.state.checkpoint import Checkpoints, Snapshot, compare, environment
 from streamkd.state.directory import StateDirectory
 from streamkd.telemetry import Recorder
@@ -42,6 +43,8 @@ class LearnerProcess:
     def __init__(self, config: Config, registry: Registry, directory: StateDirectory, channel: Channel) -> None:
         self.config, self.channel = config, channel
         self.recorder = Recorder()
+        self._teller = Teller(channel, self.recorder)
+        self._teller.beat(STARTING)
         self._checkpoints = Checkpoints(directory, config.checkpoint.keep)
         schema = schema_of(config, registry)
         source, journal = open_source(config, registry, schema, directory.log)
@@ -55,6 +58,7 @@ class LearnerProcess:
         self._next = {"checkpoint": now + config.checkpoint.every_seconds, "publish": now, "tell": now}
         self._committed_records = self.learner.records
         self._told = (time.monotonic(), self.learner.records)
+        self._stepped = False  # the first step of a process compiles, and warms up what it asks
         self._gauges = Gauges(self.recorder, self.learner)
 
     def _restore(self, snapshot: Snapshot | None, registry: Registry) -> None:
@@ -88,17 +92,21 @@ class LearnerProcess:
         """Train for a slice of time; ``False`` where the source has nothing."""
         until = time.monotonic() + SLICE_SECONDS
         while self.learner.advance():
+            self._stepped = True
             if time.monotonic() >= until:
                 return True
         return False
 
     def _by_the_clock(self) -> None:
+        self._beat("learning" if self._stepped else STARTING)
         now = time.monotonic()
         if now >= self._next["publish"]:
             self._next["publish"] = now + self.config.publish.every_seconds
+            self._beat("publishing")
             self._publish()
         if now >= self._next["checkpoint"]:
             self._next["checkpoint"] = now + self.config.checkpoint.every_seconds
+            self._beat(CHECKPOINT)
             self._checkpoint()
         if now >= self._next["tell"]:
             self._next["tell"] = now + TELL_SECONDS
@@ -149,25 +157,33 @@ class LearnerProcess:
         self.channel.send({"kind": "committed", "offsets": dict(offsets), "oldest": dict(oldest)})
 
     def _stop(self, checkpoint: bool) -> None:
+        self._beat(STOPPING)
         if checkpoint:
             self._checkpoint()
             self._publish()
         self._tell()
         self.channel.send({"kind": "stopped"})
 
+    def _beat(self, doing: str) -> None:
+        self._teller.beat(doing, self._progress)
+
+    def _progress(self) -> dict[str, dict[str, int]]:
+        """How far this learner is, and the source: the supervisor measures the lag."""
+        source = self.learner.source
+        try:
+            ends = {p: end for p in source.partitions if (end := source.end(p)) is not None}
+        except (StreamkdError, sqlite3.Error, OSError):  # a broker that is away, say: reading the records will tell
+            ends = {}
+        return {"offsets": dict(self.learner.offsets), "ends": ends}
+
     def _tell(self) -> None:
         now, records = time.monotonic(), self.learner.records
         rate = (records - self._told[1]) / max(now - self._told[0], 1e-9)
         self._told = (now, records)
-        status = status_of(self.learner, rate, self._publisher.version, self._lag())
+        status = status_of(self.learner, rate, self._publisher.version)
         self._gauges.record(status, self.learner)
-        self.channel.send({"kind": "status", **status})
-        self.channel.send({"kind": "metrics", "deltas": self.recorder.drain()})
-
-    def _lag(self) -> int | None:
-        ends = {p: self.learner.source.end(p) for p in self.learner.source.partitions}
-        lags = [end - self.learner.offsets[p] for p, end in ends.items() if end is not None]
-        return sum(lags) if lags else None
+        self._teller.status(status)
+        self._teller.metrics()
 
 
 def main(fd: int) -> int:

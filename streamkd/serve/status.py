@@ -15,7 +15,7 @@ from streamkd.telemetry import Recorder
 TASKS = 1_000  # names that are told
 
 
-def status_of(learner: Learner, rate: float, version: int | None, lag: int | None) -> dict[str, Any]:
+def status_of(learner: Learner, rate: float, version: int | None) -> dict[str, Any]:
     """How the learner stands, for the page and for `/v1/status`."""
     quality, adapter = learner.quality, learner.adapter
     weights = learner.gate_weights()
@@ -47,7 +47,6 @@ def status_of(learner: Learner, rate: float, version: int | None, lag: int | Non
         ],
         "samples_per_second": rate,
         "loss": learner.last.loss if learner.last else None,
-        "lag_records": lag,
         "device": str(learner.device),
         "history": quality.history,
     }
@@ -95,8 +94,6 @@ class Gauges:
             recorder.set("train_loss", status["loss"], loss="total")
         if learner.last_step_at is not None:
             recorder.set("train_last_step_timestamp_seconds", learner.last_step_at)
-        if status["lag_records"] is not None:
-            recorder.set("source_lag_records", status["lag_records"], source=learner.config.stream.source.name)
         self._record_training(learner)
         self._record_teachers(status, learner)
         self._record_adaptations(learner)

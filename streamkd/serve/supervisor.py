@@ -4,8 +4,9 @@
       ├── learner   trains; its death stalls nothing here
       └── ingress   for push sources: decodes what strangers send; its death loses nothing acknowledged
 
-On SIGTERM: not ready ─► drain time ─► ingress drained ─► learner stops after its step, with a checkpoint ─►
-requests in flight ─► exit 0. A second SIGTERM skips the checkpoint. Until the last step predictions go on.
+On SIGTERM, SIGINT or SIGHUP: not ready ─► drain time ─► ingress drained ─► learner stops after its step, with a
+checkpoint ─► requests in flight ─► exit 0. A second SIGTERM or SIGINT skips the checkpoint. Until the last step
+predictions go on. A learner that does not even say that it stops is killed; its last checkpoint stands.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ import resource
 import signal
 import socket
 import sys
-import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,15 +30,19 @@ from streamkd import logs
 from streamkd.config import Config, dump
 from streamkd.hookspecs import SourceKind
 from streamkd.plugins import Registry
+from streamkd.serve.announce import announce
 from streamkd.serve.api import Services, application
 from streamkd.serve.board import Board
 from streamkd.serve.body import BodyPatience
+from streamkd.serve.door import Door
 from streamkd.serve.gateway import Gateway
 from streamkd.serve.keeper import Keeper, Message
 from streamkd.serve.listen import bind, check_exposure, tls_arguments, url_of
 from streamkd.serve.predictor import Predictor, Published
 from streamkd.serve.protocol import Patience, bounded
 from streamkd.serve.reader import Reader
+from streamkd.serve.runtime import runtime_folder
+from streamkd.serve.telling import STOPPING
 from streamkd.serve.versions import Follower
 from streamkd.state.directory import StateDirectory
 from streamkd.state.publish import VersionInfo
@@ -47,8 +52,13 @@ from streamkd.telemetry import Exposition, Recorder
 LEARNER = "streamkd.serve.learner"
 INGRESS = "streamkd.serve.ingress"
 DESCRIPTORS = 512  # for everything that is no connection: files, children, connections that are about to be closed
+GRACEFUL_SECONDS = 10  # for requests in flight
+# from a signal to the end with everything hung: drain, ingress, hung, hurried, graceful; within 45 s
 INGRESS_SECONDS = 10.0
-CHECKPOINT_SECONDS = 120.0
+INGRESS_HANGS = 0.25  # of the limit: it has no steps that take long
+INGRESS_HANGS_SECONDS = 5.0  # at least: it beats once a second, on a machine that may be busy
+HUNG_SECONDS = 15.0  # for a learner to say that it stops; a step ends within
+CHECKPOINT_SECONDS = 120.0  # for its last checkpoint, once it has said so
 HURRIED_SECONDS = 5.0
 logger = logging.getLogger(__name__)
 
@@ -67,8 +77,8 @@ def serve(config: Config, state: Path, registry: Registry | None = None) -> int:
     tokens = Tokens.load(config.serve.tokens)
     registry = registry or Registry.load()
     bound = bind(config.serve.host, config.serve.port)
-    with bound, tempfile.TemporaryDirectory(prefix="streamkd-") as runtime:
-        return Supervisor(config, state, registry, tokens, Path(runtime)).run(bound, tls)
+    with bound, runtime_folder() as runtime:
+        return Supervisor(config, state, registry, tokens, runtime).run(bound, tls)
 
 
 class Supervisor:
@@ -82,8 +92,9 @@ class Supervisor:
         self._origin = registry.origin("sources", source)
         self._socket = runtime / "ingress.sock" if isinstance(kind, SourceKind) and kind.push else None
         self._flight_port = config.serve.flight_port
+        self._listened = False  # the ingress, at least once
         self._recorder, self._exposition = Recorder(), Exposition()
-        self._board = Board(config.name, source)
+        self._board = Board(config.name, source, Door() if self._socket else None)
         self._predictor = Predictor(config.serve.batch_rows, config.serve.queue_rows, self._recorder)
         self._follower = Follower(
             StateDirectory(state),
@@ -96,7 +107,16 @@ class Supervisor:
         self._gateway = Gateway(self._socket, source, config.serve.body_bytes, self._patience)
         self._reader = Reader()
         self._tokens = tokens
-        self._learner = Keeper("learner", LEARNER, self._start_learner, self._hear_learner, self._board, self._recorder)
+        hang_seconds = config.serve.hang_seconds
+        self._learner = Keeper(
+            "learner",
+            LEARNER,
+            self._start_learner,
+            self._hear_learner,
+            self._board,
+            self._recorder,
+            hang_seconds,
+        )
         self._ingress = Keeper(
             "ingress",
             INGRESS,
@@ -104,6 +124,7 @@ class Supervisor:
             self._hear_ingress,
             self._board,
             self._recorder,
+            max(hang_seconds * INGRESS_HANGS, INGRESS_HANGS_SECONDS),
             # the ingress bounds its address space: neither glibc nor mimalloc may reserve a gigabyte of it
             {"MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system"},
         )
@@ -139,11 +160,12 @@ class Supervisor:
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=math.ceil(settings.keep_alive_seconds),
-                timeout_graceful_shutdown=10,
+                timeout_graceful_shutdown=GRACEFUL_SECONDS,
                 **tls,
             ),
             self._signals,
         )
+        threading.excepthook = self._thread_died
         try:
             with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
                 runner.run(self._serve(server, bound, "https" if tls else "http"))
@@ -170,7 +192,7 @@ class Supervisor:
     def _say(self, name: str, url: str, what: str) -> None:
         if self._board.urls.get(name) != url:
             self._board.urls[name] = url
-            print(f"streamkd listens on {url}  ({what})", flush=True)
+            announce(f"streamkd listens on {url}  ({what})", sys.stdout)
 
     async def _end(self, server: "Server") -> None:
         """Everything in order, once a signal or a fatal message has come."""
@@ -189,10 +211,18 @@ class Supervisor:
         self._ingress.ask_to_end({"kind": "drain"})
         await self._gone(self._ingress, INGRESS_SECONDS)
         self._ingress.kill()
+        await self._stop_learner()
+
+    async def _stop_learner(self) -> None:
+        """Let it take its last checkpoint, as long as it says that it does, and until a second signal."""
         checkpoint = not self._signals.second.is_set()
         self._learner.ask_to_end({"kind": "stop", "checkpoint": checkpoint})
-        if checkpoint and not await self._gone(self._learner, CHECKPOINT_SECONDS):
-            self._learner.ask_to_end({"kind": "stop", "checkpoint": False})
+        if checkpoint:
+            gone = await self._gone(self._learner, HUNG_SECONDS)
+            if not gone and self._learner.doing == STOPPING:
+                gone = await self._gone(self._learner, CHECKPOINT_SECONDS)
+            if not gone:
+                self._learner.ask_to_end({"kind": "stop", "checkpoint": False})
         if not await self._gone(self._learner, HURRIED_SECONDS, hurry=False):
             logger.warning("the learner did not stop in time and is killed; its last checkpoint stands")
         self._learner.kill()
@@ -218,6 +248,7 @@ class Supervisor:
             "entry_points": [self._origin],
             "state": str(self._state.absolute()),
             "http_socket": str(self._socket),
+            "again": self._listened,
         }
 
     def _hear_learner(self, message: Message) -> None:
@@ -226,38 +257,75 @@ class Supervisor:
             self._board.tell(message)
         elif kind == "published":
             self._follower.poke()
-        elif kind == "committed" and self._socket:
-            self._committed = message
-            self._ingress.send(message)
+        elif kind == "committed":
+            self._board.lag.hear({"offsets": message["offsets"]})
+            if self._socket:
+                self._committed = message
+                self._ingress.send(message)
         elif kind == "ready":
             self._exposition.forget("teacher")  # those of a learner that died; this one may have others
             if self._socket:
                 self._ingress.start()  # only now: the learner has the lock of the state directory
+        elif kind == "fatal":
+            self._learner.finish()
+            self._fatal(message)
         else:
-            self._hear_any("learner", message)
+            self._hear_any(self._learner, message)
 
     def _hear_ingress(self, message: Message) -> None:
-        if message["kind"] in ("listening", "ready") and self._committed:
+        kind = message["kind"]
+        if kind in ("listening", "waiting", "ready") and self._committed:
             self._ingress.send(self._committed)  # it may have been told while there was no ingress to hear it
-        if message["kind"] != "listening":
-            self._hear_any("ingress", message)
-            return
-        for name, url in message.items():
+        if kind == "waiting":
+            self._shut(message["reason"])
+        elif kind in ("listening", "ready"):
+            self._open({name: url for name, url in message.items() if name != "kind"})
+        elif kind == "fatal":
+            if not self._listened:  # later, predictions and learning go on, and the next start may find it mended
+                self._ingress.finish()
+                self._fatal(message)
+        else:
+            self._hear_any(self._ingress, message)
+
+    def _open(self, urls: dict[str, str]) -> None:
+        """Everything of the ingress listens."""
+        self._listened = True
+        for name, url in urls.items():
             if name == "flight":
                 self._flight_port = int(url.rpartition(":")[2])
-            if name != "kind":
-                self._say(name, url, f"records over {name.capitalize()}")
+            self._say(name, url, f"records over {name.capitalize()}")
+        assert self._board.door is not None
+        self._board.door.open()
 
-    def _hear_any(self, name: str, message: Message) -> None:
+    def _shut(self, reason: str) -> None:
+        """One way in is shut; the ingress tries again, and the others take records meanwhile."""
+        assert self._board.door is not None
+        self._board.door.close(reason)
+        logger.error("%s", reason)
+
+    def _hear_any(self, keeper: Keeper, message: Message) -> None:
         kind = message["kind"]
-        if kind == "metrics":
+        if kind == "beat":
+            self._board.lag.hear(message)
+        elif kind == "metrics":
             self._exposition.apply(message["deltas"])
-        elif kind == "fatal":
-            self._exit_code = int(message.get("exit_code", 1))
-            print(logs.lines(f"error: {message['message']}"), file=sys.stderr, flush=True)
-            self._signals.end()
-        elif kind not in ("ready", "committed", "stopped"):
-            logger.warning("the %s said %r, which nobody knows", name, kind)
+        elif kind == "stopped":
+            keeper.finish()
+        else:
+            logger.warning("the %s said %r, which nobody knows", keeper.name, kind)
+
+    def _fatal(self, message: Message) -> None:
+        """A child can never work: say why, and end with its code."""
+        self._exit_code = int(message.get("exit_code", 1))
+        announce(logs.lines(f"error: {message['message']}"), sys.stderr)
+        self._signals.end()
+
+    def _thread_died(self, died: threading.ExceptHookArgs) -> None:
+        """A thread of ours has ended by a fault of ours: nothing here may go on with a part missing."""
+        name = died.thread.name if died.thread else "a thread"
+        logger.critical("%s ended, and so does the server", name, exc_info=died.exc_value)
+        self._exit_code = self._exit_code or 1
+        self._signals.end()
 
 
 def connections(wanted: int) -> int:
@@ -288,6 +356,10 @@ class Signals:
         """A signal has come."""
         (self.second if self.first.is_set() else self.first).set()
 
+    def hung_up(self) -> None:
+        """The terminal has gone. It may say so twice, so that this never counts as the second request."""
+        self.first.set()
+
 
 class Server(uvicorn.Server):
     """uvicorn, with our order on signals instead of its own."""
@@ -299,12 +371,15 @@ class Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        for name in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(name, self._signals.received)
+        taken = {signal.SIGINT: self._signals.received, signal.SIGTERM: self._signals.received}
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup asks to be left alone
+            taken[signal.SIGHUP] = self._signals.hung_up
+        for name, handler in taken.items():
+            loop.add_signal_handler(name, handler)
         try:
             yield
         finally:
-            for name in (signal.SIGINT, signal.SIGTERM):
+            for name in taken:
                 loop.remove_signal_handler(name)
 
 

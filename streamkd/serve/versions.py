@@ -13,6 +13,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,17 @@ from streamkd.state.publish import VersionInfo, Versions
 from streamkd.telemetry import Recorder
 
 Loader = Callable[[Path, VersionInfo], Published]
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A rollback that is pinned; ``newest``: the version that `unpin` serves."""
+
+    version: int
+    source_version: int | None
+    newest: int
+
+
 _KEPT = 3
 logger = logging.getLogger(__name__)
 
@@ -50,6 +62,7 @@ class Follower:
         self._loading = threading.Lock()
         self._loaded: OrderedDict[int, Published] = OrderedDict()
         self._refused: int | None = None
+        self._pin: Pin | None = None
         self._poked = threading.Event()
         self._closed = False
         self._thread = threading.Thread(target=self._follow, name="versions", daemon=True)
@@ -86,8 +99,12 @@ class Follower:
         self.poke()
         return number
 
+    def pinned(self) -> Pin | None:
+        """The version that is pinned, as last seen; ``None`` where the newest is served."""
+        return self._pin
+
     def unpin(self) -> None:
-        """Serve the newest version again."""
+        """Serve the newest learned version again."""
         self._need().unpin()
         self.poke()
 
@@ -106,7 +123,7 @@ class Follower:
             try:
                 seen = self._look(seen)
                 said = ""
-            except (StreamkdError, sqlite3.Error) as fault:
+            except (StreamkdError, sqlite3.Error, OSError) as fault:
                 seen = None
                 if str(fault) != said:
                     said = str(fault)
@@ -127,8 +144,11 @@ class Follower:
 
     def _step(self, versions: Versions) -> None:
         """Swap to the served version; at the start, where that one is damaged, to the newest that is not."""
-        served = versions.served()
-        if served is None or served.version in (self._predictor.version, self._refused):
+        served, newest = versions.served(), versions.newest()
+        if served is None or newest is None:
+            return
+        self._pin = Pin(served.version, served.source_version, newest.version) if served.pinned else None
+        if served.version in (self._predictor.version, self._refused):
             return
         if not self._swap_to(served) and self._predictor.version is None:
             older = [info for info in reversed(versions.list()) if info.version < served.version]

@@ -29,6 +29,8 @@ _SELECT = (
     "SELECT version, records, created, kind, source_version, sha256,"
     " version IS (SELECT pin.version FROM pin) AS pinned FROM versions"
 )
+# a rollback has a new number and old weights: without its pin it is not the newest
+_NEWEST = "kind = 'learned' DESC, version DESC"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +84,18 @@ class Versions:
             return self._commit(folder, info.records, "rollback", version, meta)
 
     def unpin(self) -> None:
-        """Serve the newest version again."""
+        """Serve the newest learned version again; its number may be below that of the rollback."""
         with self._mutex, transaction(self._connection):
             self._connection.execute("DELETE FROM pin")
 
     def served(self) -> VersionInfo | None:
-        """The pinned version, or the newest; ``None`` before the first."""
-        found = self._rows("ORDER BY pinned DESC, version DESC LIMIT 1")
+        """The pinned version, or the newest that was learned; ``None`` before the first."""
+        found = self._rows(f"ORDER BY pinned DESC, {_NEWEST} LIMIT 1")
+        return found[0] if found else None
+
+    def newest(self) -> VersionInfo | None:
+        """The version that is served when none is pinned."""
+        found = self._rows(f"ORDER BY {_NEWEST} LIMIT 1")
         return found[0] if found else None
 
     def list(self) -> Sequence[VersionInfo]:
@@ -197,10 +204,11 @@ class Versions:
             raise
 
     def _retire(self, writer: sqlite3.Connection) -> Sequence[int]:
-        """Drop the rows beyond the newest ``keep``, never that of the served version."""
+        """Drop the rows beyond the newest ``keep``, never those of the pinned version and of what ``unpin`` serves."""
         rows = writer.execute(
             "DELETE FROM versions WHERE version NOT IN (SELECT version FROM versions ORDER BY version DESC LIMIT ?)"
-            " AND version NOT IN (SELECT version FROM pin) RETURNING version",
+            " AND version NOT IN (SELECT version FROM pin)"
+            f" AND version NOT IN (SELECT version FROM versions ORDER BY {_NEWEST} LIMIT 1) RETURNING version",
             (self._keep,),
         ).fetchall()
         return [row[0] for row in rows]

@@ -14,9 +14,18 @@ def main() -> None:
     start = channel.receive(30)
     assert start is not None
     state = Path(start["state"])
+    if start["again"] and (state / "broken").exists():
+        channel.send({"kind": "fatal", "message": "the tokens cannot be read", "exit_code": 2})
+        return
     with socket.create_server(("127.0.0.1", start["config"]["serve"]["flight_port"])) as flight:
         channel.send({"kind": "listening", "flight": f"grpc://127.0.0.1:{flight.getsockname()[1]}"})
-        while message := channel.receive(60):
+        end = 9
+        while True:
+            message = channel.receive(0.1)
+            if message is None:
+                end += 1
+                channel.send({"kind": "beat", "doing": "taking records", "ends": {"main/0": end}})
+                continue
             with (state / "ingress-heard").open("a") as file:
                 file.write(f"{message['kind']}\n")
             if message["kind"] == "drain":

@@ -22,6 +22,8 @@ def main() -> None:
     if manner == "fatal":
         channel.send({"kind": "fatal", "message": "the state directory is another's", "exit_code": 2})
         return
+    while manner == "late" and not (state / "go").exists():
+        time.sleep(0.05)
     channel.send({"kind": "nonsense"})
     channel.send({"kind": "metrics", "deltas": [["no_such_family", [], 1]]})
     channel.send({"kind": "metrics", "deltas": [["train_steps_total", [], 5]]})
@@ -38,10 +40,19 @@ def main() -> None:
 
 
 def listen(channel: Channel, state: Path, manner: str) -> None:
-    while message := channel.receive(60):
+    while True:
+        message = channel.receive(0.1)
+        if message is None:
+            channel.send({"kind": "beat", "doing": "learning", "offsets": {"main/0": 5}, "ends": {"main/0": 9}})
+            continue
         with (state / "heard").open("a") as file:
             file.write(f"{message['kind']} {message.get('checkpoint', '')}\n")
         if message["kind"] == "stop":
+            if manner == "slow-hangup":
+                time.sleep(1)  # long enough for a second signal
+            if manner == "saves":
+                channel.send({"kind": "beat", "doing": "stopping"})
+                time.sleep(1.5)
             if manner == "stuck" or (manner == "slow" and message["checkpoint"]):
                 continue
             time.sleep(0.2)

@@ -313,10 +313,29 @@ def test_a_rollback_serves_the_old_weights_under_a_new_number_until_unpinned(run
     assert np.allclose(
         np.reshape(outputs(running.client.post(INFER, json=body()))["probability"], (2, 3)), expected(seed=1), atol=1e-6
     )
+    assert running.client.get("/v1/status").json()["server"]["pinned"] == {
+        "version": 3,
+        "source_version": 1,
+        "newest": 2,
+    }
+    assert "streamkd_model_pinned 1.0" in running.client.get("/metrics").text
     running.publisher.publish(seed=4)
+    until(lambda: running.client.get("/v1/status").json()["server"]["pinned"]["newest"] == 4)
     assert running.client.get("/v1/models").json()["versions"][-2]["pinned"] is True
     assert running.client.post("/v1/models/unpin").json() == {"pinned": False}
     running.wait_for(4)
+    assert running.client.get("/v1/status").json()["server"]["pinned"] is None
+    assert "streamkd_model_pinned 0.0" in running.client.get("/metrics").text
+
+
+def test_unpin_goes_back_to_what_was_learned_last(running: Running) -> None:
+    """Also where nothing was published since the rollback: its number is the highest, its weights are old."""
+    running.publisher.publish(seed=2)
+    running.wait_for(2)
+    running.client.post("/v1/models/rollback", json={"version": 1})
+    running.wait_for(3)
+    running.client.post("/v1/models/unpin")
+    running.wait_for(2)
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,55 @@ def test_what_is_no_message_is_said() -> None:
     channel.close(), theirs.close()
 
 
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> int:
+    """A limit of 1,000 bytes for a message."""
+    monkeypatch.setattr("streamkd.serve.channel.MESSAGE_BYTES", 1_000)
+    return 1_000
+
+
+@pytest.mark.parametrize("length", [1_001, 70_000, 300_000])
+def test_a_message_without_end_is_left_out_once(short: int, length: int) -> None:
+    """A line over the limit, in one piece or many, is one error; the message behind it arrives."""
+    ours, theirs = socket.socketpair()
+    channel = Channel(ours)
+    sender = threading.Thread(target=theirs.sendall, args=(b"x" * length + b'\n{"kind": "next"}\n',))
+    sender.start()
+    with pytest.raises(StreamkdError, match="more than 1000 bytes"):
+        channel.receive(5)
+    assert channel.receive(5) == {"kind": "next"}
+    sender.join()
+    channel.close(), theirs.close()
+
+
+@pytest.mark.parametrize("bad", ["x" * 2_000, object(), {(1, 2): 3}, [[]]])
+def test_what_cannot_be_told_is_dropped(
+    ends: tuple[Channel, Channel], short: int, bad: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A message that is too long, or no JSON, is not sent and raises nothing; it is logged once, and others arrive."""
+    a, b = ends
+    if bad == [[]]:
+        bad.append(bad)  # type: ignore[attr-defined]
+    assert [a.tell({"kind": "status", "text": bad}) for _ in range(3)] == [False] * 3
+    assert caplog.text.count("the status is not told") == 1
+    assert a.tell({"kind": "status", "text": "short"})
+    assert b.receive(5) == {"kind": "status", "text": "short"}
+    a.close(), b.close()
+
+
+def test_a_side_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The supervisor's end waits for its reader only so long; then the channel is broken, and both ends say so."""
+    monkeypatch.setattr("streamkd.serve.channel.SEND_SECONDS", 0.05)
+    ours, theirs = pair()
+    with pytest.raises(EOFError, match="does not read"):
+        ours.send({"text": "y" * 10_000_000})
+    assert ours.closed
+    reader = Channel(theirs)
+    with pytest.raises(EOFError):
+        reader.receive(5)
+    ours.close(), reader.close()
+
+
 CHILD = """
 import sys
 from streamkd.serve.channel import Channel

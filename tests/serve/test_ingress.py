@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -37,15 +38,15 @@ ENVIRONMENT = {"MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system"}  
 class Process:
     """One ingress process and our end of its channel."""
 
-    def __init__(self, state: Path, config: dict[str, Any], http_socket: Path) -> None:
+    def __init__(self, state: Path, config: dict[str, Any], http_socket: Path, again: bool = False) -> None:
         self.channel, theirs = pair()
         command = [sys.executable, "-P", "-m", "streamkd.serve.ingress", "--fd", str(theirs.fileno())]
         with theirs:
             self.popen = subprocess.Popen(command, pass_fds=[theirs.fileno()], env={**os.environ, **ENVIRONMENT})
         self.http_socket = http_socket
         start = {"kind": "start", "config": config, "entry_points": [config["stream"]["source"]["name"]]}
-        self.channel.send({**start, "state": str(state), "http_socket": str(http_socket)})
-        self.first = self.hear()
+        self.channel.send({**start, "state": str(state), "http_socket": str(http_socket), "again": again})
+        self.first = self.hear("listening", "ready", "waiting", "fatal")
 
     def hear(self, *kinds: str, seconds: float = 20.0) -> dict[str, Any]:
         """The next message, of these kinds where some are given."""
@@ -75,9 +76,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
     """Starts an ingress over the test's state directory."""
     processes = []
 
-    def make(**changes: Any) -> Process:
+    def make(again: bool = False, **changes: Any) -> Process:
         config = {**CONFIG, **{key: {**CONFIG.get(key, {}), **value} for key, value in changes.items()}}
-        processes.append(Process(tmp_path, config, tmp_path / "h.sock"))
+        processes.append(Process(tmp_path, config, tmp_path / "h.sock", again))
         return processes[-1]
 
     yield make
@@ -317,3 +318,21 @@ def _put_one(client: fl.FlightClient, batch: pa.RecordBatch, options: fl.FlightC
         writer.write_batch(batch)
         writer.done_writing()
         reader.read()
+
+
+def test_a_taken_port_is_fatal_at_the_first_start_alone(start: Callable[..., Process]) -> None:
+    """Later it is said, HTTP takes records meanwhile, and Flight opens once the port is free."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = {"flight_port": taken.getsockname()[1]}
+        first = start(serve=port)
+        assert first.first["kind"] == "fatal"
+        assert first.popen.wait(10) == 2
+        process = start(again=True, serve=port)
+        assert process.first["kind"] == "waiting"
+        assert "Flight cannot listen" in process.first["reason"]
+        assert process.post(b'{"x": [1, 2, 3, 4, 5, 6], "label": 99}').status_code == 200
+        while process.hear("beat")["ends"] != {"main/0": 1}:
+            pass
+    flight = process.hear("listening")["flight"]
+    push(flight, range(1), [])
+    assert process.post(b'{"x": [1, 2, 3, 4, 5, 6], "label": 99}').json()["offset"] == 12

@@ -30,7 +30,7 @@ def gauges_of(gate: dict[str, Any], *, temperature: bool = False, **source: Any)
     gauges, exposition = Gauges(learner.recorder, learner), Exposition()
     while learner.advance():
         pass
-    gauges.record(status_of(learner, 0.0, None, None), learner)
+    gauges.record(status_of(learner, 0.0, None), learner)
     exposition.apply(learner.recorder.drain())
     return exposition
 

@@ -24,7 +24,7 @@ from streamkd.serve import supervisor
 from streamkd.serve.listen import bind, check_exposure, is_loopback
 from streamkd.streams.tokens import create
 
-from .conftest import until
+from .conftest import Publisher, until
 
 REPLAY: dict[str, Any] = {"stream": {"source": {"name": "replay", "dataset": "digits"}}}
 PUSH: dict[str, Any] = {
@@ -35,10 +35,10 @@ import json, sys
 from pathlib import Path
 from streamkd import config
 from streamkd.plugins import Registry
-from streamkd.serve import supervisor
+from streamkd.serve import door, supervisor
 supervisor.LEARNER, supervisor.INGRESS = "fake_learner", "fake_ingress"
-supervisor.HURRIED_SECONDS = 1.0
-registry = Registry.load(["replay", "flight"])
+supervisor.HURRIED_SECONDS, supervisor.HUNG_SECONDS, door.GRACE_SECONDS = 1.0, 1.0, 0.5
+registry = Registry.load(["replay", "flight", "students"])
 sys.exit(supervisor.serve(config.from_tree(json.loads(sys.argv[1])), Path(sys.argv[2]), registry))
 """
 
@@ -225,6 +225,132 @@ def test_the_ingress_keeps_its_port_over_a_restart_and_is_drained_first(launch: 
     assert server.end() == 0
     assert server.heard("ingress-heard")[-1] == "drain"
     assert (server.state / "ingress-heard").stat().st_mtime <= (server.state / "heard").stat().st_mtime
+
+
+def test_nobody_reads_what_is_printed(launch: Callable[..., Server]) -> None:
+    """`streamkd serve | head -1`: the children are kept as before, and the end is clean."""
+    server = launch(PUSH)
+    assert server.process.stdout is not None
+    server.process.stdout.close()
+    until(lambda: "flight" in server.status()["urls"])
+    pid = server.status()["processes"]["ingress"]["pid"]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: server.status()["processes"]["ingress"]["pid"] not in (pid, None))
+    assert server.end() == 0
+
+
+def test_the_lag_of_a_learner_that_hangs_rises(launch: Callable[..., Server]) -> None:
+    """The supervisor measures it: what the ingress says of the log's end, less where the learner was heard last."""
+    server = launch(PUSH)
+    until(lambda: (server.get("/v1/status").json()["lag_records"] or 0) > 4)
+    os.kill(server.starts()[0], signal.SIGSTOP)
+    before = server.get("/v1/status").json()["lag_records"]
+    until(lambda: server.get("/v1/status").json()["lag_records"] > before + 5)
+    until(lambda: server.status()["processes"]["learner"]["silent_seconds"] > 0.5)
+    text = server.get("/metrics").text
+    assert re.search(r'streamkd_source_lag_records\{source="flight"\} [1-9]', text)
+    assert re.search(r'streamkd_process_heartbeat_age_seconds\{process="learner"\} \d', text)
+    server.process.kill()
+
+
+def test_a_learner_that_hangs_does_not_hold_up_the_end(launch: Callable[..., Server]) -> None:
+    """SIGTERM, and the learner does not even say that it stops: it is killed, and the exit code is 0."""
+    server = launch()
+    until(lambda: server.status()["processes"]["learner"].get("doing") == "learning")
+    os.kill(server.starts()[0], signal.SIGSTOP)
+    begun = time.monotonic()
+    assert server.end() == 0
+    assert time.monotonic() - begun < 15  # 0.1 s to drain, 1 s to be heard, 1 s to hurry
+
+
+def test_a_hung_servers_end_is_within_the_promise() -> None:
+    """Drain, a hung ingress, a hung learner, open requests: within 45 s together, less than service managers wait."""
+    learner = supervisor.HUNG_SECONDS + supervisor.HURRIED_SECONDS
+    drain = configuration.Serve().drain_seconds
+    assert drain + supervisor.INGRESS_SECONDS + learner + supervisor.GRACEFUL_SECONDS <= 45
+
+
+def test_a_learner_that_saves_is_waited_for(launch: Callable[..., Server]) -> None:
+    """One that has said that it stops has the time that its checkpoint takes."""
+    server = launch(manner="saves")
+    until(lambda: server.status()["processes"]["learner"].get("doing") == "learning")
+    assert server.end() == 0
+    assert server.heard() == ["stop True"]
+
+
+def test_a_hangup_drains_and_never_hurries(launch: Callable[..., Server]) -> None:
+    """SIGHUP ends in order as SIGTERM does, also where the terminal says it to the whole group, and twice."""
+    server = launch(manner="slow-hangup")
+    until(server.starts)
+    until(lambda: server.status()["processes"]["learner"].get("doing") == "learning")
+    os.kill(server.starts()[0], signal.SIGHUP)
+    server.process.send_signal(signal.SIGHUP)
+    until(lambda: server.heard() == ["stop True"])
+    assert server.end(signal.SIGHUP) == 0
+    assert server.heard() == ["stop True"]
+
+
+def test_nohup_is_respected(launch: Callable[..., Server]) -> None:
+    """A server that was started with SIGHUP ignored goes on when its terminal goes."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        server = launch()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    until(server.starts)
+    server.process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert server.get("/v2/health/live").status_code == 200
+    assert server.heard() == []
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> None:
+    """A version in the state directory of ``launch``."""
+    publisher = Publisher(tmp_path / "state")
+    publisher.publish(seed=1)
+    publisher.close()
+
+
+def ready(server: Server) -> tuple[int, str]:
+    """The readiness, and the reason where it is not."""
+    reply = server.get("/v2/health/ready")
+    return reply.status_code, reply.json().get("reason", "")
+
+
+@pytest.mark.usefixtures("published")
+def test_ready_is_every_door(launch: Callable[..., Server]) -> None:
+    """A version that answers is not enough where records are to be pushed: the ingress must listen, now and later.
+
+    The restart of a learner closes nothing; an ingress that is stopped makes the server not ready, and is replaced.
+    Predictions are ready all the time.
+    """
+    server = launch({**PUSH, "serve": {"hang_seconds": 10}}, manner="late")
+    until(lambda: server.get("/v2/models/student/ready").status_code == 200)
+    assert ready(server) == (503, "records are not taken yet: the learner has not loaded")
+    (server.state / "go").touch()
+    until(lambda: ready(server)[0] == 200)
+    os.kill(server.starts()[0], signal.SIGKILL)
+    until(lambda: len(server.starts()) == 2)
+    assert ready(server)[0] == 200
+    os.kill(server.status()["processes"]["ingress"]["pid"], signal.SIGSTOP)
+    until(lambda: "has been silent" in ready(server)[1])
+    assert server.get("/v2/models/student/ready").status_code == 200
+    until(lambda: ready(server)[0] == 200 and server.status()["processes"]["ingress"]["restarts"] == 1)
+
+
+@pytest.mark.usefixtures("published")
+def test_an_ingress_that_cannot_start_again_ends_nothing(launch: Callable[..., Server]) -> None:
+    """A fault that is fatal at the first start is said and tried again at a later one; predictions go on."""
+    server = launch(PUSH)
+    until(lambda: ready(server)[0] == 200)
+    (server.state / "broken").touch()
+    os.kill(server.status()["processes"]["ingress"]["pid"], signal.SIGKILL)
+    until(lambda: "the tokens cannot be read" in ready(server)[1])
+    assert "the tokens cannot be read" in server.status()["processes"]["ingress"]["reason"]
+    assert server.get("/v2/models/student/ready").status_code == 200
+    (server.state / "broken").unlink()
+    until(lambda: ready(server)[0] == 200, 20)
 
 
 def test_a_push_while_the_ingress_is_down_is_503(launch: Callable[..., Server]) -> None:

@@ -164,6 +164,30 @@ def test_a_rollback_stays_until_it_is_unpinned(versions: Versions) -> None:
     assert _text(versions) == "f"
 
 
+def test_unpin_serves_the_newest_that_was_learned(versions: Versions) -> None:
+    """A rollback has the highest number and old weights: without its pin the newer ones are served, as before it."""
+    for text in "abc":
+        _put(versions, text)
+    assert versions.rollback(1) == 4
+    newest = versions.newest()
+    assert newest is not None
+    assert newest.version == 3
+    versions.unpin()
+    assert _text(versions) == "c"
+    assert _put(versions, "d") == 5
+    assert _text(versions) == "d"
+
+
+def test_retention_spares_what_unpin_serves(versions: Versions) -> None:
+    """However often somebody rolls back, the newest learned version is kept, since it is served afterwards."""
+    for text in "ab":
+        _put(versions, text)
+    for _ in range(6):
+        versions.rollback(versions.list()[0].version)
+    versions.unpin()
+    assert _text(versions) == "b"
+
+
 def test_rollback_works_beside_a_running_learner(directory: StateDirectory, versions: Versions) -> None:
     """A command without the lock rolls back, and the learner goes on numbering after it."""
     _put(versions, "a")
