@@ -38,9 +38,9 @@ def state(left: Server, tmp_path: Path) -> Path:
 
 
 def refused(serve: Serve, changes: dict[str, Any], state: Path) -> str:
-    """What a server says that may not start with these changes; its exit code is 1."""
+    """What a server says that may not start with these changes; its exit code is 3."""
     server = serve(merged(PUSHED, changes), state=state, listen=False)
-    assert server.wait(60) == 1
+    assert server.wait(60) == 3
     assert "Traceback" not in server.err, server.err
     return server.err
 
