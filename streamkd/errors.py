@@ -11,7 +11,7 @@
     ├── SourceError             a source cannot be opened or read
     ├── StateError              a state directory cannot be used
     │   ├── StateInUse          another learner owns it
-    │   ├── StateConflict       it was written under a configuration that does not fit
+    │   ├── StateConflict       its parts do not fit each other or the configuration (exit code 3)
     │   ├── CheckpointDamaged   a checkpoint is truncated or its hash is wrong
     │   └── LogDamaged          the log's file or one of its batches is not what was written
     ├── TrialFailed             a trial of a search gives nothing to judge it by; ``reason`` says why
@@ -71,7 +71,12 @@ class StateInUse(StateError):
 
 
 class StateConflict(StateError):
-    """The state directory was written under a configuration that does not fit this one."""
+    """The state directory was written under another configuration, or its parts are not of one time.
+
+    To start again would change nothing: whoever keeps the process alive can tell by the exit code.
+    """
+
+    exit_code = 3
 
 
 class CheckpointDamaged(StateError):

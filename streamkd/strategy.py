@@ -258,7 +258,7 @@ class StreamStrategy(SupervisedTemplate):
         self.loss.backward()
         loss = float(self.loss.detach())
         self._tell("after_backward")
-        finite = loss - loss == 0.0 and step.gradients_finite()  # neither NaN nor infinite
+        finite = loss - loss == 0.0 and step.finite()  # neither NaN nor infinite
         if finite:
             step.clip()
             self._tell("before_update")

@@ -89,6 +89,11 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "distillation_temperature": _gauge("The adapted temperature of a loss, where `adapt.temperature` asks for one."),
     "gate_adaptations_total": _counter("Meta-adaptations of the gate."),
+    "gate_adaptation_faults_total": _counter(
+        "Meta-adaptations that were left out (memory, not_finite) or taken by finite differences for once (forward).",
+        "reason",
+    ),
+    "gate_forward_mode": _gauge("1, or 0 where an operator has no forward mode and finite differences are taken."),
     "gate_adaptation_duration_seconds": _histogram("Duration of a meta-adaptation.", SLOW),
     "gate_outer_loss": _gauge("Outer loss of the last meta-adaptation."),
     "teachers": _gauge("Teachers in the pool."),

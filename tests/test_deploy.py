@@ -159,8 +159,8 @@ def test_the_unit_leaves_little_open(tmp_path: Path) -> None:
 
 
 def test_the_unit_stops_the_supervisor_alone_and_gives_up_on_a_wrong_configuration() -> None:
-    """SIGTERM reaches one process, in time for its checkpoint; exit code 2 is not tried again."""
-    from streamkd.errors import ConfigError
+    """SIGTERM reaches one process, in time for its checkpoint; exit codes 2 and 3 are not tried again."""
+    from streamkd.errors import ConfigError, StateConflict
 
     unit = configparser.ConfigParser(strict=False, interpolation=None)
     unit.optionxform = str  # type: ignore[assignment,method-assign]
@@ -168,5 +168,5 @@ def test_the_unit_stops_the_supervisor_alone_and_gives_up_on_a_wrong_configurati
     service = unit["Service"]
     assert service["KillMode"] == "mixed"
     assert int(service["TimeoutStopSec"]) >= 60
-    assert service["RestartPreventExitStatus"] == str(ConfigError.exit_code)
+    assert service["RestartPreventExitStatus"] == f"{ConfigError.exit_code} {StateConflict.exit_code}"
     assert service["DynamicUser"] == "yes"

@@ -87,7 +87,8 @@ def run(one: Learner, batches: int = 1 << 30) -> Learner:
     pool, adapter = one.strategy.step.pool, one.adapter
     assert {name: tally.failures for name, tally in pool.questions.tallies.items() if tally.failures} == {}
     assert adapter is not None
-    assert not adapter.refused
+    assert adapter.lacking is None
+    assert not adapter.faults
     return one
 
 

@@ -496,3 +496,59 @@ def test_a_gradient_that_is_not_finite_is_skipped() -> None:
     x, y = toys.batches(1)[0]
     assert strategy.learn(TensorBatch(x, y, 0)).skipped
     assert all(p.isfinite().all() for p in strategy.model.parameters())
+
+
+class Spoilt(torch.autograd.Function):
+    """The identity, whose gradient has one value at one place."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: float) -> Tensor:
+        ctx.value = value
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        g = g.clone()
+        g[0, 0] = ctx.value
+        return g, None
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e25])
+def test_one_bad_gradient_in_a_weight_skips_the_step(value: float) -> None:
+    """Also where the biases' gradients are finite, or the square is not: Adam's moments would never be again."""
+
+    class Body(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(toys.FEATURES, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(x, Spoilt.apply(self.head.weight, value), self.head.bias)
+
+    strategy = strategy_of(toys.make_step(student=toys.wrapped(Body()), optimizer=("adam", {"lr": 0.01})))
+    before = copy.deepcopy(strategy.model.state_dict())
+    x, y = toys.batches(1)[0]
+    assert strategy.learn(TensorBatch(x, y, 0)).skipped
+    assert all(torch.equal(v, strategy.model.state_dict()[k]) for k, v in before.items())
+    assert not strategy.optimizer.state
+
+
+def test_a_skipped_step_leaves_running_statistics_alone() -> None:
+    """A row that overflows in the student does not stay in the mean of a BatchNorm."""
+
+    class Body(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(toys.FEATURES)
+            self.head = nn.Linear(toys.FEATURES, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.norm(x))
+
+    strategy = strategy_of(toys.make_step(student=toys.wrapped(Body())))
+    learn(strategy, 3)
+    x, y = toys.batches(1)[0]
+    x[0] = torch.finfo(x.dtype).max
+    assert strategy.learn(TensorBatch(x, y, 0)).skipped
+    assert all(buffer.isfinite().all() for buffer in strategy.model.buffers())
+    assert not strategy.learn(TensorBatch(*toys.batches(1)[0], 0)).skipped

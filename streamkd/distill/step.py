@@ -9,7 +9,6 @@
 Everything random comes from generators that are part of the state.
 """
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -120,7 +119,7 @@ class Step:
         self._teacher_layers = sums.teacher_layers_of(self.terms)
         self._own_gates = any(term.gate is not None for term in self.terms)
         self._captured: dict[str, Tensor] = {}
-        self._small = [p for p in self.trained if p.dim() < 2]
+        self._buffers: list[tuple[Tensor, Tensor]] = []  # of the student, with what they were before the step
         if adapter is not None:
             adapter.attach(self)
         capture(student, self._student_layers, {})  # a layer that is not there is an error now, not at the first step
@@ -182,7 +181,8 @@ class Step:
         return fused_target(soft_answers(answers.logits, answers.known, 1.0), weights)
 
     def forward(self, plan: Plan) -> Tensor:
-        """The student's logits, and the outputs of the layers that losses named."""
+        """The student's logits, and the outputs of the layers that losses named; running statistics move."""
+        self._buffers = [(buffer, buffer.clone()) for buffer in self.student.buffers()]
         if not self._student_layers:
             return self.student(plan.x)
         self._captured = {}
@@ -269,9 +269,17 @@ class Step:
         """Σ weight · mean over the rows, of every term."""
         return sums.total(self.terms, lesson)
 
-    def gradients_finite(self) -> bool:
-        """Whether the biases' gradients are finite: each sums what flows back into its layer, at little cost."""
-        return math.isfinite(sum(float(p.grad.sum()) for p in self._small if p.grad is not None))
+    @torch.no_grad()
+    def finite(self) -> bool:
+        """Whether gradients and running statistics are finite, and so small that their squares are.
+
+        A moment of infinity would stay one. A buffer that was infinite before, a mask say, is none of ours.
+        """
+        gradients = [p.grad for p in self.trained if p.grad is not None]
+        if not _finite(gradients).all():
+            return False
+        pairs = [(buffer, before) for buffer, before in self._buffers if buffer.is_floating_point()]
+        return bool((_finite([b for b, _ in pairs]) >= _finite([before for _, before in pairs])).all())
 
     def clip(self) -> None:
         """Gradients are there: the adapter looks at them, then their global norm is clipped where that is asked for."""
@@ -300,9 +308,19 @@ class Step:
         self.pool.after_step(self.student, plan.fresh)
         self.settling.step()
 
+    @torch.no_grad()
     def abandon(self, plan: Plan) -> None:
         """The step was not taken, for its loss or gradients were not finite: nothing of its fresh rows is kept."""
         self.memory.withdraw(plan.offer)
+        for buffer, before in self._buffers:  # one infinite activation would stay in a running mean for ever
+            buffer.copy_(before)
+
+
+def _finite(tensors: list[Tensor]) -> Tensor:
+    """[tensors] whether the norm of each is a finite number: one look at the device for all of them."""
+    if not tensors:
+        return torch.ones(0, dtype=torch.bool)
+    return torch.stack([norm.float() for norm in torch._foreach_norm(tensors)]).isfinite()
 
 
 def _without(x: Tensor, rows: Sequence[int]) -> Tensor:

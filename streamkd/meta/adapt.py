@@ -8,7 +8,10 @@ twice, and what plugins add to the loss is part of the step. The engine ``preque
 next, before it is trained on. Every gate among the terms is adapted, each by its own table.
 """
 
+import logging
+import math
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -30,6 +33,7 @@ from streamkd.meta.slopes import Slope
 from streamkd.meta.temperature import Temperature
 from streamkd.meta.trail import Taken, Trail
 
+logger = logging.getLogger(__name__)
 Engine = Literal["auto", "forward", "finite-difference", "maml", "prequential"]
 
 
@@ -80,7 +84,8 @@ class GateAdapter:
         self.temperature = Temperature() if temperature and self.active else None
         self.optimizer = self._optimizer(learning_rate)
         self.trail = Trail(horizon, kept=engine == "prequential")
-        self.refused = False
+        self.lacking: str | None = None  # what torch said of an operator without forward mode
+        self.faults: Counter[str] = Counter()  # left out (memory, not_finite), or by differences for once (forward)
         self.steps = 0
         self.burst = 0
         self.adaptations = 0
@@ -91,6 +96,13 @@ class GateAdapter:
         self._gated: list[tuple[int, Gated]] = []
         self._layers: tuple[str, ...] = ()
         self._names: list[str] = []
+
+    @property
+    def engine_in_use(self) -> str:
+        """Where the tables come from now: what ``auto`` has come to, and a switch that an operator asked for."""
+        if self.lacking is not None:
+            return "finite-difference"
+        return "forward" if self.engine == "auto" else self.engine
 
     def _optimizer(self, learning_rate: float) -> torch.optim.Optimizer | None:
         moved = [*self.parameters, *([self.temperature.log] if self.temperature else [])]
@@ -158,7 +170,8 @@ class GateAdapter:
             outer = self._arriving(step, plan, logits)
             trail = self.trail.read(step)
             if outer is not None and trail and trail[-1].number == self.steps - 1:
-                self._adapt(step, trail, self._by_slopes(step, trail, outer))
+                with self._sparing_memory():
+                    self._adapt(step, trail, self._by_slopes(step, trail, outer))
             self.seconds += time.perf_counter() - begun
         return self._due and not self.trail.kept and not isinstance(step.gate, Priced)
 
@@ -183,15 +196,38 @@ class GateAdapter:
         begun = time.perf_counter()
         trail = self.trail.read(step)
         if trail and trail[-1].number == self.steps and (query := step.memory.query(self.query)) is not None:
-            if self.engine == "maml":
-                trail = maml.since_growth(trail)
-                self._adapt(step, trail, self._by_unrolling(step, trail, (query.x, query.y)))
-            else:
-                outer = self._held_out(step, query.x, query.y)
-                self._adapt(step, trail, self._by_slopes(step, trail, outer))
+            with self._sparing_memory():
+                if self.engine == "maml":
+                    trail = maml.since_growth(trail)
+                    self._adapt(step, trail, self._by_unrolling(step, trail, (query.x, query.y)))
+                else:
+                    outer = self._held_out(step, query.x, query.y)
+                    self._adapt(step, trail, self._by_slopes(step, trail, outer))
         self.trail.forget()
         self._weights = None
         self.seconds += time.perf_counter() - begun
+
+    @contextmanager
+    def _sparing_memory(self) -> Iterator[None]:
+        """An adaptation for which there is no memory now is left out, and the next is tried as ever."""
+        try:
+            yield
+        except RuntimeError as fault:
+            if not _out_of_memory(fault):
+                raise
+            self._skip("memory", fault)
+
+    def _skip(self, reason: str, why: object) -> None:
+        """Leave this adaptation out."""
+        if self.temperature is not None:
+            self.temperature.slope = 0.0
+        self._count(reason, why)
+
+    def _count(self, reason: str, why: object) -> None:
+        """Count what went wrong with an adaptation, and say it the first time."""
+        if not self.faults[reason]:
+            logger.warning("an adaptation of the gate failed (%s), others like it are counted: %s", reason, why)
+        self.faults[reason] += 1
 
     def _held_out(self, step: Step, x: Tensor, y: Tensor) -> Sequence[Tensor]:
         """v = ∇CE(query) at the student's parameters, its running statistics left alone."""
@@ -219,14 +255,25 @@ class GateAdapter:
 
     def _tables(self, step: Step, taken: Taken, u: list[Tensor]) -> dict[int, Tensor]:
         at = taken.at(self._names)
-        if self.engine != "finite-difference" and not self.refused:
+        if self.engine != "finite-difference" and self.lacking is None:
+            noted = self.temperature.slope if self.temperature else 0.0
             try:
                 return self._read(step, taken, slopes.forward(step.student, taken.x, at, u, self._layers))
-            except (NotImplementedError, RuntimeError):
-                if self.engine == "forward":
+            except RuntimeError as fault:  # a NotImplementedError is one
+                if self.engine == "forward" or _out_of_memory(fault):
                     raise
-                self.refused = True  # an operator has no forward mode, and never will
+                self._without_forward_mode(fault)
+                if self.temperature is not None:
+                    self.temperature.slope = noted
         return self._read(step, taken, slopes.difference(step.student, taken.x, at, u, self._layers))
+
+    def _without_forward_mode(self, fault: RuntimeError) -> None:
+        """For ever where an operator has none; after any other fault for this once."""
+        if not slopes.lacks_forward_mode(fault):
+            self._count("forward", fault)
+            return
+        self.lacking = str(fault).splitlines()[0]
+        logger.warning("the gate's tables come from finite differences from now on: %s", self.lacking)
 
     def _read(self, step: Step, taken: Taken, slope: Slope) -> dict[int, Tensor]:
         found: dict[int, Tensor] = {}
@@ -251,9 +298,7 @@ class GateAdapter:
     def _adapt(self, step: Step, trail: Sequence[Taken], tables: Sequence[dict[int, Tensor]]) -> None:
         """One outer step; tables that are not finite move nothing."""
         if not all(bool(torch.isfinite(table).all()) for each in tables for table in each.values()):
-            if self.temperature is not None:
-                self.temperature.slope = 0.0
-            return
+            return self._skip("not_finite", "a table is not finite")
         if self.optimizer is not None:
             self.optimizer.zero_grad()
         with torch.enable_grad(), self._looking_back():
@@ -265,8 +310,16 @@ class GateAdapter:
             total = sum(cost for cost in costs if cost is not None)
         if isinstance(total, Tensor):
             total.backward()
+        if not self._slopes_finite():
+            return self._skip("not_finite", "a gradient of the gate, or of the temperature, is not finite")
         self._move()
         self.adaptations += 1
+
+    def _slopes_finite(self) -> bool:
+        """Whether what moves the gate is: one infinite moment would stay for ever."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        finite = not gradients or bool(torch.stack(torch._foreach_norm(gradients)).isfinite().all())
+        return finite and (self.temperature is None or math.isfinite(self.temperature.slope))
 
     @contextmanager
     def _looking_back(self) -> Iterator[None]:
@@ -318,7 +371,7 @@ class GateAdapter:
             "steps": self.steps,
             "burst": self.burst,
             "adaptations": self.adaptations,
-            "refused": self.refused,
+            "lacking": self.lacking,
             "trail": self.trail.state_dict(),
             "temperature": None if self.temperature is None else self.temperature.log.detach(),
         }
@@ -331,7 +384,7 @@ class GateAdapter:
         if self.optimizer is not None:
             optimizers.restore(self.optimizer, state["optimizer"], None if same else len(self.parameters))
         self.steps, self.burst, self.adaptations = state["steps"], state["burst"], state["adaptations"]
-        self.refused = state["refused"]
+        self.lacking = state.get("lacking")  # "refused" of older versions also came from what passes, and is not read
         self.trail.load_state_dict(state.get("trail", {"steps": []}), device)
         if same and self.temperature is not None:
             self.temperature.restore(float(state["temperature"]))
@@ -350,6 +403,11 @@ def _cut_back(
                     optimizer.state[parameter][name] = moment[left].clone()
     pairs = zip(parameters, origin, strict=True)
     return [begun if begun.shape == parameter.shape else parameter.detach().clone() for parameter, begun in pairs]
+
+
+def _out_of_memory(fault: RuntimeError) -> bool:
+    """Of a GPU, or as the CPU's allocator says it."""
+    return isinstance(fault, torch.OutOfMemoryError) or "allocate memory" in str(fault)
 
 
 def _gate(step: Step, key: int) -> Gate:

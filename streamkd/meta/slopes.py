@@ -23,6 +23,11 @@ from streamkd.distill.teachers import capture
 from streamkd.meta.hypergradient import norm_of
 
 
+def lacks_forward_mode(fault: RuntimeError) -> bool:
+    """Whether torch says that an operator has no forward mode, and so never will."""
+    return isinstance(fault, NotImplementedError) and "forward" in str(fault) and " AD" in str(fault)
+
+
 @runtime_checkable
 class Slope(Protocol):
     """How the student's outputs on a batch change along u."""

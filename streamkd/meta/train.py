@@ -82,10 +82,12 @@ def learn(step: Step, x: Tensor, y: Tensor, task: int = 0) -> tuple[float, Lesso
     lesson = step.weigh(plan, logits)
     loss = step.loss(lesson)
     loss.backward()
-    if math.isfinite(loss.item()) and step.gradients_finite():
+    if math.isfinite(loss.item()) and step.finite():
         step.clip()
         step.optimizer.step()
         step.finish(plan, logits)
+    else:
+        step.abandon(plan)
     return loss.item(), lesson
 
 

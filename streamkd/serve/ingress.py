@@ -35,6 +35,8 @@ from streamkd.plugins import Registry
 from streamkd.serve.channel import Channel
 from streamkd.serve.keeper import Backoff
 from streamkd.serve.telling import STARTING, STOPPING, Teller
+from streamkd.state import coherence
+from streamkd.state.directory import StateDirectory
 from streamkd.streams.http import Answer, HttpListener, HttpOptions
 from streamkd.streams.intake import Ingest, Intake, Listener
 from streamkd.streams.log import Log
@@ -61,7 +63,9 @@ class Ingress:
             raise ConfigError(needed, where="stream.records", fix="write the columns that producers send")
         retain, serve = config.stream.retain, config.serve
         self._recorder = Recorder()
-        self._log = Log(state / "log.sqlite", records, stream=config.stream.name, quota_bytes=retain.quota_bytes)
+        directory = StateDirectory(state)
+        coherence.refuse_other_log(directory)
+        self._log = Log(directory.log, records, stream=config.stream.name, quota_bytes=retain.quota_bytes)
         choice = config.stream.source
         self._intake = Intake(self._log, config.stream.limits, self._recorder, retain, choice.name)
         ingest = Ingest(self._intake, Tokens.load(serve.tokens), serve.host, serve.flight_port, serve.tls)

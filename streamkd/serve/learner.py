@@ -1,6 +1,7 @@
 """The learner process: owns the state directory, trains, checkpoints, publishes, and says how it goes.
 
-    start message ─► lock ─► newest whole checkpoint ─► loop: advance, beat, every so often checkpoint, publish, tell
+    start message ─► lock ─► do the parts fit? ─► newest whole checkpoint
+                     loop: advance, beat, every so often checkpoint, publish, tell
     {"kind": "stop"} ─► last checkpoint, last version ─► {"kind": "stopped"}
 
 ``python -m streamkd.serve.learner --fd N`` is started by the supervisor with one end of a channel. What the clock
@@ -26,10 +27,12 @@ from streamkd.serve.channel import Channel
 from streamkd.serve.publisher import Publisher
 from streamkd.serve.status import Gauges, status_of
 from streamkd.serve.telling import CHECKPOINT, STARTING, STOPPING, Teller
+from streamkd.state import coherence
 from streamkd.state.checkpoint import Checkpoints, Snapshot, compare, environment
 from streamkd.state.directory import StateDirectory
+from streamkd.streams.log import Log
 from streamkd.telemetry import Recorder
-from streamkd.wiring import open_source, rehearse, schema_of
+from streamkd.wiring import open_source, rehearse, schema_of, source_kind
 
 logger = logging.getLogger("streamkd.learner")
 IDLE_SECONDS = 0.02  # between looks at a source that has nothing
@@ -49,7 +52,11 @@ class LearnerProcess:
         schema = schema_of(config, registry)
         source, journal = open_source(config, registry, schema, directory.log)
         self.learner = Learner(config, registry, source, schema, journal=journal, recorder=self.recorder)
-        self._restore(self._checkpoints.latest(), registry)
+        self._restore(self._checkpoints.latest())
+        self._log = journal if isinstance(journal, Log) else None
+        self._refuse_other_source()
+        if self._log is not None:
+            coherence.claim(directory, self._log)
         if not self.learner.started:
             rehearse(config, registry, schema, self.learner.device)
         self._publisher = Publisher(directory, config, registry, self.recorder)
@@ -61,7 +68,7 @@ class LearnerProcess:
         self._stepped = False  # the first step of a process compiles, and warms up what it asks
         self._gauges = Gauges(self.recorder, self.learner)
 
-    def _restore(self, snapshot: Snapshot | None, registry: Registry) -> None:
+    def _restore(self, snapshot: Snapshot | None) -> None:
         if snapshot is None:
             return
         for skipped in snapshot.skipped:
@@ -71,6 +78,22 @@ class LearnerProcess:
         logger.info("resumed at record %d from checkpoint %d", self.learner.records, snapshot.info.id)
         for difference in compare(snapshot.environment, environment()):
             logger.warning("resuming is not exact bit for bit: %s", difference)
+
+    def _refuse_other_source(self) -> None:
+        """A source that ends before what is learned of it, or has forgotten what comes next, cannot be gone on with.
+
+        Raises:
+            StateConflict: both places are named.
+        """
+        for partition, offset in self.learner.offsets.items():
+            end = self.learner.source.end(partition)
+            begin = self._log.begin() if self._log is not None else 0
+            if begin > offset or (end is not None and end < offset):
+                raise StateConflict(
+                    f"needed the records from {offset} on, as those before are learned, got {begin} to {end}",
+                    where=partition,
+                    fix="give the source back the records that it had, or begin elsewhere with --state DIR",
+                )
 
     def run(self) -> None:
         """Train until the supervisor says stop."""
@@ -135,6 +158,7 @@ class LearnerProcess:
                 config=configuration.dump(self.config),
                 environment=self._environment,
                 dead_letters=learner.dead,
+                marks=self._marks(),
             )
         except StateConflict:
             raise
@@ -150,6 +174,13 @@ class LearnerProcess:
         self.recorder.set("checkpoint_last_success_timestamp_seconds", info.created)
         self._tell_committed(info.offsets)
         learner.observers.tell("on_checkpoint", learner.records, info.offsets)
+
+    def _marks(self) -> dict[str, str]:
+        """What tells the last record of the log that is learned."""
+        if self._log is None:
+            return {}
+        mark = self._log.mark(self.learner.offsets[self._log.partition])
+        return {} if mark is None else {self._log.partition: mark}
 
     def _tell_committed(self, offsets: Mapping[str, int]) -> None:
         """Say how far the newest checkpoint reaches, and from where on the log is needed to fall back on an older."""
@@ -201,8 +232,8 @@ def main(fd: int) -> int:
             config = configuration.from_tree(start["config"], registry)
             torch.set_num_threads(config.threads)
             directory = StateDirectory(Path(start["state"]))
-            directory.create()
-            stack.enter_context(directory.lock())
+            pushed = source_kind(config, registry).push
+            stack.enter_context(directory.lock(lambda: coherence.refuse_misfits(directory, pushed)))
             LearnerProcess(config, registry, directory, channel).run()
         return 0
     except EOFError:

@@ -4,6 +4,7 @@ Called by the learner process once a second; nothing here changes the learner.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,6 +38,8 @@ def status_of(learner: Learner, rate: float, version: int | None) -> dict[str, A
             "hard": weights.get("hard"),
             "weights": {name: weight for name, weight in weights.items() if name != "hard"},
             "adaptations": adapter.adaptations if adapter else 0,
+            "faults": adapter.faults.total() if adapter else 0,
+            "engine": adapter.engine_in_use if adapter else None,
             "adaptation_seconds": adapter.seconds / adapter.adaptations if adapter and adapter.adaptations else None,
             "label_noise": learner.strategy.step.pool.noise if learner.started else None,
             "label_noise_asked": learner.started and learner.strategy.step.pool.asks_noise,
@@ -78,6 +81,7 @@ class Gauges:
         self._recorder = recorder
         adapter = learner.adapter
         self._adaptations = (adapter.adaptations, adapter.seconds) if adapter else (0, 0.0)
+        self._faults: Counter[str] = Counter()
         self._trained = (learner.steps, learner.records)
         self._tallies: dict[str, Tally] = {}
         self._teachers: set[str] = set()
@@ -146,6 +150,10 @@ class Gauges:
         adapter = learner.adapter
         if adapter is None:
             return
+        for reason, more in (adapter.faults - self._faults).items():
+            self._recorder.count("gate_adaptation_faults_total", more, reason=reason)
+        self._faults = adapter.faults.copy()
+        self._recorder.set("gate_forward_mode", float(adapter.lacking is None))
         count, seconds = self._adaptations
         if (more := adapter.adaptations - count) > 0:
             self._recorder.count("gate_adaptations_total", more)

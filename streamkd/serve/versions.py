@@ -12,7 +12,8 @@ import sqlite3
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,7 +96,8 @@ class Follower:
         Raises:
             NotReady: no version is published yet. StateError: that version is not kept.
         """
-        number = self._need().rollback(version)
+        with self._writing() as versions:
+            number = versions.rollback(version)
         self.poke()
         return number
 
@@ -105,7 +107,8 @@ class Follower:
 
     def unpin(self) -> None:
         """Serve the newest learned version again."""
-        self._need().unpin()
+        with self._writing() as versions:
+            versions.unpin()
         self.poke()
 
     def close(self) -> None:
@@ -190,8 +193,18 @@ class Follower:
 
     def _open(self) -> Versions | None:
         if self._versions is None and self._directory.exists():
-            self._versions = Versions(self._directory, self._keep)
+            self._versions = Versions(self._directory, self._keep, read_only=True)
         return self._versions
+
+    @contextmanager
+    def _writing(self) -> Iterator[Versions]:
+        """For a change; to follow reads only, as the learner may yet refuse what lies here and leave it as it is."""
+        self._need()
+        versions = Versions(self._directory, self._keep)
+        try:
+            yield versions
+        finally:
+            versions.close()
 
     def _need(self) -> Versions:
         versions = self._open()

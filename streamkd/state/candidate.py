@@ -45,7 +45,7 @@ def against_weights(candidate: Mapping[str, torch.Tensor], expected: Mapping[str
         return "types"
     if any(candidate[name].shape != expected[name].shape for name in expected):
         return "shapes"
-    finite = all(bool(torch.isfinite(t).all()) for t in candidate.values() if t.is_floating_point())
+    finite = all(bool(torch.isfinite(t).all()) for t in candidate.values() if t.is_floating_point() or t.is_complex())
     return None if finite else "not_finite"
 
 

@@ -25,8 +25,9 @@ import pyarrow as pa
 from streamkd.errors import CheckpointDamaged, StateError
 from streamkd.records import Reject
 from streamkd.state import files
-from streamkd.state.directory import StateDirectory, fence, sync, transaction
+from streamkd.state.directory import StateDirectory, fence, transaction
 from streamkd.state.environment import compare, environment
+from streamkd.state.leftovers import Leftovers
 from streamkd.state.tree import Parts, Tree, pack, unpack
 from streamkd.streams.dead_letters import DeadLetters, letters
 
@@ -86,7 +87,8 @@ class Checkpoints:
         self._damaged: set[int] = set()
         self._connection = directory.connect(read_only)
         self._letters = DeadLetters(self._connection)
-        if directory.epoch is not None:
+        self._leftovers = Leftovers(directory.checkpoints, self._connection)
+        if directory.epoch is not None and not read_only:
             self._letters.create()
             self._clean()
 
@@ -99,8 +101,11 @@ class Checkpoints:
         config: Mapping[str, Any],
         environment: Mapping[str, Any],
         dead_letters: Sequence[DeadBatch] = (),
+        marks: Mapping[str, str] | None = None,
     ) -> CheckpointInfo:
         """Commit the state after ``records`` records together with the next offset of every partition.
+
+        ``marks`` says of a partition that is a log what tells its last learned record (``Log.mark``).
 
         Raises:
             StateError: the disk is full, the tree holds something that cannot be stored, or another learner
@@ -120,6 +125,7 @@ class Checkpoints:
             row = {
                 **{"records": records, "epoch": self._directory.epoch, "created": time.time(), "bytes": size},
                 **{"offsets": json.dumps(dict(offsets)), "sha256": json.dumps(hashes)},
+                "marks": json.dumps(dict(marks or {})),
             }
             return self._commit(folder, row, dead_letters)
 
@@ -173,21 +179,20 @@ class Checkpoints:
     def _commit(self, folder: Path, row: Mapping[str, Any], dead_letters: Sequence[DeadBatch]) -> CheckpointInfo:
         with transaction(self._connection) as writer:
             fence(writer, self._directory.epoch, self._directory.path)
+            self._leftovers.settle(self._known())
             if self._damaged:
                 self._forget()
             for batch in dead_letters:
                 self._letters.put(letters(batch.rejects, batch.rows, batch.source, batch.offsets))
             values = (*row.values(), self._letters.total())
             number = writer.execute(
-                f"INSERT INTO checkpoints ({', '.join(row)}, letters) VALUES (?, ?, ?, ?, ?, ?, ?)", values
+                f"INSERT INTO checkpoints ({', '.join(row)}, letters) VALUES ({', '.join('?' * len(values))})", values
             ).lastrowid
-            target = self._directory.checkpoints / str(number)
-            shutil.rmtree(target, ignore_errors=True)  # left by a process that died before its commit
-            folder.rename(target)
-            sync(target.parent)
+            assert number is not None  # an INSERT has a row id
             gone = self._retire(writer)
-        for old in gone:
-            shutil.rmtree(self._directory.checkpoints / str(old), ignore_errors=True)
+            self._leftovers.begin(number, gone)
+            self._leftovers.name(folder, number)
+        self._settle()
         self._damaged.difference_update(gone)
         return self.list()[-1]
 
@@ -217,7 +222,7 @@ class Checkpoints:
             folder.mkdir(mode=0o700)
             yield folder
         except (OSError, sqlite3.Error) as fault:
-            self._undo()
+            self._settle()
             raise StateError(
                 f"the checkpoint was not saved, the one before is intact: {fault}",
                 where=str(self._directory.checkpoints),
@@ -226,18 +231,20 @@ class Checkpoints:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _undo(self) -> None:
-        """Remove a renamed folder whose row did not get committed."""
+    def _settle(self) -> None:
+        """Remove the folders of retired rows, or a renamed one whose row did not get committed."""
         with suppress(sqlite3.Error, StateError), transaction(self._connection):
             fence(self._connection, self._directory.epoch, self._directory.path)
-            self._clean()
+            self._leftovers.settle(self._known())
+
+    def _known(self) -> set[int]:
+        return {info.id for info in self.list()}
 
     def _clean(self) -> None:
-        """Remove what was never committed; only the owner may."""
-        known = {str(info.id) for info in self.list()}
-        for folder in self._directory.checkpoints.iterdir():
-            if folder.name not in known:
-                shutil.rmtree(folder, ignore_errors=True)
+        """Remove what was never committed, by a name that no database knows or with a mark; only the owner may."""
+        for folder in self._directory.checkpoints.glob(".new-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+        self._leftovers.settle(self._known())
 
 
 def _plain(values: Mapping[str, Any]) -> Any:

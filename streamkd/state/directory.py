@@ -12,15 +12,17 @@
 
 The learner enters ``lock()``; others (predictions, inspection) read without it. Each lock takes a new
 *epoch*, and every commit checks in its own transaction that its epoch is still the newest, so a
-learner that was believed dead cannot write over its successor (fencing).
+learner that was believed dead cannot write over its successor (fencing). The database has an *identity*,
+made once, which the log carries too: parts of two directories are told apart (``streamkd.state.coherence``).
 """
 
 import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from streamkd.errors import StateConflict, StateError, StateInUse
@@ -38,6 +40,7 @@ _SCHEMA = (
     " kind TEXT NOT NULL CHECK (kind IN ('learned', 'rollback')), source_version INTEGER, sha256 TEXT NOT NULL)",
     "CREATE TABLE pin (one INTEGER PRIMARY KEY CHECK (one = 1), version INTEGER NOT NULL)",
 )
+_ABOUT = "CREATE TABLE IF NOT EXISTS about (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
 
 
 class StateDirectory:
@@ -68,8 +71,8 @@ class StateDirectory:
         return self.path / "teachers"
 
     def exists(self) -> bool:
-        """Whether a learner has ever written here."""
-        return self.database.is_file()
+        """Whether there is a database: an empty file is none."""
+        return self.database.is_file() and self.database.stat().st_size > 0
 
     def create(self) -> None:
         """Make the folders and the database where they are not there yet.
@@ -77,6 +80,11 @@ class StateDirectory:
         Raises:
             StateError: the place cannot be written, or holds another kind of file.
         """
+        self._make_folders()
+        with closing(self._open("rwc")) as connection:
+            _complete(connection)
+
+    def _make_folders(self) -> None:
         try:
             for folder in (self.path, self.checkpoints, self.published, self.teachers):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -86,7 +94,6 @@ class StateDirectory:
                 where=str(self.path),
                 fix="name another place with --state, or free this one",
             ) from fault
-        self.connect().close()
 
     def connect(self, read_only: bool = False) -> sqlite3.Connection:
         """A connection to ``state.sqlite`` (write-ahead log, full sync); transactions are begun by hand.
@@ -94,18 +101,21 @@ class StateDirectory:
         Raises:
             StateError: no such directory, or not a database. StateConflict: written by a newer streamkd.
         """
-        if read_only and not self.exists():
+        if not self.exists():
             raise StateError(
                 "needed a state directory, got none",
                 where=str(self.path),
                 fix="name the directory that `streamkd serve --state` was given",
             )
-        uri = f"{self.database.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
+        return self._open("ro" if read_only else "rw")
+
+    def _open(self, mode: str) -> sqlite3.Connection:
+        uri = f"{self.database.absolute().as_uri()}?mode={mode}"
         connection = None
         try:
             connection = sqlite3.connect(uri, uri=True, timeout=10.0, isolation_level=None, check_same_thread=False)
             connection.execute("PRAGMA busy_timeout = 10000")
-            if not read_only and _is_empty(connection):
+            if mode == "rwc" and _is_empty(connection):
                 _fill(connection)
             _check_format(connection, self.database)
             connection.execute("PRAGMA synchronous = FULL")
@@ -124,16 +134,21 @@ class StateDirectory:
         return connection
 
     @contextmanager
-    def lock(self) -> Iterator[int]:
+    def lock(self, check: Callable[[], None] = lambda: None) -> Iterator[int]:
         """Own the directory until the end of the block; yields the new epoch.
+
+        ``check`` is called when the lock is held and no database has been opened or made: what it raises
+        leaves everything as it lies.
 
         Raises:
             StateInUse: another process owns it; its process id is named.
         """
-        self.create()
+        self._make_folders()
         handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             self._take(handle)
+            check()
+            self.create()
             self.epoch = self._begin_epoch()
             yield self.epoch
         finally:
@@ -202,6 +217,28 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def about(connection: sqlite3.Connection) -> dict[str, str]:
+    """What the database says of itself: ``identity``, and ``log`` once it has one; nothing where it is an old one."""
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'about'").fetchone():
+        return {}
+    return dict(connection.execute("SELECT key, value FROM about").fetchall())
+
+
+def note(connection: sqlite3.Connection, key: str, value: str) -> None:
+    """Let the database say something more of itself."""
+    with transaction(connection):
+        connection.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", (key, value))
+
+
+def _complete(connection: sqlite3.Connection) -> None:
+    """Add what databases of older versions have not: an identity, and the marks of the log in the checkpoints."""
+    with transaction(connection):
+        connection.execute(_ABOUT)
+        connection.execute("INSERT OR IGNORE INTO about VALUES ('identity', ?)", (uuid.uuid4().hex,))
+        if "marks" not in {row[1] for row in connection.execute("PRAGMA table_info(checkpoints)")}:
+            connection.execute("ALTER TABLE checkpoints ADD COLUMN marks TEXT")
 
 
 def _is_empty(connection: sqlite3.Connection) -> bool:

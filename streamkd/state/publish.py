@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from streamkd.errors import CheckpointDamaged, StateError
 from streamkd.state.directory import StateDirectory, fence, sync, transaction
+from streamkd.state.leftovers import Leftovers
 
 Kind = Literal["learned", "rollback"]
 _ABOUT = "version.json"
@@ -54,7 +55,8 @@ class Versions:
         self._keep = keep
         self._mutex = threading.RLock()
         self._connection = directory.connect(read_only)
-        if directory.epoch is not None:
+        self._leftovers = Leftovers(directory.published, self._connection)
+        if directory.epoch is not None and not read_only:
             self._clean()
 
     def publish(self, write: Callable[[Path], Mapping[str, Any] | None], *, records: int) -> int:
@@ -147,10 +149,17 @@ class Versions:
             self._connection.close()
 
     def _clean(self) -> None:
-        """Remove what writers that were killed have left half written."""
+        """Remove what writers that were killed have left half written; one of them may have had our process id."""
         for folder in self._directory.published.glob(".new-*"):
-            if not _alive(int(folder.name.split("-")[1])):
+            pid = int(folder.name.split("-")[1])
+            if pid == os.getpid() or not _alive(pid):
                 shutil.rmtree(folder, ignore_errors=True)
+        with transaction(self._connection):
+            self._settle()
+
+    def _settle(self) -> None:
+        """Inside a transaction: no other writer is between its rename and its commit."""
+        self._leftovers.settle({info.version for info in self.list()})
 
     def _rows(self, clause: str, *values: Any) -> Sequence[VersionInfo]:
         with self._mutex:
@@ -178,15 +187,17 @@ class Versions:
         with self._mutex, self._undone(), transaction(self._connection) as writer:
             if kind == "learned":
                 fence(writer, self._directory.epoch, self._directory.path)
+            self._settle()
             version = _insert(writer, row)
             about = {"version": version, **row, "meta": meta}
             (folder / _ABOUT).write_text(json.dumps(about, allow_nan=False))
-            _move(folder, self._directory.published / str(version))
+            _sync_all(folder)
             if kind == "rollback":
                 writer.execute("INSERT OR REPLACE INTO pin VALUES (1, ?)", (version,))
-            gone = self._retire(writer)
-        for old in gone:
-            shutil.rmtree(self._directory.published / str(old), ignore_errors=True)
+            self._leftovers.begin(version, self._retire(writer))
+            self._leftovers.name(folder, version)
+        with suppress(sqlite3.Error), self._mutex, transaction(self._connection):
+            self._settle()  # of a disk that is full now, the next one
         return version
 
     @contextmanager
@@ -195,12 +206,8 @@ class Versions:
         try:
             yield
         except BaseException:
-            # inside a transaction: no other writer is between its rename and its commit
             with suppress(sqlite3.Error), transaction(self._connection):
-                known = {str(info.version) for info in self.list()}
-                for folder in self._directory.published.iterdir():
-                    if folder.name.isdigit() and folder.name not in known:
-                        shutil.rmtree(folder, ignore_errors=True)
+                self._settle()
             raise
 
     def _retire(self, writer: sqlite3.Connection) -> Sequence[int]:
@@ -238,14 +245,10 @@ def _insert(writer: sqlite3.Connection, row: Mapping[str, Any]) -> int:
     return found
 
 
-def _move(folder: Path, target: Path) -> None:
-    """Give a written folder its name, durably."""
+def _sync_all(folder: Path) -> None:
     for file in sorted(folder.rglob("*")):
         sync(file)
     sync(folder)
-    shutil.rmtree(target, ignore_errors=True)  # left by a process that died before its commit
-    folder.rename(target)
-    sync(target.parent)
 
 
 def _alive(pid: int) -> bool:

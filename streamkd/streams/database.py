@@ -10,9 +10,15 @@ BUSY_SECONDS = 30.0
 PAGE_BYTES = 16_384  # rows of some 10 KB to some MB: fewer overflow pages than with the default 4,096
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    """A connection whose committed transactions are on disk; any thread may use it, one at a time."""
-    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+def connect(path: Path, read_only: bool = False) -> sqlite3.Connection:
+    """A connection whose committed transactions are on disk; any thread may use it, one at a time.
+
+    One that is ``read_only`` leaves the files as they lie.
+    """
+    uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
+    connection = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    if read_only:
+        return connection
     connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
     deadline = time.monotonic() + BUSY_SECONDS
     while True:

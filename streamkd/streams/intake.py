@@ -143,7 +143,8 @@ class Intake:
     def committed(self, offset: int, oldest: int | None = None) -> None:
         """The newest checkpoint holds everything before ``offset``, which makes room.
 
-        The log is trimmed behind ``oldest``, from where on a checkpoint that is kept may have to read again.
+        The log is trimmed behind ``oldest``, from where on a checkpoint that is kept may have to read again;
+        the batch before stays, as it tells that this is the log that was learned (``Log.mark``).
         """
         backlog_bytes = self._log.bytes_between(offset, self._log.end())
         with self._changed:
@@ -164,7 +165,7 @@ class Intake:
         # what is retained beyond need must leave room in the quota for what is needed
         retain_bytes = min(self._retain.bytes, self._retain.quota_bytes // 2)
         try:
-            if not self._log.trim(self._trim_before, retain_bytes, self._retain.age_seconds):
+            if not self._log.trim(max(0, self._trim_before - 1), retain_bytes, self._retain.age_seconds):
                 self._trim_before = None
         except Overloaded as fault:  # the next checkpoint's message tries again
             self._trim_before = None

@@ -37,6 +37,7 @@ READ_ROWS = 512
 READ_BYTES = 8 << 20
 TRIM_BATCHES, TRIM_BYTES = 2_000, 64 << 20  # of one transaction, for which appends wait
 TRIM_SECONDS = 0.5  # of one call; the next goes on
+CHECKED_BYTES = 64 << 20  # a file up to this size is checked page by page at a start: a fifth of a second
 
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS about (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
@@ -95,7 +96,7 @@ class Log:
         if schema is None and not self.path.exists():
             raise StateError("there is no log", where=str(path), fix="start `streamkd serve` with a push source once")
         try:
-            self._reader, self._writer = connect(self.path), connect(self.path)
+            self._reader, self._writer = connect(self.path, read_only), connect(self.path, read_only)
             self.letters, self._receipts = DeadLetters(self._writer), Receipts(self._writer)
             self.schema, self.stream = self._introduce(schema, stream)
         except KeyError as fault:
@@ -112,7 +113,7 @@ class Log:
 
     def _introduce(self, schema: RecordSchema | None, stream: str | None) -> tuple[RecordSchema, str]:
         """Write who the log belongs to, or check it."""
-        if schema is not None:
+        if schema is not None and not self._read_only:
             with transaction(self._writer):
                 for statement in _TABLES:
                     self._writer.execute(statement)
@@ -313,6 +314,44 @@ class Log:
         """The offset after the last record."""
         with self._read():
             return _end(self._reader)
+
+    @property
+    def owner(self) -> str | None:
+        """The identity of the state directory that the log belongs to; ``None`` before it was told."""
+        with self._read():
+            row = self._reader.execute("SELECT value FROM about WHERE key = 'owner'").fetchone()
+        return str(row[0]) if row else None
+
+    def belong_to(self, owner: str) -> None:
+        """Say which state directory the log belongs to."""
+        with self._write():
+            self._writer.execute("INSERT OR REPLACE INTO about VALUES ('owner', ?)", (owner,))
+
+    def mark(self, offset: int) -> str | None:
+        """What tells the record before ``offset`` from any other that could stand there: its batch's place and time.
+
+        ``None`` where it is not kept.
+        """
+        with self._read():
+            row = self._reader.execute(
+                "SELECT first, count, bytes, created FROM batches WHERE first < ? ORDER BY first DESC LIMIT 1",
+                (offset,),
+            ).fetchone()
+        return None if row is None or row[0] + row[1] < offset else "{}+{}, {} bytes, {!r}".format(*row)
+
+    def fault(self) -> str | None:
+        """What is wrong with the file as a whole, in a line: a gap between batches, or damaged pages."""
+        with self._read():
+            gap = self._reader.execute(
+                "SELECT before, first FROM (SELECT first, lag(first + count) OVER (ORDER BY first) AS before"
+                " FROM batches) WHERE before <> first LIMIT 1"
+            ).fetchone()
+            if gap is not None:
+                return f"the records from {gap[0]} to {gap[1]} are not in it"
+            if self.path.stat().st_size > CHECKED_BYTES:
+                return None
+            said = str(self._reader.execute("PRAGMA integrity_check(1)").fetchone()[0])
+        return None if said == "ok" else said.splitlines()[-1]
 
     def size_bytes(self) -> int:
         """Bytes in use; pages of trimmed records are used again and do not count."""

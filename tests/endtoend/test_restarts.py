@@ -1,5 +1,6 @@
 """A server that is started again: on the same state with another configuration, beside another, after damage."""
 
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -38,9 +39,9 @@ def state(left: Server, tmp_path: Path) -> Path:
 
 
 def refused(serve: Serve, changes: dict[str, Any], state: Path) -> str:
-    """What a server says that may not start with these changes; its exit code is 1."""
+    """What a server says that may not start with these changes; its exit code is 3."""
     server = serve(merged(PUSHED, changes), state=state, listen=False)
-    assert server.wait(60) == 1
+    assert server.wait(60) == 3
     assert "Traceback" not in server.err, server.err
     return server.err
 
@@ -102,6 +103,16 @@ def test_what_may_not_change_is_refused(
     said = refused(serve, changes, state)
     for word in (*words, "--state"):
         assert word in said, said
+
+
+def test_half_a_restore_is_refused_before_a_record_is_taken(serve: Serve, state: Path) -> None:
+    """Without the database the server ends, says what is there and what is missing, and leaves it all where it was."""
+    (state / "state.sqlite").unlink()
+    folders = sorted(str(path) for kind in ("checkpoints", "published") for path in (state / kind).rglob("*"))
+    said = refused(serve, {}, state)
+    for line in ("state.sqlite .*is missing", "checkpoints/ .*has .*does not know", "published/ .*has ", "log.sqlite "):
+        assert re.search(rf"\n  {line}", said), said
+    assert sorted(str(path) for kind in ("checkpoints", "published") for path in (state / kind).rglob("*")) == folders
 
 
 def test_what_is_taken_is_named(serve: Serve, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from streamkd.distill.teachers import SnapshotTeacher, copy_of
 from streamkd.distill.terms import Term
 from streamkd.distill.vicinity import Vicinity
 from streamkd.errors import ConfigError
+from streamkd.meta import slopes
 from streamkd.meta.adapt import GateAdapter
 from streamkd.state import tree
 
@@ -345,6 +346,107 @@ def test_a_table_that_is_not_finite_moves_nothing() -> None:
     toys.train(step, x, y)
     assert _equal(before, gate.state_dict())
     assert adapter.adaptations == 0
+    assert adapter.faults == {"not_finite": 1}
+
+
+def test_a_gradient_of_the_gate_that_is_not_finite_moves_nothing() -> None:
+    """Tables may be finite and the gate's own slope not: it neither moves nor meets the optimiser's moments."""
+    gate = toys.scorer()
+    adapter = toys.adapter_of(gate, every=1)
+    step = ready(adapter, gate)
+    before = copy.deepcopy(gate.state_dict())
+    spoil = next(gate.parameters()).register_hook(lambda g: torch.full_like(g, torch.nan))
+    toys.train(step, *toys.batches(1, seed=6)[0])
+    assert _equal(before, gate.state_dict())
+    assert (adapter.adaptations, adapter.faults) == (0, {"not_finite": 1})
+    spoil.remove()
+    toys.train(step, *toys.batches(1, seed=7)[0])
+    assert adapter.adaptations == 1
+    assert all(p.isfinite().all() for p in gate.parameters())
+
+
+class Passing(RuntimeError):
+    """A fault of the device that does not come again."""
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason", "adaptations"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "memory", 2),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "memory", 2),
+        (Passing("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), "forward", 3),
+        (NotImplementedError("of a stranger's layer"), "forward", 3),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_passing_fault_does_not_switch_the_engine(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: Exception, reason: str, adaptations: int
+) -> None:
+    """Without memory the adaptation is left out, after another fault its tables are differences once; said, counted."""
+    gate = toys.scorer()
+    adapter = toys.adapter_of(gate, every=1)
+    step = ready(adapter, gate)
+    forward, calls = slopes.forward, []
+
+    def failing(*arguments: Any) -> slopes.Tangent:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise fault
+        return forward(*arguments)
+
+    monkeypatch.setattr(slopes, "forward", failing)
+    for x, y in toys.batches(3, seed=6):
+        toys.train(step, x, y)
+    assert len(calls) == 3
+    assert (adapter.adaptations, adapter.faults) == (adaptations, {reason: 1})
+    assert adapter.engine_in_use == "forward"
+    assert str(fault)[:20] in caplog.text
+
+
+class Doubled(torch.autograd.Function):
+    """An operator without forward mode."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
+        return 2 * g
+
+
+class Stranger(nn.Module):
+    """A student's body with that operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(toys.FEATURES, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Doubled.apply(self.head(x))
+
+
+def test_an_operator_without_forward_mode_switches_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    """The tables come from differences from then on, also after a restart; the log and the engine in use say it."""
+    gate = toys.scorer()
+    adapter = toys.adapter_of(gate, every=1)
+    step = ready(adapter, gate, student=toys.wrapped(Stranger()))
+    toys.train(step, *toys.batches(1, seed=6)[0])
+    assert adapter.adaptations == 1
+    assert adapter.engine_in_use == "finite-difference"
+    assert "finite differences from now on: You must implement the jvp function" in caplog.text
+    again = toys.adapter_of(toys.scorer(), every=1)
+    again.load_state_dict(copy.deepcopy(adapter.state_dict()))
+    assert again.engine_in_use == "finite-difference"
+
+
+def test_a_switch_of_before_is_tried_again() -> None:
+    """Older checkpoints do not say why they switched: it may have been a fault that passed."""
+    adapter = toys.adapter_of(toys.scorer())
+    state = copy.deepcopy(adapter.state_dict())
+    del state["lacking"]
+    adapter.load_state_dict({**state, "refused": True})
+    assert adapter.engine_in_use == "forward"
 
 
 @pytest.mark.parametrize("settings", [{}, {"engine": "prequential"}, {"horizon": 3}, {"temperature": True}], ids=str)

@@ -106,7 +106,7 @@ def test_the_engine_auto_trains_it(student: str) -> None:
     learner = learned(student)
     assert learner.prequential.overall > 0.5
     adapter = learner.adapter
-    assert adapter.refused
+    assert adapter.lacking
     assert adapter.adaptations > 5
     assert any(not torch.equal(p.detach(), o) for p, o in zip(adapter.parameters, adapter.origin, strict=True))
 

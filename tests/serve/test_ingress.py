@@ -21,6 +21,7 @@ import pyarrow.flight as fl
 import pytest
 
 from streamkd.serve.channel import pair
+from streamkd.state.directory import StateDirectory
 from streamkd.streams.database import PAGE_BYTES
 from streamkd.streams.log import Log
 
@@ -73,7 +74,8 @@ class Process:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
-    """Starts an ingress over the test's state directory."""
+    """Starts an ingress over the test's state directory, as the learner leaves it at its first start."""
+    StateDirectory(tmp_path).create()
     processes = []
 
     def make(again: bool = False, **changes: Any) -> Process:
@@ -271,7 +273,7 @@ def test_what_cannot_start_says_why(case: str, start: Callable[..., Process], tm
     else:
         (tmp_path / "log.sqlite").write_bytes(b"no database" * 1_000)
         failed = start()
-        said, exit_code = "cannot be opened as a log", 1
+        said, exit_code = "cannot be opened as a log", 3
     assert failed.first["kind"] == "fatal"
     assert said in failed.first["message"]
     assert failed.first["exit_code"] == exit_code

@@ -37,6 +37,11 @@ def test_other_weights_are_refused_with_the_reason(candidate: dict[str, torch.Te
     assert against_weights(candidate, OLD) == reason
 
 
+def test_every_kind_of_number_must_be_finite() -> None:
+    """Also a complex buffer's imaginary part."""
+    assert against_weights({"z": torch.tensor(complex(0, torch.nan))}, {"z": torch.tensor(1j)}) == "not_finite"
+
+
 def _fail() -> torch.Tensor:
     raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 

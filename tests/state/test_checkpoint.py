@@ -250,14 +250,66 @@ def test_a_reader_neither_saves_nor_cleans(directory: StateDirectory, checkpoint
     reader.close()
 
 
-def test_leftovers_are_removed_when_the_owner_opens(directory: StateDirectory, checkpoints: Checkpoints) -> None:
-    """Folders half written, or renamed and never committed, are gone after the next opening."""
+def test_what_was_half_written_is_removed_when_the_owner_opens(
+    directory: StateDirectory, checkpoints: Checkpoints
+) -> None:
+    """A folder under a temporary name is nobody's checkpoint."""
     _save(checkpoints, 1)
-    for name in (".new-77", "2"):
-        (directory.checkpoints / name).mkdir()
-        (directory.checkpoints / name / "state.json").write_text("{}")
+    (directory.checkpoints / ".new-77").mkdir()
     Checkpoints(directory).close()
     assert _names(directory) == ["1"]
+
+
+def test_a_folder_that_the_database_does_not_know_is_left_alone(
+    directory: StateDirectory, checkpoints: Checkpoints
+) -> None:
+    """Another database may know it: opening and saving neither remove nor replace it."""
+    _save(checkpoints, 1)
+    for name in ("2", "9"):
+        (directory.checkpoints / name).mkdir()
+        (directory.checkpoints / name / "state.json").write_text("theirs")
+    again = Checkpoints(directory)
+    with pytest.raises(StateError, match=r"checkpoints/2: is there already, and this database does not know it"):
+        _save(again, 2)
+    again.close()
+    assert _names(directory) == ["1", "2", "9"]
+    assert (directory.checkpoints / "2" / "state.json").read_text() == "theirs"
+
+
+KILLED = """
+import os, signal, sys, torch
+from streamkd.state import leftovers
+from streamkd.state.checkpoint import Checkpoints
+from streamkd.state.directory import StateDirectory
+directory = StateDirectory(sys.argv[1])
+
+def die(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+with directory.lock():
+    checkpoints = Checkpoints(directory, keep=2)
+    save = lambda n: checkpoints.save({"n": n}, offsets={"main/0": n}, records=n, config={}, environment={})
+    save(1), save(2)
+    if sys.argv[2] == "before":
+        leftovers.sync = die  # named, and not committed
+    else:
+        checkpoints._settle = die  # committed, and the retired one still there
+    save(3)
+"""
+
+
+@pytest.mark.parametrize(("moment", "left", "kept"), [("before", ["1", "2", "3"], 2), ("after", ["1", "2", "3"], 3)])
+def test_what_a_killed_save_left_is_removed(tmp_path: Path, moment: str, left: list[str], kept: int) -> None:
+    """kill -9 between the rename and the commit, or between the commit and the removal: the next owner clears up."""
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), moment], timeout=60)
+    directory = StateDirectory(tmp_path)
+    assert done.returncode == -9
+    assert [name for name in _names(directory) if name.isdigit()] == left
+    with directory.lock():
+        again = Checkpoints(directory, keep=2)
+        assert _names(directory) == [str(info.id) for info in again.list()] == [str(kept - 1), str(kept)]
+        assert _save(again, 4).id == kept + 1
+        again.close()
 
 
 FULL = """

@@ -231,12 +231,53 @@ def test_changed_files_are_not_served(versions: Versions, damage: str) -> None:
         versions.read(1)
 
 
-def test_a_folder_left_by_a_dead_process_is_replaced(directory: StateDirectory, versions: Versions) -> None:
-    """Files renamed but never committed do not stand in the way of the number."""
+KILLED = """
+import os, signal, sys
+from streamkd.state import leftovers
+from streamkd.state.directory import StateDirectory
+from streamkd.state.publish import Versions
+directory = StateDirectory(sys.argv[1])
+with directory.lock():
+    versions = Versions(directory)
+    write = lambda folder: folder.joinpath("model").write_text("") and None
+    versions.publish(write, records=1)
+    leftovers.sync = lambda folder: os.kill(os.getpid(), signal.SIGKILL)
+    versions.publish(lambda folder: folder.joinpath("stale").write_text("") and None, records=2)
+"""
+
+
+def _killed(path: Path) -> StateDirectory:
+    """A directory whose owner was killed when version 2 had its name and was not committed."""
+    assert subprocess.run([sys.executable, "-c", KILLED, str(path)], timeout=60).returncode == -9
+    assert (path / "published" / "2" / "stale").exists()
+    return StateDirectory(path)
+
+
+def test_a_folder_left_by_a_killed_owner_goes_with_the_next(tmp_path: Path) -> None:
+    """Files renamed but never committed are removed, and the number is given."""
+    directory = _killed(tmp_path)
+    with directory.lock():
+        versions = Versions(directory)
+        assert sorted(p.name for p in directory.published.iterdir()) == ["1"]
+        assert _put(versions, "b") == 2
+        versions.close()
+
+
+def test_a_folder_left_by_a_killed_owner_is_replaced_by_a_rollback(tmp_path: Path) -> None:
+    """Also a command beside, before there is another owner, may take the number."""
+    versions = Versions(_killed(tmp_path))
+    assert versions.rollback(1) == 2
+    assert [p.name for p in versions.read(2).iterdir() if p.name != "version.json"] == ["model"]
+    versions.close()
+
+
+def test_a_folder_that_the_database_does_not_know_is_left_alone(directory: StateDirectory, versions: Versions) -> None:
+    """Another database may know it: publishing under its number is refused, and it stays."""
     (directory.published / "1").mkdir()
-    (directory.published / "1" / "stale").write_text("")
-    assert _put(versions, "a") == 1
-    assert not (versions.read(1) / "stale").exists()
+    (directory.published / "1" / "theirs").write_text("")
+    with pytest.raises(StateError, match=r"published/1: is there already"):
+        _put(versions, "a")
+    assert [p.name for p in directory.published.rglob("*")] == ["1", "theirs"]
 
 
 def test_readers_see_that_something_changed(directory: StateDirectory, versions: Versions) -> None:
@@ -250,10 +291,10 @@ def test_readers_see_that_something_changed(directory: StateDirectory, versions:
 
 
 def test_half_written_folders_of_killed_writers_are_removed(directory: StateDirectory) -> None:
-    """The owner removes what a dead process left, and spares what a living one is writing."""
+    """The owner removes what a dead process left, also one of its own number, and spares what a living one writes."""
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    for pid in (dead.pid, os.getpid()):
+    for pid in (dead.pid, os.getpid(), os.getppid()):
         (directory.published / f".new-{pid}-1").mkdir()
     Versions(directory).close()
-    assert [p.name for p in directory.published.iterdir()] == [f".new-{os.getpid()}-1"]
+    assert [p.name for p in directory.published.iterdir()] == [f".new-{os.getppid()}-1"]

@@ -1,0 +1,243 @@
+"""Whether the parts of a state directory fit each other: looked at before anything of it is opened for writing.
+
+    state.sqlite ── rows ──► checkpoints/<id>/   a folder for what the database knows, none that is newer than it
+         │      └── rows ──► published/<n>/      the same
+         └── identity, offsets, marks ──► log.sqlite   of this directory, whole, as long as what was learned of it
+
+A half restore is refused with a line for each part, and nothing is changed. The learner calls
+``refuse_misfits`` under the lock and before it says ready; the ingress, which may be started again at any time,
+calls ``refuse_other_log`` before it takes records. So no record is ever acknowledged under an offset that the
+learner has behind it.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from streamkd.errors import StateConflict, StateError
+from streamkd.state.directory import StateDirectory, about, note
+from streamkd.state.leftovers import Leftovers
+from streamkd.streams.log import Log
+
+_SHOWN = 6  # numbers of folders in a line
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of a state directory, in words, and whether it fits the others."""
+
+    name: str
+    said: str
+    fits: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a checkpoint's row says of the log: the next offset of each partition, and what marks the record before."""
+
+    offsets: Mapping[str, int]
+    marks: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the database knows. ``given`` is the highest number ever given, to a checkpoint and to a version."""
+
+    rows: Mapping[int, Row] = field(default_factory=dict)
+    versions: Sequence[int] = ()
+    given: tuple[int, int] = (0, 0)
+    unfinished: tuple[Sequence[int], Sequence[int]] = ((), ())
+    identity: str | None = None
+    had_log: bool = False
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was ever committed under it."""
+        return not any(self.given) and not self.had_log
+
+
+def refuse_misfits(directory: StateDirectory, pushed: bool) -> None:
+    """Refuse to start over parts of which one is missing, damaged or of another time; ``pushed``: there is a log.
+
+    Raises:
+        StateConflict: a line for each part, and the ways out.
+    """
+    database, known = _database(directory)
+    parts = [
+        database,
+        _folders("checkpoints", directory.checkpoints, known, tuple(known.rows), 0),
+        _folders("published", directory.published, known, known.versions, 1),
+        _log(directory, known, pushed),
+    ]
+    if not database.fits or not all(part.fits for part in parts):
+        raise _conflict(directory, parts)
+
+
+def refuse_other_log(directory: StateDirectory) -> None:
+    """Refuse to take records into a log that is not the one that the learner reads.
+
+    Raises:
+        StateConflict: what is there and what is missing.
+    """
+    database, known = _database(directory)
+    if not directory.exists():
+        database = Part(database.name, database.said, fits=False)
+    parts = [database, _log(directory, known, pushed=True)]
+    if not all(part.fits for part in parts):
+        raise _conflict(directory, parts)
+
+
+def claim(directory: StateDirectory, log: Log) -> None:
+    """Let log and database know each other, before a first record is taken."""
+    with closing(directory.connect()) as connection:
+        identity = about(connection)["identity"]
+        if log.owner != identity:
+            log.belong_to(identity)
+        note(connection, "log", log.partition)
+
+
+def _conflict(directory: StateDirectory, parts: Sequence[Part]) -> StateConflict:
+    lines = [f"\n  {part.name:13}{'' if part.fits else 'DOES NOT FIT: '}{part.said}" for part in parts]
+    return StateConflict(
+        "the parts of this state directory do not fit each other; nothing was changed" + "".join(lines),
+        where=str(directory.path),
+        fix="restore all parts from one backup; or move away what does not fit (to keep log.sqlite alone, where it"
+        " is whole, learns it again from its first record); or begin with an empty directory: --state elsewhere",
+    )
+
+
+def _database(directory: StateDirectory) -> tuple[Part, Known]:
+    """The database in words, and what it knows; nothing where it is missing or cannot be read."""
+    name = directory.database.name
+    if not directory.exists():
+        return _no_database(directory), Known()
+    try:
+        with closing(directory.connect(read_only=True)) as connection:
+            damage = str(connection.execute("PRAGMA integrity_check(1)").fetchone()[0])
+            known = _known(connection, directory)
+    except StateConflict:
+        raise
+    except (sqlite3.Error, StateError, ValueError) as fault:
+        said = fault.message if isinstance(fault, StateError) else str(fault)
+        return Part(name, f"cannot be read: {said}", fits=False), Known()
+    if damage != "ok":
+        return Part(name, f"is damaged: {damage.splitlines()[-1]}", fits=False), Known()
+    return Part(name, f"knows checkpoints {_some(known.rows)} and versions {_some(known.versions)}"), known
+
+
+def _no_database(directory: StateDirectory) -> Part:
+    """No database fits only where nothing else is there that one has known: a log alone can be learned anew."""
+    rest = directory.database.with_name("state.sqlite-wal")
+    said = "is empty" if directory.database.is_file() else "is missing"
+    if _size(rest):
+        return Part(directory.database.name, f"{said}, {rest.name} is there", fits=False)
+    others = _numbers(directory.checkpoints) or _numbers(directory.published)
+    return Part(directory.database.name, said, fits=not others)
+
+
+def _known(connection: sqlite3.Connection, directory: StateDirectory) -> Known:
+    said = about(connection)
+    columns = {row[1] for row in connection.execute("PRAGMA table_info(checkpoints)")}
+    marks = "marks" if "marks" in columns else "NULL"  # a database of an older version
+    rows = connection.execute(f"SELECT id, offsets, {marks} FROM checkpoints ORDER BY id").fetchall()
+    given = dict(connection.execute("SELECT name, seq FROM sqlite_sequence").fetchall())
+    return Known(
+        {row[0]: Row(json.loads(row[1]), json.loads(row[2] or "{}")) for row in rows},
+        [row[0] for row in connection.execute("SELECT version FROM versions ORDER BY version")],
+        (int(given.get("checkpoints", 0)), int(given.get("versions", 0))),
+        (
+            Leftovers(directory.checkpoints, connection).marked(),
+            Leftovers(directory.published, connection).marked(),
+        ),
+        said.get("identity"),
+        "log" in said,
+    )
+
+
+def _folders(name: str, folder: Path, known: Known, needed: Sequence[int], which: int) -> Part:
+    """Folders of one kind: at least one of those that are known, and none that the database has yet to number."""
+    there = _numbers(folder)
+    newer = [n for n in there if n > known.given[which] and n not in known.unfinished[which]]
+    if newer:
+        upto = f"up to {known.given[which]}" if known.given[which] else "none"
+        return Part(f"{name}/", f"has {_some(newer)}, which the database does not know (it knows {upto})", fits=False)
+    if needed and not {*there} & {*needed}:
+        return Part(f"{name}/", f"needed {_some(needed)}, has {_some(there)}", fits=False)
+    return Part(f"{name}/", f"has {_some(there)}")
+
+
+def _log(directory: StateDirectory, known: Known, pushed: bool) -> Part:
+    name = directory.log.name
+    if not pushed:
+        return Part(name, "is not used: the stream is not pushed")
+    if not _size(directory.log):
+        said = "is empty" if directory.log.is_file() else "is missing"
+        rest = directory.log.with_name("log.sqlite-wal")
+        if _size(rest):
+            return Part(name, f"{said}, {rest.name} is there", fits=False)
+        learned = max((offset for row in known.rows.values() for offset in row.offsets.values()), default=0)
+        return Part(name, f"{said}; {learned} of its records are learned" if known.had_log else said, not known.had_log)
+    try:
+        with closing(Log(directory.log, read_only=True)) as log:
+            fault = _against_log(log, known)
+            return Part(name, fault or f"holds the records from {log.begin()} to {log.end()}", fits=fault is None)
+    except StateError as fault:
+        return Part(name, fault.message, fits=False)
+    except (sqlite3.Error, OSError) as fault:
+        return Part(name, f"cannot be read: {fault}", fits=False)
+
+
+def _against_log(log: Log, known: Known) -> str | None:
+    """The first reason why this log is not the one that was learned."""
+    if (damage := log.fault()) is not None:
+        return f"is damaged: {damage}"
+    begin, end = log.begin(), log.end()
+    if log.owner not in (None, known.identity):
+        if known.is_new and begin == 0:
+            return None  # the whole log alone: it is learned from its first record
+        return "belongs to the database of another state directory, or to one that is gone"
+    if known.is_new and begin > 0:
+        return f"begins at record {begin}; those before are learned by a checkpoint that is not here"
+    against = (_against_row(log, row, end) for row in known.rows.values())
+    return next(filter(None, against), None) or _against_begin(begin, log.partition, known)
+
+
+def _against_row(log: Log, row: Row, end: int) -> str | None:
+    if log.partition not in row.offsets:
+        return f"is of the stream {log.stream!r}, the checkpoint of {', '.join(row.offsets)}"
+    offset = row.offsets[log.partition]
+    if end < offset:
+        return f"ends at record {end}, and those up to {offset} are learned: it is older than the checkpoint"
+    mark = row.marks.get(log.partition)
+    found = log.mark(offset)
+    if mark is not None and found is not None and found != mark:
+        return f"has another record before {offset} ({found}) than the one that was learned ({mark})"
+    return None
+
+
+def _against_begin(begin: int, partition: str, known: Known) -> str | None:
+    newest = known.rows[max(known.rows)].offsets[partition] if known.rows else 0
+    if begin <= newest:
+        return None
+    return f"begins at record {begin}, and the newest checkpoint goes on from {newest}: the database is older"
+
+
+def _numbers(folder: Path) -> list[int]:
+    """The numbered folders in it."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.is_file() else 0
+
+
+def _some(numbers: Iterable[int]) -> str:
+    shown = [str(number) for number in numbers]
+    if len(shown) > _SHOWN:
+        shown = [*shown[:2], "…", *shown[-2:]]
+    return ", ".join(shown) or "none"
