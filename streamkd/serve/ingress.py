@@ -11,10 +11,8 @@ once, and nothing acknowledged is lost: an ack is sent when the log has the rows
 import argparse
 import contextlib
 import logging
-import os
 import resource
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -29,6 +27,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from streamkd import config as configuration
+from streamkd import threads
 from streamkd.config import Config
 from streamkd.errors import ConfigError, StreamkdError
 from streamkd.plugins import Registry
@@ -148,7 +147,7 @@ def _http(app: Starlette, path: Path | None) -> Iterator[None]:
         bound.listen(128)
         settings = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2)
         server = uvicorn.Server(settings)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, name="http", daemon=True)
+        thread = threading.Thread(target=_serve, args=[server, bound], name="http", daemon=True)
         thread.start()
         try:
             yield
@@ -157,11 +156,19 @@ def _http(app: Starlette, path: Path | None) -> Iterator[None]:
             thread.join(DRAIN_SECONDS)
 
 
+def _serve(server: uvicorn.Server, bound: socket.socket) -> None:
+    """Answer until told to end; a server that ends of itself, without an error even, is a thread that has died."""
+    server.run(sockets=[bound])
+    if not server.should_exit:
+        raise RuntimeError("the HTTP server has ended unasked")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The process: wait for the start message, run, and say why not where it cannot."""
     parser = argparse.ArgumentParser(prog="streamkd.serve.ingress", description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="this end of the supervisor's channel")
     channel = Channel.inherited(parser.parse_args(arguments).fd)
+    threads.end_process_when_one_dies(channel.send_fatal)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s ingress: %(message)s")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
@@ -171,8 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
     except EOFError:
         return 1
     except StreamkdError as fault:
-        with contextlib.suppress(EOFError):
-            channel.send({"kind": "fatal", "message": str(fault), "exit_code": fault.exit_code})
+        channel.send_fatal(fault)
         return fault.exit_code
     return 0
 
@@ -194,7 +200,4 @@ def _bound_memory(limit_bytes: int) -> None:
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # an open put stream would keep the Flight server, and so the interpreter, waiting
+    threads.run_process(main)  # an open put stream would keep the Flight server, and so the interpreter, waiting

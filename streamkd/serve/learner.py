@@ -8,7 +8,6 @@ decides here (when to checkpoint, publish or measure) never reaches the weights.
 """
 
 import logging
-import os
 import sqlite3
 import sys
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from streamkd import config as configuration
+from streamkd import threads
 from streamkd.config import Config
 from streamkd.errors import PluginError, StateConflict, StateError, StreamkdError
 from streamkd.learner import Learner
@@ -176,6 +176,7 @@ def main(fd: int) -> int:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s learner %(levelname)s %(message)s", stream=sys.stderr)
     channel = Channel.inherited(fd)
+    threads.end_process_when_one_dies(channel.send_fatal)
     start = channel.receive()
     assert start is not None, "the supervisor speaks first"
     try:
@@ -195,11 +196,10 @@ def main(fd: int) -> int:
         return 1
     except StreamkdError as fault:
         logger.error("%s", fault, exc_info=isinstance(fault, PluginError) and fault.__cause__ is not None)
-        channel.send({"kind": "fatal", "message": str(fault), "exit_code": fault.exit_code})
+        channel.send_fatal(fault)
         return fault.exit_code
 
 
 if __name__ == "__main__":
-    code = main(int(sys.argv[sys.argv.index("--fd") + 1]))
-    sys.stderr.flush()
-    os._exit(code)  # torch's and Avalanche's exit handlers have nothing to do, and take their time
+    # torch's and Avalanche's exit handlers have nothing to do, and take their time
+    threads.run_process(lambda: main(int(sys.argv[sys.argv.index("--fd") + 1])))
