@@ -27,6 +27,8 @@ __all__ = ["arrow_schema", "check_schema", "encode", "encode_inputs", "sift"]
 NAME_BYTES = 256  # of a label or a task
 DICTIONARY_BYTES = 256 << 20  # what dictionary columns may unfold to
 _EVENT_TIME = pa.timestamp("us", "UTC")
+_SECONDS = (-62_135_596_800, 253_402_300_800)  # the years 1 to 9999, which ``datetime`` can hold; the end is no longer one
+_PARTS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
 @lru_cache(64)
@@ -335,10 +337,32 @@ def _cast(array: pa.Array, place: _Place, faults: _Faults) -> pa.Array:
     if array.null_count and place.missing is not None and not place.optional:
         faults.add(_nulls(array), place.missing, f"{place.name}: null")
     if place.type == _EVENT_TIME:
-        if pa.types.is_date(array.type):
-            array = array.cast(pa.timestamp("ms"))
-        return array.cast(pa.timestamp("us", array.type.tz), safe=False).cast(_EVENT_TIME)
-    return array if array.type == place.type else array.cast(place.type)
+        return _times(array, place.name, faults)
+    try:
+        return array if array.type == place.type else array.cast(place.type)
+    except pa.ArrowException as fault:  # a time of a zone that nobody knows, an interval
+        said = f"needed {place.type}, got {array.type}, which cannot be written out: {fault}"
+        raise SchemaMismatch(said, where=f"column {place.name!r}", fix="send text") from None
+
+
+def _times(array: pa.Array, name: str, faults: _Faults) -> pa.Array:
+    """Event times as microseconds; one of another year than 1 to 9999 would wrap, or be no ``datetime``."""
+    array = array.cast(pa.timestamp("s" if pa.types.is_date32(array.type) else "ms")) if _is_date(array) else array
+    unit = array.type.unit
+    first, end = (bound * _PARTS[unit] for bound in _SECONDS)
+    values = array.cast(pa.int64())
+    inside = pc.and_(pc.greater_equal(values, max(first, -(2**63))), pc.less_equal(values, min(end, 2**63) - 1))
+    if not pc.all(inside, min_count=0).as_py():
+        outside = np.flatnonzero(~inside.fill_null(True).to_numpy(zero_copy_only=False))
+        for row in outside.tolist():
+            said = f"{name}: needed a time of the years 1 to 9999, got {values[row].as_py()} {unit} since 1970"
+            faults.add(np.array([row]), "decode", said)
+        array = pc.if_else(inside, array, pa.scalar(None, array.type))
+    return array.cast(pa.timestamp("us", array.type.tz), safe=False).cast(_EVENT_TIME)
+
+
+def _is_date(array: pa.Array) -> bool:
+    return bool(pa.types.is_date(array.type))
 
 
 def _nulls(array: pa.Array) -> np.ndarray:

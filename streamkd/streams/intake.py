@@ -241,9 +241,9 @@ class Intake:
             self._meter.count("records_rejected_total", source=source, reason=letter.reason)
             self._meter.count("dead_letter_records_total", source=source, reason=letter.reason)
         if self.schema.event_time and receipt.accepted:
-            newest = pc.max(entry.rows.column(self.schema.event_time)).as_py()
+            newest = pc.max(entry.rows.column(self.schema.event_time)).value  # microseconds: no ``datetime`` can fail
             if newest is not None:
-                self._meter.set("source_watermark_timestamp_seconds", newest.timestamp(), source=source)
+                self._meter.set("source_watermark_timestamp_seconds", newest / 1e6, source=source)
 
     def _tell(self) -> None:
         with self._changed:

@@ -239,3 +239,46 @@ def test_labels_and_tasks_are_names_not_texts() -> None:
     rows, rejects = codec.sift(batch, schema, row_bytes=4096)
     assert rows.num_rows == 1
     assert [(reject.row, reject.reason) for reject in rejects] == [(1, "too_large"), (2, "too_large"), (3, "too_large")]
+
+
+TIMED = RecordSchema(inputs=(InputColumn(name="x"),), id="id", event_time="t")
+TIMES: list[tuple[str, pa.DataType, int, str | None]] = [
+    # title, type, the value as its integer, what the log then holds (None: the row is refused)
+    ("2^62 microseconds", pa.timestamp("us", "UTC"), 2**62, None),
+    ("-2^63 microseconds", pa.timestamp("us", "UTC"), -(2**63), None),
+    ("2^63 - 1 microseconds", pa.timestamp("us"), 2**63 - 1, None),
+    ("seconds that wrap to 1970", pa.timestamp("s"), 2**62, None),
+    ("seconds at their least", pa.timestamp("s", "UTC"), -(2**63), None),
+    ("milliseconds that wrap", pa.timestamp("ms"), 2**63 - 1, None),
+    ("the first second of the year 10000", pa.timestamp("s"), 253_402_300_800, None),
+    ("the last second before the year 1", pa.timestamp("s"), -62_135_596_801, None),
+    ("the last day that Arrow has", pa.date32(), 2**31 - 1, None),
+    ("the last second of 9999", pa.timestamp("s"), 253_402_300_799, "9999-12-31 23:59:59"),
+    ("the first of the year 1", pa.timestamp("ms"), -62_135_596_800_000, "0001-01-01 00:00:00"),
+    ("the last nanosecond that there is", pa.timestamp("ns"), 2**63 - 1, "2262-04-11 23:47:16.854775"),
+    ("the first nanosecond", pa.timestamp("ns", "UTC"), -(2**63), "1677-09-21 00:12:43.145225"),
+    ("a zone that nobody knows", pa.timestamp("us", "Mars/Phobos"), 0, "1970-01-01 00:00:00"),
+    ("a day", pa.date32(), 1, "1970-01-02 00:00:00"),
+]
+
+
+@pytest.mark.parametrize(("title", "kind", "value", "held"), TIMES, ids=[row[0] for row in TIMES])
+def test_an_event_time_keeps_its_value_or_refuses_its_row(
+    title: str, kind: pa.DataType, value: int, held: str | None
+) -> None:
+    """What ``datetime`` cannot hold, or would wrap, is refused with its number; the row beside it is taken."""
+    integers = pa.array([0, value], pa.int32() if pa.types.is_date32(kind) else pa.int64())
+    columns = {"x": pa.array([1.0, 2.0], pa.float32()), "label": pa.array([0, 1]), "id": pa.array(["a", "b"])}
+    rows, rejects = codec.sift(pa.record_batch({**columns, "t": integers.view(kind)}), TIMED)
+    times = [str(moment.replace(tzinfo=None)) for moment in rows.column("t").to_pylist()]
+    assert times == ["1970-01-01 00:00:00", *([held] if held else [])]
+    assert [(each.row, each.reason) for each in rejects] == ([] if held else [(1, "decode")])
+    assert all("years 1 to 9999" in each.detail for each in rejects)
+
+
+@pytest.mark.parametrize("strange", [pa.array([pa.MonthDayNano([1, 2, 3])]), pa.array([0], pa.timestamp("s", "Mars"))])
+def test_an_id_that_cannot_be_written_out_is_a_schema_that_does_not_fit(strange: pa.Array) -> None:
+    """An interval, and a time of a zone that nobody knows, are refused by the name of their column."""
+    columns = {"x": pa.array([1.0], pa.float32()), "label": pa.array([0]), "t": pa.array([0], pa.timestamp("us"))}
+    with pytest.raises(SchemaMismatch, match="column 'id': needed string, got"):
+        codec.sift(pa.record_batch({**columns, "id": strange}), TIMED)
