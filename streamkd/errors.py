@@ -12,7 +12,8 @@
     ├── StateError              a state directory cannot be used
     │   ├── StateInUse          another learner owns it
     │   ├── StateConflict       it was written under a configuration that does not fit
-    │   └── CheckpointDamaged   a checkpoint is truncated or its hash is wrong
+    │   ├── CheckpointDamaged   a checkpoint is truncated or its hash is wrong
+    │   └── LogDamaged          the log's file or one of its batches is not what was written
     ├── TrialFailed             a trial of a search gives nothing to judge it by; ``reason`` says why
     ├── Overloaded              a bounded queue is full; come again after ``retry_after_seconds``
     └── NotReady                nothing is published yet, or the process is draining
@@ -75,6 +76,10 @@ class StateConflict(StateError):
 
 class CheckpointDamaged(StateError):
     """A checkpoint is truncated, or its content does not have the hash that was committed."""
+
+
+class LogDamaged(StateError):
+    """The log's file is broken, or one of its batches is not what was written."""
 
 
 class TrialFailed(StreamkdError):

@@ -12,7 +12,7 @@ import pyarrow.flight as fl
 
 from streamkd.errors import RecordError
 from streamkd.producer.outbox import Outbox, Piece
-from streamkd.producer.wire import Disconnected, Target
+from streamkd.producer.wire import Disconnected, Target, conflict
 
 
 def deliver(outbox: Outbox, target: Target) -> None:
@@ -67,7 +67,7 @@ def _read_acks(acks: Any, outbox: Outbox, faults: list[Exception], ended: thread
     try:
         while (buffer := acks.read()) is not None:
             ack = json.loads(buffer.to_pybytes())
-            outbox.settle(ack["sequence"], ack["accepted"], ack["rejected"], ack["offset"])
+            outbox.settle(ack["sequence"], ack["accepted"], ack["rejected"], ack["offset"], bool(ack.get("duplicate")))
     except Exception as fault:  # told by the sending thread
         faults.append(fault)
     finally:
@@ -91,6 +91,8 @@ def _told(faults: list[Exception], target: Target) -> Exception:
         if isinstance(fault, fl.FlightUnauthenticatedError | fl.FlightUnauthorizedError):
             return RecordError(f"the server refuses the token: {_line(fault)}", where=target.url, fix="give --token")
         said = _extra(fault)
+        if said.get("code") == "already_exists":
+            return conflict(said, target.url)
         if said.get("code") == "invalid_argument":
             return RecordError(str(said.get("error")), where=target.url)
         if said.get("code") in ("unavailable", "internal"):

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from streamkd.errors import LimitExceeded, RecordError, SchemaMismatch, StreamkdError
 from streamkd.producer.outbox import Outbox, Piece
-from streamkd.producer.wire import Disconnected, Target
+from streamkd.producer.wire import Disconnected, Target, conflict
 
 CONTENT_TYPE = "application/vnd.apache.arrow.stream"
 TIMEOUT_SECONDS = 60.0
@@ -44,8 +44,10 @@ def _post(client: httpx.Client, piece: Piece, outbox: Outbox, target: Target) ->
         raise Disconnected(f"{type(fault).__name__}: {fault}") from None
     said = _json(answer)
     if "sequence" in said:  # also where every row was refused
-        outbox.settle(piece.sequence, said["accepted"], said["rejected"], said["offset"])
+        outbox.settle(piece.sequence, said["accepted"], said["rejected"], said["offset"], bool(said.get("duplicate")))
         return
+    if answer.status_code == 409:
+        raise conflict(said, f"{target.url}{path}")
     message = str(said.get("error") or f"status {answer.status_code}")
     if answer.status_code in TRY_AGAIN:
         raise Disconnected(message, _retry_after(answer))

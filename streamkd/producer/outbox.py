@@ -54,6 +54,7 @@ class Outbox:
         self._changed = threading.Condition()
         self._began = time.monotonic()
         self._pending: Piece | None = None
+        self._sent_twice = -1
         self.sent = self.resent = self.accepted = self.rejected = self.settled = 0
         self._pull()
         self.schema = self._pending.rows.schema if self._pending else None
@@ -68,6 +69,7 @@ class Outbox:
         """What was sent and not acknowledged, in order."""
         with self._changed:
             pieces = list(self._unsettled)
+        self._sent_twice = max([self._sent_twice, *(piece.sequence for piece in pieces)])
         self.resent += sum(piece.rows.num_rows for piece in pieces)
         return pieces
 
@@ -91,19 +93,34 @@ class Outbox:
         self._pull()
         return piece
 
-    def settle(self, sequence: int, accepted: int, rejected: int, offset: int) -> None:
-        """The server has all pieces up to ``sequence``."""
-        records = 0
+    def settle(self, sequence: int, accepted: int, rejected: int, offset: int, duplicate: bool = False) -> None:
+        """The server has all pieces up to ``sequence``; a ``duplicate`` that we sent once it has from before."""
         with self._changed:
-            while self._unsettled and self._unsettled[0].sequence <= sequence:
-                piece = self._unsettled.popleft()
-                self._unsettled_bytes -= piece.rows.nbytes
-                records += piece.rows.num_rows
-            self._changed.notify_all()
-        self.accepted += accepted
-        self.rejected += rejected
+            from_before = duplicate and bool(self._unsettled) and self._unsettled[0].sequence > self._sent_twice
+            records = self._forget(sequence)
+        self.accepted += 0 if from_before else accepted
+        self.rejected += 0 if from_before else rejected
         self.settled += records
         self._on_ack(Ack(sequence, accepted, rejected, offset, records))
+
+    def skip(self, sequence: int) -> bool:
+        """Leave out all pieces up to ``sequence``, as the server has them; ``False`` where none is left after it."""
+        with self._changed:
+            self.settled += self._forget(sequence)
+        while self._pending and self._pending.sequence <= sequence:
+            self.settled += self._pending.rows.num_rows
+            self._pull()
+        return not self.done
+
+    def _forget(self, sequence: int) -> int:
+        """Drop what is settled; how many records that are."""
+        records = 0
+        while self._unsettled and self._unsettled[0].sequence <= sequence:
+            piece = self._unsettled.popleft()
+            self._unsettled_bytes -= piece.rows.nbytes
+            records += piece.rows.num_rows
+        self._changed.notify_all()
+        return records
 
     def wake(self) -> None:
         """Let ``next`` look again whether it is connected."""

@@ -4,7 +4,8 @@
                   ▲              │ breaks
                   └── back-off ──┘  what was not acknowledged is sent again, under its numbers
 
-The server keeps the numbers it has seen of each producer, so that a batch sent twice counts once.
+The server keeps the numbers it has seen of each producer and what was in them, so that a batch sent twice counts once,
+and other data under a number is refused. Numbers that it has forgotten are skipped; the next is compared.
 `streamkd push` calls this.
 """
 
@@ -19,7 +20,7 @@ import pyarrow as pa
 
 from streamkd.errors import SourceError
 from streamkd.producer.outbox import Ack, Outbox
-from streamkd.producer.wire import ClientTls, Disconnected, Target, Wire
+from streamkd.producer.wire import ClientTls, Disconnected, Forgotten, Target, Wire
 
 __all__ = ["Ack", "ClientTls", "PushSummary", "push"]
 
@@ -55,8 +56,8 @@ def push(
 
     ``url`` is grpc://, grpc+tls://, http:// or https://; a path /v1/streams/NAME names the stream. ``rate`` is in
     records per second. A ``producer`` who is named may send the same batches again after a crash of its own: those
-    that the server has are not counted twice; different data needs another name. ``on_ack`` is called
-    from another thread. Without any progress for ``patience_seconds`` it gives up.
+    that the server has are not counted twice; different data needs another name, and is refused under this one.
+    ``on_ack`` is called from another thread. Without any progress for ``patience_seconds`` it gives up.
 
     Raises:
         SourceError: the server stays away. RecordError: the server refuses the batches, or the token.
@@ -104,6 +105,9 @@ def _deliver(wire: Wire, outbox: Outbox, target: Target, patience_seconds: float
     while not outbox.done:
         try:
             wire(outbox, target)
+        except Forgotten as fault:
+            if not outbox.skip(fault.sequence):  # the piece after them is compared; without one nobody can say
+                raise fault.refusal from None
         except Disconnected as fault:
             if outbox.settled > settled:
                 wait_seconds, last_progress, settled = least, time.monotonic(), outbox.settled

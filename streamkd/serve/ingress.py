@@ -29,7 +29,7 @@ from starlette.routing import Route
 from streamkd import config as configuration
 from streamkd import threads
 from streamkd.config import Config
-from streamkd.errors import ConfigError, StreamkdError
+from streamkd.errors import ConfigError, Overloaded, StreamkdError
 from streamkd.plugins import Registry
 from streamkd.serve.channel import Channel
 from streamkd.streams.http import Answer, HttpListener, HttpOptions
@@ -90,6 +90,7 @@ class Ingress:
                 offset = message.get("offsets", {}).get(self._log.partition)
                 if isinstance(offset, int):
                     self._intake.committed(offset, message.get("oldest", {}).get(self._log.partition))
+            self._intake.tidy()
             if time.monotonic() - told >= TELL_SECONDS and (deltas := self._recorder.drain()):
                 told = time.monotonic()
                 channel.send({"kind": "metrics", "deltas": deltas})
@@ -176,6 +177,9 @@ def main(arguments: list[str] | None = None) -> int:
         assert message is not None
         _prepare(message).run(channel)
     except EOFError:
+        return 1
+    except Overloaded as fault:  # the disk is full, say: the supervisor starts us again
+        logger.error("%s", fault)
         return 1
     except StreamkdError as fault:
         channel.send_fatal(fault)

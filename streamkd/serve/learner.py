@@ -19,7 +19,7 @@ from typing import Any
 from streamkd import config as configuration
 from streamkd import threads
 from streamkd.config import Config
-from streamkd.errors import PluginError, StateConflict, StateError, StreamkdError
+from streamkd.errors import Overloaded, PluginError, StateConflict, StateError, StreamkdError
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
 from streamkd.serve.channel import Channel
@@ -191,9 +191,13 @@ def main(fd: int) -> int:
         return 0
     except EOFError:
         return 1  # the supervisor is gone: nothing is left to say, and nobody to say it to
-    except sqlite3.OperationalError as fault:  # the disk is full, say: the supervisor starts us again
+    except (sqlite3.OperationalError, Overloaded) as fault:  # the disk is full, say: the supervisor starts us again
         logger.error("%s cannot be written now: %s", start["state"], fault)
         return 1
+    except sqlite3.DatabaseError as fault:  # starting again would end the same way
+        fix = "stop the server, look at the disk, put back a copy of the whole directory or name another with --state"
+        channel.send_fatal(StateError(f"a database is damaged: {fault}", where=start["state"], fix=fix))
+        return StateError.exit_code
     except StreamkdError as fault:
         logger.error("%s", fault, exc_info=isinstance(fault, PluginError) and fault.__cause__ is not None)
         channel.send_fatal(fault)

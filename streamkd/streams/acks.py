@@ -6,6 +6,7 @@ A thread of its own, since a client may send one batch and wait for its ack befo
 the reader waits for that next. What is folded while a client does not read its acks takes no memory.
 """
 
+import itertools
 import json
 import threading
 from collections import deque
@@ -63,7 +64,8 @@ class Acks:
 
     def _send(self, receipts: Sequence[Receipt]) -> bool:
         try:
-            self._write(fold(receipts))
+            for _, alike in itertools.groupby(receipts, lambda receipt: receipt.duplicate):
+                self._write(fold(list(alike)))
         except Exception as fault:  # the client is gone, or reads no more
             self._fail(fault)
             return False
@@ -101,7 +103,7 @@ class Acks:
 
 
 def fold(receipts: Sequence[Receipt]) -> bytes:
-    """One acknowledgement of several batches: the last sequence and offset, the sums of the others.
+    """One acknowledgement of several batches, all new or all duplicates: the last sequence and offset, else sums.
 
     A batch that was sent again counts as it counted the first time, so a producer's sums are right
     whichever of its acks were lost.
@@ -111,5 +113,6 @@ def fold(receipts: Sequence[Receipt]) -> bytes:
         "accepted": sum(receipt.accepted for receipt in receipts),
         "rejected": sum(receipt.rejected for receipt in receipts),
         "offset": max(receipt.offset for receipt in receipts),
+        "duplicate": receipts[-1].duplicate,
     }
     return json.dumps(body).encode()

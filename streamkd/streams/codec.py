@@ -27,7 +27,10 @@ __all__ = ["arrow_schema", "check_schema", "encode", "encode_inputs", "sift"]
 NAME_BYTES = 256  # of a label or a task
 DICTIONARY_BYTES = 256 << 20  # what dictionary columns may unfold to
 _EVENT_TIME = pa.timestamp("us", "UTC")
-_SECONDS = (-62_135_596_800, 253_402_300_800)  # the years 1 to 9999, which ``datetime`` can hold; the end is no longer one
+_SECONDS = (
+    -62_135_596_800,
+    253_402_300_800,
+)  # the years 1 to 9999, which ``datetime`` can hold; the end is no longer one
 _PARTS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 

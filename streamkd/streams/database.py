@@ -38,3 +38,21 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         if connection.in_transaction:  # a full disk may have ended it already
             connection.execute("ROLLBACK")
         raise
+
+
+def add_columns(connection: sqlite3.Connection, table: str, columns: dict[str, str]) -> None:
+    """Give a table of an older log the columns that it lacks."""
+    there = {row[1] for row in connection.execute(f"PRAGMA table_info({table})").fetchall()}
+    for name, kind in columns.items():
+        if name not in there:
+            connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
+
+
+def is_damage(fault: sqlite3.Error) -> bool:
+    """Whether the file itself is broken, so that no second try will help."""
+    return (fault.sqlite_errorname or "").startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB"))
+
+
+def is_passing(fault: sqlite3.Error) -> bool:
+    """Whether a later try may help: the disk is full or does not answer, or another process has the file."""
+    return (fault.sqlite_errorname or "").startswith(("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_BUSY"))

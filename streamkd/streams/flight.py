@@ -3,7 +3,8 @@
     DoPut [stream] ─► schema ─► a slot ─► batch, {"producer", "sequence"} ─► intake ─► acks
 
 A stream that cannot be taken now is left unread, which holds its producer back. Every refusal is a Flight
-error with a JSON ``extra_info``: {"code": "invalid_argument" | "unavailable" | "internal", "error": ...}.
+error with a JSON ``extra_info``: {"code": "invalid_argument" | "already_exists" | "unavailable" | "internal",
+"error": ...}.
 """
 
 import contextlib
@@ -32,7 +33,8 @@ from streamkd.streams.acks import Acks
 from streamkd.streams.admission import admit_batch, admit_schema
 from streamkd.streams.codec import arrow_schema
 from streamkd.streams.intake import Ingest, Listener, refusal_reason
-from streamkd.streams.receipts import identity
+from streamkd.streams.log import Line
+from streamkd.streams.receipts import SequenceConflict, identity
 from streamkd.streams.tokens import Tokens
 
 SLOT_SECONDS = 10.0
@@ -139,13 +141,14 @@ class _Server(fl.FlightServerBase):
             acks.raise_failure()
 
     def _take_all(self, context: fl.ServerCallContext, reader: fl.MetadataRecordBatchReader, acks: Acks) -> None:
-        intake, peer = self._intake, context.peer()
+        intake, peer, line = self._intake, context.peer(), Line()
         for batch, note in _chunks(reader):
             producer, sequence = _note(note)
             if intake.draining:
                 raise NotReady("the server is shutting down", fix="send the batch again after the restart")
             sifted = admit_batch(batch, intake.schema, intake.limits, producer or intake.stream)
-            receipt = intake.take(sifted, producer, sequence, producer or peer, lambda: not context.is_cancelled())
+            patient = lambda: not context.is_cancelled()  # noqa: E731
+            receipt = intake.take(sifted, producer, sequence, producer or peer, patient, line)
             acks.expect(receipt, sifted.rows.nbytes, intake.limits.batch_bytes)
 
     def get_schema(self, context: fl.ServerCallContext, descriptor: fl.FlightDescriptor) -> fl.SchemaResult:
@@ -256,6 +259,8 @@ def _translated(fault: Exception) -> tuple[str, fl.FlightError]:
         fault = LimitExceeded("a batch needs more memory than there is", where="batch")
     if isinstance(fault, RecordError):
         extra = {"code": "invalid_argument", "error": str(fault)}
+        if isinstance(fault, SequenceConflict):
+            extra |= {"code": "already_exists", "forgotten": fault.forgotten}
         return refusal_reason(fault), fl.FlightServerError(str(fault), extra_info=json.dumps(extra).encode())
     number = secrets.token_hex(4)
     logger.error("put failed, error id %s", number, exc_info=fault)

@@ -21,7 +21,7 @@ from streamkd.records import Reject
 from streamkd.streams.admission import Sifted, admit_batch, admit_lines, admit_schema
 from streamkd.streams.envelope import check_stream
 from streamkd.streams.intake import Ingest, Listener, refusal_reason
-from streamkd.streams.receipts import identity
+from streamkd.streams.receipts import SequenceConflict, identity
 
 ARROW = "application/vnd.apache.arrow.stream"
 LINES = "application/x-ndjson"
@@ -120,6 +120,7 @@ class HttpListener(Listener):
             "accepted": receipt.accepted,
             "rejected": receipt.rejected,
             "offset": receipt.offset,
+            "duplicate": receipt.duplicate,
         }
         if sifted.rejects:
             told["reasons"] = _reasons(sifted.rejects)
@@ -162,6 +163,9 @@ class HttpListener(Listener):
             return _error(503, fault.message, {"Retry-After": "2"})
         if isinstance(fault, MemoryError):
             fault = LimitExceeded("needs more memory than there is", where="body")
+        if isinstance(fault, SequenceConflict):
+            refuse("conflict")
+            return Answer(409, {"error": str(fault), "forgotten": fault.forgotten})
         if isinstance(fault, RecordError):
             refuse(reason := refusal_reason(fault))
             return _error({"limits": 413, "protocol": 400}.get(reason, 422), str(fault))

@@ -23,8 +23,9 @@ from streamkd.errors import LimitExceeded, NotReady, Overloaded, RecordError, Sc
 from streamkd.records import RecordSchema
 from streamkd.streams.admission import Sifted
 from streamkd.streams.committer import Committer
-from streamkd.streams.log import Entry, Log
-from streamkd.streams.receipts import Receipt
+from streamkd.streams.content import digest
+from streamkd.streams.log import Entry, Line, Log
+from streamkd.streams.receipts import Receipt, SequenceConflict
 from streamkd.streams.tokens import Tokens
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ class Intake:
         self._end, self._committed = log.end(), log.committed()
         self._backlog_bytes = log.bytes_between(self._committed, self._end)
         self._pending_records, self._pending_bytes = 0, 0
+        self._trim_before: int | None = None
         self._committer = Committer(log, self._settled)
         self._meter.set("queue_capacity_records", limits.queue_records, queue="log")
         self._tell()
@@ -114,16 +116,19 @@ class Intake:
         sequence: int | None,
         sender: str,
         patient: Callable[[], bool] | None = None,
+        line: Line | None = None,
     ) -> "Future[Receipt]":
         """Write a batch; the receipt is there when it is on disk.
 
         ``sender`` is whom bad rows in a row are counted for. ``patient``: while it is true, full means wait.
+        ``line``: of batches that are sent without waiting for their receipts.
 
         Raises:
             NotReady: draining. Overloaded: full, and not to be waited for. BadRun: too many bad rows in a row.
         """
         self._count_run(sifted, sender)
-        entry = Entry(sifted.rows, producer, sequence, sifted.letters)
+        held = b"" if sequence is None else digest(sifted.rows, [each.row for each in sifted.rejects], sifted.letters)
+        entry = Entry(sifted.rows, producer, sequence, sifted.letters, held, line or Line())
         self._reserve(entry, patient)
         return self._committer.submit(entry)
 
@@ -145,12 +150,24 @@ class Intake:
             self._committed, self._backlog_bytes = offset, backlog_bytes
             self._changed.notify_all()
         self._tell()
+        try:
+            self._log.note_committed(offset)
+        except Overloaded as fault:  # the next checkpoint's message tries again
+            logger.warning("the log does not know of the checkpoint: %s", fault)
+        self._trim_before = offset if oldest is None else oldest
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Go on with what ``committed`` has left of the trim; to be called every so often."""
+        if self._trim_before is None:
+            return
         # what is retained beyond need must leave room in the quota for what is needed
         retain_bytes = min(self._retain.bytes, self._retain.quota_bytes // 2)
         try:
-            self._log.trim(offset if oldest is None else oldest, retain_bytes, self._retain.age_seconds)
-            self._log.note_committed(offset)
+            if not self._log.trim(self._trim_before, retain_bytes, self._retain.age_seconds):
+                self._trim_before = None
         except Overloaded as fault:  # the next checkpoint's message tries again
+            self._trim_before = None
             logger.warning("the log is not trimmed: %s", fault)
 
     def drain(self) -> None:
@@ -258,6 +275,8 @@ def refusal_reason(fault: RecordError) -> str:
         return "schema"
     if isinstance(fault, LimitExceeded):
         return "limits"
+    if isinstance(fault, SequenceConflict):
+        return "conflict"
     return "bad_in_a_row" if isinstance(fault, BadRun) else "protocol"
 
 

@@ -1,26 +1,52 @@
 """What became of each batch, by (producer, sequence), so that one sent again is answered and not stored.
 
-Remembered per producer: the last ``RECEIPTS`` sequences. A sequence below all of these counts as seen,
-since sequences increase. A producer that was silent for ``PRODUCER_SECONDS`` is forgotten when there
-are more than ``PRODUCERS`` of them, so the tables stay bounded however many producers come and go.
+    same number, same content (``content.digest``) ─► the first receipt again, marked as a duplicate
+    same number, other content                     ─► ``SequenceConflict``: neither stored nor acknowledged
+    a number under which no row was accepted       ─► is still free: the corrected batch may have it
+    a number so far back that it is forgotten      ─► ``SequenceConflict``: nobody can say whether it is the same
+
+Remembered are the last ``RECEIPTS`` sequences of each producer, and the producers that were heard last: those
+silent for ``PRODUCER_SECONDS`` go when there are more than ``PRODUCERS``, and the longest silent where there would be
+more than ``MOST_PRODUCERS`` or ``MOST_RECEIPTS``. So the tables stay bounded however many producers come and go.
 """
 
 import sqlite3
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
-RECEIPTS = 1_024
-PRODUCERS = 10_000
+from streamkd.errors import RecordError
+from streamkd.streams.database import add_columns
+
+RECEIPTS = 16_384  # some 80 bytes each; 8 million records in batches of 500
+FORGET = 1_024  # go at once, so that a receipt costs the same whether or not there are too many
+PRODUCERS, MOST_PRODUCERS = 10_000, 100_000
+MOST_RECEIPTS = 4_000_000  # some 300 MB
 PRODUCER_CHARACTERS = 256
 PRODUCER_SECONDS = 30 * 86_400.0
 
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS receipts (producer TEXT, sequence INTEGER, accepted INTEGER NOT NULL,"
-    " rejected INTEGER NOT NULL, offset INTEGER NOT NULL, PRIMARY KEY (producer, sequence)) WITHOUT ROWID",
+    " rejected INTEGER NOT NULL, offset INTEGER NOT NULL, digest BLOB, created REAL, PRIMARY KEY (producer, sequence))"
+    " WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS producers (producer TEXT PRIMARY KEY, floor INTEGER NOT NULL,"
     " receipts INTEGER NOT NULL, updated REAL NOT NULL) WITHOUT ROWID",
 )
+_OWN_NUMBER = (
+    "a batch that is sent again holds the same rows in the same order; other records need a number of their own:"
+)
+
+
+class SequenceConflict(RecordError):
+    """A number that was used for other data, or so long ago that nobody knows for what.
+
+    ``forgotten``: in the second case, up to where; whoever sends a long stream again goes on after it.
+    """
+
+    def __init__(self, message: str, *, forgotten: int | None = None, fix: str = "") -> None:
+        super().__init__(message, where="batch", fix=fix)
+        self.forgotten = forgotten
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,35 +84,71 @@ class Receipts:
         self._keep = keep
 
     def create(self) -> None:
-        """Make the tables where they are missing."""
+        """Make the tables where they are missing; receipts of older logs have neither digest nor time."""
         for table in _TABLES:
             self._connection.execute(table)
+        add_columns(self._connection, "receipts", {"digest": "BLOB", "created": "REAL"})
 
-    def find(self, producer: str, sequence: int, end: int) -> Receipt | None:
-        """The receipt of a batch that was taken before; ``end`` is its offset where that was forgotten."""
+    def find(self, producer: str, sequence: int, digest: bytes) -> Receipt | None:
+        """The receipt of a batch that was taken before; ``None`` where the number is free.
+
+        A receipt without a digest, of an older log, is taken for that of the same batch.
+
+        Raises:
+            SequenceConflict: the number was used for other data, or is forgotten.
+        """
         row = self._connection.execute(
-            "SELECT accepted, rejected, offset FROM receipts WHERE producer = ? AND sequence = ?", (producer, sequence)
+            "SELECT accepted, rejected, offset, digest, created FROM receipts WHERE producer = ? AND sequence = ?",
+            (producer, sequence),
         ).fetchone()
-        if row is not None:
-            accepted, rejected, offset = row
+        if row is None:
+            self._refuse_forgotten(producer, sequence)
+            return None
+        accepted, rejected, offset, known, created = row
+        if known == digest or (known is None and accepted):
             return Receipt(sequence, accepted, rejected, offset, duplicate=True)
+        if not accepted:
+            self._forget(producer, sequence)
+            return None
+        when = f" at {datetime.fromtimestamp(created, UTC):%Y-%m-%d %H:%M:%S} UTC" if created else ""
+        said = (
+            f"sequence {sequence} of producer {producer!r} was used{when} for other data:"
+            f" {accepted} records accepted and {rejected} refused, which are kept; this batch is not"
+        )
+        raise SequenceConflict(said, fix=f"{_OWN_NUMBER} {self._way_out(producer)}")
+
+    def _refuse_forgotten(self, producer: str, sequence: int) -> None:
         floor = self._connection.execute("SELECT floor FROM producers WHERE producer = ?", (producer,)).fetchone()
         if floor is not None and sequence <= floor[0]:
-            return Receipt(sequence, 0, 0, end, duplicate=True)
-        return None
+            said = (
+                f"sequence {sequence} of producer {producer!r} is too old to be compared: those up to {floor[0]} are"
+                " forgotten; this batch is not stored"
+            )
+            fix = f"{_OWN_NUMBER} {self._way_out(producer)}"
+            raise SequenceConflict(said, forgotten=floor[0], fix=fix)
 
-    def add(self, producer: str, receipt: Receipt) -> None:
+    def _way_out(self, producer: str) -> str:
+        last = self._connection.execute("SELECT max(sequence) FROM receipts WHERE producer = ?", (producer,))
+        return f"go on with {int(last.fetchone()[0] or 0) + 1}, or name another producer"
+
+    def _forget(self, producer: str, sequence: int) -> None:
+        self._connection.execute("DELETE FROM receipts WHERE producer = ? AND sequence = ?", (producer, sequence))
+        self._connection.execute("UPDATE producers SET receipts = receipts - 1 WHERE producer = ?", (producer,))
+
+    def add(self, producer: str, receipt: Receipt, digest: bytes) -> None:
         """Remember a receipt that has a sequence."""
+        now = time.time()
         self._connection.execute(
-            "INSERT INTO receipts VALUES (?, ?, ?, ?, ?)",
-            (producer, receipt.sequence, receipt.accepted, receipt.rejected, receipt.offset),
+            "INSERT INTO receipts (producer, sequence, accepted, rejected, offset, digest, created)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (producer, receipt.sequence, receipt.accepted, receipt.rejected, receipt.offset, digest, now),
         )
         held = self._connection.execute(
             "INSERT INTO producers VALUES (?, -1, 1, ?) ON CONFLICT (producer)"
             " DO UPDATE SET receipts = receipts + 1, updated = excluded.updated RETURNING receipts",
-            (producer, time.time()),
+            (producer, now),
         ).fetchall()[0][0]
-        if held >= 2 * self._keep:
+        if held >= self._keep + FORGET:
             self._raise_floor(producer)
 
     def _raise_floor(self, producer: str) -> None:
@@ -99,11 +161,21 @@ class Receipts:
             "UPDATE producers SET floor = max(floor, ?), receipts = ? WHERE producer = ?", (floor, self._keep, producer)
         )
 
-    def forget_idle(self, producers: int = PRODUCERS, idle_seconds: float = PRODUCER_SECONDS) -> None:
-        """Drop producers that were silent for long, when there are too many."""
-        if self._connection.execute("SELECT count(*) FROM producers").fetchone()[0] <= producers:
-            return
-        idle = (time.time() - idle_seconds,)
-        silent = "SELECT producer FROM producers WHERE updated < ?"
-        self._connection.execute(f"DELETE FROM receipts WHERE producer IN ({silent})", idle)
-        self._connection.execute("DELETE FROM producers WHERE updated < ?", idle)
+    def forget_idle(
+        self,
+        producers: int = PRODUCERS,
+        idle_seconds: float = PRODUCER_SECONDS,
+        most: tuple[int, int] = (MOST_PRODUCERS, MOST_RECEIPTS),
+    ) -> None:
+        """Drop producers where there are too many: those silent for long, and the longest silent past ``most``."""
+        count, receipts = self._connection.execute("SELECT count(*), total(receipts) FROM producers").fetchone()
+        if count > producers:
+            self._drop("SELECT producer FROM producers WHERE updated < ?", time.time() - idle_seconds)
+        if count > most[0] or receipts > most[1]:
+            newest = "row_number() OVER later AS place, sum(receipts) OVER later AS held"
+            ranked = f"SELECT producer, {newest} FROM producers WINDOW later AS (ORDER BY updated DESC, producer)"
+            self._drop(f"SELECT producer FROM ({ranked}) WHERE place > ? OR held > ?", *most)
+
+    def _drop(self, which: str, *values: float) -> None:
+        self._connection.execute(f"DELETE FROM receipts WHERE producer IN ({which})", values)
+        self._connection.execute(f"DELETE FROM producers WHERE producer IN ({which})", values)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -85,15 +86,58 @@ def test_a_named_producer_may_push_again(server: Any, wire: str) -> None:
     assert summary.sent == 500
 
 
-def test_records_that_a_server_no_longer_counts_are_duplicates() -> None:
-    """Records that an ack settles without counting them are said to be duplicates."""
-    box = outbox.Outbox(batches(30), None, lambda ack: None)
-    for _ in range(3):
+def test_records_that_the_server_has_from_before_are_duplicates() -> None:
+    """A duplicate that was sent once is the server's from before; one that was sent twice may be our own."""
+    box = outbox.Outbox(batches(40), None, lambda ack: None)
+    for _ in range(2):
         box.next(lambda: True)
-    box.settle(1, 0, 0, 20)
-    box.settle(2, 9, 1, 30)
+    box.again()
+    for _ in range(2):
+        box.next(lambda: True)
+    box.settle(1, 20, 0, 20, duplicate=True)
+    box.settle(2, 10, 0, 30, duplicate=True)
+    box.settle(3, 9, 1, 40)
     assert box.done
-    assert (box.settled, box.accepted, box.rejected) == (30, 9, 1)
+    assert (box.settled, box.accepted, box.rejected) == (40, 29, 1)
+
+
+@pytest.mark.parametrize("wire", ["flight", "http"])
+def test_other_records_under_a_used_name_are_refused(server: Any, wire: str) -> None:
+    """`--producer day` with another file: nothing of it is stored, and the message says the way out."""
+    push(batches(30), _url(server, wire), producer="day")
+    with pytest.raises(RecordError, match=r"sequence 0 of producer 'day' was used[\s\S]*another --producer"):
+        push(batches(60, start=100), _url(server, wire), producer="day")
+    assert server.values() == list(range(30))
+    assert push(batches(60, start=100), _url(server, wire), producer="day-2").accepted == 60
+
+
+@pytest.mark.parametrize("wire", ["flight", "http"])
+def test_what_the_server_has_forgotten_is_skipped_and_the_next_compared(
+    server: Any, wire: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long push goes on after a crash of its own; other data, or too little to compare, is refused."""
+    monkeypatch.setattr("streamkd.streams.receipts.FORGET", 1)
+    server.log._receipts._keep = 5
+    url = _url(server, wire)
+    push(batches(200), url, producer="day")
+    summary = push(batches(300), url, producer="day")
+    assert server.values() == list(range(300))
+    assert summary.accepted + summary.duplicates == 300
+    for other in (batches(400, start=1_000), batches(100)):
+        with pytest.raises(RecordError, match="producer 'day'"):
+            push(other, url, producer="day")
+    assert server.values() == list(range(300))
+
+
+def test_the_clients_of_the_readme_may_be_called_twice(server: Any) -> None:
+    """``put`` of two tables under one name stores both; a table that is sent again counts once."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    names: dict[str, Any] = {}
+    exec(next(block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "def put" in block), names)
+    first, second = (pa.Table.from_batches(batches(1_200, 600, start=start)) for start in (0, 5_000))
+    for table in (first, second, first):
+        assert names["put"](server.flight, table, "me") == 1_200
+    assert server.values() == [*range(1_200), *range(5_000, 6_200)]
 
 
 def test_nothing_to_push_needs_no_server() -> None:

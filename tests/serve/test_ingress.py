@@ -118,7 +118,10 @@ def test_flight_and_http_fill_one_log_and_deduplicate_each_other(start: Callable
     push(process.url, range(3), [])
     again = {"streamkd-producer": "p", "streamkd-sequence": "2"}
     line = b'{"x": [1, 2, 3, 4, 5, 6], "label": 99}'
-    assert process.post(line, again).json() == {"sequence": 2, "accepted": 10, "rejected": 0, "offset": 30}
+    lines = b"\n".join(json.dumps({"x": [0] * 6, "label": label}).encode() for label in range(20, 30))
+    told = {"sequence": 2, "accepted": 10, "rejected": 0, "offset": 30, "duplicate": True}
+    assert process.post(lines, again).json() == told
+    assert process.post(line, again).status_code == 409
     assert process.post(line, {**again, "streamkd-sequence": "3"}).json()["offset"] == 31
     process.channel.send({"kind": "drain"})
     counted: dict[str, float] = {}
@@ -127,7 +130,7 @@ def test_flight_and_http_fill_one_log_and_deduplicate_each_other(start: Callable
             counted[family] = counted.get(family, 0) + amount
     assert process.popen.wait(10) == 0
     assert counted["source_records_total"] == 31
-    assert counted["records_duplicate_total"] == 1
+    assert counted["records_duplicate_total"] == 10
     assert Log(tmp_path / "log.sqlite").end() == 31
 
 

@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from streamkd.config import Tls
 from streamkd.errors import ConfigError
 from streamkd.records import InputColumn, RecordSchema
 from streamkd.streams import codec, tokens
-from streamkd.streams.acks import fold
+from streamkd.streams.acks import Acks, fold
 from streamkd.streams.flight import FlightListener, FlightOptions
 from streamkd.streams.receipts import Receipt
 from streamkd.streams.tokens import Tokens
@@ -102,7 +103,13 @@ def test_everything_put_is_acknowledged_and_in_the_log(open_way: Callable, serve
     way = open_way()
     acks = put(serve(way), *(pictures(10, first=first) for first in range(0, 500, 10)))
     assert sum(ack["accepted"] for ack in acks) == 500
-    assert acks[-1] == {"sequence": 49, "accepted": acks[-1]["accepted"], "rejected": 0, "offset": 500}
+    assert acks[-1] == {
+        "sequence": 49,
+        "accepted": acks[-1]["accepted"],
+        "rejected": 0,
+        "offset": 500,
+        "duplicate": False,
+    }
     assert way.labels() == list(range(500))
 
 
@@ -144,7 +151,8 @@ def test_a_bad_row_is_dead_lettered_and_the_others_taken(
     x[1, 2] = np.nan
     images = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), 6)
     batch = pa.record_batch({"x": images, "label": pa.array([0, 1, None, 3])})
-    assert put(serve(way), batch)[-1] == {"sequence": 0, "accepted": 2, "rejected": 2, "offset": 2}
+    (ack,) = put(serve(way), batch)
+    assert ack == {"sequence": 0, "accepted": 2, "rejected": 2, "offset": 2, "duplicate": False}
     assert [letter.reason for letter in way.log.letters.list()] == ["not_finite", "missing_label"]
 
 
@@ -214,7 +222,8 @@ def test_a_compressed_bomb_is_refused(open_way: Callable, serve: Callable) -> No
 
 def test_an_empty_batch_is_acknowledged(open_way: Callable, serve: Callable, pictures: Pictures) -> None:
     """Nothing accepted, nothing refused."""
-    assert put(serve(open_way()), pictures(0))[-1] == {"sequence": 0, "accepted": 0, "rejected": 0, "offset": 0}
+    (ack,) = put(serve(open_way()), pictures(0))
+    assert ack == {"sequence": 0, "accepted": 0, "rejected": 0, "offset": 0, "duplicate": False}
 
 
 def test_another_stream_is_refused(open_way: Callable, serve: Callable, pictures: Pictures) -> None:
@@ -387,9 +396,19 @@ def test_a_certificate_that_is_none_is_said(open_way: Callable, tmp_path: Path) 
 
 
 def test_folded_acks_sum_what_they_stand_for() -> None:
-    """The last sequence, the sums, and the furthest offset, a batch sent again included."""
-    receipts = [Receipt(1, 5, 1, 5), Receipt(2, 3, 0, 8), Receipt(1, 5, 1, 5, duplicate=True)]
-    assert json.loads(fold(receipts)) == {"sequence": 1, "accepted": 13, "rejected": 2, "offset": 8}
+    """The last sequence, the sums, and the furthest offset; a batch sent again has an ack that says so."""
+    sums = {"accepted": 8, "rejected": 1, "offset": 8}
+    assert json.loads(fold([Receipt(1, 5, 1, 5), Receipt(2, 3, 0, 8)])) == {"sequence": 2, **sums, "duplicate": False}
+    told: list[Any] = []
+    acks = Acks(lambda body: told.append(json.loads(body)))
+    futures = [Future() for _ in range(4)]
+    for future, duplicate in zip(futures[1:], (False, True, True), strict=True):
+        future.set_result(Receipt(1, 5, 0, 5, duplicate))
+    for future in futures:
+        acks.expect(future, 0, 1)
+    futures[0].set_result(Receipt(0, 5, 0, 5))
+    acks.finish()
+    assert [(ack["accepted"], ack["duplicate"]) for ack in told] == [(10, False), (10, True)]
 
 
 def test_thirty_thousand_records_are_acknowledged_fast_enough(open_way: Callable, serve: Callable) -> None:
@@ -432,3 +451,16 @@ def _certificate(folder: Path) -> Tls:
     files = ["-keyout", str(tls.key), "-out", str(tls.certificate)]
     subprocess.run([*request, *named, *files], check=True, capture_output=True)
     return tls
+
+
+def test_other_data_under_a_used_number_is_refused(open_way: Callable, serve: Callable, pictures: Pictures) -> None:
+    """``already_exists``, with what was stored; nothing behind it on the stream is taken, the same is a duplicate."""
+    way = open_way()
+    url = serve(way)
+    put(url, pictures(3), pictures(4))
+    assert all(ack["duplicate"] for ack in put(url, pictures(3), pictures(4)))
+    with pytest.raises(fl.FlightError, match="sequence 0 of producer 'p' was used at") as caught:
+        put(url, *(pictures(3, seed=seed) for seed in range(1, 30)))
+    assert code(caught.value) == "already_exists"
+    assert "3 records accepted and 0 refused" in str(caught.value)
+    assert way.log.end() == 7

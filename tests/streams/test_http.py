@@ -50,7 +50,7 @@ def test_an_arrow_stream_is_one_batch(open_way: Callable, pictures: Pictures) ->
     """All its record batches have one receipt, which comes when they are on disk."""
     way = open_way()
     answer = post(way, stream(pictures(3), pictures(4, first=3), compression="zstd"), producer="p", sequence="7")
-    assert answer == Answer(200, {"sequence": 7, "accepted": 7, "rejected": 0, "offset": 7})
+    assert answer == Answer(200, {"sequence": 7, "accepted": 7, "rejected": 0, "offset": 7, "duplicate": False})
     assert way.labels() == list(range(7))
 
 
@@ -77,7 +77,8 @@ def test_a_body_of_bad_lines_only_is_422_with_reasons(body: bytes, open_way: Cal
 
 def test_an_empty_body_of_lines_is_no_error(open_way: Callable) -> None:
     """Nothing came, nothing is refused."""
-    assert post(open_way(), b"\n", LINES).body == {"sequence": None, "accepted": 0, "rejected": 0, "offset": 0}
+    told = post(open_way(), b"\n", LINES).body
+    assert told == {"sequence": None, "accepted": 0, "rejected": 0, "offset": 0, "duplicate": False}
 
 
 def test_an_empty_stream_is_no_error(open_way: Callable, pictures: Pictures) -> None:
@@ -92,7 +93,8 @@ def test_a_request_sent_again_is_answered_as_the_first_time(open_way: Callable, 
     """Also when the first came over Flight: the log is one."""
     way = open_way()
     first = post(way, stream(pictures(3)), producer="p", sequence="1")
-    assert post(way, stream(pictures(3)), producer="p", sequence="1") == first
+    again = post(way, stream(pictures(3)), producer="p", sequence="1")
+    assert again == Answer(200, {**first.body, "duplicate": True})
     assert way.log.end() == 3
 
 

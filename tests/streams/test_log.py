@@ -1,5 +1,6 @@
 """The log: what was appended is on disk, once, and is read exactly."""
 
+import contextlib
 import signal
 import sqlite3
 import subprocess
@@ -13,9 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamkd.errors import Overloaded, SourceError, StateConflict, StateError
+from streamkd.errors import LogDamaged, Overloaded, SourceError, StateConflict, StateError
 from streamkd.records import InputColumn, RecordSchema, Reject
+from streamkd.streams.content import digest
+from streamkd.streams.database import PAGE_BYTES
 from streamkd.streams.log import Entry, Log, LogSource
+from streamkd.streams.receipts import SequenceConflict
 
 Pictures = Callable[..., pa.RecordBatch]
 
@@ -82,7 +86,8 @@ def test_everything_is_there_after_reopening(log: Log, schema: RecordSchema, pic
 
 def test_a_batch_sent_again_is_answered_and_not_stored(log: Log, schema: RecordSchema, pictures: Pictures) -> None:
     """Within one transaction, in the next, and after a restart: the first receipt comes back, marked."""
-    twice = log.append_many([Entry(pictures(3), "p", 1), Entry(pictures(3), "p", 1)])
+    one = Entry(pictures(3), "p", 1, digest=digest(pictures(3)))
+    twice = log.append_many([one, one])
     assert [receipt.duplicate for receipt in twice] == [False, True]
     assert log.append(pictures(3), "p", 1).duplicate
     log.close()
@@ -200,8 +205,9 @@ def test_what_is_no_log_is_refused(tmp_path: Path, schema: RecordSchema) -> None
         Log(tmp_path / "empty.sqlite")
 
 
-def test_the_first_cut_at_a_start_stands(log: Log, schema: RecordSchema) -> None:
+def test_the_first_cut_at_a_start_stands(log: Log, schema: RecordSchema, pictures: Pictures) -> None:
     """Cuts survive, and are seen by whoever opens the log next."""
+    log.append(pictures(10))
     log.put_cut(0, 7)
     log.put_cut(0, 9)
     assert Log(log.path, schema).cut_at(0) == 7
@@ -254,3 +260,136 @@ def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
     assert log.end() >= said[-1]
     sequences = log.read(0, log.end()).rows.column("label").to_pylist()
     assert sequences == [sequence for sequence in range(log.end() // 10) for _ in range(10)]
+
+
+OLD_TABLES = """
+    ALTER TABLE batches DROP COLUMN checksum;
+    ALTER TABLE receipts DROP COLUMN digest;
+    ALTER TABLE receipts DROP COLUMN created;
+"""
+
+
+def test_a_log_of_before_checksums_and_digests_is_read_and_gets_them(
+    log: Log, schema: RecordSchema, pictures: Pictures
+) -> None:
+    """Its batches are read unchecked, its receipts taken for those of the same batch; what is new has both."""
+    log.append(pictures(4), "p", 1)
+    log.close()
+    with contextlib.closing(sqlite3.connect(log.path)) as connection:
+        connection.executescript(OLD_TABLES)
+    for again in (Log(log.path, read_only=True), Log(log.path, schema)):
+        assert labels(again, 0, 9) == [0, 1, 2, 3]
+        again.close()
+    again = Log(log.path, schema)
+    assert again.append(pictures(4, seed=9), "p", 1).duplicate
+    again.append(pictures(4), "p", 2)
+    with pytest.raises(SequenceConflict):
+        again.append(pictures(4, seed=9), "p", 2)
+    assert labels(again, 4, 9) == [0, 1, 2, 3]
+    again.close()
+
+
+DAMAGE: list[tuple[str, str, str]] = [
+    # title, what happens to the file, what the reader says
+    ("a bit of the payload", "UPDATE batches SET payload = flip(payload) WHERE first = 10", "10 to 19 of producer 'p'"),
+    (
+        "another batch's payload",
+        "UPDATE batches SET payload = (SELECT payload FROM batches) WHERE first = 10",
+        "10 to 19",
+    ),
+    ("the count", "UPDATE batches SET count = 9 WHERE first = 10", "10 to 18"),
+    ("a batch that is gone", "DELETE FROM batches WHERE first = 10", "10 to 19 is not there"),
+    ("a place that moved", "UPDATE batches SET first = 11 WHERE first = 10", "10 to 10 is not there"),
+    (
+        "a payload of before checksums",
+        "UPDATE batches SET payload = substr(payload, 1, 99), checksum = NULL WHERE first = 10",
+        "10 to 19 of producer 'p', sequence 1, cannot be read",
+    ),
+]
+
+
+@pytest.mark.parametrize(("title", "damage", "said"), DAMAGE, ids=[row[0] for row in DAMAGE])
+def test_a_damaged_batch_is_named_and_not_read(
+    title: str, damage: str, said: str, log: Log, schema: RecordSchema, pictures: Pictures
+) -> None:
+    """What is before it can be read; it itself is refused with its offsets, its sender and the ways out."""
+    for sequence in range(3):
+        log.append(pictures(10, seed=sequence, first=10 * sequence), "p", sequence)
+    log.close()
+    with contextlib.closing(sqlite3.connect(log.path)) as connection:
+        connection.create_function("flip", 1, lambda data: data[:400] + bytes([data[400] ^ 4]) + data[401:])
+        connection.execute(damage)
+        connection.commit()
+    again = Log(log.path, schema)
+    before = labels(again, 5, 20)
+    assert before == list(range(5, 10))
+    with pytest.raises(LogDamaged, match=said) as caught:
+        again.read(10, 20)
+    assert "--state" in caught.value.fix
+    again.close()
+
+
+def test_a_cut_that_no_batch_can_have_is_damage(log: Log, pictures: Pictures) -> None:
+    """One that ends where it begins, or behind the log's end, would have the learner wait for ever."""
+    log.append(pictures(10))
+    for stop in (0, 11, 2**62):
+        log._writer.execute("INSERT OR REPLACE INTO cuts VALUES (0, ?)", (stop,))
+        with pytest.raises(LogDamaged, match=f"at offset 0 ends at {stop}, the log at 10"):
+            log.cut_at(0)
+
+
+def _overwrite_pages(path: Path, from_page: int) -> None:
+    data = bytearray(path.read_bytes())
+    for place in range(from_page * PAGE_BYTES, len(data)):
+        data[place] = 0xFF
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("from_page", [0, 1])
+def test_broken_pages_are_one_clear_error(from_page: int, log: Log, schema: RecordSchema, pictures: Pictures) -> None:
+    """At the start where the first page is broken, else at the first touch: damage, and not a full disk."""
+    for sequence in range(50):
+        log.append(pictures(100), "p", sequence)
+    log.close()
+    _overwrite_pages(log.path, from_page)
+    uses = [lambda log: log.read(0, 10), lambda log: log.append(pictures(1), "p", 60), lambda log: log.trim(40)]
+    for use in uses:
+        with pytest.raises(LogDamaged, match=r"cannot be opened|file is damaged"):  # noqa: PT012
+            again = Log(log.path, schema)
+            use(again)
+
+
+def test_a_full_disk_at_the_start_is_told_as_such(
+    tmp_path: Path, schema: RecordSchema, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log that cannot be opened for want of room may be tried again; it is no broken log."""
+
+    def full(path: Path) -> None:
+        connection = sqlite3.connect(path)
+        connection.execute("PRAGMA max_page_count = 1")
+        with contextlib.closing(connection):
+            connection.execute("CREATE TABLE t (x)")
+
+    monkeypatch.setattr("streamkd.streams.log.connect", full)
+    with pytest.raises(Overloaded, match="cannot be opened as a log: database or disk is full"):
+        Log(tmp_path / "log.sqlite", schema)
+
+
+def test_trim_keeps_up_with_a_fast_stream(log: Log, pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve times as many batches as one transaction forgets are gone after one call, and the newest stays."""
+    monkeypatch.setattr("streamkd.streams.log.TRIM_BATCHES", 20)
+    for first in range(250):
+        log.append(pictures(1, first=first))
+    assert log.trim(250) == 249
+    assert (log.begin(), log.end()) == (249, 250)
+    assert log.trim(250) == 0
+
+
+def test_a_trim_is_bounded_by_bytes_and_by_time(log: Log, pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction takes a batch at least, a call a transaction; what is left the next call forgets."""
+    monkeypatch.setattr("streamkd.streams.log.TRIM_SECONDS", 0.0)
+    monkeypatch.setattr("streamkd.streams.log.TRIM_BYTES", 1)
+    for first in range(0, 40, 10):
+        log.append(pictures(10, first=first))
+    assert [log.trim(35) for _ in range(4)] == [10, 10, 10, 0]
+    assert log.begin() == 30
