@@ -1,8 +1,10 @@
 """The ingress process: what strangers send ends there, and what was acknowledged stays."""
 
+import contextlib
 import json
 import os
 import random
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -18,6 +20,7 @@ import pyarrow.flight as fl
 import pytest
 
 from streamkd.serve.channel import pair
+from streamkd.streams.database import PAGE_BYTES
 from streamkd.streams.log import Log
 
 CONFIG: dict[str, Any] = {
@@ -272,6 +275,33 @@ def test_what_cannot_start_says_why(case: str, start: Callable[..., Process], tm
     assert said in failed.first["message"]
     assert failed.first["exit_code"] == exit_code
     assert failed.popen.wait(10) == exit_code
+
+
+@pytest.mark.parametrize("table", ["batches", "receipts"])
+def test_a_broken_page_is_told_once_and_ends_the_process(
+    table: str, start: Callable[..., Process], tmp_path: Path
+) -> None:
+    """The committer's thread meets it and takes its process along: why, and no second start behind "ready"."""
+    process = start()
+    push(process.url, range(20), [])
+    process.end()
+    log = tmp_path / "log.sqlite"
+    with contextlib.closing(sqlite3.connect(log)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+    data = bytearray(log.read_bytes())
+    data[(page - 1) * PAGE_BYTES : page * PAGE_BYTES] = b"\xff" * PAGE_BYTES
+    log.write_bytes(data)
+    process = start()
+    named = {"streamkd-producer": "p", "streamkd-sequence": "99"}
+    with contextlib.suppress(httpx.TransportError):  # 503, or an end while it waits
+        assert process.post(b'{"x": [1, 2, 3, 4, 5, 6], "label": 1}', named).status_code == 503
+    message = process.hear("fatal")["message"]
+    assert "file is damaged" in message
+    assert "--state" in message
+    assert process.popen.wait(10) == 1
+    with pytest.raises(EOFError):
+        process.hear("fatal")
 
 
 def test_the_source_http_opens_no_flight_port(start: Callable[..., Process]) -> None:

@@ -146,6 +146,33 @@ def test_the_log_is_trimmed_behind_the_oldest_checkpoint_kept(open_way: Callable
     assert way.log.begin() == 10
 
 
+def test_an_event_time_past_all_bounds_hurts_its_row_alone(open_way: Callable) -> None:
+    """It is dead-lettered, the others are taken and counted, and the next batch is too."""
+    way = open_way(RecordSchema(inputs=(InputColumn(name="x"),), event_time="t"))
+    times = pa.array([2_000_000, 2**62, -(2**63)], pa.timestamp("us", "UTC"))
+    rows = pa.record_batch({"x": pa.array([1.0, 2.0, 3.0], pa.float32()), "label": pa.array([1, 2, 3]), "t": times})
+    assert [put(way.intake, rows, sequence) for sequence in (0, 1)] == [1, 2]
+    assert [(letter.reason, letter.source) for letter in way.log.letters.list()] == [("decode", "p")] * 4
+    assert ["source_watermark_timestamp_seconds", ["main"], 2.0] in way.recorder.drain()
+
+
+def test_what_a_trim_has_left_is_gone_on_with(
+    open_way: Callable, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call is bounded; ``tidy`` goes on until nothing is left to forget."""
+    monkeypatch.setattr("streamkd.streams.log.TRIM_SECONDS", 0.0)
+    monkeypatch.setattr("streamkd.streams.log.TRIM_BATCHES", 3)
+    way = open_way()
+    way.intake._retain = way.intake._retain.model_copy(update={"bytes": 0})
+    for first in range(20):
+        put(way.intake, pictures(1, first=first))
+    way.intake.committed(20)
+    assert way.log.begin() == 3
+    for _ in range(10):
+        way.intake.tidy()
+    assert way.log.begin() == 19
+
+
 def test_a_draining_intake_takes_no_more_and_writes_what_it_took(open_way: Callable, pictures: Pictures) -> None:
     """Also those that wait for room are refused then."""
     way = open_way()
