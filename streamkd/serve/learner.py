@@ -246,7 +246,8 @@ def main(fd: int) -> int:
         channel.send_fatal(StateError(f"a database is damaged: {fault}", where=start["state"], fix=fix))
         return StateError.exit_code
     except StreamkdError as fault:
-        logger.error("%s", fault, exc_info=isinstance(fault, PluginError) and fault.__cause__ is not None)
+        if isinstance(fault, PluginError) and fault.__cause__ is not None:
+            logger.error("%s", fault, exc_info=True)
         channel.send_fatal(fault)
         return fault.exit_code
 

@@ -19,6 +19,7 @@ from streamkd.records import Reject, RejectReason
 LETTERS = 100_000
 LETTERS_BYTES = 256 << 20
 RECORD_BYTES = 1 << 20
+BATCH_BYTES = 64 << 20  # of the records of one batch's letters; those behind keep their reason alone
 DETAIL_CHARACTERS = 1_000
 
 _TABLE = """
@@ -67,9 +68,10 @@ def letters(
     rejects: Iterable[Reject], rows: pa.RecordBatch | None, source: str, offsets: Sequence[int] | None = None
 ) -> list[DeadLetter]:
     """The letters of refused rows; ``offsets`` is one per row of ``rows`` (by ``Reject.row``)."""
-    made = []
+    made, held_bytes = [], 0
     for reject in rejects:
-        record = _record(rows, reject) if rows is not None else None
+        record = _record(rows, reject) if rows is not None and held_bytes < BATCH_BYTES else None
+        held_bytes += len(record or b"")
         offset = None if offsets is None else int(offsets[reject.row])
         made.append(DeadLetter(source, reject.reason, reject.detail, offset, record))
     return made
@@ -143,10 +145,16 @@ def _record(rows: pa.RecordBatch, reject: Reject) -> bytes | None:
     """The row as an IPC stream; none where it is larger than a letter may be."""
     if reject.reason == "too_large":
         return None
-    row = rows.slice(reject.row, 1)
+    row = _plain(rows.slice(reject.row, 1))
     if row.nbytes > RECORD_BYTES:
         return None
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, row.schema) as writer:
         writer.write_batch(row)
     return bytes(sink.getvalue().to_pybytes())
+
+
+def _plain(row: pa.RecordBatch) -> pa.RecordBatch:
+    """A row without the dictionaries of its batch, each of which would be written with every row."""
+    columns = [each.dictionary_decode() if pa.types.is_dictionary(each.type) else each for each in row.columns]
+    return pa.RecordBatch.from_arrays(columns, row.schema.names)

@@ -64,3 +64,16 @@ def test_a_row_that_is_too_large_leaves_no_record() -> None:
     rows = pa.record_batch({"x": pa.array(["a" * 2_000_000])})
     assert letters([Reject(0, "too_large", "2 MB")], rows, "p")[0].record is None
     assert letters([Reject(0, "missing_label", "null")], rows, "p")[0].record is None
+
+
+def test_a_row_does_not_bring_its_batch_s_dictionary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a megabyte of words a letter has its own; and past a batch's bytes the letters have their reason alone."""
+    words = pa.array([f"{number:01000}" for number in range(1_000)]).dictionary_encode()
+    rejects = [Reject(row, "decode", "") for row in range(1_000)]
+    rows = pa.record_batch({"text": words})
+    made = letters(rejects, rows, "p")
+    assert sum(len(letter.record or b"") for letter in made) < 2_500_000
+    assert made[7].rows().column("text").to_pylist() == [f"{7:01000}"]
+    monkeypatch.setattr("streamkd.streams.dead_letters.BATCH_BYTES", 10_000)
+    kept = [letter for letter in letters(rejects, rows, "p") if letter.record is not None]
+    assert 1 < len(kept) < 10
