@@ -263,3 +263,17 @@ def test_labels_have_a_limit_and_refused_records_are_kept(tmp_path: Any) -> None
     kept = [(letter.offset, letter.reason) for letter in DeadLetters(directory.connect()).list()]
     surplus = [(at, "too_many_labels") for at in (6, 16, 26, *range(30, 40))]
     assert sorted(kept) == sorted([*surplus, (8, "not_finite")])
+
+
+def repeating(passes: int) -> dict[str, Any]:
+    return {"stream": {"source": {"name": "replay", "dataset": "digits", "per_class": 20, "repeat": passes}}}
+
+
+def test_repeats_stopped_and_resumed_end_in_the_same_bits() -> None:
+    """What came before is in the checkpoint: a learner stopped in its second pass ends as one that was not."""
+    whole, stopped, resumed = run(learner(repeating(3))), run(learner(repeating(3)), 31), learner(repeating(3))
+    resumed.restore(unpack(pack(stopped.state())), dict(stopped.offsets), stopped.config)
+    assert weights(run(resumed)) == weights(whole)
+    memories = [part.strategy.step.memory for part in (resumed, whole)]
+    assert str(memories[0].state_dict()) == str(memories[1].state_dict())
+    assert memories[0].recognition.repeats == 2 * 200

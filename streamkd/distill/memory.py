@@ -7,17 +7,23 @@ never holds on to a batch that it saw.
 The class-balanced policy is CBRS (Chrysakis & Moens 2020, algorithm 1): a class that has once been the largest of a
 filled memory is full from then on, and only reservoir sampling within itself replaces its records; any other takes
 a place from the largest. Reservoir sampling is Vitter 1985, algorithm R.
+
+On a stream that repeats its records, one that is held out comes again and is not learned; one that was learned comes
+again and is not held out (``streamkd.distill.recognition``).
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from streamkd.distill.recognition import Recognition, marks
+
 Policy = Literal["reservoir", "class-balanced"]
-TENSORS = ("x", "y", "task", "logits", "width", "met", "frozen", "answered")
+TENSORS = ("x", "y", "task", "mark", "logits", "width", "met", "frozen", "answered")
 
 
 class Remembered:
@@ -71,6 +77,7 @@ class Ring:
         self.x = torch.zeros((places, *x.shape[1:]), dtype=x.dtype, device=device)
         self.y = torch.zeros(places, dtype=torch.int64, device=device)
         self.task = torch.zeros(places, dtype=torch.int64, device=device)
+        self.mark = torch.zeros(places, dtype=torch.int64, device=device)
         self.logits = torch.zeros((places, classes), dtype=torch.float16, device=device)
         self.width = torch.zeros(places, dtype=torch.int64, device=device)
         self.met = torch.zeros(places, dtype=torch.int64, device=device)
@@ -121,16 +128,21 @@ class Ring:
             self._labels[place] = label
         return place
 
-    def take(self, places: Tensor, x: Tensor, y: Tensor, task: int, logits: Tensor) -> None:
-        """Write rows into places; their cached teacher answers are forgotten."""
+    def take(self, places: Tensor, x: Tensor, y: Tensor, task: int, logits: Tensor, mark: Tensor | None = None) -> None:
+        """Write rows into places; their cached teacher answers are forgotten. ``mark`` is what they are known by."""
         if self.x is None:
             self._allocate(x, logits.shape[1])
         assert self.x is not None
         self.x[places], self.y[places], self.task[places] = x, y, task
+        self.mark[places] = 0 if mark is None else mark.to(self.mark.device)
         self.logits[places] = logits.half()
         self.width[places] = logits.shape[1]
         self.met[places] = 0
         self.answered[places] = False
+
+    def marks(self) -> list[int]:
+        """What its rows are known by."""
+        return [] if self.x is None else self.mark[: self.filled].tolist()
 
     def forget(self, slot: int) -> None:
         """Drop the cached answers of a teacher's slot."""
@@ -174,8 +186,9 @@ class Ring:
             self._allocate(state["x"].to(device), state["logits"].shape[1])
             for name in ("x", "y", "task", "logits", "width"):
                 getattr(self, name)[: self.filled] = state[name].to(device)
-            if "met" in state:
-                self.met[: self.filled] = state["met"].to(device)
+            for name in ("met", "mark"):  # not in older checkpoints
+                if name in state:
+                    getattr(self, name)[: self.filled] = state[name].to(device)
             slots = min(self.teacher_slots, state["frozen"].shape[1])
             for name in ("frozen", "answered"):
                 getattr(self, name)[: self.filled, :slots] = state[name][:, :slots].to(device)
@@ -185,12 +198,19 @@ class Ring:
 class Offer:
     """Rows of a batch and the memory: ``held`` {place: row} are held out already, ``rows`` may yet be replayed.
 
-    ``draws`` are three uniform numbers per row of the batch.
+    ``twins`` are rows that are held out since they came before. ``draws`` are three uniform numbers per row of the
+    batch.
     """
 
     held: dict[int, int]
     rows: list[int]
     draws: list[float]
+    twins: list[int] = field(default_factory=list)
+
+    @property
+    def untaught(self) -> list[int]:
+        """The rows that nobody may learn from."""
+        return [*self.held.values(), *self.twins]
 
     def pairs(self, rows: Sequence[int]) -> list[float]:
         """The two numbers of each row that decide its place."""
@@ -205,6 +225,7 @@ class Memory:
         self.holdout_ratio = holdout_ratio
         self.replayed = Ring(size - held, policy, teacher_slots)
         self.holdout = Ring(held, "class-balanced", teacher_slots)
+        self.recognition = Recognition(size)
         self._generator = torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
@@ -222,27 +243,43 @@ class Memory:
     def hold(self, x: Tensor, y: Tensor, task: int, logits: Callable[[list[int]], Tensor]) -> Offer:
         """Hold out what the draw wants of arriving rows [batch, *shape]; ``remember`` takes of the others later.
 
-        Rows without label (-1) go nowhere. ``logits`` gives the student's on rows that may be held out; where they are
-        not finite a row is not: it would take another's place, and measure nothing.
+        Rows without label (-1) go nowhere, nor do those that are held out since they came before; one that was learned
+        before is not held out any more. ``logits`` gives the student's on rows that may be held out; where they are not
+        finite a row is not: it would take another's place, and measure nothing.
         """
         draws = torch.rand(3 * len(y), generator=self._generator).tolist()
-        labels = y.tolist()
+        labels, mark = y.tolist(), marks(x)
+        again = set(self._again(mark))
         mine = [row for row, label in enumerate(labels) if label >= 0]
-        drawn = [row for row in mine if draws[3 * row] < self.holdout_ratio and self.holdout.capacity > 0]
-        wanted = set(drawn)
-        offer = Offer({}, [row for row in mine if row not in wanted], draws)
-        if not drawn:
-            return offer
-        said = logits(drawn)
-        fine = torch.isfinite(said).all(1).tolist()
-        drawn, said = [row for row, ok in zip(drawn, fine, strict=True) if ok], said[fine]
-        chosen = self.holdout.offer([labels[row] for row in drawn], offer.pairs(drawn))
-        offer.held.update({place: drawn[index] for place, index in chosen.items()})
-        if chosen:
-            rows = [*offer.held.values()]
-            places = torch.tensor([*chosen], device=x.device)
-            self.holdout.take(places, x[rows], y[rows], task, said[[*chosen.values()]])
+        drawn = [row for row in mine if draws[3 * row] < self.holdout_ratio and row not in again]
+        drawn = drawn if self.holdout.capacity else []
+        offer = Offer({}, [], draws)
+        if drawn:
+            said = logits(drawn)
+            fine = torch.isfinite(said).all(1).tolist()
+            sane, said = [row for row, ok in zip(drawn, fine, strict=True) if ok], said[fine]
+            chosen = self.holdout.offer([labels[row] for row in sane], offer.pairs(sane))
+            offer.held.update({place: sane[index] for place, index in chosen.items()})
+            if chosen:
+                rows = [*offer.held.values()]
+                places = torch.tensor([*chosen], device=x.device)
+                said, known_by = said[[*chosen.values()]], torch.from_numpy(mark[rows])
+                self.holdout.take(places, x[rows], y[rows], task, said, known_by)
+        if again:
+            offer.twins.extend(self._twins(mark, again))
+        gone = {*drawn, *offer.twins}
+        offer.rows.extend(row for row in mine if row not in gone)
         return offer
+
+    def _again(self, mark: np.ndarray) -> list[int]:
+        """The rows that came before; none where inputs tell no records apart."""
+        again = self.recognition.arrive(mark)
+        return np.flatnonzero(again).tolist() if self.recognition.tells_apart else []
+
+    def _twins(self, mark: np.ndarray, again: set[int]) -> list[int]:
+        """Of the rows that came before, those that are held out since."""
+        held = set(self.holdout.marks())
+        return [row for row in sorted(again) if int(mark[row]) in held]
 
     def remember(self, offer: Offer, x: Tensor, y: Tensor, task: int, logits: Tensor) -> None:
         """Take rows of the batch [batch, *shape] that ``offer`` is about into the replayed part."""
@@ -280,6 +317,7 @@ class Memory:
         return {
             "replayed": self.replayed.state_dict(),
             "holdout": self.holdout.state_dict(),
+            "recognition": self.recognition.state_dict(),
             "generator": self._generator.get_state(),
         }
 
@@ -287,6 +325,18 @@ class Memory:
         self.replayed.load_state_dict(state["replayed"], device)
         self.holdout.load_state_dict(state["holdout"], device)
         self._generator.set_state(state["generator"])
+        if "recognition" in state:
+            self.recognition.load_state_dict(state["recognition"])
+        else:
+            self._recognise()
+
+    def _recognise(self) -> None:
+        """An older checkpoint: of what came, only the remembered rows can be known again."""
+        for ring in (self.replayed, self.holdout):
+            if ring.x is not None and ring.filled:
+                known_by = marks(ring.x[: ring.filled])
+                self.recognition.learn(known_by)
+                ring.mark[: ring.filled] = torch.from_numpy(known_by).to(ring.mark.device)
 
 
 def whole(ring: Ring) -> Remembered | None:

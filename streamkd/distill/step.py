@@ -43,7 +43,7 @@ class Plan:
     A row without label has -1 in y; ``unlabelled`` says that there are such. Remembered rows all have one; the last
     ``drawn`` rows, from the vicinity of the others, have none. ``met`` [batch] is how often each label was
     learned before. ``offer`` says which fresh rows the memory takes: those that it holds out teach nobody, now or
-    later.
+    when they come again.
     """
 
     x: Tensor
@@ -147,7 +147,7 @@ class Step:
         if self.vicinity.due(x):
             self.vicinity.measured(*self._compared(task))
         offer = self.memory.hold(x[:fresh], y[:fresh], task, lambda rows: self._at_rest(x[rows]))
-        if (near := self.vicinity.draw(x)) is not None:
+        if (near := self.vicinity.draw(_without(x, offer.twins))) is not None:
             x, y = torch.cat([x, near]), torch.cat([y, y.new_full((len(near),), -1)])
             met = torch.cat([met, met.new_zeros(len(near))])
         drawn = 0 if near is None else len(near)
@@ -197,7 +197,7 @@ class Step:
         with torch.set_grad_enabled(wanted):
             given = self.gate(evidence)
         weights = given.detach()
-        if plan.drawn or plan.offer.held:
+        if plan.drawn or plan.offer.untaught:
             weights = weights * self._masses(plan, weights.dtype)
         self.weighing_seconds += time.perf_counter() - begun
         lesson = self.lesson(plan, logits, weights, evidence)
@@ -212,7 +212,7 @@ class Step:
         which many rows count little would be a small one, and Adam's step as small.
         """
         masses = torch.ones(len(plan.y), 1, dtype=dtype, device=plan.y.device)
-        masses[list(plan.offer.held.values())] = 0.0
+        masses[plan.offer.untaught] = 0.0
         masses[len(masses) - plan.drawn :] = self.vicinity.mass
         return masses * (len(masses) / masses.sum().clamp_min(1e-6))
 
@@ -247,7 +247,7 @@ class Step:
         if self._own_gates:
             with torch.no_grad():
                 own = sums.own_weights(self.terms, evidence or self.evidence(plan, logits))
-                if plan.drawn or plan.offer.held:
+                if plan.drawn or plan.offer.untaught:
                     masses = self._masses(plan, logits.dtype)
                     own = {place: weights * masses for place, weights in own.items()}
         theirs = self.pool.features(plan.x[: plan.fresh], self._teacher_layers) if self._teacher_layers else {}
@@ -290,9 +290,9 @@ class Step:
             self.adapter.update_ended(self)  # before memory takes the rows: they must not be their own query
         self.memory.remember(plan.offer, plan.x, plan.y, plan.task, logits.detach())
         x, y = plan.x[: plan.fresh], plan.y[: plan.fresh]
-        if plan.unlabelled or plan.offer.held:
+        if plan.unlabelled or plan.offer.untaught:
             seen = y >= 0
-            seen[list(plan.offer.held.values())] = False
+            seen[plan.offer.untaught] = False
             x, y = x[seen], y[seen]
         if len(y):
             self.pool.observe(x, y)
@@ -302,6 +302,15 @@ class Step:
     def abandon(self, plan: Plan) -> None:
         """The step was not taken, for its loss or gradients were not finite: nothing of its fresh rows is kept."""
         self.memory.withdraw(plan.offer)
+
+
+def _without(x: Tensor, rows: Sequence[int]) -> Tensor:
+    """x [batch, *shape] without these rows."""
+    if not rows:
+        return x
+    left = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    left[list(rows)] = False
+    return x[left]
 
 
 def _able(known: Tensor) -> Tensor:

@@ -320,3 +320,65 @@ def test_withdrawn_rows_leave_no_trace_among_the_others(policy: Policy, seed: in
                 assert ring.y[: ring.filled].tolist() == ring._labels
                 assert torch.equal(ring.x[: ring.filled, 0].long(), ring.y[: ring.filled])
     assert len(target) == 20
+
+
+def passes(target: Memory, rows: int, times: int, batch: int = 7) -> tuple[set[int], list[set[int]]]:
+    """A stream of numbered records over and over, each time in another order: what was learned, and each held out."""
+    learned: set[int] = set()
+    both: list[set[int]] = []
+    for turn in range(times):
+        order = torch.randperm(rows, generator=torch.Generator().manual_seed(turn)).float().unsqueeze(1)
+        for start in range(0, rows, batch):
+            x = order[start : start + batch]
+            y = (x[:, 0] % 3).long()
+            offer = target.hold(x, y, 0, lambda of: torch.zeros(len(of), 3))
+            target.remember(offer, x, y, 0, torch.zeros(len(y), 3))
+            learned |= {int(v) for row, v in enumerate(x[:, 0]) if row not in offer.untaught}
+            both.append(learned & set(numbers(target.holdout)))
+    return learned, both
+
+
+def test_what_is_held_out_is_not_learned_when_it_comes_again() -> None:
+    """Over six passes nobody ever learns, or has learned, what is held out; all else is learned."""
+    target = memory(50, ratio=0.2)
+    learned, both = passes(target, 500, 6)
+    assert not any(both)
+    assert len(target.holdout) == target.holdout.capacity
+    assert len(learned) == 500 - len(target.holdout)
+
+
+def test_where_few_values_are_all_that_comes_each_is_learned() -> None:
+    """Forty different inputs in a memory of fifty: they are no records, and the held-out part fills as ever."""
+    target = memory(50, ratio=0.2)
+    learned, _ = passes(target, 40, 30)
+    assert len(learned) == 40
+    assert len(target.holdout) == target.holdout.capacity
+
+
+def test_twins_of_a_batch_are_held_out_together() -> None:
+    """Of records that come twice in a row, both or neither of a pair may be learned."""
+    target = memory(100, ratio=0.5)
+    for start in range(0, 60, 3):
+        x = torch.arange(start, start + 3).float().repeat(2).unsqueeze(1)
+        target.recognition.common = 0.0  # such a source is taken for chance in time
+        offer = target.hold(x, torch.zeros(6, dtype=torch.int64), 0, lambda of: torch.zeros(len(of), 1))
+        assert {row % 3 for row in offer.untaught} == {row % 3 for row in offer.held.values()}
+        assert len(offer.untaught) == 2 * len(offer.held)
+        assert not set(offer.untaught) & set(offer.rows)
+
+
+def test_an_older_memory_knows_its_own_rows() -> None:
+    """A state without marks: what is held out is recognised all the same, and what is replayed not held out."""
+    before, after = memory(50), memory(50)
+    fill(before, drawn(0, 200))
+    state = before.state_dict()
+    del state["recognition"]
+    for ring in ("replayed", "holdout"):
+        del state[ring]["mark"]
+    after.load_state_dict(state, CPU)
+    for ring, twins in ((after.holdout, len(after.holdout)), (after.replayed, 0)):
+        assert ring.x is not None
+        x, y = ring.x[: ring.filled].clone(), ring.y[: ring.filled].clone()
+        offer = after.hold(x, y, 0, lambda of: torch.zeros(len(of), 6))
+        assert len(offer.twins) == twins
+        assert not offer.held

@@ -246,7 +246,7 @@ def test_drawn_rows_have_no_label_and_the_weight_of_the_advantage() -> None:
     for x, y in toys.batches(10):
         step.memory.insert(x, y, 0, step.student(x).detach())
     step.vicinity.mass, step.vicinity.age = 0.25, 1
-    x, y = toys.batches(1)[0]
+    x, y = toys.batches(11)[-1]
     plan = step.begin(x, y, 0)
     lesson = step.weigh(plan, step.forward(plan))
     assert plan.unlabelled
