@@ -96,6 +96,10 @@ class Replay:
         """The number of records of all rounds; ``None`` where they repeat for ever."""
         return self._end
 
+    def turn(self, partition: str, offset: int) -> int | None:
+        """In which round the offset lies, from 1 on; ``None`` where the stream is one round."""
+        return offset // self._round + 1 if self._end is None or self._end > self._round else None
+
     def tests(self) -> Mapping[str, pa.RecordBatch]:
         """Test records by task, in the forms of the tasks, in the order of the stream."""
         found: dict[str, pa.RecordBatch] = {}
