@@ -341,7 +341,8 @@ class Config(Model):
 
 
 EMBEDDED = """\
-# The embedded stream: scikit-learn's handwritten digits, tasks of two digits, then the same in changed form, for ever.
+# The embedded stream: scikit-learn's handwritten digits, tasks of two digits, then the same in changed form, for ever,
+# from the second round on each a little turned, moved, thicker or thinner.
 name: embedded
 stream:
   source:
@@ -350,6 +351,7 @@ stream:
     classes_per_task: 2
     variations: [plain, rotate-90, invert]
     repeat: true
+    rounds: changed
     rate: 50
 memory: {size: 300}
 student: {name: mlp, hidden: [100, 100]}

@@ -82,6 +82,7 @@ def _learned(snapshot: Snapshot) -> dict[str, Any]:
             }
             for name, state in pool.get("teachers", {}).items()
         ],
+        "records_repeated": memory.get("recognition", {}).get("repeats", 0) if memory else 0,
         "memory_records": memory["replayed"]["filled"] + memory["holdout"]["filled"] if memory else 0,
     }
 
@@ -120,7 +121,8 @@ def in_words(found: Mapping[str, Any]) -> str:
         return summary.told(found)
     tasks, classes = found["tasks"], found["classes"]
     lines = [
-        f"{found['records_trained']} records trained in {found['steps']} steps; "
+        f"{found['records_trained']} records trained in {found['steps']} steps"
+        f"{_again(found['records_repeated'])}; "
         f"{len(tasks)} tasks ({_some(tasks)}), {len(classes)} classes ({_some(classes)})",
         f"served version: {found['version'] or 'none yet'}{' (pinned)' if found['pinned'] else ''}",
         f"teachers: {_some([t['name'] for t in found['teachers']]) or 'none'}; "
@@ -132,6 +134,10 @@ def in_words(found: Mapping[str, Any]) -> str:
     ]
     lines += [f"checkpoint {s['id']} is damaged: {s['reason']}" for s in found["skipped"]]
     return "\n".join(lines)
+
+
+def _again(repeats: int) -> str:
+    return f", {repeats} of them had come before" if repeats else ""
 
 
 def _some(values: list[Any], most: int = 12) -> str:

@@ -259,10 +259,11 @@ class Learner:
         if ring.x is not None and ring.filled:
             n = ring.filled
             with at_rest(self.served) as served:
-                self.quality.measure(served, ring.x[:n], ring.y[:n], ring.task[:n], self.tasks.names)
+                held = ring.x[:n], ring.y[:n], ring.task[:n]
+                self.quality.measure(served, *held, self.tasks.names, self.tasks.current)
         weights = self.gate_weights()
         hard = weights.pop("hard", None)
-        self.quality.note(self.records, self.prequential.accuracy, hard, weights)
+        self.quality.note(self.records, self.prequential.accuracy, hard, weights, self.arrivals.accuracy)
 
     def gate_weights(self) -> dict[str, float]:
         """Mean weights of the last step, the hard label's under ``hard``."""

@@ -6,7 +6,7 @@ them, ``Records`` is what the codec makes of the good ones, ``Reject`` what it s
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -205,3 +205,12 @@ class Source(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Repeating(Protocol):
+    """A source that begins anew when it has come to its end, and knows how often it has."""
+
+    def turn(self, partition: str, offset: int) -> int | None:
+        """In which pass over its records the offset lies, from 1 on; ``None`` where there is only one."""
+        ...

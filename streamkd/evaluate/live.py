@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+ENOUGH = 5  # held-out records of a task that has just begun; of one or two, "0 %" says nothing
 POINTS = 240  # of the history; every second one goes when it is full, so old and new stay equally spaced
 
 
@@ -25,12 +26,23 @@ class LiveQuality:
 
     @torch.no_grad()
     def measure(
-        self, predict: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, task: Tensor, names: Sequence[str]
+        self,
+        predict: Callable[[Tensor], Tensor],
+        x: Tensor,
+        y: Tensor,
+        task: Tensor,
+        names: Sequence[str],
+        current: int | None = None,
     ) -> None:
-        """Score a model on held-out rows x [n, *shape], y [n], by their task [n]."""
+        """Score a model on held-out rows x [n, *shape], y [n], by their task [n].
+
+        The ``current`` task has no figure before it has ``ENOUGH`` of them.
+        """
         right = predict(x).argmax(1) == y
         self.per_task = {}
-        for index in task.unique().tolist():
+        for index, held in zip(*(found.tolist() for found in task.unique(return_counts=True)), strict=True):
+            if index == current and held < ENOUGH:
+                continue
             accuracy = float(right[task == index].float().mean())
             self.per_task[names[index]] = accuracy
             self.best[names[index]] = max(self.best.get(names[index], 0.0), accuracy)
@@ -47,12 +59,22 @@ class LiveQuality:
             return None
         return sum(self.best[name] - now for name, now in self.per_task.items()) / len(self.per_task)
 
-    def note(self, record: int, prequential: float | None, hard: float | None, weights: Mapping[str, float]) -> None:
-        """Add a point to the history, or not: it keeps at most ``POINTS``, equally spaced."""
+    def note(
+        self,
+        record: int,
+        prequential: float | None,
+        hard: float | None,
+        weights: Mapping[str, float],
+        served: float | None = None,
+    ) -> None:
+        """Add a point to the history, or not: it keeps at most ``POINTS``, equally spaced.
+
+        ``prequential`` is the student's, ``served`` that of the versions that users were answered by.
+        """
         self._asked += 1
         if self._asked % self._every:
             return
-        point = {"record": record, "prequential": prequential, "holdout": self.accuracy}
+        point = {"record": record, "served": served, "prequential": prequential, "holdout": self.accuracy}
         self.history.append({**point, "forgetting": self.forgetting, "hard": hard, "weights": dict(weights)})
         if len(self.history) > POINTS:
             del self.history[1::2]

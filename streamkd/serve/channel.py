@@ -110,11 +110,6 @@ class Channel:
         with contextlib.suppress(EOFError):
             self.send({"kind": "fatal", "message": str(fault)[:FAULT], "exit_code": fault.exit_code})
 
-    def send_fatal(self, fault: StreamkdError) -> None:
-        """Say that this process ends of a fault that another start would not help, where anybody hears it."""
-        with contextlib.suppress(EOFError):
-            self.send({"kind": "fatal", "message": str(fault), "exit_code": fault.exit_code})
-
     def receive(self, timeout: float | None = None) -> dict[str, Any] | None:
         """The next message, or ``None`` when none came within ``timeout`` seconds (``None``: wait for ever).
 

@@ -23,6 +23,7 @@ from streamkd.config import Config
 from streamkd.errors import Overloaded, PluginError, StateConflict, StateError, StreamkdError
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
+from streamkd.serve.answering import Answering
 from streamkd.serve.channel import Channel
 from streamkd.serve.publisher import Publisher
 from streamkd.serve.status import Gauges, status_of
@@ -60,6 +61,7 @@ class LearnerProcess:
         if not self.learner.started:
             rehearse(config, registry, schema, self.learner.device)
         self._publisher = Publisher(directory, config, registry, self.recorder)
+        self._answering = Answering(self._publisher, registry)
         self._environment = environment()
         now = time.monotonic()
         self._next = {"checkpoint": now + config.checkpoint.every_seconds, "publish": now, "tell": now}
@@ -133,12 +135,14 @@ class LearnerProcess:
             self._checkpoint()
         if now >= self._next["tell"]:
             self._next["tell"] = now + TELL_SECONDS
+            self._answering.follow(self.learner)
             self._tell()
 
     def _publish(self) -> None:
         self.learner.measure()
         version = self._publisher.publish(self.learner)
         if version is not None:
+            self._answering.follow(self.learner)
             self.channel.send({"kind": "published", "version": version})
             self.learner.observers.tell("on_published", version, self.learner.records)
 
@@ -211,7 +215,7 @@ class LearnerProcess:
         now, records = time.monotonic(), self.learner.records
         rate = (records - self._told[1]) / max(now - self._told[0], 1e-9)
         self._told = (now, records)
-        status = status_of(self.learner, rate, self._publisher.version)
+        status = status_of(self.learner, rate, self._publisher.version, self._answering.version)
         self._gauges.record(status, self.learner)
         self._teller.status(status)
         self._teller.metrics()

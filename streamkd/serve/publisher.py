@@ -29,14 +29,14 @@ logger = logging.getLogger("streamkd.learner")
 
 
 class Publisher:
-    """Publishes a learner's served network into its state directory."""
+    """Publishes a learner's served network into its state directory; ``model`` is the last one, as it was published."""
 
     def __init__(self, directory: StateDirectory, config: Config, registry: Registry, recorder: Recorder) -> None:
         self._config, self._registry, self._recorder = config, registry, recorder
-        self._versions = Versions(directory, config.publish.keep)
-        self._served: Model | None = None
+        self.versions = Versions(directory, config.publish.keep)
+        self.model: Model | None = None
         self._records = -1
-        info = self._versions.served()
+        info = self.versions.served()
         self.version = info.version if info else None
 
     def publish(self, learner: Learner) -> int | None:
@@ -50,14 +50,14 @@ class Publisher:
             logger.warning("a version at record %d is not published: %s", learner.records, reason)
             return None
         try:
-            self.version = self._versions.publish(
+            self.version = self.versions.publish(
                 lambda folder: self._write(folder, clone, learner), records=learner.records
             )
         except StateError as fault:
             self._recorder.count("model_swaps_rejected_total", reason="not_written")
             logger.error("%s", fault)
             return None
-        self._served, self._records = clone, learner.records
+        self.model, self._records = clone, learner.records
         return self.version
 
     def _write(self, folder: Path, clone: Model, learner: Learner) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class Publisher:
             learner.served.state_dict(),
             lambda: _probabilities(clone, x[:CANARY]) if x is not None and len(x) else torch.ones(1, 1),
             _accuracy(clone, x, y),
-            _accuracy(self._served, x, y) if self._served is not None else None,
+            _accuracy(self.model, x, y) if self.model is not None else None,
             self._config.publish.regression,
         )
 

@@ -11,13 +11,15 @@ from typing import Any
 from streamkd.distill.arbiter import Arbiter
 from streamkd.distill.questions import Tally
 from streamkd.learner import Learner
+from streamkd.records import Repeating
 from streamkd.telemetry import Recorder
 
 TASKS = 1_000  # names that are told
+BOUNDARIES = 240  # the page's strip has as many points of history
 
 
-def status_of(learner: Learner, rate: float, version: int | None) -> dict[str, Any]:
-    """How the learner stands, for the page and for `/v1/status`."""
+def status_of(learner: Learner, rate: float, version: int | None, answering: int | None = None) -> dict[str, Any]:
+    """How the learner stands, for the page and for `/v1/status`; ``answering``: the version scored as records come."""
     quality, adapter = learner.quality, learner.adapter
     weights = learner.gate_weights()
     return {
@@ -28,11 +30,14 @@ def status_of(learner: Learner, rate: float, version: int | None) -> dict[str, A
         "tasks": learner.tasks.names[-TASKS:],
         "classes": learner.labels.labels,
         "accuracy": {
-            "prequential": learner.prequential.accuracy,
+            "served": learner.arrivals.accuracy,
+            "served_version": answering,
+            "student": learner.prequential.accuracy,
             "holdout": quality.accuracy,
             "per_task": quality.per_task,
             "forgetting": quality.forgetting,
         },
+        "repeats": _repeats(learner),
         "teachers": _teachers(learner, weights),
         "gate": {
             "hard": weights.get("hard"),
@@ -46,12 +51,29 @@ def status_of(learner: Learner, rate: float, version: int | None) -> dict[str, A
             "temperature": adapter.temperature.value if adapter and adapter.temperature else None,
         },
         "boundaries": [
-            {"record": b.record, "detector": b.detector, "task": b.task} for b in learner.tasks.boundaries[-100:]
+            {"record": b.record, "detector": b.detector, "task": b.task} for b in learner.tasks.boundaries[-BOUNDARIES:]
         ],
         "samples_per_second": rate,
         "loss": learner.last.loss if learner.last else None,
         "device": str(learner.device),
         "history": quality.history,
+    }
+
+
+def _repeats(learner: Learner) -> dict[str, Any]:
+    """What came again: records, their part of the newest, the pass of a source that knows it.
+
+    ``told_apart``: whether the same inputs are taken for the same record.
+    """
+    source = learner.source
+    newest = [(partition, offset - 1) for partition, offset in learner.offsets.items() if offset]
+    turns = [source.turn(*place) for place in newest] if isinstance(source, Repeating) else []
+    known = learner.strategy.step.memory.recognition if learner.started else None
+    return {
+        "records": known.repeats if known else 0,
+        "share": known.share if known and known.records else None,
+        "told_apart": known is None or known.tells_apart,
+        "pass": max((turn for turn in turns if turn is not None), default=None),
     }
 
 
@@ -83,13 +105,14 @@ class Gauges:
         self._adaptations = (adapter.adaptations, adapter.seconds) if adapter else (0, 0.0)
         self._faults: Counter[str] = Counter()
         self._trained = (learner.steps, learner.records)
+        self._repeats = _repeats(learner)["records"]
         self._tallies: dict[str, Tally] = {}
         self._teachers: set[str] = set()
 
     def record(self, status: Mapping[str, Any], learner: Learner) -> None:
         """Take a status and what the learner has counted."""
         recorder, accuracy = self._recorder, status["accuracy"]
-        for window in ("prequential", "holdout"):
+        for window in ("served", "student", "holdout"):
             if accuracy[window] is not None:
                 recorder.set("eval_accuracy_ratio", accuracy[window], window=window)
         if accuracy["forgetting"] is not None:
@@ -99,6 +122,7 @@ class Gauges:
         if learner.last_step_at is not None:
             recorder.set("train_last_step_timestamp_seconds", learner.last_step_at)
         self._record_training(learner)
+        self._record_repeats(status["repeats"], learner.config.stream.source.name)
         self._record_teachers(status, learner)
         self._record_adaptations(learner)
 
@@ -112,6 +136,14 @@ class Gauges:
         if learner.pulled:
             source = learner.config.stream.source.name
             self._recorder.count("source_records_total", learner.records - records, source=source)
+
+    def _record_repeats(self, repeats: Mapping[str, Any], source: str) -> None:
+        self._recorder.count("records_repeated_total", repeats["records"] - self._repeats, source=source)
+        self._repeats = repeats["records"]
+        if repeats["share"] is not None:
+            self._recorder.set("records_repeated_ratio", repeats["share"], source=source)
+        if repeats["pass"] is not None:
+            self._recorder.set("source_pass", repeats["pass"], source=source)
 
     def _record_teachers(self, status: Mapping[str, Any], learner: Learner) -> None:
         recorder = self._recorder

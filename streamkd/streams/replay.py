@@ -2,9 +2,9 @@
 
     rows ─► classes ─► tasks ─► one segment per (variation, task) ─► a round ─► rounds, one after another
 
-The record at an offset is a pure function of the options and the offset: class order, shuffles and label noise are
-drawn from the seed, and pacing decides only when a record is there. So any offset can be read again, at any
-time, in any chunks, in any process.
+The record at an offset is a pure function of the options and the offset: class order, shuffles, label noise and the
+small changes of later rounds are drawn from the seed, and pacing decides only when a record is there. So any offset can
+be read again, at any time, in any chunks, in any process.
 """
 
 import time
@@ -24,6 +24,7 @@ from streamkd.streams.lists import element_type, is_list, to_fixed, to_values
 from streamkd.streams.replay_options import ReplayOptions
 
 PARTITION = "replay/0"
+CHANGES = 1  # of the streams of random numbers of a segment: orders have none
 BLOCK_BYTES, BLOCK_RECORDS = 4 << 20, 1024
 
 
@@ -72,7 +73,8 @@ class Replay:
         self._shuffled = options.order == "seed"
         self._train, self._test = split(options, schema, self._seed)
         self._forms = {name: _form(name, schema, self._seed) for name in options.forms}
-        self._changed = any(self._forms.values())
+        self._slightly = _slightly(schema) if options.rounds == "changed" else None
+        self._changed = self._slightly is not None or any(self._forms.values())
         self._segments = self._lay_out(options)
         self._round = self._segments[-1].end
         rounds = None if options.repeat is True else max(1, int(options.repeat))
@@ -83,6 +85,7 @@ class Replay:
         self._block_records = 0
         self._blocks: dict[int, pa.RecordBatch] = {}
         self._order = lru_cache(maxsize=4)(self._draw_order)
+        self._draws = lru_cache(maxsize=4)(self._draw_changes)
 
     def read(self, partition: str, offset: int, limit: int) -> Chunk:
         """Up to ``limit`` rows from ``offset`` on: those that the end and the pace allow now."""
@@ -95,6 +98,10 @@ class Replay:
     def end(self, partition: str) -> int | None:
         """The number of records of all rounds; ``None`` where they repeat for ever."""
         return self._end
+
+    def turn(self, partition: str, offset: int) -> int | None:
+        """In which round the offset lies, from 1 on; ``None`` where the stream is one round."""
+        return offset // self._round + 1 if self._end is None or self._end > self._round else None
 
     def tests(self) -> Mapping[str, pa.RecordBatch]:
         """Test records by task, in the forms of the tasks, in the order of the stream, as far as it goes.
@@ -165,8 +172,9 @@ class Replay:
             turn, place = divmod(start, self._round)
             segment = self._segment_at(place)
             stop = min(end - start, segment.end - place)
-            rows = self._order(turn, segment.number)[place - segment.start :][:stop]
-            parts.append(self._compose(self._train, rows, segment.form))
+            here = slice(place - segment.start, place - segment.start + stop)
+            rows, draws = self._order(turn, segment.number)[here], self._draws(turn, segment.number)
+            parts.append(self._compose(self._train, rows, segment.form, None if draws is None else draws[here]))
             start += stop
         return pa.concat_batches(parts) if parts else self._compose(self._train, np.zeros(0, np.int64), "plain")
 
@@ -178,14 +186,21 @@ class Replay:
         rows = self._segments[number].rows
         return np.random.default_rng([self._seed, turn, number]).permutation(rows) if self._shuffled else rows
 
-    def _compose(self, half: Half, rows: np.ndarray, form: str) -> pa.RecordBatch:
+    def _draw_changes(self, turn: int, number: int) -> np.ndarray | None:
+        """How each record of a segment differs in this round [records, 4]; the first shows them as they are."""
+        if self._slightly is None or not turn:
+            return None
+        drawn = np.random.default_rng([self._seed, turn, number, CHANGES])
+        return drawn.uniform(-1, 1, (len(self._segments[number].rows), variations.DRAWS))
+
+    def _compose(self, half: Half, rows: np.ndarray, form: str, draws: np.ndarray | None = None) -> pa.RecordBatch:
         """These rows of a half in one form, with the columns of the schema."""
         table = half.take(rows)
         columns: dict[str, pa.Array] = {}
         for column in self._schema.inputs:
             values = _whole(table.column(column.name))
             if column.kind == "tensor" and (self._changed or (column.pad and is_list(values.type))):
-                values = self._reshape(values, column.size, column.pad, form)
+                values = self._reshape(values, column.size, column.pad, form, draws)
             columns[column.name] = values
         noisy = half.labels
         columns[self._schema.label] = (
@@ -198,9 +213,11 @@ class Replay:
                 columns[name] = _whole(table.column(name))
         return pa.RecordBatch.from_pydict(columns)
 
-    def _reshape(self, column: pa.Array, size: int, pad: bool, form: str) -> pa.Array:
+    def _reshape(self, column: pa.Array, size: int, pad: bool, form: str, draws: np.ndarray | None) -> pa.Array:
         """Lists as fixed-size lists of one type, so that every form has the same columns."""
         values, good = to_values(column, size, pad)
+        if self._slightly is not None and draws is not None:
+            values = self._slightly(values, draws)
         change = self._forms[form]
         values = values if change is None else change(values)
         return to_fixed(values.astype(element_type(column.type).to_pandas_dtype(), copy=False), good)
@@ -226,6 +243,12 @@ def _form(name: str, schema: RecordSchema, seed: int) -> variations.Form | None:
     if name != "plain" and len(schema.inputs) != 1:
         raise SourceError(f"variation {name} needs one input column, got {len(schema.inputs)}", fix="use plain")
     return variations.form(name, schema.inputs[0], seed)
+
+
+def _slightly(schema: RecordSchema) -> variations.Slightly:
+    if len(schema.inputs) != 1:
+        raise SourceError(f"rounds: changed needs one input column, got {len(schema.inputs)}", fix="leave rounds out")
+    return variations.Slightly(schema.inputs[0])
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:

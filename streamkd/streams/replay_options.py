@@ -38,6 +38,10 @@ class ReplayOptions(Options):
     unlabelled: float = Field(default=0.0, ge=0, le=1, description="share of train records that lose their label")
     per_class: Positive | None = Field(default=None, description="only the first train records of each class")
     repeat: bool | Positive = Field(default=False, description="true: for ever; a number: so many rounds")
+    rounds: Literal["same", "changed"] = Field(
+        default="same",
+        description="changed: from the second on each image is a little turned, moved, thicker or thinner",
+    )
     rate: float | None = Field(default=None, gt=0, description="records per second; None: as fast as they are read")
     limit: Positive | None = Field(default=None, description="the stream ends after so many records")
 
@@ -66,6 +70,8 @@ class ReplayOptions(Options):
             raise ValueError("takes one of variations, permuted and rotated")
         if self.test == "rest" and not self.per_class:
             raise ValueError("test: rest needs per_class, which leaves the rest")
+        if self.rounds == "changed" and not self.repeat:
+            raise ValueError("rounds: changed needs repeat, which makes rounds")
         if not self.forms or len(set(self.forms)) < len(self.forms):
             raise ValueError(f"needs at least one variation, each once, got {list(self.forms)}")
         return self

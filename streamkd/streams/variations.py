@@ -6,16 +6,21 @@
 ``permute-<k>``  the elements in another fixed order, drawn from (seed, k)
 
 Each is a function of an array [rows, size] alone, so the form of a record never depends on its neighbours.
+
+``Slightly`` changes each row a little in its own way, so that images which come again are others.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from streamkd.errors import SourceError
 from streamkd.records import InputColumn
 
+# a handwritten digit of 8×8 stays one: half a pixel, strokes by a third thicker or thinner
+DEGREES, PART_OF_SIDE, THICKER = 12.0, 1 / 16, 0.7
+DRAWS = 4
 Form = Callable[[np.ndarray], np.ndarray]
 PATTERN = re.compile(r"plain|invert|rotate-(?P<degrees>\d+(\.\d+)?)|permute-(?P<number>\d+)")
 
@@ -41,6 +46,37 @@ def form(name: str, column: InputColumn, seed: int) -> Form | None:
         order = np.random.default_rng([seed, int(found["number"])]).permutation(column.size)
         return lambda values: values[:, order]
     return _rotate(column, float(found["degrees"]))
+
+
+class Slightly:
+    """Images turned, moved, thicker or thinner by a little, each row by its own draws [rows, 4] in [-1, 1].
+
+    Raises:
+        SourceError: the column holds no images.
+    """
+
+    def __init__(self, column: InputColumn) -> None:
+        if column.kind != "tensor" or len(column.shape) not in (2, 3):
+            raise SourceError(
+                f"rounds that change needed images (height, width) or (height, width, channels), got {column.shape}",
+                where=f"column {column.name}",
+                fix="leave rounds out",
+            )
+        self._column, self._top = column, np.float32(1 / column.scale)
+
+    def __call__(self, values: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """values [rows, size] in the same type."""
+        height, width = self._column.shape[:2]
+        pixels = values.reshape(len(values), height * width, -1).astype(np.float32)
+        turned = np.zeros_like(pixels)
+        angle, down, across = np.deg2rad(DEGREES * draws[:, 0]), draws[:, 1] * height, draws[:, 2] * width
+        moved = PART_OF_SIDE * np.stack([down, across])[:, :, None]
+        for place, share in zip(*_corners(height, width, angle[:, None], moved), strict=True):
+            turned += np.take_along_axis(pixels, place[:, :, None], 1) * share[:, :, None]
+        inside = turned * (self._top - turned) / self._top
+        inked = turned + (THICKER * draws[:, 3]).astype(np.float32)[:, None, None] * inside
+        whole = np.rint(inked) if values.dtype.kind in "iu" else inked
+        return whole.astype(values.dtype).reshape(values.shape)
 
 
 def _invert(column: InputColumn) -> Form:
@@ -75,11 +111,16 @@ def _rotate(column: InputColumn, degrees: float) -> Form:
     return rotate
 
 
-def _corners(height: int, width: int, angle: float) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """For each pixel of the turned image the four source pixels around its origin, and their float32 shares."""
+def _corners(
+    height: int, width: int, angle: float | np.ndarray, moved: Sequence[float] | np.ndarray = (0.0, 0.0)
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """For each pixel of the turned image the four source pixels around its origin, and their float32 shares.
+
+    ``angle`` and ``moved`` (down, across) are numbers, or [rows, 1] for places and shares of each row.
+    """
     y, x = np.mgrid[:height, :width].reshape(2, -1) - np.array([[(height - 1) / 2], [(width - 1) / 2]])
-    from_y = y * np.cos(angle) + x * np.sin(angle) + (height - 1) / 2
-    from_x = x * np.cos(angle) - y * np.sin(angle) + (width - 1) / 2
+    from_y = y * np.cos(angle) + x * np.sin(angle) + (height - 1) / 2 - moved[0]
+    from_x = x * np.cos(angle) - y * np.sin(angle) + (width - 1) / 2 - moved[1]
     low_y, low_x = np.floor(from_y).astype(int), np.floor(from_x).astype(int)
     places, shares = [], []
     for step_y in (0, 1):

@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+import torch
+
 from streamkd import config as configuration
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
@@ -13,6 +15,16 @@ from streamkd.wiring import open_source, schema_of
 
 def gauges_of(gate: dict[str, Any], *, temperature: bool = False, **source: Any) -> Exposition:
     """What is told once a short stream has been learned."""
+    learner = learner_of(gate, temperature=temperature, **source)
+    gauges, exposition = Gauges(learner.recorder, learner), Exposition()
+    while learner.advance():
+        pass
+    gauges.record(status_of(learner, 0.0, None), learner)
+    exposition.apply(learner.recorder.drain())
+    return exposition
+
+
+def learner_of(gate: dict[str, Any], *, temperature: bool = False, **source: Any) -> Learner:
     registry = Registry.load()
     config = configuration.from_tree(
         {
@@ -26,13 +38,7 @@ def gauges_of(gate: dict[str, Any], *, temperature: bool = False, **source: Any)
         registry,
     )
     schema = schema_of(config, registry)
-    learner = Learner(config, registry, open_source(config, registry, schema)[0], schema)
-    gauges, exposition = Gauges(learner.recorder, learner), Exposition()
-    while learner.advance():
-        pass
-    gauges.record(status_of(learner, 0.0, None), learner)
-    exposition.apply(learner.recorder.drain())
-    return exposition
+    return Learner(config, registry, open_source(config, registry, schema)[0], schema)
 
 
 def test_the_label_noise_is_told_by_gates_that_measure_it() -> None:
@@ -59,3 +65,36 @@ def test_the_arbiters_policies_are_told() -> None:
     told = [exposition.value("gate_policy_ratio", policy=policy) for policy in policies]
     assert None not in told
     assert abs(sum(filter(None, told)) - 1) < 1e-5
+
+
+def test_what_comes_again_is_counted() -> None:
+    """Three passes over a hundred records: two hundred came again, all of the newest did, and the pass is told."""
+    exposition = gauges_of({"name": "fixed"}, per_class=10, repeat=3)
+    assert exposition.value("records_repeated_total", source="replay") == 200
+    assert (exposition.value("records_repeated_ratio", source="replay") or 0.0) > 0.9
+    assert exposition.value("source_pass", source="replay") == 3
+
+
+def test_before_the_first_record_nothing_is_a_number() -> None:
+    """No accuracy, no share of repeats, and none of them as a metric."""
+    learner = learner_of({"name": "fixed"}, limit=50)
+    status = status_of(learner, 0.0, None)
+    assert [status["accuracy"][name] for name in ("served", "student", "holdout", "forgetting")] == [None] * 4
+    assert status["repeats"] == {"records": 0, "share": None, "told_apart": True, "pass": None}
+    exposition = Exposition()
+    Gauges(learner.recorder, learner).record(status, learner)
+    exposition.apply(learner.recorder.drain())
+    for window in ("served", "student", "holdout"):
+        assert exposition.value("eval_accuracy_ratio", window=window) is None
+
+
+def test_the_served_versions_figure_is_not_the_students() -> None:
+    """A model that is always wrong answers: that is told as the served one's, and the student's beside it."""
+    learner = learner_of({"name": "fixed"}, per_class=20)
+    learner.advance()
+    learner.arrivals.take(lambda x: torch.zeros(len(x), 1))
+    while learner.advance():
+        pass
+    accuracy = status_of(learner, 0.0, 7, 5)["accuracy"]
+    assert accuracy["served"] < 0.2 < accuracy["student"]
+    assert accuracy["served_version"] == 5

@@ -24,6 +24,7 @@ FORMS = {
     "changed": {"classes_per_task": 5, "variations": ["plain", "rotate-90", "invert", "rotate-20", "permute-3"]},
     "noisy": {"label_noise": 0.3, "per_class": 20, "classes_per_task": 2},
     "repeated": {"repeat": True, "per_class": 4},
+    "other rounds": {"repeat": 3, "per_class": 4, "rounds": "changed", "variations": ["plain", "rotate-90"]},
     "twice": {"repeat": 2, "per_class": 7, "rotated": [0, 30]},
 }
 
@@ -333,3 +334,30 @@ def test_the_registry_has_it() -> None:
     kind = Registry.load(only=["replay"]).kind("sources", "replay")
     assert kind.options is ReplayOptions
     assert replay.describe(ReplayOptions(dataset="digits")) == datasets.describe("digits")
+
+
+def test_no_record_of_a_changed_round_came_before() -> None:
+    """The first round is the data as it is, every later one shows other images of the same digits; tests stay."""
+    plain = read_all(make(per_class=5))
+    changed, again = make(per_class=5, repeat=4, rounds="changed"), make(per_class=5, repeat=4)
+    table = read_all(changed)
+    assert table.slice(0, 50).equals(plain)
+    images = np.array(table["image"].to_pylist()).reshape(200, 64)
+    assert len(np.unique(images, axis=0)) == 200
+    assert table["label"].equals(read_all(again)["label"])
+    near = np.array(read_all(again)["image"].to_pylist()).reshape(200, 64)
+    assert np.abs(images - near).mean() < 2.0  # of 16
+    assert changed.tests()["0"].equals(again.tests()["0"])
+
+
+def test_rounds_that_change_need_rounds() -> None:
+    """Without ``repeat`` there is no second round to change."""
+    with pytest.raises(ValidationError, match="needs repeat"):
+        make(rounds="changed")
+
+
+def test_the_pass_is_told() -> None:
+    """Offsets of the first round are in pass 1, those behind it in pass 2; one round has none."""
+    source = make(per_class=5, repeat=True)
+    assert [source.turn(PARTITION, offset) for offset in (0, 49, 50, 499)] == [1, 1, 2, 10]
+    assert make(per_class=5).turn(PARTITION, 3) is None
