@@ -23,6 +23,7 @@ from streamkd.distill.memory import Ring
 from streamkd.distill.students import Student, at_rest
 from streamkd.errors import SourceError
 from streamkd.evaluate.accuracy import Prequential
+from streamkd.evaluate.arrival import Arrivals
 from streamkd.evaluate.live import LiveQuality
 from streamkd.meta.adapt import GateAdapter
 from streamkd.meta.artefact import Artefact
@@ -67,6 +68,7 @@ class Learner:
         self.labels = LabelSpace()
         self.tasks = Tasks(dict(wiring.make_all(registry, "detectors", config.detectors)))
         self.prequential = Prequential(WINDOW)
+        self.arrivals = Arrivals(WINDOW)
         self.quality = LiveQuality()
         self.observers = Observers(wiring.make_all(registry, "observers", config.observers), self.recorder)
         self.dead: list[DeadBatch] = []
@@ -197,9 +199,11 @@ class Learner:
             self.strategy.step.grow(self.labels.labels)
         if boundary is not None:
             self._begin_task(boundary)
+        batch = tensors(records, self.labels, self.tasks.current, self.device)
+        self.arrivals.score(batch.x, batch.y)
         # a student with dropout draws from torch's own generator: by the step's number, so that resuming is exact
         torch.default_generator.manual_seed(self.config.seed * 1_000_003 + self.steps)
-        report = self.last = self.strategy.learn(tensors(records, self.labels, self.tasks.current, self.device))
+        report = self.last = self.strategy.learn(batch)
         self.records += report.fresh
         self.steps += 1
         self.last_step_at = time.time()
@@ -278,6 +282,7 @@ class Learner:
             "labels": self.labels.state_dict(),
             "tasks": self.tasks.state_dict(),
             "prequential": self.prequential.state_dict(),
+            "arrivals": self.arrivals.state_dict(),
             "quality": self.quality.state_dict(),
             "bad_in_a_row": self._bad_in_a_row,
             "learned": None,
@@ -312,6 +317,8 @@ class Learner:
         self.labels.load_state_dict(tree["labels"])
         self.tasks.load_state_dict(tree["tasks"])
         self.prequential.load_state_dict(tree["prequential"])
+        if "arrivals" in tree:
+            self.arrivals.load_state_dict(tree["arrivals"])
         self.quality.load_state_dict(tree["quality"])
         self._bad_in_a_row = tree["bad_in_a_row"]
         if tree["learned"] is not None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from streamkd import config as configuration
+from streamkd.distill.teachers import copy_of
 from streamkd.errors import SourceError, StateConflict
 from streamkd.inspection import weights_sha256
 from streamkd.learner import Learner
@@ -80,6 +81,26 @@ def test_stopping_and_resuming_ends_in_the_same_bits(stop: int) -> None:
     assert weights(resumed) == weights(whole)
     assert resumed.records == whole.records
     assert resumed.tasks.names == whole.tasks.names
+
+
+def test_asking_what_is_served_reaches_no_weights() -> None:
+    """A learner whose arriving records a served copy answers first ends in the bits of one that nobody asks."""
+    whole, asked = run(learner()), learner()
+    while asked.advance():
+        if asked.steps % 3 == 1:
+            asked.arrivals.take(copy_of(asked.served))
+    assert weights(asked) == weights(whole)
+    assert asked.arrivals.records == 390  # all but the first batch, before which there was nothing to serve
+
+
+def test_a_checkpoint_from_before_the_served_models_count_is_taken() -> None:
+    """Its count begins where the checkpoint was written."""
+    one = run(learner(), 3)
+    saved = one.state()
+    del saved["arrivals"]
+    again = learner()
+    again.restore(unpack(pack(saved)), dict(one.offsets), one.config)
+    assert (again.records, again.arrivals.records) == (30, 0)
 
 
 def test_resuming_with_another_optimiser_rate_is_taken() -> None:

@@ -101,6 +101,11 @@ class Prequential:
         """Over every record so far: the figure of a report."""
         return self._right_ever / self._total_ever if self._total_ever else None
 
+    @property
+    def records(self) -> int:
+        """How many were predicted so far."""
+        return self._total_ever
+
     def state_dict(self) -> dict[str, Any]:
         batches = [list(batch) for batch in self._batches]
         return {"batches": batches, "right": self._right_ever, "total": self._total_ever}

@@ -1,0 +1,72 @@
+"""Prequential accuracy of what is served: a frozen model answers each record as it comes, before anybody learns it.
+
+    served model ─► take (a copy that stays as it is) ─► score every arriving batch ─► accuracy, overall
+
+The student's own prequential accuracy says how well it learns; this says how well users were answered. Whoever serves
+decides when another model is taken: ``streamkd run`` every so many records, a server when it publishes. Called by the
+learner.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from streamkd.evaluate.accuracy import Prequential
+
+Predict = Callable[[Tensor], Tensor]
+"""Raw inputs [batch, *shape] to logits [batch, classes], columns by arrival as in the learner's label space."""
+
+
+class Arrivals:
+    """How many arriving records the model that is served had right; ``seconds`` is what asking it took.
+
+    Records that come while there is no model are not counted: nobody could be answered.
+    """
+
+    def __init__(self, window: int) -> None:
+        self._prequential = Prequential(window)
+        self._model: Predict | None = None
+        self.seconds = 0.0
+
+    def take(self, model: Predict) -> None:
+        """From now on this model is served: one at rest, on the records' device, that nobody trains or grows."""
+        self._model = model
+
+    @torch.no_grad()
+    def score(self, x: Tensor, y: Tensor) -> None:
+        """Count a batch x [batch, *shape] of columns y [batch] before it is learned; -1: without label.
+
+        A label that the model does not know yet is one that it has wrong.
+        """
+        if self._model is None or not len(y):
+            return
+        begun = time.perf_counter()
+        labelled = y >= 0
+        right = (self._model(x).argmax(1) == y) & labelled
+        self._prequential.add(int(right.sum()), int(labelled.sum()))
+        self.seconds += time.perf_counter() - begun
+
+    @property
+    def accuracy(self) -> float | None:
+        """Over the window; ``None`` before the first record that a model was there for."""
+        return self._prequential.accuracy
+
+    @property
+    def overall(self) -> float | None:
+        """Over every record that was counted."""
+        return self._prequential.overall
+
+    @property
+    def records(self) -> int:
+        """How many were counted."""
+        return self._prequential.records
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts. The model is not in it: whoever resumes takes the version that is served."""
+        return {"prequential": self._prequential.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._prequential.load_state_dict(state["prequential"])
