@@ -58,6 +58,7 @@ class Learner:
         avalanche_plugins: Sequence[Any] = (),
         avalanche_metrics: Sequence[Any] = (),
         on_task_end: Callable[[str], None] = lambda task: None,
+        on_batch: Callable[[], None] = lambda: None,
     ) -> None:
         self.config, self.registry, self.source, self.schema = config, registry, source, schema
         self.recorder = recorder or Recorder()
@@ -78,6 +79,7 @@ class Learner:
         self._plugins = list(avalanche_plugins)
         self._evaluator = quiet_evaluator(*avalanche_metrics, sink=self._log)
         self._on_task_end = on_task_end
+        self._on_batch = on_batch  # told when the offsets are past a batch that is about to be learned
         self.pulled = journal is None  # else records were counted when they were accepted
         self.last_step_at: float | None = None
         self._bad_in_a_row = 0
@@ -195,6 +197,7 @@ class Learner:
             self._start()
         elif boundary is not None:
             self._end_task(previous)
+        self._on_batch()
         if len(self.labels) > self.student.classes:
             self.strategy.step.grow(self.labels.labels)
         if boundary is not None:
@@ -230,6 +233,7 @@ class Learner:
     def _end_task(self, task: int) -> None:
         pool = self.strategy.step.pool
         admitted = pool.end_task(self.student)
+        self._chosen = None  # teachers have learned: what is served must not depend on whether somebody had asked
         self.strategy.end_task(task)
         if admitted:
             logger.info("teacher %s is admitted; the pool has %s", admitted, ", ".join(pool.keys))

@@ -1,9 +1,12 @@
 """``streamkd run``: consume a finite stream once per seed, test after each task, and write the report.
 
     for each seed: learner ─► task ends ─► accuracy of student and served model on every task's test records
+                           ─► every ``REFRESH`` records another copy of the served model answers what arrives
     all seeds ─► report.json, report.html
 
-Test records are only ever looked at to be reported: nothing is chosen by them.
+Test records are only ever looked at to be reported: nothing is chosen by them. Every one of them counts, and the report
+says how many there are. What is compared task by task are tasks that the stream names, and has test records of; where
+it names none, the end is reported over all test records, whatever tasks the detectors saw.
 """
 
 import time
@@ -20,6 +23,7 @@ from streamkd import config as configuration
 from streamkd.config import Config
 from streamkd.distill.ensemble import Model
 from streamkd.distill.students import at_rest
+from streamkd.distill.teachers import copy_of
 from streamkd.errors import ConfigError, SourceError
 from streamkd.evaluate import efficiency, fidelity, report
 from streamkd.learner import Learner
@@ -27,21 +31,30 @@ from streamkd.plugins import Registry
 from streamkd.records import RecordSchema
 from streamkd.state.environment import environment
 from streamkd.streams import codec
+from streamkd.tasks import boundary
 from streamkd.wiring import device_of, open_source, schema_of, source_kind
 
 Progress = Callable[[int, int | None], None]
 """Told (records trained of this seed, records in all or ``None``)."""
 BATCH = 512  # test records per forward pass
 POINTS = 200  # of a run's history
+REFRESH = 100
+"""Records after which arriving ones are answered by a new copy of the served model: what a server that publishes every
+two seconds has at 50 records a second. Rarer, short tasks would be over before any version knew of them, and the figure
+would say more of the pace than of the learner."""
 
 
 @dataclass(frozen=True)
 class TestSet:
-    """A task's test records: x [n, *shape] on the run's device, and their labels."""
+    """A task's test records: x [n, *shape] on the run's device, and their labels; ``given``: how many the source gave.
+
+    Those without a label, and damaged ones, cannot be tested on.
+    """
 
     task: str
     x: Tensor
     labels: Sequence[Any]
+    given: int
 
 
 def run(
@@ -79,14 +92,14 @@ def run_seed(config: Config, registry: Registry, progress: Progress = lambda don
         raise ConfigError("the stream never ends", where="stream.source", fix="set repeat: false")
     device = device_of(config.device)
     tests = [_test_set(task, rows, schema, device) for task, rows in source.tests().items() if rows.num_rows]
-    if not tests:
-        raise ConfigError("the stream has no test records", where="stream.source", fix="set test_path or test_ratio")
+    _refuse_untestable(tests)
     trial = _Trial(tests)
     learner = trial.learner = Learner(config, registry, source, schema, on_task_end=trial.task_ended)
     total = sum(end for p in source.partitions if (end := source.end(p)) is not None)
     every = max(total // POINTS, 1)
     begun, noted = time.perf_counter(), 0
     while learner.advance():
+        trial.refresh()
         if learner.records - noted >= every:
             noted = learner.records
             trial.note()
@@ -95,14 +108,32 @@ def run_seed(config: Config, registry: Registry, progress: Progress = lambda don
         raise SourceError("the stream gave no record that could be learned", where=config.name)
     learner.end_of_stream()
     progress(total, total)
-    seconds = time.perf_counter() - begun - trial.test_seconds
+    seconds = time.perf_counter() - begun - trial.test_seconds - learner.arrivals.seconds
     source.close()
     return trial.result(seconds)
 
 
 def _test_set(task: str, rows: Any, schema: RecordSchema, device: torch.device) -> TestSet:
     records = codec.encode(rows, schema, 0)[0].labelled()
-    return TestSet(task, torch.tensor(records.inputs, device=device), records.labels)
+    return TestSet(boundary.given(task), torch.tensor(records.inputs, device=device), records.labels, rows.num_rows)
+
+
+def _refuse_untestable(tests: Sequence[TestSet]) -> None:
+    """A test set of which no record can be used would leave its task out of every figure."""
+    if not tests:
+        raise ConfigError("the stream has no test records", where="stream.source", fix="set test_path or test_ratio")
+    if empty := [test.task for test in tests if not len(test.x)]:
+        raise SourceError(
+            f"no test record of {_listed(empty)} can be used: they have no label, or are damaged",
+            where="stream.source",
+            fix="label them, or leave these tasks out of the test records",
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names for a message, the first few of many."""
+    shown = ", ".join(map(repr, names[:5]))
+    return f"task{'s' * (len(names) > 1)} {shown}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 class _Trial:
@@ -113,18 +144,29 @@ class _Trial:
     def __init__(self, tests: Sequence[TestSet]) -> None:
         self.tests = tests
         self.rows: dict[str, dict[str, list[float]]] = {"student": {}, "served": {}}
+        self.ended: list[str] = []
+        self.taken = -REFRESH
         self.worth: dict[str, list[dict[str, float]]] = {}
         self.weights: list[dict[str, Any]] = []
         self.test_seconds = 0.0
 
     def task_ended(self, task: str) -> None:
-        """Test student and served model on every task; a task that recurs keeps its last row."""
+        """Test student and served model on every task; a task that recurs keeps its last row, and that comes last."""
         begun = time.perf_counter()
+        self.ended = [*(name for name in self.ended if name != task), task]
         for name, model in self._models().items():
             self.rows[name][task] = [self._accuracy(model, test) for test in self.tests]
         for key, worth in self.learner.strategy.step.pool.worth.items():
             self.worth.setdefault(key, []).append({"record": self.learner.records, "worth": worth})
         self.test_seconds += time.perf_counter() - begun
+
+    def refresh(self) -> None:
+        """What answers arriving records is replaced when it is ``REFRESH`` records old."""
+        if self.learner.started and self.learner.records - self.taken >= REFRESH:
+            begun = time.perf_counter()
+            self.learner.arrivals.take(copy_of(self.learner.served))
+            self.taken = self.learner.records
+            self.test_seconds += time.perf_counter() - begun
 
     def note(self) -> None:
         """A point of the history."""
@@ -152,9 +194,11 @@ class _Trial:
         """The seed's part of the report."""
         learner = self.learner
         adapter = learner.adapter
+        self._refuse_unlearned()
         sides = {name: self._summary(name, model) for name, model in self._models().items()}
         return {
             "seed": learner.config.seed,
+            "tests": self._tested(),
             **sides,
             "fidelity": self._fidelity(),
             "gate": {
@@ -178,25 +222,69 @@ class _Trial:
             "classes": len(learner.labels),
         }
 
+    @property
+    def _named(self) -> bool:
+        """Whether the tasks are those that the stream names; else detectors made them up, and no test is of theirs."""
+        return not all(map(boundary.is_made, self.ended))
+
+    def _refuse_unlearned(self) -> None:
+        """A task that the stream names, has test records of and never was the learner's has no place in the matrix."""
+        missing = [test.task for test in self.tests if test.task not in self.ended]
+        if self._named and missing:
+            raise SourceError(
+                f"there are test records of {_listed(missing)}, which never was the learner's task; it learned "
+                f"{_listed(self.ended)}: accuracies task by task would leave some records out",
+                where="stream.source",
+                fix="either no record of it came (leave its test records out), or only among those of another task in "
+                "one batch (lower stream.batch.size); without stream.records.task the end is tested over all records",
+            )
+
+    def _tested(self) -> dict[str, Any]:
+        """What was tested on, of what there is, and how it is compared."""
+        tasks = {test.task for test in self.tests}
+        known = set(self.learner.labels.labels)
+        return {
+            "records": sum(len(test.labels) for test in self.tests),
+            "given": sum(test.given for test in self.tests),
+            "of_labels_never_learned": sum(label not in known for test in self.tests for label in test.labels),
+            "by_task": self._named,
+            "untested": [task for task in self.ended if task not in tasks] if self._named else [],
+            "sets": [{"task": t.task, "records": len(t.labels), "given": t.given} for t in self.tests],
+        }
+
+    def _matrix(self, name: str) -> tuple[np.ndarray, list[TestSet]]:
+        """Accuracies after each task on each, in the order of their ends, and their tests; the last row is the end.
+
+        Where the stream names no tasks, there is one row and one column: the end, over all tests.
+        """
+        rows, end = self.rows[name], self.rows[name][self.ended[-1]]
+        if not self._named:
+            return np.array([[np.mean(end)]]), list(self.tests)
+        place = {test.task: index for index, test in enumerate(self.tests)}
+        order = [task for task in self.ended if task in place]
+        found = [rows[task] for task in order[:-1]] + [end]
+        return np.array([[row[place[task]] for task in order] for row in found]), [self.tests[place[t]] for t in order]
+
     def _summary(self, name: str, model: Model) -> dict[str, Any]:
-        """The report's object of one model, over the tasks that were learned."""
-        rows = self.rows[name]
-        places = [index for index, test in enumerate(self.tests) if test.task in rows]
-        if places:
-            matrix = np.array([[rows[self.tests[i].task][j] for j in places] for i in places])
-        else:  # the detectors' names are not those of the tests: the end is all that can be compared
-            places = list(range(len(self.tests)))
-            matrix = np.array([[np.mean(list(rows.values())[-1])]])
-        tests = [self.tests[index] for index in places]
+        """The report's object of one model, over all test records."""
+        matrix, tests = self._matrix(name)
         untrained = self.learner.fresh_student(model.classes)
         baseline = np.array([self._accuracy(untrained, test) for test in tests])
-        return report.assess(
+        found = report.assess(
             matrix,
-            self.learner.prequential.overall if name == "student" else None,
+            (self.learner.prequential if name == "student" else self.learner.arrivals).overall,
             np.concatenate([_probabilities(model, test.x) for test in tests]),
             np.concatenate([self._columns(test).numpy() for test in tests]),
-            baseline if len(baseline) == len(matrix) else None,
+            baseline if self._named else None,
         )
+        ends = self.rows[name][self.ended[-1]]
+        pairs = zip(self.tests, ends, strict=True)
+        found["accuracy"]["per_test"] = [{"task": test.task, "accuracy": end} for test, end in pairs]
+        if name == "served":
+            found["accuracy"] |= {"prequential_records": self.learner.arrivals.records, "refresh_records": REFRESH}
+        if not self._named and (len(self.tests) > 1 or len(self.ended) > 1):
+            found["accuracy"]["anytime_average"] = None  # which records belong to the tasks so far, nobody knows
+        return found
 
     def _accuracy(self, model: Model, test: TestSet) -> float:
         return float((_probabilities(model, test.x).argmax(1) == self._columns(test).numpy()).mean())

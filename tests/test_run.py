@@ -1,13 +1,18 @@
 """Runs over finite streams: the report holds what was measured."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from streamkd import config as configuration
 from streamkd import run as runs
-from streamkd.errors import ConfigError
+from streamkd.errors import ConfigError, SourceError
 from streamkd.plugins import Registry
 
 REGISTRY = Registry.load()
@@ -31,8 +36,11 @@ def test_a_run_reports_every_seed_and_their_means(tmp_path: Path) -> None:
     assert report["served"]["accuracy"]["final_average"] == pytest.approx(sum(served) / 2)
     assert [len(row) for row in report["served"]["accuracy"]["matrix"]] == [2, 2]
     assert report["stream"] == {"name": "small", "records": 1433, "tasks": 2, "classes": 10}
+    assert (report["tests"]["records"], report["tests"]["given"], report["tests"]["by_task"]) == (364, 364, True)
     assert min(served) > 0.5
-    assert "<svg" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "<svg" in page
+    assert "tested on 364 of 364 test records" in page
 
 
 def test_a_stream_without_end_is_refused(tmp_path: Path) -> None:
@@ -48,3 +56,111 @@ def test_a_pushed_stream_is_refused(tmp_path: Path) -> None:
     config = configuration.from_tree(tree, REGISTRY)
     with pytest.raises(ConfigError, match="pushed"):
         runs.run(config, REGISTRY, tmp_path, [0])
+
+
+def runs_of(labels: Sequence[int], each: int, tasks: str | None = None) -> pa.Table:
+    """``each`` records of every label in a row, in this order: numbers around the label's own place."""
+    y = np.repeat(labels, each)
+    x = np.stack([np.cos(y), np.sin(y), y / 8], 1) + np.random.default_rng(0).normal(0, 0.05, (len(y), 3))
+    rows = {"x": pa.FixedSizeListArray.from_arrays(x.astype(np.float32).ravel(), 3), "label": pa.array(y)}
+    if tasks is not None:
+        rows["task"] = pa.array(np.repeat(list(tasks), each))
+    return pa.table(rows)
+
+
+def ran(tmp_path: Path, table: pa.Table, test: pa.Table | None = None, **changes: Any) -> dict[str, Any]:
+    """The report of a small learner on a table that is read in order, tested on a fifth of it or on another table."""
+    pq.write_table(table, tmp_path / "train.parquet")
+    source: dict[str, Any] = {"name": "replay", "path": str(tmp_path / "train.parquet"), "order": "given"}
+    if test is not None:
+        pq.write_table(test, tmp_path / "test.parquet")
+        source["test_path"] = str(tmp_path / "test.parquet")
+    records: dict[str, Any] = {"inputs": [{"name": "x", "shape": [3]}], "label": "label", "label_type": "int"}
+    records["task"] = "task" if "task" in table.column_names else None
+    tree = {
+        "name": "runs",
+        "stream": {"source": {**source, **changes.pop("source", {})}, "records": records, "batch": {"size": 10}},
+        "student": {"name": "mlp", "hidden": [16]},
+        "memory": {"size": 60, "replay": 20},
+        "adapt": {"every": 20, "on_task_steps": 1},
+        "vicinity": {"rows": 0},
+        "teachers": [{"name": "ema"}, {"name": "memory"}],
+        "device": "cpu",
+    }
+    return runs.run(configuration.from_tree({**tree, **changes}, REGISTRY), REGISTRY, tmp_path / "report", [0])
+
+
+def of_bins(side: dict[str, Any]) -> float:
+    """Accuracy on all test records, from the bins of the calibration."""
+    filled = [one for one in side["calibration"]["bins"] if one["records"]]
+    return sum(one["accuracy"] * one["records"] for one in filled) / sum(one["records"] for one in filled)
+
+
+def test_a_stream_without_tasks_is_tested_at_its_end(tmp_path: Path) -> None:
+    """Its one test set is not the first task of a detector: the figure is that of the end, as the bins have it."""
+    report = ran(tmp_path, runs_of([0, 1, 2, 3], 300))
+    assert report["stream"]["tasks"] == 4
+    for side in ("student", "served"):
+        found = report[side]["accuracy"]
+        assert found["final_average"] == pytest.approx(of_bins(report[side]))
+        assert np.shape(found["matrix"]) == (1, 1)
+        assert found["anytime_average"] is None
+    assert (report["tests"]["records"], report["tests"]["given"], report["tests"]["by_task"]) == (240, 240, False)
+
+
+@pytest.mark.parametrize("detectors", [[], [{"name": "new-label"}]])
+def test_all_test_records_count_where_detectors_name_the_tasks(tmp_path: Path, detectors: list[Any]) -> None:
+    """Tasks that no detector saw, and tasks shorter than a detector's grace, are tested like all others."""
+    report = ran(tmp_path, runs_of(range(8), 100), source={"classes_per_task": 1}, detectors=detectors)
+    assert report["stream"]["tasks"] == (3 if detectors else 1)
+    assert (report["tests"]["records"], report["tests"]["given"]) == (160, 160)
+    assert sum(one["records"] for one in report["served"]["calibration"]["bins"]) == 160
+    ends = [one["accuracy"] for one in report["served"]["accuracy"]["per_test"]]
+    assert len(ends) == 8
+    assert report["served"]["accuracy"]["final_average"] == pytest.approx(np.mean(ends))
+
+
+def test_a_task_that_never_was_the_learners_refuses_the_report(tmp_path: Path) -> None:
+    """Tasks of five records in batches of ten: every second one has no row of the matrix, so there is no matrix."""
+    names = "abcdefgh"
+    with pytest.raises(SourceError, match="'a', 'c', 'e', 'g'") as caught:
+        ran(tmp_path, runs_of(range(8), 5, names), runs_of(range(8), 5, names))
+    assert "batch.size" in caught.value.fix
+
+
+def test_the_last_row_is_the_end_though_tasks_come_again(tmp_path: Path) -> None:
+    """Tasks a, b, a: what is final was measured after the last of them, on both."""
+    report = ran(tmp_path, runs_of([0, 1, 0], 100, "aba"), runs_of([0, 1], 20, "ab"))
+    found = report["student"]
+    assert found["accuracy"]["final_average"] == pytest.approx(of_bins(found))
+    ends = {one["task"]: one["accuracy"] for one in found["accuracy"]["per_test"]}
+    assert found["accuracy"]["matrix"][-1] == [ends["b"], ends["a"]]
+
+
+def test_a_learned_task_without_test_records_is_told(tmp_path: Path) -> None:
+    """Task c comes last and is tested by nobody: the end is after it all the same, and the report says so."""
+    report = ran(tmp_path, runs_of([0, 1, 2], 100, "abc"), runs_of([0, 1], 20, "ab"))
+    assert report["tests"]["untested"] == ["c"]
+    assert report["student"]["accuracy"]["final_average"] == pytest.approx(of_bins(report["student"]))
+    assert "1 learned task without test records" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_test_records_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
+    """Without a label nothing can be tested; a label that was never learned is wrong, and told."""
+    test = runs_of([0, 1, 7], 20)
+    labels = pa.array([None, *test["label"].to_pylist()[1:]], pa.int64())
+    report = ran(tmp_path, runs_of([0, 1], 100), test.set_column(1, "label", labels))
+    found = report["tests"]
+    assert (found["records"], found["given"], found["of_labels_never_learned"]) == (59, 60, 20)
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "tested on 59 of 60 test records · 20 of them of labels that were never learned" in page
+
+
+def test_the_served_model_is_judged_on_what_arrives(tmp_path: Path) -> None:
+    """A copy answers each record before it is learned: of two labels that come one after the other, the first fifty
+    records of the second one are answered by a copy that does not know it.
+    """
+    found = ran(tmp_path, runs_of([0, 1], 200), publish={"model": "student"})["served"]["accuracy"]
+    assert found["prequential_records"] == 310  # a fifth of 400 is held out, ten came before there was a model
+    assert found["refresh_records"] == 100
+    assert found["prequential"] == pytest.approx(260 / 310, abs=0.02)

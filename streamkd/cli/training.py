@@ -21,6 +21,7 @@ def run(config: Path | None, overrides: tuple[str, ...], out: Path, seeds: str) 
     numbers = integers(seeds)
     from streamkd import config as configuration
     from streamkd import run as runs
+    from streamkd.evaluate.page import tested
     from streamkd.plugins import Registry
 
     registry = Registry.load()
@@ -36,8 +37,12 @@ def run(config: Path | None, overrides: tuple[str, ...], out: Path, seeds: str) 
 
         report = runs.run(tree, registry, out, numbers, progress)
     accuracy = report["served"]["accuracy"]["final_average"]
-    forgetting = report["served"]["forgetting"]["average"]
-    click.echo(f"served model: final average accuracy {show(accuracy)}, forgetting {show(forgetting)}")
+    forgetting, arriving = report["served"]["forgetting"]["average"], report["served"]["accuracy"]["prequential"]
+    click.echo(
+        f"served model: final average accuracy {show(accuracy)}, forgetting {show(forgetting)}, "
+        f"on arriving records {show(arriving)}"
+    )
+    click.echo("; ".join(tested(report)))
     click.echo(f"wrote {out / 'report.json'} and {out / 'report.html'}")
 
 

@@ -35,7 +35,20 @@ def _lead(report: Mapping[str, Any]) -> str:
     stream, seeds = report["stream"], report["seeds"]
     counted = [f"{_count(stream.get(key)):,} {key}" for key in ("records", "tasks", "classes") if stream.get(key)]
     runs = f"mean of seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
-    return " · ".join([*counted, runs])
+    return " · ".join([*counted, *tested(report), runs])
+
+
+def tested(report: Mapping[str, Any]) -> list[str]:
+    """How many test records were used of how many there are, and what a reader has to know of them, in words."""
+    found = report.get("tests")
+    if not found:
+        return []
+    said = [f"tested on {found['records']:,.0f} of {found['given']:,.0f} test records"]
+    if unknown := found.get("of_labels_never_learned"):
+        said.append(f"{unknown:,.0f} of them of labels that were never learned")
+    if untested := found.get("untested"):
+        said.append(f"{len(untested):,} learned task{'s' * (len(untested) > 1)} without test records")
+    return said
 
 
 def _footer(report: Mapping[str, Any]) -> str:
@@ -53,12 +66,19 @@ def _tiles(report: Mapping[str, Any]) -> list[str]:
     wanted = [
         ("Served model", served, ("accuracy", "final_average"), "final average accuracy", 100, " %"),
         ("Student", student, ("accuracy", "final_average"), "final average accuracy", 100, " %"),
-        ("On arrival", student, ("accuracy", "prequential"), "before training on it", 100, " %"),
+        ("Served, on arrival", served, ("accuracy", "prequential"), _answered(served), 100, " %"),
+        ("Student, on arrival", student, ("accuracy", "prequential"), "just before training on it", 100, " %"),
         ("Forgetting", served, ("forgetting", "average"), "best so far minus final", 100, " %"),
         ("Calibration", served, ("calibration", "ece"), "expected error", 100, " %"),
         ("Throughput", report, ("throughput", "samples_per_second"), "records per second", 1, ""),
     ]
     return [_tile(name, *_figure(place, keys), said, scale, unit) for name, place, keys, said, scale, unit in wanted]
+
+
+def _answered(served: Mapping[str, Any]) -> str:
+    """By whom arriving records were answered."""
+    every = served.get("accuracy", {}).get("refresh_records")
+    return f"by a copy up to {every:,.0f} records old" if every else "by the version of its time"
 
 
 def _tile(name: str, value: float | None, deviation: float | None, said: str, scale: float, unit: str) -> str:
@@ -82,6 +102,7 @@ def _cards(report: Mapping[str, Any]) -> list[str]:
     models = {name: report[name] for name in _MODELS if report.get(name)}
     narrow = [
         *[_matrix_card(name, model, report) for name, model in models.items()],
+        _tests_card(report),
         _history_card(history, marks),
         _forgetting_card(history, marks),
         _gate_card(report, marks),
@@ -100,11 +121,31 @@ def _cards(report: Mapping[str, Any]) -> list[str]:
 
 def _matrix_card(name: str, model: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     matrix = model["accuracy"].get("matrix")
-    if not matrix:
+    if not matrix or (report.get("tests") or {}).get("by_task") is False:
         return ""
     title = f"Accuracy matrix, {_MODELS[name]}"
     note = "Percent right on each task's test records (across) after each task (down). Grey: not learned yet."
     return card(title, note, charts.heatmap(matrix, _tasks(report, len(matrix)), title=title))
+
+
+def _tests_card(report: Mapping[str, Any]) -> str:
+    """What was tested on, and what the end is on each part of it."""
+    found = report.get("tests")
+    if not found:
+        return ""
+    note = f"{'; '.join(tested(report)).capitalize()}. Percent right at the end."
+    if not found["by_task"]:
+        note += " The stream names no tasks, so nothing is compared task by task: the end counts, over all of them."
+    ends = {
+        name: {one["task"]: one for one in (report.get(name) or {}).get("accuracy", {}).get("per_test") or []}
+        for name in _MODELS
+    }
+    rows = [
+        [one["task"], f"{one['records']:,.0f} of {one['given']:,.0f}"]
+        + [_percent(ends[name].get(one["task"]) or {}, "accuracy") for name in _MODELS]
+        for one in found.get("sets") or []
+    ]
+    return card("Test records", note, table(["test set", "records", *_MODELS.values()], rows))
 
 
 def _history_card(history: Sequence[Mapping[str, Any]], marks: Sequence[Mark]) -> str:
@@ -200,17 +241,18 @@ def _seeds_card(report: Mapping[str, Any]) -> str:
             cells.append(number(_figure(seed.get(model) or {}, path)[0]))
         cells.append(number(_figure(seed, ("throughput", "samples_per_second"))[0], 0))
         rows.append(cells)
-    head = ["seed", "served", "its forgetting", "its ECE", "student", "its forgetting", "on arrival", "records/s"]
+    head = ["seed", "served", "on arrival", "forgetting", "ECE", "student", "on arrival", "forgetting", "records/s"]
     return card("Each seed", "", table(head, rows), wide=True)
 
 
 _EACH = (
     ("served", ("accuracy", "final_average")),
+    ("served", ("accuracy", "prequential")),
     ("served", ("forgetting", "average")),
     ("served", ("calibration", "ece")),
     ("student", ("accuracy", "final_average")),
-    ("student", ("forgetting", "average")),
     ("student", ("accuracy", "prequential")),
+    ("student", ("forgetting", "average")),
 )
 
 
@@ -280,6 +322,11 @@ def _count(value: Any) -> int:
 def _pm(place: Mapping[str, Any], key: str, digits: int) -> str:
     deviation = place.get(f"{key}_std")
     return number(place.get(key), digits) + (f" ± {deviation:.{digits}f}" if deviation else "")
+
+
+def _percent(place: Mapping[str, Any], key: str) -> str:
+    value, deviation = place.get(key), place.get(f"{key}_std")
+    return number(value and 100 * value, 1) + (f" ± {100 * deviation:.1f}" if deviation else "")
 
 
 def number(value: float | None, digits: int = 3) -> str:

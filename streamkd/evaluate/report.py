@@ -19,7 +19,18 @@ from streamkd.evaluate.page import page
 from streamkd.evaluate.seeds import merge, plain
 
 SCHEMA = 1
-MERGED = ("student", "served", "fidelity", "gate", "efficiency", "throughput", "teachers", "boundaries", "history")
+MERGED = (
+    "tests",
+    "student",
+    "served",
+    "fidelity",
+    "gate",
+    "efficiency",
+    "throughput",
+    "teachers",
+    "boundaries",
+    "history",
+)
 
 
 def assess(
@@ -81,7 +92,7 @@ def write_report(
     """Write both files into a folder, each whole or not at all; returns what ``report.json`` holds.
 
     Args:
-        results: one per seed: ``seed`` and any of student, served, fidelity, gate, efficiency, throughput,
+        results: one per seed: ``seed`` and any of tests, student, served, fidelity, gate, efficiency, throughput,
             teachers, boundaries, history. Anything else stays in ``per_seed`` alone.
         stream: ``name``, ``records``, ``tasks`` and ``classes`` (names, or how many).
     """

@@ -25,6 +25,7 @@ PREDICTION_SECONDS, STEP_SECONDS = 0.02, 0.1
 class Point:
     """What was measured after ``records`` of a seed: accuracy by the name of each validation task that has begun.
 
+    Of the batches, those that lie wholly before: a task ends where the first batch that goes beyond it is yet to come.
     ``mark``: the stream calls for it, so every trial has it. ``within``: the same, of the tasks that go on alone.
     ``stop``: the trial was stopped here.
     """

@@ -2,6 +2,10 @@
 
     recording ─► learner.advance ... ─► mark? ─► accuracy on the validation tasks that have begun ─► Curve
 
+A mark lies where a task gives way to the next, and is measured where ``streamkd run`` measures a task's end: after the
+last batch that lies before it wholly, and after the task is closed. One batch later the new task would count with next
+to nothing, which no learner can help.
+
 Measuring draws nothing and moves nothing: a pass that is measured more often learns the same.
 """
 
@@ -40,11 +44,12 @@ class Passage:
         self.recording = recording
         self._registry = registry
         self._wanted = tuple(wanted)
-        self._learner = Learner(config, registry, recording.source(), recording.schema)
+        self._learner = Learner(config, registry, recording.source(), recording.schema, on_batch=self._passed)
         self._tests = [(task, *_tensors(task, recording)) for task in recording.tasks]
         self._stops = _stops(recording.marks, any(one.fine for one in self._wanted))
         self._points: list[Point] = []
         self._ended = False
+        self._asked = 0
         self._step_seconds: deque[float] = deque(maxlen=TIMED_STEPS)
         self.seconds = self.validation_seconds = 0.0
 
@@ -64,60 +69,70 @@ class Passage:
         Raises:
             TrialFailed: ``nan``: a loss or an answer is not finite. SourceError: no record could be learned.
         """
-        begun = time.perf_counter()
+        begun, self._asked = time.perf_counter(), records
         while self.records < records and not self._ended:
-            before = self.records
             self._step()
             if self.records == self.recording.total:
                 self._end()
-            passed = [stop for stop in self._stops if before < stop <= self.records]
-            if any(stop in self.recording.marks for stop in passed):
-                self._points.append(self._measured())
-            elif passed:
-                self._points.append(self._measured(within=True))
         self.seconds += time.perf_counter() - begun
 
     def _step(self) -> None:
-        begun = time.perf_counter()
+        begun, validated = time.perf_counter(), self.validation_seconds
         self._learner.advance()
-        self._step_seconds.append(time.perf_counter() - begun)
+        validated = self.validation_seconds - validated
+        self._step_seconds.append(time.perf_counter() - begun - validated)
         report = self._learner.last
         if report is not None and report.skipped:
             raise TrialFailed("nan", f"the loss after {self.records} records is {report.loss}", where=self._where)
+
+    def _passed(self) -> None:
+        """Measure, where a batch that is about to be learned goes beyond a stop."""
+        passed = [stop for stop in self._stops if self._measured_to < stop < self.records]
+        marks = [stop for stop in passed if stop in self.recording.marks]
+        if marks:
+            self._points.append(self._measured(marks[-1]))
+        elif passed:
+            self._points.append(self._measured(passed[-1], within=True))
+
+    @property
+    def _measured_to(self) -> int:
+        return self._points[-1].records if self._points else 0
 
     def _end(self) -> None:
         if not self._learner.started:
             raise SourceError("the stream gave no record that could be learned", where=self._where)
         self._learner.end_of_stream()
         self._ended = True
+        self._points.append(self._measured(self.recording.total))
 
     @property
     def _where(self) -> str:
         return f"seed {self.recording.seed}"
 
     def curve(self) -> Curve:
-        """What was measured at the marks, and here."""
+        """What was measured at the marks, and here: at the mark itself, where the pass was asked to stop at one."""
         points = list(self._points)
         begun = time.perf_counter()
-        if self._learner.started and not (points and points[-1].records == self.records and points[-1].place == "mark"):
-            points.append(replace(self._measured(), place="stop"))
+        at_mark = points and points[-1].place == "mark" and points[-1].records >= self._asked
+        if self._learner.started and not self._ended and not at_mark:
+            points.append(replace(self._measured(self.records), place="stop"))
         predicted = self._prediction_seconds() if any(one.timed for one in self._wanted) else 0.0
         self.seconds += time.perf_counter() - begun
         spans = {task.name: (task.begins, task.ends) for task in self.recording.tasks}
         stepped = efficiency.percentiles(self._step_seconds)[1] if self._step_seconds else 0.0
         return Curve(tuple(points), spans, stepped, predicted)
 
-    def _measured(self, within: bool = False) -> Point:
-        """Accuracy here on the tasks that have begun; ``within``: on those of them alone that are not over."""
+    def _measured(self, at: int, within: bool = False) -> Point:
+        """Accuracy now on the tasks that have begun at a record; ``within``: on those of them that are not over."""
         begun = time.perf_counter()
-        tests = [test for test in self._tests if test[0].begins < self.records]
+        tests = [test for test in self._tests if test[0].begins < at]
         if within:
-            tests = [test for test in tests if self.records <= test[0].ends]
+            tests = [test for test in tests if at <= test[0].ends]
         served = self._accuracies(self._learner.served, tests)
         wanted = any(one.student for one in self._wanted) and not within
         student = self._accuracies(self._learner.student, tests) if wanted else {}
         self.validation_seconds += time.perf_counter() - begun
-        return Point(self.records, served, student, "within" if within else "mark")
+        return Point(at, served, student, "within" if within else "mark")
 
     @torch.no_grad()
     def _accuracies(self, model: Model, tests: list[tuple[ValidationTask, Tensor, list[Any]]]) -> dict[str, float]:

@@ -2,8 +2,12 @@
 
 Detectors look at each batch before it is trained on. The first that sees a boundary names the task; where the
 stream says its tasks itself (a task column), detectors that guess stay silent.
+
+Names that the stream gives and names that are made here never meet: the latter begin with ``#``, and a given name that
+begins so has a ``\\`` before it. So a task "0" of the stream's test records is not taken for a detector's first.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -12,6 +16,23 @@ from pydantic import Field
 
 from streamkd.hookspecs import Kind, Options, hookimpl
 from streamkd.records import Records
+
+MADE, ESCAPE = "#", "\\"
+
+
+def given(name: str) -> str:
+    """The name under which a task that the stream names is known: its own, unless it looks like one made here."""
+    return ESCAPE + name if name.startswith((MADE, ESCAPE)) else name
+
+
+def made(name: str) -> str:
+    """The name under which a task that a detector names is known."""
+    return MADE + name
+
+
+def is_made(name: str) -> bool:
+    """Whether a detector named the task."""
+    return name.startswith(MADE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +107,7 @@ class Tasks:
 
     KEPT = 1_000  # boundaries, so that a stream of years stays small
     NAMES = 4_096  # tasks told apart; further new ones share one name
-    OTHERS = "(others)"
+    OTHERS = made("others")
 
     def __init__(self, detectors: dict[str, Detector]) -> None:
         self._detectors = detectors
@@ -104,13 +125,20 @@ class Tasks:
             task = detector.begins(records, new_labels, self._since)
             guess = not isinstance(detector, TaskColumn)
             if task is not None and found is None and not (told and guess):
-                found = Boundary(record, task or str(len(self.names)), name)
+                found = Boundary(record, self._made(task) if guess else given(task), name)
         if found is None and not self.names:
-            found = Boundary(record, "0", "start")
+            found = Boundary(record, made("0"), "start")
         if found is not None:
             self._begin(found)
         self._since += len(records)
         return found
+
+    def _made(self, task: str) -> str:
+        """The name of a detector's task; without one of its own, the next number that no task has."""
+        if task:
+            return made(task)
+        known = set(self.names)
+        return next(name for n in itertools.count(len(self.names)) if (name := made(str(n))) not in known)
 
     def _begin(self, boundary: Boundary) -> None:
         if boundary.task not in self.names:

@@ -31,6 +31,7 @@ TREE: dict[str, Any] = {
     "teachers": [{"name": "ema"}, {"name": "memory"}, {"name": "snapshot"}],
     "device": "cpu",
 }
+EVERY = ("accuracy", "final-accuracy", "forgetting", "student-accuracy")
 HALF = 120  # of 300 records, in the first of two tasks
 TEMPERATURE = REGISTRY.options("losses", "match-gate", {}).model_dump()["temperature"]
 
@@ -159,6 +160,33 @@ def test_a_trial_measures_what_a_run_would(one: dict[int, Recording]) -> None:
     reading = trial_of(one, "final-accuracy").advance(10_000)
     assert reading.objectives["final-accuracy"] == pytest.approx(tested["final_average"], abs=1e-6)
     assert reading.accuracy == reading.objectives["final-accuracy"]
+
+
+@pytest.mark.parametrize("batch", [7, 10, 16])
+def test_task_by_task_a_trial_measures_what_a_run_measures(batch: int) -> None:
+    """Whether tasks are multiples of the batch or not: accuracy at their ends, and at the end, is that of `run`."""
+    changes: dict[str, Any] = {"stream": {"source": {**SOURCE, "classes_per_task": 2}, "batch": {"size": batch}}}
+    changes["teachers"] = [{"name": "ema"}, {"name": "analytic", "channels": 4, "dense": 32}, {"name": "snapshot"}]
+    tried = Trial(config_of(**changes), REGISTRY, {100: record(config_of(**changes), REGISTRY, 100)}, EVERY)
+    reading = tried.advance(10_000)
+    changes["stream"]["source"]["validation_ratio"] = 0.2
+    tested = run_seed(config_of(**changes).model_copy(update={"seed": 100}), REGISTRY)
+    found = reading.objectives
+    assert found["accuracy"] == pytest.approx(tested["served"]["accuracy"]["anytime_average"], abs=1e-6)
+    assert found["student-accuracy"] == pytest.approx(tested["student"]["accuracy"]["anytime_average"], abs=1e-6)
+    assert found["final-accuracy"] == pytest.approx(tested["served"]["accuracy"]["final_average"], abs=1e-6)
+    assert found["forgetting"] == pytest.approx(tested["served"]["forgetting"]["average"], abs=1e-6)
+
+
+def test_a_new_task_does_not_count_before_it_has_been_learned() -> None:
+    """Stopped at a task's end that is no multiple of the batch, the figure is of the tasks that are over."""
+    changes = {"stream": {"source": {**SOURCE, "classes_per_task": 2}, "batch": {"size": 7}}}
+    recording = record(config_of(**changes), REGISTRY, 100)
+    tried = Trial(config_of(**changes), REGISTRY, {100: recording}, ("accuracy",))
+    reading = tried.advance(recording.marks[0])
+    assert reading.records > recording.marks[0]
+    assert [at for at, _ in reading.curve] == [recording.marks[0]]
+    assert [*tried._passages[100].curve().points[-1].served] == [recording.tasks[0].name]
 
 
 def test_seeds_advance_together_and_are_averaged(recordings: dict[int, Recording]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from streamkd.hookspecs import Options
 from streamkd.records import Label, Records
-from streamkd.tasks.boundary import Boundary, NewLabel, NewLabelOptions, TaskColumn, Tasks
+from streamkd.tasks.boundary import Boundary, NewLabel, NewLabelOptions, TaskColumn, Tasks, given, is_made
 
 
 def records(count: int, tasks: Sequence[Label] | None = None) -> Records:
@@ -22,8 +22,8 @@ def both(grace: int = 20) -> Tasks:
 
 def test_the_first_batch_begins_the_first_task() -> None:
     """With or without a detector that sees it, the stream starts with a task."""
-    assert Tasks({}).observe(records(5), [], 0) == Boundary(0, "0", "start")
-    assert both().observe(records(5), ["a"], 0) == Boundary(0, "0", "start")
+    assert Tasks({}).observe(records(5), [], 0) == Boundary(0, "#0", "start")
+    assert both().observe(records(5), ["a"], 0) == Boundary(0, "#0", "start")
     assert both().observe(records(2, ["x", "x"]), ["a"], 0) == Boundary(0, "x", "task-column")
 
 
@@ -67,8 +67,54 @@ def test_a_new_label_begins_a_task_after_the_grace() -> None:
     boundaries = []
     for at, new in enumerate([["a"], ["b"], [], ["c"], ["d"], []]):
         boundaries.append(tasks.observe(records(10), new, 10 * at))
-    assert [b.task if b else None for b in boundaries] == ["0", None, None, "1", None, None]
-    assert boundaries[3] == Boundary(30, "1", "new-label")
+    assert [b.task if b else None for b in boundaries] == ["#0", None, None, "#1", None, None]
+    assert boundaries[3] == Boundary(30, "#1", "new-label")
+
+
+class Named:
+    """A detector that begins a task with every batch, under a name of its own."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = iter(names)
+
+    def begins(self, records: Records, new_labels: Sequence[Label], since_boundary: int) -> str | None:
+        return next(self.names)
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def load_state_dict(self, state: dict) -> None: ...
+
+
+@pytest.mark.parametrize("name", ["0", "1", "#0", "##0", "\\#0", "\\\\#0", "others", "#others", ""])
+def test_given_and_made_names_never_meet(name: str) -> None:
+    """Whatever a stream calls its task, no detector's task has that name; different names stay different."""
+    stream = both()
+    stream.observe(records(1, [name]), [], 0)
+    detectors = Tasks({"named": Named(name, f"#{name}", f"\\{name}", "")})
+    for at in range(4):
+        detectors.observe(records(1), [], at)
+    assert len(detectors.names) == 4
+    assert not set(stream.names) & {*detectors.names, Tasks.OTHERS}
+    assert [is_made(one) for one in (*stream.names, *detectors.names)] == [False] + 4 * [True]
+    others = [other for other in ("0", "#0", "\\#0", "\\\\#0", "") if other != name]
+    assert given(name) not in map(given, others)
+
+
+def test_a_number_is_no_name_that_a_detector_has_taken() -> None:
+    """A task without a name of its own is a new one, also where another task is called by its number."""
+    tasks = Tasks({"named": Named("1", "", "")})
+    seen = [tasks.observe(records(1), [], at) for at in range(3)]
+    assert [one.task for one in seen if one] == ["#1", "#2", "#3"]
+
+
+def test_names_in_an_older_state_stay() -> None:
+    """A state of before names had their form goes on with the names that it has."""
+    tasks = both(grace=1)
+    state = tasks.state_dict() | {"names": ["0", "1"], "current": 1, "count": 2, "since": 5}
+    tasks.load_state_dict(state)
+    assert tasks.observe(records(1), ["z"], 10) == Boundary(10, "#2", "new-label")
+    assert tasks.names == ["0", "1", "#2"]
 
 
 def test_every_detector_sees_every_batch() -> None:
