@@ -34,7 +34,7 @@ def laid_out(title: str, lead: str, tiles: Sequence[str], cards: Sequence[str], 
 def _lead(report: Mapping[str, Any]) -> str:
     stream, seeds = report["stream"], report["seeds"]
     counted = [f"{_count(stream.get(key)):,} {key}" for key in ("records", "tasks", "classes") if stream.get(key)]
-    runs = f"mean of seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
+    runs = f"mean ± standard deviation of seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
     return " · ".join([*counted, *tested(report), runs])
 
 

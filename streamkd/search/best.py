@@ -7,8 +7,9 @@ where its mean lead over trial 0, seed by seed, exceeds the standard error of th
 
     d_s = objective of the trial − objective of trial 0 on seed s      taken if mean(d) > std(d) / √seeds
 
-Both are compared where both were last read: trial 0 may have been pruned. With one seed, which has no deviation, any
-lead will do. Called by ``streamkd.search.results``.
+Fewer than ``FEWEST`` seeds have no standard error to speak of: there the trial has to lead on every seed, which of two
+equal trials one does in one of four cases, and whoever is told of it is told so. Both are compared where both were last
+read: trial 0 may have been pruned. Called by ``streamkd.search.results``.
 """
 
 import math
@@ -25,12 +26,16 @@ from streamkd.config import Config
 from streamkd.plugins import Registry
 from streamkd.search.ledger import TrialRecord
 
+FEWEST = 3
+"""Seeds whose standard error is told and decided by: of two it is half of their difference, which says nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What is taken, and why: the highest trial, and its lead over trial 0 (``None``: they could not be compared).
 
-    Leads are positive where the trial is better, whatever the direction; ``records`` is where both were read.
+    Leads are positive where the trial is better, whatever the direction; ``leads`` are those of each seed, ``lead``
+    their mean, ``error`` its standard error where there are seeds enough; ``records`` is where both were read.
     """
 
     taken: TrialRecord
@@ -39,6 +44,7 @@ class Verdict:
     lead: float | None = None
     error: float | None = None
     records: int | None = None
+    leads: tuple[float, ...] = ()
 
     @property
     def kept(self) -> bool:
@@ -60,8 +66,8 @@ def choose(trials: Sequence[TrialRecord], objective: str, direction: str = "max"
     if not leads:
         return Verdict(highest, highest, default)
     lead, error = float(np.mean(leads)), standard_error(leads)
-    stays = default.state != "failed" and lead <= error
-    return Verdict(default if stays else highest, highest, default, lead, error, records)
+    stays = default.state != "failed" and (min(leads) <= 0 if error is None else lead <= error)
+    return Verdict(default if stays else highest, highest, default, lead, error, records, tuple(leads))
 
 
 def final(trial: TrialRecord, objective: str) -> float | None:
@@ -69,9 +75,9 @@ def final(trial: TrialRecord, objective: str) -> float | None:
     return trial.objective(objective) if trial.state == "finished" else None
 
 
-def standard_error(values: Sequence[float]) -> float:
-    """Of the mean; 0 for one value."""
-    return float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+def standard_error(values: Sequence[float]) -> float | None:
+    """Of the mean; ``None`` of fewer than ``FEWEST`` values."""
+    return float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) >= FEWEST else None
 
 
 def front(trials: Sequence[TrialRecord], objectives: Mapping[str, str]) -> tuple[TrialRecord, ...]:

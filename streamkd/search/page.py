@@ -42,7 +42,8 @@ def _tiles(outcome: Outcome) -> list[str]:
         figure = _figure(verdict.default.objective(outcome.leading))
         tiles.append(_tile("As it stands", figure, f"trial 0, {verdict.default.state}"))
     if verdict is not None and verdict.lead is not None:
-        error = f"± {verdict.error:.4f} " if verdict.error else ""
+        seeds = len(verdict.leads)
+        error = f"{seeds} seed{'s' * (seeds > 1)} alone, " if verdict.error is None else f"± {verdict.error:.4f} "
         tiles.append(_tile(f"Lead of trial {verdict.highest.number}", f"{verdict.lead:+.4f}", f"{error}over trial 0"))
     share = outcome.records / outcome.whole if outcome.whole else 0.0
     tiles.append(_tile("Records", f"{100 * share:.0f} %", f"{outcome.records:,} of {outcome.whole:,}"))

@@ -6,7 +6,8 @@ Outcome ─► about (plain values) | in_words (lines) | sentence (what is taken
 from collections.abc import Mapping
 from typing import Any
 
-from streamkd.search import coordinates
+from streamkd.search import best, coordinates
+from streamkd.search.best import Verdict
 from streamkd.search.ledger import TrialRecord
 from streamkd.search.outcome import Outcome
 
@@ -30,6 +31,7 @@ def about(outcome: Outcome, driver: int | None = None) -> dict[str, Any]:
         "default": None if default is None else _trial(default),
         "highest": None if verdict is None else verdict.highest.number,
         "lead": None if verdict is None else verdict.lead,
+        "leads": [] if verdict is None else list(verdict.leads),
         "lead_standard_error": None if verdict is None else verdict.error,
         "front": [_trial(one) for one in outcome.front],
         "importance": outcome.importance.shares,
@@ -117,13 +119,12 @@ def sentence(outcome: Outcome) -> str:
     verdict, name = outcome.verdict, outcome.leading
     if verdict is None:
         return "No trial has finished: nothing can be taken yet."
-    highest, lead = verdict.highest, ""
-    if verdict.lead is not None:
-        lead = f"{verdict.lead:+.4f} ± {verdict.error or 0.0:.4f} over the seeds, at {verdict.records:,} records"
+    highest, lead = verdict.highest, lead_of(verdict)
     if verdict.kept:
+        few = "is not one on every seed" if verdict.error is None else "is not beyond its standard error"
         return (
             f"The configuration is kept as it stands: trial {highest.number} was higher in {name}, but its lead "
-            f"({lead}) is not beyond its standard error."
+            f"({lead}) {few}.{_doubt(verdict)}"
         )
     figure = highest.objective(name) or 0.0
     if highest.number == 0:
@@ -133,7 +134,30 @@ def sentence(outcome: Outcome) -> str:
         if lead
         else ("the configuration as it stands gave nothing to compare it with")
     )
-    return f"Trial {highest.number} is taken with {name} {figure:.4f}: {compared}."
+    return f"Trial {highest.number} is taken with {name} {figure:.4f}: {compared}.{_doubt(verdict)}"
+
+
+def lead_of(verdict: Verdict) -> str:
+    """The lead of the highest trial over trial 0 in words, "" where they could not be compared."""
+    if verdict.lead is None:
+        return ""
+    seeds = len(verdict.leads)
+    if verdict.error is not None:
+        how = f" ± {verdict.error:.4f}, the standard error of {seeds} seeds,"
+    else:
+        how = f", by seed {' and '.join(f'{lead:+.4f}' for lead in verdict.leads)}," if seeds > 1 else " on one seed,"
+    return f"{verdict.lead:+.4f}{how} at {verdict.records:,} records"
+
+
+def _doubt(verdict: Verdict) -> str:
+    """What so few seeds cannot say."""
+    if verdict.lead is None or verdict.error is not None:
+        return ""
+    seeds = "two seeds have" if len(verdict.leads) > 1 else "one seed has"
+    return (
+        f" With {best.FEWEST} seeds or more a standard error would decide; {seeds} none, and chance alone leads on "
+        "every seed often enough: search with more --seeds, or compare both with `streamkd run --seeds 0,1,2,3,4`."
+    )
 
 
 def _trial(one: TrialRecord) -> dict[str, Any]:

@@ -68,12 +68,22 @@ def test_the_rule_is_paired() -> None:
 
 def test_the_verdict_names_both() -> None:
     """Where the default is kept, the trial that was higher, its lead and the error are there to be shown."""
-    verdict = choose([trial(0, 0.8, 0.8), trial(4, 0.75, 0.87)], "accuracy")
+    verdict = choose([trial(0, 0.8, 0.8, 0.8), trial(4, 0.75, 0.8, 0.88)], "accuracy")
     assert verdict is not None
     assert verdict.kept
     assert (verdict.taken.number, verdict.highest.number) == (0, 4)
     assert verdict.lead == pytest.approx(0.01)
-    assert verdict.error == pytest.approx(0.06)
+    assert verdict.error == pytest.approx(0.065574 / math.sqrt(3), abs=1e-6)
+
+
+@pytest.mark.parametrize(("seeds", "taken"), [((0.81, 0.99), 1), ((0.79, 0.99), 0), ((0.8, 0.99), 0), ((0.81,), 1)])
+def test_so_few_seeds_have_no_standard_error(seeds: tuple[float, ...], taken: int) -> None:
+    """One or two seeds: no ± is told, and whoever is taken leads on every one of them, however far on one."""
+    verdict = choose([trial(0, *(0.8 for _ in seeds)), trial(1, *seeds)], "accuracy")
+    assert verdict is not None
+    assert verdict.error is None
+    assert verdict.leads == pytest.approx([one - 0.8 for one in seeds])
+    assert verdict.taken.number == taken
 
 
 def test_equal_trials_are_taken_in_their_order() -> None:

@@ -94,3 +94,26 @@ def test_values_stand_beside_those_of_the_configuration(tmp_path: Path) -> None:
     text = inspect(str(tmp_path))
     assert re.search(r"^  rate +0\.01235 +\(was 0\.001\)$", text, re.M)
     assert re.search(r"^  kind +a$", text, re.M)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [
+        ((0.82, 0.83), "+0.0250, by seed +0.0200 and +0.0300, at 9,000 records. With 3 seeds or more"),
+        ((0.7, 0.95), "its lead (+0.0250, by seed -0.1000 and +0.1500, at 9,000 records) is not one on every seed."),
+        ((0.82,), "+0.0200 on one seed, at 9,000 records. With 3 seeds or more"),
+        ((0.82, 0.83, 0.84), "+0.0300 ± 0.0058, the standard error of 3 seeds, at 9,000 records."),
+    ],
+)
+def test_so_few_seeds_are_told_as_what_they_are(tmp_path: Path, seeds: tuple[float, ...], said: str) -> None:
+    """Two seeds have no standard error: each one's lead is told, and that it is little; three and more have one."""
+    ledger = search(tmp_path, 0)
+    for number, figures in enumerate([[0.8] * len(seeds), list(seeds)]):
+        mean = sum(figures) / len(figures)
+        one = {"records": 9000, "objectives": {"accuracy": mean}, "per_seed": {"accuracy": figures}}
+        ledger.write(TrialRecord(number, {}, "finished", (one,)))
+    found = outcome.read(ledger)
+    text = sentence(found)
+    assert said in text
+    assert ("±" in text) == (len(seeds) > 2) == ("--seeds" not in text)
+    assert about(found)["leads"] == pytest.approx([one - 0.8 for one in seeds])
