@@ -38,11 +38,15 @@ Progress = Callable[[int, int | None], None]
 
 @dataclass(frozen=True)
 class Recorded:
-    """Labelled records: x [n, *shape] as encoded, their labels, their tasks where the stream says them."""
+    """Labelled records: x [n, *shape] as encoded, their labels, their tasks where the stream says them.
+
+    ``left_out``: how many others there were, which are damaged or have no label.
+    """
 
     x: np.ndarray
     labels: Sequence[Label]
     tasks: Sequence[str] | None
+    left_out: int = 0
 
     @property
     def classes(self) -> list[Label]:
@@ -58,14 +62,18 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A teacher that was trained: where it lies, and how it did on the records that chose its epoch."""
+    """A teacher that was trained: where it lies, and how it did on the records that chose its epoch.
+
+    ``accuracy`` is ``None`` where there were none. ``left_out``: records of the stream that could teach nobody.
+    """
 
     name: str
     path: Path
     records: int
     classes: int
     epochs: int
-    accuracy: float
+    accuracy: float | None
+    left_out: int = 0
 
 
 def train(
@@ -105,9 +113,8 @@ def train(
         _write(out / name, student, meta)
         trained = meta["training"]
         classes = len(meta["classes"])
-        done.append(
-            Baseline(name, out / name, meta["records"], classes, trained["epochs"], trained["validation_accuracy"])
-        )
+        accuracy = trained["validation_accuracy"]
+        done.append(Baseline(name, out / name, meta["records"], classes, trained["epochs"], accuracy, records.left_out))
     progress(len(jobs) * epochs, len(jobs) * epochs)
     return done
 
@@ -135,11 +142,13 @@ def recorded(config: Config, registry: Registry, schema: RecordSchema) -> Record
     inputs: list[np.ndarray] = []
     labels: list[Label] = []
     tasks: list[str] = []
+    given = 0
     for partition in source.partitions:
         end, offset = source.end(partition) or 0, 0
         while offset < end:
             chunk = source.read(partition, offset, BLOCK)
             records, _ = codec.encode(chunk.rows, schema, chunk.offset)
+            given += chunk.rows.num_rows
             rows = [row for row, label in enumerate(records.labels) if label is not None]
             inputs.append(records.inputs[rows])
             labels.extend(label for label in records.labels if label is not None)
@@ -148,7 +157,7 @@ def recorded(config: Config, registry: Registry, schema: RecordSchema) -> Record
     source.close()
     if not labels:
         raise SourceError("the stream gave no record that could be learned", where=config.name)
-    return Recorded(np.concatenate(inputs), labels, tasks or None)
+    return Recorded(np.concatenate(inputs), labels, tasks or None, given - len(labels))
 
 
 _REPLAY = "name a configuration with a replay source of the same records"
@@ -220,7 +229,8 @@ def fit(
     """Train on i.i.d. epochs of x [n, *shape] and columns y [n]; the student ends as it was after its best epoch.
 
     A tenth of each label's records is the validation part, never trained on; ``PATIENCE`` epochs in which its
-    cross entropy has not fallen end the training. Without it (a record for each label) the last epoch stays.
+    cross entropy has not fallen end the training. Without it (a record for each label) the last epoch stays, and
+    how good it is nobody knows.
     """
     generator = torch.Generator().manual_seed(seed)
     ours, theirs = _halves(y.cpu(), generator)
@@ -239,13 +249,12 @@ def fit(
                 break
     student.load_state_dict(best)
     student.eval().requires_grad_(False)
-    held = theirs if len(theirs) else ours
-    loss, accuracy = _validation(student, x[held], y[held])
+    found = _validation(student, x[theirs], y[theirs]) if len(theirs) else (None, None)
     return {
         "epochs": at,
         "validation_records": len(theirs),
-        "validation_accuracy": accuracy,
-        "validation_nll": loss,
+        "validation_accuracy": found[1],
+        "validation_nll": found[0],
     }
 
 

@@ -19,10 +19,12 @@ from streamkd.errors import ConfigError, StateConflict, StateError
 from streamkd.inspection import weights_sha256
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
+from streamkd.records import InputColumn, RecordSchema
 from streamkd.state.tree import pack, unpack
 from streamkd.wiring import open_source, schema_of
 
 REGISTRY = Registry.load()
+SCHEMA = RecordSchema(inputs=(InputColumn(name="x", shape=(2,)),))
 CENTRES = np.random.default_rng(5).normal(size=(4, 8)).astype(np.float32) * 3
 
 
@@ -136,6 +138,31 @@ def test_validation_records_are_of_every_label_and_never_trained_on() -> None:
     ours, theirs = pretraining._halves(y, torch.Generator().manual_seed(0))
     assert y[theirs].bincount(minlength=3).tolist() == [5, 1, 0]
     assert sorted([*ours.tolist(), *theirs.tolist()]) == list(range(len(y)))
+
+
+def test_without_validation_records_no_accuracy_is_told() -> None:
+    """One record of each label: that of the records which it was trained on is no held-out accuracy."""
+    student = students.build(REGISTRY.kind("students", "mlp"), students.MlpOptions(hidden=(4,)), SCHEMA, 3, 0)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    found = pretraining.fit(student, optimizer, torch.zeros(3, 2), torch.arange(3), 2, 2, 0)
+    assert found == {"epochs": 2, "validation_records": 0, "validation_accuracy": None, "validation_nll": None}
+
+
+def test_records_that_teach_nobody_are_counted(tmp_path: Path) -> None:
+    """Of ten records one is damaged and one has no label: eight are learned, and the command says so."""
+    x = [[float(row), 1.0] for row in range(10)]
+    table = pa.table({"x": [None, *x[1:]], "label": pa.array([0, None, *([0, 1] * 4)])})
+    pq.write_table(table, tmp_path / "ten.parquet")
+    tree = {
+        "stream": {
+            "source": {"name": "replay", "path": str(tmp_path / "ten.parquet"), "test_ratio": 0},
+            "records": {"inputs": [{"name": "x", "shape": [2]}]},
+        },
+        "student": {"name": "mlp", "hidden": [4]},
+        "device": "cpu",
+    }
+    (done,) = pretraining.train(configuration.from_tree(tree, REGISTRY), REGISTRY, tmp_path / "out", epochs=1)
+    assert (done.records, done.left_out) == (8, 2)
 
 
 def test_what_cannot_be_trained_on_is_refused(records: Path, tmp_path: Path) -> None:

@@ -156,6 +156,21 @@ def test_test_records_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
     assert "tested on 59 of 60 test records · 20 of them of labels that were never learned" in page
 
 
+@pytest.mark.parametrize("tasks", ["column", "classes"])
+def test_test_records_of_no_task_are_refused(tmp_path: Path, tasks: str) -> None:
+    """A test file with a task, or with a label, that the train file never has: neither would be tested, in silence."""
+    names = ("ab", "abc") if tasks == "column" else (None, None)
+    source = {} if tasks == "column" else {"classes_per_task": 1}
+    with pytest.raises(SourceError, match="20 test records are of a task or label"):
+        ran(tmp_path, runs_of([0, 1], 100, names[0]), runs_of([0, 1, 2], 20, names[1]), source=source)
+
+
+def test_a_stream_that_is_cut_short_is_tested_on_what_it_reached(tmp_path: Path) -> None:
+    """With a limit within an ordered file, tasks beyond it are no part of the stream."""
+    report = ran(tmp_path, runs_of(range(4), 100, "abcd"), runs_of(range(4), 20, "abcd"), source={"limit": 200})
+    assert [one["task"] for one in report["tests"]["sets"]] == ["a", "b"]
+
+
 def test_the_served_model_is_judged_on_what_arrives(tmp_path: Path) -> None:
     """A copy answers each record before it is learned: of two labels that come one after the other, the first fifty
     records of the second one are answered by a copy that does not know it.

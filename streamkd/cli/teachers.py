@@ -58,4 +58,6 @@ def teachers_train(config: Path | None, overrides: tuple[str, ...], columns: str
         done = pretraining.train(tree, registry, columns=names, progress=advance, **options)
     head = ("teacher", "records", "classes", "epochs", "held-out accuracy", "path")
     table(head, [(t.name, t.records, t.classes, t.epochs, show(t.accuracy), t.path) for t in done])
+    if done[0].left_out:
+        click.echo(f"{done[0].left_out:,} more records are damaged or have no label: they taught nobody")
     click.echo(f"use: teachers: [..., {{name: checkpoint, id: {done[0].name}, path: {done[0].path.resolve()}}}]")

@@ -65,14 +65,19 @@ def _tiles(report: Mapping[str, Any]) -> list[str]:
     student = report.get("student") or {}
     wanted = [
         ("Served model", served, ("accuracy", "final_average"), "final average accuracy", 100, " %"),
-        ("Student", student, ("accuracy", "final_average"), "final average accuracy", 100, " %"),
+        ("Student", student, ("accuracy", "final_average"), _learning(student), 100, " %"),
         ("Served, on arrival", served, ("accuracy", "prequential"), _answered(served), 100, " %"),
-        ("Student, on arrival", student, ("accuracy", "prequential"), "just before training on it", 100, " %"),
         ("Forgetting", served, ("forgetting", "average"), "best so far minus final", 100, " %"),
         ("Calibration", served, ("calibration", "ece"), "expected error", 100, " %"),
         ("Throughput", report, ("throughput", "samples_per_second"), "records per second", 1, ""),
     ]
     return [_tile(name, *_figure(place, keys), said, scale, unit) for name, place, keys, said, scale, unit in wanted]
+
+
+def _learning(student: Mapping[str, Any]) -> str:
+    """The student's final accuracy, beside that on records that it is about to learn."""
+    arriving, _ = _figure(student, ("accuracy", "prequential"))
+    return "final average accuracy" + (f"; on arrival {100 * arriving:.1f} %" if arriving is not None else "")
 
 
 def _answered(served: Mapping[str, Any]) -> str:
@@ -121,7 +126,7 @@ def _cards(report: Mapping[str, Any]) -> list[str]:
 
 def _matrix_card(name: str, model: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     matrix = model["accuracy"].get("matrix")
-    if not matrix or (report.get("tests") or {}).get("by_task") is False:
+    if not matrix or not _compared(report):
         return ""
     title = f"Accuracy matrix, {_MODELS[name]}"
     note = "Percent right on each task's test records (across) after each task (down). Grey: not learned yet."
@@ -148,9 +153,17 @@ def _tests_card(report: Mapping[str, Any]) -> str:
     return card("Test records", note, table(["test set", "records", *_MODELS.values()], rows))
 
 
+def _compared(report: Mapping[str, Any]) -> bool:
+    """Whether figures go task by task; one of a report that does not say is taken to."""
+    return (report.get("tests") or {}).get("by_task") is not False
+
+
 def _history_card(history: Sequence[Mapping[str, Any]], marks: Sequence[Mark]) -> str:
-    series = {"before training on it": _points(history, "prequential"), "held out": _points(history, "holdout")}
-    note = "Accuracy on arriving records before they are trained on, and on held-out remembered records."
+    series = {
+        "student, on arrival": _points(history, "prequential"),
+        "served model, held out": _points(history, "holdout"),
+    }
+    note = "The student on the last thousand records just before it learned them; the served model on held-out ones."
     return card(
         "Accuracy over time", note + _marks_note(marks), charts.lines(_measured(series), marks, title="Accuracy")
     )
@@ -158,7 +171,7 @@ def _history_card(history: Sequence[Mapping[str, Any]], marks: Sequence[Mark]) -
 
 def _forgetting_card(history: Sequence[Mapping[str, Any]], marks: Sequence[Mark]) -> str:
     series = {"forgetting": _points(history, "forgetting")}
-    note = "Each task's best accuracy so far minus now, on held-out remembered records, averaged."
+    note = "The served model's best accuracy on each task so far minus now, on held-out records, averaged."
     return card("Forgetting over time", note, charts.lines(_measured(series), marks, title="Forgetting"))
 
 
@@ -189,6 +202,8 @@ def _worth_card(report: Mapping[str, Any], marks: Sequence[Mark]) -> str:
 def _per_task_card(name: str, model: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     found = model.get("forgetting") or {}
     lost = found.get("per_task") or []
+    if not _compared(report):
+        return ""
     names = _tasks(report, len(lost))
     deviations = dict(zip(names, found.get("per_task_std") or [None] * len(lost), strict=False))
     note = "Best accuracy before the last task minus final; whiskers are one standard deviation over seeds."
@@ -229,7 +244,7 @@ def _fidelity_card(report: Mapping[str, Any]) -> str:
 def _boundaries_card(report: Mapping[str, Any]) -> str:
     found = _over_seeds(report, "boundaries")
     rows = [[f"{one['record']:,.0f}", one.get("detector") or "", one.get("task") or ""] for one in found]
-    note = "Where a task began, and what said so."
+    note = "Where a task began, and what said so." + _shared_note(report, "boundaries")
     return card("Boundaries", note, table(["record", "detector", "task"], rows)) if rows else ""
 
 
@@ -287,6 +302,12 @@ def _over_seeds(report: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     return report.get(key) or next((seed[key] for seed in report["per_seed"] if seed.get(key)), [])
 
 
+def _shared_note(report: Mapping[str, Any], key: str) -> str:
+    """That some seeds have entries which are not shown."""
+    shown, most = len(_over_seeds(report, key)), max(len(seed.get(key) or []) for seed in report["per_seed"])
+    return f" {shown} that all seeds have, of up to {most} of one seed (report.json: per_seed)." if shown < most else ""
+
+
 def _marks(report: Mapping[str, Any]) -> list[Mark]:
     return [
         Mark(one["record"], f"{one.get('detector')}: task {one.get('task')}", one.get("detector") not in _GIVEN)
@@ -294,7 +315,7 @@ def _marks(report: Mapping[str, Any]) -> list[Mark]:
     ]
 
 
-_GIVEN = ("task-column", "new-label", None)  # told by the stream; any other detector guesses from the records
+_GIVEN = ("task-column", "new-label", "start", None)  # told by the stream; other detectors guess from the records
 
 
 def _marks_note(marks: Sequence[Mark]) -> str:

@@ -30,12 +30,15 @@ def plain(value: Any) -> Any:
 
 
 def merge(values: Sequence[Any]) -> Any:
-    """One value from the plain values of each seed; ``None`` where they cannot be one."""
+    """One value from the plain values of each seed; ``None`` where they cannot be one.
+
+    A number that one seed lacks has no mean: that of the others would be taken for the mean of all.
+    """
     present = [value for value in values if value is not None]
     if not present:
         return None
     if all(_is_number(value) for value in present):
-        return _mean(present)
+        return _mean(present) if len(present) == len(values) else None
     if all(isinstance(value, dict) for value in present):
         return _merge_dicts(present)
     if all(isinstance(value, list) for value in present):
@@ -50,6 +53,8 @@ def spread(values: Sequence[Any]) -> Any:
     """
     present = [value for value in values if value is not None]
     if present and all(_is_number(value) for value in present):
+        if len(present) < len(values):
+            return None
         return float(np.std(present, ddof=1)) if len(present) > 1 else 0.0
     if present and all(isinstance(value, list) and len(value) == len(present[0]) for value in present):
         below = [spread(items) for items in zip(*present, strict=True)]

@@ -22,13 +22,17 @@ NONE = -1  # a row without label, or outside of every task
 
 @dataclass(frozen=True)
 class Half:
-    """Rows and the task of each: ``tasks`` [rows of the file] are numbers of ``names``; ``NONE`` leaves a row out."""
+    """Rows and the task of each: ``tasks`` [rows of the file] are numbers of ``names``; ``NONE`` leaves a row out.
+
+    ``outside``: how many labelled rows of a test file are left out, since the train file has no such task or label.
+    """
 
     rows: Rows
     columns: tuple[str, ...]
     tasks: np.ndarray
     names: tuple[str | None, ...]
     labels: pa.Array | None = None
+    outside: int = 0
 
     def groups(self, in_order: bool) -> Iterator[np.ndarray]:
         """Row numbers task by task; ``in_order``: all at once as the file has them, whatever their tasks."""
@@ -88,7 +92,9 @@ def split(options: ReplayOptions, schema: RecordSchema, seed: int) -> tuple[Half
         return train_half, Half(train, columns, np.where(in_test, tasks.of(train, codes, lost=NONE), NONE), tasks.names)
     _columns(test, schema, str(options.test_path or where))
     test_codes = _codes_among(test.column(schema.label), classes)
-    return train_half, Half(test, columns, tasks.of(test, test_codes, lost=NONE), tasks.names)
+    test_tasks = tasks.of(test, test_codes, lost=NONE)
+    outside = int(((test_tasks == NONE) & ~_nulls(test.column(schema.label))).sum())
+    return train_half, Half(test, columns, test_tasks, tasks.names, outside=outside)
 
 
 class _Tasks:
@@ -183,6 +189,10 @@ def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[object]]:
     return encoded.indices.fill_null(NONE).to_numpy(zero_copy_only=False).astype(
         np.int64
     ), encoded.dictionary.to_pylist()
+
+
+def _nulls(column: pa.ChunkedArray) -> np.ndarray:
+    return np.asarray(column.is_null().to_numpy(), bool)
 
 
 def _codes_among(column: pa.ChunkedArray, values: Sequence[object]) -> np.ndarray:

@@ -97,12 +97,23 @@ class Replay:
         return self._end
 
     def tests(self) -> Mapping[str, pa.RecordBatch]:
-        """Test records by task, in the forms of the tasks, in the order of the stream."""
+        """Test records by task, in the forms of the tasks, in the order of the stream, as far as it goes.
+
+        Raises:
+            SourceError: some are of no task that the train records have, and would be left out.
+        """
+        if self._test.outside:
+            raise SourceError(
+                f"{self._test.outside} test records are of a task or label that the train records do not have",
+                where="stream.source.test_path",
+                fix="leave them out of the test file, or have records of them in the train file too",
+            )
         found: dict[str, pa.RecordBatch] = {}
         for segment in self._segments:
             if self._end is not None and segment.start >= self._end:
                 break
-            for task in dict.fromkeys(self._train.tasks[segment.rows].tolist()):
+            there = segment.rows if self._end is None else segment.rows[: self._end - segment.start]
+            for task in dict.fromkeys(self._train.tasks[there].tolist()):
                 rows = np.flatnonzero(self._test.tasks == task)
                 name = self._train.name(task, segment.form)
                 if name is not None and len(rows) and name not in found:

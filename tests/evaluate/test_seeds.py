@@ -69,6 +69,15 @@ def test_lists_of_other_lengths_have_no_mean() -> None:
     assert spread([[1.0, 2.0], [1.0]]) is None
 
 
+def test_a_number_that_one_seed_lacks_has_no_mean() -> None:
+    """The mean of the others would be read as that of all."""
+    assert merge([{"a": 1.0, "m": [[1.0, 0.5]]}, {"a": None, "m": [[1.0, None]]}]) == {
+        "a": None,
+        "m": [[1.0, None]],
+        "m_std": [[0.0, None]],
+    }
+
+
 def test_plain_values_are_json() -> None:
     """Arrays, numpy numbers, tuples and numbers that are not finite."""
     value = {"a": np.array([[1.0, np.nan]]), "b": np.float32(0.5), "c": (1, math.inf), 3: np.int64(4), "n": None}
