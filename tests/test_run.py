@@ -9,9 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 from streamkd import config as configuration
 from streamkd import run as runs
+from streamkd.cli import cli
 from streamkd.errors import ConfigError, SourceError
 from streamkd.plugins import Registry
 
@@ -35,7 +37,7 @@ def test_a_run_reports_every_seed_and_their_means(tmp_path: Path) -> None:
     assert report["seeds"] == [0, 1]
     assert report["served"]["accuracy"]["final_average"] == pytest.approx(sum(served) / 2)
     assert [len(row) for row in report["served"]["accuracy"]["matrix"]] == [2, 2]
-    assert report["stream"] == {"name": "small", "records": 1433, "tasks": 2, "classes": 10}
+    assert report["stream"] == {"name": "small", "records": 1433, "tasks": 2, "classes": 10, "refused": 0}
     assert (report["tests"]["records"], report["tests"]["given"], report["tests"]["by_task"]) == (364, 364, True)
     assert min(served) > 0.5
     page = (tmp_path / "report.html").read_text()
@@ -156,6 +158,15 @@ def test_test_records_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
     assert "tested on 59 of 60 test records · 20 of them of labels that were never learned" in page
 
 
+def test_records_that_are_refused_are_told(tmp_path: Path) -> None:
+    """Three records without label are not learned, and the report says how many they are."""
+    train = runs_of([0, 1], 50)
+    labels = pa.array([*train["label"].to_pylist()[:-3], None, None, None], pa.int64())
+    report = ran(tmp_path, train.set_column(1, "label", labels), runs_of([0, 1], 20))
+    assert (report["stream"]["records"], report["stream"]["refused"]) == (97, 3)
+    assert "3 records refused" in (tmp_path / "report" / "report.html").read_text()
+
+
 @pytest.mark.parametrize("tasks", ["column", "classes"])
 def test_test_records_of_no_task_are_refused(tmp_path: Path, tasks: str) -> None:
     """A test file with a task, or with a label, that the train file never has: neither would be tested, in silence."""
@@ -179,3 +190,17 @@ def test_the_served_model_is_judged_on_what_arrives(tmp_path: Path) -> None:
     assert found["prequential_records"] == 310  # a fifth of 400 is held out, ten came before there was a model
     assert found["refresh_records"] == 100
     assert found["prequential"] == pytest.approx(260 / 310, abs=0.02)
+
+
+def test_the_command_says_on_how_much_it_tested(tmp_path: Path) -> None:
+    """Its last lines: what the served model ends with and had on arrival, and the test records, all of them."""
+    pq.write_table(runs_of([0, 1], 50), tmp_path / "train.parquet")
+    inputs = "[{name: x, shape: [3]}]"
+    (tmp_path / "it.yaml").write_text(
+        f"stream: {{source: {{name: replay, path: {tmp_path}/train.parquet}}, records: {{inputs: {inputs}}}}}\n"
+        "student: {name: mlp, hidden: [8]}\nteachers: [{name: ema}]\ndevice: cpu\n"
+    )
+    done = CliRunner().invoke(cli, ["run", str(tmp_path / "it.yaml"), "--report", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert "on arriving records 0." in done.output
+    assert "tested on 20 of 20 test records" in done.output

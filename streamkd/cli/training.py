@@ -42,7 +42,8 @@ def run(config: Path | None, overrides: tuple[str, ...], out: Path, seeds: str) 
         f"served model: final average accuracy {show(accuracy)}, forgetting {show(forgetting)}, "
         f"on arriving records {show(arriving)}"
     )
-    click.echo("; ".join(tested(report)))
+    refused = [f"{n:,} records were refused and not learned" for n in [report["stream"]["refused"]] if n]
+    click.echo("; ".join([*tested(report), *refused]))
     click.echo(f"wrote {out / 'report.json'} and {out / 'report.html'}")
 
 

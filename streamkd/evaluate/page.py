@@ -35,7 +35,8 @@ def _lead(report: Mapping[str, Any]) -> str:
     stream, seeds = report["stream"], report["seeds"]
     counted = [f"{_count(stream.get(key)):,} {key}" for key in ("records", "tasks", "classes") if stream.get(key)]
     runs = f"mean ± standard deviation of seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
-    return " · ".join([*counted, *tested(report), runs])
+    refused = [f"{stream['refused']:,} records refused"] if stream.get("refused") else []
+    return " · ".join([*counted, *refused, *tested(report), runs])
 
 
 def tested(report: Mapping[str, Any]) -> list[str]:

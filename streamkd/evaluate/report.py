@@ -94,7 +94,7 @@ def write_report(
     Args:
         results: one per seed: ``seed`` and any of tests, student, served, fidelity, gate, efficiency, throughput,
             teachers, boundaries, history. Anything else stays in ``per_seed`` alone.
-        stream: ``name``, ``records``, ``tasks`` and ``classes`` (names, or how many).
+        stream: ``name``, ``records``, ``refused``, ``tasks`` and ``classes`` (names, or how many).
     """
     report = summarise(results, config, stream, environment)
     path.mkdir(parents=True, exist_ok=True)
@@ -123,6 +123,12 @@ def summarise(
         "environment": plain(dict(environment)),
         "per_seed": seeds,
     }
+
+
+def shared(results: Sequence[Mapping[str, Any]], key: str) -> Any:
+    """What all seeds have under a key; ``None`` where they differ: no one of them stands for the others."""
+    first = results[0][key]
+    return first if all(result[key] == first for result in results) else None
 
 
 def _replace(path: Path, text: str) -> None:

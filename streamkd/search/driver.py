@@ -205,7 +205,7 @@ def tune(
     engine = _engine(settings, engines)
     recordings = {seed: recording.record(config, registry, seed) for seed in settings.seeds}
     total = max(one.total for one in recordings.values())
-    header = _header(config, space, settings, total, command)
+    header = _header(config, space, settings, total, command) | {"validation": _validation(recordings)}
     ledger = _resumed(out, header) if resume else Ledger.create(out, header)
     milestones = settings.milestones(total)
     job = Job(config, space, ledger, settings.objectives, milestones, settings.threads, make or _trial())
@@ -245,6 +245,12 @@ def _header(config: Config, space: Space, settings: Settings, total: int, comman
             "command": command,
         }
     )
+
+
+def _validation(recordings: "Mapping[int, Recording]") -> dict[str, int]:
+    """How many validation records the trials are measured by, of how many, over all seeds."""
+    parts = recordings.values()
+    return {"records": sum(one.validated for one in parts), "given": sum(one.held_out for one in parts)}
 
 
 def _resumed(out: Path | str, header: Mapping[str, Any]) -> Ledger:

@@ -19,7 +19,7 @@ from streamkd.search.ledger import TrialRecord
 from streamkd.search.outcome import Outcome
 from streamkd.search.plots import Dot
 from streamkd.search.progress import clock
-from streamkd.search.summary import counted, sentence
+from streamkd.search.summary import counted, judged_by, sentence
 
 AXES = 14  # parameters that parallel coordinates show, the most important ones
 
@@ -27,7 +27,9 @@ AXES = 14  # parameters that parallel coordinates show, the most important ones
 def page(outcome: Outcome) -> str:
     """The whole page."""
     title = f"{outcome.header.get('name', 'search')}: what was searched"
-    lead = " · ".join([counted(outcome), f"objective {outcome.leading}", f"seeds {', '.join(map(str, outcome.seeds))}"])
+    seeds = f"seeds {', '.join(map(str, outcome.seeds))}"
+    measured = judged_by(outcome.header.get("validation"))
+    lead = " · ".join([counted(outcome), f"objective {outcome.leading}", *measured, seeds])
     footer = f"streamkd {outcome.header.get('streamkd', '')} · {outcome.header.get('command', '')}"
     return laid_out(title, lead, _tiles(outcome), _cards(outcome), footer.strip(" ·"))
 

@@ -42,7 +42,8 @@ class ValidationTask:
 class Recording:
     """One seed's stream. ``marks``: offsets after which every trial is measured, the last one the end.
 
-    ``origin`` is the part of the configuration that decided the records.
+    ``origin`` is the part of the configuration that decided the records. ``held_out``: how many validation records
+    there are; ``tasks`` has ``validated`` of them.
     """
 
     seed: int
@@ -51,6 +52,12 @@ class Recording:
     tasks: tuple[ValidationTask, ...]
     marks: tuple[int, ...]
     origin: Mapping[str, Any]
+    held_out: int = 0
+
+    @property
+    def validated(self) -> int:
+        """How many records every trial is measured by."""
+        return sum(task.rows.num_rows for task in self.tasks)
 
     @property
     def total(self) -> int:
@@ -104,7 +111,8 @@ def record(config: Config, registry: Registry, seed: int) -> Recording:
     spans = _spans(rows, tests, schema)
     tasks = [ValidationTask(name, *spans[name], _few(batch, schema, most)) for name, batch in tests.items()]
     ordered = tuple(sorted(tasks, key=lambda task: task.begins))
-    return Recording(seed, schema, rows, ordered, _marks(rows, schema, ordered), origin_of(config))
+    held_out = sum(batch.num_rows for batch in tests.values())
+    return Recording(seed, schema, rows, ordered, _marks(rows, schema, ordered), origin_of(config), held_out)
 
 
 def origin_of(config: Config) -> dict[str, Any]:

@@ -26,6 +26,7 @@ def about(outcome: Outcome, driver: int | None = None) -> dict[str, Any]:
         "driver": driver,
         "records": outcome.records,
         "records_of_whole_trials": outcome.whole,
+        "validation": outcome.header.get("validation"),
         "verdict": sentence(outcome),
         "best": None if verdict is None else _trial(verdict.taken),
         "default": None if default is None else _trial(default),
@@ -57,6 +58,7 @@ def told(found: Mapping[str, Any]) -> str:
     lines = [
         f"search {found['search']}: {found['counted']}",
         f"{found['records']:,} records over {over}, {share:.0f} % of what whole trials would see",
+        *judged_by(found["validation"]),
         *_under_way(found),
         found["verdict"],
         *_values(found),
@@ -67,6 +69,13 @@ def told(found: Mapping[str, Any]) -> str:
     lines += [f"trial {one['trial']} failed: {one['reason'] or 'no reason is known'}" for one in found["failed"]]
     lines += [f"trials/{one['file']} is left out: it {one['reason']}" for one in found["skipped"]]
     return "\n".join(lines)
+
+
+def judged_by(validation: Mapping[str, int] | None) -> list[str]:
+    """How many validation records a trial is measured by; nothing of a search that did not note it."""
+    if not validation:
+        return []
+    return [f"measured on {validation['records']:,} of {validation['given']:,} validation records"]
 
 
 def _under_way(found: Mapping[str, Any]) -> list[str]:

@@ -77,6 +77,7 @@ def test_validation_records_are_few_and_every_label_keeps_its_share() -> None:
     tree = {"stream": {"source": {"name": "replay", "dataset": "mnist-5k", "permuted": 5}}}
     recording = record(configuration.from_tree(tree, REGISTRY), REGISTRY, 100)
     assert [task.rows.num_rows for task in recording.tasks] == [VALIDATED // 5] * 5
+    assert (recording.validated, recording.held_out) == (VALIDATED, 4_000)
     for task in recording.tasks:
         assert np.ptp(np.bincount(task.rows.column("label").to_numpy())) <= 1
 

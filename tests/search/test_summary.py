@@ -14,7 +14,8 @@ from streamkd.cli import cli
 from streamkd.errors import StateError
 from streamkd.search import outcome
 from streamkd.search.ledger import TrialRecord
-from streamkd.search.summary import about, sentence
+from streamkd.search.page import page
+from streamkd.search.summary import about, in_words, sentence
 
 from .searches import reading, search
 
@@ -117,3 +118,12 @@ def test_so_few_seeds_are_told_as_what_they_are(tmp_path: Path, seeds: tuple[flo
     assert said in text
     assert ("±" in text) == (len(seeds) > 2) == ("--seeds" not in text)
     assert about(found)["leads"] == pytest.approx([one - 0.8 for one in seeds])
+
+
+def test_it_is_told_on_how_many_records_trials_are_measured(tmp_path: Path) -> None:
+    """As many as were used, of as many as there are, in words and on the page; of older searches nothing."""
+    noted = outcome.read(search(tmp_path / "new", 3, validation={"records": 2000, "given": 8000}))
+    older = outcome.read(search(tmp_path / "old", 3))
+    assert "measured on 2,000 of 8,000 validation records" in in_words(noted)
+    assert "measured on 2,000 of 8,000 validation records" in page(noted)
+    assert "validation records" not in in_words(older)
