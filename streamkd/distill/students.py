@@ -201,29 +201,32 @@ class Student(nn.Module):
         A new row depends on the seed and its class alone, or is the one that ``begin_from`` gave to every class: so
         growing in steps equals growing at once.
         """
-        head = self.head
-        while head.out_features < classes:
-            row = _head_row(head, self.seed)
-            begin = self._head_start or (row, row.new_zeros(1))
-            for parameter, new in zip((head.weight, head.bias), begin, strict=True):
-                _append(cast(nn.Parameter, parameter), new.to(parameter.device), optimizer)
-            head.out_features += 1
+        head, more = self.head, classes - self.classes
+        if more <= 0:
+            return
+        weights, biases = self._head_start or (_head_rows(head, self.seed, classes), torch.zeros(1))
+        for parameter, rows in ((head.weight, weights), (head.bias, biases)):
+            _append(cast(nn.Parameter, parameter), rows.to(parameter.device).expand(more, *rows.shape[1:]), optimizer)
+        head.out_features = classes
 
 
-def _head_row(head: nn.Linear, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + head.out_features)
-    bound = head.in_features**-0.5
-    row = torch.empty(1, head.in_features).uniform_(-bound, bound, generator=generator)
-    return row.to(head.weight.device)
+def _head_rows(head: nn.Linear, seed: int, classes: int) -> Tensor:
+    """The rows from the head's width to ``classes``, each drawn from a generator of its own."""
+    generator, bound = torch.Generator(), head.in_features**-0.5
+    rows = torch.empty(classes - head.out_features, head.in_features)
+    for column, row in enumerate(rows, head.out_features):
+        row.uniform_(-bound, bound, generator=generator.manual_seed(seed * 1_000_003 + column))
+    return rows
 
 
-def _append(parameter: nn.Parameter, row: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
+def _append(parameter: nn.Parameter, rows: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
+    """Rows at the end, all in one copy: one by one a head of 8,000 classes would be copied 8,000 times."""
     before = parameter.shape
-    parameter.data = torch.cat([parameter.data, row])
+    parameter.data = torch.cat([parameter.data, rows])
     parameter.grad = None
     for name, value in (optimizer.state.get(parameter, {}) if optimizer else {}).items():
         if isinstance(value, Tensor) and value.shape == before:
-            optimizer.state[parameter][name] = torch.cat([value, torch.zeros_like(row)])  # type: ignore[union-attr]
+            optimizer.state[parameter][name] = torch.cat([value, torch.zeros_like(rows)])  # type: ignore[union-attr]
 
 
 def build(

@@ -60,17 +60,43 @@ def test_new_classes_begin_different() -> None:
     assert len({tuple(row) for row in torch.cat([weight, other]).tolist()}) == 12
 
 
-def test_growing_leaves_old_logits_alone() -> None:
-    """What the student says of old classes is bitwise the same with more columns beside it."""
+def test_growing_leaves_old_weights_alone() -> None:
+    """Every old weight keeps its bits, in the same parameters; so old logits stay, to the rounding of wider products.
+
+    Their bits may change: how a product sums depends on its width and on the processor's kernels.
+    """
     student = toys.mlp(3)
     x = toys.batches(1)[0][0]
-    before = student(x)
-    parameters = [id(p) for p in student.parameters()]
+    said = student(x)
+    before = [(p, p.detach().clone()) for p in student.parameters()]
     student.grow(5)
-    assert torch.equal(student(x)[:, :3], before)
-    assert [id(p) for p in student.parameters()] == parameters
+    for mine, (parameter, old) in zip(student.parameters(), before, strict=True):
+        assert mine is parameter
+        assert torch.equal(mine[: len(old)], old)
+    torch.testing.assert_close(student(x)[:, :3], said)
     student.grow(2)
     assert student.classes == 5
+
+
+def test_a_head_of_thousands_grows_in_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8,000 classes at once take one concatenation a tensor, not 8,000: weight, bias, and two moments of each."""
+    student = toys.mlp(3)
+    optimizer = toys.optimizer_of("adam", list(student.parameters()), lr=0.01)
+    _update(student, optimizer, *toys.batches(1)[0])
+    copies, cat = [], torch.cat
+    monkeypatch.setattr(torch, "cat", lambda *args, **options: copies.append(args) or cat(*args, **options))
+    student.grow(8_000, optimizer)
+    assert student.head.weight.shape == optimizer.state[student.head.weight]["exp_avg"].shape == (8_000, 8)
+    assert len(copies) == 6
+
+
+def test_first_rows_are_those_of_a_generator_each() -> None:
+    """Row c is drawn from the seed and c alone, by the formula: streams begin as they always have."""
+    head = toys.mlp(6, seed=5).head
+    for column, row in enumerate(head.weight.detach()):
+        generator = torch.Generator().manual_seed(5 * 1_000_003 + column)
+        bound = head.in_features**-0.5
+        assert column == 0 or torch.equal(row, torch.empty_like(row).uniform_(-bound, bound, generator=generator))
 
 
 @pytest.mark.parametrize(
@@ -284,6 +310,25 @@ def test_a_published_version_takes_inputs_that_may_not_be_written(tmp_path: Path
     x = raw("float32", 4, 6).numpy()
     x.setflags(write=False)
     assert loaded.predict(x).shape == (4, 3)
+
+
+def test_a_version_of_thousands_of_classes_is_put_together_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading 8,000 classes takes as many concatenations as loading three: each copied the whole head once."""
+    _, directory = published(tmp_path)
+    wide = build(Kind("mlp", Mlp, MlpOptions), MlpOptions(hidden=(8,)), toys.schema_of(6, fit=50), 8_000, 7)
+    copies, cat = [], torch.cat
+    registry = Registry.load(only=["students"])
+    monkeypatch.setattr(torch, "cat", lambda *args, **options: copies.append(args) or cat(*args, **options))
+    load_published(directory, registry)
+    few = len(copies)
+    meta = json.loads((directory / "model.json").read_text())
+    write_published(directory, wide, {**meta, "classes": list(range(8_000))})
+    copies.clear()
+    loaded = load_published(directory, registry)
+    assert torch.equal(loaded.student.head.weight, wide.head.weight)
+    assert len(copies) == few
 
 
 def test_a_later_change_of_the_student_does_not_reach_its_published_version(tmp_path: Path) -> None:
