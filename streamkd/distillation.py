@@ -24,12 +24,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from avalanche.benchmarks import OnlineCLExperience
-from avalanche.core import SupervisedPlugin
-from avalanche.models.utils import avalanche_forward, is_multi_task_module
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from streamkd.deferred import AVALANCHES, deferred
 from streamkd.distill.comparison import Comparison, wider
 from streamkd.distill.copies import MovingAverage, frozen
 from streamkd.distill.gate import Evidence, Priced
@@ -40,6 +38,11 @@ from streamkd.distill.scorer import PerSampleGate, PerSampleOptions
 from streamkd.distill.students import at_rest
 from streamkd.errors import ConfigError
 from streamkd.meta import hypergradient
+
+with deferred(*AVALANCHES):
+    from avalanche.benchmarks import OnlineCLExperience
+    from avalanche.core import SupervisedPlugin
+    from avalanche.models.utils import avalanche_forward, is_multi_task_module
 
 ANCHOR = 1e-3  # pull of the gate's parameters towards where they began
 EVERY = 10  # steps between two measurements on the held-out rows
