@@ -1,13 +1,15 @@
 """What every test has: one torch thread, deterministic kernels, shapes checked in the modules that state them.
 
 ``oracles`` (slow and obvious formulas), ``toys`` (small parts to test with), ``gaussians`` (rows of known moments),
-``pages`` (what a browser would make of one) and ``devices`` (a GPU that is not there) are importable by name.
+``pages`` (what a browser would make of one), ``devices`` (a GPU that is not there) and ``kernels`` (a processor that
+rounds otherwise, for all tests under ``STREAMKD_TEST_PRODUCTS=by-shape``) are importable by name.
 """
 
 import importlib.util
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,7 @@ class _Late:
 
     @staticmethod
     def find_spec(name: str, path: object = None, target: object = None) -> object:
-        if name in ("devices", "gaussians", "oracles", "pages", "toys"):
+        if name in ("devices", "gaussians", "kernels", "oracles", "pages", "toys"):
             return importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
         return None
 
@@ -54,5 +56,15 @@ def _one_thread_and_deterministic() -> Iterator[None]:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(0)
-    yield
+    with _products():
+        yield
     torch.use_deterministic_algorithms(False)
+
+
+def _products() -> AbstractContextManager[object]:
+    """Products as they are, or as a processor has them that rounds by their shapes."""
+    if os.environ.get("STREAMKD_TEST_PRODUCTS") != "by-shape":
+        return nullcontext()
+    from kernels import ByShape
+
+    return ByShape()

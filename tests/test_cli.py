@@ -1,7 +1,8 @@
-"""The commands as a person runs them: in processes of their own."""
+"""The commands as a person runs them; in this process, where nothing is said about a process of its own."""
 
+import contextlib
+import io
 import json
-import os
 import subprocess
 import sys
 import time
@@ -13,9 +14,18 @@ ROOT = Path(__file__).parent.parent
 
 
 def streamkd(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command and wait."""
-    command = [sys.executable, "-m", "streamkd", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=100, env=os.environ)
+    """Run a command through the entry point; what it says, and its exit code."""
+    from streamkd.cli import main
+
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "argv", ["streamkd", *arguments])
+        patch.chdir(cwd or Path.cwd())
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def test_help_answers_at_once() -> None:
@@ -39,8 +49,8 @@ def test_importing_the_commands_imports_nothing_heavy() -> None:
 
 
 def test_check_says_what_it_found() -> None:
-    """`check` without a file looks at the embedded stream."""
-    done = streamkd("check")
+    """`check` without a file looks at the embedded stream, in a process of its own too."""
+    done = subprocess.run([sys.executable, "-m", "streamkd", "check"], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0
     assert "image tensor [8, 8] uint8" in done.stdout
 
@@ -49,7 +59,8 @@ def test_a_wrong_configuration_is_exit_code_2(tmp_path: Path) -> None:
     """A misspelt key is refused with file, line, path and the nearest key, without a traceback."""
     file = tmp_path / "wrong.yaml"
     file.write_text("stream: {source: {name: replay, dataset: digits}}\nmemory:\n  sise: 3\n")
-    done = streamkd("check", str(file))
+    command = [sys.executable, "-m", "streamkd", "check", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 2
     assert f"{file}:3: memory.sise" in done.stderr
     assert "did you mean 'size'" in done.stderr
@@ -74,11 +85,13 @@ def test_check_builds_what_is_named(override: str, message: str) -> None:
     assert "fine" not in done.stdout
 
 
-def test_check_warns_of_a_gate_that_cannot_adapt() -> None:
+def test_check_warns_of_a_gate_that_cannot_adapt(caplog: pytest.LogCaptureFixture) -> None:
     """Without held-out records there is no outer loss, unless it is the next batch's."""
-    assert "holdout_ratio is 0" in streamkd("check", "--set", "memory.holdout_ratio=0").stderr
-    able = streamkd("check", "--set", "memory.holdout_ratio=0", "--set", "adapt.engine=prequential")
-    assert "holdout_ratio" not in able.stderr
+    streamkd("check", "--set", "memory.holdout_ratio=0")
+    assert "holdout_ratio is 0" in caplog.text
+    caplog.clear()
+    streamkd("check", "--set", "memory.holdout_ratio=0", "--set", "adapt.engine=prequential")
+    assert "holdout_ratio" not in caplog.text
 
 
 def test_plugins_list_names_every_built_in() -> None:

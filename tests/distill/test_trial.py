@@ -53,7 +53,8 @@ def test_a_class_that_is_unknown_is_no_answer() -> None:
     ours, theirs = Trial(), Trial()
     ours.test(logits, y, known)
     theirs.test(logits[:, :3], y, known[:3])
-    assert torch.equal(ours.state_dict()["surprise"], theirs.state_dict()["surprise"])
+    # sums over four columns, one of them nothing, and over three: rounded as each width is
+    torch.testing.assert_close(ours.state_dict()["surprise"], theirs.state_dict()["surprise"])
     assert ours.state_dict()["right"] == theirs.state_dict()["right"]
 
 
