@@ -38,12 +38,18 @@ class _Late:
 
 sys.meta_path.append(_Late)  # type: ignore[arg-type]
 
-_LONG = ("scale", "endtoend", "search")  # rooms whose tests start processes and wait for them
+if os.environ.get("STREAMKD_TEST_PRODUCTS") == "by-shape":
+    from kernels import ByShape
+
+    ByShape().__enter__()  # to the end of the process: fixtures of a module compute under it too
+
+# rooms whose tests start processes and wait for them, and files that train for a long time
+_LONG = ("scale", "endtoend", "search", "plugins", "test_unlabelled.py", "test_meta_training.py", "test_device.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take long come first: begun last, one would keep the others waiting at the end of a parallel run."""
-    items.sort(key=lambda item: item.path.parent.name not in _LONG)
+    items.sort(key=lambda item: not {item.path.parent.name, item.path.name} & set(_LONG))
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ from streamkd.plugins import Registry
 from streamkd.records import Chunk, InputColumn, RecordSchema
 from streamkd.tasks.boundary import NewLabel, NewLabelOptions
 from streamkd.testing import ContractBroken
+from streamkd.testing.clauses import same
 from streamkd.testing.specimens import IMAGES
 
 torch.set_num_threads(1)
@@ -492,3 +493,14 @@ def test_options_that_are_refused_are_told_so() -> None:
     """A check says what the options class says."""
     with pytest.raises(ContractBroken, match=r"(?s)takes those given to this check.*surprise"):
         testing.check_gate(REGISTRY.kind("gates", "fixed"), {"surprise": 1})
+
+
+def test_numbers_are_compared_in_proportion_to_the_largest() -> None:
+    """Logits of a hundred may differ in their last bits, as wider products do; small ones by no more than before."""
+    large, small = torch.tensor([100.0, -3.0]), torch.tensor([0.5, 0.1])
+    same(large + 2e-5, large)
+    for numbers, apart in ((small, 2e-5), (large, 2e-3)):
+        with pytest.raises(AssertionError, match="the same numbers"):
+            same(numbers + apart, numbers)
+    with pytest.raises(AssertionError, match="the same numbers"):
+        same(large + 2e-5, large, 0)

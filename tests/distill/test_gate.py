@@ -83,7 +83,8 @@ def test_a_teacher_that_is_not_heard_has_no_weight(seed: int) -> None:
     for gate in gates():
         weights = gate(evidence)
         assert (weights[:, 1:][~parts["heard"]] == 0).all()
-        assert (weights[:, 0][~parts["heard"].any(1)] == 1).all()
+        alone = weights[:, 0][~parts["heard"].any(1)]
+        torch.testing.assert_close(alone, torch.ones_like(alone))  # a mixture of policies sums to 1 up to rounding
 
 
 @given(seeds)
