@@ -240,6 +240,21 @@ class Serve(Model):
     tls: Tls | None = None
     tokens: Path | None = Field(default=None, description="file of hashed tokens with their scopes")
     insecure: bool = Field(default=False, description="allow a bind beyond loopback without TLS and tokens")
+    hosts: tuple[str, ...] = Field(
+        default=(),
+        description="names that this server is asked under, beyond loopback's; without tokens others get 421",
+    )
+    connections: Positive = Field(
+        default=1_000, description="open HTTP connections; beyond, the longest idle of the peer with most is closed"
+    )
+    head_seconds: Seconds = Field(default=20.0, description="for a request's head")
+    body_seconds: Seconds = Field(default=60.0, description="for a whole body, and for a client to read its answer")
+    idle_seconds: Seconds = Field(
+        default=10.0, description="a body of which nothing more comes for so long is given up"
+    )
+    keep_alive_seconds: Seconds = Field(
+        default=75.0, description="a connection without a request stays open for so long"
+    )
     drain_seconds: float = Field(default=1.0, ge=0)
     batch_rows: Positive = Field(default=64, description="rows that one forward pass of the predictor takes")
     queue_rows: Positive = Field(default=4_096, description="rows that may wait for a prediction; more is 429")

@@ -1,9 +1,9 @@
 """Every route of the HTTP port, each with the scope that opens it.
 
-    request ─► token of the scope ─► endpoint ─► answer | {"error", "id"}
+    request ─► a name of ours ─► token of the scope ─► endpoint ─► answer | {"error", "id"}
 
 Predictions are the Open Inference Protocol v2 (``streamkd.serve.openinference``); pushed records go through
-(``streamkd.serve.gateway``). Health is outside authentication. Nothing here waits for the learner.
+(``streamkd.serve.gateway``). Health is for everyone, under any name. Nothing here waits for the learner.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version as distribution_version
 
 import numpy as np
@@ -28,18 +29,19 @@ from streamkd.records import RecordSchema
 from streamkd.serve import openinference, page
 from streamkd.serve.answers import RequestError, answer, reason_of, refusal, retry_after
 from streamkd.serve.board import Board
-from streamkd.serve.body import Budget, read_body
+from streamkd.serve.body import PATIENT, BodyPatience, Budget, read_body
 from streamkd.serve.gateway import Gateway
+from streamkd.serve.hosts import Hosts, same_origin
 from streamkd.serve.predictor import Predictor, Published
+from streamkd.serve.reader import Reader
 from streamkd.serve.versions import Follower
 from streamkd.streams.encoding import encode_inputs
 from streamkd.streams.tokens import Scope, Tokens
 from streamkd.telemetry import Exposition, Recorder
 
-BODY_SECONDS = 60.0
 _ADMIN_BYTES = 4_096
-# a small tensor is decoded faster than a thread is woken
-_INLINE_BYTES = 1 << 16
+_INLINE_BYTES = 1 << 16  # of JSON are read in 2 ms at worst; more are read in a process of their own
+_INLINE_VALUES = 1 << 12  # of an answer are written in less time than a thread is woken in
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -56,6 +58,9 @@ class Services:
     exposition: Exposition
     body_bytes: int
     queue_rows: int
+    reader: Reader
+    patience: BodyPatience = PATIENT
+    hosts: tuple[str, ...] = ()
 
 
 def application(services: Services) -> Starlette:
@@ -79,7 +84,9 @@ def application(services: Services) -> Starlette:
         ("POST", "/v1/models/unpin", "admin", api.unpin),
         ("POST", "/v1/streams/{stream}", "ingest", api.push),
     )
-    routes = [Route(path, api.door(scope, endpoint), methods=[method]) for method, path, scope, endpoint in scoped]
+    routes = [
+        Route(path, api.door(scope, endpoint, path), methods=[method]) for method, path, scope, endpoint in scoped
+    ]
     return Starlette(routes=routes, exception_handlers={HTTPException: _http_fault})
 
 
@@ -89,6 +96,7 @@ class Api:
     def __init__(self, services: Services) -> None:
         self._s = services
         self._budget = Budget(4 * services.body_bytes)
+        self._hosts = Hosts(services.hosts, guarded=not services.tokens.open)
         services.recorder.set(
             "build_info",
             1,
@@ -99,13 +107,16 @@ class Api:
         )
         services.recorder.set("queue_capacity_records", services.queue_rows, queue="predict")
 
-    def door(self, scope: Scope | None, endpoint: Endpoint) -> Endpoint:
+    def door(self, scope: Scope | None, endpoint: Endpoint, path: str) -> Endpoint:
         """The endpoint behind its token; whatever it raises becomes an answer."""
+        is_health = path.startswith("/v2/health/")  # probes ask by address, and learn nothing that is worth hiding
 
         async def guarded(request: Request) -> Response:
             try:
+                if not is_health:
+                    self._hosts.check(request)
                 if request.method == "POST":
-                    _same_origin(request)
+                    same_origin(request)
                 if scope is not None:
                     self._authorize(request, scope)
                 return await endpoint(request)
@@ -164,20 +175,31 @@ class Api:
 
     async def _infer(self, request: Request) -> Response:
         published = await self._published(request)
-        with self._budget.share() as share:
-            body = await read_body(request, self._s.body_bytes, BODY_SECONDS, share)
-            length = request.headers.get(openinference.HEADER_LENGTH)
-            arguments = (body, length, published.schema, self._s.queue_rows)
-            if _is_light(body, published.schema):
-                asked, inputs = _prepare(*arguments)
-            else:
-                asked, inputs = await asyncio.to_thread(_prepare, *arguments)
+        limit_bytes = openinference.largest_body(published.schema, self._s.queue_rows) or self._s.body_bytes
+        with self._budget.share(_peer(request)) as share:
+            body = await read_body(request, min(limit_bytes, self._s.body_bytes), self._s.patience, share)
+            asked, inputs = await self._read(body, request.headers.get(openinference.HEADER_LENGTH), published.schema)
             probabilities = await self._s.predictor.predict(published, inputs)
-            parameters = self._parameters(published)
-            rendered, headers = openinference.render(
-                asked, probabilities, published.classes, published.schema, published.version, parameters
+            schema, said = published.schema, self._parameters(published)
+            render = partial(
+                openinference.render, asked, probabilities, published.classes, schema, published.version, said
             )
+            if probabilities.size <= _INLINE_VALUES:
+                rendered, headers = render()
+            else:
+                rendered, headers = await asyncio.to_thread(render)
             return Response(rendered, 200, headers)
+
+    async def _read(
+        self, body: bytes, header_length: str | None, schema: RecordSchema
+    ) -> tuple[openinference.InferRequest, np.ndarray]:
+        """The request in a body, read where it holds up nobody."""
+        arguments = (body, header_length, schema, self._s.queue_rows)
+        if openinference.json_length(body, header_length) > _INLINE_BYTES:
+            return await self._s.reader.read(*arguments)
+        if len(body) <= _INLINE_BYTES and all(column.kind == "tensor" for column in schema.inputs):
+            return _prepare(*arguments)
+        return await asyncio.to_thread(_prepare, *arguments)
 
     def _parameters(self, published: Published) -> dict[str, str | float | bool]:
         return {
@@ -253,10 +275,10 @@ class Api:
 
     async def rollback(self, request: Request) -> Response:
         """Serve an old version under a new number, pinned."""
-        with self._budget.share() as share:
-            body = await read_body(request, _ADMIN_BYTES, BODY_SECONDS, share)
+        with self._budget.share(_peer(request)) as share:
+            body = await read_body(request, _ADMIN_BYTES, self._s.patience, share)
         version = openinference.json_object(body).get("version")
-        if not isinstance(version, int) or isinstance(version, bool):
+        if not isinstance(version, int) or isinstance(version, bool) or not 0 < version < 2**63:
             raise RecordError('needed {"version": NUMBER}' + f", got {version!r:.80} as version")
         number = await asyncio.to_thread(self._s.follower.rollback, version)
         return answer({"version": number, "source_version": version, "pinned": True})
@@ -268,7 +290,8 @@ class Api:
 
     async def push(self, request: Request) -> Response:
         """Records for the log."""
-        return await self._s.gateway.forward(request, request.path_params["stream"])
+        with self._budget.share(_peer(request)) as share:
+            return await self._s.gateway.forward(request, request.path_params["stream"], share)
 
     def _reason(self) -> str:
         """Why this server is not ready; empty when it is."""
@@ -288,15 +311,8 @@ def _prepare(
     return asked, encode_inputs(asked.columns, schema)
 
 
-def _is_light(body: bytes, schema: RecordSchema) -> bool:
-    return len(body) <= _INLINE_BYTES and all(column.kind == "tensor" for column in schema.inputs)
-
-
-def _same_origin(request: Request) -> None:
-    """A page of another site must not act through its visitor's browser."""
-    origin = request.headers.get("origin")
-    if origin and origin.partition("://")[2] != request.headers.get("host"):
-        raise RequestError(403, f"needed a request of this server's own origin, got {origin[:80]!r}")
+def _peer(request: Request) -> str:
+    return request.client.host if request.client else ""
 
 
 async def _http_fault(request: Request, fault: Exception) -> Response:

@@ -1,13 +1,15 @@
 """Request bodies, counted while they stream in and while they are decompressed.
 
-chunks ─► counted (413) ─► gzip | deflate, capped (413) ─► bytes
-             └─ all bodies together stay under a budget (429)
+chunks, each in time (408) ─► counted (413) ─► gzip | deflate, capped (413) ─► bytes, whole in time (408)
+                                 └─ all bodies together stay under a budget: the slowest gives way (429)
 """
 
 import asyncio
 import zlib
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -19,41 +21,71 @@ _WINDOW = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate"
 _STEP = 1 << 16
 
 
+@dataclass(frozen=True)
+class BodyPatience:
+    """How long a whole body may take, and how long nothing of it may come."""
+
+    total_seconds: float = 60.0
+    idle_seconds: float = 10.0
+
+
+PATIENT = BodyPatience()
+
+
 class Budget:
-    """Bytes that all bodies in flight may hold together."""
+    """Bytes that all bodies in flight may hold together.
+
+    When they are all held, a body that is still coming gives way to the newer one: the longest under way, of the
+    peer that holds most. So bodies that never end keep nobody out.
+    """
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
-        self._held = 0
+        self._shares: list[Share] = []  # the oldest first
 
     @property
     def held_bytes(self) -> int:
-        return self._held
+        return sum(share.held for share in self._shares)
 
     @contextmanager
-    def share(self) -> Iterator["Share"]:
+    def share(self, peer: str = "") -> Iterator["Share"]:
         """One request's part; given back at the end of the block."""
-        share = Share(self)
+        share = Share(self, peer)
+        self._shares.append(share)
         try:
             yield share
         finally:
-            self._held -= share.held
+            self._shares.remove(share)
 
-    def take(self, count: int) -> None:
-        if self._held + count > self._limit:
-            raise Overloaded(
-                f"requests in flight hold {self._held} bytes of {self._limit}",
-                fix="come again after the time in Retry-After",
-            )
-        self._held += count
+    def make_room(self, count: int, taker: "Share") -> None:
+        """See that ``count`` more bytes may be held.
+
+        Raises:
+            Overloaded: everything is held by bodies that came whole, or ``taker`` is the one that has to give way.
+        """
+        while self.held_bytes + count > self._limit:
+            slowest = self._slowest()
+            if slowest is None or slowest is taker:
+                raise _full(self.held_bytes, self._limit)
+            slowest.give_way()
+
+    def _slowest(self) -> "Share | None":
+        held: Counter[str] = Counter()
+        for share in self._shares:
+            held[share.peer] += share.held
+        coming = [share for share in self._shares if share.deadline is not None]
+        return max(coming, key=lambda share: held[share.peer], default=None)
 
 
 class Share:
-    """What one request holds of the budget."""
+    """What one request holds of the budget; ``deadline`` while its body is coming."""
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, peer: str) -> None:
         self._budget = budget
+        self.peer = peer
         self.held = 0
+        self.deadline: asyncio.Timeout | None = None
+        self.gave_way = False
 
     def take(self, count: int) -> None:
         """Hold more.
@@ -61,46 +93,67 @@ class Share:
         Raises:
             Overloaded: the budget of all requests is used up.
         """
-        self._budget.take(count)
+        self._budget.make_room(count, self)
         self.held += count
 
+    def give_way(self) -> None:
+        """Stop reading; the bytes are free from now on."""
+        assert self.deadline is not None
+        self.deadline.reschedule(0.0)
+        self.deadline, self.held, self.gave_way = None, 0, True
 
-async def read_body(request: Request, limit_bytes: int, timeout_seconds: float, share: Share) -> bytes:
-    """The whole body, decompressed.
+
+def _full(held_bytes: int, limit_bytes: int) -> Overloaded:
+    return Overloaded(
+        f"requests in flight hold {held_bytes} bytes of {limit_bytes}", fix="come again after the time in Retry-After"
+    )
+
+
+async def read_body(
+    request: Request, limit_bytes: int, patience: BodyPatience, share: Share, unpack: bool = True
+) -> bytes:
+    """The whole body, decompressed if ``unpack``.
 
     Raises:
         LimitExceeded: more than ``limit_bytes``. Overloaded: other bodies fill the budget.
         RequestError: an encoding that is not known or broken, or a body that comes too slowly.
     """
     _check_length(request, limit_bytes)
-    inflate = _inflater(request.headers.get("content-encoding", "identity").strip().lower(), limit_bytes)
-    body = bytearray()
+    encoding = request.headers.get("content-encoding", "identity").strip().lower() if unpack else ""
+    inflate, body = _inflater(encoding), bytearray()
     try:
-        async with asyncio.timeout(timeout_seconds):
-            async for chunk in counted(request, limit_bytes):
+        async with asyncio.timeout(patience.total_seconds) as share.deadline:
+            async for chunk in _chunks(request, limit_bytes, patience.idle_seconds):
                 for piece in inflate.feed(chunk):
                     share.take(len(piece))
                     body += piece
                     if len(body) > limit_bytes:
                         raise _too_large(limit_bytes)
+                    if len(body) > _STEP:
+                        await asyncio.sleep(0)  # unpacking is work: others are answered in between
     except TimeoutError:
+        if share.gave_way:
+            raise Overloaded("this body came slowly, and others needed its room", fix="send it again") from None
+        needed = f"{patience.total_seconds:g} seconds, and {patience.idle_seconds:g} for the next bytes"
         raise RequestError(
-            408, f"needed the whole body within {timeout_seconds:g} seconds, got {len(body)} bytes"
+            408, f"needed the whole body within {needed}, got {len(body)} bytes", headers={"Connection": "close"}
         ) from None
+    finally:
+        share.deadline = None
     inflate.end()
     return bytes(body)
 
 
-async def counted(request: Request, limit_bytes: int) -> AsyncIterator[bytes]:
-    """The chunks of a body as they come.
-
-    Raises:
-        LimitExceeded: more than ``limit_bytes``.
-    """
-    _check_length(request, limit_bytes)
+async def _chunks(request: Request, limit_bytes: int, idle_seconds: float) -> AsyncIterator[bytes]:
+    """The chunks of a body as they come, each in time."""
     total = 0
+    chunks = aiter(request.stream())
     try:
-        async for chunk in request.stream():
+        while True:
+            async with asyncio.timeout(idle_seconds):
+                chunk = await anext(chunks, None)
+            if chunk is None:
+                return
             total += len(chunk)
             if total > limit_bytes:
                 raise _too_large(limit_bytes)
@@ -153,7 +206,7 @@ class _Inflate:
             raise RequestError(400, f"needed a whole {self._name} body, got one that breaks off")
 
 
-def _inflater(name: str, limit_bytes: int) -> _Identity | _Inflate:
+def _inflater(name: str) -> _Identity | _Inflate:
     if name in ("", "identity"):
         return _Identity()
     if name not in _WINDOW:

@@ -10,6 +10,7 @@ process's sockets, so no heartbeat is needed. A child has no purpose without its
 import contextlib
 import ctypes
 import json
+import math
 import numbers
 import os
 import select
@@ -107,7 +108,7 @@ class Channel:
         if len(self._buffer) > MESSAGE_BYTES:
             raise StreamkdError(f"a message of more than {MESSAGE_BYTES} bytes", where="channel")
         try:
-            if not select.select([self._socket], [], [], wait)[0]:
+            if not self._readable(wait):
                 return False
             data = self._socket.recv(1 << 16)
         except (OSError, ValueError):  # reset by the other side, or closed here meanwhile
@@ -117,6 +118,12 @@ class Channel:
             raise EOFError("the other end of the channel is gone")
         self._buffer += data
         return True
+
+    def _readable(self, wait: float | None) -> bool:
+        """Whether something came in time; not by ``select``, which takes no descriptor above 1,023."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(None if wait is None else math.ceil(wait * 1000)))
 
     def close(self) -> None:
         """Close this end; the other side receives what was sent, then ``EOFError``."""

@@ -1,7 +1,8 @@
 """The way of pushed records over HTTP: through to the ingress process, which alone decodes them.
 
-    POST /v1/streams/{stream} ─► counted ─► unix socket ─► ingress ─► its answer, unchanged
+    POST /v1/streams/{stream} ─► whole body, in time ─► unix socket ─► ingress ─► its answer, unchanged
 
+The ingress takes few bodies at once, and gets whole ones only: one that comes slowly holds up nobody else's.
 A batch that brings the ingress down takes nothing else with it: the client gets 503 with Retry-After and sends
 the batch again under its (producer, sequence), which the log deduplicates.
 """
@@ -15,13 +16,12 @@ from starlette.responses import Response
 
 from streamkd.errors import Overloaded
 from streamkd.serve.answers import RETRY_AFTER_SECONDS, RequestError, retry_after
-from streamkd.serve.body import counted
+from streamkd.serve.body import PATIENT, BodyPatience, Share, read_body
 
 FORWARDED = (
     "authorization",
     "content-type",
     "content-encoding",
-    "content-length",
     "streamkd-producer",
     "streamkd-sequence",
 )
@@ -33,19 +33,21 @@ _LIMITS = httpx.Limits(max_connections=16, max_keepalive_connections=4)
 class Gateway:
     """Passes requests on to the socket; ``None`` where the configuration has no push source."""
 
-    def __init__(self, socket: Path | None, source: str, limit_bytes: int) -> None:
+    def __init__(self, socket: Path | None, source: str, limit_bytes: int, patience: BodyPatience = PATIENT) -> None:
         self._source = source
+        self._patience = patience
         self._limit_bytes = limit_bytes
         self._client: httpx.AsyncClient | None = None
         if socket is not None:
             transport = httpx.AsyncHTTPTransport(uds=str(socket), limits=_LIMITS)
             self._client = httpx.AsyncClient(transport=transport, base_url="http://ingress", timeout=_TIMEOUT)
 
-    async def forward(self, request: Request, stream: str) -> Response:
-        """The ingress' answer to a request.
+    async def forward(self, request: Request, stream: str, share: Share) -> Response:
+        """The ingress' answer to a request, whose body is held in ``share``.
 
         Raises:
-            RequestError: 409 where no source takes pushes, 503 while the ingress is down. LimitExceeded: too large.
+            RequestError: 409 where no source takes pushes, 408 too slow, 503 while the ingress is down.
+            LimitExceeded: too large. Overloaded: too many at once.
         """
         if self._client is None:
             raise RequestError(
@@ -53,11 +55,13 @@ class Gateway:
                 f"this server's source is {self._source!r}, which takes no pushed records",
                 fix="set stream.source to {name: http} or {name: flight} and start again",
             )
-        headers = {name: request.headers[name] for name in FORWARDED if name in request.headers}
+        # as they came: a producer's name need not be ASCII
+        headers = [(name, value) for name, value in request.headers.raw if name.decode("latin-1") in FORWARDED]
+        body = await read_body(request, self._limit_bytes, self._patience, share, unpack=False)
         try:
             reply = await self._client.post(
                 f"/v1/streams/{quote(stream, safe='')}",
-                content=counted(request, self._limit_bytes),
+                content=body,
                 headers=headers,
             )
         except httpx.PoolTimeout:

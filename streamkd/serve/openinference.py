@@ -16,7 +16,7 @@ from pydantic_core import from_json
 from streamkd.errors import LimitExceeded, RecordError
 from streamkd.records import Label, RecordSchema
 from streamkd.serve.answers import encode
-from streamkd.serve.tensors import as_mapping, datatype_of, kind_of, read_tensor, to_binary, wire_shape
+from streamkd.serve.tensors import as_mapping, datatype_of, kind_of, read_tensor, text_bytes, to_binary, wire_shape
 
 MODEL = "student"
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -24,6 +24,10 @@ EXTENSIONS = ("binary_tensor_data",)
 # an empty JSON list of 3 bytes is 64 bytes of Python: large tensors belong in the binary part
 JSON_BYTES = 16 << 20
 OUTPUTS = ("label", "probability")
+# 10,000 classes for 4,096 records would be 800 MB of JSON
+JSON_VALUES, BINARY_VALUES = 1 << 20, 1 << 24
+_SLICE = 1 << 14  # values that become JSON in one go, about 1 ms
+_HEAD_BYTES = 1 << 16  # of a request, beside its tensors' values: names, shapes, the id
 Columns = Mapping[str, np.ndarray | list[str] | list[bytes]]
 
 
@@ -54,6 +58,18 @@ def parse(body: bytes, header_length: str | None, schema: RecordSchema, limit_ro
     return InferRequest(identity, columns, rows, outputs)
 
 
+def largest_body(schema: RecordSchema, rows: int) -> int | None:
+    """Bytes that a request of so many records can need, in JSON or in binary; ``None`` where a record has no size."""
+    sizes = [text_bytes(column) for column in schema.inputs]
+    return None if None in sizes else _HEAD_BYTES + rows * sum(size or 0 for size in sizes)
+
+
+def json_length(body: bytes, header_length: str | None) -> int:
+    """Bytes of JSON at the beginning of a body; all of it where the header says nothing that can be."""
+    known = header_length is not None and header_length.isascii() and header_length.isdigit()
+    return min(int(header_length), len(body)) if known and header_length and len(header_length) < 19 else len(body)
+
+
 def render(
     request: InferRequest,
     probabilities: np.ndarray,
@@ -62,25 +78,44 @@ def render(
     version: int,
     parameters: Mapping[str, str | float | bool],
 ) -> tuple[bytes, dict[str, str]]:
-    """The body and the headers of the answer; ``probabilities`` [rows, classes] float32."""
+    """The body and the headers of the answer; ``probabilities`` [rows, classes] float32.
+
+    Raises:
+        LimitExceeded: more values than an answer may have.
+    """
     tensors, binary = [], []
     for name, in_binary in request.outputs:
         values: Any = probabilities if name == "probability" else [classes[i] for i in probabilities.argmax(axis=1)]
+        _check_values(int(np.size(probabilities)) if name == "probability" else len(values), in_binary)
         datatype = "FP32" if name == "probability" else _label_datatype(schema)
         tensor: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(np.shape(values))}
         if in_binary:
             raw = to_binary(values, datatype)
             binary.append(raw)
             tensor["parameters"] = {"binary_data_size": len(raw)}
+            tensors.append(encode(tensor))
         else:
-            tensor["data"] = np.ravel(values).tolist()
-        tensors.append(tensor)
-    tree = {"model_name": MODEL, "model_version": str(version), "parameters": dict(parameters), "outputs": tensors}
-    head = encode({"id": request.id, **tree} if request.id else tree)
+            tensors.append(encode(tensor)[:-1] + b',"data":[' + _listed(values) + b"]}")
+    tree = {"model_name": MODEL, "model_version": str(version), "parameters": dict(parameters)}
+    told = encode({"id": request.id, **tree} if request.id else tree)
+    head = told[:-1] + b',"outputs":[' + b",".join(tensors) + b"]}"
     if not binary:
         return head, {"Content-Type": "application/json"}
     headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
     return b"".join([head, *binary]), headers
+
+
+def _check_values(values: int, binary: bool) -> None:
+    if values > (limit := BINARY_VALUES if binary else JSON_VALUES):
+        fix = "send fewer records" if binary else "send fewer records, or ask for the output in binary"
+        raise LimitExceeded(f"the answer would have {values} values, at most {limit}", fix=fix)
+
+
+def _listed(values: Any) -> bytes:
+    """JSON of all values, without brackets; in slices, so that other threads have the interpreter in between."""
+    flat = np.ravel(values) if isinstance(values, np.ndarray) else values
+    slices = (flat[start : start + _SLICE] for start in range(0, len(flat), _SLICE))
+    return b",".join(encode(s.tolist() if isinstance(s, np.ndarray) else s)[1:-1] for s in slices)
 
 
 def metadata(schema: RecordSchema, classes: Sequence[Label], versions: Sequence[int]) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import math
+import resource
 import signal
 import socket
 import sys
@@ -28,11 +30,13 @@ from streamkd.hookspecs import SourceKind
 from streamkd.plugins import Registry
 from streamkd.serve.api import Services, application
 from streamkd.serve.board import Board
+from streamkd.serve.body import BodyPatience
 from streamkd.serve.gateway import Gateway
 from streamkd.serve.keeper import Keeper, Message
 from streamkd.serve.listen import bind, check_exposure, tls_arguments, url_of
 from streamkd.serve.predictor import Predictor, Published
-from streamkd.serve.protocol import BoundedProtocol
+from streamkd.serve.protocol import Patience, bounded
+from streamkd.serve.reader import Reader
 from streamkd.serve.versions import Follower
 from streamkd.state.directory import StateDirectory
 from streamkd.state.publish import VersionInfo
@@ -41,8 +45,7 @@ from streamkd.telemetry import Exposition, Recorder
 
 LEARNER = "streamkd.serve.learner"
 INGRESS = "streamkd.serve.ingress"
-KEEP_ALIVE_SECONDS = 75
-CONNECTIONS = 1_000
+DESCRIPTORS = 512  # for everything that is no connection: files, children, connections that are about to be closed
 INGRESS_SECONDS = 10.0
 CHECKPOINT_SECONDS = 120.0
 HURRIED_SECONDS = 5.0
@@ -57,6 +60,7 @@ def serve(config: Config, state: Path, registry: Registry | None = None) -> int:
     """
     for chatty in ("httpx", "uvicorn"):  # a line for every batch that goes to the ingress, and the like
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a warning for every stranger's broken request
     check_exposure(config.serve)
     tls = tls_arguments(config.serve.tls)
     tokens = Tokens.load(config.serve.tokens)
@@ -87,7 +91,9 @@ class Supervisor:
             self._recorder,
             config.publish.keep,
         )
-        self._gateway = Gateway(self._socket, source, config.serve.body_bytes)
+        self._patience = BodyPatience(config.serve.body_seconds, config.serve.idle_seconds)
+        self._gateway = Gateway(self._socket, source, config.serve.body_bytes, self._patience)
+        self._reader = Reader()
         self._tokens = tokens
         self._learner = Keeper("learner", LEARNER, self._start_learner, self._hear_learner, self._board, self._recorder)
         self._ingress = Keeper(
@@ -106,6 +112,7 @@ class Supervisor:
 
     def run(self, bound: socket.socket, tls: dict[str, Any]) -> int:
         """Serve on a bound socket until the end."""
+        settings = self._config.serve
         services = Services(
             self._board,
             self._predictor,
@@ -114,20 +121,23 @@ class Supervisor:
             self._tokens,
             self._recorder,
             self._exposition,
-            self._config.serve.body_bytes,
-            self._config.serve.queue_rows,
+            settings.body_bytes,
+            settings.queue_rows,
+            self._reader,
+            self._patience,
+            settings.hosts,
         )
         server = Server(
             uvicorn.Config(
                 application(services),
-                http=BoundedProtocol,
-                limit_concurrency=CONNECTIONS,
+                http=bounded(Patience(connections(settings.connections), settings.head_seconds, settings.body_seconds)),
+                ws="none",
                 log_config=None,
                 access_log=False,
                 lifespan="off",
                 server_header=False,
                 proxy_headers=False,
-                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_keep_alive=math.ceil(settings.keep_alive_seconds),
                 timeout_graceful_shutdown=10,
                 **tls,
             ),
@@ -153,6 +163,7 @@ class Supervisor:
             await server.serve(sockets=[bound])
         finally:
             ending.cancel()
+            self._reader.close()
             await self._gateway.close()
 
     def _say(self, name: str, url: str, what: str) -> None:
@@ -246,6 +257,14 @@ class Supervisor:
             self._signals.end()
         elif kind not in ("ready", "committed", "stopped"):
             logger.warning("the %s said %r, which nobody knows", name, kind)
+
+
+def connections(wanted: int) -> int:
+    """How many connections there may be: as many as wanted, if this process may have the descriptors for them."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft = 4 * wanted + DESCRIPTORS if hard == resource.RLIM_INFINITY else min(4 * wanted + DESCRIPTORS, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, resource.getrlimit(resource.RLIMIT_NOFILE)[0]), hard))
+    return max(1, min(wanted, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - DESCRIPTORS))
 
 
 class Signals:

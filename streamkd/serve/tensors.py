@@ -24,6 +24,8 @@ DATATYPES = {
     "float32": "FP32",
     "float64": "FP64",
 }
+_FLOAT_CHARACTERS = 24  # -1.7976931348623157e+308
+_ROW_CHARACTERS = 64  # brackets
 
 
 def read_tensor(
@@ -142,6 +144,15 @@ def to_binary(values: Any, datatype: str) -> bytes:
 def wire_shape(column: InputColumn) -> tuple[int, ...]:
     """Shape of one record in a request; a text or an image is one element."""
     return column.shape or (1,) if column.kind == "tensor" else (1,)
+
+
+def text_bytes(column: InputColumn) -> int | None:
+    """The most bytes that one record's values can need as JSON; ``None`` for texts and images, which have no size."""
+    if column.kind != "tensor":
+        return None
+    kind = np.dtype(column.dtype)
+    digits = len(str(np.iinfo(kind).min)) if kind.kind in "iu" else _FLOAT_CHARACTERS
+    return column.size * (digits + 2) + _ROW_CHARACTERS
 
 
 def datatype_of(column: InputColumn) -> str:

@@ -18,10 +18,12 @@ from streamkd.plugins import Registry
 from streamkd.records import InputColumn, Label, RecordSchema
 from streamkd.serve.api import Services, application
 from streamkd.serve.board import Board
+from streamkd.serve.body import PATIENT, BodyPatience
 from streamkd.serve.gateway import Gateway
 from streamkd.serve.listen import bind, url_of
 from streamkd.serve.predictor import Predictor
-from streamkd.serve.protocol import BoundedProtocol
+from streamkd.serve.protocol import Patience, bounded
+from streamkd.serve.reader import Reader
 from streamkd.serve.supervisor import load_version
 from streamkd.serve.versions import Follower
 from streamkd.state.directory import StateDirectory
@@ -30,6 +32,7 @@ from streamkd.streams.tokens import Tokens
 from streamkd.telemetry import Exposition, Recorder
 
 torch.set_num_threads(1)
+PATIENCE = Patience()
 SCHEMA = RecordSchema(inputs=(InputColumn(name="image", shape=(2, 3), dtype="uint8", scale=1 / 255),))
 
 
@@ -119,6 +122,9 @@ def serving(
     socket: Path | None = None,
     queue_rows: int = 512,
     body_bytes: int = 1 << 20,
+    connections: Patience = PATIENCE,
+    bodies: BodyPatience = PATIENT,
+    hosts: tuple[str, ...] = (),
 ) -> Iterator[Running]:
     """A server over the publisher's state directory."""
     recorder = Recorder()
@@ -134,21 +140,25 @@ def serving(
         Board("test", "replay"),
         predictor,
         follower,
-        Gateway(socket, "replay", body_bytes),
+        Gateway(socket, "replay", body_bytes, bodies),
         Tokens.load(tokens),
         recorder,
         Exposition(),
         body_bytes,
         queue_rows,
+        Reader(),
+        bodies,
+        hosts,
     )
     bound = bind("127.0.0.1", 0)
     app = application(services)
     server = uvicorn.Server(
-        uvicorn.Config(app, http=BoundedProtocol, log_config=None, access_log=False, lifespan="off")
+        uvicorn.Config(app, http=bounded(connections), ws="none", log_config=None, access_log=False, lifespan="off")
     )
 
     async def serve() -> None:
         await server.serve(sockets=[bound])
+        services.reader.close()
         await services.gateway.close()
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
