@@ -41,7 +41,8 @@ class Choice(BaseModel):
 class TeacherChoice(Choice):
     """A teacher; two of one kind need different ids."""
 
-    id: str = ""
+    # a label of metrics, a key of checkpoints, the name of a file
+    id: str = Field(default="", pattern=r"^([^.\x00-\x1f\x7f/\\][^\x00-\x1f\x7f/\\]{0,127})?$")
 
     @property
     def key(self) -> str:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from streamkd.errors import ConfigError
 
 Checked = TypeVar("Checked", bound=BaseModel)
+CHARACTERS, DEPTH, NODES = 1 << 20, 64, 100_000  # the largest configuration so far has 400 values on 6 levels
 
 
 @dataclass
@@ -30,15 +31,9 @@ class Document:
         """The document in a YAML text.
 
         Raises:
-            ConfigError: it is not YAML, not a mapping, or has a key twice.
+            ConfigError: it is not YAML, not a mapping, has a key twice, or is too large, too deep or without end.
         """
-        try:
-            root = yaml.compose(text, Loader=yaml.SafeLoader)
-            tree = yaml.safe_load(text)
-        except yaml.YAMLError as fault:
-            mark = getattr(fault, "problem_mark", None)
-            where = f"{name}:{mark.line + 1}" if mark else name
-            raise ConfigError(f"is not YAML: {getattr(fault, 'problem', fault)}", where=where) from None
+        root, tree = _read(text, name)
         if not isinstance(tree, dict):
             got = type(tree).__name__
             raise ConfigError(f"needed a mapping of keys, got {got}", where=name, fix="see streams/*.yaml")
@@ -67,15 +62,12 @@ class Document:
         """Put ``a.b=c`` into the tree; the value is YAML.
 
         Raises:
-            ConfigError: it has another form, or leads through something that holds nothing.
+            ConfigError: it has another form, is no YAML, or leads through something that holds nothing.
         """
         path, equals, text = setting.partition("=")
         if not equals or not all(path.split(".")):
             raise ConfigError(f"needed a.b=c, got {setting!r}", where="--set")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as fault:
-            raise ConfigError(f"the value is not YAML: {fault}", where=f"--set {path}") from None
+        value = _read(text, f"--set {path}")[1]
         *parents, last = path.split(".")
         node: Any = self.tree
         for key in parents:
@@ -146,6 +138,58 @@ class Document:
             pairs = [(index, *both) for index, both in enumerate(zip(said, taken, strict=False))]
         for key, value, other in pairs:
             self._refuse_switches(value, other, f"{path}.{key}" if path else str(key))
+
+
+def _read(text: str, name: str) -> tuple[yaml.Node | None, Any]:
+    """The nodes of a text, which know their lines, and the plain values that they stand for."""
+    if len(text) > CHARACTERS:
+        raise ConfigError(f"has {len(text)} characters, at most {CHARACTERS}", where=name)
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is None:
+            return None, None
+        _measure(root, name)
+        return root, yaml.SafeLoader("").construct_document(root)
+    except yaml.YAMLError as fault:
+        mark = getattr(fault, "problem_mark", None)
+        where = f"{name}:{mark.line + 1}" if mark else name
+        said = getattr(fault, "problem", None) or str(fault).splitlines()[0]
+        raise ConfigError(f"is not YAML: {said}", where=where) from None
+    except RecursionError:
+        raise ConfigError(f"is nested deeper than {DEPTH} levels", where=name) from None
+    except (ValueError, OverflowError) as fault:  # a date that there is not, a number of thousands of digits
+        raise ConfigError(f"holds a value that cannot be: {fault}", where=name) from None
+
+
+def _measure(root: yaml.Node, name: str) -> None:
+    """Refuse what aliases make endless, or larger than anybody wrote: every alias is counted as what it stands for."""
+    sizes: dict[int, int] = {}
+    within: list[int] = []
+
+    def size(node: yaml.Node) -> int:
+        where = f"{name}:{node.start_mark.line + 1}"
+        if id(node) in within:
+            raise ConfigError("holds itself", where=where, fix="write the values out instead of the alias")
+        if len(within) >= DEPTH:
+            raise ConfigError(f"is nested deeper than {DEPTH} levels", where=where)
+        if id(node) not in sizes:
+            within.append(id(node))
+            sizes[id(node)] = 1 + sum(map(size, _below(node)))
+            within.pop()
+        if sizes[id(node)] > NODES:
+            raise ConfigError(f"has more than {NODES} values, aliases counted as what they stand for", where=where)
+        return sizes[id(node)]
+
+    size(root)
+
+
+def _below(node: yaml.Node) -> Iterator[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield key
+            yield value
+    elif isinstance(node, yaml.SequenceNode):
+        yield from node.value
 
 
 def _keys(error: Any, tree: Any) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from streamkd.errors import StateError
+from streamkd.logs import one_line
 from streamkd.search import ledger, outcome, summary
 from streamkd.state.checkpoint import Checkpoints, Snapshot
 from streamkd.state.directory import StateDirectory
@@ -134,5 +135,5 @@ def in_words(found: Mapping[str, Any]) -> str:
 
 
 def _some(values: list[Any], most: int = 12) -> str:
-    shown = ", ".join(map(str, values[:most]))
+    shown = ", ".join(one_line(str(value)) for value in values[:most])
     return f"{shown}, … {len(values) - most} more" if len(values) > most else shown

@@ -1,13 +1,16 @@
 """The configuration: every kind of mistake is refused with file, line, path, what was needed and the nearest key."""
 
 import json
+import re
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from streamkd.config import Config, dump, from_tree, load
+from streamkd.config import Config, TeacherChoice, dump, from_tree, load
+from streamkd.document import Document
 from streamkd.errors import ConfigError
 from streamkd.plugins import Registry
 
@@ -263,3 +266,54 @@ def test_defaults_are_shared_by_no_two_configurations() -> None:
     one, other = (Config.model_validate({"stream": {"source": {"name": "replay"}}}) for _ in range(2))
     one.gate.values["x"] = 1
     assert other.gate.values == {}
+
+
+def _bomb(levels: int) -> str:
+    rows = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    rows += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, levels)]
+    return "\n".join(rows)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: &a [*a]", "x.yaml:1: holds itself"),
+        ("a: 1\nb: &b {c: {d: *b}}", "x.yaml:2: holds itself"),
+        ("a: " + "[" * 100 + "]" * 100, "nested deeper than 64"),
+        ("a: " + "[" * 50_000, "nested deeper than 64"),
+        ("a:\n" + "\n".join(" " * n + "- " for n in range(200)), "nested deeper than 64"),
+        (_bomb(9), "more than 100000 values"),
+        ("a0: &a0 {k: 1}\n" + "\n".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}" for n in range(1, 9)),
+         "more than 100000 values"),
+        ("a: [" + "1, " * 120_000 + "]", "more than 100000 values"),
+        ("# " + "x" * (1 << 20), "characters, at most"),
+        ("a: 2001-99-99", "holds a value that cannot be"),
+        ("a: " + "9" * 5_000, "holds a value that cannot be"),
+        ("a: \x00", "is not YAML"),
+        ("? [a]\n: b", "is not YAML"),
+        ("a: !!python/object/apply:os.system [id]", "is not YAML"),
+    ],
+    ids=["itself", "itself below", "deep", "very deep", "deep blocks", "aliases", "merges", "many", "long", "date",
+         "number", "control", "key", "python"],
+)  # fmt: skip
+def test_a_document_has_an_end(text: str, words: str) -> None:
+    """Recursion, depth, bombs of aliases, and values that cannot be are said in a second, with the file."""
+    begin = time.process_time()
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        Document.parse(text, "x.yaml")
+    with pytest.raises(ConfigError):
+        Document({}).override("a=" + text)
+    assert time.process_time() - begin < 20
+
+
+def test_aliases_that_stay_small_are_taken() -> None:
+    """They are YAML's way not to write a thing twice."""
+    assert Document.parse("a: &a {b: [1, 2]}\nc: *a\nd: {<<: *a, e: 3}", "x").tree["d"] == {"b": [1, 2], "e": 3}
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/x", "a/b", "a\\b", ".", "..", "a\nb", "a\x1b", "a" * 129])
+def test_a_teachers_id_is_no_path(name: str) -> None:
+    """It is a label of metrics and a name in checkpoints."""
+    with pytest.raises(ValidationError):
+        TeacherChoice(name="ema", id=name)
+    assert TeacherChoice(name="ema", id="net-1.b ü").key == "net-1.b ü"

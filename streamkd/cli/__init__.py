@@ -8,7 +8,7 @@ import sys
 
 import click
 
-from streamkd import __version__
+from streamkd import __version__, logs
 from streamkd.cli import bench, configuring, kept, serving, teachers, training, tune
 from streamkd.errors import StreamkdError
 
@@ -52,7 +52,7 @@ def main() -> None:
         click.echo("stopped", err=True)
         sys.exit(130)
     except StreamkdError as fault:
-        click.echo(f"error: {fault}", err=True)
+        click.echo(logs.lines(f"error: {fault}"), err=True)
         sys.exit(fault.exit_code)
     except BrokenPipeError:
         sys.exit(1)

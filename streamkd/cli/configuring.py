@@ -22,7 +22,11 @@ def init(file: Path, label: str | None, out: Path | None, force: bool) -> None:
     target = out or Path(f"{file.stem}.yaml")
     if target.exists() and not force:
         raise StreamkdError("is there already", where=str(target), fix="name another with --out, or --force")
-    target.write_text(describe.describe(file, label), "utf-8")
+    written = describe.describe(file, label)
+    try:
+        target.write_text(written, "utf-8")
+    except OSError as fault:
+        raise StreamkdError(f"cannot be written: {fault.strerror}", where=str(target), fix="name another") from None
     click.echo(f"wrote {target}\nnext: streamkd serve {target} --state {target.stem}-state")
 
 

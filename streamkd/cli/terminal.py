@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from streamkd import logs
+
 
 @contextmanager
 def bar(label: str, total: int | None) -> Iterator[Any]:
@@ -33,7 +35,7 @@ def bar(label: str, total: int | None) -> Iterator[Any]:
 
 def table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
     """Columns as wide as they need be, on stdout."""
-    cells = [head, *[tuple(str(cell) for cell in row) for row in rows]]
+    cells = [head, *[tuple(logs.one_line(str(cell)) for cell in row) for row in rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     for row in cells:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -48,5 +50,5 @@ def log_to_stderr() -> None:
     """The log of a long command."""
     import logging
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logs.to_stderr("%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each batch that passes through

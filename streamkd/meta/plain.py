@@ -149,7 +149,8 @@ def _named(teachers: Sequence[Teacher] | Mapping[str, Teacher] | nn.ModuleDict) 
 
 def _pair(batch: Any, where: str) -> tuple[Tensor, Tensor]:
     """Rows and labels of a batch; what stands behind them is left alone."""
-    if isinstance(batch, Tensor) or len(batch) < 2 or not all(isinstance(part, Tensor) for part in batch[:2]):
+    is_pair = isinstance(batch, Sequence) and len(batch) >= 2
+    if not is_pair or not all(isinstance(part, Tensor) for part in batch[:2]):
         got = f"a tensor {tuple(batch.shape)}" if isinstance(batch, Tensor) else f"{batch!r:.80}"
         raise ConfigError(
             f"needed batches (x, y) of tensors, got {got}", where=where, fix="give a list of pairs [(x, y)]"
@@ -174,16 +175,26 @@ def _agree(model: nn.Module, teachers: Mapping[str, Teacher], x: Tensor) -> None
     On the stream a failing teacher is left out and the rest goes on; here somebody waits for the answer.
     """
     with at_rest(model), torch.no_grad():
-        wanted = tuple(model(x).shape)
+        wanted = tuple(_logits(model(x), "model").shape)
         for name, teacher in teachers.items():
             where = f"teachers.{name}"
             try:
-                got = tuple(teacher(x).shape)
+                answer = teacher(x)
             except Exception as fault:
                 raise ConfigError(f"it fails on rows {tuple(x.shape)}: {fault}", where=where) from fault
+            got = tuple(_logits(answer, where).shape)
             if got != wanted:
                 fix = "wrap it so that column k is the model's class k"
                 raise ConfigError(f"needed logits {wanted} as the model's, got {got}", where=where, fix=fix)
+
+
+def _logits(answer: Any, where: str) -> Tensor:
+    """What was answered, if it is logits [batch, classes]; some libraries' models put an object around them."""
+    if not isinstance(answer, Tensor) or answer.dim() != 2:
+        got = f"a tensor {tuple(answer.shape)}" if isinstance(answer, Tensor) else f"{type(answer).__name__}"
+        fix = "wrap it in a module that returns the logits alone, such as `return model(x).logits`"
+        raise ConfigError(f"needed logits [batch, classes] as a tensor, got {got}", where=where, fix=fix)
+    return answer
 
 
 def _covers(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:

@@ -91,8 +91,6 @@ def _told(faults: list[Exception], target: Target) -> Exception:
         if isinstance(fault, fl.FlightUnauthenticatedError | fl.FlightUnauthorizedError):
             return RecordError(f"the server refuses the token: {_line(fault)}", where=target.url, fix="give --token")
         said = _extra(fault)
-        if said.get("code") == "invalid_argument":
-            return RecordError(str(said.get("error")), where=target.url)
         if said.get("code") in ("unavailable", "internal"):
             return Disconnected(str(said.get("error")), said.get("retry_after_seconds"))
     for fault in faults:
@@ -112,4 +110,5 @@ def _extra(fault: Exception) -> dict[str, Any]:
 
 
 def _line(fault: Exception) -> str:
-    return str(fault).splitlines()[0] if str(fault) else type(fault).__name__
+    said = str(fault).partition(". Detail: Python exception")[0]  # pyarrow's server adds its frames
+    return said.splitlines()[0] if said else type(fault).__name__

@@ -26,9 +26,10 @@ def deliver(outbox: Outbox, target: Target) -> None:
     Raises:
         Disconnected: try again. StreamkdError: the server refuses.
     """
-    headers = {"Content-Type": CONTENT_TYPE, "Streamkd-Producer": target.producer}
+    # a name need not be ASCII, which is all that httpx encodes by itself
+    headers = {b"Content-Type": CONTENT_TYPE.encode(), b"Streamkd-Producer": target.producer.encode()}
     if target.token:
-        headers["Authorization"] = f"Bearer {target.token}"
+        headers[b"Authorization"] = f"Bearer {target.token}".encode()
     with httpx.Client(base_url=target.url, headers=headers, verify=_trust(target), timeout=TIMEOUT_SECONDS) as client:
         for piece in outbox.again():
             _post(client, piece, outbox, target)

@@ -29,6 +29,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from streamkd import config as configuration
+from streamkd import logs
 from streamkd.config import Config
 from streamkd.errors import ConfigError, StreamkdError
 from streamkd.plugins import Registry
@@ -162,7 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="streamkd.serve.ingress", description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="this end of the supervisor's channel")
     channel = Channel.inherited(parser.parse_args(arguments).fd)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s ingress: %(message)s")
+    logs.to_stderr("%(asctime)s %(levelname)s ingress: %(message)s")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         message = channel.receive()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from streamkd import config as configuration
+from streamkd import logs
 from streamkd.config import Config
 from streamkd.errors import PluginError, StateConflict, StateError, StreamkdError
 from streamkd.learner import Learner
@@ -174,7 +175,7 @@ def main(fd: int) -> int:
     """Run the process on a channel; the exit code is for the log, the supervisor reads the messages."""
     import torch
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s learner %(levelname)s %(message)s", stream=sys.stderr)
+    logs.to_stderr("%(asctime)s learner %(levelname)s %(message)s")
     channel = Channel.inherited(fd)
     start = channel.receive()
     assert start is not None, "the supervisor speaks first"

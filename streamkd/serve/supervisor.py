@@ -25,6 +25,7 @@ from typing import Any
 
 import uvicorn
 
+from streamkd import logs
 from streamkd.config import Config, dump
 from streamkd.hookspecs import SourceKind
 from streamkd.plugins import Registry
@@ -253,7 +254,7 @@ class Supervisor:
             self._exposition.apply(message["deltas"])
         elif kind == "fatal":
             self._exit_code = int(message.get("exit_code", 1))
-            print(f"error: {message['message']}", file=sys.stderr, flush=True)
+            print(logs.lines(f"error: {message['message']}"), file=sys.stderr, flush=True)
             self._signals.end()
         elif kind not in ("ready", "committed", "stopped"):
             logger.warning("the %s said %r, which nobody knows", name, kind)

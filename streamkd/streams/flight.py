@@ -2,8 +2,9 @@
 
     DoPut [stream] ─► schema ─► a slot ─► batch, {"producer", "sequence"} ─► intake ─► acks
 
-A stream that cannot be taken now is left unread, which holds its producer back. Every refusal is a Flight
-error with a JSON ``extra_info``: {"code": "invalid_argument" | "unavailable" | "internal", "error": ...}.
+A stream that cannot be taken now is left unread, which holds its producer back; one that sends nothing gives way
+(``streamkd.streams.callers``). What is wrong with the records is INVALID_ARGUMENT. Every other refusal is a Flight
+error with a JSON ``extra_info``: {"code": "unavailable" | "internal", "error": ...}.
 """
 
 import contextlib
@@ -12,8 +13,8 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.flight as fl
@@ -30,19 +31,26 @@ from streamkd.errors import (
 from streamkd.hookspecs import Options, SourceKind, hookimpl
 from streamkd.streams.acks import Acks
 from streamkd.streams.admission import admit_batch, admit_schema
+from streamkd.streams.callers import Callers, peer_of
 from streamkd.streams.codec import arrow_schema
 from streamkd.streams.intake import Ingest, Listener, refusal_reason
 from streamkd.streams.receipts import identity
-from streamkd.streams.tokens import Tokens
 
 SLOT_SECONDS = 10.0
+CALLS = 16  # beside put streams, open or waiting: of producers that ask for the schema
+Call = TypeVar("Call", bound=Callable[..., Any])
 logger = logging.getLogger(__name__)
 
 
 class FlightOptions(Options):
     """Options of the source ``flight``."""
 
-    streams: int = Field(default=8, ge=1, le=256, description="put streams that may be open at once")
+    streams: int = Field(
+        default=32, ge=1, le=256, description="put streams that may be open at once; beyond, the longest idle ends"
+    )
+    idle_seconds: float = Field(
+        default=300.0, gt=0, description="a connection of which nothing comes for so long is ended"
+    )
 
 
 @hookimpl
@@ -88,26 +96,65 @@ class FlightListener(Listener):
     def close(self) -> None:
         """Stop listening; waits for streams that are still open."""
         if self._server is not None:
-            self._server.shutdown()
+            self._server.end()
 
 
-class _TokenDoor(fl.ServerMiddlewareFactory):
-    """Refuses every call without a token of scope ``ingest``."""
+class _Door(fl.ServerMiddlewareFactory):
+    """Refuses every call without a token of scope ``ingest``, and calls beyond ``limit`` at once.
 
-    def __init__(self, tokens: Tokens, ingest: Ingest) -> None:
-        self._tokens = tokens
+    A call has a thread of gRPC's before anything of ours hears of it, also where its schema never comes.
+    """
+
+    def __init__(self, ingest: Ingest, callers: Callers, limit: int) -> None:
+        self._tokens = ingest.tokens
         self._ingest = ingest
+        self._callers = callers
+        self._limit = limit
+        self._calls = 0
+        self._lock = threading.Lock()
 
-    def start_call(self, info: fl.CallInfo, headers: Mapping[str, list[Any]]) -> None:
+    def start_call(self, info: fl.CallInfo, headers: Mapping[str, list[Any]]) -> "_Call":
+        self._authorize(headers)
+        with self._lock:
+            if self._calls < self._limit:
+                self._calls += 1
+                return _Call(self._completed)
+        self._callers.make_room()
+        raise _translated(Overloaded(f"{self._limit} calls are open", fix="come again"))[1]
+
+    def _completed(self) -> None:
+        with self._lock:
+            self._calls -= 1
+
+    def _authorize(self, headers: Mapping[str, list[Any]]) -> None:
         given = next((values for name, values in headers.items() if name.lower() == "authorization"), [])
         header = given[0] if len(given) == 1 else None
-        verdict = self._tokens.verdict(header.decode() if isinstance(header, bytes) else header, "ingest")
+        text = header.decode("latin-1") if isinstance(header, bytes) else header
+        verdict = self._tokens.verdict(text, "ingest")
         if verdict == "allowed":
             return
         self._ingest.intake.refuse_token("flight")
         if verdict == "scope":
             raise fl.FlightUnauthorizedError("the token does not have the scope 'ingest'")
         raise fl.FlightUnauthenticatedError("needed 'authorization: Bearer TOKEN' with a token of scope 'ingest'")
+
+
+class _Call(fl.ServerMiddleware):
+    """One call, until it ends."""
+
+    def __init__(self, completed: Callable[[], None]) -> None:
+        super().__init__()
+        self._completed = completed
+
+    def call_completed(self, exception: Exception | None) -> None:
+        self._completed()
+
+
+def _short(call: Call) -> Call:
+    """A call whose file has no path: pyarrow tells clients the frames that it was raised through, ours among them."""
+    code = getattr(call, "__code__")  # noqa: B009  (of a callable of any kind)
+    setattr(call, "__code__", code.replace(co_filename="streamkd"))  # noqa: B010
+    return call
 
 
 class _Server(fl.FlightServerBase):
@@ -119,8 +166,17 @@ class _Server(fl.FlightServerBase):
         self._limit = options.streams
         self._open = 0
         self._changed = threading.Condition()
-        super().__init__(location, middleware={"tokens": _TokenDoor(ingest.tokens, ingest)}, **protection)
+        self._callers = Callers(options.idle_seconds)
+        door = _Door(ingest, self._callers, 2 * options.streams + CALLS)
+        super().__init__(location, middleware={"door": door}, **protection)
+        self._callers.watch(self.port)
 
+    def end(self) -> None:
+        """Stop listening and watching."""
+        self._callers.close()
+        self.shutdown()
+
+    @_short
     def do_put(
         self,
         context: fl.ServerCallContext,
@@ -128,30 +184,44 @@ class _Server(fl.FlightServerBase):
         reader: fl.MetadataRecordBatchReader,
         writer: fl.FlightMetadataWriter,
     ) -> None:
-        with self._flight_errors(), self._slot(context):
+        peer, callers = peer_of(context.peer()), self._callers
+
+        def write(body: bytes) -> None:
+            with callers.telling(peer):
+                writer.write(pa.py_buffer(body))
+
+        with self._refusals() as refusals, self._slot(context):
             self._know(descriptor)
             admit_schema(reader.schema, self._intake.schema, self._intake.limits)
-            acks = Acks(lambda body: writer.write(pa.py_buffer(body)))
+            acks = Acks(write)
             try:
-                self._take_all(context, reader, acks)
+                for batch, note in _chunks(reader):
+                    with callers.holding(peer):
+                        self._take(context, batch, note, acks)
             finally:
-                acks.finish()
+                with callers.holding(peer):
+                    acks.finish()
             acks.raise_failure()
+        if refusals:
+            raise refusals[0]
 
-    def _take_all(self, context: fl.ServerCallContext, reader: fl.MetadataRecordBatchReader, acks: Acks) -> None:
-        intake, peer = self._intake, context.peer()
-        for batch, note in _chunks(reader):
-            producer, sequence = _note(note)
-            if intake.draining:
-                raise NotReady("the server is shutting down", fix="send the batch again after the restart")
-            sifted = admit_batch(batch, intake.schema, intake.limits, producer or intake.stream)
-            receipt = intake.take(sifted, producer, sequence, producer or peer, lambda: not context.is_cancelled())
-            acks.expect(receipt, sifted.rows.nbytes, intake.limits.batch_bytes)
+    def _take(self, context: fl.ServerCallContext, batch: pa.RecordBatch, note: bytes | None, acks: Acks) -> None:
+        intake = self._intake
+        producer, sequence = _note(note)
+        if intake.draining:
+            raise NotReady("the server is shutting down", fix="send the batch again after the restart")
+        sifted = admit_batch(batch, intake.schema, intake.limits, producer or intake.stream)
+        sender = producer or context.peer()
+        receipt = intake.take(sifted, producer, sequence, sender, lambda: not context.is_cancelled())
+        acks.expect(receipt, sifted.rows.nbytes, intake.limits.batch_bytes)
 
+    @_short
     def get_schema(self, context: fl.ServerCallContext, descriptor: fl.FlightDescriptor) -> fl.SchemaResult:
-        with self._flight_errors():
+        with self._refusals() as refusals:
             self._know(descriptor)
-            return fl.SchemaResult(arrow_schema(self._intake.schema))
+        if refusals:
+            raise refusals[0]
+        return fl.SchemaResult(arrow_schema(self._intake.schema))
 
     def _know(self, descriptor: fl.FlightDescriptor) -> None:
         path = [part.decode(errors="replace") for part in descriptor.path or []]
@@ -161,12 +231,14 @@ class _Server(fl.FlightServerBase):
 
     @contextlib.contextmanager
     def _slot(self, context: fl.ServerCallContext) -> Iterator[None]:
-        """One of the places for open streams; waits a while for it, with the stream unread."""
+        """One of the places for open streams; waits a while for it, with the stream unread, and a silent one ends."""
         deadline = time.monotonic() + SLOT_SECONDS
-        while not self._slots.acquire(timeout=0.1):
-            if context.is_cancelled() or self._intake.draining or time.monotonic() > deadline:
-                said = f"{self._limit} put streams are open"
-                raise Overloaded(said, fix="close one, or raise stream.source.streams")
+        with self._callers.holding(peer_of(context.peer())):
+            while not self._slots.acquire(timeout=0.1):
+                if context.is_cancelled() or self._intake.draining or time.monotonic() > deadline:
+                    said = f"{self._limit} put streams are open"
+                    raise Overloaded(said, fix="close one, or raise stream.source.streams")
+                self._callers.make_room()
         with self._changed:
             self._open += 1
         try:
@@ -183,33 +255,40 @@ class _Server(fl.FlightServerBase):
             self._changed.wait_for(lambda: not self._open, deadline_seconds)
 
     @contextlib.contextmanager
-    def _flight_errors(self) -> Iterator[None]:
-        """Whatever is raised becomes a Flight error: any other would carry its traceback to the client."""
+    def _refusals(self) -> Iterator[list[Exception]]:
+        """Whatever is raised, as what the client is told: to be raised again by the call's own frame."""
+        told: list[Exception] = []
         try:
-            yield
-        except fl.FlightError:
-            raise
+            yield told
+        except fl.FlightError as fault:
+            told.append(fault.with_traceback(None))
         except Exception as fault:  # the outermost frame that is ours
             reason, error = _translated(fault)
             self._intake.refuse(reason)
-            raise error from None
+            told.append(error)
 
     # What the server does not do. The defaults of pyarrow would answer with a traceback.
+    @_short
     def list_flights(self, context: fl.ServerCallContext, criteria: bytes) -> Any:
         raise _unsupported("ListFlights")
 
+    @_short
     def get_flight_info(self, context: fl.ServerCallContext, descriptor: fl.FlightDescriptor) -> Any:
         raise _unsupported("GetFlightInfo")
 
+    @_short
     def do_get(self, context: fl.ServerCallContext, ticket: fl.Ticket) -> Any:
         raise _unsupported("DoGet")
 
+    @_short
     def do_exchange(self, context: fl.ServerCallContext, descriptor: Any, reader: Any, writer: Any) -> None:
         raise _unsupported("DoExchange")
 
+    @_short
     def list_actions(self, context: fl.ServerCallContext) -> Any:
         raise _unsupported("ListActions")
 
+    @_short
     def do_action(self, context: fl.ServerCallContext, action: fl.Action) -> Any:
         raise _unsupported("DoAction")
 
@@ -244,7 +323,7 @@ def _note(metadata: bytes | None) -> tuple[str | None, int | None]:
         raise RecordError(f"needed {needed}, got {metadata[:80]!r}", where="batch metadata") from None
 
 
-def _translated(fault: Exception) -> tuple[str, fl.FlightError]:
+def _translated(fault: Exception) -> tuple[str, Exception]:
     """The metric's reason, and what the client is told."""
     if isinstance(fault, Overloaded | NotReady):
         reason = "overloaded" if isinstance(fault, Overloaded) else "draining"
@@ -255,8 +334,7 @@ def _translated(fault: Exception) -> tuple[str, fl.FlightError]:
     if isinstance(fault, MemoryError):
         fault = LimitExceeded("a batch needs more memory than there is", where="batch")
     if isinstance(fault, RecordError):
-        extra = {"code": "invalid_argument", "error": str(fault)}
-        return refusal_reason(fault), fl.FlightServerError(str(fault), extra_info=json.dumps(extra).encode())
+        return refusal_reason(fault), pa.ArrowInvalid(str(fault))
     number = secrets.token_hex(4)
     logger.error("put failed, error id %s", number, exc_info=fault)
     said = str(fault) if isinstance(fault, StreamkdError) else f"internal error, id {number}"
@@ -264,6 +342,5 @@ def _translated(fault: Exception) -> tuple[str, fl.FlightError]:
     return "internal", fl.FlightInternalError(said, extra_info=json.dumps(extra).encode())
 
 
-def _unsupported(call: str) -> fl.FlightError:
-    extra = json.dumps({"code": "unimplemented", "error": call}).encode()
-    return fl.FlightServerError(f"{call} is not offered here, DoPut and GetSchema are", extra_info=extra)
+def _unsupported(call: str) -> Exception:
+    return pa.ArrowNotImplementedError(f"{call} is not offered here, DoPut and GetSchema are")

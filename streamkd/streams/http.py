@@ -175,7 +175,9 @@ def _identity(headers: Mapping[str, str]) -> tuple[str | None, int | None]:
     sequence = headers.get("streamkd-sequence")
     try:
         number = int(sequence) if sequence is not None and sequence.isascii() and sequence.isdigit() else sequence
-        return identity(headers.get("streamkd-producer"), number)
+        # HTTP reads headers byte by byte; a name is UTF-8, so that it is the same producer over Flight
+        name = headers.get("streamkd-producer")
+        return identity(name.encode("latin-1").decode("utf-8") if name is not None else None, number)
     except ValueError as fault:
         raise RecordError(str(fault), where="headers Streamkd-Producer and Streamkd-Sequence") from None
 

@@ -143,6 +143,42 @@ def test_a_tensor_is_no_batch() -> None:
         [_pair(batch, "query") for batch in (x, y)]
 
 
+@pytest.mark.parametrize(
+    "batch",
+    [{"x": torch.zeros(8, 5), "y": torch.zeros(8)}, {"x", "y"}, 3, None, "ab", (torch.zeros(8, 5), [1])],
+    ids=repr,
+)
+def test_other_batches_are_refused_in_words(batch: Any) -> None:
+    """A mapping, as some libraries' loaders give, a number, a list of labels."""
+    model = _network()
+    with pytest.raises(ConfigError, match=r"dataloader.*needed batches \(x, y\) of tensors"):
+        meta_train(model, [_right], torch.optim.Adam(model.parameters(), 0.01), [batch])
+
+
+class _Wrapped(nn.Module):
+    """A model that answers as those of some libraries do."""
+
+    def __init__(self, wrap: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.body, self.wrap = _network(), wrap
+
+    def forward(self, x: Tensor) -> object:
+        return self.wrap(self.body(x))
+
+
+@pytest.mark.parametrize("wrap", [lambda x: {"logits": x}, lambda x: (x,), lambda x: None, lambda x: x[0]])
+def test_answers_that_are_objects_are_refused_in_words(wrap: Callable[[Tensor], object]) -> None:
+    """Of the model and of a teacher alike, with the way out."""
+    model = _Wrapped(wrap)
+    with pytest.raises(
+        ConfigError, match=re.compile(r"model: needed logits \[batch, classes\].*return model", re.DOTALL)
+    ):
+        meta_train(model, [_right], torch.optim.Adam(model.parameters(), 0.01), _records(1, 0))
+    plain = _network()
+    with pytest.raises(ConfigError, match=r"teachers\.odd: needed logits"):
+        meta_train(plain, {"odd": model}, torch.optim.Adam(plain.parameters(), 0.01), _records(1, 0))  # type: ignore[dict-item]
+
+
 def test_it_is_offered_by_the_package() -> None:
     """``streamkd.meta_train`` is it, imported late."""
     assert streamkd.meta_train is meta_train
