@@ -6,6 +6,7 @@ text ─► Document (tree, lines) ─► override("a.b=c") ─► check(model) 
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_args
 
@@ -33,18 +34,22 @@ class Document:
         Raises:
             ConfigError: it is not YAML, not a mapping, has a key twice, or is too large, too deep or without end.
         """
-        root, tree = _read(text, name)
+        root = _nodes(text, name)
+        document = cls({}, name)
+        document._note_lines(root, "")  # before merges are worked into the nodes
+        tree = _values(root, name)
         if not isinstance(tree, dict):
             got = type(tree).__name__
             raise ConfigError(f"needed a mapping of keys, got {got}", where=name, fix="see streams/*.yaml")
-        document = cls(tree, name)
-        document._note_lines(root, "")
+        document.tree = tree
         return document
 
     def _note_lines(self, node: yaml.Node | None, path: str) -> None:
         if isinstance(node, yaml.MappingNode):
             seen: set[str] = set()
             for key, value in node.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    continue  # no key of ours: said when the values are read
                 below = f"{path}.{key.value}" if path else str(key.value)
                 place = f"{self.name}:{key.start_mark.line + 1}"
                 if key.value in seen:
@@ -67,7 +72,7 @@ class Document:
         path, equals, text = setting.partition("=")
         if not equals or not all(path.split(".")):
             raise ConfigError(f"needed a.b=c, got {setting!r}", where="--set")
-        value = _read(text, f"--set {path}")[1]
+        value = _values(_nodes(text, f"--set {path}"), f"--set {path}")
         *parents, last = path.split(".")
         node: Any = self.tree
         for key in parents:
@@ -140,16 +145,27 @@ class Document:
             self._refuse_switches(value, other, f"{path}.{key}" if path else str(key))
 
 
-def _read(text: str, name: str) -> tuple[yaml.Node | None, Any]:
-    """The nodes of a text, which know their lines, and the plain values that they stand for."""
+def _nodes(text: str, name: str) -> yaml.Node | None:
+    """The nodes of a text, which know their lines; not too many, not too deep."""
     if len(text) > CHARACTERS:
         raise ConfigError(f"has {len(text)} characters, at most {CHARACTERS}", where=name)
+    with _in_words(name):
+        root: yaml.Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is not None:
+            _measure(root, name)
+        return root
+
+
+def _values(root: yaml.Node | None, name: str) -> Any:
+    """The plain values that nodes stand for."""
+    with _in_words(name):
+        return None if root is None else yaml.SafeLoader("").construct_document(root)
+
+
+@contextmanager
+def _in_words(name: str) -> Iterator[None]:
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        if root is None:
-            return None, None
-        _measure(root, name)
-        return root, yaml.SafeLoader("").construct_document(root)
+        yield
     except yaml.YAMLError as fault:
         mark = getattr(fault, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name

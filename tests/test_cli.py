@@ -110,3 +110,11 @@ def test_inspect_of_no_state_directory_is_said(tmp_path: Path) -> None:
 def test_wrong_usage_is_exit_code_2(arguments: tuple[str, ...]) -> None:
     """click's own usage errors keep their code."""
     assert streamkd(*arguments).returncode == 2
+
+
+def test_init_into_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
+    """In words, with the path; not as a traceback."""
+    (tmp_path / "flowers.csv").write_text("a,b,species\n" + "".join(f"{i},{i % 7},{'xy'[i % 2]}\n" for i in range(50)))
+    done = streamkd("init", "flowers.csv", "--out", "nowhere/my.yaml", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "error: nowhere/my.yaml: cannot be written: No such file or directory" in done.stderr

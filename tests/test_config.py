@@ -309,6 +309,7 @@ def test_a_document_has_an_end(text: str, words: str) -> None:
 def test_aliases_that_stay_small_are_taken() -> None:
     """They are YAML's way not to write a thing twice."""
     assert Document.parse("a: &a {b: [1, 2]}\nc: *a\nd: {<<: *a, e: 3}", "x").tree["d"] == {"b": [1, 2], "e": 3}
+    assert Document.parse("a: &a {b: 1}\nd: {<<: *a, b: 3}", "x").tree["d"] == {"b": 3}
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/b", "a\\b", ".", "..", "a\nb", "a\x1b", "a" * 129])

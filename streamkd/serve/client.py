@@ -48,16 +48,29 @@ def predict_file(
 
 
 def write(rows: pa.Table, out: Path | None) -> str:
-    """Write predictions by the ending of ``out`` (.parquet, .arrow, .feather, else JSON lines); says what was done."""
+    """Write predictions by the ending of ``out`` (.parquet, .arrow, .feather, else JSON lines); says what was done.
+
+    Raises:
+        StreamkdError: it cannot be written.
+    """
     if out is None:
         return "\n".join(json.dumps(row) for row in rows.to_pylist())
+    try:
+        _write(rows, out)
+    except OSError as fault:
+        raise StreamkdError(
+            f"cannot be written: {fault.strerror or fault}", where=str(out), fix="name another"
+        ) from None
+    return f"wrote {rows.num_rows} predictions to {out}"
+
+
+def _write(rows: pa.Table, out: Path) -> None:
     if out.suffix == ".parquet":
         pa.parquet.write_table(rows, out)
     elif out.suffix in (".arrow", ".feather"):
         pa.feather.write_feather(rows, out, compression="uncompressed")
     else:
         out.write_text("".join(json.dumps(row) + "\n" for row in rows.to_pylist()), "utf-8")
-    return f"wrote {rows.num_rows} predictions to {out}"
 
 
 def _predict(client: httpx.Client, batch: pa.RecordBatch, inputs: Sequence[dict[str, Any]]) -> pa.Table:
