@@ -95,7 +95,8 @@ class BoundedProtocol(HttpToolsProtocol):
                 self._end(b"431 Request Header Fields Too Large")
                 return
         super().data_received(data)
-        if self._slow is None and self.timeout_keep_alive_task is None and not self._at_work():
+        is_free = self.cycle is None or self.cycle.response_complete
+        if is_free and self._slow is None and self.timeout_keep_alive_task is None:
             self._expect_head()  # empty lines, or the rest of a body that was refused: no head may take for ever
 
     def send_400_response(self, msg: str) -> None:

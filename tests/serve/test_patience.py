@@ -93,6 +93,18 @@ def ask_for_ever(connection: socket.socket) -> None:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 10)
 
 
+def test_a_body_may_take_longer_than_a_head(start: Callable[..., Running], publisher: Publisher) -> None:
+    """Each has its own time: one that comes steadily is answered after `head_seconds`."""
+    publisher.publish()
+    server = start(connections=Patience(head_seconds=0.3), bodies=BodyPatience(20.0, 10.0))
+    server.wait_for(1)
+    with connected(server, head(10)) as steady:
+        for _ in range(10):
+            time.sleep(0.1)
+            steady.sendall(b"x")
+        assert steady.recv(100).startswith(b"HTTP/1.1 400")
+
+
 def test_a_client_that_reads_no_answer_is_cut_off(hasty: Running) -> None:
     """It would hold the answer, and its place, for ever."""
     with connected(hasty) as deaf:
