@@ -167,8 +167,7 @@ def _in_words(name: str) -> Iterator[None]:
     try:
         yield
     except yaml.YAMLError as fault:
-        mark = getattr(fault, "problem_mark", None)
-        where = f"{name}:{mark.line + 1}" if mark else name
+        where = _place(name, getattr(fault, "problem_mark", None))
         said = getattr(fault, "problem", None) or str(fault).splitlines()[0]
         raise ConfigError(f"is not YAML: {said}", where=where) from None
     except RecursionError:
@@ -183,7 +182,7 @@ def _measure(root: yaml.Node, name: str) -> None:
     within: list[int] = []
 
     def size(node: yaml.Node) -> int:
-        where = f"{name}:{node.start_mark.line + 1}"
+        where = _place(name, node.start_mark)
         if id(node) in within:
             raise ConfigError("holds itself", where=where, fix="write the values out instead of the alias")
         if len(within) >= DEPTH:
@@ -197,6 +196,11 @@ def _measure(root: yaml.Node, name: str) -> None:
         return sizes[id(node)]
 
     size(root)
+
+
+def _place(name: str, mark: yaml.Mark | None) -> str:
+    """``file:line``; a value of the command line has no lines."""
+    return name if mark is None or name.startswith("--set") else f"{name}:{mark.line + 1}"
 
 
 def _below(node: yaml.Node) -> Iterator[yaml.Node]:

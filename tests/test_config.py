@@ -190,7 +190,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, content: bytes | 
     [
         ("memory.size", "--set", "needed a.b=c, got 'memory.size'"),
         ("=3", "--set", "needed a.b=c, got '=3'"),
-        ("memory.size=[1", "--set memory.size", "the value is not YAML"),
+        ("memory.size=[1", "--set memory.size", "is not YAML"),
         ("memory.sise=3", "--set: memory.sise", "unknown key 'sise'"),
         ("memory.size=0", "--set: memory.size", "greater than 0, got 0"),
         ("memory={sise: 3}", "--set: memory.sise", "unknown key 'sise'"),

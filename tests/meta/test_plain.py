@@ -152,7 +152,7 @@ def test_other_batches_are_refused_in_words(batch: Any) -> None:
     """A mapping, as some libraries' loaders give, a number, a list of labels."""
     model = _network()
     with pytest.raises(ConfigError, match=r"dataloader.*needed batches \(x, y\) of tensors"):
-        meta_train(model, [_right], torch.optim.Adam(model.parameters(), 0.01), [batch])
+        meta_train(model, [_right], torch.optim.Adam(model.parameters(), 0.01), iter([batch]))
 
 
 class _Wrapped(nn.Module):

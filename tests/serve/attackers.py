@@ -56,7 +56,7 @@ class Attack:
             with contextlib.suppress(OSError, EOFError, TimeoutError):
                 async with asyncio.timeout(max(0.1, self.end - time.monotonic())):
                     await kind()
-            await asyncio.sleep(0.5)  # cut off: come again
+            await asyncio.sleep(1.0 + 2.0 * random.random())  # cut off: come again
 
     @contextlib.asynccontextmanager
     async def connected(self):  # type: ignore[no-untyped-def]

@@ -24,7 +24,6 @@ def test_a_token_opens_its_scopes_only(tmp_path: Path) -> None:
         "allowed",
         "allowed",
         "scope",
-        "scope",
     ]
 
 
