@@ -161,7 +161,11 @@ def serving(
         services.reader.close()
         await services.gateway.close()
 
-    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
+    def run() -> None:
+        with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:  # the loop of `streamkd serve`
+            runner.run(serve())
+
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     until(lambda: server.started)
     url = url_of("http", bound)
