@@ -6,11 +6,12 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pyarrow as pa
 import pyarrow.flight as fl
 import pytest
 
-from .attacks import CLOSED, HTTP, PUTS, Http, Put
+from .attacks import CLOSED, HTTP, LINE, PUTS, Http, Put, batch, push
 from .conftest import PUSHED, Serve, Server, merged, records, until
 from .test_push import arrow_stream
 
@@ -21,7 +22,8 @@ LIMITS = {"row_bytes": 1 << 16}
 @pytest.fixture(scope="module")
 def server(serve_in: Callable[[Path], Serve], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all of them; at the end no process of it has ended, and no traceback is in its log."""
-    tree = merged(PUSHED, {"stream": {"limits": LIMITS}, "serve": HASTY})
+    source = {"name": "flight", "streams": 8}
+    tree = merged(PUSHED, {"stream": {"source": source, "limits": LIMITS}, "serve": HASTY})
     server = serve_in(tmp_path_factory.mktemp("attacked"))(tree)
     good = {"Content-Type": "application/vnd.apache.arrow.stream"}
     until(lambda: server.post("/v1/streams/main", content=arrow_stream(records(200)), headers=good).status_code == 200)
@@ -32,12 +34,19 @@ def server(serve_in: Callable[[Path], Serve], tmp_path_factory: pytest.TempPathF
     assert "Traceback" not in server.err
 
 
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[httpx.Client]:
+    """One that behaves, over one connection."""
+    with httpx.Client(base_url=server.url, timeout=20) as client:
+        yield client
+
+
 @pytest.fixture(autouse=True)
-def _unmoved(server: Server) -> Iterator[None]:
+def _unmoved(client: httpx.Client) -> Iterator[None]:
     yield
     image = {"name": "x", "shape": [1, 8], "datatype": "FP32", "data": [0.0] * 8}
-    assert server.get("/v2/health/live").status_code == 200
-    assert server.post("/v2/models/student/infer", json={"inputs": [image]}).status_code == 200
+    assert client.get("/v2/health/live").status_code == 200
+    assert client.post("/v2/models/student/infer", json={"inputs": [image]}).status_code == 200
 
 
 def answer_of(server: Server, sent: bytes) -> tuple[int | str, str]:
@@ -98,6 +107,22 @@ def put(server: Server, attack: Put) -> None:
             writer.done_writing()
             while acks.read() is not None:
                 pass
+
+
+def test_slow_bodies_and_silent_streams_keep_nobody_out(server: Server) -> None:
+    """Sixteen posts that stop and eight put streams that send nothing: records are taken by both doors."""
+    host, _, port = server.url.removeprefix("http://").rpartition(":")
+    begun = b"POST /v1/streams/main HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
+    with contextlib.ExitStack() as stack:
+        for _ in range(8):
+            client = stack.enter_context(
+                fl.connect(server.flight, generic_options=[("grpc.use_local_subchannel_pool", 1)])
+            )
+            client.do_put(fl.FlightDescriptor.for_path("main"), batch().schema)
+        for _ in range(16):
+            stack.enter_context(socket.create_connection((host, int(port)))).sendall(begun)
+        assert answer_of(server, push(LINE))[0] == 200
+        put(server, Put("good records", batch, 0))
 
 
 def test_there_are_enough() -> None:
