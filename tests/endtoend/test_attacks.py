@@ -22,8 +22,7 @@ LIMITS = {"row_bytes": 1 << 16}
 @pytest.fixture(scope="module")
 def server(serve_in: Callable[[Path], Serve], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all of them; at the end no process of it has ended, and no traceback is in its log."""
-    source = {"name": "flight", "streams": 8}
-    tree = merged(PUSHED, {"stream": {"source": source, "limits": LIMITS}, "serve": HASTY})
+    tree = merged(PUSHED, {"stream": {"limits": LIMITS}, "serve": HASTY})
     server = serve_in(tmp_path_factory.mktemp("attacked"))(tree)
     good = {"Content-Type": "application/vnd.apache.arrow.stream"}
     until(lambda: server.post("/v1/streams/main", content=arrow_stream(records(200)), headers=good).status_code == 200)
@@ -109,16 +108,11 @@ def put(server: Server, attack: Put) -> None:
                 pass
 
 
-def test_slow_bodies_and_silent_streams_keep_nobody_out(server: Server) -> None:
-    """Sixteen posts that stop and eight put streams that send nothing: records are taken by both doors."""
+def test_slow_bodies_keep_nobody_out(server: Server) -> None:
+    """Sixteen posts that stop: records are taken meanwhile, by both doors."""
     host, _, port = server.url.removeprefix("http://").rpartition(":")
     begun = b"POST /v1/streams/main HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
     with contextlib.ExitStack() as stack:
-        for _ in range(8):
-            client = stack.enter_context(
-                fl.connect(server.flight, generic_options=[("grpc.use_local_subchannel_pool", 1)])
-            )
-            client.do_put(fl.FlightDescriptor.for_path("main"), batch().schema)
         for _ in range(16):
             stack.enter_context(socket.create_connection((host, int(port)))).sendall(begun)
         assert answer_of(server, push(LINE))[0] == 200
