@@ -1,7 +1,7 @@
 """Attacks on the doors, as rows: what it is, what is sent, what must be answered. A table of them can be printed.
 
 Over HTTP the answer is a status, or ``closed`` where nothing is said; over Flight a gRPC status's number, ``0`` where
-it is taken. ``python -m tests.endtoend.attacks`` prints the rows as a table.
+it is taken. ``python tests/endtoend/attacks.py`` prints the rows as a table.
 """
 
 import gzip

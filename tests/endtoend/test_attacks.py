@@ -6,11 +6,12 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pyarrow as pa
 import pyarrow.flight as fl
 import pytest
 
-from .attacks import CLOSED, HTTP, PUTS, Http, Put
+from .attacks import CLOSED, HTTP, LINE, PUTS, Http, Put, batch, push
 from .conftest import PUSHED, Serve, Server, merged, records, until
 from .test_push import arrow_stream
 
@@ -32,12 +33,19 @@ def server(serve_in: Callable[[Path], Serve], tmp_path_factory: pytest.TempPathF
     assert "Traceback" not in server.err
 
 
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[httpx.Client]:
+    """One that behaves, over one connection."""
+    with httpx.Client(base_url=server.url, timeout=20) as client:
+        yield client
+
+
 @pytest.fixture(autouse=True)
-def _unmoved(server: Server) -> Iterator[None]:
+def _unmoved(client: httpx.Client) -> Iterator[None]:
     yield
     image = {"name": "x", "shape": [1, 8], "datatype": "FP32", "data": [0.0] * 8}
-    assert server.get("/v2/health/live").status_code == 200
-    assert server.post("/v2/models/student/infer", json={"inputs": [image]}).status_code == 200
+    assert client.get("/v2/health/live").status_code == 200
+    assert client.post("/v2/models/student/infer", json={"inputs": [image]}).status_code == 200
 
 
 def answer_of(server: Server, sent: bytes) -> tuple[int | str, str]:
@@ -98,6 +106,17 @@ def put(server: Server, attack: Put) -> None:
             writer.done_writing()
             while acks.read() is not None:
                 pass
+
+
+def test_slow_bodies_keep_nobody_out(server: Server) -> None:
+    """Sixteen posts that stop: records are taken meanwhile, by both doors."""
+    host, _, port = server.url.removeprefix("http://").rpartition(":")
+    begun = b"POST /v1/streams/main HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
+    with contextlib.ExitStack() as stack:
+        for _ in range(16):
+            stack.enter_context(socket.create_connection((host, int(port)))).sendall(begun)
+        assert answer_of(server, push(LINE))[0] == 200
+        put(server, Put("good records", batch, 0))
 
 
 def test_there_are_enough() -> None:

@@ -35,8 +35,8 @@ def end(process: "subprocess.Popen[str]", seconds: float) -> Any:
 def attacked(url: str, seconds: float, idle: int) -> None:
     """Attack, and ask meanwhile; the machine's own pace, without attack, says what a busy machine may take longer."""
     calm = end(begin("behave", url, 1.0), 60)
-    attack = begin("attack", url, seconds + 4.0, idle)
-    begin("behave", url, 2.5).communicate()  # until everything is under way
+    attack = begin("attack", url, seconds + 3.0, idle)
+    begin("behave", url, 1.5).communicate()  # until everything is under way
     took = end(begin("behave", url, seconds), seconds + 60)
     seen = end(attack, 60)
     assert seen["idle"] >= min(idle, 1_000)
@@ -58,7 +58,7 @@ def wide(start: Callable[..., Running], publisher: Publisher) -> Running:
 @pytest.mark.slow
 def test_health_and_predictions_are_answered_under_attack(wide: Running) -> None:
     """Health within a second, 99 of 100 predictions within 250 ms, with 2,000 idle connections and all the rest."""
-    attacked(wide.url, 5.0, 2_000)
+    attacked(wide.url, 4.0, 2_000)
 
 
 @pytest.mark.soak

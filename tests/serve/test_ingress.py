@@ -198,7 +198,7 @@ def test_a_bomb_past_the_address_space_loses_nothing(start: Callable[..., Proces
     options = fl.FlightCallOptions(write_options=pa.ipc.IpcWriteOptions(compression="zstd"))
     with fl.connect(process.url) as client, pytest.raises((fl.FlightError, pa.ArrowException)) as caught:
         _put_one(client, bomb, options)
-    assert "Traceback" not in str(caught.value)
+    assert 'File "/' not in str(caught.value)
     if process.popen.poll() is not None:
         process = start()
     push(process.url, range(5, 10), [])
