@@ -56,7 +56,7 @@ def _sample(rows: Rows) -> pa.Table:
         raise SourceError("the file has no rows", fix="name a file with records")
     count = min(SAMPLE, len(rows))
     spread = np.linspace(0, len(rows) - 1, count).astype(np.int64) if rows.scattered else np.arange(count)
-    return rows.take(spread, rows.schema.names)
+    return rows.pick(spread)
 
 
 def _label(columns: Sequence[Column], asked: str | None, path: Path) -> Column:
