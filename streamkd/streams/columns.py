@@ -30,8 +30,8 @@ ELEMENTS: dict[pa.DataType, ElementType] = {
 class Column:
     """One column as far as the sample shows it; ``shape`` and ``dtype`` are those of one record.
 
-    ``lengths``: shortest and longest list, where they vary. ``whole``: all numbers are whole. ``values``: different
-    values, nulls apart. ``mean`` and ``std`` are over all elements.
+    ``lengths``: shortest and longest list, where they vary. ``whole``: all numbers are whole. ``counting``: and rise or
+    fall, from record to record. ``values``: different values, nulls apart. ``mean`` and ``std`` are over all elements.
     """
 
     name: str
@@ -74,7 +74,8 @@ def _numbers(name: str, there: pa.ChunkedArray, nulls: int) -> Column:
     numbers = there.to_numpy()
     finite = numbers[np.isfinite(numbers)] if numbers.dtype.kind == "f" else numbers
     whole = bool(numbers.dtype.kind != "f" or np.all(finite == np.floor(finite)))
-    counting = whole and len(numbers) > 2 and len(set(np.diff(numbers).tolist())) == 1
+    before, after = numbers[:-1], numbers[1:]
+    counting = whole and len(numbers) > 2 and bool(np.all(before < after) or np.all(before > after))
     return Column(name, str(there.type), "numbers", nulls, len(np.unique(numbers)), whole, counting)
 
 

@@ -22,6 +22,7 @@ from streamkd.streams import datasets, variations
 from streamkd.streams.halves import Half, split
 from streamkd.streams.lists import element_type, is_list, to_fixed, to_values
 from streamkd.streams.replay_options import ReplayOptions
+from streamkd.streams.review import review
 
 PARTITION = "replay/0"
 BLOCK_BYTES, BLOCK_RECORDS = 4 << 20, 1024
@@ -71,6 +72,8 @@ class Replay:
         self._seed = options.seed or 0
         self._shuffled = options.order == "seed"
         self._train, self._test = split(options, schema, self._seed)
+        if options.path:
+            review(options, schema, self._train, self._test)
         self._forms = {name: _form(name, schema, self._seed) for name in options.forms}
         self._changed = any(self._forms.values())
         self._segments = self._lay_out(options)
