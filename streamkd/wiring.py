@@ -34,6 +34,7 @@ from streamkd.plugins import Registry
 from streamkd.records import Label, RecordSchema, Source
 from streamkd.streams.cut import CutJournal
 from streamkd.streams.log import Log, LogSource
+from streamkd.streams.review import first_records
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +133,25 @@ def rehearse(config: Config, registry: Registry, schema: RecordSchema, device: t
         logger.warning(
             "memory.holdout_ratio is 0, so the gate has no records to adapt by; adapt.engine prequential needs none"
         )
+
+
+def rehearse_source(config: Config, registry: Registry, schema: RecordSchema) -> None:
+    """Open the source and read its first records, where it is not pushed: what cannot be learned is said at once.
+
+    Raises:
+        SourceError: it cannot be opened, does not fit, is hardly meant, or none of its first records can be learned.
+    """
+    choice = config.stream.source
+    if source_kind(config, registry).push:
+        return
+    if choice.values.get("rate") is not None:  # at a pace there is nothing to read yet
+        choice = Choice.model_validate({**choice.model_dump(), "rate": None})
+    stream = config.stream.model_copy(update={"source": choice})
+    source, _ = open_source(config.model_copy(update={"stream": stream}), registry, schema)
+    try:
+        first_records(source, schema)
+    finally:
+        source.close()
 
 
 def make_all(registry: Registry, group: Group, choices: Sequence[Choice]) -> list[tuple[str, Any]]:
@@ -377,8 +397,13 @@ def _inputs(schema: RecordSchema) -> list[dict[str, Any]]:
 
 
 def _content(source: Choice, registry: Registry) -> dict[str, Any]:
-    """What of a source decides its records: not how fast they come, and nothing where they are pushed into the log."""
+    """What of a source decides its records: not how fast they come nor what is accepted of them, and nothing where
+    they are pushed into the log.
+    """
     kind = registry.kind("sources", source.name, "stream.source")
     if isinstance(kind, SourceKind) and kind.push:
         return {"pushed": True}
-    return {"name": source.name, **{key: value for key, value in source.values.items() if key != "rate"}}
+    return {
+        "name": source.name,
+        **{key: value for key, value in source.values.items() if key not in ("rate", "accept")},
+    }

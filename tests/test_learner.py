@@ -218,7 +218,7 @@ def test_bad_rows_in_a_row_stop_the_source(tmp_path: Any) -> None:
     import pyarrow as pa
     import pyarrow.parquet
 
-    table = pa.table({"x": [float("nan")] * 50, "label": [1] * 50})
+    table = pa.table({"x": [float("nan")] * 50, "label": [1, 2] * 25})
     pa.parquet.write_table(table, tmp_path / "bad.parquet")
     records = {"inputs": [{"name": "x"}], "label": "label"}
     source = {"name": "replay", "path": str(tmp_path / "bad.parquet"), "test_ratio": 0.0}

@@ -15,19 +15,29 @@ from streamkd.errors import StreamkdError
 @click.option("--label", help="The column that holds the label.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Where to write it (default FILE's stem).")
 @click.option("--force", is_flag=True, help="Overwrite.")
-def init(file: Path, label: str | None, out: Path | None, force: bool) -> None:
+@click.option(
+    "--accept", multiple=True, metavar="DOUBT", help="Take what is refused as hardly meant; may be repeated."
+)  # fmt: skip
+def init(file: Path, label: str | None, out: Path | None, force: bool, accept: tuple[str, ...]) -> None:
     """Look at a Parquet, Arrow or CSV FILE of your own and write a commented configuration for it."""
-    from streamkd.streams import describe
+    from streamkd.streams import describe, doubts
 
     target = out or Path(f"{file.stem}.yaml")
     if target.exists() and not force:
         raise StreamkdError("is there already", where=str(target), fix="name another with --out, or --force")
-    written = describe.describe(file, label)
+    if unknown := set(accept) - set(doubts.DOUBTFUL):
+        raise click.BadParameter(
+            f"{', '.join(sorted(unknown))}; there are: {', '.join(doubts.DOUBTFUL)}", param_hint="--accept"
+        )
+    described = describe.describe(file, label, accept)
     try:
-        target.write_text(written, "utf-8")
+        target.write_text(described.text, "utf-8")
     except OSError as fault:
-        raise StreamkdError(f"cannot be written: {fault.strerror}", where=str(target), fix="name another") from None
-    click.echo(f"wrote {target}\nnext: streamkd serve {target} --state {target.stem}-state")
+        raise StreamkdError(
+            f"cannot be written: {fault.strerror}", where=str(target), fix="name another with --out"
+        ) from None
+    click.echo("\n".join([f"wrote {target}", *(f"  {note}" for note in described.notes)]))
+    click.echo(f"next: streamkd check {target}; streamkd serve {target} --state {target.stem}-state")
 
 
 @click.command()
@@ -35,18 +45,19 @@ def init(file: Path, label: str | None, out: Path | None, force: bool) -> None:
 @SET
 @click.option("--show", is_flag=True, help="Print the complete configuration.")
 def check(config: Path | None, overrides: tuple[str, ...], show: bool) -> None:
-    """Validate a configuration: every key, and every part that it names is built once, on the CPU."""
+    """Validate a configuration: every key; every part that it names is built once, on the CPU; a file is looked at."""
     import torch
     import yaml
 
     from streamkd import config as configuration
     from streamkd.plugins import Registry
-    from streamkd.wiring import rehearse, schema_of
+    from streamkd.wiring import rehearse, rehearse_source, schema_of
 
     registry = Registry.load()
     tree = configuration.load(config, overrides, registry)
     schema = schema_of(tree, registry)
     rehearse(tree, registry, schema, torch.device("cpu"))
+    rehearse_source(tree, registry, schema)
     if show:
         click.echo(yaml.safe_dump(configuration.dump(tree), sort_keys=False).rstrip())
     else:

@@ -30,8 +30,8 @@ ELEMENTS: dict[pa.DataType, ElementType] = {
 class Column:
     """One column as far as the sample shows it; ``shape`` and ``dtype`` are those of one record.
 
-    ``lengths``: shortest and longest list, where they vary. ``whole``: all numbers are whole. ``values``: different
-    values, nulls apart. ``mean`` and ``std`` are over all elements.
+    ``lengths``: shortest and longest list, where they vary. ``whole``: all numbers are whole. ``counting``: and rise or
+    fall, from record to record. ``values``: different values, nulls apart. ``mean`` and ``std`` are over all elements.
     """
 
     name: str
@@ -74,7 +74,8 @@ def _numbers(name: str, there: pa.ChunkedArray, nulls: int) -> Column:
     numbers = there.to_numpy()
     finite = numbers[np.isfinite(numbers)] if numbers.dtype.kind == "f" else numbers
     whole = bool(numbers.dtype.kind != "f" or np.all(finite == np.floor(finite)))
-    counting = whole and len(numbers) > 2 and len(set(np.diff(numbers).tolist())) == 1
+    before, after = numbers[:-1], numbers[1:]
+    counting = whole and len(numbers) > 2 and bool(np.all(before < after) or np.all(before > after))
     return Column(name, str(there.type), "numbers", nulls, len(np.unique(numbers)), whole, counting)
 
 
@@ -83,13 +84,12 @@ def _tensor(name: str, there: pa.ChunkedArray, nulls: int) -> Column:
     other = Column(name, str(there.type), "other", nulls)
     if not (pa.types.is_integer(element) or pa.types.is_floating(element)):
         return other
-    shapes = {_shape(row) for row in there.slice(0, 1000).to_pylist()}
+    shape = _shape(_first(there))
     lengths = None
-    if len(shapes) > 1 and all(shape and len(shape) == 1 for shape in shapes):
+    if shape is None and not is_list(there.type.value_type):
         found = pc.list_value_length(there).to_numpy()
         # nine of ten records are whole at this length
-        lengths, shapes = (int(found.min()), int(found.max())), {(int(np.quantile(found, 0.9, method="lower")),)}
-    shape = shapes.pop() if len(shapes) == 1 else None
+        lengths, shape = (int(found.min()), int(found.max())), (int(np.quantile(found, 0.9, method="lower")),)
     if not shape or not np.prod(shape):
         return other
     numbers, good = to_values(_first(there), int(np.prod(shape)), pad=lengths is not None)
@@ -112,12 +112,17 @@ def _first(there: pa.ChunkedArray) -> pa.Array:
     return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
 
 
-def _shape(row: object) -> tuple[int, ...] | None:
-    """The shape of one record; ``None`` for nested lists of different lengths."""
-    try:
-        return np.array(row, np.float64).shape
-    except (ValueError, TypeError):
-        return None
+def _shape(lists: pa.Array) -> tuple[int, ...] | None:
+    """The shape of every record; ``None`` for lists of different lengths."""
+    if isinstance(lists.type, pa.FixedShapeTensorType):
+        return tuple(lists.type.shape)
+    shape: tuple[int, ...] = ()
+    while is_list(lists.type):
+        lengths = pc.unique(pc.list_value_length(lists)).to_pylist()
+        if len(lengths) != 1 or lengths[0] is None:
+            return None
+        shape, lists = (*shape, lengths[0]), lists.flatten()
+    return shape
 
 
 def _square(shape: tuple[int, ...]) -> tuple[int, ...]:

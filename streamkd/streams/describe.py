@@ -1,158 +1,68 @@
 """A configuration for a file of the user's own: what `streamkd init FILE` writes.
 
-file ─► sample of rows ─► columns ─► label ─► inputs ─► commented YAML, which `streamkd.config.load` takes
+file ─► `plan` (which column plays which part) ─► commented YAML, which `streamkd.config.load` takes, and notes
 """
 
-import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import yaml
 
-from streamkd.errors import SourceError
-from streamkd.streams.columns import Column, look
+from streamkd.streams.columns import Column
 from streamkd.streams.files import Rows, open_rows
+from streamkd.streams.plan import SAMPLE, Plan, plan_of
 
-SAMPLE = 5_000
 FIT = 1_000
 TEXT_FEATURES, CATEGORY_FEATURES = 4_096, 32
+CHANNELS = (1, 3, 4)
 PLENTY_COLUMNS = 60  # a batch may have 64 columns unless the limits say more
-LABELS = ("label", "labels", "target", "class", "y", "category", "intent", "species", "outcome", "digit", "fine_label")
-IDS = ("id", "uuid", "key")
-POSITIONS = ("index", "idx", "row", "row_id", "level_0", "unnamed: 0", "")
-
-
-def describe(path: Path, label: str | None = None) -> str:
-    """YAML text of a configuration that learns a file, with what was found in its comments.
-
-    Raises:
-        SourceError: the file cannot be read, no label can be found (its columns are named), or there is no input.
-    """
-    rows = open_rows(path)
-    columns = look(_sample(rows))
-    found = _label(columns, label, path)
-    plan = _plan(columns, found, path)
-    student = _student(plan, len(rows), shuffled=rows.scattered)
-    return "\n".join([*_head(path, rows, plan), *_source(path, rows), *_records(plan), *student, ""])
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Which column plays which part."""
+class Description:
+    """The configuration's text, and what of it a person should read before using it."""
 
-    label: Column
-    inputs: tuple[Column, ...]
-    id: Column | None
-    time: Column | None
-    left_out: tuple[Column, ...]
+    text: str
+    notes: tuple[str, ...]
 
 
-def _sample(rows: Rows) -> pa.Table:
-    if not len(rows):
-        raise SourceError("the file has no rows", fix="name a file with records")
-    count = min(SAMPLE, len(rows))
-    spread = np.linspace(0, len(rows) - 1, count).astype(np.int64) if rows.scattered else np.arange(count)
-    return rows.take(spread, rows.schema.names)
+def describe(path: Path, label: str | None = None, accept: Sequence[str] = ()) -> Description:
+    """A configuration that learns a file, with what was found in its comments.
+
+    Raises:
+        SourceError: the file cannot be read, no label can be found (its columns are named), there is no input, or
+            something is hardly meant and not among ``accept``.
+    """
+    rows = open_rows(path)
+    plan = plan_of(rows, path, label, accept)
+    student, more = _student(plan, len(rows), shuffled=rows.scattered and not plan.time)
+    text = "\n".join([*_head(path, rows, plan, more), *_source(path, rows, plan), *_records(plan), *student, ""])
+    return Description(text, (*plan.notes, *more))
 
 
-def _label(columns: Sequence[Column], asked: str | None, path: Path) -> Column:
-    """The column that was asked for, or the likeliest: by name, else the last one with few values."""
-    if asked is not None:
-        return _asked(columns, asked, path)
-    likely = [c for name in LABELS for c in columns if c.name.lower() == name]
-    likely += [c for c in columns if re.search(r"(^|[_ .-])(label|class|target)$", c.name.lower())]
-    likely += [c for c in columns[-1:] if c.holds == "categories" or (c.holds == "numbers" and c.values <= 20)]
-    categories = [c for c in columns if c.holds == "categories"]
-    likely += categories if len(categories) == 1 else []
-    for column in likely:
-        if not _why_no_label(column) and column.values > 1:
-            return column
-    raise SourceError(
-        f"no column looks like a label: {_named(columns)}", where=str(path), fix="name it with --label COLUMN"
-    )
-
-
-def _asked(columns: Sequence[Column], asked: str, path: Path) -> Column:
-    names = [column.name for column in columns]
-    if asked not in names:
-        near = difflib.get_close_matches(asked, names, 1)
-        raise SourceError(
-            f"there is no column {asked!r}: {_named(columns)}",
-            where=str(path),
-            fix=f"did you mean --label {near[0]}?" if near else "name one of them with --label",
-        )
-    column = columns[names.index(asked)]
-    why = _why_no_label(column)
-    if why:
-        raise SourceError(f"{asked!r} cannot be a label: {why}", where=str(path), fix="name another with --label")
-    return column
-
-
-def _why_no_label(column: Column) -> str:
-    if column.holds == "numbers" and not column.whole:
-        return f"it holds {column.values} different fractional numbers, and labels are classes"
-    if column.holds not in ("numbers", "text", "categories"):
-        return f"it holds {column.type}, and labels are whole numbers or strings"
-    return ""
-
-
-def _plan(columns: Sequence[Column], label: Column, path: Path) -> Plan:
-    others = [column for column in columns if column is not label]
-    key = next((c for c in others if c.name.lower() in IDS and c.holds in ("numbers", "text", "categories")), None)
-    time = next((c for c in others if c.holds == "times" and c.type.startswith(("timestamp", "date"))), None)
-    free = [c for c in others if c not in (key, time) and not (c.counting and c.name.lower() in POSITIONS)]
-    inputs = _inputs(free)
-    if not inputs:
-        raise SourceError(
-            f"no column beside the label {label.name!r} can be an input: {_named(columns)}",
-            where=str(path),
-            fix="inputs are numbers, lists of numbers, strings, or PNG or JPEG bytes",
-        )
-    mixed = next((c for c in inputs if c.holds == "image" and c.sizes > 1), None)
-    if mixed:
-        raise SourceError(
-            f"needed images of one size, got {mixed.sizes} sizes, most often {mixed.shape}",
-            where=f"{path}: column {mixed.name}",
-            fix="resize them first",
-        )
-    used = {label.name, *(c.name for c in inputs), *(c.name for c in (key, time) if c)}
-    return Plan(label, tuple(inputs), key, time, tuple(c for c in columns if c.name not in used))
-
-
-def _inputs(free: Sequence[Column]) -> list[Column]:
-    """Images first, else lists of numbers, else texts, else every number and category: the rest describes them."""
-    by_kind = {holds: [c for c in free if c.holds == holds] for holds in ("image", "tensor", "text")}
-    for holds, limit in (("image", 1), ("tensor", None), ("text", None)):
-        if by_kind[holds]:
-            return by_kind[holds][:limit]
-    return [c for c in free if c.holds in ("numbers", "categories") and c.name]
-
-
-def _head(path: Path, rows: Rows, plan: Plan) -> list[str]:
+def _head(path: Path, rows: Rows, plan: Plan, more: Sequence[str]) -> list[str]:
     looked = "all" if len(rows) <= SAMPLE else f"{SAMPLE:,}"
     lines = [
         f"# Written by `streamkd init {path.name}`: {len(rows):,} records, of which {looked} were looked at.",
         f"# The label is {plan.label.name!r}: {plan.label.values} different values.",
     ]
     for column in plan.left_out:
-        more = (
+        task = (
             f"; `task: {_plain(column.name)}` under records makes it the task" if column.holds == "categories" else ""
         )
-        lines.append(f"# Left out: {column.name!r} ({column.type}){more}.")
+        lines.append(f"# Left out: {column.name!r} ({column.type}){task}.")
     for column in (plan.label, *plan.inputs):
         if column.nulls:
             lines.append(f"# {column.nulls} records have no {column.name!r}: they go to the dead letters.")
+    lines += [f"# {note}" for note in (*plan.notes, *more)]
     return [*lines, "# `streamkd check` this file, `streamkd serve` it to learn, `streamkd run` it for a report."]
 
 
-def _source(path: Path, rows: Rows) -> list[str]:
+def _source(path: Path, rows: Rows, plan: Plan) -> list[str]:
     target = path.resolve()
     test = _test_file(target, rows)
-    in_memory = rows.scattered
     lines = [
         f"name: {re.sub(r'[^A-Za-z0-9_.-]+', '-', path.stem) or 'stream'}",
         "stream:",
@@ -162,11 +72,19 @@ def _source(path: Path, rows: Rows) -> list[str]:
         "    name: replay",
         f"    path: {_plain(str(target))}",
     ]
+    lines += [f"    accept: [{', '.join(plan.accept)}]  # hardly meant, but meant"] if plan.accept else []
     if test:
         lines.append(f"    test_path: {_plain(str(test))}")
+    elif plan.in_time:
+        lines.append("    test_ratio: 0.2")
+        lines.append(
+            "    test: last  # what came last is held out, to measure the accuracy; test: evenly, of each label"
+        )
     else:
         lines.append("    test_ratio: 0.2  # held out of each label, to measure the accuracy")
-    if in_memory:
+    if plan.time:
+        lines.append("    order: given  # as the records lie in the file; seed: shuffled by the seed")
+    elif rows.scattered:
         lines.append("    order: seed  # shuffled by the seed; given: as the records lie in the file")
     else:
         lines.append("    order: given  # the file is too large to be shuffled")
@@ -224,16 +142,43 @@ def _input(column: Column) -> str:
     return f"{{{values}, fit: {FIT}}}  # mean and std of the first {FIT:,} records"
 
 
-def _student(plan: Plan, records: int, shuffled: bool) -> list[str]:
-    shape = plan.inputs[0].shape
-    picture = len(plan.inputs) == 1 and len(shape) in (2, 3) and min(shape[:2]) >= 16 and (shape[2:] or (1,))[0] <= 4
+def _student(plan: Plan, records: int, shuffled: bool) -> tuple[list[str], list[str]]:
+    """The lines after the stream's, and what should be said of them."""
+    column = plan.inputs[0]
+    picture = len(plan.inputs) == 1 and _is_picture(column.shape)
     student = "{name: convnet, channels: [32, 64]}" if picture else "{name: mlp, hidden: [256, 128]}"
     per_label = max(500, min(5 * plan.label.values, 5_000))
-    detectors = (
-        ["detectors: []  # shuffled records are one task; without this line new labels begin one"] if shuffled else []
-    )
+    one_task = shuffled or plan.time
+    why = "shuffled records are one task" if shuffled else "one task, in the order of time"
+    detectors = [f"detectors: []  # {why}; without this line new labels begin one"] if one_task else []
     size = min(per_label, max(50, records // 2))
-    return [*detectors, f"memory: {{size: {size}}}  # remembered records", f"student: {student}"]
+    hints = [] if picture or len(plan.inputs) > 1 else list(_picture_hints(column))
+    return [*detectors, f"memory: {{size: {size}}}  # remembered records", f"student: {student}"], hints
+
+
+def _is_picture(shape: tuple[int, ...]) -> bool:
+    return len(shape) in (2, 3) and min(shape[:2]) >= 16 and (shape[2:] or (1,))[0] <= 4
+
+
+def _picture_hints(column: Column) -> Iterator[str]:
+    """Whether numbers that go into a perceptron may be the pixels of an image."""
+    shape, name = column.shape, column.name
+    if len(shape) == 3 and _is_picture(shape[1:]) and shape[0] in CHANNELS:
+        turned = [*shape[1:], shape[0]]
+        yield (
+            f"{name!r} {list(shape)} looks like images with their channels first; a convnet and moved images need "
+            f"{turned}: write the file again with numpy.moveaxis(x, 1, -1)."
+        )
+    for channels in CHANNELS if len(shape) == 1 and not column.lengths else ():
+        side = round((shape[0] / channels) ** 0.5)
+        if side * side * channels == shape[0] and side >= 16:
+            pixels = [side, side] if channels == 1 else [side, side, channels]
+            order = "; if the channels come one after another, turn them first" if channels > 1 else ""
+            yield (
+                f"{name!r} has {shape[0]:,} values, {'x'.join(map(str, pixels))}: if they are an image, write shape: "
+                f"{pixels} and student: {{name: convnet}}{order}."
+            )
+            return
 
 
 def _plain(name: str) -> str:
@@ -241,9 +186,3 @@ def _plain(name: str) -> str:
     text = yaml.safe_dump(name, default_flow_style=True, width=1 << 20, allow_unicode=True).strip()
     text = text.removesuffix("...").strip()
     return text if not re.search(r"[\[\]{},#]", text) or text[0] in "'\"" else "'" + name.replace("'", "''") + "'"
-
-
-def _named(columns: Sequence[Column]) -> str:
-    return ", ".join(f"{column.name} ({column.type})" for column in columns[:20]) + (
-        ", ..." if len(columns) > 20 else ""
-    )

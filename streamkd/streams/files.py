@@ -1,8 +1,8 @@
 """Files of records: Parquet, Arrow IPC (file or stream), Feather and CSV, by their first bytes or suffix.
 
-``open_rows`` gives rows by number for ``replay``: mapped, held in memory while small, else read from
-Parquet one row group at a time. ``batches`` gives the rows once, in order, for ``push``: never the whole
-file in memory. Struct columns become columns ``outer.inner``, booleans 0 and 1.
+``open_rows`` gives rows by number for ``replay``: mapped, held in memory while small (of Parquet those columns that
+are asked for), else read from Parquet one row group at a time. ``batches`` gives the rows once, in order, for ``push``:
+never the whole file in memory. Struct columns become columns ``outer.inner``, booleans 0 and 1.
 """
 
 import tempfile
@@ -21,6 +21,8 @@ from streamkd.errors import SourceError
 Format = Literal["parquet", "file", "stream", "csv"]
 SUFFIXES: dict[str, Format] = {".csv": "csv", ".tsv": "csv", ".txt": "csv"}
 HELD_BYTES = 512 << 20
+DECODED_BYTES = 4 << 20  # Parquet is decoded in such pieces: of lists the decoder takes 20 times what comes out
+READ_BYTES = 1 << 20
 KEPT_GROUPS = 2
 
 
@@ -40,6 +42,10 @@ class Rows(Protocol):
         """These rows, in this order."""
         ...
 
+    def pick(self, rows: np.ndarray) -> pa.Table:
+        """Every column of these rows, whose numbers rise; once, so nothing is kept for it."""
+        ...
+
 
 def open_rows(path: Path, held_bytes: int = HELD_BYTES) -> Rows:
     """The rows of a file, by number.
@@ -50,10 +56,9 @@ def open_rows(path: Path, held_bytes: int = HELD_BYTES) -> Rows:
     kind = sniff(path)
     try:
         if kind == "parquet":
-            file = pa_parquet.ParquetFile(path, memory_map=True)
-            groups = range(file.metadata.num_row_groups)
-            decoded_bytes = sum(file.metadata.row_group(group).total_byte_size for group in groups)
-            return TableRows(flatten(file.read())) if decoded_bytes <= held_bytes else ParquetRows(file)
+            # neither mapped nor read ahead: both would hold the encoded file beside what comes out
+            file = pa_parquet.ParquetFile(path, buffer_size=READ_BYTES, pre_buffer=False)
+            return DecodedRows(file) if _decoded_bytes(file) <= held_bytes else ParquetRows(file)
         if kind == "csv":
             return TableRows(flatten(_spool(path, held_bytes)))
         mapped = pa.memory_map(str(path))
@@ -149,10 +154,47 @@ class TableRows:
         return self._table.column(name)
 
     def take(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
-        table = self._table.select(list(columns))
-        if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and np.all(np.diff(rows) == 1):
-            return table.slice(int(rows[0]), len(rows))  # neighbours need no copy
-        return table.take(pa.array(rows))
+        return _taken(self._table.select(list(columns)), rows)
+
+    def pick(self, rows: np.ndarray) -> pa.Table:
+        return _taken(self._table, rows)
+
+
+class DecodedRows:
+    """Rows of a Parquet file: a column is decoded when it is first asked for, and held from then on."""
+
+    scattered = True
+
+    def __init__(self, file: pa_parquet.ParquetFile) -> None:
+        self._file = file
+        self._held: dict[str, pa.ChunkedArray] = {}
+        self.schema = flatten(file.schema_arrow.empty_table()).schema
+
+    def __len__(self) -> int:
+        return int(self._file.metadata.num_rows)
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        return self._columns([name]).column(name)
+
+    def take(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
+        return _taken(self._columns(columns), rows)
+
+    def pick(self, rows: np.ndarray) -> pa.Table:
+        parts, begin = [self.schema.empty_table()], 0
+        for piece in _pieces(self._file):
+            end = begin + len(piece)
+            mine = rows[(rows >= begin) & (rows < end)] - begin
+            parts += [piece.take(pa.array(mine))] if len(mine) else []
+            begin = end
+        return pa.concat_tables(parts)
+
+    def _columns(self, names: Sequence[str]) -> pa.Table:
+        missing = [name for name in dict.fromkeys(names) if name not in self._held]
+        if missing:
+            empty = self.schema.empty_table().select(missing)
+            table = pa.concat_tables([empty, *(piece.select(missing) for piece in _pieces(self._file, missing))])
+            self._held |= {name: table.column(name) for name in missing}
+        return pa.table({name: self._held[name] for name in names})
 
 
 class ParquetRows:
@@ -171,7 +213,8 @@ class ParquetRows:
         return int(self._starts[-1])
 
     def column(self, name: str) -> pa.ChunkedArray:
-        return flatten(self._file.read([name])).column(name)
+        pieces = [piece.select([name]) for piece in _pieces(self._file, [name])]
+        return pa.concat_tables([self.schema.empty_table().select([name]), *pieces]).column(name)
 
     def take(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
         groups = np.searchsorted(self._starts, rows, side="right") - 1
@@ -183,19 +226,68 @@ class ParquetRows:
         ]
         return pa.concat_tables(parts) if parts else self.schema.empty_table().select(list(columns))
 
+    def pick(self, rows: np.ndarray) -> pa.Table:
+        return self.take(rows, self.schema.names)
+
     def _group(self, group: int, columns: tuple[str, ...]) -> pa.Table:
         key = (group, columns)
         if key not in self._kept:
-            self._kept[key] = flatten(self._file.read_row_group(group, list(columns))).select(list(columns))
+            pieces = [piece.select(list(columns)) for piece in _pieces(self._file, columns, [group])]
+            self._kept[key] = pa.concat_tables(pieces) if pieces else self.schema.empty_table().select(list(columns))
             while len(self._kept) > KEPT_GROUPS:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
         return self._kept[key]
 
 
+def _taken(table: pa.Table, rows: np.ndarray) -> pa.Table:
+    if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and np.all(np.diff(rows) == 1):
+        return table.slice(int(rows[0]), len(rows))  # neighbours need no copy
+    return table.take(pa.array(rows))
+
+
+def _pieces(
+    file: pa_parquet.ParquetFile, columns: Sequence[str] | None = None, groups: Sequence[int] | None = None
+) -> Iterator[pa.Table]:
+    """The rows in order, decoded piece by piece, so that what the decoder takes beside them stays small."""
+    rows = max(1, DECODED_BYTES // max(1, _decoded_bytes(file) // max(1, file.metadata.num_rows)))
+    names = None if columns is None else list(columns)
+    for batch in file.iter_batches(rows, row_groups=groups, columns=names):
+        yield flatten(pa.Table.from_batches([batch]))
+
+
+def _decoded_bytes(file: pa_parquet.ParquetFile) -> int:
+    """About what all columns are in memory: a thousand equal numbers are few bytes in the file."""
+    widths = [width for field in file.schema_arrow for width in _widths(field.type)]
+    total = 0
+    for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
+        chunks = map(group.column, range(group.num_columns))
+        total += sum(
+            chunk.total_uncompressed_size if width is None else chunk.num_values * width // 8
+            for chunk, width in zip(chunks, widths, strict=True)
+        )
+    return total
+
+
+def _widths(kind: pa.DataType) -> Iterator[int | None]:
+    """Bits of a value of each leaf of a type; ``None`` where they vary."""
+    if isinstance(kind, pa.ExtensionType):
+        kind = kind.storage_type
+    if pa.types.is_nested(kind):
+        for index in range(kind.num_fields):
+            yield from _widths(kind.field(index).type)
+    elif pa.types.is_dictionary(kind):
+        yield from _widths(kind.value_type)
+    else:
+        try:
+            yield kind.bit_width
+        except ValueError:
+            yield None
+
+
 def _read(path: Path, kind: Format, size: int) -> Iterator[pa.RecordBatch]:
     if kind == "parquet":
-        yield from pa_parquet.ParquetFile(path).iter_batches(size)
+        yield from pa_parquet.ParquetFile(path, buffer_size=READ_BYTES, pre_buffer=False).iter_batches(size)
     elif kind == "csv":
         yield from _open_csv(path)
     elif kind == "stream":

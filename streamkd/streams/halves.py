@@ -68,33 +68,42 @@ def split(options: ReplayOptions, schema: RecordSchema, seed: int) -> tuple[Half
     train, test, where = _open(options)
     columns = _columns(train, schema, where)
     codes, classes = _codes(train.column(schema.label))
-    in_train = np.ones(len(train), bool)
-    if test is None and not options.test_path:
-        in_train = ~_held_out(codes, options.test_ratio, options.test_limit)
-    in_test = ~in_train
-    if options.test == "rest":
-        kept = _first(options.per_class, codes, in_train)
-        test, in_test, in_train = None, in_train & ~kept, kept
-    if options.validation_ratio:
-        again = _held_out(np.where(in_train, codes, NONE), options.validation_ratio, options.test_limit)
-        test, in_test, in_train = None, again, in_train & ~again
-    if options.test != "rest":
-        in_train = _first(options.per_class, codes, in_train)
+    in_train, in_test = _parted(options, codes)
     if not in_train.any():
-        raise SourceError("there is no record to train on", where=where, fix="lower test_ratio, or name another file")
+        got = "nothing is left to train on" if len(train) else "the file has no records"
+        raise SourceError(got, where=where, fix="lower test_ratio" if len(train) else "name a file with records")
     tasks = _Tasks(options, schema, train, codes, classes, seed, where)
     train_tasks = np.where(in_train, tasks.of(train, codes, lost=0), NONE)
     values = pa.array(classes, train.schema.field(schema.label).type)
     changed = options.label_noise or options.unlabelled
     labels = _changed(codes, values, train_tasks, options, seed) if changed else None
     train_half = Half(train, columns, train_tasks, tasks.names, labels)
-    if test is None:
+    if in_test is not None:
         return train_half, Half(train, columns, np.where(in_test, tasks.of(train, codes, lost=NONE), NONE), tasks.names)
-    _columns(test, schema, str(options.test_path or where))
+    assert test is not None  # nothing was held out, so the test records lie apart
+    _columns(test, schema, str(options.test_path or where), [tasks.column] if tasks.column else [])
     test_codes = _codes_among(test.column(schema.label), classes)
     test_tasks = tasks.of(test, test_codes, lost=NONE)
     outside = int(((test_tasks == NONE) & ~_nulls(test.column(schema.label))).sum())
-    return train_half, Half(test, columns, test_tasks, tasks.names, outside=outside)
+    own, _ = _codes(test.column(schema.label))
+    few = _few(own, np.ones(len(test), bool), options.test_limit)
+    return train_half, Half(test, columns, np.where(few, test_tasks, NONE), tasks.names, outside=outside)
+
+
+def _parted(options: ReplayOptions, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Which rows of the train file train, and which test; ``None``: the test records lie apart."""
+    cut = _last if options.test == "last" else _held_out
+    in_train, in_test = np.ones(len(codes), bool), None
+    if not options.dataset and not options.test_path:
+        in_test = cut(codes, options.test_ratio, options.held_out)
+        in_train = ~in_test
+    if options.test == "rest":
+        kept = _first(options.per_class, codes, in_train)
+        in_train, in_test = kept, _few(codes, in_train & ~kept, options.test_limit)
+    if options.validation_ratio:
+        in_test = cut(np.where(in_train, codes, NONE), options.validation_ratio, options.held_out)
+        in_train = in_train & ~in_test
+    return in_train if options.test == "rest" else _first(options.per_class, codes, in_train), in_test
 
 
 class _Tasks:
@@ -110,14 +119,14 @@ class _Tasks:
         seed: int,
         where: str,
     ) -> None:
-        self._column = schema.task if schema.task in train.schema.names else None
+        self.column = schema.task if schema.task in train.schema.names else None
         self._task_of_class: np.ndarray | None = None
         self._values: Sequence[object] = ()
         draw = np.random.default_rng([seed, 0])
         if options.classes_per_task:
-            if self._column:
+            if self.column:
                 raise SourceError(
-                    f"classes_per_task makes tasks, but the file has a task column {self._column!r} of its own",
+                    f"classes_per_task makes tasks, but the file has a task column {self.column!r} of its own",
                     where=where,
                     fix="drop classes_per_task, or give stream.records.task a name that the file has not",
                 )
@@ -127,8 +136,8 @@ class _Tasks:
             self._task_of_class[order] = np.arange(len(classes)) // options.classes_per_task
             count = max(1, -(-len(classes) // options.classes_per_task))
             self.names: tuple[str | None, ...] = tuple(str(task) for task in range(count))
-        elif self._column:
-            values = _task_names(train, self._column)
+        elif self.column:
+            values = _task_names(train, self.column)
             _, found = _codes(values)
             places = draw.permutation(len(found)) if options.order == "seed" else np.arange(len(found))
             self._values = [found[place] for place in places]
@@ -141,8 +150,8 @@ class _Tasks:
         """The task number of each row; ``lost``: that of rows whose label (or task) no task has."""
         if self._task_of_class is not None:
             return np.where(codes == NONE, lost, self._task_of_class[codes]) if len(self._task_of_class) else codes * 0
-        if self._column:
-            found = _codes_among(_task_names(rows, self._column), self._values)
+        if self.column:
+            found = _codes_among(_task_names(rows, self.column), self._values)
             return np.where(found == NONE, len(self._values) if lost != NONE else NONE, found)
         return np.zeros(len(rows), np.int64)
 
@@ -165,12 +174,18 @@ def _open(options: ReplayOptions) -> tuple[Rows, Rows | None, str]:
     return rows, open_rows(apart) if apart else None, str(options.path)
 
 
-def _columns(rows: Rows, schema: RecordSchema, where: str) -> tuple[str, ...]:
+def _columns(rows: Rows, schema: RecordSchema, where: str, also: Sequence[str] = ()) -> tuple[str, ...]:
     """The columns to read: all of the schema that the rows have, the task only where they have one."""
     needed = [column.name for column in schema.inputs] + [schema.label]
     needed += [name for name in (schema.id, schema.event_time) if name]
     there = rows.schema.names
-    for name in needed:
+    for name in (*needed, *also):
+        if there.count(name) > 1:
+            raise SourceError(
+                f"needed one column {name!r}, got {there.count(name)} of that name",
+                where=where,
+                fix="rename or drop all but one",
+            )
         if name not in there:
             near = difflib.get_close_matches(name, there, 1)
             raise SourceError(
@@ -233,6 +248,25 @@ def _held_out(codes: np.ndarray, ratio: float, limit: int) -> np.ndarray:
     ratio = min(ratio, limit / max(1, len(codes)))
     rank = _rank(codes)
     return (np.floor((rank + 1) * ratio) > np.floor(rank * ratio)) & (codes != NONE)
+
+
+def _last(codes: np.ndarray, ratio: float, limit: int) -> np.ndarray:
+    """The last of the rows that have a label: what comes after all that is trained on."""
+    rows = np.flatnonzero(codes != NONE)
+    out = np.zeros(len(codes), bool)
+    out[rows[len(rows) - min(int(len(rows) * ratio), limit) :]] = True
+    return out
+
+
+def _few(codes: np.ndarray, among: np.ndarray, limit: int | None) -> np.ndarray:
+    """At most ``limit`` of the rows, evenly spaced once they are sorted by label, so that each keeps its share."""
+    rows = np.flatnonzero(among)
+    if limit is None or len(rows) <= limit:
+        return among
+    rows = rows[np.argsort(codes[rows], kind="stable")]
+    few = np.zeros(len(codes), bool)
+    few[rows[np.arange(limit) * len(rows) // max(limit, 1)]] = True
+    return few
 
 
 def _changed(codes: np.ndarray, values: pa.Array, tasks: np.ndarray, options: ReplayOptions, seed: int) -> pa.Array:

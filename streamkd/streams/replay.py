@@ -22,6 +22,7 @@ from streamkd.streams import datasets, variations
 from streamkd.streams.halves import Half, split
 from streamkd.streams.lists import element_type, is_list, to_fixed, to_values
 from streamkd.streams.replay_options import ReplayOptions
+from streamkd.streams.review import review
 
 PARTITION = "replay/0"
 CHANGES = 1  # of the streams of random numbers of a segment: orders have none
@@ -72,6 +73,8 @@ class Replay:
         self._seed = options.seed or 0
         self._shuffled = options.order == "seed"
         self._train, self._test = split(options, schema, self._seed)
+        if options.path:
+            review(options, schema, self._train, self._test)
         self._forms = {name: _form(name, schema, self._seed) for name in options.forms}
         self._slightly = _slightly(schema) if options.rounds == "changed" else None
         self._changed = self._slightly is not None or any(self._forms.values())

@@ -7,8 +7,10 @@ from pydantic import Field, field_validator, model_validator
 
 from streamkd.hookspecs import Options
 from streamkd.streams import datasets, variations
+from streamkd.streams.doubts import Doubtful
 
 Positive = Annotated[int, Field(gt=0)]
+HELD_OUT = 20_000
 
 
 class ReplayOptions(Options):
@@ -18,9 +20,14 @@ class ReplayOptions(Options):
     path: Path | None = Field(default=None, description="a Parquet, Arrow, Feather or CSV file")
     test_path: Path | None = Field(default=None, description="a file of test records")
     test_ratio: float = Field(default=0.2, ge=0, lt=1, description="held out of a file without test_path, per label")
-    test_limit: int = Field(default=20_000, ge=0, description="at most so many records are held out of a file")
-    test: Literal["test", "rest"] = Field(
-        default="test", description="rest: test on the train records beyond per_class"
+    test_limit: int | None = Field(
+        default=None,
+        ge=0,
+        description=f"at most so many test records; None: of a file {HELD_OUT:,}, of test records of their own all",
+    )
+    test: Literal["test", "rest", "last"] = Field(
+        default="test",
+        description="rest: test on the train records beyond per_class; last: hold out a file's end",
     )
     validation_ratio: float = Field(
         default=0.0,
@@ -44,6 +51,9 @@ class ReplayOptions(Options):
     )
     rate: float | None = Field(default=None, gt=0, description="records per second; None: as fast as they are read")
     limit: Positive | None = Field(default=None, description="the stream ends after so many records")
+    accept: tuple[Doubtful, ...] = Field(
+        default=(), description="what a file is refused for unless it is meant: many-labels, one-label, ..."
+    )
 
     @field_validator("variations")
     @classmethod
@@ -72,9 +82,20 @@ class ReplayOptions(Options):
             raise ValueError("test: rest needs per_class, which leaves the rest")
         if self.rounds == "changed" and not self.repeat:
             raise ValueError("rounds: changed needs repeat, which makes rounds")
+        if self.test_path and self.test != "test":
+            raise ValueError(f"test: {self.test} takes test records out of the train file; test_path brings others")
+        if self.test_path and self.test_ratio and "test_ratio" in self.model_fields_set:
+            raise ValueError("test_ratio holds records out of a file that has no test_path; give one of them")
+        if self.dataset and self.test == "last":
+            raise ValueError("test: last belongs to path; a dataset brings its own test records")
         if not self.forms or len(set(self.forms)) < len(self.forms):
             raise ValueError(f"needs at least one variation, each once, got {list(self.forms)}")
         return self
+
+    @property
+    def held_out(self) -> int:
+        """At most so many records are taken out of the train file."""
+        return HELD_OUT if self.test_limit is None else self.test_limit
 
     @property
     def forms(self) -> tuple[str, ...]:

@@ -92,8 +92,8 @@ def test_a_trial_of_another_stream_is_refused() -> None:
 
 
 def test_a_stream_too_small_to_hold_anything_out_is_refused(tmp_path: Any) -> None:
-    """Four records of a label leave no validation record."""
-    pa.parquet.write_table(pa.table({"x": [1.0, 2.0, 3.0, 4.0], "label": [0] * 4}), tmp_path / "tiny.parquet")
+    """Two records of each label leave no validation record."""
+    pa.parquet.write_table(pa.table({"x": [1.0, 2.0, 3.0, 4.0], "label": [0, 1] * 2}), tmp_path / "tiny.parquet")
     source = {"name": "replay", "path": str(tmp_path / "tiny.parquet"), "test_ratio": 0}
     tree = {"stream": {"source": source, "records": {"inputs": [{"name": "x"}]}}}
     with pytest.raises(SourceError, match="0 to be measured by"):

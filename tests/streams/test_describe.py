@@ -73,7 +73,7 @@ def test_several_numbers_become_several_inputs(tmp_path: Path) -> None:
     """A table of numbers: each column is an input fitted on the stream, and the student is an mlp."""
     names = ["sepal length", "sepal width", "petal: length, cm"]
     columns = {name: DRAW.normal(size=60) for name in names} | {"species": np.array(["a", "b", "c"])[LABELS]}
-    loaded = _load(describe(_write(tmp_path, columns, "iris.csv")), tmp_path)
+    loaded = _load(describe(_write(tmp_path, columns, "iris.csv")).text, tmp_path)
     records = _records(loaded)
     assert [column.name for column in records.inputs] == names
     assert all(column.fit and column.shape == () for column in records.inputs)
@@ -85,7 +85,7 @@ def test_bytes_of_a_square_become_an_image(tmp_path: Path) -> None:
     """784 bytes a record are a 28×28 image, scaled, and the student is a convnet."""
     images = DRAW.integers(0, 256, (60, 784), dtype=np.uint8)
     column = pa.FixedSizeListArray.from_arrays(pa.array(images.reshape(-1)), 784)
-    loaded = _load(describe(_write(tmp_path, {"pixels": column, "digit": LABELS})), tmp_path)
+    loaded = _load(describe(_write(tmp_path, {"pixels": column, "digit": LABELS})).text, tmp_path)
     (image,) = _records(loaded).inputs
     assert (image.shape, image.dtype, image.scale) == ((28, 28), "uint8", 1 / 255)
     assert (_records(loaded).label_type, loaded.student.name) == ("int", "convnet")
@@ -97,7 +97,7 @@ def test_bytes_of_a_square_become_an_image(tmp_path: Path) -> None:
 def test_image_files_become_an_image(tmp_path: Path) -> None:
     """PNG bytes, in a struct as image collections have them, are decoded to their own size."""
     pictures = pa.array([{"bytes": _png((20, 24, 3), 4 * n), "path": f"{n}.png"} for n in range(60)])
-    loaded = _load(describe(_write(tmp_path, {"image": pictures, "label": LABELS})), tmp_path)
+    loaded = _load(describe(_write(tmp_path, {"image": pictures, "label": LABELS})).text, tmp_path)
     (image,) = _records(loaded).inputs
     assert (image.name, image.kind, image.shape) == ("image.bytes", "image", (20, 24, 3))
     assert loaded.student.name == "convnet"
@@ -114,7 +114,7 @@ def test_images_of_several_sizes_are_refused(tmp_path: Path) -> None:
 def test_nested_lists_keep_their_shape(tmp_path: Path) -> None:
     """Lists of lists of one size are a tensor of that shape, fitted on the stream."""
     column = pa.array(DRAW.normal(size=(60, 3, 5)).tolist())
-    loaded = _load(describe(_write(tmp_path, {"x": column, "label": LABELS})), tmp_path)
+    loaded = _load(describe(_write(tmp_path, {"x": column, "label": LABELS})).text, tmp_path)
     (tensor,) = _records(loaded).inputs
     assert (tensor.shape, tensor.dtype, tensor.fit, tensor.pad) == ((3, 5), "float32", described.FIT, False)
     assert loaded.student.name == "mlp"
@@ -124,7 +124,7 @@ def test_nested_lists_keep_their_shape(tmp_path: Path) -> None:
 def test_lists_of_varying_length_are_padded_and_said(tmp_path: Path) -> None:
     """Lists of varying length get a fixed length with pad, and the text says the lengths."""
     column = pa.array([DRAW.integers(-9, 9, 10 + n % 10).tolist() for n in range(60)], pa.list_(pa.int16()))
-    text = describe(_write(tmp_path, {"pcm": column, "label": LABELS}))
+    text = describe(_write(tmp_path, {"pcm": column, "label": LABELS})).text
     assert "lists of 10 to 19 values" in text
     loaded = _load(text, tmp_path)
     (tensor,) = _records(loaded).inputs
@@ -140,7 +140,7 @@ def test_text_is_hashed_and_metadata_left_out(tmp_path: Path) -> None:
         "speaker": [f"s{n % 4}" for n in range(60)],
         "intent": np.array(["ask", "pay", "close"])[LABELS],
     }
-    text = describe(_write(tmp_path, columns))
+    text = describe(_write(tmp_path, columns)).text
     assert "# Left out: 'speaker' (string); `task: speaker` under records makes it the task." in text
     records = _records(_load(text, tmp_path))
     assert [(c.name, c.kind, c.shape) for c in records.inputs] == [("text", "text", (described.TEXT_FEATURES,))]
@@ -157,7 +157,7 @@ def test_a_mixed_table_takes_numbers_and_categories(tmp_path: Path) -> None:
         "when": pa.array(np.arange(60), pa.timestamp("s")),
         "y": LABELS,
     }
-    loaded = _load(describe(_write(tmp_path, columns)), tmp_path)
+    loaded = _load(describe(_write(tmp_path, columns)).text, tmp_path)
     records = _records(loaded)
     assert [(c.name, c.kind) for c in records.inputs] == [("amount", "tensor"), ("colour", "text"), ("open", "tensor")]
     assert (records.label, records.event_time) == ("y", "when")
@@ -178,13 +178,13 @@ def test_a_mixed_table_takes_numbers_and_categories(tmp_path: Path) -> None:
 )
 def test_the_label_is_guessed(tmp_path: Path, columns: Mapping[str, Any], label: str) -> None:
     """A usual name, else a last column of few values, else the only categories are the label; fractions never."""
-    assert _records(_load(describe(_write(tmp_path, columns)), tmp_path)).label == label
+    assert _records(_load(describe(_write(tmp_path, columns)).text, tmp_path)).label == label
 
 
 def test_the_label_can_be_named(tmp_path: Path) -> None:
     """--label wins over the guess; a name that is not there is refused with the nearest."""
     path = _write(tmp_path, {"x": DRAW.normal(size=60), "label": LABELS, "grade": LABELS})
-    assert _records(_load(describe(path, "grade"), tmp_path)).label == "grade"
+    assert _records(_load(describe(path, "grade").text, tmp_path)).label == "grade"
     with pytest.raises(SourceError, match=r"no column 'grad': x \(double\), label[\s\S]*did you mean --label grade"):
         describe(path, "grad")
     with pytest.raises(SourceError, match="'x' cannot be a label: it holds 60 different fractional numbers"):
@@ -209,14 +209,14 @@ def test_no_input_and_no_rows_are_refused(tmp_path: Path) -> None:
 def test_missing_values_are_said(tmp_path: Path) -> None:
     """Records without label or input are counted in the comments."""
     label = pa.array([None if n < 4 else n % 3 for n in range(60)])
-    assert "# 4 records have no 'label'" in describe(_write(tmp_path, {"x": DRAW.normal(size=60), "label": label}))
+    assert "# 4 records have no 'label'" in describe(_write(tmp_path, {"x": DRAW.normal(size=60), "label": label})).text
 
 
 def test_a_test_file_beside_a_train_file_is_taken(tmp_path: Path) -> None:
     """x-train.parquet is tested on x-test.parquet where that has the same columns."""
     columns = {"x": DRAW.normal(size=60), "label": LABELS}
     test = _write(tmp_path, columns, "x-test.parquet")
-    loaded = _load(describe(_write(tmp_path, columns, "x-train.parquet")), tmp_path)
+    loaded = _load(describe(_write(tmp_path, columns, "x-train.parquet")).text, tmp_path)
     assert loaded.stream.source.values["test_path"] == str(test)
     assert "repeat" in loaded.stream.source.values
     assert loaded.stream.source.values["rate"] is None
@@ -225,7 +225,7 @@ def test_a_test_file_beside_a_train_file_is_taken(tmp_path: Path) -> None:
 def test_many_columns_raise_the_limit(tmp_path: Path) -> None:
     """More columns than a batch may have by default raise the limit."""
     columns = {f"x{n}": DRAW.normal(size=60) for n in range(80)} | {"label": LABELS}
-    loaded = _load(describe(_write(tmp_path, columns)), tmp_path)
+    loaded = _load(describe(_write(tmp_path, columns)).text, tmp_path)
     assert loaded.stream.limits.columns >= 82
     assert _play(loaded)[0].shape == (30, 80)
 
@@ -234,7 +234,7 @@ def test_a_large_file_is_played_in_its_order(tmp_path: Path, monkeypatch: pytest
     """A file too large to hold gets order: given."""
     path = _write(tmp_path, {"x": DRAW.normal(size=60), "label": LABELS})
     monkeypatch.setattr(described, "open_rows", lambda path: files.open_rows(path, held_bytes=1))
-    assert _load(describe(path), tmp_path).stream.source.values["order"] == "given"
+    assert _load(describe(path).text, tmp_path).stream.source.values["order"] == "given"
 
 
 @pytest.mark.parametrize(
@@ -250,6 +250,6 @@ def test_real_files(name: str, label: str, student: str, shape: tuple[int, ...],
     path = DATA / f"{name}.parquet"
     if not path.exists():
         pytest.skip(f"{path} is absent; STREAMKD_DATA names the folder")
-    loaded = _load(describe(path), tmp_path)
+    loaded = _load(describe(path).text, tmp_path)
     assert (_records(loaded).label, loaded.student.name) == (label, student)
     assert _play(loaded, 100)[0].shape == (100, *shape)

@@ -1,5 +1,8 @@
 """Files of records: every format gives the same rows, whole or by number, held or by row group."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,3 +105,53 @@ def test_what_is_no_file_of_records_is_refused(tmp_path: Path) -> None:
     (tmp_path / "short.parquet").write_bytes((tmp_path / "short.parquet").read_bytes()[:-40])
     with pytest.raises(SourceError, match=r"short\.parquet: cannot be read"):
         list(files.batches(tmp_path / "short.parquet", 10))
+
+
+PEAK = """
+import pathlib, sys
+import numpy as np, pyarrow as pa
+from streamkd.streams import files
+rows = files.open_rows(pathlib.Path(sys.argv[1]))
+rows.column(sys.argv[2])
+rows.pick(np.arange(0, len(rows), 100))
+print(pa.default_memory_pool().max_memory())
+"""
+
+
+@pytest.mark.parametrize(("needed", "most"), [("x", 3.0), ("label", 1.5)])
+def test_a_parquet_file_of_lists_takes_little_more_than_what_is_needed_of_it(
+    needed: str, most: float, tmp_path: Path
+) -> None:
+    """One row group of lists of bytes peaks below three times what is held of it; at once it was 27 times as much."""
+    rows, size = 32_000, 1_024
+    values = np.random.default_rng(0).integers(0, 256, rows * size, dtype=np.uint8)
+    lists = pa.ListArray.from_arrays(pa.array(np.arange(rows + 1, dtype=np.int32) * size), pa.array(values))
+    pa.parquet.write_table(pa.table({"x": lists, "label": np.arange(rows) % 10}), tmp_path / "rows.parquet")
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "rows.parquet"), needed]
+    peak_bytes = int(subprocess.check_output(command, text=True, env={**os.environ, "PYTHONWARNINGS": ""}))
+    assert peak_bytes < most * values.nbytes
+
+
+def test_a_column_is_decoded_when_it_is_asked_for(tmp_path: Path) -> None:
+    """What the schema does not name is never held, and what is held is read once."""
+    pa.parquet.write_table(TABLE.append_column("more", TABLE["x"]), tmp_path / "rows.parquet")
+    rows = files.open_rows(tmp_path / "rows.parquet")
+    assert isinstance(rows, files.DecodedRows)
+    assert rows.take(np.arange(3), ["label"]).to_pylist() == TABLE.select(["label"]).slice(0, 3).to_pylist()
+    assert list(rows._held) == ["label"]
+
+
+def test_few_bytes_that_decode_to_many_are_not_held(tmp_path: Path) -> None:
+    """Whether a Parquet file is held depends on what its numbers are in memory, not on how well they are packed."""
+    pa.parquet.write_table(pa.table({"x": np.zeros(1 << 20)}), tmp_path / "zeros.parquet")
+    assert (tmp_path / "zeros.parquet").stat().st_size < 1 << 16
+    assert isinstance(files.open_rows(tmp_path / "zeros.parquet", held_bytes=1 << 22), files.ParquetRows)
+
+
+def test_rows_are_picked_from_the_whole_file(path: Path) -> None:
+    """Picked rows are the same whichever way the file is read, and nothing is kept for them."""
+    picked = np.array([0, 1, 299, 300, 700, 999])
+    for held_bytes in (1, 1 << 30):
+        rows = files.open_rows(path, held_bytes)
+        assert rows.pick(picked).to_pylist() == TABLE.take(picked).to_pylist()
+        assert not isinstance(rows, files.DecodedRows) or not rows._held

@@ -29,6 +29,9 @@ FORMS = {
 }
 
 
+WORDS = RecordSchema(inputs=(InputColumn(name="x"),), label_type="string")
+
+
 def make(**options: Any) -> Replay:
     checked = ReplayOptions.model_validate({"dataset": "digits", "seed": 5, **options})
     schema = replay.describe(checked)
@@ -231,7 +234,7 @@ def test_a_test_file_is_taken_whole(tmp_path: Path) -> None:
     """With test_path all records of the file train, and all of the other test."""
     train = write(tmp_path / "a.parquet", {"x": [1.0, 2.0, 3.0], "label": ["a", "b", "a"]})
     test = write(tmp_path / "b.parquet", {"x": [4.0, 5.0], "label": ["b", "a"]})
-    source = from_file(train, test_path=test, classes_per_task=1, order="given")
+    source = from_file(train, WORDS, test_path=test, classes_per_task=1, order="given")
     assert read_all(source)["x"].to_pylist() == [1.0, 3.0, 2.0]
     assert [batch.column("x").to_pylist() for batch in source.tests().values()] == [[5.0], [4.0]]
 
@@ -255,16 +258,16 @@ def test_records_without_label_or_task_are_played_for_the_dead_letters(tmp_path:
     """A null label or task is handed on as it is: whoever reads the stream refuses it with its reason."""
     columns = {"x": [1.0, 2.0, 3.0, 4.0], "label": ["a", None, "b", "b"], "where": ["u", "u", None, "v"]}
     path = write(tmp_path / "a.parquet", columns)
-    labels = read_all(from_file(path, classes_per_task=1))["label"].to_pylist()
+    labels = read_all(from_file(path, WORDS, classes_per_task=1))["label"].to_pylist()
     assert sorted(labels, key=str) == [None, "a", "b", "b"]
-    schema = RecordSchema(inputs=(InputColumn(name="x"),), task="where")
+    schema = WORDS.model_copy(update={"task": "where"})
     assert read_all(from_file(path, schema, order="given"))["where"].to_pylist() == ["u", "u", None, "v"]
     assert sorted(read_all(from_file(path, schema))["x"].to_pylist()) == [1.0, 2.0, 3.0, 4.0]
 
 
 def test_lists_of_varying_length_are_padded_where_the_schema_says_so(tmp_path: Path) -> None:
     """pad: true fills short lists with zeros and cuts long ones, in every form of the records."""
-    path = write(tmp_path / "a.parquet", {"x": [[1, 2], [3, 4, 5, 6], []], "label": [0, 0, 0]})
+    path = write(tmp_path / "a.parquet", {"x": [[1, 2], [3, 4, 5, 6], []], "label": [0, 1, 0]})
     column = InputColumn(name="x", shape=(3,), dtype="int64", pad=True)
     source = from_file(path, RecordSchema(inputs=(column,)), order="given")
     assert read_all(source)["x"].to_pylist() == [[1, 2, 0], [3, 4, 5], [0, 0, 0]]
@@ -272,7 +275,7 @@ def test_lists_of_varying_length_are_padded_where_the_schema_says_so(tmp_path: P
 
 def test_a_row_of_wrong_length_is_null_in_changed_form(tmp_path: Path) -> None:
     """A row that cannot be changed becomes null and leaves its neighbours alone."""
-    path = write(tmp_path / "a.parquet", {"x": [[1.0, 2.0], [3.0], [5.0, 6.0]], "label": [0, 0, 0]})
+    path = write(tmp_path / "a.parquet", {"x": [[1.0, 2.0], [3.0], [5.0, 6.0]], "label": [0, 1, 0]})
     schema = RecordSchema(inputs=(InputColumn(name="x", shape=(2,)),))
     source = from_file(path, schema, order="given", variations=["invert"])
     assert read_all(source)["x"].to_pylist() == [[0.0, -1.0], None, [-4.0, -5.0]]
@@ -298,7 +301,7 @@ def test_a_missing_column_is_named_with_the_nearest(tmp_path: Path) -> None:
 def test_a_file_without_records_is_refused(tmp_path: Path) -> None:
     """A file with no rows has nothing to train on, and the error says so."""
     path = write(tmp_path / "a.parquet", {"x": pa.array([], pa.float64()), "label": pa.array([], pa.int64())})
-    with pytest.raises(SourceError, match="no record to train on"):
+    with pytest.raises(SourceError, match="the file has no records"):
         from_file(path)
 
 
@@ -321,6 +324,11 @@ def test_a_negative_offset_is_refused() -> None:
         ({"dataset": "digits", "test": "rest"}, "needs per_class"),
         ({"dataset": "digits", "test_path": "x"}, "test_path belongs to path"),
         ({"dataset": "digits", "rate": 0}, "greater than 0"),
+        ({"dataset": "digits", "test": "last"}, "test: last belongs to path"),
+        ({"path": "x", "test_path": "y", "test": "last"}, "test: last takes test records out of the train file"),
+        ({"path": "x", "test_path": "y", "test": "rest", "per_class": 1}, "test: rest takes test records out"),
+        ({"path": "x", "test_path": "y", "test_ratio": 0.1}, "test_ratio holds records out of a file"),
+        ({"path": "x", "accept": ["all"]}, "many-labels"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(options: dict[str, Any], said: str) -> None:
@@ -361,3 +369,44 @@ def test_the_pass_is_told() -> None:
     source = make(per_class=5, repeat=True)
     assert [source.turn(PARTITION, offset) for offset in (0, 49, 50, 499)] == [1, 1, 2, 10]
     assert make(per_class=5).turn(PARTITION, 3) is None
+
+
+def test_test_limit_counts_beside_a_test_file(tmp_path: Path) -> None:
+    """A test file is taken whole unless test_limit says how many; each label keeps its share."""
+    train = write(tmp_path / "a.parquet", {"x": np.arange(100.0), "label": np.arange(100) % 4})
+    test = write(tmp_path / "b.parquet", {"x": np.arange(500.0, 580.0), "label": np.arange(80) % 4})
+    whole = from_file(train, test_path=test).tests()["0"]
+    few = from_file(train, test_path=test, test_limit=20).tests()["0"]
+    assert (whole.num_rows, few.num_rows) == (80, 20)
+    assert np.bincount(few.column("label").to_numpy()).tolist() == [5, 5, 5, 5]
+    assert from_file(train, test_path=test, test_limit=0).tests() == {}
+
+
+def test_test_limit_counts_for_what_per_class_leaves(tmp_path: Path) -> None:
+    """`test: rest` takes no more than test_limit either."""
+    path = write(tmp_path / "a.parquet", {"x": np.arange(100.0), "label": np.arange(100) % 4})
+    rest = from_file(path, test="rest", per_class=5, test_limit=12)
+    assert rest.tests()["0"].num_rows == 12
+    assert from_file(path, test="rest", per_class=5).tests()["0"].num_rows == 80
+
+
+def test_the_last_records_can_be_held_out(tmp_path: Path) -> None:
+    """`test: last` trains on the records before and tests on those after, also when a search validates."""
+    path = write(tmp_path / "a.parquet", {"x": np.arange(100.0), "label": np.arange(100) % 4})
+    source = from_file(path, order="given", test="last", test_ratio=0.2)
+    assert source.tests()["0"].column("x").to_pylist() == list(np.arange(80.0, 100.0))
+    assert read_all(source)["x"].to_pylist() == list(np.arange(80.0))
+    few = from_file(path, order="given", test="last", test_ratio=0.2, test_limit=5)
+    assert few.tests()["0"].column("x").to_pylist() == list(np.arange(95.0, 100.0))
+    searched = from_file(path, order="given", test="last", test_ratio=0.2, validation_ratio=0.25)
+    assert searched.tests()["0"].column("x").to_pylist() == list(np.arange(60.0, 80.0))
+    assert read_all(searched)["x"].to_pylist() == list(np.arange(60.0))
+
+
+def test_a_test_file_without_the_task_is_refused(tmp_path: Path) -> None:
+    """A train file with tasks needs a test file with tasks."""
+    train = write(tmp_path / "a.parquet", {"x": np.arange(9.0), "label": [0, 1, 2] * 3, "where": ["u", "v", "w"] * 3})
+    test = write(tmp_path / "b.parquet", {"x": np.arange(9.0), "label": [0, 1, 2] * 3})
+    schema = RecordSchema(inputs=(InputColumn(name="x"),), task="where")
+    with pytest.raises(SourceError, match=r"b\.parquet: needed a column 'where'"):
+        from_file(train, schema, test_path=test)
