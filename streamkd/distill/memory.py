@@ -198,14 +198,15 @@ class Ring:
 class Offer:
     """Rows of a batch and the memory: ``held`` {place: row} are held out already, ``rows`` may yet be replayed.
 
-    ``twins`` are rows that are held out since they came before. ``draws`` are three uniform numbers per row of the
-    batch.
+    ``again`` are rows that came before, ``twins`` those of them that are held out since. ``draws`` are three uniform
+    numbers per row of the batch.
     """
 
     held: dict[int, int]
     rows: list[int]
     draws: list[float]
     twins: list[int] = field(default_factory=list)
+    again: list[int] = field(default_factory=list)
 
     @property
     def untaught(self) -> list[int]:
@@ -266,6 +267,7 @@ class Memory:
                 said, known_by = said[[*chosen.values()]], torch.from_numpy(mark[rows])
                 self.holdout.take(places, x[rows], y[rows], task, said, known_by)
         if again:
+            offer.again.extend(sorted(again))
             offer.twins.extend(self._twins(mark, again))
         gone = {*drawn, *offer.twins}
         offer.rows.extend(row for row in mine if row not in gone)

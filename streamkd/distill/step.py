@@ -298,7 +298,7 @@ class Step:
             self.adapter.update_ended(self)  # before memory takes the rows: they must not be their own query
         self.memory.remember(plan.offer, plan.x, plan.y, plan.task, logits.detach())
         x, y = plan.x[: plan.fresh], plan.y[: plan.fresh]
-        self.pool.heard(logits[: plan.fresh].detach(), plan.answers, y)
+        self.pool.heard(logits[: plan.fresh].detach(), plan.answers, _unless(y, plan.offer.again))
         if plan.unlabelled or plan.offer.untaught:
             seen = y >= 0
             seen[plan.offer.untaught] = False
@@ -330,6 +330,15 @@ def _without(x: Tensor, rows: Sequence[int]) -> Tensor:
     left = torch.ones(len(x), dtype=torch.bool, device=x.device)
     left[list(rows)] = False
     return x[left]
+
+
+def _unless(y: Tensor, rows: Sequence[int]) -> Tensor:
+    """Labels [batch], none on these rows: what is said of records that were learned before tells nothing of labels."""
+    if not rows:
+        return y
+    y = y.clone()
+    y[list(rows)] = -1
+    return y
 
 
 def _able(known: Tensor) -> Tensor:

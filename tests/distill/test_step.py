@@ -180,3 +180,16 @@ def test_of_a_row_without_label_those_speak_who_know_every_class() -> None:
     heard = step.evidence(plan, torch.zeros(len(y), 3)).heard
     assert heard[:4].tolist() == [[True, False], [True, False], [True, True], [True, True]]
     assert heard[4:, 1].tolist() == (y[4:] != 2).tolist()
+
+
+def test_what_is_said_of_records_that_came_before_tells_nothing_of_their_labels() -> None:
+    """The first pass is heard, where a gate asks of label noise; the second, of records learned by then, is not."""
+    step = toys.make_step(gate=toys.scorer(), size=80)
+    drawn = toys.batches(12)
+    for x, y in drawn:
+        toys.train(step, x, y)
+    heard = step.pool.label_noise.state_dict()["count"]
+    assert heard > 0
+    for x, y in drawn:
+        toys.train(step, x, y)
+    assert step.pool.label_noise.state_dict()["count"] == heard
