@@ -146,7 +146,7 @@ def test_a_tensor_is_no_batch() -> None:
 @pytest.mark.parametrize(
     "batch",
     [{"x": torch.zeros(8, 5), "y": torch.zeros(8)}, {"x", "y"}, 3, None, "ab", (torch.zeros(8, 5), [1])],
-    ids=repr,
+    ids=["mapping", "set", "number", "nothing", "text", "labels in a list"],
 )
 def test_other_batches_are_refused_in_words(batch: Any) -> None:
     """A mapping, as some libraries' loaders give, a number, a list of labels."""
