@@ -173,7 +173,7 @@ def _contents(table: pa.Table, schema: RecordSchema) -> Iterator[int]:
 def _cells(column: pa.Array) -> list[object]:
     if not pa.types.is_fixed_size_list(column.type):
         return list(column.to_pylist())
-    values = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+    values = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
     return [row.tobytes() for row in values]
 
 
