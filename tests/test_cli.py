@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from streamkd.cli import main
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -106,10 +108,38 @@ def test_init_writes_a_configuration_that_check_takes(tmp_path: Path) -> None:
     (tmp_path / "flowers.csv").write_text("a,b,species\n" + "".join(f"{i},{i % 7},{'xy'[i % 2]}\n" for i in range(50)))
     made = streamkd("init", "flowers.csv", cwd=tmp_path)
     assert made.returncode == 0, made.stderr
+    assert "Left out of the inputs: 'a' looks like an id: it counts from 0 to 49" in made.stdout
     assert streamkd("check", "flowers.yaml", cwd=tmp_path).returncode == 0
     again = streamkd("init", "flowers.csv", cwd=tmp_path)
     assert again.returncode == 1
     assert "--force" in again.stderr
+
+
+def test_check_looks_at_the_file(tmp_path: Path) -> None:
+    """A file of one class, for which `run` would report 100 %, is not called fine; with `accept` it is."""
+    (tmp_path / "one.csv").write_text("x,label\n" + "".join(f"{i % 7},1\n" for i in range(50)))
+    file = tmp_path / "one.csv"
+    source = f"stream={{source: {{name: replay, path: {file}, rate: 5}}, records: {{inputs: [{{name: x}}]}}}}"
+    refused = streamkd("check", "--set", source)
+    assert (refused.returncode, "all 50 records have the label 1" in refused.stderr) == (1, True)
+    assert streamkd("check", "--set", source, "--set", "stream.source.accept=[one-label]").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "said"),
+    [(("--out", "none/it.yaml"), 1, "cannot be written"), (("--accept", "all"), 2, "there are: header, many-labels")],
+)
+def test_init_refuses_in_words(
+    more: tuple[str, ...], code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that is not there and a doubt that does not exist are said without a traceback."""
+    (tmp_path / "it.csv").write_text("x,label\n" + "".join(f"0.{i},{i % 3}\n" for i in range(50)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["streamkd", "init", "it.csv", *more])
+    stderr = io.StringIO()
+    with contextlib.redirect_stderr(stderr), pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code, said in stderr.getvalue()) == (code, True)
 
 
 def test_inspect_of_no_state_directory_is_said(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 SMALLEST = 8  # pixels of a side: smaller is no image
+CHANNELS = (1, 3, 4)  # grey, colour, with transparency: what images have, and no image's height
 
 
 def is_image(shape: tuple[int, ...]) -> bool:

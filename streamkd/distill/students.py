@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from streamkd.distill.columns import Columns
+from streamkd.distill.images import CHANNELS, SMALLEST
 from streamkd.errors import PluginError, StateError
 from streamkd.hookspecs import Kind, Options, hookimpl
 from streamkd.plugins import Registry
@@ -44,6 +45,7 @@ class ConvnetOptions(Options):
 
     channels: tuple[Width, ...] = Field(default=(32, 64), min_length=1, description="channels; each halves the image")
     hidden: Width = 128
+    channels_last: bool = Field(default=False, description="images of 1, 3 or 4 pixels' height are meant as they are")
 
 
 class Mlp(nn.Module):
@@ -75,6 +77,13 @@ class Convnet(nn.Module):
                 fix="set the column's shape, or take the student mlp",
             )
         height, width, channels = (*shape, 1)[:3]
+        if not options.channels_last and height in CHANNELS and min(width, channels) >= SMALLEST:
+            raise PluginError(
+                f"needed (height, width, channels), got {list(shape)}, which looks like {height} channels first",
+                where="student convnet",
+                fix=f"write images and the column's shape as {[width, channels, height]} (numpy.moveaxis(x, 1, -1)); "
+                f"channels_last: true under student if they are {height} pixels high",
+            )
         steps = [channels, *options.channels]
         self.convolutions = nn.ModuleList(nn.Conv2d(before, after, 3, padding=1) for before, after in pairwise(steps))
         for _ in options.channels:

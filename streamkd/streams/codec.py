@@ -255,7 +255,7 @@ def _tensor(array: pa.Array, column: InputColumn, needed: pa.DataType, faults: _
     """Any list or number column as fixed-size lists; rows that do not fit hold zeros and are marked."""
     sizes, _ = _nesting(array.type)
     array = padded(array, column.size) if column.pad and len(sizes) == 1 else array
-    owners = np.arange(len(array))
+    owners = np.arange(len(array), dtype=np.int32)  # of each value its row: four bytes a value, not eight
     for depth, length in enumerate(_levels(column, len(sizes))):
         keep = _long_enough(array, owners, length, column, depth, faults)
         if not keep.all():

@@ -110,6 +110,8 @@ def sniff(path: Path) -> Format:
             head = file.read(8)
     except OSError as fault:
         raise _unreadable(path, fault) from None
+    if not head:
+        raise SourceError("the file is empty", where=str(path), fix="name a file with records")
     if head.startswith(b"PAR1"):
         return "parquet"
     if head.startswith(b"ARROW1"):

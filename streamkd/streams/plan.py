@@ -52,14 +52,15 @@ def plan_of(rows: Rows, path: Path, asked: str | None, accept: Sequence[str]) ->
     if not len(rows):
         raise SourceError("the file has no rows", where=str(path), fix="name a file with records")
     names = rows.schema.names
-    if sniff(path) == "csv":
-        doubts.refuse(doubts.of_header(names, rows.pick(np.arange(min(100, len(rows))))), accept, str(path), INSIST)
+    first = rows.pick(np.arange(min(100, len(rows)))) if sniff(path) == "csv" else None
+    found = [] if first is None else list(doubts.of_header(names, first))
+    doubts.refuse(found, accept, str(path), INSIST)
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise SourceError(f"two columns go by the name {twice[0]!r}", where=str(path), fix="rename or drop one of them")
     sample = _sample(rows)
     columns = look(sample)
     label = _label(columns, asked, path)
-    found = list(doubts.of_labels(doubts.labels_of(label.name, rows.column(label.name))))
+    found += doubts.of_labels(doubts.labels_of(label.name, rows.column(label.name)))
     doubts.refuse(found, accept, str(path), INSIST)
     return _parts(rows, columns, label, sample, path, accept, {doubt.kind for doubt in found})
 
