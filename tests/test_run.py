@@ -63,7 +63,7 @@ def test_a_pushed_stream_is_refused(tmp_path: Path) -> None:
 def runs_of(labels: Sequence[int], each: int, tasks: str | None = None) -> pa.Table:
     """``each`` records of every label in a row, in this order: numbers around the label's own place."""
     y = np.repeat(labels, each)
-    x = np.stack([np.cos(y), np.sin(y), y / 8], 1) + np.random.default_rng(0).normal(0, 0.05, (len(y), 3))
+    x = np.stack([np.cos(y), np.sin(y), y / 8], 1) + np.random.default_rng(len(y)).normal(0, 0.05, (len(y), 3))
     rows = {"x": pa.FixedSizeListArray.from_arrays(x.astype(np.float32).ravel(), 3), "label": pa.array(y)}
     if tasks is not None:
         rows["task"] = pa.array(np.repeat(list(tasks), each))
@@ -126,7 +126,7 @@ def test_a_task_that_never_was_the_learners_refuses_the_report(tmp_path: Path) -
     """Tasks of five records in batches of ten: every second one has no row of the matrix, so there is no matrix."""
     names = "abcdefgh"
     with pytest.raises(SourceError, match="'a', 'c', 'e', 'g'") as caught:
-        ran(tmp_path, runs_of(range(8), 5, names), runs_of(range(8), 5, names))
+        ran(tmp_path, runs_of(range(8), 5, names), runs_of(range(8), 4, names))
     assert "batch.size" in caught.value.fix
 
 
