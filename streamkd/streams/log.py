@@ -3,53 +3,38 @@
     intake ─► Committer (group commit) ─► Log.append_many ─► batches | receipts | dead letters   one transaction
                                               Log.read ◄─ Cutter (learner) ─► cuts
 
-Each row of ``batches`` is one Arrow IPC batch with its first offset; ``read`` cuts across them. The file
-is in WAL mode with ``synchronous=FULL``: when ``append_many`` returns, the rows are on disk. A receipt is
-remembered for each (producer, sequence), so a batch that is sent again is answered, not stored.
-
-A batch carries a CRC-32 of its place and its payload. One that does not fit it, a gap between batches and a broken page
-of the file are a ``LogDamaged`` that names the offsets; nothing of it is read. Batches of older logs have none.
+``read`` cuts across the batches as they were put. The file is in WAL mode with ``synchronous=FULL``: when
+``append_many`` returns, the rows are on disk. A receipt is remembered for each (producer, sequence), so a batch that
+is sent again is answered, not stored. A broken page of the file, and a batch that is not what was written
+(``streamkd.streams.batches``), are a ``LogDamaged``.
 """
 
 import json
 import sqlite3
-import struct
 import threading
 import time
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
-from streamkd.errors import LogDamaged, Overloaded, RecordError, SourceError, StateConflict, StateError
+from streamkd.errors import LogDamaged, Overloaded, RecordError, StateConflict, StateError
 from streamkd.records import Chunk, RecordSchema, Reject
+from streamkd.streams.batches import DAMAGED, Batches, no_rows
 from streamkd.streams.codec import arrow_schema
 from streamkd.streams.content import digest
-from streamkd.streams.database import add_columns, connect, is_damage, is_passing, transaction
+from streamkd.streams.database import connect, is_damage, is_passing, transaction
 from streamkd.streams.dead_letters import DeadLetter, DeadLetters, letters
 from streamkd.streams.receipts import Receipt, Receipts, SequenceConflict
 
-READ_ROWS = 512
-READ_BYTES = 8 << 20
-TRIM_BATCHES, TRIM_BYTES = 2_000, 64 << 20  # of one transaction, for which appends wait
 TRIM_SECONDS = 0.5  # of one call; the next goes on
 CHECKED_BYTES = 64 << 20  # a file up to this size is checked page by page at a start: a fifth of a second
 
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS about (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE IF NOT EXISTS batches (first INTEGER PRIMARY KEY, count INTEGER NOT NULL, bytes INTEGER NOT NULL,"
-    " created REAL NOT NULL, producer TEXT, sequence INTEGER, payload BLOB NOT NULL, checksum INTEGER)",
-    "CREATE INDEX IF NOT EXISTS batches_sizes ON batches (first, count, bytes, created)",
     "CREATE TABLE IF NOT EXISTS cuts (start INTEGER PRIMARY KEY, stop INTEGER NOT NULL)",
-)
-Sender = tuple[str | None, int | None]
-_DAMAGED = (
-    "stop the server, copy the state directory aside, look at the disk; then put back a copy of the whole directory, or"
-    " name an empty one with --state and have the producers send their records again"
 )
 _ELSEWHERE = "name another state directory with --state, or go back to the configuration that made this one"
 
@@ -97,6 +82,7 @@ class Log:
             raise StateError("there is no log", where=str(path), fix="start `streamkd serve` with a push source once")
         try:
             self._reader, self._writer = connect(self.path, read_only), connect(self.path, read_only)
+            self._batches, self._putting = Batches(self._reader, self.path), Batches(self._writer, self.path)
             self.letters, self._receipts = DeadLetters(self._writer), Receipts(self._writer)
             self.schema, self.stream = self._introduce(schema, stream)
         except KeyError as fault:
@@ -104,12 +90,12 @@ class Log:
         except sqlite3.DatabaseError as fault:
             said = f"cannot be opened as a log: {fault}"
             if is_damage(fault):
-                raise LogDamaged(said, where=str(path), fix=_DAMAGED) from None
+                raise LogDamaged(said, where=str(path), fix=DAMAGED) from None
             raise (Overloaded if is_passing(fault) else StateError)(said, where=str(path)) from None
         self.partition = f"{self.stream}/0"
         self.arrow_schema = arrow_schema(self.schema)
         self._reading, self._writing = threading.Lock(), threading.Lock()
-        self._window: tuple[int, pa.RecordBatch] = (0, _no_rows(self.arrow_schema))
+        self._window: tuple[int, pa.RecordBatch] = (0, no_rows(self.arrow_schema))
 
     def _introduce(self, schema: RecordSchema | None, stream: str | None) -> tuple[RecordSchema, str]:
         """Write who the log belongs to, or check it."""
@@ -117,7 +103,7 @@ class Log:
             with transaction(self._writer):
                 for statement in _TABLES:
                     self._writer.execute(statement)
-                add_columns(self._writer, "batches", {"checksum": "INTEGER"})
+                self._putting.create()
                 self.letters.create()
                 self._receipts.create()
                 for item in {"schema": schema.model_dump_json(), "stream": stream or "main"}.items():
@@ -158,7 +144,7 @@ class Log:
             raise StateError("is open for reading only", where=str(self.path))
         self.refuse_over_quota(sum(entry.rows.nbytes for entry in entries))
         with self._write():
-            end = _end(self._writer)
+            end = self._putting.end()
             outcomes: list[Receipt | SequenceConflict] = []
             for entry in entries:
                 try:
@@ -201,7 +187,7 @@ class Log:
         except sqlite3.DatabaseError as fault:
             if not is_damage(fault):
                 raise
-            raise LogDamaged(f"the log's file is damaged: {fault}", where=str(self.path), fix=_DAMAGED) from None
+            raise LogDamaged(f"the log's file is damaged: {fault}", where=str(self.path), fix=DAMAGED) from None
 
     def refuse_over_quota(self, more_bytes: int = 0) -> None:
         """Whether so many bytes may be written.
@@ -219,15 +205,8 @@ class Log:
         name = None if entry.producer is None or entry.sequence is None else (entry.producer, entry.sequence)
         if name and (seen := self._receipts.find(*name, entry.digest)) is not None:
             return seen
+        self._putting.put(entry.rows, end, (entry.producer, entry.sequence))
         count = entry.rows.num_rows
-        if count:
-            payload = entry.rows.serialize()
-            held = (end, count, payload.size, time.time(), entry.producer, entry.sequence, memoryview(payload))
-            self._writer.execute(
-                "INSERT INTO batches (first, count, bytes, created, producer, sequence, payload, checksum)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (*held, _checksum(end, count, payload)),
-            )
         self.letters.put(entry.letters, end + count)
         receipt = Receipt(entry.sequence, count, len(entry.letters), end + count)
         if name:
@@ -244,8 +223,8 @@ class Log:
             rows = self._slice(offset, limit)
             if rows.num_rows < limit:
                 first, window = self._window
-                if rows.num_rows == 0 or _end(self._reader) > first + window.num_rows:
-                    self._window = (offset, self._fetch(offset, limit))
+                if rows.num_rows == 0 or self._batches.end() > first + window.num_rows:
+                    self._window = (offset, self._batches.fetch(offset, limit, self.arrow_schema))
                     rows = self._slice(offset, limit)
         return Chunk(rows, self.partition, offset, offset + rows.num_rows)
 
@@ -255,65 +234,15 @@ class Log:
             return window.slice(0, 0)
         return window.slice(offset - first, limit)
 
-    def _fetch(self, offset: int, limit: int) -> pa.RecordBatch:
-        """The rows from ``offset`` on: as many as asked for, and some to come, so that small reads are slices."""
-        found = self._reader.execute(
-            "SELECT first, count, payload, checksum, producer, sequence FROM batches"
-            " WHERE first >= (SELECT coalesce(max(first), 0) FROM batches WHERE first <= ?) ORDER BY first",
-            (offset,),
-        )
-        parts: list[pa.RecordBatch] = []
-        rows, taken_bytes, after = 0, 0, None
-        with closing(found):
-            for first, count, payload, checksum, producer, sequence in found:
-                try:
-                    if after is not None and first != after:
-                        raise self._damaged(after, first - after, "is not there")
-                    part = self._opened(first, count, payload, checksum, (producer, sequence))
-                except LogDamaged:
-                    if rows:
-                        break  # what is before it is whole; the next read begins with it
-                    raise
-                after = first + count
-                if not parts:
-                    if first > offset:
-                        raise SourceError(f"offset {offset} is gone, the log begins at {first}", where=str(self.path))
-                    part = part.slice(offset - first)
-                parts.append(part)
-                rows, taken_bytes = rows + part.num_rows, taken_bytes + len(payload)
-                if rows >= limit and (rows >= READ_ROWS or taken_bytes >= READ_BYTES):
-                    break
-        if len(parts) == 1:
-            return parts[0]
-        return pa.concat_batches(parts) if parts else _no_rows(self.arrow_schema)
-
-    def _opened(self, first: int, count: int, payload: bytes, checksum: int | None, sender: Sender) -> pa.RecordBatch:
-        """A batch as it was written."""
-        if checksum is not None and checksum != _checksum(first, count, payload):
-            raise self._damaged(first, count, "has another checksum than when it was written", sender)
-        try:
-            part = pa.ipc.read_record_batch(pa.py_buffer(payload), self.arrow_schema)
-            part.validate()
-        except (pa.ArrowException, OSError) as fault:
-            raise self._damaged(first, count, f"cannot be read: {fault}", sender) from None
-        if part.num_rows != count:
-            raise self._damaged(first, count, f"holds {part.num_rows} rows", sender)
-        return part
-
-    def _damaged(self, first: int, count: int, what: str, sender: Sender = (None, None)) -> LogDamaged:
-        by = "" if sender[0] is None else f" of producer {sender[0]!r}, sequence {sender[1]},"
-        said = f"the log is damaged: the batch of the offsets {first} to {first + count - 1}{by} {what}"
-        return LogDamaged(said, where=str(self.path), fix=_DAMAGED)
-
     def begin(self) -> int:
         """The first offset that is kept."""
         with self._read():
-            return int(self._reader.execute("SELECT coalesce(min(first), 0) FROM batches").fetchone()[0])
+            return self._batches.begin()
 
     def end(self) -> int:
         """The offset after the last record."""
         with self._read():
-            return _end(self._reader)
+            return self._batches.end()
 
     @property
     def owner(self) -> str | None:
@@ -333,20 +262,12 @@ class Log:
         ``None`` where it is not kept.
         """
         with self._read():
-            row = self._reader.execute(
-                "SELECT first, count, bytes, created FROM batches WHERE first < ? ORDER BY first DESC LIMIT 1",
-                (offset,),
-            ).fetchone()
-        return None if row is None or row[0] + row[1] < offset else "{}+{}, {} bytes, {!r}".format(*row)
+            return self._batches.mark(offset)
 
     def fault(self) -> str | None:
         """What is wrong with the file as a whole, in a line: a gap between batches, or damaged pages."""
         with self._read():
-            gap = self._reader.execute(
-                "SELECT before, first FROM (SELECT first, lag(first + count) OVER (ORDER BY first) AS before"
-                " FROM batches) WHERE before <> first LIMIT 1"
-            ).fetchone()
-            if gap is not None:
+            if (gap := self._batches.gap()) is not None:
                 return f"the records from {gap[0]} to {gap[1]} are not in it"
             if self.path.stat().st_size > CHECKED_BYTES:
                 return None
@@ -365,9 +286,7 @@ class Log:
     def bytes_between(self, start: int, stop: int) -> int:
         """Bytes of the batches that hold the offsets from ``start`` to ``stop``."""
         with self._read():
-            query = "SELECT coalesce(sum(bytes), 0) FROM batches WHERE first + count > ? AND first >= ? AND first < ?"
-            near = self._reader.execute("SELECT coalesce(max(first), 0) FROM batches WHERE first <= ?", (start,))
-            return int(self._reader.execute(query, (start, near.fetchone()[0], stop)).fetchone()[0])
+            return self._batches.bytes_between(start, stop)
 
     def trim(self, before_offset: int, retain_bytes: int = 0, retain_age_seconds: float = 0.0) -> int:
         """Forget batches before an offset that are older than both bounds allow; returns how many records.
@@ -380,7 +299,7 @@ class Log:
         """
         until = time.monotonic() + TRIM_SECONDS
         with self._read():
-            wanted = _first_wanted(self._reader, before_offset, retain_bytes, time.time() - retain_age_seconds)
+            wanted = self._batches.first_retained(before_offset, retain_bytes, time.time() - retain_age_seconds)
         records = 0
         while (gone := self._trim_some(wanted)) and (records := records + gone) and time.monotonic() < until:
             time.sleep(0.001)  # who waits for the lock has it now
@@ -389,8 +308,7 @@ class Log:
     def _trim_some(self, wanted: int) -> int:
         """One transaction of a trim."""
         with self._write():
-            cut, records = _step(self._writer, wanted)
-            self._writer.execute("DELETE FROM batches WHERE first < ?", (cut,))
+            cut, records = self._putting.forget_some(wanted)
             self._writer.execute("DELETE FROM cuts WHERE start < ?", (cut,))
             self._receipts.forget_idle()
         return records
@@ -412,10 +330,10 @@ class Log:
         """
         with self._read():
             row = self._reader.execute("SELECT stop FROM cuts WHERE start = ?", (start,)).fetchone()
-            end = _end(self._reader)
+            end = self._batches.end()
             if row is not None and not start < row[0] <= end:
                 said = f"the log is damaged: the journaled batch at offset {start} ends at {row[0]}, the log at {end}"
-                raise LogDamaged(said, where=str(self.path), fix=_DAMAGED)
+                raise LogDamaged(said, where=str(self.path), fix=DAMAGED)
         return None if row is None else int(row[0])
 
     def note_committed(self, offset: int) -> None:
@@ -455,43 +373,6 @@ class LogSource:
 
     def close(self) -> None:
         self._log.close()
-
-
-def _end(connection: sqlite3.Connection) -> int:
-    row = connection.execute("SELECT first + count FROM batches ORDER BY first DESC LIMIT 1").fetchone()
-    return int(row[0]) if row else 0
-
-
-def _checksum(first: int, count: int, payload: Any) -> int:
-    """CRC-32 of a batch and of its place, which a copied or moved row would not have."""
-    return zlib.crc32(payload, zlib.crc32(struct.pack("<qq", first, count)))
-
-
-def _first_wanted(connection: sqlite3.Connection, before_offset: int, retain_bytes: int, oldest: float) -> int:
-    """The first offset that is retained."""
-    retained = connection.execute(
-        "SELECT min(first) FROM (SELECT first, created, sum(bytes) OVER (ORDER BY first DESC) AS above_bytes"
-        " FROM batches WHERE first + count <= ?) WHERE above_bytes <= ? AND created >= ?",
-        (before_offset, retain_bytes, oldest),
-    ).fetchone()[0]
-    return int(before_offset if retained is None else retained)
-
-
-def _step(connection: sqlite3.Connection, wanted: int) -> tuple[int, int]:
-    """The first offset that one transaction of a trim leaves, and the records before it; the newest batch stays."""
-    bounds = "SELECT first, count, bytes FROM batches ORDER BY first LIMIT ?"
-    batches = connection.execute(bounds, (TRIM_BATCHES + 1,)).fetchall()
-    records, held_bytes = 0, 0
-    for place, (first, count, size) in enumerate(batches):
-        held_bytes += size
-        if first + count > wanted or first == batches[-1][0] or (place and held_bytes > TRIM_BYTES):
-            return first, records
-        records += count
-    return 0, 0
-
-
-def _no_rows(schema: pa.Schema) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
 
 
 def _in_words(schema: pa.Schema) -> str:

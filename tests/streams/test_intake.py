@@ -162,7 +162,7 @@ def test_what_a_trim_has_left_is_gone_on_with(
 ) -> None:
     """A call is bounded; ``tidy`` goes on until nothing is left to forget."""
     monkeypatch.setattr("streamkd.streams.log.TRIM_SECONDS", 0.0)
-    monkeypatch.setattr("streamkd.streams.log.TRIM_BATCHES", 3)
+    monkeypatch.setattr("streamkd.streams.batches.TRIM_BATCHES", 3)
     way = open_way()
     way.intake._retain = way.intake._retain.model_copy(update={"bytes": 0})
     for first in range(20):

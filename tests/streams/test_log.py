@@ -364,7 +364,7 @@ def test_a_full_disk_at_the_start_is_told_as_such(
 ) -> None:
     """A log that cannot be opened for want of room may be tried again; it is no broken log."""
 
-    def full(path: Path) -> None:
+    def full(path: Path, read_only: bool) -> None:
         connection = sqlite3.connect(path)
         connection.execute("PRAGMA max_page_count = 1")
         with contextlib.closing(connection):
@@ -377,7 +377,7 @@ def test_a_full_disk_at_the_start_is_told_as_such(
 
 def test_trim_keeps_up_with_a_fast_stream(log: Log, pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twelve times as many batches as one transaction forgets are gone after one call, and the newest stays."""
-    monkeypatch.setattr("streamkd.streams.log.TRIM_BATCHES", 20)
+    monkeypatch.setattr("streamkd.streams.batches.TRIM_BATCHES", 20)
     for first in range(250):
         log.append(pictures(1, first=first))
     assert log.trim(250) == 249
@@ -388,7 +388,7 @@ def test_trim_keeps_up_with_a_fast_stream(log: Log, pictures: Pictures, monkeypa
 def test_a_trim_is_bounded_by_bytes_and_by_time(log: Log, pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
     """A transaction takes a batch at least, a call a transaction; what is left the next call forgets."""
     monkeypatch.setattr("streamkd.streams.log.TRIM_SECONDS", 0.0)
-    monkeypatch.setattr("streamkd.streams.log.TRIM_BYTES", 1)
+    monkeypatch.setattr("streamkd.streams.batches.TRIM_BYTES", 1)
     for first in range(0, 40, 10):
         log.append(pictures(10, first=first))
     assert [log.trim(35) for _ in range(4)] == [10, 10, 10, 0]
