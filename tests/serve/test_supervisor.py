@@ -59,7 +59,7 @@ class Server:
         return [int(pid) for pid in self.heard("starts")]
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=10)
+        return httpx.get(self.url + path, timeout=10, verify=False)  # no TLS, and 20 ms less
 
     def status(self) -> Any:
         return self.get("/v1/status").json()["server"]
