@@ -113,7 +113,7 @@ def body(between: Callable[[], nn.Module]) -> Callable[..., nn.Module]:
     [
         (Headless, "whose last linear layer is its attribute `head`"),
         (body(lambda: nn.BatchNorm1d(8)), "each row is answered by itself"),
-        (body(nn.Dropout), "each row is answered by itself"),
+        (body(nn.Dropout), "it draws nothing from torch's"),
         (body(Unused), "every weight that asks for a gradient gets a finite one"),
         (body(lambda: nn.LayerNorm(7)), "it maps [batch, *shape] to finite logits"),
     ],
@@ -433,7 +433,7 @@ class Truthful(Meddling):
 @pytest.mark.parametrize(
     ("make", "clause"),
     [
-        (Amnesiac, "stopped before batch 1 and restored, it goes on as if never stopped"),
+        (Amnesiac, "stopped before any batch and restored, it goes on as if never stopped"),
         (Meddling, "it leaves the records as they are"),
         (Truthful, "needed a name or None, got True"),
     ],

@@ -121,7 +121,7 @@ class AnalyticTeacher:
         if not self.version:
             return torch.zeros(len(x), self.network.classes, device=x.device)
         with torch.no_grad():
-            self._asked = (x, self.network.features(x))
+            self._asked = (x.clone(), self.network.features(x))
             return self.network.answers(self._asked[1])
 
     def recall(self, x: Tensor, y: Tensor) -> Float[Tensor, "batch classes"]:
@@ -135,9 +135,11 @@ class AnalyticTeacher:
             return left / self.network.temperature
 
     def _features_again(self, x: Tensor) -> Tensor:
-        """A step asks about its fresh rows before it shows them: the same memory, so the same rows."""
+        """A step asks about its fresh rows before it shows them. They are told by what they hold: a tensor may hold
+        other rows by then, at the same place.
+        """
         asked, self._asked = self._asked, None
-        if asked is not None and asked[0].data_ptr() == x.data_ptr() and asked[0].shape == x.shape:
+        if asked is not None and torch.equal(asked[0], x):
             return asked[1]
         return self.network.features(x)
 
@@ -259,7 +261,7 @@ class AnalyticTeacher:
             "rows": _joined(self._rows),
             "raw": _joined(self._raw),
             "since": self._since,
-            "new": dict(self._new),
+            "new": {str(column): count for column, count in self._new.items()},
             "trial": self._trial.state_dict(),
             "version": self.version,
         }
@@ -285,7 +287,8 @@ class AnalyticTeacher:
         self._solution = self._restored(state["solution"])
         self._rows = [tuple(state["rows"])] if state["rows"] else []
         self._raw = [tuple(t.to(self._device) for t in state["raw"])] if state["raw"] else []
-        self._since, self._new = state["since"], dict(state["new"])
+        # older states have the columns as integers
+        self._since, self._new = state["since"], {int(column): count for column, count in state["new"].items()}
         self._trial.load_state_dict(state["trial"])
         self.version = state["version"]
 

@@ -5,16 +5,20 @@
         check_gate(Kind("mine", MyGate, MyOptions))
 
 ``options`` are an instance of the kind's options class, a mapping, or nothing where the defaults are enough. Every
-built-in passes these checks. They run on small random data from fixed seeds, in a second or two.
+built-in passes these checks. They run on small random data from fixed seeds, in a second or two. A
+``ContractBroken`` has ``clause``, ``seen`` and ``mend``; plugins/README.md lists mistakes and what is told of each.
 """
 
 from collections.abc import Callable
 
 from streamkd.hookspecs import Group, Kind
 from streamkd.testing.clauses import ContractBroken, Given
-from streamkd.testing.learning import check_gate, check_student, check_teacher
+from streamkd.testing.gates import check_gate
 from streamkd.testing.losses import check_loss
-from streamkd.testing.streaming import check_detector, check_observer, check_source
+from streamkd.testing.sources import check_source
+from streamkd.testing.streaming import check_detector, check_observer
+from streamkd.testing.students import check_student
+from streamkd.testing.teachers import check_teacher
 
 __all__ = [
     "ContractBroken",

@@ -17,13 +17,23 @@ from streamkd.records import InputColumn, Label, Records, RecordSchema
 IMAGES = RecordSchema(inputs=(InputColumn(name="image", shape=(8, 8), dtype="float32"),))
 
 
-def rows_of(schema: RecordSchema, count: int) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
+def rows_of(schema: RecordSchema, count: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
     if np.issubdtype(schema.dtype, np.integer):
         return torch.randint(0, 100, (count, *schema.shape), generator=generator).to(
             students.torch_dtype[schema.dtype.name]
         )
     return torch.randn(count, *schema.shape, generator=generator).to(students.torch_dtype[schema.dtype.name])
+
+
+def lessons_of(schema: RecordSchema, classes: int, steps: int) -> list[tuple[Tensor, Tensor]]:
+    """What a teacher learns from, inputs and columns of labels: a step of a single row, the others of 64."""
+    lessons = []
+    for number in range(steps):
+        count, generator = (64 if number else 1), torch.Generator().manual_seed(100 + number)
+        y = torch.randint(0, classes, (count,), generator=generator)
+        lessons.append((rows_of(schema, count, seed=200 + number), y))
+    return lessons
 
 
 def plain_student(schema: RecordSchema, classes: int, seed: int) -> students.Student:
@@ -146,6 +156,26 @@ def unlabelled(lesson: Lesson) -> Lesson:
     return dataclasses.replace(lesson, labels=labels, weights=weights, known=known)
 
 
+def reclassed(lesson: Lesson) -> Lesson:
+    """The classes in another order, in logits and answers; labels are columns still, -1 where there is none."""
+    order = torch.arange(lesson.logits.shape[1]).roll(1)
+    labels = torch.where(lesson.labels < 0, -1, order.argsort()[lesson.labels.clamp_min(0)])
+    return dataclasses.replace(
+        lesson,
+        logits=lesson.logits[:, order],
+        labels=labels,
+        answers=lesson.answers[:, :, order],
+        known=lesson.known[:, :, order],
+    )
+
+
+def silenced(lesson: Lesson) -> Lesson:
+    """The first row, which is fresh and has a label, counts nothing: it is held out."""
+    weights = lesson.weights.clone()
+    weights[0] = 0.0
+    return dataclasses.replace(lesson, weights=weights)
+
+
 def taught_by(lesson: Lesson, order: list[int]) -> Lesson:
     """The lesson of those teachers, in that order; the hard label takes what the others leave."""
     kept = lesson.weights[:, [1 + index for index in order]]
@@ -159,14 +189,20 @@ def taught_by(lesson: Lesson, order: list[int]) -> Lesson:
     )
 
 
-def batches_of(tasks: bool) -> list[tuple[Records, list[Label], int]]:
-    """Batches of a stream of three tasks of two labels, what is new in each, and how far its task has come."""
-    generator, seen, batches = np.random.default_rng(3), set[Label](), []
+Batch = tuple[Records, list[Label], int]
+"""Records, the labels that are new in them, and how far their task has come."""
+
+
+def batches_of(tasks: bool) -> list[Batch]:
+    """Batches of a stream of three tasks of two labels; a fifth of the records has no label, one batch none at all."""
+    generator, seen, batches = np.random.default_rng(3), set[Label](), list[Batch]()
     for number in range(12):
         task = number // 4
-        labels: list[Label] = [int(label) for label in generator.integers(2 * task, 2 * task + 2, 100)]
-        new = sorted(set(labels) - seen)
-        seen |= set(labels)
+        labels: list[Label | None] = [int(label) for label in generator.integers(2 * task, 2 * task + 2, 100)]
+        labels[:: 1 if number == 6 else 5] = [None] * len(labels[:: 1 if number == 6 else 5])
+        told = {label for label in labels if label is not None}
+        new = sorted(told - seen, key=str)
+        seen |= told
         inputs = generator.normal(size=(100, 8)).astype(np.float32) + task
         offsets = np.arange(100 * number, 100 * number + 100)
         records = Records(inputs, labels, [str(task)] * 100 if tasks else None, offsets)

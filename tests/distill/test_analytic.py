@@ -220,6 +220,35 @@ def test_asking_about_a_steps_rows_spares_their_features(monkeypatch: pytest.Mon
     assert made == [10, 10, 10]
 
 
+def test_rows_are_told_by_what_they_hold() -> None:
+    """A tensor that was asked about and then holds other rows teaches these, as a new tensor would."""
+    x, y = digits("mixed")
+    one, other = teacher_of(dense=64, channels=8), teacher_of(dense=64, channels=8)
+    mine = x[300:600].clone()
+    one.logits(mine)
+    mine.copy_(x[:300])
+    for teacher, rows in ((one, mine), (other, x[:300])):
+        teacher.observe(rows, y[:300])
+        teacher.end_task()
+    assert torch.equal(one.logits(x[600:700]), other.logits(x[600:700]))
+
+
+def test_its_state_has_string_keys_and_integer_ones_are_taken() -> None:
+    """A state of an earlier release counts new rows by integer columns: it goes on as one of today."""
+    x, y = digits("mixed")
+    teacher = show(teacher_of(dense=64, channels=8), x[:305], y[:305])
+    state = copy.deepcopy(teacher.state_dict())
+    assert state["new"]
+    assert all(isinstance(column, str) for column in state["new"])
+    old = {**state, "new": {int(column): count for column, count in state["new"].items()}}
+    found = []
+    for saved in (state, old):
+        resumed = teacher_of(dense=64, channels=8)
+        resumed.load_state_dict(copy.deepcopy(saved))
+        found.append(show(resumed, x[305:700], y[305:700]).logits(x[700:]))
+    assert torch.equal(*found)
+
+
 def test_records_of_no_image_are_learned_by_dense_features() -> None:
     """A flat vector has no filters, whatever ``channels`` says."""
     teacher = teacher_of(3, schema=toys.schema_of(toys.FEATURES), dense=300)

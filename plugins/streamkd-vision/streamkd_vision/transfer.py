@@ -44,13 +44,14 @@ class AttentionTransfer:
         self._teacher, self._pairs, self._power = options.teacher, options.pairs, options.power
 
     def __call__(self, lesson: Lesson) -> Float[Tensor, "batch"]:
-        """The loss of each sample: 0 in remembered rows."""
+        """The loss of each sample, times what it counts: 0 in remembered rows, and in those that are held out."""
         shown = _given(lesson.teacher_features, self._teacher, "teacher")
         total = lesson.logits.new_zeros(lesson.fresh)
         for ours, theirs in self._pairs:
             student = _map(_given(lesson.features, ours, "student layer")[: lesson.fresh], self._power, ours)
             teacher = _map(_given(shown, theirs, f"layer of teacher {self._teacher}"), self._power, theirs)
             total = total + attention_distance(student, teacher.to(student.dtype)) / 2
+        total = total * lesson.weights[: lesson.fresh].sum(1)
         return F.pad(total, (0, len(lesson.labels) - lesson.fresh))
 
 
