@@ -223,13 +223,18 @@ class LearnerProcess:
 
 def main(fd: int) -> int:
     """Run the process on a channel; the exit code is for the log, the supervisor reads the messages."""
-    import torch
-
     logs.to_stderr("%(asctime)s learner %(levelname)s %(message)s")
     channel = Channel.inherited(fd)
     threads.end_process_when_one_dies(channel.send_fatal)
     start = channel.receive()
     assert start is not None, "the supervisor speaks first"
+    return live(start, channel)
+
+
+def live(start: Mapping[str, Any], channel: Channel) -> int:
+    """From the start message to the end; the exit code. What starting again would not mend is told as fatal."""
+    import torch
+
     try:
         with ExitStack() as stack:
             registry = Registry.load()

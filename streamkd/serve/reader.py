@@ -70,7 +70,17 @@ class Reader:
         return InferRequest(told["id"], {}, told["rows"], outputs), inputs
 
     async def _ask(self, asked: Mapping[str, Any], body: bytes) -> tuple[dict[str, Any], bytearray]:
-        """One exchange; a process whose answer was not heard to its end is of no use any more."""
+        """One exchange, and another with a fresh process where the one that was there has ended: perhaps before."""
+        was_there = self._streams is not None
+        try:
+            return await self._exchange(asked, body)
+        except (OSError, EOFError):
+            if not was_there:
+                raise
+            return await self._exchange(asked, body)
+
+    async def _exchange(self, asked: Mapping[str, Any], body: bytes) -> tuple[dict[str, Any], bytearray]:
+        """A process whose answer was not heard to its end is of no use any more."""
         try:
             reader, writer = self._streams or await self._start()
             writer.write(json.dumps(asked).encode() + b"\n")

@@ -61,27 +61,27 @@ def rows(first: int, count: int) -> pa.RecordBatch:
 
 
 @contextmanager
-def started(state: Path) -> Iterator[LearnerProcess]:
+def started(state: Path, config: configuration.Config = CONFIG) -> Iterator[LearnerProcess]:
     """The learner as ``python -m streamkd.serve.learner`` starts it, up to the point where it says ready."""
     directory = StateDirectory(state)
     channel, theirs = pair()
     with theirs, closing(channel), directory.lock(lambda: coherence.refuse_misfits(directory, pushed=True)):
-        process = LearnerProcess(CONFIG, REGISTRY, directory, channel)
+        process = LearnerProcess(config, REGISTRY, directory, channel)
         try:
             yield process
         finally:
             process.learner.source.close()
             process._checkpoints.close()
-            process._publisher._versions.close()
+            process._publisher.versions.close()
 
 
-def learn(process: LearnerProcess, upto: int) -> None:
+def learn(process: LearnerProcess, upto: int, size: int = 20) -> None:
     """Take records into the log as the ingress does, learn them, commit and publish, in a few goes."""
     log = process._log
     assert log is not None
     while log.end() < upto:
-        log.append(rows(log.end(), 20))
-        while process.learner.advance():
+        log.append(rows(log.end(), size), "p", log.end())
+        while process.learner.advance() or process.learner.advance():  # what comes short is cut at the second look
             pass
         process._checkpoint()
         process._publish()
@@ -102,14 +102,19 @@ def copies(tmp_path_factory: pytest.TempPathFactory) -> Copies:
         with started(folder / "state") as process:
             learn(process, upto)
             shutil.copytree(folder / "state", folder / name)  # while it is open: a kill leaves the same
+    return Copies(folder, undisturbed(folder / "state" / "log.sqlite"))
+
+
+def undisturbed(log: Path, config: configuration.Config = CONFIG) -> dict[int, str]:
+    """The weights after so many records of this log."""
     weights = {}
-    schema = schema_of(CONFIG, REGISTRY)
-    source, journal = open_source(CONFIG, REGISTRY, schema, folder / "state" / "log.sqlite")
-    learner = Learner(CONFIG, REGISTRY, source, schema, journal=journal)
-    while learner.advance():
+    schema = schema_of(config, REGISTRY)
+    source, journal = open_source(config, REGISTRY, schema, log)
+    learner = Learner(config, REGISTRY, source, schema, journal=journal)
+    while learner.advance() or learner.advance():
         weights[learner.records] = weights_sha256(learner.student.state_dict())
     source.close()
-    return Copies(folder, weights)
+    return weights
 
 
 def restore(copies: Copies, chosen: Mapping[str, str], state: Path) -> None:
