@@ -47,6 +47,11 @@ if os.environ.get("STREAMKD_TEST_PRODUCTS") == "by-shape":
 _LONG = ("scale", "endtoend", "search", "plugins", "test_unlabelled.py", "test_meta_training.py", "test_device.py")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``pytest tests/test_record.py --write-record`` makes docs/hardening.md anew."""
+    parser.addoption("--write-record", action="store_true", help="write docs/hardening.md of the tests' rows")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take long come first: begun last, one would keep the others waiting at the end of a parallel run."""
     items.sort(key=lambda item: not {item.path.parent.name, item.path.name} & set(_LONG))

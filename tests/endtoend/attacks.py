@@ -1,7 +1,7 @@
-"""Attacks on the doors, as rows: what it is, what is sent, what must be answered. A table of them can be printed.
+"""Attacks on the doors, as rows: what it is, what is sent, what must be answered.
 
 Over HTTP the answer is a status, or ``closed`` where nothing is said; over Flight a gRPC status's number, ``0`` where
-it is taken. ``python tests/endtoend/attacks.py`` prints the rows as a table.
+it is taken.
 """
 
 import gzip
@@ -287,14 +287,3 @@ PUTS = [
     Put("rows past the limit", lambda: batch(70_000), INVALID, "rows"),
     Put("an authorization that is no UTF-8", batch, 0, headers=((b"authorization-bin", b"\xff\xfe"),)),
 ]
-
-
-def table() -> str:
-    """All rows in Markdown."""
-    rows = [f"| HTTP | {row.title} | {' or '.join(map(str, row.answers))} |" for row in HTTP]
-    rows += [f"| Flight | {row.title} | gRPC status {row.status} |" for row in PUTS]
-    return "\n".join(["| door | what was sent | what was answered |", "|---|---|---|", *rows])
-
-
-if __name__ == "__main__":
-    print(table())
