@@ -47,7 +47,7 @@ def _post(client: httpx.Client, piece: Piece, outbox: Outbox, target: Target) ->
     if "sequence" in said:  # also where every row was refused
         outbox.settle(piece.sequence, said["accepted"], said["rejected"], said["offset"], bool(said.get("duplicate")))
         return
-    if answer.status_code == 409:
+    if answer.status_code == 409 and "forgotten" in said:  # else this server takes no records at all
         raise conflict(said, f"{target.url}{path}")
     message = str(said.get("error") or f"status {answer.status_code}")
     if answer.status_code in TRY_AGAIN:

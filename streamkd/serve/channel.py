@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from streamkd.errors import StreamkdError
+from streamkd.errors import LogDamaged, StreamkdError
 
 MESSAGE_BYTES = 16 << 20
 FAULT = 4_000  # characters of what ended a child
@@ -107,8 +107,9 @@ class Channel:
 
     def send_fatal(self, fault: StreamkdError) -> None:
         """Say that this process ends of a fault that another start would not help, where anybody hears it."""
+        told = {"message": str(fault)[:FAULT], "exit_code": fault.exit_code, "damage": isinstance(fault, LogDamaged)}
         with contextlib.suppress(EOFError):
-            self.send({"kind": "fatal", "message": str(fault)[:FAULT], "exit_code": fault.exit_code})
+            self.send({"kind": "fatal", **told})
 
     def receive(self, timeout: float | None = None) -> dict[str, Any] | None:
         """The next message, or ``None`` when none came within ``timeout`` seconds (``None``: wait for ever).

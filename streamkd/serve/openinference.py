@@ -66,8 +66,7 @@ def largest_body(schema: RecordSchema, rows: int) -> int | None:
 
 def json_length(body: bytes, header_length: str | None) -> int:
     """Bytes of JSON at the beginning of a body; all of it where the header says nothing that can be."""
-    known = header_length is not None and header_length.isascii() and header_length.isdigit()
-    return min(int(header_length), len(body)) if known and header_length and len(header_length) < 19 else len(body)
+    return min(int(header_length), len(body)) if header_length and _is_number(header_length) else len(body)
 
 
 def render(
@@ -135,12 +134,18 @@ def metadata(schema: RecordSchema, classes: Sequence[Label], versions: Sequence[
     }
 
 
+def _is_number(text: str) -> bool:
+    """Whether a header is a length; one of thousands of digits is no number that Python reads."""
+    return text.isascii() and text.isdigit() and len(text) < 19
+
+
 def _split(body: bytes, header_length: str | None) -> tuple[bytes, memoryview]:
     length = len(body)
     if header_length is not None:
-        if not header_length.isascii() or not header_length.isdigit() or int(header_length) > length:
+        said = int(header_length) if _is_number(header_length) else -1
+        if not 0 <= said <= length:
             raise RecordError(f"needed {HEADER_LENGTH} of 0 to {length}, got {header_length[:40]!r}")
-        length = int(header_length)
+        length = said
     if length > JSON_BYTES:
         raise LimitExceeded(
             f"needed at most {JSON_BYTES} bytes of JSON, got {length}", fix="send tensors with binary_data_size"

@@ -281,7 +281,8 @@ class Supervisor:
         elif kind in ("listening", "ready"):
             self._open({name: url for name, url in message.items() if name != "kind"})
         elif kind == "fatal":
-            if not self._listened:  # later, predictions and learning go on, and the next start may find it mended
+            # later, predictions and learning go on, and the next start may find it mended; but not a damaged log
+            if not self._listened or message.get("damage"):
                 self._ingress.finish()
                 self._fatal(message)
         else:

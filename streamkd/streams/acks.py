@@ -19,10 +19,13 @@ IN_FLIGHT = 256
 
 
 class Acks:
-    """``write`` sends one message; its failure means that the client is gone, and the batches stay written."""
+    """``write`` sends one message; its failure means that the client is gone, and the batches stay written.
 
-    def __init__(self, write: Callable[[bytes], None]) -> None:
-        self._write = write
+    ``failed`` is called when no more acks will come: the reader may be waiting for a client that waits for one.
+    """
+
+    def __init__(self, write: Callable[[bytes], None], failed: Callable[[], None] = lambda: None) -> None:
+        self._write, self._failed = write, failed
         self._pending: deque[tuple[Future[Receipt], int]] = deque()
         self._pending_bytes = 0
         self._changed = threading.Condition()
@@ -100,6 +103,7 @@ class Acks:
         with self._changed:
             self._failure = fault
             self._changed.notify_all()
+        self._failed()
 
 
 def fold(receipts: Sequence[Receipt]) -> bytes:

@@ -66,6 +66,16 @@ class Callers:
             with self._lock:
                 self._unread.pop(peer, None)
 
+    def leave_waiting(self, peer: Peer) -> None:
+        """The caller waits for what will not come: it has ``GRACE_SECONDS`` to send something and be told why."""
+        with self._lock:
+            self._unread[peer] = time.monotonic() - max(0.0, self._idle_seconds - GRACE_SECONDS)
+
+    def settle(self, peer: Peer) -> None:
+        """Its call ends."""
+        with self._lock:
+            self._unread.pop(peer, None)
+
     def make_room(self) -> None:
         """Shut the longest silent connection of the address that has most, if it is silent for a while."""
         found = connections(self._port)

@@ -194,7 +194,7 @@ class _Server(fl.FlightServerBase):
         with self._refusals() as refusals, self._slot(context):
             self._know(descriptor)
             admit_schema(reader.schema, self._intake.schema, self._intake.limits)
-            acks = Acks(write)
+            acks = Acks(write, lambda: callers.leave_waiting(peer))
             try:
                 for batch, note in _chunks(reader):
                     with callers.holding(peer):
@@ -202,6 +202,7 @@ class _Server(fl.FlightServerBase):
             finally:
                 with callers.holding(peer):
                     acks.finish()
+                callers.settle(peer)
             acks.raise_failure()
         if refusals:
             raise refusals[0]

@@ -125,9 +125,12 @@ class Intake:
 
         Raises:
             NotReady: draining. Overloaded: full, and not to be waited for. BadRun: too many bad rows in a row.
+            SequenceConflict: the number was used for other data.
         """
         self._count_run(sifted, sender)
         held = b"" if sequence is None else digest(sifted.rows, [each.row for each in sifted.rejects], sifted.letters)
+        if producer is not None and sequence is not None:  # a client that waits for this receipt sends nothing more
+            self._log.refuse_conflict(producer, sequence, held)
         entry = Entry(sifted.rows, producer, sequence, sifted.letters, held, line or Line())
         self._reserve(entry, patient)
         return self._committer.submit(entry)

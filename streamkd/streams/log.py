@@ -199,6 +199,15 @@ class Log:
             said = f"the log holds {used} of {self._quota_bytes} bytes"
             raise Overloaded(said, retry_after_seconds=5.0, where=str(self.path), fix="raise stream.retain.quota_bytes")
 
+    def refuse_conflict(self, producer: str, sequence: int, digest: bytes) -> None:
+        """Whether a number can be used for this content, as far as is known before it is written.
+
+        Raises:
+            SequenceConflict: it cannot. LogDamaged: the file is broken.
+        """
+        with self._read() as reader:
+            Receipts(reader).find(producer, sequence, digest, look_only=True)
+
     def _put(self, entry: Entry, end: int) -> Receipt:
         if entry.line.conflict is not None:
             raise entry.line.conflict

@@ -89,10 +89,11 @@ class Receipts:
             self._connection.execute(table)
         add_columns(self._connection, "receipts", {"digest": "BLOB", "created": "REAL"})
 
-    def find(self, producer: str, sequence: int, digest: bytes) -> Receipt | None:
+    def find(self, producer: str, sequence: int, digest: bytes, *, look_only: bool = False) -> Receipt | None:
         """The receipt of a batch that was taken before; ``None`` where the number is free.
 
-        A receipt without a digest, of an older log, is taken for that of the same batch.
+        A receipt without a digest, of an older log, is taken for that of the same batch. That of a batch of which no
+        row was accepted goes, unless ``look_only``.
 
         Raises:
             SequenceConflict: the number was used for other data, or is forgotten.
@@ -108,7 +109,8 @@ class Receipts:
         if known == digest or (known is None and accepted):
             return Receipt(sequence, accepted, rejected, offset, duplicate=True)
         if not accepted:
-            self._forget(producer, sequence)
+            if not look_only:
+                self._forget(producer, sequence)
             return None
         when = f" at {datetime.fromtimestamp(created, UTC):%Y-%m-%d %H:%M:%S} UTC" if created else ""
         said = (

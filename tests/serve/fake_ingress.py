@@ -4,6 +4,7 @@ import argparse
 import socket
 from pathlib import Path
 
+from streamkd.errors import LogDamaged
 from streamkd.serve.channel import Channel
 
 
@@ -22,6 +23,9 @@ def main() -> None:
         end = 9
         while True:
             message = channel.receive(0.1)
+            if (state / "damaged").exists():
+                channel.send_fatal(LogDamaged("the log's file is damaged"))
+                return
             if message is None:
                 end += 1
                 channel.send({"kind": "beat", "doing": "taking records", "ends": {"main/0": end}})

@@ -14,10 +14,13 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import tritonclient.http as triton
 
+from streamkd.errors import RecordError
+from streamkd.producer.push import push
 from streamkd.records import InputColumn, RecordSchema
 from streamkd.streams.tokens import create
 
@@ -196,6 +199,7 @@ def binary_request(raw: bytes, size: int, length: str | None = None) -> tuple[by
         (b"x" * 15, 12, None, "needed no bytes after the tensors, got 3"),
         (b"x" * 12, 12, "-1", "needed Inference-Header-Content-Length"),
         (b"x" * 12, 12, "99999", "needed Inference-Header-Content-Length"),
+        (b"x" * 12, 12, "9" * 5_000, "needed Inference-Header-Content-Length"),
     ],
 )
 def test_wrong_binary_sizes_are_refused(
@@ -385,6 +389,9 @@ def test_pushes_are_refused_where_no_source_takes_them(shared: Running) -> None:
     reply = shared.client.post("/v1/streams/main", content=b"x")
     assert reply.status_code == 409
     assert "takes no pushed records" in reply.json()["error"]
+    with pytest.raises(RecordError, match=r"set stream\.source") as told:
+        push([pa.record_batch({"x": [1]})], shared.url)
+    assert "--producer" not in str(told.value)  # no number was used
 
 
 def test_an_unexpected_fault_shows_an_id_and_nothing_else(running: Running, caplog: pytest.LogCaptureFixture) -> None:

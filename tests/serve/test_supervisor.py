@@ -353,6 +353,14 @@ def test_an_ingress_that_cannot_start_again_ends_nothing(launch: Callable[..., S
     until(lambda: ready(server)[0] == 200, 20)
 
 
+def test_a_log_that_is_found_damaged_later_ends_the_server_once(launch: Callable[..., Server]) -> None:
+    """Another ingress would open its door and meet the same page: one error and an end, not a loop of restarts."""
+    server = launch(PUSH)
+    until(lambda: "flight" in server.status()["urls"])
+    (server.state / "damaged").touch()
+    assert server.process.wait(20) == 1
+
+
 def test_a_push_while_the_ingress_is_down_is_503(launch: Callable[..., Server]) -> None:
     """Until the ingress listens, pushes are told when to come again."""
     server = launch(PUSH)

@@ -18,7 +18,7 @@ import pyarrow.flight as fl
 import pytest
 
 from streamkd.config import Tls
-from streamkd.errors import ConfigError
+from streamkd.errors import ConfigError, Overloaded
 from streamkd.records import InputColumn, RecordSchema
 from streamkd.streams import callers, codec, tokens
 from streamkd.streams.acks import Acks, fold
@@ -541,3 +541,46 @@ def test_other_data_under_a_used_number_is_refused(open_way: Callable, serve: Ca
     assert code(caught.value) == "already_exists"
     assert "3 records accepted and 0 refused" in str(caught.value)
     assert way.log.end() == 7
+
+
+def in_turn(url: str, *batches: pa.RecordBatch) -> list[Any]:
+    """Put batches of which each waits for the ack of the one before, as the README's client does."""
+    acks: list[Any] = []
+    with fl.connect(url) as connection:
+        writer, reader = connection.do_put(MAIN, batches[0].schema, fl.FlightCallOptions(timeout=20))
+        with writer:
+            for sequence, batch in enumerate(batches):
+                writer.write_with_metadata(batch, json.dumps({"producer": "p", "sequence": sequence}).encode())
+                if (ack := reader.read()) is None:
+                    break
+                acks.append(json.loads(ack.to_pybytes()))
+    return acks
+
+
+def test_who_waits_for_each_ack_is_told_of_a_conflict(open_way: Callable, serve: Callable, pictures: Pictures) -> None:
+    """At once: the server reads on, and the client sends nothing more before it has heard."""
+    url = serve(open_way())
+    assert len(in_turn(url, pictures(3), pictures(4))) == 2
+    begun = time.monotonic()
+    with pytest.raises(fl.FlightError, match="sequence 0 of producer 'p' was used at") as caught:
+        in_turn(url, pictures(3, seed=1), pictures(4))
+    assert code(caught.value) == "already_exists"
+    assert time.monotonic() - begun < 10
+
+
+def test_who_waits_for_an_ack_that_will_not_come_is_let_go(
+    open_way: Callable, serve: Callable, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that could not be written, the disk being full say: the connection ends, and the client comes again."""
+    monkeypatch.setattr(callers, "GRACE_SECONDS", 0.5)
+    way = open_way()
+    url = serve(way)
+
+    def full(entries: Any) -> Any:
+        raise Overloaded("the disk is full")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(way.log, "append_many", full)
+        with pytest.raises(fl.FlightUnavailableError):
+            in_turn(url, pictures(3), pictures(4))
+    assert len(in_turn(url, pictures(3), pictures(4))) == 2
