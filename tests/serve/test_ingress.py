@@ -284,7 +284,7 @@ def test_what_cannot_start_says_why(case: str, start: Callable[..., Process], tm
 def test_a_broken_page_is_told_once_and_ends_the_process(
     table: str, start: Callable[..., Process], tmp_path: Path
 ) -> None:
-    """The committer's thread meets it and takes its process along: why, and no second start behind "ready"."""
+    """A start over it is refused in words that name the part, and no second one would be better."""
     process = start()
     push(process.url, range(20), [])
     process.end()
@@ -296,13 +296,10 @@ def test_a_broken_page_is_told_once_and_ends_the_process(
     data[(page - 1) * PAGE_BYTES : page * PAGE_BYTES] = b"\xff" * PAGE_BYTES
     log.write_bytes(data)
     process = start()
-    named = {"streamkd-producer": "p", "streamkd-sequence": "99"}
-    with contextlib.suppress(httpx.TransportError):  # 503, or an end while it waits
-        assert process.post(b'{"x": [1, 2, 3, 4, 5, 6], "label": 1}', named).status_code == 503
-    message = process.hear("fatal")["message"]
-    assert "file is damaged" in message
-    assert "--state" in message
-    assert process.popen.wait(10) == 1
+    assert process.first["kind"] == "fatal"
+    assert "log.sqlite   DOES NOT FIT" in process.first["message"]
+    assert "--state" in process.first["message"]
+    assert process.popen.wait(10) == process.first["exit_code"] == 3
     with pytest.raises(EOFError):
         process.hear("fatal")
 
