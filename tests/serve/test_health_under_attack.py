@@ -41,7 +41,7 @@ def attacked(url: str, seconds: float, idle: int) -> None:
     seen = end(attack, 60)
     assert seen["idle"] >= min(idle, 1_000)
     assert seen["large 200"] >= 1
-    assert seen["flood 200"] >= 100
+    assert seen["flood 200"] >= 20
     pace = statistics.median(calm["predict"])
     assert max(took["live"]) < max(1.0, 50 * pace), took["live"]
     assert np.quantile(took["predict"], 0.99) < max(0.25, 25 * pace), sorted(took["predict"])[-5:]

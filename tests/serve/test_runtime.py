@@ -3,6 +3,7 @@
 import os
 import socket
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,17 +12,24 @@ from streamkd.search import scratch
 from streamkd.serve.runtime import PREFIX, runtime_folder
 
 
-def test_what_a_killed_server_left_goes_with_a_later_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty place for temporary files, whose path is short enough for a socket."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="t") as made:
+        monkeypatch.setattr(tempfile, "tempdir", made)
+        yield Path(made)
+
+
+def test_what_a_killed_server_left_goes_with_a_later_start(place: Path) -> None:
     """One folder at a time however often a server was killed; it is ours alone, and goes at the end."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    left = tmp_path / f"{PREFIX}12345678"
+    left = place / f"{PREFIX}12345678"
     left.mkdir()
     (left / scratch.LOCK).touch()
     os.utime(left, (0, 0))
     with runtime_folder() as folder:
-        assert list(tmp_path.iterdir()) == [folder]
+        assert list(place.iterdir()) == [folder]
         assert folder.stat().st_mode & 0o777 == 0o700
-    assert list(tmp_path.iterdir()) == []
+    assert list(place.iterdir()) == []
 
 
 def test_a_long_path_for_temporary_files_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
