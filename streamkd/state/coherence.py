@@ -65,11 +65,13 @@ def refuse_misfits(directory: StateDirectory, pushed: bool) -> None:
     Raises:
         StateConflict: a line for each part, and the ways out.
     """
+    # the folders first: a rollback that comes in between (any process may) is then known, or marked as begun
+    checkpoints, published = _numbers(directory.checkpoints), _numbers(directory.published)
     database, known = _database(directory)
     parts = [
         database,
-        _folders("checkpoints", directory.checkpoints, known, tuple(known.rows), 0),
-        _folders("published", directory.published, known, known.versions, 1),
+        _folders("checkpoints", checkpoints, known, tuple(known.rows), 0),
+        _folders("published", published, known, known.versions, 1),
         _log(directory, known, pushed),
     ]
     if not database.fits or not all(part.fits for part in parts):
@@ -157,9 +159,8 @@ def _known(connection: sqlite3.Connection, directory: StateDirectory) -> Known:
     )
 
 
-def _folders(name: str, folder: Path, known: Known, needed: Sequence[int], which: int) -> Part:
+def _folders(name: str, there: Sequence[int], known: Known, needed: Sequence[int], which: int) -> Part:
     """Folders of one kind: at least one of those that are known, and none that the database has yet to number."""
-    there = _numbers(folder)
     newer = [n for n in there if n > known.given[which] and n not in known.unfinished[which]]
     if newer:
         upto = f"up to {known.given[which]}" if known.given[which] else "none"

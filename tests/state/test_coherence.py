@@ -4,7 +4,7 @@ import hashlib
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -231,3 +231,18 @@ def test_the_ingress_takes_nothing_into_another_log(state: Path) -> None:
         coherence.refuse_other_log(directory)
     with pytest.raises(StateConflict, match=r"state\.sqlite .*is missing"):
         coherence.refuse_other_log(StateDirectory(state.with_name("nowhere")))
+
+
+def test_a_rollback_meanwhile_is_no_misfit(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The supervisor rolls back while a learner that was killed is started again and looks at the parts."""
+    directory = StateDirectory(state)
+    look = coherence._database
+
+    def look_and_roll_back(where: StateDirectory) -> object:
+        found = look(where)
+        with closing(Versions(directory)) as versions:
+            assert versions.rollback(1) == 4
+        return found
+
+    monkeypatch.setattr(coherence, "_database", look_and_roll_back)
+    coherence.refuse_misfits(directory, pushed=True)
