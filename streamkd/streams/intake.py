@@ -7,6 +7,7 @@
 Flight waits for room and leaves its stream unread meanwhile; HTTP does not wait and answers 429.
 """
 
+import contextlib
 import logging
 import threading
 from collections import OrderedDict
@@ -19,7 +20,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from streamkd.config import Limits, Retain, Tls
-from streamkd.errors import LimitExceeded, NotReady, Overloaded, RecordError, SchemaMismatch, StreamkdError
+from streamkd.errors import LimitExceeded, LogDamaged, NotReady, Overloaded, RecordError, SchemaMismatch, StreamkdError
 from streamkd.records import RecordSchema
 from streamkd.streams.admission import Sifted
 from streamkd.streams.committer import Committer
@@ -130,7 +131,8 @@ class Intake:
         self._count_run(sifted, sender)
         held = b"" if sequence is None else digest(sifted.rows, [each.row for each in sifted.rejects], sifted.letters)
         if producer is not None and sequence is not None:  # a client that waits for this receipt sends nothing more
-            self._log.refuse_conflict(producer, sequence, held)
+            with contextlib.suppress(LogDamaged):  # the committer meets it too, which ends the process
+                self._log.refuse_conflict(producer, sequence, held)
         entry = Entry(sifted.rows, producer, sequence, sifted.letters, held, line or Line())
         self._reserve(entry, patient)
         return self._committer.submit(entry)
