@@ -172,7 +172,8 @@ def _in_words(name: str) -> Iterator[None]:
         raise ConfigError(f"is not YAML: {said}", where=where) from None
     except RecursionError:
         raise ConfigError(f"is nested deeper than {DEPTH} levels", where=name) from None
-    except (ValueError, OverflowError) as fault:  # a date that there is not, a number of thousands of digits
+    except (ValueError, OverflowError, LookupError, AttributeError) as fault:
+        # a date that there is not, a number of thousands of digits, a text that is not what its tag says
         raise ConfigError(f"holds a value that cannot be: {fault}", where=name) from None
 
 

@@ -289,12 +289,15 @@ def _bomb(levels: int) -> str:
         ("# " + "x" * (1 << 20), "characters, at most"),
         ("a: 2001-99-99", "holds a value that cannot be"),
         ("a: " + "9" * 5_000, "holds a value that cannot be"),
+        ("a: !!bool abc", "holds a value that cannot be"),
+        ("a: !!timestamp abc", "holds a value that cannot be"),
+        ('a: !!int ""', "holds a value that cannot be"),
         ("a: \x00", "is not YAML"),
         ("? [a]\n: b", "is not YAML"),
         ("a: !!python/object/apply:os.system [id]", "is not YAML"),
     ],
     ids=["itself", "itself below", "deep", "very deep", "deep blocks", "aliases", "merges", "many", "long", "date",
-         "number", "control", "key", "python"],
+         "number", "no switch", "no time", "no number", "control", "key", "python"],
 )  # fmt: skip
 def test_a_document_has_an_end(text: str, words: str) -> None:
     """Recursion, depth, bombs of aliases, and values that cannot be are said in a second, with the file."""
