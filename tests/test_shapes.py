@@ -6,17 +6,16 @@ import torch
 from streamkd.distill.gate import share
 
 
-def given(rows: int) -> None:
-    """Scores of some rows, and who is heard in two."""
-    share(torch.zeros(rows, 3), torch.ones(2, 3, dtype=torch.bool))
+def given(rows: int, times: int = 1) -> None:
+    """Scores of some rows, and who is heard in two; so many times."""
+    for _ in range(times):
+        share(torch.zeros(rows, 3), torch.ones(2, 3, dtype=torch.bool))
 
 
 def test_a_wrong_shape_is_told_however_often_a_function_was_called() -> None:
     """At once; and after hundreds of good calls within twenty more, which would broadcast in silence."""
     with pytest.raises(Exception, match="Type-check error"):
         given(1)
-    for _ in range(300):
-        given(2)
+    given(2, times=300)
     with pytest.raises(Exception, match="Type-check error"):
-        for _ in range(20):
-            given(1)
+        given(1, times=20)
