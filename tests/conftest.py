@@ -2,8 +2,9 @@
 function that a test calls often the first calls, and some of the later ones).
 
 ``oracles`` (slow and obvious formulas), ``toys`` (small parts to test with), ``gaussians`` (rows of known moments),
-``pages`` (what a browser would make of one), ``devices`` (a GPU that is not there) and ``kernels`` (a processor that
-rounds otherwise, for all tests under ``STREAMKD_TEST_PRODUCTS=by-shape``) are importable by name.
+``mistakes`` (plugins that break their contract), ``pages`` (what a browser would make of one), ``devices`` (a GPU that
+is not there) and ``kernels`` (a processor that rounds otherwise, for all tests under
+``STREAMKD_TEST_PRODUCTS=by-shape``) are importable by name.
 """
 
 import functools
@@ -62,6 +63,8 @@ class _Late:
     def find_spec(name: str, path: object = None, target: object = None) -> object:
         if name in ("devices", "gaussians", "kernels", "oracles", "pages", "toys"):
             return importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+        if name == "mistakes":
+            return importlib.util.spec_from_file_location(name, Path(__file__).with_name(name) / "__init__.py")
         return None
 
 

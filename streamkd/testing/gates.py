@@ -79,8 +79,7 @@ def _changes_nothing(clause: Clause, gate: nn.Module, about: str) -> None:
         for name, value in _state(gate).items():
             same(value, before[name], 0)
     with clause(f"it leaves its evidence and the weights that it gave as they are, {about}", "work on copies"):
-        gate(evidence_of(6))
-        gate(part_of(evidence_of(3), slice(1, None)))
+        gate(of_teachers(evidence_of(3), [2, 0, 1]))
         same(first, kept, 0)
         for field in ("logits", "labels", "answers", "known", "heard", "facts", "met", "stale"):
             same(getattr(shown, field), getattr(evidence, field), 0)
@@ -147,6 +146,7 @@ def _takes_prices(clause: Clause, gate: nn.Module, floor: float) -> None:
         for prices in (table, table * 1e6, torch.zeros_like(table), torch.full_like(table, torch.nan)):
             given = prices.clone()
             settle(shown, given)
+            shaped(gate(shown), (len(table), 4))
             same(given.nan_to_num(), prices.nan_to_num(), 0)
             for field in ("logits", "answers"):
                 same(getattr(shown, field), getattr(evidence, field), 0)

@@ -34,8 +34,9 @@ def leaves_input(clause: Clause, forward: Forward, x: Tensor, about: str) -> Non
         "keep neither the input nor the answers between calls, or copies of them",
     ):
         others = x.flip(0)
+        needed = forward(others).clone()
         answers = forward(mine)
-        kept, needed = answers.clone(), forward(others)
+        kept = answers.clone()
         mine.copy_(others)
         same(forward(mine), needed)
         same(answers, kept, 0)

@@ -89,7 +89,7 @@ class Said:
 
     @classmethod
     def by(cls, teacher: Teacher, x: Tensor) -> "Said":
-        version = teacher.version if isinstance(teacher, Settled) else None
+        version = teacher.version if teacher.role == "settled" and isinstance(teacher, Settled) else None
         return cls(teacher.logits(x).clone(), teacher.known().clone(), version)
 
     def is_kept_by(self, teacher: Teacher, x: Tensor) -> None:
@@ -294,7 +294,7 @@ class Course:
                 said[place + 1].is_kept_by(teacher, self.x)
 
     def _stopped(self, said: list[Said], states: list[Any]) -> None:
-        for place in (0, 1, 3, 6, 7, 8, 10, len(states) - 1):  # before, within, and after each task
+        for place in (4, 6, 8, 10, 11):  # while rows wait, before a task ends and after, and at the end
             with self.clause(
                 "stopped anywhere and restored, it goes on as if never stopped",
                 "state_dict(): also the rows that wait, counts, generators; string keys; load_state_dict takes it all",

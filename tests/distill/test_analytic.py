@@ -223,14 +223,14 @@ def test_asking_about_a_steps_rows_spares_their_features(monkeypatch: pytest.Mon
 def test_rows_are_told_by_what_they_hold() -> None:
     """A tensor that was asked about and then holds other rows teaches these, as a new tensor would."""
     x, y = digits("mixed")
-    one, other = teacher_of(dense=64, channels=8), teacher_of(dense=64, channels=8)
-    mine = x[300:600].clone()
+    one, other = (show(teacher_of(dense=64, channels=8), x[:600], y[:600]) for _ in range(2))
+    mine = x[900:1200].clone()
     one.logits(mine)
-    mine.copy_(x[:300])
-    for teacher, rows in ((one, mine), (other, x[:300])):
-        teacher.observe(rows, y[:300])
+    mine.copy_(x[600:900])
+    for teacher, rows in ((one, mine), (other, x[600:900])):
+        teacher.observe(rows, y[600:900])
         teacher.end_task()
-    assert torch.equal(one.logits(x[600:700]), other.logits(x[600:700]))
+    assert torch.equal(one.logits(x[1200:]), other.logits(x[1200:]))
 
 
 def test_its_state_has_string_keys_and_integer_ones_are_taken() -> None:

@@ -1,0 +1,13 @@
+"""Deliberate mistakes: plugins that are right but for one thing, each with the clause that finds it."""
+
+from mistakes import gates, losses, sources, students, teachers, watchers
+from mistakes.mistake import Mistake
+
+MISTAKES: tuple[Mistake, ...] = (
+    *students.MISTAKES,
+    *teachers.MISTAKES,
+    *losses.MISTAKES,
+    *gates.MISTAKES,
+    *sources.MISTAKES,
+    *watchers.MISTAKES,
+)

@@ -1,0 +1,25 @@
+"""One mistake: who makes it, and what is told."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from streamkd.hookspecs import Group, Kind, Options, SourceKind
+
+ALOOF = "it draws nothing from torch's and numpy's own random generators"
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A kind that is right but for ``name``; ``clause`` are words of the one clause that finds it."""
+
+    group: Group
+    name: str
+    clause: str
+    make: Callable[..., Any]
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of the check."""
+
+    @property
+    def kind(self) -> Kind:
+        return (SourceKind if self.group == "sources" else Kind)("broken", self.make, Options)

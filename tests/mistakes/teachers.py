@@ -1,0 +1,288 @@
+"""Mistakes of teachers."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mistakes.mistake import ALOOF, Mistake
+from streamkd.distill.teachers import EmaOptions, EmaTeacher, RecallTeacher, SnapshotTeacher, copy_of
+
+
+class Average(EmaTeacher):
+    """The average, which is right."""
+
+    def __init__(self, options: Any, context: Any) -> None:
+        super().__init__(EmaOptions(), context)
+
+
+class Holding(Average):
+    def __init__(self, options: Any, context: Any) -> None:
+        super().__init__(options, context)
+        self.student = context.student
+
+
+class Grading(Average):
+    def __init__(self, options: Any, context: Any) -> None:
+        super().__init__(options, context)
+        self.student.requires_grad_(True)
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.student(x)
+
+
+class Forgetful(Average):
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Pickled(Forgetful):
+    def state_dict(self) -> dict[str, Any]:
+        return {"student": self.student}
+
+
+class Noisy(Average):
+    def logits(self, x: Tensor) -> Tensor:
+        return super().logits(x) + 1e-7 * torch.randn(())
+
+
+class Scaling(Average):
+    def logits(self, x: Tensor) -> Tensor:
+        return super().logits(x.div_(2))
+
+
+class Reusing(Average):
+    """Answers into one tensor."""
+
+    def logits(self, x: Tensor) -> Tensor:
+        answers = super().logits(x)
+        if getattr(self, "place", torch.zeros(0)).shape != answers.shape:
+            self.place = torch.zeros_like(answers)
+        return self.place.copy_(answers)
+
+
+class Roleless(RecallTeacher):
+    role = "wise"  # type: ignore[assignment]
+
+
+class Halved(Average):
+    """Is shown rows, and never told that a task ends: the pool does not know that it observes."""
+
+    def observe(self, x: Tensor, y: Tensor) -> None: ...
+
+
+class Stuck(SnapshotTeacher):
+    def __init__(self, options: Any, context: Any) -> None:
+        super().__init__(context.key, copy_of(context.student))
+
+    def grow(self, labels: Any) -> None: ...
+
+
+class Posing(SnapshotTeacher):
+    """Says that it knows whatever comes."""
+
+    def __init__(self, options: Any, context: Any) -> None:
+        super().__init__(context.key, copy_of(context.student))
+
+    def known(self) -> Tensor:
+        return torch.ones(self._width, dtype=torch.bool)
+
+
+class Following(Stuck):
+    """Frozen by name."""
+
+    def after_step(self, student: Any) -> None:
+        self.student.load_state_dict(student.state_dict())
+
+
+class Counts:
+    """A teacher that is right: class frequencies, solved when a task ends; its rows wait in between."""
+
+    role, fresh = "settled", True
+
+    def __init__(self, options: Any, context: Any) -> None:
+        self.key, self.version = context.key, 0
+        self.width = len(context.labels)
+        self.counts = torch.zeros(self.width)
+        self.waiting: list[Tensor] = []
+
+    def logits(self, x: Tensor) -> Tensor:
+        return F.pad(self.counts, (0, self.width - len(self.counts))).expand(len(x), -1)
+
+    def known(self) -> Tensor:
+        return F.pad(self.counts, (0, self.width - len(self.counts))) > 0
+
+    def features(self, x: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
+        return {}
+
+    def grow(self, labels: Sequence[Any]) -> None:
+        self.width = len(labels)
+
+    def after_step(self, student: Any) -> None: ...
+
+    def size_bytes(self) -> int:
+        return 0
+
+    def observe(self, x: Tensor, y: Tensor) -> None:
+        self.waiting.append(y.clone())
+
+    def end_task(self) -> None:
+        for y in self.waiting:
+            found = torch.bincount(y, minlength=self.width).float()
+            self.counts = F.pad(self.counts, (0, self.width - len(self.counts))) + found
+        self.version += bool(self.waiting)
+        self.waiting = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"counts": self.counts, "waiting": self.waiting, "version": self.version}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.counts, self.waiting, self.version = state["counts"], [*state["waiting"]], state["version"]
+
+
+class Raising(Counts):
+    """Cannot take a batch of one row."""
+
+    def observe(self, x: Tensor, y: Tensor) -> None:
+        x.float().var(0, correction=1).sqrt()[0].item()
+        if len(y) < 2:
+            raise ValueError("needed two rows")
+        super().observe(x, y)
+
+
+class Training(Counts):
+    """Trains by gradient where there is none."""
+
+    def observe(self, x: Tensor, y: Tensor) -> None:
+        super().observe(x, y)
+        weight = torch.ones((), requires_grad=True)
+        (weight * x.float().sum()).backward()
+
+
+class Eager(Counts):
+    """Counts at once, and raises the version when the task ends."""
+
+    def observe(self, x: Tensor, y: Tensor) -> None:
+        super().observe(x, y)
+        version = self.version
+        self.end_task()
+        self.version = version
+
+
+class Falling(Counts):
+    """Counts its versions down."""
+
+    def end_task(self) -> None:
+        version, some = self.version, bool(self.waiting)
+        super().end_task()
+        self.version = version - some
+
+
+class Frozen(Counts):
+    """Learns, and says that it is frozen."""
+
+    role = "frozen"
+
+
+class Chancy(Counts):
+    """Learns each row by chance, from a generator of its own that nobody seeds."""
+
+    def __init__(self, options: Any, context: Any) -> None:
+        super().__init__(options, context)
+        self.chance = torch.Generator()
+        self.chance.seed()
+
+    def observe(self, x: Tensor, y: Tensor) -> None:
+        super().observe(x, y[torch.rand(len(y), generator=self.chance) < 0.5])
+
+
+class Dropping(Counts):
+    """The same, from torch's generator."""
+
+    def observe(self, x: Tensor, y: Tensor) -> None:
+        super().observe(x, y[torch.rand(len(y)) < 0.5])
+
+
+class Aliasing(Counts):
+    def observe(self, x: Tensor, y: Tensor) -> None:
+        self.waiting.append(y)
+
+
+class Sorting(Counts):
+    def observe(self, x: Tensor, y: Tensor) -> None:
+        super().observe(x, y.copy_(y.sort().values))
+
+
+class Impatient(Counts):
+    """Leaves the rows that wait out of its state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "waiting": []}
+
+
+class Unversioned(Counts):
+    """Leaves its version out of its state."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict({**state, "version": 0})
+
+
+class Numbered(Counts):
+    """Integer keys, which JSON has not: only once something was learned."""
+
+    def state_dict(self) -> dict[str, Any]:
+        found = dict(enumerate(self.counts.tolist())) if self.version else {}
+        return {**super().state_dict(), "by_class": found}
+
+
+class Recalling(Counts):
+    """Learns what it is asked to recall."""
+
+    def recall(self, x: Tensor, y: Tensor) -> Tensor:
+        self.counts = self.counts + 1
+        return self.logits(x)
+
+
+class Short(Counts):
+    """Recalls only the columns that it knows."""
+
+    def recall(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.logits(x)[:, :1]
+
+
+def mistake(name: str, clause: str, make: Callable[..., Any]) -> Mistake:
+    return Mistake("teachers", name, clause, make)
+
+
+MISTAKES = (
+    mistake("a role that the pool does not know", "it goes by the key of its context, and has a role", Roleless),
+    mistake("observe() without end_task()", "one that learns from labels has observe() and end_task()", Halved),
+    mistake("answers with a gradient", "its answers carry no gradient", Grading),
+    mistake("noise in its answers", ALOOF, Noisy),
+    mistake("works on its input in place", "each row is answered by itself", Scaling),
+    mistake("answers into one tensor each time", "its answers stay as they were given", Reusing),
+    mistake("keeps the student", "it keeps no hold of the student that it was built from", Holding),
+    mistake("frozen, and follows the student", "only a live teacher follows the student's step", Following),
+    mistake("does not follow the label space", "a label more widens its answers and changes no old one", Stuck),
+    mistake("frozen, and knows every new label", "what is kept of its answers knows no new label", Posing),
+    mistake("its weights are left out of its state", "its state brings another one to the same answers", Forgetful),
+    mistake("an object in its state", "its state brings another one to the same answers", Pickled),
+    mistake("observe() raises on a single row", "are taken at any time, in any order", Raising),
+    mistake("observe() needs a gradient", "are taken at any time, in any order", Training),
+    mistake("observe() sorts the labels in place", "observe leaves the rows that it is given as they are", Sorting),
+    mistake("other answers without a new version", "changes its answers only with a new version", Eager),
+    mistake("a version that falls", "changes its answers only with a new version", Falling),
+    mistake("learns, and says that it is frozen", "changes its answers only with a new version", Frozen),
+    mistake("learns by chance, from torch's generator", ALOOF, Dropping),
+    mistake("learns by chance, from a generator without seed", "of the same rows it learns the same", Chancy),
+    mistake("keeps the caller's tensors", "what it keeps of the rows it copies", Aliasing),
+    mistake("forgets rows that wait", "stopped anywhere and restored, it goes on as if never stopped", Impatient),
+    mistake("forgets its version", "stopped anywhere and restored, it goes on as if never stopped", Unversioned),
+    mistake("integer keys in its state", "stopped anywhere and restored, it goes on as if never stopped", Numbered),
+    mistake("recall() learns", "recall(x, y) gives finite logits of learned rows", Recalling),
+    mistake("recall() gives fewer columns", "recall(x, y) gives finite logits of learned rows", Short),
+)
