@@ -265,7 +265,8 @@ class _Trial:
         """
         rows, end = self.rows[name], self.rows[name][self.ended[-1]]
         if not self._named:
-            return np.array([[np.mean(end)]]), list(self.tests)
+            sizes = [len(test.labels) for test in self.tests]
+            return np.array([[np.average(end, weights=sizes)]]), list(self.tests)
         place = {test.task: index for index, test in enumerate(self.tests)}
         order = [task for task in self.ended if task in place]
         found = [rows[task] for task in order[:-1]] + [end]

@@ -122,6 +122,18 @@ def test_all_test_records_count_where_detectors_name_the_tasks(tmp_path: Path, d
     assert report["served"]["accuracy"]["final_average"] == pytest.approx(np.mean(ends))
 
 
+def test_sets_of_unequal_size_count_by_their_records(tmp_path: Path) -> None:
+    """Sixty records that are right and twenty that are wrong, in two sets: the end is over all of them, as the bins."""
+    rows = runs_of([0], 80)
+    test = rows.set_column(1, "label", pa.array([0] * 60 + [1] * 20))
+    report = ran(tmp_path, runs_of([0, 1], 300), test, source={"classes_per_task": 1})
+    for side in ("student", "served"):
+        found = report[side]["accuracy"]
+        ends = [one["accuracy"] for one in found["per_test"]]
+        assert abs(ends[0] - ends[1]) > 0.5
+        assert found["final_average"] == pytest.approx(of_bins(report[side]))
+
+
 def test_a_task_that_never_was_the_learners_refuses_the_report(tmp_path: Path) -> None:
     """Tasks of five records in batches of ten: every second one has no row of the matrix, so there is no matrix."""
     names = "abcdefgh"

@@ -93,8 +93,10 @@ class LabelNoise:
         confidence, answer = torch.softmax(logits.float().masked_fill(~known, -torch.inf), 2).max(2)
         found = torch.stack([confidence, (answer != labels.unsqueeze(1)).float()], 2).cpu()
         asked = (heard & confidence.isfinite()).cpu()
+        everybody = bool(asked.all())  # as most often: then there is nothing to pick
         for column, name in enumerate(names):
-            if len(mine := found[asked[:, column], column]):
+            mine = found[:, column] if everybody else found[asked[:, column], column]
+            if len(mine):
                 self._waiting.setdefault(name, []).append(mine)
         self._count += len(labels)
         if self._count >= BLOCK:

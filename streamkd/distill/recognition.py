@@ -55,8 +55,9 @@ class Recognition:
 
     def arrive(self, marks: np.ndarray) -> np.ndarray:
         """bool [batch]: which of the rows had come before; all of them have come now."""
-        gaps = self._gaps(marks)
-        self._keep(marks, self.records + np.arange(len(marks)))
+        now, places = self.records + np.arange(len(marks)), self._places(marks)
+        gaps = self._gaps(marks, places, now)
+        self._marks[places], self._last[places] = marks, now
         again, left = gaps > 0, (1 - 1 / self.soon) ** len(marks)
         self.share = left * self.share + (1 - left) * float(again.mean())
         self.common = left * self.common + (1 - left) * float((again & (gaps <= self.soon)).mean())
@@ -66,12 +67,11 @@ class Recognition:
 
     def learn(self, marks: np.ndarray) -> None:
         """Know these rows, as if they had come long ago."""
-        self._keep(marks, np.full(len(marks), self.records - self.soon - 1))
-
-    def _gaps(self, marks: np.ndarray) -> np.ndarray:
-        """How many records ago each row came last; 0 where it is not known."""
-        now = self.records + np.arange(len(marks))
         places = self._places(marks)
+        self._marks[places], self._last[places] = marks, self.records - self.soon - 1
+
+    def _gaps(self, marks: np.ndarray, places: np.ndarray, now: np.ndarray) -> np.ndarray:
+        """How many records ago each row came last; 0 where it is not known."""
         gaps = np.where(self._marks[places] == marks, now - self._last[places], 0)
         if len(set(marks.tolist())) < len(marks):
             before: dict[int, int] = {}
@@ -86,10 +86,6 @@ class Recognition:
         older = self._last[second] < self._last[first]
         elsewhere = (self._marks[first] != marks) & ((self._marks[second] == marks) | older)
         return np.where(elsewhere, second, first)
-
-    def _keep(self, marks: np.ndarray, at: np.ndarray) -> None:
-        places = self._places(marks)
-        self._marks[places], self._last[places] = marks, at
 
     def state_dict(self) -> dict[str, Any]:
         filled = np.flatnonzero(self._marks)

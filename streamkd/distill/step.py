@@ -276,9 +276,11 @@ class Step:
         A moment of infinity would stay one. A buffer that was infinite before, a mask say, is none of ours.
         """
         gradients = [p.grad for p in self.trained if p.grad is not None]
+        pairs = [(buffer, before) for buffer, before in self._buffers if buffer.is_floating_point()]
         if not _finite(gradients).all():
             return False
-        pairs = [(buffer, before) for buffer, before in self._buffers if buffer.is_floating_point()]
+        if not pairs:
+            return True
         return bool((_finite([b for b, _ in pairs]) >= _finite([before for _, before in pairs])).all())
 
     def clip(self) -> None:

@@ -34,6 +34,8 @@ class Answering:
         served = self._publisher.versions.served()
         if served is None or served.version in (self.version, self._refused) or not learner.started:
             return
+        if served.records > learner.records:  # killed before a checkpoint: what it has learned comes again first
+            return
         try:
             learner.arrivals.take(self._at_hand(served, learner) or self._read(served, learner))
         except StreamkdError as fault:

@@ -108,6 +108,21 @@ def test_after_a_restart_the_version_is_read_from_its_files(directory: StateDire
     assert hits == right(directory, version, x, y)
 
 
+def test_a_version_that_has_learned_what_comes_is_not_asked(directory: StateDirectory) -> None:
+    """Killed after a version, before a checkpoint: its records come again, and are not scored by who learned them."""
+    ahead = learner()
+    run(ahead, 12)
+    version = publisher(directory, ahead).publish(ahead)
+    behind = learner()
+    run(behind, 8)
+    again = Answering(publisher(directory, behind), REGISTRY)
+    again.follow(behind)
+    run(behind, 4)
+    assert behind.arrivals.accuracy is None
+    again.follow(behind)
+    assert again.version == version
+
+
 def test_a_version_that_cannot_be_read_is_not_scored(
     directory: StateDirectory, caplog: pytest.LogCaptureFixture
 ) -> None:
