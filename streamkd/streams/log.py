@@ -44,7 +44,7 @@ _TABLES = (
     "CREATE TABLE IF NOT EXISTS batches (first INTEGER PRIMARY KEY, count INTEGER NOT NULL, bytes INTEGER NOT NULL,"
     " created REAL NOT NULL, producer TEXT, sequence INTEGER, payload BLOB NOT NULL, checksum INTEGER)",
     "CREATE INDEX IF NOT EXISTS batches_sizes ON batches (first, count, bytes, created)",
-    "CREATE TABLE IF NOT EXISTS cuts (start INTEGER PRIMARY KEY, stop INTEGER NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS cuts (start INTEGER PRIMARY KEY, stop INTEGER NOT NULL, checksum INTEGER)",
 )
 Sender = tuple[str | None, int | None]
 _DAMAGED = (
@@ -117,7 +117,8 @@ class Log:
             with transaction(self._writer):
                 for statement in _TABLES:
                     self._writer.execute(statement)
-                add_columns(self._writer, "batches", {"checksum": "INTEGER"})
+                for table in ("batches", "cuts"):
+                    add_columns(self._writer, table, {"checksum": "INTEGER"})
                 self.letters.create()
                 self._receipts.create()
                 for item in {"schema": schema.model_dump_json(), "stream": stream or "main"}.items():
@@ -181,6 +182,8 @@ class Log:
                 with transaction(self._writer):
                     yield
             except sqlite3.OperationalError as fault:
+                if is_damage(fault):
+                    raise
                 said = f"the log cannot be written: {fault}"
                 raise Overloaded(said, where=str(self.path), fix="free space") from None
 
@@ -402,18 +405,20 @@ class Log:
             Overloaded: as ``append_many``; there is no cut.
         """
         with self._write():
-            self._writer.execute("INSERT OR IGNORE INTO cuts VALUES (?, ?)", (start, stop))
+            values = (start, stop, _checksum(start, stop, b""))
+            self._writer.execute("INSERT OR IGNORE INTO cuts (start, stop, checksum) VALUES (?, ?, ?)", values)
 
     def cut_at(self, start: int) -> int | None:
         """Where the journaled batch that begins at ``start`` ends.
 
         Raises:
-            LogDamaged: it ends where no batch can.
+            LogDamaged: it ends where no batch can, or elsewhere than it was written.
         """
         with self._read():
-            row = self._reader.execute("SELECT stop FROM cuts WHERE start = ?", (start,)).fetchone()
+            row = self._reader.execute("SELECT stop, checksum FROM cuts WHERE start = ?", (start,)).fetchone()
             end = _end(self._reader)
-            if row is not None and not start < row[0] <= end:
+            other = row is not None and row[1] is not None and row[1] != _checksum(start, row[0], b"")
+            if row is not None and (other or not start < row[0] <= end):
                 said = f"the log is damaged: the journaled batch at offset {start} ends at {row[0]}, the log at {end}"
                 raise LogDamaged(said, where=str(self.path), fix=_DAMAGED)
         return None if row is None else int(row[0])
