@@ -31,6 +31,7 @@ from streamkd.serve.telling import CHECKPOINT, STARTING, STOPPING, Teller
 from streamkd.state import coherence
 from streamkd.state.checkpoint import Checkpoints, Snapshot, compare, environment
 from streamkd.state.directory import StateDirectory
+from streamkd.streams.database import is_passing
 from streamkd.streams.log import Log
 from streamkd.telemetry import Recorder
 from streamkd.wiring import open_source, rehearse, schema_of, source_kind
@@ -247,10 +248,13 @@ def live(start: Mapping[str, Any], channel: Channel) -> int:
         return 0
     except EOFError:
         return 1  # the supervisor is gone: nothing is left to say, and nobody to say it to
-    except (sqlite3.OperationalError, Overloaded) as fault:  # the disk is full, say: the supervisor starts us again
+    except Overloaded as fault:  # the disk is full, say: the supervisor starts us again
         logger.error("%s cannot be written now: %s", start["state"], fault)
         return 1
-    except sqlite3.DatabaseError as fault:  # starting again would end the same way
+    except sqlite3.DatabaseError as fault:
+        if is_passing(fault):
+            logger.error("%s cannot be written now: %s", start["state"], fault)
+            return 1
         fix = "stop the server, look at the disk, put back a copy of the whole directory or name another with --state"
         channel.send_fatal(StateError(f"a database is damaged: {fault}", where=start["state"], fix=fix))
         return StateError.exit_code

@@ -140,6 +140,7 @@ class Checkpoints:
         while (info := self._newest(skipped)) is not None:
             try:
                 parts, state, config = files.read(self._directory.checkpoints / str(info.id), info.sha256)
+                _refuse_other_place(info, state)
             except (OSError, CheckpointDamaged) as fault:
                 if info.id in {kept.id for kept in self.list()}:  # else retention was faster than the reader
                     logger.warning("checkpoint %d is passed over: %s", info.id, fault)
@@ -245,6 +246,18 @@ class Checkpoints:
         for folder in self._directory.checkpoints.glob(".new-*"):
             shutil.rmtree(folder, ignore_errors=True)
         self._leftovers.settle(self._known())
+
+
+def _refuse_other_place(info: CheckpointInfo, state: Mapping[str, Any]) -> None:
+    """The row's offsets are hashed nowhere; the file's are.
+
+    Raises:
+        CheckpointDamaged: the row says another place of the stream than the file.
+    """
+    written = (state["records"], state["offsets"])
+    if written != (info.records, info.offsets):
+        said = f"its row says record {info.records}, offsets {info.offsets}; its state.json {written[0]}, {written[1]}"
+        raise CheckpointDamaged(said, where=f"checkpoints/{info.id}")
 
 
 def _plain(values: Mapping[str, Any]) -> Any:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from streamkd.errors import StateConflict, StateError
 from streamkd.state.directory import StateDirectory, about, note
@@ -144,11 +145,14 @@ def _known(connection: sqlite3.Connection, directory: StateDirectory) -> Known:
     said = about(connection)
     columns = {row[1] for row in connection.execute("PRAGMA table_info(checkpoints)")}
     marks = "marks" if "marks" in columns else "NULL"  # a database of an older version
-    rows = connection.execute(f"SELECT id, offsets, {marks} FROM checkpoints ORDER BY id").fetchall()
+    rows = connection.execute(f"SELECT id, offsets, {marks}, sha256 FROM checkpoints ORDER BY id").fetchall()
+    versions = connection.execute("SELECT version, kind, sha256 FROM versions ORDER BY version").fetchall()
+    for row in rows:
+        _mapping(row[3])
     given = dict(connection.execute("SELECT name, seq FROM sqlite_sequence").fetchall())
     return Known(
-        {row[0]: Row(json.loads(row[1]), json.loads(row[2] or "{}")) for row in rows},
-        [row[0] for row in connection.execute("SELECT version FROM versions ORDER BY version")],
+        {row[0]: Row(_mapping(row[1]), _mapping(row[2] or "{}")) for row in rows},
+        [row[0] for row in versions],
         (int(given.get("checkpoints", 0)), int(given.get("versions", 0))),
         (
             Leftovers(directory.checkpoints, connection).marked(),
@@ -157,6 +161,18 @@ def _known(connection: sqlite3.Connection, directory: StateDirectory) -> Known:
         said.get("identity"),
         "log" in said,
     )
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    """A text of the database, whose own check does not look into texts.
+
+    Raises:
+        ValueError: it is no mapping.
+    """
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"needed a mapping, got {text!r:.80}")
+    return found
 
 
 def _folders(name: str, there: Sequence[int], known: Known, needed: Sequence[int], which: int) -> Part:
@@ -187,7 +203,7 @@ def _log(directory: StateDirectory, known: Known, pushed: bool) -> Part:
             return Part(name, fault or f"holds the records from {log.begin()} to {log.end()}", fits=fault is None)
     except StateError as fault:
         return Part(name, fault.message, fits=False)
-    except (sqlite3.Error, OSError) as fault:
+    except (sqlite3.Error, OSError, ValueError) as fault:
         return Part(name, f"cannot be read: {fault}", fits=False)
 
 
@@ -195,7 +211,7 @@ def _against_log(log: Log, known: Known) -> str | None:
     """The first reason why this log is not the one that was learned."""
     if (damage := log.fault()) is not None:
         return f"is damaged: {damage}"
-    begin, end = log.begin(), log.end()
+    begin, end, _ = log.begin(), log.end(), log.committed()  # each is looked at, so that it can be read
     if log.owner not in (None, known.identity):
         if known.is_new and begin == 0:
             return None  # the whole log alone: it is learned from its first record

@@ -55,7 +55,7 @@ class Batches:
         self._connection.execute(
             "INSERT INTO batches (first, count, bytes, created, producer, sequence, payload, checksum)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (first, count, payload.size, time.time(), *sender, memoryview(payload), _checksum(first, count, payload)),
+            (first, count, payload.size, time.time(), *sender, memoryview(payload), checksum(first, count, payload)),
         )
 
     def fetch(self, offset: int, limit: int, schema: pa.Schema) -> pa.RecordBatch:
@@ -72,11 +72,11 @@ class Batches:
         parts: list[pa.RecordBatch] = []
         rows, taken_bytes, after = 0, 0, None
         with closing(found):
-            for first, count, payload, checksum, *sender in found:
+            for first, count, payload, held, *sender in found:
                 try:
                     if after is not None and first != after:
                         raise self._damaged(after, first - after, "is not there")
-                    part = self._opened(first, count, payload, checksum, (sender[0], sender[1]), schema)
+                    part = self._opened(first, count, payload, held, (sender[0], sender[1]), schema)
                 except LogDamaged:
                     if rows:
                         break  # what is before it is whole; the next read begins with it
@@ -96,10 +96,10 @@ class Batches:
         return pa.concat_batches(parts) if parts else no_rows(schema)
 
     def _opened(
-        self, first: int, count: int, payload: bytes, checksum: int | None, sender: Sender, schema: pa.Schema
+        self, first: int, count: int, payload: bytes, held: int | None, sender: Sender, schema: pa.Schema
     ) -> pa.RecordBatch:
         """A batch as it was written."""
-        if checksum is not None and checksum != _checksum(first, count, payload):
+        if held is not None and held != checksum(first, count, payload):
             raise self._damaged(first, count, "has another checksum than when it was written", sender)
         try:
             part = pa.ipc.read_record_batch(pa.py_buffer(payload), schema)
@@ -176,6 +176,6 @@ def no_rows(schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
 
 
-def _checksum(first: int, count: int, payload: Any) -> int:
+def checksum(first: int, count: int, payload: Any) -> int:
     """CRC-32 of a batch and of its place, which a copied or moved row would not have."""
     return zlib.crc32(payload, zlib.crc32(struct.pack("<qq", first, count)))

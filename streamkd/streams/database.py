@@ -56,9 +56,15 @@ def add_columns(connection: sqlite3.Connection, table: str, columns: dict[str, s
 
 def is_damage(fault: sqlite3.Error) -> bool:
     """Whether the file itself is broken, so that no second try will help."""
-    return (fault.sqlite_errorname or "").startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB"))
+    # of a text that is none SQLite knows nothing: the fault is Python's, and has no code
+    undecodable = isinstance(fault, sqlite3.OperationalError) and not _code(fault)
+    return undecodable or _code(fault).startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB"))
 
 
 def is_passing(fault: sqlite3.Error) -> bool:
     """Whether a later try may help: the disk is full or does not answer, or another process has the file."""
-    return (fault.sqlite_errorname or "").startswith(("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_BUSY"))
+    return _code(fault).startswith(("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_BUSY"))
+
+
+def _code(fault: sqlite3.Error) -> str:
+    return getattr(fault, "sqlite_errorname", None) or ""

@@ -22,10 +22,10 @@ import pyarrow as pa
 
 from streamkd.errors import LogDamaged, Overloaded, RecordError, StateConflict, StateError
 from streamkd.records import Chunk, RecordSchema, Reject
-from streamkd.streams.batches import DAMAGED, Batches, no_rows
+from streamkd.streams.batches import DAMAGED, Batches, checksum, no_rows
 from streamkd.streams.codec import arrow_schema
 from streamkd.streams.content import digest
-from streamkd.streams.database import connect, is_damage, is_passing, transaction
+from streamkd.streams.database import add_columns, connect, is_damage, is_passing, transaction
 from streamkd.streams.dead_letters import DeadLetter, DeadLetters, letters
 from streamkd.streams.receipts import Receipt, Receipts, SequenceConflict
 
@@ -34,7 +34,7 @@ CHECKED_BYTES = 64 << 20  # a file up to this size is checked page by page at a 
 
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS about (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE IF NOT EXISTS cuts (start INTEGER PRIMARY KEY, stop INTEGER NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS cuts (start INTEGER PRIMARY KEY, stop INTEGER NOT NULL, checksum INTEGER)",
 )
 _ELSEWHERE = "name another state directory with --state, or go back to the configuration that made this one"
 
@@ -104,6 +104,7 @@ class Log:
                 for statement in _TABLES:
                     self._writer.execute(statement)
                 self._putting.create()
+                add_columns(self._writer, "cuts", {"checksum": "INTEGER"})
                 self.letters.create()
                 self._receipts.create()
                 for item in {"schema": schema.model_dump_json(), "stream": stream or "main"}.items():
@@ -167,6 +168,8 @@ class Log:
                 with transaction(self._writer):
                     yield
             except sqlite3.OperationalError as fault:
+                if is_damage(fault):
+                    raise
                 said = f"the log cannot be written: {fault}"
                 raise Overloaded(said, where=str(self.path), fix="free space") from None
 
@@ -329,18 +332,20 @@ class Log:
             Overloaded: as ``append_many``; there is no cut.
         """
         with self._write():
-            self._writer.execute("INSERT OR IGNORE INTO cuts VALUES (?, ?)", (start, stop))
+            values = (start, stop, checksum(start, stop, b""))
+            self._writer.execute("INSERT OR IGNORE INTO cuts (start, stop, checksum) VALUES (?, ?, ?)", values)
 
     def cut_at(self, start: int) -> int | None:
         """Where the journaled batch that begins at ``start`` ends.
 
         Raises:
-            LogDamaged: it ends where no batch can.
+            LogDamaged: it ends where no batch can, or elsewhere than it was written.
         """
         with self._read():
-            row = self._reader.execute("SELECT stop FROM cuts WHERE start = ?", (start,)).fetchone()
+            row = self._reader.execute("SELECT stop, checksum FROM cuts WHERE start = ?", (start,)).fetchone()
             end = self._batches.end()
-            if row is not None and not start < row[0] <= end:
+            other = row is not None and row[1] is not None and row[1] != checksum(start, row[0], b"")
+            if row is not None and (other or not start < row[0] <= end):
                 said = f"the log is damaged: the journaled batch at offset {start} ends at {row[0]}, the log at {end}"
                 raise LogDamaged(said, where=str(self.path), fix=DAMAGED)
         return None if row is None else int(row[0])

@@ -82,6 +82,7 @@ class Receipts:
     def __init__(self, connection: sqlite3.Connection, keep: int = RECEIPTS) -> None:
         self._connection = connection
         self._keep = keep
+        self._begun: float | None = None
 
     def create(self) -> None:
         """Make the tables where they are missing; receipts of older logs have neither digest nor time."""
@@ -139,16 +140,15 @@ class Receipts:
 
     def add(self, producer: str, receipt: Receipt, digest: bytes) -> None:
         """Remember a receipt that has a sequence."""
-        now = time.time()
         self._connection.execute(
             "INSERT INTO receipts (producer, sequence, accepted, rejected, offset, digest, created)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (producer, receipt.sequence, receipt.accepted, receipt.rejected, receipt.offset, digest, now),
+            (producer, receipt.sequence, receipt.accepted, receipt.rejected, receipt.offset, digest, time.time()),
         )
         held = self._connection.execute(
             "INSERT INTO producers VALUES (?, -1, 1, ?) ON CONFLICT (producer)"
             " DO UPDATE SET receipts = receipts + 1, updated = excluded.updated RETURNING receipts",
-            (producer, now),
+            (producer, self._now()),
         ).fetchall()[0][0]
         if held >= self._keep + FORGET:
             self._raise_floor(producer)
@@ -172,11 +172,21 @@ class Receipts:
         """Drop producers where there are too many: those silent for long, and the longest silent past ``most``."""
         count, receipts = self._connection.execute("SELECT count(*), total(receipts) FROM producers").fetchone()
         if count > producers:
-            self._drop("SELECT producer FROM producers WHERE updated < ?", time.time() - idle_seconds)
+            self._drop("SELECT producer FROM producers WHERE updated < ?", self._now() - idle_seconds)
         if count > most[0] or receipts > most[1]:
             newest = "row_number() OVER later AS place, sum(receipts) OVER later AS held"
             ranked = f"SELECT producer, {newest} FROM producers WINDOW later AS (ORDER BY updated DESC, producer)"
             self._drop(f"SELECT producer FROM ({ranked}) WHERE place > ? OR held > ?", *most)
+
+    def _now(self) -> float:
+        """Seconds in which a producer could have been heard, from the time of the first start on.
+
+        A clock that is set makes nobody silent, nor does a night without a server.
+        """
+        if self._begun is None:
+            newest = self._connection.execute("SELECT max(updated) FROM producers").fetchone()[0]
+            self._begun = (time.time() if newest is None else newest) - time.monotonic()
+        return self._begun + time.monotonic()
 
     def _drop(self, which: str, *values: float) -> None:
         self._connection.execute(f"DELETE FROM receipts WHERE producer IN ({which})", values)

@@ -7,6 +7,7 @@ as an ordered end does. In a copy one file is damaged, and the learner starts ov
 import contextlib
 import random
 import shutil
+import sqlite3
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -206,6 +207,36 @@ def test_damaged_bytes_are_refused_or_change_nothing(learned: Learned, tmp_path:
     counts = campaign(learned, tmp_path / "state", 14, SHORT)
     assert counts["refused"]
     assert counts["went on"]
+
+
+CELLS = [
+    ("state.sqlite", "UPDATE checkpoints SET offsets = '{\"main/0\": 15}' WHERE id = 9"),
+    ("state.sqlite", "UPDATE checkpoints SET records = 15 WHERE id = 9"),
+    ("state.sqlite", "UPDATE checkpoints SET sha256 = replace(sha256, ':', ';')"),
+    ("state.sqlite", "UPDATE checkpoints SET sha256 = CAST(x'7bff' AS TEXT)"),
+    ("state.sqlite", "UPDATE checkpoints SET marks = '[]'"),
+    ("state.sqlite", "UPDATE versions SET sha256 = CAST(x'ff' AS TEXT)"),
+    ("state.sqlite", "UPDATE about SET value = CAST(x'ff' AS TEXT)"),
+    ("log.sqlite", "UPDATE about SET value = '{' WHERE key = 'schema'"),
+    ("log.sqlite", "UPDATE about SET value = CAST(x'ff' AS TEXT) WHERE key = 'owner'"),
+    ("log.sqlite", "INSERT OR REPLACE INTO about VALUES ('committed', '1e')"),
+    ("log.sqlite", "UPDATE batches SET producer = CAST(x'ff' AS TEXT)"),
+    ("log.sqlite", "UPDATE cuts SET stop = stop - 1"),
+]
+
+
+@pytest.mark.parametrize(("name", "statement"), CELLS)
+def test_a_cell_that_says_something_else_is_refused_or_changes_nothing(
+    learned: Learned, tmp_path: Path, name: str, statement: str
+) -> None:
+    """What SQLite's own check does not look into: texts, and numbers that are as good as others."""
+    state = tmp_path / "state"
+    shutil.copytree(learned.folder / "ended", state)
+    shutil.rmtree(state / "checkpoints" / "10")  # the newest, so that there is something to learn again
+    with contextlib.closing(sqlite3.connect(state / name)) as connection:
+        connection.execute(statement)
+        connection.commit()
+    outcome(learned, state, Blow("ended", name, statement, 0))
 
 
 @pytest.mark.soak

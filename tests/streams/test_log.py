@@ -333,7 +333,7 @@ def test_a_cut_that_no_batch_can_have_is_damage(log: Log, pictures: Pictures) ->
     """One that ends where it begins, or behind the log's end, would have the learner wait for ever."""
     log.append(pictures(10))
     for stop in (0, 11, 2**62):
-        log._writer.execute("INSERT OR REPLACE INTO cuts VALUES (0, ?)", (stop,))
+        log._writer.execute("INSERT OR REPLACE INTO cuts (start, stop) VALUES (0, ?)", (stop,))
         with pytest.raises(LogDamaged, match=f"at offset 0 ends at {stop}, the log at 10"):
             log.cut_at(0)
 

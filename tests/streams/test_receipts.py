@@ -1,6 +1,7 @@
 """Receipts: a number stands for one batch; what is forgotten is said to be so; the tables stay bounded."""
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -56,6 +57,26 @@ def test_producers_that_come_and_go_stay_bounded(connection: sqlite3.Connection)
     assert (count(connection, "producers"), count(connection, "receipts")) == (10, 30)
     assert known.find("p49", 0, b"d") is not None
     assert known.find("p0", 0, b"d") is None
+
+
+YEAR = 365 * 86_400.0
+
+
+def test_a_clock_that_is_set_makes_nobody_silent(connection: sqlite3.Connection, monkeypatch: Any) -> None:
+    """Forward, back, and over a restart: who was just heard is remembered, so what is sent again counts once."""
+    known, now = receipts(connection), time.time()
+    for name in range(20):
+        known.add(f"p{name:02}", Receipt(0, 1, 0, 1), b"d")
+    monkeypatch.setattr(time, "time", lambda: now + YEAR)
+    known.add("ahead", Receipt(0, 1, 0, 1), b"d")
+    known.forget_idle(producers=10)
+    receipts(connection).forget_idle(producers=10)
+    assert count(connection, "producers") == 21
+    monkeypatch.setattr(time, "time", lambda: now - YEAR)
+    receipts(connection).add("behind", Receipt(0, 1, 0, 1), b"d")
+    known.forget_idle(producers=10, most=(2, 1_000))
+    left = connection.execute("SELECT producer FROM producers ORDER BY producer").fetchall()
+    assert left == [("ahead",), ("behind",)]
 
 
 def lines(*labels: Any) -> bytes:
