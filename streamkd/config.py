@@ -7,6 +7,7 @@ A key that names a plugin is a ``Choice``: ``{name: mlp, hidden: [256]}``, whose
 that plugin's own options.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -53,7 +54,7 @@ class TeacherChoice(Choice):
 class LossChoice(Choice):
     """One term of the loss with its weight."""
 
-    weight: float = Field(default=1.0, ge=0)
+    weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     gate: Choice | None = Field(default=None, description="weighs this term's sources; None: the step's gate does")
 
 
@@ -89,7 +90,11 @@ class Limits(Model):
     columns: Positive = 64
     queue_records: Positive = 262_144
     queue_bytes: Bytes = 256 << 20
-    ingress_bytes: Bytes = Field(default=2 << 30, description="address space of the ingress process (RLIMIT_AS)")
+    ingress_bytes: int = Field(
+        default=2 << 30,
+        ge=512 << 20,  # an idle one takes 330 to 510 MB; with less it never starts
+        description="address space of the ingress process (RLIMIT_AS), 512 MiB or more",
+    )
     labels: Positive = Field(default=10_000, description="labels that are learned; records of any further are refused")
     bad_in_a_row: Positive = Field(default=1_000, description="so many refused rows in a row stop the source")
 
@@ -105,7 +110,8 @@ class Retain(Model):
 class Stream(Model):
     """Where the records come from and what they look like."""
 
-    name: str = Field(default="main", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    # a part of paths and of addresses, where `.` and `..` are others
+    name: str = Field(default="main", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}$")
     source: Choice
     records: RecordSchema | None = Field(default=None, description="None: the source says it itself")
     batch: Batching = Batching()
@@ -131,7 +137,7 @@ class Optimizer(Model):
     """The student's optimiser."""
 
     name: Literal["sgd", "adam", "adamw"] = "adam"
-    learning_rate: float = Field(default=0.001, gt=0)
+    learning_rate: float = Field(default=0.001, gt=0, le=1000, description="beyond, float32 weights overflow at once")
     momentum: float = Field(default=0.0, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: float = Field(default=0.0, ge=0)
@@ -243,7 +249,8 @@ class Serve(Model):
     insecure: bool = Field(default=False, description="allow a bind beyond loopback without TLS and tokens")
     hosts: tuple[str, ...] = Field(
         default=(),
-        description="names that this server is asked under, beyond loopback's; without tokens others get 421",
+        description="names that this server is asked under, beyond loopback's, without scheme, port or wildcard;"
+        " without tokens others get 421",
     )
     connections: Positive = Field(
         default=1_000, description="open HTTP connections; beyond, the longest idle of the peer with most is closed"
@@ -267,12 +274,19 @@ class Serve(Model):
         " quarter of it, at least 5 s; five times as long while it loads, saves, or takes its first step",
     )
 
+    @model_validator(mode="after")
+    def _hosts_are_names(self) -> "Serve":
+        odd = [host for host in self.hosts if not re.fullmatch(r"\[[0-9A-Fa-f:.]+\]|[^\s:/*\[\]]+", host)]
+        if odd:
+            raise ValueError(f"hosts needs names without scheme, port or wildcard, got {odd[0]!r}")
+        return self
+
 
 class Config(Model):
     """The whole configuration."""
 
     name: str = "streamkd"
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=1 << 62)  # generators take 64 bits; some are seeded a little further on
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Positive = Field(default=1, description="torch threads of the learner")
     stream: Stream
@@ -299,6 +313,12 @@ class Config(Model):
     checkpoint: Checkpoints = Checkpoints()
     publish: Publish = Publish()
     serve: Serve = Serve()
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> "Config":
+        if self.serve.port and self.serve.port == self.serve.flight_port:
+            raise ValueError(f"serve.port and serve.flight_port are both {self.serve.port}; they need one each")
+        return self
 
     @model_validator(mode="after")
     def _teachers_differ(self) -> "Config":

@@ -16,6 +16,11 @@ from pydantic import BaseModel, ValidationError
 from streamkd.errors import ConfigError
 
 Checked = TypeVar("Checked", bound=BaseModel)
+# what pydantic says of these names its own types
+NEEDED = {
+    **dict.fromkeys(("tuple_type", "list_type"), "needed a list"),
+    **dict.fromkeys(("dict_type", "model_type"), "needed a mapping of keys"),
+}
 CHARACTERS, DEPTH, NODES = 1 << 20, 64, 100_000  # the largest configuration so far has 400 values on 6 levels
 
 
@@ -118,12 +123,14 @@ class Document:
         loc = _keys(first, tree)
         silent = first["type"] in ("missing", "extra_forbidden", "value_error")
         got = "" if silent else f", got {first['input']!r:.80}"
-        message, fix = f"{first['msg'].removeprefix('Value error, ')}{got}", ""
+        message, fix = f"{NEEDED.get(first['type'], first['msg'].removeprefix('Value error, '))}{got}", ""
         if first["type"] == "extra_forbidden":
             known = _keys_at(model, loc[:-1])
             near = difflib.get_close_matches(loc[-1], known, 1)
             message = f"unknown key {loc[-1]!r}"
             fix = (f"did you mean {near[0]!r}? " if near else "") + f"known keys: {', '.join(known)}"
+        elif isinstance(first["input"], str) and first.get("ctx", {}).get("class_name", "").endswith("Choice"):
+            fix = f"write {{name: {first['input']:.80}}}"
         elif first["type"] == "missing":
             message = f"the key {loc[-1]!r} is missing"
         if len(errors) > 1:

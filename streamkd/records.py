@@ -46,7 +46,7 @@ class InputColumn(Model):
     first N records of the stream and are kept in the checkpoint.
     """
 
-    name: str
+    name: str = Field(min_length=1)
     kind: InputKind = "tensor"
     shape: tuple[int, ...] = Field(default=(), description="of one record; () is a single number")
     dtype: ElementType = "float32"
@@ -60,14 +60,22 @@ class InputColumn(Model):
     def _normalisation_fits(self) -> "InputColumn":
         if any(length < 1 for length in self.shape):
             raise ValueError(f"every length of shape is at least 1, got {self.shape}")
+        if self.kind == "text" and len(self.shape) != 1:
+            raise ValueError(f"text needs a shape of one length, its hashed features, got {self.shape}")
+        if self.kind == "image" and (len(self.shape) not in (2, 3) or self.shape[2:] not in ((), (1,), (3,), (4,))):
+            raise ValueError(
+                f"an image needs the shape (height, width) or (height, width, 1, 3 or 4 channels), got {self.shape}"
+            )
         last = self.shape[-1] if self.shape else 1
         for name, value in (("mean", self.mean), ("std", self.std)):
             if isinstance(value, tuple) and len(value) not in (1, last):
                 raise ValueError(
                     f"{name} needs one number or {last}, one per channel (the last axis), got {len(value)}"
                 )
-        if min(self.std if isinstance(self.std, tuple) else (self.std,)) <= 0:
-            raise ValueError(f"std is greater than 0, got {self.std}")
+        if np.float32(np.min(self.std)) <= 0:
+            raise ValueError(f"std is greater than 0 in float32, got {self.std}")
+        if not np.float32(self.scale):
+            raise ValueError(f"scale is not 0: all records would be the same; got {self.scale}")
         return self
 
     @property

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from streamkd import config as configuration
-from streamkd.config import Choice, Config
+from streamkd.config import Choice, Config, Limits
 from streamkd.distill import optimizers, students, terms
 from streamkd.distill.gate import FixedGate
 from streamkd.distill.inherit import Donor, Heritage, Origin
@@ -123,8 +124,10 @@ def rehearse(config: Config, registry: Registry, schema: RecordSchema, device: t
     """Build every part once and let it go: what cannot be built is said at start, not with the first record.
 
     Raises:
-        PluginError: a part that the configuration names cannot be built.
+        PluginError: a part that the configuration names cannot be built. ConfigError: no pushed record fits the limits.
     """
+    if source_kind(config, registry).push:
+        _refuse_limits(config.stream.limits, schema)
     with torch.random.fork_rng(devices=[]):
         labels: list[Label] = [0 if schema.label_type == "int" else ""]
         _, adapter = step_of(config, registry, schema, labels, device, artefact_of(config, schema))
@@ -133,6 +136,18 @@ def rehearse(config: Config, registry: Registry, schema: RecordSchema, device: t
         logger.warning(
             "memory.holdout_ratio is 0, so the gate has no records to adapt by; adapt.engine prequential needs none"
         )
+
+
+def _refuse_limits(limits: Limits, schema: RecordSchema) -> None:
+    """Under these every batch that is pushed would be refused."""
+    held_bytes = sum(c.size * np.dtype(c.dtype).itemsize for c in schema.inputs if c.kind == "tensor")
+    for key, needed in (("columns", len(schema.inputs) + 1 + bool(schema.task)), ("row_bytes", held_bytes)):
+        if needed > (given := getattr(limits, key)):
+            raise ConfigError(
+                f"a record of this stream needs {needed}, got {given}",
+                where=f"stream.limits.{key}",
+                fix=f"raise it to {needed} or more",
+            )
 
 
 def rehearse_source(config: Config, registry: Registry, schema: RecordSchema) -> None:

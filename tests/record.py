@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 import yaml
 
-from . import test_cli, test_config, test_plugins
+from . import test_check, test_cli, test_commands, test_config, test_plugins
 from .endtoend import test_attacks, test_bad_input
 from .endtoend.attacks import Http, Put
 from .producer import test_push
-from .serve import test_api, test_hosts, test_reader, test_supervisor
+from .serve import test_api, test_client, test_hosts, test_reader, test_supervisor
 from .state import test_coherence, test_publish
 from .streams import (
     test_codec,
@@ -353,6 +353,30 @@ TABLES = [
     ),
     Table(
         "input",
+        "Commands and files, as typed",
+        "Behind `streamkd`, in a folder of files of every kind; the exit code and words, and nothing is written.",
+        test_commands.test_what_is_said_of_a_command,
+        lambda typed, code, said: (f"`{typed}`", f"{code}: {said}"),
+    ),
+    Table(
+        "input",
+        "Columns that predictions are asked for",
+        "`streamkd predict`, with the model's type and the values of a record.",
+        test_client.test_a_column_is_sent_as_it_is_or_refused,
+        lambda title, datatype, size, column, said: (
+            f"{title}: {datatype}, {size} a record",
+            said if isinstance(said, str) else "sent as it is",
+        ),
+    ),
+    Table(
+        "input",
+        "Answers of servers that are none of ours",
+        "`streamkd predict --to` somebody else.",
+        test_client.test_what_no_server_of_ours_says_is_said,
+        lambda title, status, body, said: (f"{title}: {status}, {code(body)}", said),
+    ),
+    Table(
+        "input",
         "Damage to the log",
         "What is before it can be read, and the server says where it is.",
         test_log.test_a_damaged_batch_is_named_and_not_read,
@@ -435,6 +459,13 @@ TABLES = [
         "`streamkd check --set`: every part is built once.",
         test_cli.test_check_builds_what_is_named,
         lambda override, message: (code(override), message),
+    ),
+    Table(
+        "configuration",
+        "What `check` says",
+        "`streamkd check --set`, on the embedded configuration: exit code and words.",
+        test_check.test_what_check_says,
+        lambda override, code, said: (f"`{override}`", f"{code}: {said}" if code else "fine"),
     ),
     Table(
         "configuration",

@@ -92,7 +92,7 @@ def test_no_file_is_the_embedded_stream(registry: Registry) -> None:
         ("mean: 3.0", "mean: [1, two]", "c.yaml:8: stream.records.inputs.1.mean", "valid number", ""),
         ("limit: 2", "limit: yes", "c.yaml:13: teachers.1.limit", "needed a number, got yes", ""),
         ("size: 100", "size:", "c.yaml:10: memory.size", "valid integer, got None", ""),
-        ("  size: 100", "  - 100", "c.yaml:9: memory", "valid dictionary", ""),
+        ("  size: 100", "  - 100", "c.yaml:9: memory", "needed a mapping of keys", ""),
         ("  - name: ema\n", "  - ema\n", "c.yaml:12: teachers.0", "got 'ema'", ""),
         ("name: mine", "name: [a]", "c.yaml:1: name", "valid string, got ['a']", ""),
         # impossible values

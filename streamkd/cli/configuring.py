@@ -45,16 +45,18 @@ def init(file: Path, label: str | None, out: Path | None, force: bool, accept: t
 @SET
 @click.option("--show", is_flag=True, help="Print the complete configuration.")
 def check(config: Path | None, overrides: tuple[str, ...], show: bool) -> None:
-    """Validate a configuration: every key; every part that it names is built once, on the CPU; a file is looked at."""
+    """Validate a configuration: every key; every part that it names is built once, on the CPU; files are looked at."""
     import torch
     import yaml
 
     from streamkd import config as configuration
     from streamkd.plugins import Registry
+    from streamkd.serve.listen import check_doors
     from streamkd.wiring import rehearse, rehearse_source, schema_of
 
     registry = Registry.load()
     tree = configuration.load(config, overrides, registry)
+    check_doors(tree.serve)
     schema = schema_of(tree, registry)
     rehearse(tree, registry, schema, torch.device("cpu"))
     rehearse_source(tree, registry, schema)

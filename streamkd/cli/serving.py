@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from streamkd.cli.options import CONFIG, SET, STATE, TOKEN, pairs
+from streamkd.cli.options import CONFIG, PEM, SET, STATE, TOKEN, finite, folder, pairs
 from streamkd.cli.terminal import bar, log_to_stderr
 
 
@@ -38,14 +38,17 @@ def serve(config: Path | None, state: Path, overrides: tuple[str, ...], **servin
 @click.argument("source")
 @click.option("--to", "url", required=True, help="grpc://HOST:PORT (Arrow Flight) or http://HOST:PORT.")
 @click.option("--stream", default="main", show_default=True)
-@click.option("--rate", type=float, help="Records per second; default as fast as they are taken.")
-@click.option("--limit", type=int, help="Send so many records at most.")
-@click.option("--batch", default=500, show_default=True, help="Records per batch.")
+@click.option(
+    "--rate", type=click.FloatRange(0, min_open=True), callback=finite,
+    help="Records per second; default as fast as they are taken.",
+)  # fmt: skip
+@click.option("--limit", type=click.IntRange(1), help="Send so many records at most.")
+@click.option("--batch", type=click.IntRange(1), default=500, show_default=True, help="Records per batch.")
 @click.option("--columns", help="Send these columns only, renamed: theirs=ours,...")
 @click.option("--producer", help="Name for deduplication: the same batches again under the same name count once.")
-@click.option("--ca", type=click.Path(path_type=Path), help="PEM file of the authorities to trust.")
-@click.option("--certificate", type=click.Path(path_type=Path), help="PEM file of a client certificate.")
-@click.option("--key", type=click.Path(path_type=Path), help="PEM file of its key.")
+@click.option("--ca", type=PEM, help="PEM file of the authorities to trust.")
+@click.option("--certificate", type=PEM, help="PEM file of a client certificate.")
+@click.option("--key", type=PEM, help="PEM file of its key.")
 @TOKEN
 def push(source: str, url: str, **options: Any) -> None:
     """Send SOURCE (a data set's name, a file, or a stream definition) as live records."""
@@ -88,6 +91,8 @@ def predict(file: Path, url: str, out: Path | None, token: str | None) -> None:
     """Predictions for the records of a FILE."""
     from streamkd.serve import client
 
+    if out is not None:
+        folder(out.parent)
     with bar("records", None) as advance:
         rows = client.predict_file(file, url, token=token, progress=advance)
     click.echo(client.write(rows, out))

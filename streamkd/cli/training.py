@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from streamkd.cli.options import CONFIG, SET, integers
+from streamkd.cli.options import CONFIG, SET, folder, integers
 from streamkd.cli.terminal import bar, show
 
 
@@ -35,7 +35,7 @@ def run(config: Path | None, overrides: tuple[str, ...], out: Path, seeds: str) 
             seen[1] = done
             advance(seen[0] * (total or 0) + done, (total or 0) * len(numbers))
 
-        report = runs.run(tree, registry, out, numbers, progress)
+        report = runs.run(tree, registry, folder(out), numbers, progress)
     accuracy = report["served"]["accuracy"]["final_average"]
     forgetting, arriving = report["served"]["forgetting"]["average"], report["served"]["accuracy"]["prequential"]
     click.echo(

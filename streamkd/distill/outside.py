@@ -152,6 +152,14 @@ def read(options: CheckpointOptions, schema: RecordSchema, registry: Registry) -
         return _read_onnx(options, schema)
     if not path.exists():
         raise StateError("there is no such model", where=str(path), fix="name a directory or file that is there")
+    if not path.is_dir() and path.suffix not in (".safetensors", ".json"):
+        raise StateError(
+            "needed a version's folder, a .safetensors or an .onnx file",
+            where=str(path),
+            fix="`streamkd teachers train` and publishing write such folders",
+        )
+    if path.is_dir() and not (path / "model.json").is_file():
+        raise StateError("the folder holds no model.json", where=str(path), fix="name a version's folder in it")
     if path.suffix == ".json":
         raise StateError("needed a model, got what is said beside one", where=str(path), fix="name its .safetensors")
     weights, about = (path / "model.safetensors", path / "model.json") if path.is_dir() else (path, _beside(path))

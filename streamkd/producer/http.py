@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pyarrow as pa
 
-from streamkd.errors import LimitExceeded, RecordError, SchemaMismatch, StreamkdError
+from streamkd.errors import LimitExceeded, RecordError, SchemaMismatch, SourceError, StreamkdError
 from streamkd.producer.outbox import Outbox, Piece
 from streamkd.producer.wire import Disconnected, Target, conflict
 
@@ -91,7 +91,14 @@ def _trust(target: Target) -> ssl.SSLContext | bool:
     tls = target.tls
     if not target.url.startswith("https:") or not (tls.ca or tls.certificate):
         return True
-    context = ssl.create_default_context(cafile=str(tls.ca) if tls.ca else None)
-    if tls.certificate:
-        context.load_cert_chain(tls.certificate, tls.key)
+    try:
+        context = ssl.create_default_context(cafile=str(tls.ca) if tls.ca else None)
+        if tls.certificate:
+            context.load_cert_chain(tls.certificate, tls.key)
+    except OSError as fault:
+        raise SourceError(
+            f"the certificates cannot be used: {fault}",
+            where=target.url,
+            fix="name PEM files: --ca, --certificate, --key",
+        ) from None
     return context

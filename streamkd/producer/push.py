@@ -9,12 +9,13 @@ and other data under a number is refused. Numbers that it has forgotten are skip
 `streamkd push` calls this.
 """
 
+import logging
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import pyarrow as pa
 
@@ -26,6 +27,8 @@ __all__ = ["Ack", "ClientTls", "PushSummary", "push"]
 
 PATIENCE_SECONDS = 60.0
 BACK_OFF_SECONDS = (0.1, 5.0)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ def _target(url: str, stream: str, producer: str, token: str | None, tls: Client
         raise SourceError(
             f"needed no path or /v1/streams/NAME, got {parts.path}", where=url, fix="see the server's URLs"
         )
+    if not _has_port(parts):
+        raise SourceError("needed a port from 1 to 65535", where=url, fix="the server prints its URLs when it listens")
     if not parts.hostname:
         raise SourceError("needed a host", where=url, fix="grpc://127.0.0.1:8815 or http://127.0.0.1:8470")
     place = Target(f"{parts.scheme}://{parts.netloc}", stream, producer, token, tls)
@@ -96,6 +101,14 @@ def _target(url: str, stream: str, producer: str, token: str | None, tls: Client
         where=url,
         fix="the server prints its URLs when it listens",
     )
+
+
+def _has_port(parts: SplitResult) -> bool:
+    """Whether the port is one, or left out."""
+    try:
+        return parts.port is None or parts.port > 0
+    except ValueError:
+        return False
 
 
 def _deliver(wire: Wire, outbox: Outbox, target: Target, patience_seconds: float) -> None:
@@ -117,6 +130,9 @@ def _deliver(wire: Wire, outbox: Outbox, target: Target, patience_seconds: float
                     where=target.url,
                     fix="see whether the server runs; push again under the same --producer to go on",
                 ) from None
+            # once for each time that it goes away, and not of a full one, which asks us to wait
+            if wait_seconds == least and fault.retry_after_seconds is None:
+                logger.warning("%s: %s; tried again for %g s", target.url, fault, patience_seconds)
             time.sleep(fault.retry_after_seconds if fault.retry_after_seconds is not None else wait_seconds)
             wait_seconds = min(2 * wait_seconds, most)
 

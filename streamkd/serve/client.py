@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet
 
-from streamkd.errors import NotReady, RecordError, StreamkdError
+from streamkd.errors import NotReady, RecordError, SchemaMismatch, StreamkdError
 from streamkd.streams import files, lists
 
 BATCH = 256
@@ -34,10 +34,16 @@ def predict_file(
         NotReady: nothing is published yet. StreamkdError: the server cannot be reached.
     """
     headers = {"Authorization": f"Bearer {token}"} if token else {}
+    if not _is_http(url):
+        raise StreamkdError("needed http://HOST:PORT or https://", where=url, fix="the server prints its URLs")
     total, done = files.count(file), 0
     answers = []
     with httpx.Client(base_url=url.rstrip("/"), headers=headers, timeout=60, trust_env=False) as client:
         model = _ask(client, "GET", "/v2/models/student")
+        if not isinstance(model.get("inputs"), list):
+            raise RecordError(
+                "what answers there is no model of ours", where=url, fix="name the URL that `serve` prints"
+            )
         for batch in files.batches(file, BATCH):
             answers.append(_predict(client, batch, model["inputs"]))
             done += batch.num_rows
@@ -45,6 +51,14 @@ def predict_file(
     if not answers:
         raise RecordError("the file has no rows", where=str(file))
     return pa.concat_tables(answers)
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        return False
+    return parsed.scheme in ("http", "https") and bool(parsed.host)
 
 
 def write(rows: pa.Table, out: Path | None) -> str:
@@ -104,20 +118,34 @@ def _predict(client: httpx.Client, batch: pa.RecordBatch, inputs: Sequence[dict[
 def _raw(batch: pa.RecordBatch, tensor: dict[str, Any]) -> bytes:
     """One input column in the protocol's binary form."""
     name, datatype = tensor["name"], tensor["datatype"]
+    where = f"column {name!r}"
     if batch.schema.get_field_index(name) < 0:
         have = ", ".join(batch.schema.names)
         raise RecordError(f"needed the column {name!r}, got {have}", fix="rename the file's column")
     column = batch.column(name)
     if datatype == "BYTES":
         return b"".join(struct.pack("<I", len(e)) + e for e in _elements(column))
-    size = int(np.prod(tensor["shape"][1:]))
-    if lists.is_list(column.type):
-        values, good = lists.to_values(column, size)
-        if not good.all():
-            raise RecordError(f"needed lists of {size} values", where=f"column {name!r}, row {int(np.argmin(good))}")
-    else:
-        values = column.to_numpy(zero_copy_only=False)
-    return np.ascontiguousarray(values, dtype=_ELEMENT[datatype]).tobytes()
+    return _numbers(column, int(np.prod(tensor["shape"][1:])), datatype, where).tobytes()
+
+
+def _numbers(column: pa.Array, size: int, datatype: str, where: str) -> np.ndarray:
+    """The column's values [rows, size] in the protocol's type; what would become another value is refused."""
+    try:
+        values, good = lists.to_values(column.cast("uint8") if pa.types.is_boolean(column.type) else column, size)
+    except SchemaMismatch as fault:
+        raise RecordError(fault.message, where=where, fix="send what the model was trained on") from None
+    if not good.all():
+        row = int(np.argmin(good))
+        raise RecordError(f"needed {size} numbers, got {column[row].as_py()!s:.80}", where=f"{where}, row {row}")
+    with np.errstate(over="ignore", invalid="ignore"):
+        sent = values.astype(_ELEMENT[datatype])
+    same = np.isfinite(sent) if sent.dtype.kind == "f" else sent == values
+    if not same.all():
+        row = int(np.argmin(same.all(axis=1)))
+        raise RecordError(
+            f"needed finite numbers that fit {datatype}, got {values[row].tolist()!s:.80}", where=f"{where}, row {row}"
+        )
+    return sent
 
 
 def _elements(column: pa.Array) -> Iterator[bytes]:
@@ -132,13 +160,18 @@ def _ask(client: httpx.Client, method: str, path: str, **more: Any) -> Any:
         raise StreamkdError(
             f"cannot be reached: {fault}", where=str(client.base_url), fix="is `streamkd serve` up?"
         ) from None
+    try:
+        said = response.json()
+    except ValueError:
+        said = None
+    if not isinstance(said, dict):  # whatever answers there, it is none of ours
+        raise RecordError(
+            f"{response.status_code}, and no JSON object: {response.text!r:.80}",
+            where=str(client.base_url),
+            fix="name the URL that `streamkd serve` prints",
+        )
     if response.status_code == 503:
-        raise NotReady(response.json().get("error", "not ready"), where=str(client.base_url), fix="try again shortly")
+        raise NotReady(said.get("error", "not ready"), where=str(client.base_url), fix="try again shortly")
     if response.is_error:
-        message = response.json().get("error", response.text) if _is_json(response) else response.text
-        raise RecordError(f"{response.status_code}: {message}", where=str(client.base_url))
-    return response.json()
-
-
-def _is_json(response: httpx.Response) -> bool:
-    return response.headers.get("content-type", "").startswith("application/json")
+        raise RecordError(f"{response.status_code}: {said.get('error', response.text)}", where=str(client.base_url))
+    return said

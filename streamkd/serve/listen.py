@@ -8,6 +8,18 @@ from typing import Any
 
 from streamkd import config
 from streamkd.errors import ConfigError
+from streamkd.streams.tokens import Tokens
+
+
+def check_doors(serve: config.Serve) -> None:
+    """What of the ports can be said without opening them.
+
+    Raises:
+        ConfigError: they are open to others, their certificates cannot be used, or their tokens not be read.
+    """
+    check_exposure(serve)
+    tls_arguments(serve.tls)
+    Tokens.load(serve.tokens)
 
 
 def check_exposure(serve: config.Serve) -> None:

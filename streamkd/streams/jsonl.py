@@ -153,6 +153,8 @@ def _time(value: Any, name: str) -> datetime | None:
         if isinstance(value, str):
             moment = datetime.fromisoformat(value)
             return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+        if isinstance(value, bool):  # which Python takes for 0 or 1 s
+            raise TypeError
         return datetime.fromtimestamp(value, UTC)
     except (TypeError, ValueError, OverflowError, OSError):
         raise _UnfitError("decode", f"{name}: needed ISO 8601 or seconds since 1970") from None

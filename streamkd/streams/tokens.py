@@ -131,7 +131,10 @@ def create(path: Path, name: str, scopes: Iterable[str]) -> str:
     known = read(path) if path.exists() else ()
     if name in {other.name for other in known}:
         raise ConfigError(f"there is a token {name!r} already", where=str(path), fix="choose another name")
-    _write(path, (*known, token))
+    try:
+        _write(path, (*known, token))
+    except OSError as fault:
+        raise ConfigError(f"cannot be written: {fault.strerror}", where=str(path), fix="name another file") from None
     return text
 
 

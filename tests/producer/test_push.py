@@ -308,14 +308,16 @@ def test_the_rate_is_kept(server: Any) -> None:
     assert server.values() == list(range(300))
 
 
-def test_a_server_that_stays_away_is_given_up() -> None:
-    """Without progress for the time of its patience a push ends, with the way to go on."""
+def test_a_server_that_stays_away_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+    """Without progress for the time of its patience a push ends, with the way to go on; that it waits is said once."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         for scheme in ("grpc", "http"):
             with pytest.raises(SourceError, match=r"no progress for 0\.3 s, 0 records[\s\S]*--producer"):
                 push(batches(10), f"{scheme}://127.0.0.1:{port}", patience_seconds=0.3)
+            assert caplog.text.count(f"{scheme}://127.0.0.1:{port}: ") == 1
+            assert "tried again for 0.3 s" in caplog.text
 
 
 @pytest.mark.parametrize(

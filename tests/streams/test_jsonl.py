@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from streamkd.config import Limits
 from streamkd.records import InputColumn, RecordSchema
 from streamkd.streams import codec, jsonl
+from streamkd.streams.admission import admit_lines
 
 FULL = RecordSchema(
     inputs=(InputColumn(name="x", shape=(2,), dtype="uint8"), InputColumn(name="t", kind="text", shape=(8,))),
@@ -87,11 +89,28 @@ def test_a_bad_line_is_refused_alone_with_its_reason(line: Any, reason: str) -> 
         ({"task": []}, "decode"),
         ({"at": "yesterday"}, "decode"),
         ({"t": "\ud800"}, "decode"),
+        *(
+            ({"x": value}, "decode")
+            for value in (True, {}, "12", [1, "2"], [256, 0], [-1, 0], [1e400, 0], [10**400, 0])
+        ),
+        *(({"x": value}, "wrong_shape") for value in (1, [], [1], [[1], [2]], [[1, 2]], [[[1]], [[2]]])),
+        *(({"x": value}, "missing_input") for value in (None, [1, None])),
+        *(({"t": value}, "decode") for value in (1, True, [], {}, ["a"])),
+        *(({"t": value}, reason) for value, reason in ((None, "missing_input"), ("a" * 5_000_000, "too_large"))),
+        *(({"label": value}, "decode") for value in (1.5, True, [], {}, "\ud800", 10**400)),
+        ({"label": None}, "missing_label"),
+        *(({"task": value}, "decode") for value in ({}, "\ud800")),
+        *(({"id": value}, "decode") for value in ([], {}, "\ud800")),
+        *(({"at": value}, "decode") for value in (True, [], {}, "", "2024", "2024-13-01", "2024-01-01T00:00:60Z")),
+        *(({"at": value}, "decode") for value in ("2024-01-01T00:00:00+99:99", "0000-01-01", "９９", 10**400, 1e400)),
+        *(({"at": value}, "decode") for value in (253_402_300_800, -62_135_596_801, 1e18, -1e20)),
+        *(({"at": value}, "decode") for value in ("9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00+14:00")),
     ],
 )
 def test_each_column_refuses_what_is_not_its_own(change: dict[str, Any], reason: str) -> None:
     """Integers must fit, labels of text be text, times be times, text be Unicode."""
-    _, _, rejects = parse(FULL, {**GOOD, **change})
+    body = json.dumps({**GOOD, **change}).encode()
+    rejects = admit_lines(body, FULL, Limits(), "p").letters
     assert [reject.reason for reject in rejects] == [reason]
 
 
