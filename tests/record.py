@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
-from . import test_check, test_cli, test_commands, test_config, test_plugins
+from . import test_check, test_cli, test_commands, test_config, test_plugins, test_testing
 from .endtoend import test_attacks, test_bad_input
 from .endtoend.attacks import Http, Put
 from .producer import test_push
@@ -34,9 +34,14 @@ from .streams import (
 )
 
 PAGE = Path(__file__).parent.parent / "docs" / "hardening.md"
-Kind = Literal["input", "attack", "configuration"]
-NEEDED: dict[Kind, int] = {"input": 300, "attack": 60, "configuration": 100}
-TITLES: dict[Kind, str] = {"input": "Bad inputs", "attack": "Attacks", "configuration": "Configurations"}
+Kind = Literal["input", "attack", "configuration", "plugin"]
+NEEDED: dict[Kind, int] = {"input": 300, "attack": 60, "configuration": 100, "plugin": 40}
+TITLES: dict[Kind, str] = {
+    "input": "Bad inputs",
+    "attack": "Attacks",
+    "configuration": "Configurations",
+    "plugin": "Plugins",
+}
 WIDTH = 110  # characters of a cell, of what has no title of its own
 
 
@@ -117,10 +122,11 @@ def section(table: Table) -> str:
 
 HEAD = """# What was tried, and what was answered
 
-Odd, broken and hostile input at every door, and configurations that cannot be meant. Nobody writes this page: it is
-made of the rows that tests execute (`pytest tests/test_record.py --write-record`), so each line is asserted, status and
-words, whenever the tests run, and a test holds the page to them. Above each table stands the test that runs it. An
-ellipsis in an answer stands for words between, or for what differs from case to case: a place, a number, a name."""
+Odd, broken and hostile input at every door, configurations that cannot be meant, plugins with a mistake. Nobody
+writes this page: it is made of the rows that tests execute (`pytest tests/test_record.py --write-record`), so each line
+is asserted, status and words, whenever the tests run, and a test holds the page to them. Above each table stands the
+test that runs it. An ellipsis in an answer stands for words between, or for what differs from case to case: a place, a
+number, a name."""
 
 
 def _places(title: str, _: Any, answers: str) -> tuple[str, str]:
@@ -482,7 +488,14 @@ TABLES = [
         _exposed,
     ),
     Table(
-        "configuration",
+        "plugin",
+        "Plugins that break their contract",
+        "Each is right but for one thing; `streamkd.testing` says the clause, what was seen and how to mend it.",
+        test_testing.test_a_mistake_is_found_by_the_clause_that_is_meant,
+        lambda mistake: (f"{mistake.group}: {mistake.name}", mistake.clause),
+    ),
+    Table(
+        "plugin",
         "Plugins that bring what is no kind",
         "The plugin is off, and listed with its error.",
         test_plugins.test_what_is_no_kind_is_refused,
