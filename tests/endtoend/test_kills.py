@@ -56,8 +56,8 @@ def learned(state: Path) -> dict[str, Any]:
 
 
 def leaves(tree: Any) -> dict[str, Any]:
-    """The values of a tree by their paths, without what is measured by the clock."""
-    return dict(_leaves({name: part for name, part in tree.items() if name != "quality"}, ""))
+    """The values of a tree by their paths, without figures that the clock decides: when, and by which version."""
+    return dict(_leaves({name: part for name, part in tree.items() if name not in ("quality", "arrivals")}, ""))
 
 
 def _leaves(node: Any, path: str) -> list[tuple[str, Any]]:
