@@ -33,7 +33,7 @@ check: setup ## format, lint, types and layers
 bench: setup ## speed beside a bare PyTorch loop and Avalanche's replay
 	$(BIN)/streamkd bench speed --json out/speed.json
 
-soak: setup ## the long tests, and what computes under the kernels of other processors
+soak: setup ## the long tests (tests/chaos and others), also under the kernels of other processors
 	$(BIN)/python -m pytest -q -m soak --timeout 3600
 
 clean: ## remove what setup and the tools made

@@ -276,7 +276,7 @@ def check_learned(server: Server, undisturbed: Path, acknowledged: int) -> None:
 @pytest.mark.timeout(300)  # half a minute where nothing else runs
 def test_a_hang_and_a_kill_of_each_process_lose_nothing(serve: Serve, tmp_path: Path) -> None:
     """The ingress hangs, then reader, learner and the whole group are killed: nothing is lost, no bit is another."""
-    campaign(serve, tmp_path, ["ingress STOP", "reader KILL", "learner KILL", "group KILL"], 400, 20, 0)
+    campaign(serve, tmp_path, ["ingress STOP", "reader KILL", "learner KILL", "group KILL"], 300, 20, 0)
 
 
 @pytest.mark.soak
