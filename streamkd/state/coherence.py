@@ -163,13 +163,13 @@ def _known(connection: sqlite3.Connection, directory: StateDirectory) -> Known:
     )
 
 
-def _mapping(text: str) -> dict[str, Any]:
+def _mapping(text: Any) -> dict[str, Any]:
     """A text of the database, whose own check does not look into texts.
 
     Raises:
         ValueError: it is no mapping.
     """
-    found = json.loads(text)
+    found = json.loads(text) if isinstance(text, str) else None  # of a page of zeros each value is none
     if not isinstance(found, dict):
         raise ValueError(f"needed a mapping, got {text!r:.80}")
     return found

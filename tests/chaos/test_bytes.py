@@ -214,6 +214,7 @@ CELLS = [
     ("state.sqlite", "UPDATE checkpoints SET records = 15 WHERE id = 9"),
     ("state.sqlite", "UPDATE checkpoints SET sha256 = replace(sha256, ':', ';')"),
     ("state.sqlite", "UPDATE checkpoints SET sha256 = CAST(x'7bff' AS TEXT)"),
+    ("state.sqlite", "UPDATE checkpoints SET sha256 = x'7b7d'"),
     ("state.sqlite", "UPDATE checkpoints SET marks = '[]'"),
     ("state.sqlite", "UPDATE versions SET sha256 = CAST(x'ff' AS TEXT)"),
     ("state.sqlite", "UPDATE about SET value = CAST(x'ff' AS TEXT)"),
