@@ -137,7 +137,7 @@ class Optimizer(Model):
     """The student's optimiser."""
 
     name: Literal["sgd", "adam", "adamw"] = "adam"
-    learning_rate: float = Field(default=0.001, gt=0, le=1000, description="beyond, float32 weights overflow at once")
+    learning_rate: float = Field(default=0.001, gt=0, le=1e20, description="beyond, float32 weights overflow at once")
     momentum: float = Field(default=0.0, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: float = Field(default=0.0, ge=0)

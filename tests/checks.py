@@ -181,7 +181,7 @@ CHECKS: list[tuple[str, int, str]] = [
     (
         "optimizer.learning_rate=1e99",
         2,
-        "optimizer.learning_rate: Input should be less than or equal to 1000, got '1e99'",
+        "optimizer.learning_rate: Input should be less than or equal to 100000000000000000000, got '1e99'",
     ),
     ("optimizer.learning_rate=-1", 2, "optimizer.learning_rate: Input should be greater than 0, got -1"),
     ("optimizer.learning_rate=0", 2, "optimizer.learning_rate: Input should be greater than 0, got 0"),
