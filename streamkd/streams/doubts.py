@@ -156,13 +156,24 @@ def _many(labels: Labels) -> Iterator[Doubt]:
                 f"{seen}, {singles:,} of them once (such as {like}): an id or a text rather than classes",
                 "name the column of the classes",
             )
-    elif different > ENOUGH and (records < RECORDS_EACH * different or singles > different / 10):
+    elif different > ENOUGH and (
+        records < RECORDS_EACH * different or singles > different / 10 or _measured(labels, numbers)
+    ):
         span = f"from {min(numbers):g} to {max(numbers):g}, {singles:,} of them once"
         yield Doubt(
             "many-labels",
             f"{seen}, {span}: a quantity rather than classes",
             "name a column of classes, or make classes of it (such as low, middle, high)",
         )
+
+
+def _measured(labels: Labels, numbers: Sequence[float]) -> bool:
+    """Decimals, or numbers of which those in the middle are common and those at both ends rare: what one measures."""
+    if any(isinstance(value, float) for value in labels.values):
+        return True
+    ordered, quarter = labels.counts[np.argsort(numbers)], len(numbers) // 4
+    ends = max(ordered[:quarter].mean(), ordered[-quarter:].mean())
+    return bool(ends < ordered[quarter:-quarter].mean() / 2)
 
 
 def _joined(name: str, texts: Sequence[str]) -> Iterator[Doubt]:

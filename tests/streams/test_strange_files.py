@@ -121,6 +121,8 @@ def row(title: str, by: Literal["init", "play"], made: Made, said: str, **more: 
 TESTED = {"test_path": "test.parquet"}
 TEXT = {"label_type": "string"}
 GIVEN = {"test_ratio": 0.2}
+SHARED = np.random.default_rng(3).permutation(900)
+HILL = np.random.default_rng(4).normal(50, 9, 900).round().astype(int)
 TABLE = [
     # the label
     row(
@@ -128,6 +130,24 @@ TABLE = [
         "init",
         parquet({"x": WIDE, "target": QUANTITY}),
         "!214 different values in 442 records, from 25 to 238, .* a quantity rather than classes",
+    ),
+    row(
+        "a quantity that many records share, in decimals",
+        "init",
+        parquet({"a": SHARED / 7.0, "target": np.arange(900) % 30 * 1.0}),
+        "!30 different values in 900 records, .* a quantity rather than classes",
+    ),
+    row(
+        "a quantity that many records share, common in the middle",
+        "init",
+        csv({"a": SHARED / 7.0, "target": np.sort(HILL)[SHARED]}),
+        "!different values in 900 records, .* a quantity rather than classes",
+    ),
+    row(
+        "thirty classes by number, alike in size",
+        "init",
+        csv({"a": SHARED / 7.0, "target": np.arange(900) % 30}),
+        "label_type: int",
     ),
     row(
         "a quantity, meant",
