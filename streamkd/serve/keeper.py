@@ -104,6 +104,7 @@ class Keeper:
     def start(self) -> None:
         """Start the child, once."""
         if not self._thread.is_alive() and not self._ended.is_set():
+            self._board.process(self.name, "starting")  # before anybody is answered: the status names every child
             self._thread.start()
 
     @property

@@ -54,6 +54,11 @@ def keep(tmp_path: Path) -> Iterator[Callable[..., Kept]]:
         assert kept.keeper.join(10)
 
 
+def test_a_child_is_named_from_the_beginning(keep: Callable[..., Kept]) -> None:
+    """Whoever asks before it runs finds it starting, not missing."""
+    assert keep().process()["state"] in ("starting", "running")
+
+
 def test_a_child_that_is_stopped_is_seen_killed_and_started_again(keep: Callable[..., Kept]) -> None:
     """SIGSTOP: its age rises, and past the limit it is killed, counted, said, and another one beats."""
     kept = keep(hang_seconds=1.5)
