@@ -26,6 +26,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from streamkd.errors import StateConflict, StateError, StateInUse
+from streamkd.streams.wal import left_out
 
 FORMAT = 1
 _APPLICATION_ID = 0x736B6431  # "skd1": tells our database from any other file of that name
@@ -99,7 +100,7 @@ class StateDirectory:
         """A connection to ``state.sqlite`` (write-ahead log, full sync); transactions are begun by hand.
 
         Raises:
-            StateError: no such directory, or not a database. StateConflict: written by a newer streamkd.
+            StateError: no such directory, not a database, or a damaged one. StateConflict: written by a newer streamkd.
         """
         if not self.exists():
             raise StateError(
@@ -110,6 +111,8 @@ class StateDirectory:
         return self._open("ro" if read_only else "rw")
 
     def _open(self, mode: str) -> sqlite3.Connection:
+        if (lost := left_out(self.database)) is not None:  # before a connection would forget it
+            raise StateError(lost, where=str(self.path), fix="restore all parts of the directory from one backup")
         uri = f"{self.database.absolute().as_uri()}?mode={mode}"
         connection = None
         try:

@@ -28,6 +28,7 @@ from streamkd.streams.content import digest
 from streamkd.streams.database import add_columns, connect, is_damage, is_passing, transaction
 from streamkd.streams.dead_letters import DeadLetter, DeadLetters, letters
 from streamkd.streams.receipts import Receipt, Receipts, SequenceConflict
+from streamkd.streams.wal import left_out
 
 TRIM_SECONDS = 0.5  # of one call; the next goes on
 CHECKED_BYTES = 64 << 20  # a file up to this size is checked page by page at a start: a fifth of a second
@@ -80,6 +81,8 @@ class Log:
         self._quota_bytes = quota_bytes
         if schema is None and not self.path.exists():
             raise StateError("there is no log", where=str(path), fix="start `streamkd serve` with a push source once")
+        if (lost := left_out(self.path)) is not None:  # before a connection would forget it
+            raise LogDamaged(lost, where=str(path), fix=DAMAGED)
         try:
             self._reader, self._writer = connect(self.path, read_only), connect(self.path, read_only)
             self._batches, self._putting = Batches(self._reader, self.path), Batches(self._writer, self.path)
