@@ -8,7 +8,7 @@ What is offered here is imported when it is asked for: ``streamkd --help`` must 
 from typing import Any
 
 __version__ = "0.1.0"
-_OFFERED = {"MatchGateDistillation": "streamkd.distillation", "meta_train": "streamkd.meta.plain"}
+_OFFERED = {"MatchGateDistillation": "streamkd.avalanche.plugin", "meta_train": "streamkd.pretraining.plain"}
 
 
 def __getattr__(name: str) -> Any:

@@ -147,7 +147,7 @@ class Optimizer(Model):
 
     @property
     def rates(self) -> dict[str, Any]:
-        """What ``streamkd.distill.optimizers.build`` takes."""
+        """What ``streamkd.students.optimizers.build`` takes."""
         return self.model_dump(include={"learning_rate", "momentum", "nesterov", "weight_decay"})
 
     @model_validator(mode="after")

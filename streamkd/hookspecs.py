@@ -59,17 +59,17 @@ def streamkd_students() -> Iterable[Kind]:
 
 @hookspec
 def streamkd_teachers() -> Iterable[Kind]:
-    """Teachers: ``make(options, context) -> streamkd.distill.teachers.Teacher``."""
+    """Teachers: ``make(options, context) -> streamkd.teachers.teacher.Teacher``."""
 
 
 @hookspec
 def streamkd_losses() -> Iterable[Kind]:
-    """Losses: ``make(options) -> streamkd.distill.losses.Loss``, one value per sample of a lesson."""
+    """Losses: ``make(options) -> streamkd.losses.match_gate.Loss``, one value per sample of a lesson."""
 
 
 @hookspec
 def streamkd_gates() -> Iterable[Kind]:
-    """Gates: ``make(options) -> streamkd.distill.gate.Gate``, weights over the hard label and the teachers."""
+    """Gates: ``make(options) -> streamkd.gates.gate.Gate``, weights over the hard label and the teachers."""
 
 
 @hookspec

@@ -15,25 +15,27 @@ from typing import Any, cast
 import torch
 
 from streamkd import wiring
+from streamkd.analytic import ensemble
+from streamkd.analytic.ensemble import Model
+from streamkd.analytic.teacher import AnalyticTeacher
+from streamkd.avalanche.strategy import StepReport, StreamStrategy, quiet_evaluator
 from streamkd.config import Config
-from streamkd.distill import ensemble, optimizers, terms
-from streamkd.distill.analytic import AnalyticTeacher
-from streamkd.distill.ensemble import Model
-from streamkd.distill.memory import Ring
-from streamkd.distill.students import Student, at_rest
 from streamkd.errors import SourceError
 from streamkd.evaluate.accuracy import Prequential
 from streamkd.evaluate.arrival import Arrivals
 from streamkd.evaluate.live import LiveQuality
-from streamkd.meta.adapt import GateAdapter
+from streamkd.learning import terms
+from streamkd.meta.adaptation import GateAdapter
 from streamkd.meta.artefact import Artefact
 from streamkd.observe import Observers
 from streamkd.plugins import Registry
 from streamkd.records import Chunk, Records, RecordSchema, Reject, Source
+from streamkd.replay.memory import Ring
 from streamkd.state.checkpoint import DeadBatch
-from streamkd.strategy import StepReport, StreamStrategy, quiet_evaluator
 from streamkd.streams.cut import CutJournal, Cutter
 from streamkd.streams.decoder import Decoder
+from streamkd.students import optimizers
+from streamkd.students.networks import Student, at_rest
 from streamkd.tasks.boundary import Boundary, Tasks
 from streamkd.tasks.experience import tensors
 from streamkd.tasks.labels import LabelSpace

@@ -20,10 +20,8 @@ import torch
 from torch import Tensor
 
 from streamkd import config as configuration
+from streamkd.analytic.ensemble import Model
 from streamkd.config import Config
-from streamkd.distill.ensemble import Model
-from streamkd.distill.students import at_rest
-from streamkd.distill.teachers import copy_of
 from streamkd.errors import ConfigError, SourceError
 from streamkd.evaluate import efficiency, fidelity, report
 from streamkd.learner import Learner
@@ -31,7 +29,9 @@ from streamkd.plugins import Registry
 from streamkd.records import RecordSchema
 from streamkd.state.environment import environment
 from streamkd.streams import codec
+from streamkd.students.networks import at_rest
 from streamkd.tasks import boundary
+from streamkd.teachers.teacher import copy_of
 from streamkd.wiring import device_of, open_source, schema_of, source_kind
 
 Progress = Callable[[int, int | None], None]

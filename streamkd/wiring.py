@@ -16,26 +16,27 @@ import torch
 
 from streamkd import config as configuration
 from streamkd.config import Choice, Config, Limits
-from streamkd.distill import optimizers, students, terms
-from streamkd.distill.gate import FixedGate
-from streamkd.distill.inherit import Donor, Heritage, Origin
-from streamkd.distill.memory import Memory
-from streamkd.distill.pool import Pool
-from streamkd.distill.step import Step
-from streamkd.distill.students import Student
-from streamkd.distill.teachers import SnapshotMaker, Teacher, TeacherContext
-from streamkd.distill.terms import Term
-from streamkd.distill.vicinity import Vicinity
 from streamkd.errors import ConfigError, PluginError, StateConflict, StreamkdError
+from streamkd.gates.gate import FixedGate
 from streamkd.hookspecs import Group, SourceKind
-from streamkd.meta import artefact, optimizee
-from streamkd.meta.adapt import GateAdapter, begin_stream
+from streamkd.learning import terms
+from streamkd.learning.sharing import Donor, Heritage, Origin
+from streamkd.learning.step import Step
+from streamkd.learning.terms import Term
+from streamkd.meta import artefact, learned_optimizer
+from streamkd.meta.adaptation import GateAdapter, begin_stream
 from streamkd.meta.artefact import Artefact
 from streamkd.plugins import Registry
 from streamkd.records import Label, RecordSchema, Source
+from streamkd.replay.memory import Memory
+from streamkd.replay.vicinal import Vicinity
 from streamkd.streams.cut import CutJournal
 from streamkd.streams.log import Log, LogSource
 from streamkd.streams.review import first_records
+from streamkd.students import networks, optimizers
+from streamkd.students.networks import Student
+from streamkd.teachers.pool import Pool
+from streamkd.teachers.teacher import SnapshotMaker, Teacher, TeacherContext
 
 logger = logging.getLogger(__name__)
 
@@ -208,7 +209,7 @@ def step_of(
         begin_stream(gates, pool.keys)
     adapter = GateAdapter(gates, **config.adapt.model_dump())
     if begun.gate_optimizer and adapter.parameters:
-        adapter.optimizer = optimizee.learned(begun.gate_optimizer, adapter.parameters)
+        adapter.optimizer = learned_optimizer.learned(begun.gate_optimizer, adapter.parameters)
     adapters = terms.prepare(losses, student, pool, schema)
     optimizer = optimizers.build(
         config.optimizer.name, [*student.parameters(), *adapters], **rates, factors=_factors(student, begun)
@@ -256,7 +257,7 @@ def student_of(
     kind = registry.kind("students", config.student.name, "student")
     options = configuration.options(registry, "student", "students", config.student)
     with _named("student", config.student):
-        return students.build(kind, options, schema, classes, config.seed, begun.start if begun else None)
+        return networks.build(kind, options, schema, classes, config.seed, begun.start if begun else None)
 
 
 def _factors(student: Student, begun: Artefact) -> list[float]:

@@ -50,7 +50,8 @@ def _sampled(function: Callable[..., Any] | type | None = None, **options: Any) 
 
 
 jaxtyping.jaxtyped = _sampled
-jaxtyping.install_import_hook(["streamkd.distill", "streamkd.meta"], "beartype.beartype")
+_CHECKED = ("students", "gates", "losses", "replay", "teachers", "analytic", "learning", "meta", "pretraining")
+jaxtyping.install_import_hook([f"streamkd.{room}" for room in _CHECKED], "beartype.beartype")
 # the same examples on every run, and no deadline on a busy machine
 settings.register_profile("streamkd", deadline=None, derandomize=True, max_examples=25, database=None)
 settings.load_profile("streamkd")
@@ -76,7 +77,7 @@ if os.environ.get("STREAMKD_TEST_PRODUCTS") == "by-shape":
     ByShape().__enter__()  # to the end of the process: fixtures of a module compute under it too
 
 # rooms whose tests start processes and wait for them, and files that train for a long time
-_LONG = ("scale", "endtoend", "search", "plugins", "test_unlabelled.py", "test_meta_training.py", "test_device.py")
+_LONG = ("scale", "endtoend", "search", "plugins", "pretraining", "test_unlabelled.py", "test_device.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

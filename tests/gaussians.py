@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamkd.distill.moments import Moments
+from streamkd.analytic.moments import Moments
 
 
 def rows(count: int, width: int = 6, classes: int = 3, seed: int = 0, offset: float = 0.0) -> tuple[Tensor, Tensor]:

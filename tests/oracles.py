@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from streamkd.distill.gate import Evidence
-from streamkd.distill.scorer import PerSampleOptions
+from streamkd.gates.gate import Evidence
+from streamkd.gates.per_sample import PerSampleOptions
 
 
 def softmax(logits: Sequence[float], known: Sequence[bool] | None = None, temperature: float = 1.0) -> list[float]:

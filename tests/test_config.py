@@ -34,7 +34,17 @@ teachers:
 @pytest.fixture(scope="module")
 def registry() -> Registry:
     return Registry.load(
-        only=["replay", "detectors", "students", "teachers", "analytic", "gates", "scorer", "losses", "hints"]
+        only=[
+            "replay",
+            "detectors",
+            "students",
+            "teachers",
+            "analytic",
+            "gates",
+            "per-sample",
+            "match-gate",
+            "features",
+        ]
     )
 
 

@@ -20,12 +20,13 @@ from torch import nn
 
 import streamkd
 from streamkd import config as configuration
-from streamkd import pretraining
+from streamkd.avalanche.strategy import dataset_of
 from streamkd.errors import ConfigError
 from streamkd.inspection import weights_sha256
 from streamkd.learner import Learner
-from streamkd.meta_training import Phase2, meta_train
 from streamkd.plugins import Registry
+from streamkd.pretraining import teachers as pretraining
+from streamkd.pretraining.gate import Phase2, meta_train
 from streamkd.run import run_seed
 from streamkd.search.objective import OBJECTIVES
 from streamkd.search.passage import Passage
@@ -35,7 +36,6 @@ from streamkd.serve.supervisor import load_version
 from streamkd.state.directory import StateDirectory
 from streamkd.state.publish import Versions
 from streamkd.state.tree import pack, unpack
-from streamkd.strategy import dataset_of
 from streamkd.telemetry import Recorder
 from streamkd.wiring import device_of, open_source, schema_of
 

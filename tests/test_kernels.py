@@ -11,10 +11,11 @@ from kernels import ByShape
 
 ROOT = Path(__file__).parent.parent
 COMPUTING = (
-    "tests/distill", "tests/meta", "tests/evaluate", "tests/tasks", "tests/state", "tests/bench",
-    "tests/test_device.py", "tests/test_distillation.py", "tests/test_gated_learner.py", "tests/test_learner.py",
-    "tests/test_meta_training.py", "tests/test_pretraining.py", "tests/test_restlessness.py", "tests/test_run.py",
-    "tests/test_served.py", "tests/test_strategy.py", "tests/test_testing.py", "tests/test_unlabelled.py",
+    "tests/students", "tests/gates", "tests/losses", "tests/replay", "tests/teachers", "tests/analytic",
+    "tests/learning", "tests/avalanche", "tests/pretraining", "tests/meta", "tests/evaluate", "tests/tasks",
+    "tests/state", "tests/bench",
+    "tests/test_device.py", "tests/test_gated_learner.py", "tests/test_learner.py", "tests/test_restlessness.py",
+    "tests/test_run.py", "tests/test_served.py", "tests/test_testing.py", "tests/test_unlabelled.py",
     "tests/search/test_trial.py",
     "plugins",
 )  # fmt: skip

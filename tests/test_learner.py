@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from streamkd import config as configuration
-from streamkd.distill.teachers import copy_of
 from streamkd.errors import SourceError, StateConflict
 from streamkd.inspection import weights_sha256
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
 from streamkd.state.tree import pack, unpack
+from streamkd.teachers.teacher import copy_of
 from streamkd.wiring import open_source, schema_of
 
 REGISTRY = Registry.load()

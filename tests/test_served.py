@@ -9,10 +9,8 @@ import pytest
 import torch
 
 from streamkd import config as configuration
-from streamkd.distill.analytic import AnalyticOptions, AnalyticTeacher
-from streamkd.distill.ensemble import SHARES, Ensemble
-from streamkd.distill.students import MlpOptions, build, write_published
-from streamkd.distill.teachers import TeacherContext
+from streamkd.analytic.ensemble import SHARES, Ensemble
+from streamkd.analytic.teacher import AnalyticOptions, AnalyticTeacher
 from streamkd.errors import ConfigError
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
@@ -25,6 +23,8 @@ from streamkd.serve.versions import Follower
 from streamkd.state.directory import StateDirectory
 from streamkd.state.publish import Versions
 from streamkd.state.tree import pack, unpack
+from streamkd.students.networks import MlpOptions, build, write_published
+from streamkd.teachers.teacher import TeacherContext
 from streamkd.telemetry import Recorder
 from streamkd.wiring import open_source, schema_of
 

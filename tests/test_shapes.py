@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from streamkd.distill.gate import share
+from streamkd.gates.gate import share
 
 
 def given(rows: int, times: int = 1) -> None:

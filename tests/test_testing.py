@@ -12,10 +12,10 @@ from mistakes import MISTAKES
 from mistakes.mistake import Mistake
 
 from streamkd import testing
-from streamkd.distill import students
 from streamkd.hookspecs import Group, SourceKind
 from streamkd.plugins import Registry
 from streamkd.records import InputColumn, RecordSchema
+from streamkd.students import networks
 from streamkd.testing import ContractBroken
 from streamkd.testing.clauses import same
 from streamkd.testing.specimens import IMAGES
@@ -49,9 +49,9 @@ def test_every_registered_kind_keeps_its_contract(group: Group, name: str, tmp_p
 
 def _written(folder: Path) -> Path:
     """A model that knows two of the three labels that teachers are checked with, the last and the first."""
-    student = students.build(REGISTRY.kind("students", "mlp"), students.MlpOptions(hidden=(4,)), IMAGES, 2, seed=3)
+    student = networks.build(REGISTRY.kind("students", "mlp"), networks.MlpOptions(hidden=(4,)), IMAGES, 2, seed=3)
     about = {"student": {"name": "mlp", "options": {"hidden": [4]}}, "schema": IMAGES.model_dump(mode="json")}
-    students.write_published(folder, student, {**about, "classes": [2, 0], "seed": 3})
+    networks.write_published(folder, student, {**about, "classes": [2, 0], "seed": 3})
     return folder
 
 

@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamkd.distill.gate import Evidence, FixedGate, FixedOptions, Gate, Measured
-from streamkd.distill.losses import Gated, Lesson, MatchGate, MatchGateOptions
-from streamkd.distill.memory import Memory, Policy
-from streamkd.distill.pool import Pool
-from streamkd.distill.scorer import PerSampleGate, PerSampleOptions
-from streamkd.distill.step import Step, Term
-from streamkd.distill.students import Mlp, MlpOptions, Student, build
-from streamkd.distill.teachers import EmaOptions, EmaTeacher, RecallTeacher, SnapshotMaker, TeacherContext
+from streamkd.gates.gate import Evidence, FixedGate, FixedOptions, Gate, Measured
+from streamkd.gates.per_sample import PerSampleGate, PerSampleOptions
 from streamkd.hookspecs import Kind, Options
-from streamkd.meta.adapt import GateAdapter
+from streamkd.learning.step import Step, Term
+from streamkd.losses.match_gate import Gated, Lesson, MatchGate, MatchGateOptions
+from streamkd.meta.adaptation import GateAdapter
 from streamkd.records import InputColumn, RecordSchema
+from streamkd.replay.memory import Memory, Policy
+from streamkd.students.networks import Mlp, MlpOptions, Student, build
+from streamkd.teachers.pool import Pool
+from streamkd.teachers.teacher import EmaOptions, EmaTeacher, RecallTeacher, SnapshotMaker, TeacherContext
 
 FEATURES = 6
 

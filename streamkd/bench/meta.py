@@ -27,14 +27,14 @@ import torch
 
 from streamkd import config as configuration
 from streamkd.config import Config
-from streamkd.distill.students import at_rest
 from streamkd.errors import SourceError
 from streamkd.learner import Learner
 from streamkd.meta import artefact
-from streamkd.meta_training import Phase2, meta_train
 from streamkd.plugins import Registry
+from streamkd.pretraining.gate import Phase2, meta_train
 from streamkd.state.environment import environment
 from streamkd.streams import codec
+from streamkd.students.networks import at_rest
 from streamkd.wiring import open_source, schema_of
 
 FILE = "omniglot-small.parquet"

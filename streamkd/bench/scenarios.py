@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from streamkd.bench import streams
 from streamkd.bench.streams import Tree
-from streamkd.distill.teachers import TeacherContext
 from streamkd.hookspecs import Kind, Options, hookimpl
-from streamkd.meta.strangers import Stranger
 from streamkd.plugins import Registry
+from streamkd.pretraining.synthetic import Stranger
+from streamkd.teachers.teacher import TeacherContext
 from streamkd.wiring import student_of
 
 BASE: tuple[Tree, ...] = ({"name": "ema"}, {"name": "memory"})

@@ -48,8 +48,8 @@ def teachers_list(state: Path, as_json: bool) -> None:
 def teachers_train(config: Path | None, overrides: tuple[str, ...], columns: str | None, **options: Any) -> None:
     """Train teachers on CONFIG's recorded data, each a folder that the teacher `checkpoint` takes."""
     from streamkd import config as configuration
-    from streamkd import pretraining
     from streamkd.plugins import Registry
+    from streamkd.pretraining import teachers as pretraining
 
     registry = Registry.load()
     tree = configuration.load(config, overrides, registry)

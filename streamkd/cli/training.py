@@ -77,10 +77,10 @@ def run(config: Path | None, overrides: tuple[str, ...], out: Path, seeds: str) 
 def meta_train(config: Path | None, overrides: tuple[str, ...], out: Path, second_order: bool, **options: Any) -> None:
     """Learn over the known tasks of a recorded stream where another stream begins: `--set meta=DIR` takes it."""
     from streamkd import config as configuration
-    from streamkd import meta_training
     from streamkd.errors import StateError
     from streamkd.meta import artefact
     from streamkd.plugins import Registry
+    from streamkd.pretraining import gate as meta_training
 
     if (out / artefact.DOCUMENT).exists():
         # a state that began from it would not start again beside another one

@@ -4,7 +4,7 @@
 
 ``A[i, k]`` is, exactly, batch · dL_out/dw_ik: w_ik enters the inner gradient as a factor of sample i's k-th source
 loss ℓ_ik, so dL_out/dw_ik = ⟨u, ∇ℓ_ik⟩ / batch, a directional derivative, and no double backward is needed.
-``streamkd.meta.slopes`` takes it; here are the optimisers: what one step, or a chain of them, makes of a gradient.
+``streamkd.meta.jacobian`` takes it; here are the optimisers: what one step, or a chain of them, makes of a gradient.
 """
 
 from collections.abc import Callable, Sequence

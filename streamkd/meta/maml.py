@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streamkd.distill import terms
-from streamkd.distill.step import Step
-from streamkd.distill.teachers import capture
-from streamkd.distill.terms import Term
 from streamkd.errors import ConfigError
-from streamkd.meta.trail import Taken
+from streamkd.learning import terms
+from streamkd.learning.step import Step
+from streamkd.learning.terms import Term
+from streamkd.meta.trajectory import Taken
+from streamkd.teachers.teacher import capture
 
 SHARED = -1
 """Key of the step's own gate among tables and weights; gates of single terms go by the term's place."""

@@ -10,9 +10,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from streamkd.distill.losses import Gated, Lesson
 from streamkd.errors import ConfigError
-from streamkd.meta.slopes import Slope
+from streamkd.losses.match_gate import Gated, Lesson
+from streamkd.meta.jacobian import Slope
 
 LEAST, MOST = 0.5, 10.0
 

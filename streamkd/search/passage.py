@@ -19,9 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from streamkd.analytic.ensemble import Model
 from streamkd.config import Config
-from streamkd.distill.ensemble import Model
-from streamkd.distill.students import at_rest
 from streamkd.errors import SourceError, TrialFailed
 from streamkd.evaluate import efficiency
 from streamkd.learner import Learner
@@ -30,6 +29,7 @@ from streamkd.search import running
 from streamkd.search.objective import Curve, Objective, Point
 from streamkd.search.recording import Recording, ValidationTask
 from streamkd.streams import codec
+from streamkd.students.networks import at_rest
 
 BATCH = 512  # validation records per forward pass
 FINE = 50  # points of a pass, about, where an objective needs them within the tasks

@@ -8,15 +8,15 @@ from its files. What the clock decides here reaches a figure, never the weights.
 
 import logging
 
-from streamkd.distill import ensemble
-from streamkd.distill.columns import Columns
-from streamkd.distill.teachers import copy_of
+from streamkd.analytic import ensemble
 from streamkd.errors import StreamkdError
 from streamkd.evaluate.arrival import Predict
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
 from streamkd.serve.publisher import Publisher
 from streamkd.state.publish import VersionInfo
+from streamkd.students.columns import Columns
+from streamkd.teachers.teacher import copy_of
 
 logger = logging.getLogger("streamkd.learner")
 

@@ -12,16 +12,16 @@ from typing import Any
 import torch
 
 from streamkd import config as configuration
+from streamkd.analytic import ensemble
+from streamkd.analytic.ensemble import Model
 from streamkd.config import Config
-from streamkd.distill import ensemble
-from streamkd.distill.ensemble import Model
-from streamkd.distill.teachers import copy_of
 from streamkd.errors import StateError
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
 from streamkd.state import candidate
 from streamkd.state.directory import StateDirectory
 from streamkd.state.publish import Versions
+from streamkd.teachers.teacher import copy_of
 from streamkd.telemetry import Recorder
 
 CANARY = 16  # held-out records that a candidate must answer sanely

@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from streamkd.distill.arbiter import Arbiter
-from streamkd.distill.questions import Tally
+from streamkd.gates.hedge import Arbiter
 from streamkd.learner import Learner
 from streamkd.records import Repeating
+from streamkd.teachers.guard import Tally
 from streamkd.telemetry import Recorder
 
 TASKS = 1_000  # names that are told

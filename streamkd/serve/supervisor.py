@@ -386,7 +386,7 @@ class Server(uvicorn.Server):
 
 def load_version(folder: Path, info: VersionInfo, registry: Registry) -> Published:
     """A published version from its folder; its time is its row's, so a rollback is published when it is made."""
-    from streamkd.distill import ensemble
+    from streamkd.analytic import ensemble
 
     published = ensemble.load(folder, registry, info.version)
     return dataclasses.replace(published, published_at=info.created)

@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from streamkd.distill.gate import Evidence, Measured, Priced
+from streamkd.gates.gate import Evidence, Measured, Priced
 from streamkd.hookspecs import Kind, Options
 from streamkd.testing.clauses import Clause, Given, begin, carried, needs, same, shaped
 from streamkd.testing.specimens import evidence_of, of_teachers, part_of

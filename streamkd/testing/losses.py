@@ -6,8 +6,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from streamkd.distill.losses import Gated, Lesson, Loss, Relating, Trained
 from streamkd.hookspecs import Kind
+from streamkd.losses.match_gate import Gated, Lesson, Loss, Relating, Trained
 from streamkd.testing.clauses import Clause, Given, begin, needs, same, shaped
 from streamkd.testing.specimens import (
     lesson_for,
@@ -119,7 +119,7 @@ def _by_label(clause: Clause, loss: Loss, lesson: Lesson) -> None:
     silent = unlabelled(lesson)
     with clause(
         "a row without label (-1, no weight on it; perhaps no weight at all) stays finite",
-        "-1 is no column: `streamkd.distill.losses.cross_entropy`",
+        "-1 is no column: `streamkd.losses.match_gate.cross_entropy`",
     ):
         shaped(loss(silent), (len(lesson.labels),))
     with clause(

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamkd.distill import students
-from streamkd.distill.gate import Evidence, Measured
-from streamkd.distill.losses import Lesson
+from streamkd.gates.gate import Evidence, Measured
 from streamkd.hookspecs import Kind
+from streamkd.losses.match_gate import Lesson
 from streamkd.records import InputColumn, Label, Records, RecordSchema
+from streamkd.students import networks
 
 IMAGES = RecordSchema(inputs=(InputColumn(name="image", shape=(8, 8), dtype="float32"),))
 
@@ -21,9 +21,9 @@ def rows_of(schema: RecordSchema, count: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     if np.issubdtype(schema.dtype, np.integer):
         return torch.randint(0, 100, (count, *schema.shape), generator=generator).to(
-            students.torch_dtype[schema.dtype.name]
+            networks.torch_dtype[schema.dtype.name]
         )
-    return torch.randn(count, *schema.shape, generator=generator).to(students.torch_dtype[schema.dtype.name])
+    return torch.randn(count, *schema.shape, generator=generator).to(networks.torch_dtype[schema.dtype.name])
 
 
 def lessons_of(schema: RecordSchema, classes: int, steps: int) -> list[tuple[Tensor, Tensor]]:
@@ -36,9 +36,9 @@ def lessons_of(schema: RecordSchema, classes: int, steps: int) -> list[tuple[Ten
     return lessons
 
 
-def plain_student(schema: RecordSchema, classes: int, seed: int) -> students.Student:
-    kind = Kind("mlp", students.Mlp, students.MlpOptions)
-    return students.build(kind, students.MlpOptions(hidden=(8,)), schema, classes, seed)
+def plain_student(schema: RecordSchema, classes: int, seed: int) -> networks.Student:
+    kind = Kind("mlp", networks.Mlp, networks.MlpOptions)
+    return networks.build(kind, networks.MlpOptions(hidden=(8,)), schema, classes, seed)
 
 
 def evidence_of(teachers: int) -> Evidence:

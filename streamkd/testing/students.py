@@ -6,11 +6,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from streamkd.distill import students
-from streamkd.distill.students import Student
-from streamkd.distill.teachers import copy_of
 from streamkd.hookspecs import Kind, Options
 from streamkd.records import RecordSchema
+from streamkd.students import networks
+from streamkd.students.networks import Student
+from streamkd.teachers.teacher import copy_of
 from streamkd.testing.clauses import Clause, Given, begin, needs, same
 from streamkd.testing.rows import answers_rows, leaves_input
 from streamkd.testing.specimens import IMAGES, rows_of
@@ -27,7 +27,7 @@ def check_student(kind: Kind, options: Given = None, schema: RecordSchema = IMAG
         "`make(options, shape, classes)` gives a module whose last linear layer is its attribute `head`",
         "make the last layer self.head = torch.nn.Linear(width, classes), with bias",
     ):
-        student = students.build(kind, chosen, schema, 3, seed=0)
+        student = networks.build(kind, chosen, schema, 3, seed=0)
     x = rows_of(schema, 5)
     for mode in (True, False):
         student.train(mode)
@@ -46,7 +46,7 @@ def check_student(kind: Kind, options: Given = None, schema: RecordSchema = IMAG
     with clause(
         "a state dict carries the student over", "make all that answers hang on parameters or registered buffers"
     ):
-        other = students.build(kind, chosen, schema, 5, seed=1)
+        other = networks.build(kind, chosen, schema, 5, seed=1)
         other.load_state_dict(student.state_dict())
         same(other(x), student(x), 0)
     with clause("a copy shares no tensor with the original", "keep tensors where copy.deepcopy finds them"):
@@ -76,7 +76,7 @@ def _begins_from_its_seed(
     with clause("the seed alone gives the first weights", "draw them from torch's own generator, and from no other"):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(123)
-            again = students.build(kind, options, schema, 3, seed=0)
+            again = networks.build(kind, options, schema, 3, seed=0)
         same(again(x), student(x), 0)
     with clause("two students share no tensor", "make the layers in __init__, not in the class or the module"):
         _share_nothing(student, again)

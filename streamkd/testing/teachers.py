@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamkd.distill import students
-from streamkd.distill.teachers import Observing, Recalling, Settled, SnapshotMaker, Teacher, TeacherContext
 from streamkd.hookspecs import Kind, Options
 from streamkd.records import Label, RecordSchema
+from streamkd.students import networks
+from streamkd.teachers.teacher import Observing, Recalling, Settled, SnapshotMaker, Teacher, TeacherContext
 from streamkd.testing.clauses import Clause, Given, begin, carried, needs, same, shaped
 from streamkd.testing.rows import answers_rows, leaves_input
 from streamkd.testing.specimens import IMAGES, lessons_of, plain_student, rows_of
@@ -63,7 +63,7 @@ class Nursery:
         """The labels that are there at the start."""
         return self.labels[:-1]
 
-    def build(self, weights: int = 0) -> tuple[Teacher, students.Student]:
+    def build(self, weights: int = 0) -> tuple[Teacher, networks.Student]:
         """A teacher and the student that it was made from, whose weights are drawn from another seed than its own."""
         student = plain_student(self.schema, len(self.early), weights)
         student.seed = 0
@@ -133,7 +133,7 @@ def _answers(clause: Clause, teacher: Teacher, x: Tensor, labels: Sequence[Label
         needs(known.dtype == torch.bool and tuple(known.shape) == (len(labels),), f"[{len(labels)}]", f"{known}")
 
 
-def _holds_no_student(clause: Clause, teacher: Teacher, student: students.Student, x: Tensor) -> None:
+def _holds_no_student(clause: Clause, teacher: Teacher, student: networks.Student, x: Tensor) -> None:
     with clause("it keeps no hold of the student that it was built from", "take `copy_of(context.student)`"):
         before = Said.by(teacher, x)
         with torch.no_grad():

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from streamkd import config as configuration
 from streamkd.bench import scenarios, streams
-from streamkd.distill.teachers import TeacherContext
 from streamkd.plugins import Registry
+from streamkd.teachers.teacher import TeacherContext
 from streamkd.wiring import student_of
 
 REGISTRY = Registry.load()

@@ -9,9 +9,9 @@ import torch
 import toys
 from torch import Tensor, nn
 
-from streamkd.distill.losses import Lesson, MatchGate, MatchGateOptions, match_gate, soft_answers, source_losses
 from streamkd.errors import ConfigError
-from streamkd.meta import hypergradient, slopes
+from streamkd.losses.match_gate import Lesson, MatchGate, MatchGateOptions, match_gate, soft_answers, source_losses
+from streamkd.meta import hypergradient, jacobian
 from streamkd.meta.hypergradient import Update
 
 OPTIMIZERS = {
@@ -92,10 +92,10 @@ class Problem:
         return u
 
     def forward(self, clip: float | None, u: list[Tensor] | None = None) -> Tensor:
-        return self.table(slopes.forward, self.direction(clip) if u is None else u)
+        return self.table(jacobian.forward, self.direction(clip) if u is None else u)
 
     def finite_difference(self, clip: float | None) -> Tensor:
-        return self.table(slopes.difference, self.direction(clip))
+        return self.table(jacobian.difference, self.direction(clip))
 
     def table(self, measure: Any, u: list[Tensor]) -> Tensor:
         z = self.module(self.x).detach()
@@ -234,7 +234,7 @@ def test_loops_of_another_kind_have_the_difference_too() -> None:
     problem = Problem("adam")
     u = problem.direction(None)
     got = hypergradient.finite_difference(problem.module, u, problem.source_losses)
-    torch.testing.assert_close(got, problem.table(slopes.difference, u), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(got, problem.table(jacobian.difference, u), rtol=1e-9, atol=1e-12)
 
 
 def test_a_pixel_that_is_dead_in_support_does_not_blind_the_finite_difference() -> None:
@@ -258,7 +258,7 @@ def test_a_direction_of_zero_gives_a_table_of_zeros() -> None:
     """Where the query asks for nothing, finite difference divides by no zero."""
     problem = Problem("sgd")
     u = [torch.zeros_like(p) for p in problem.parameters]
-    table = problem.table(slopes.difference, u)
+    table = problem.table(jacobian.difference, u)
     assert torch.equal(table, torch.zeros_like(table))
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mistakes.mistake import ALOOF, Mistake
-from streamkd.distill.gate import FixedGate, FixedOptions
+from streamkd.gates.gate import FixedGate, FixedOptions
 
 
 def weighing(change: Callable[[Any, Tensor], Tensor]) -> Callable[..., nn.Module]:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mistakes.mistake import ALOOF, Mistake
-from streamkd.distill.losses import MatchGate, MatchGateOptions
+from streamkd.losses.match_gate import MatchGate, MatchGateOptions
 
 
 def altered(change: Callable[[Any, Tensor], Tensor]) -> Callable[..., Any]:

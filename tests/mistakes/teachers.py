@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mistakes.mistake import ALOOF, Mistake
-from streamkd.distill.teachers import EmaOptions, EmaTeacher, RecallTeacher, SnapshotTeacher, copy_of
+from streamkd.teachers.teacher import EmaOptions, EmaTeacher, RecallTeacher, SnapshotTeacher, copy_of
 
 
 class Average(EmaTeacher):

@@ -13,7 +13,6 @@ import pytest
 import torch
 import uvicorn
 
-from streamkd.distill.students import Mlp, MlpOptions, Student, write_published
 from streamkd.plugins import Registry
 from streamkd.records import InputColumn, Label, RecordSchema
 from streamkd.serve.api import Services, application
@@ -29,6 +28,7 @@ from streamkd.serve.versions import Follower
 from streamkd.state.directory import StateDirectory
 from streamkd.state.publish import Versions
 from streamkd.streams.tokens import Tokens
+from streamkd.students.networks import Mlp, MlpOptions, Student, write_published
 from streamkd.telemetry import Exposition, Recorder
 
 torch.set_num_threads(1)

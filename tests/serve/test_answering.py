@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from streamkd import config as configuration
-from streamkd.distill import ensemble
+from streamkd.analytic import ensemble
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
 from streamkd.serve.answering import Answering

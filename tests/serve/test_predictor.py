@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from streamkd.distill.students import Published
 from streamkd.errors import LimitExceeded, NotReady, Overloaded
 from streamkd.serve.predictor import Predictor
+from streamkd.students.networks import Published
 from streamkd.telemetry import Exposition, Recorder
 
 from .conftest import SCHEMA, make_student

@@ -373,7 +373,7 @@ def test_the_supervisor_never_meets_avalanche() -> None:
     """Neither the module nor any built-in that it loads imports Avalanche: this process does not train."""
     code = (
         "import sys, streamkd.serve.supervisor as s; from streamkd.plugins import Registry; r = Registry.load();"
-        "import streamkd.distill.students; sys.exit('avalanche' in sys.modules)"
+        "import streamkd.students.networks; sys.exit('avalanche' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

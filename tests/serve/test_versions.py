@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from streamkd.distill.students import Student
 from streamkd.plugins import Registry
 from streamkd.serve.predictor import Predictor
 from streamkd.serve.supervisor import load_version
 from streamkd.serve.versions import Follower
 from streamkd.state.directory import StateDirectory
+from streamkd.students.networks import Student
 from streamkd.telemetry import Recorder
 
 from .conftest import Publisher, Running, until

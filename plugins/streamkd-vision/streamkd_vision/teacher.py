@@ -18,11 +18,11 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from streamkd.distill.students import Student
-from streamkd.distill.teachers import Role, TeacherContext, capture, module_bytes
 from streamkd.errors import PluginError, StateConflict
 from streamkd.hookspecs import Kind, Options, hookimpl
 from streamkd.records import Label
+from streamkd.students.networks import Student
+from streamkd.teachers.teacher import Role, TeacherContext, capture, module_bytes
 from streamkd_vision import network
 from streamkd_vision.view import IMAGENET_MEAN, IMAGENET_STD, View
 

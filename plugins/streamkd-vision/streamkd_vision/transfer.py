@@ -17,9 +17,9 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from streamkd.distill.losses import Lesson
 from streamkd.errors import PluginError
 from streamkd.hookspecs import Kind, Options, hookimpl
+from streamkd.losses.match_gate import Lesson
 
 
 class AttentionTransferOptions(Options):

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from streamkd.distill import students
-from streamkd.distill.teachers import TeacherContext
 from streamkd.plugins import Registry
 from streamkd.records import InputColumn, Label, RecordSchema
+from streamkd.students import networks
+from streamkd.teachers.teacher import TeacherContext
 
 torch.set_num_threads(1)
 
@@ -51,9 +51,9 @@ def context() -> Callable[..., TeacherContext]:
         column = InputColumn.model_validate({"name": "image", "shape": shape, "dtype": dtype})
         schema = RecordSchema(inputs=(column,), label_type="string" if isinstance(labels[0], str) else "int")
         registry = Registry()
-        registry.register(students, "students")
+        registry.register(networks, "students")
         kind = registry.kind("students", "mlp")
-        student = students.build(kind, kind.options(), schema, len(labels), 0)
+        student = networks.build(kind, kind.options(), schema, len(labels), 0)
         return TeacherContext(key, student, schema, labels, torch.device("cpu"))
 
     return of

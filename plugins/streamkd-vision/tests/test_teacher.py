@@ -13,10 +13,10 @@ from streamkd_vision import teacher as module
 from streamkd_vision.teacher import TorchvisionOptions, TorchvisionTeacher
 from torch import Tensor, nn
 
-from streamkd.distill.memory import Memory
-from streamkd.distill.pool import Pool
-from streamkd.distill.teachers import TeacherContext
 from streamkd.errors import PluginError, StateConflict
+from streamkd.replay.memory import Memory
+from streamkd.teachers.pool import Pool
+from streamkd.teachers.teacher import TeacherContext
 
 Context = Callable[..., TeacherContext]
 SIZE = 32

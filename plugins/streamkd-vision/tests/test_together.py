@@ -9,15 +9,15 @@ from streamkd_vision import teacher as module
 from streamkd_vision.teacher import TorchvisionOptions, TorchvisionTeacher
 from streamkd_vision.transfer import AttentionTransfer, AttentionTransferOptions
 
-from streamkd.distill import students
-from streamkd.distill.gate import FixedGate, FixedOptions
-from streamkd.distill.losses import MatchGate, MatchGateOptions
-from streamkd.distill.memory import Memory
-from streamkd.distill.pool import Pool
-from streamkd.distill.step import Step, Term
-from streamkd.distill.teachers import TeacherContext
 from streamkd.errors import PluginError
+from streamkd.gates.gate import FixedGate, FixedOptions
+from streamkd.learning.step import Step, Term
+from streamkd.losses.match_gate import MatchGate, MatchGateOptions
 from streamkd.plugins import Registry
+from streamkd.replay.memory import Memory
+from streamkd.students import networks
+from streamkd.teachers.pool import Pool
+from streamkd.teachers.teacher import TeacherContext
 
 Context = Callable[..., TeacherContext]
 
@@ -25,9 +25,9 @@ Context = Callable[..., TeacherContext]
 def wired(weights: Path, context: TeacherContext, layer: str = "body.convolutions.0") -> Step:
     """A convolutional student with both terms."""
     registry = Registry()
-    registry.register(students, "students")
+    registry.register(networks, "students")
     kind = registry.kind("students", "convnet")
-    student = students.build(kind, kind.options(), context.schema, 3, 0)
+    student = networks.build(kind, kind.options(), context.schema, 3, 0)
     options = TorchvisionOptions(network="mobilenet_v3_small", weights=weights, classes=(0, 1, 2), size=32)
     memory = Memory(20, 0.0, "reservoir", 1, seed=0)
     pool = Pool([TorchvisionTeacher(options, context)], None, memory, limit=4, limit_bytes=1 << 30)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from streamkd_vision.transfer import AttentionTransfer, AttentionTransferOptions, attention_distance, attention_map
 from torch import Tensor
 
-from streamkd.distill.losses import Lesson
 from streamkd.errors import PluginError
+from streamkd.losses.match_gate import Lesson
 
 PAIRS = (("body.a", "x"), ("body.b", "y"))
 

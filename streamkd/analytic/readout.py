@@ -1,0 +1,67 @@
+"""The readout: the network of the analytic teacher, which answers with what was last solved and is never trained.
+
+raw inputs ─► normalisation ─► features ─► W·h + b, over the temperature ─► logits, the largest 0
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from streamkd.analytic.features import Extractor
+from streamkd.students.networks import Normalise
+
+
+class Readout(nn.Module):
+    """Raw inputs [batch, *shape] to logits [batch, classes]: normalisation, features, and what was solved.
+
+    ``known`` [classes] is where there is a solution; the other logits are 0. A frozen network normalises for itself.
+    """
+
+    known: Tensor
+    temperature: Tensor
+
+    def __init__(self, normalise: Normalise | None, extractor: Extractor, classes: int) -> None:
+        super().__init__()
+        self.normalise, self.extractor = normalise, extractor
+        self.weight = nn.Parameter(torch.zeros(classes, extractor.width), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(classes), requires_grad=False)
+        self.register_buffer("known", torch.zeros(classes, dtype=torch.bool))
+        self.register_buffer("temperature", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Float[Tensor, "batch classes"]:
+        return self.answers(self.features(x))
+
+    def features(self, x: Tensor) -> Float[Tensor, "batch features"]:
+        """Features of raw inputs."""
+        return self.extractor(x if self.normalise is None else self.normalise(x))
+
+    def answers(self, h: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
+        """Logits of features, the largest of a row 0: they are kept in float16."""
+        logits = torch.addmm(self.bias, h, self.weight.T) / self.temperature
+        top = logits.masked_fill(~self.known, torch.finfo(logits.dtype).min).amax(1, keepdim=True)
+        return (logits - top).masked_fill_(~self.known, 0.0)
+
+    @property
+    def classes(self) -> int:
+        """How many classes it has logits for, known or not."""
+        return len(self.bias)
+
+    def grow(self, classes: int) -> None:
+        """More classes, unknown so far."""
+        more = (0, classes - self.classes)
+        self.take(F.pad(self.weight.data, (0, 0, *more)), F.pad(self.bias.data, more), F.pad(self.known, more))
+
+    def take(self, weight: Tensor, bias: Tensor, known: Tensor) -> None:
+        """A new solution."""
+        self.weight.data, self.bias.data = weight.to(self.weight.device), bias.to(self.bias.device)
+        self.known = known.to(self.known.device)
+
+    def learned(self) -> dict[str, Tensor]:
+        """Its state, without that of a network which is frozen."""
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("extractor.")}
+
+    def load_learned(self, learned: dict[str, Tensor]) -> None:
+        """Take what ``learned`` gave, with as many classes."""
+        frozen = {f"extractor.{name}": tensor for name, tensor in self.extractor.state_dict().items()}
+        self.load_state_dict({**frozen, **learned})

@@ -1,0 +1,148 @@
+"""Credit: gates that go by how likely a teacher finds the labels, with nothing to learn.
+
+    likelihood   v_k ∝ exp(trust · credit_k[y]), credit_k[c] = mean log p_k(c) on held-out records of class c
+    confidence   v_k = (1 - softmax_k(CE_k)) / (K - 1), on the sample itself
+
+The credit is the signal that the literal formula L = -g·log S - (1-g)·log F gives its gate: dL/dg = log F - log S,
+whoever puts more probability on the true label is trusted. Held-out records, so that a teacher earns nothing by having
+been trained on a sample; per class, since a teacher may know some classes only.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from streamkd.gates.gate import Evidence, Measured, at_labels, log_answers, share, weights_of
+from streamkd.hookspecs import Kind, Options, hookimpl
+
+EVERY = 10  # steps for which a measured credit is kept
+WORST = -5.0  # one confident mistake among a handful of held-out records must not decide
+PSEUDO = 2.0  # records' worth of the teacher's own mean that each class's mean begins with
+
+
+def held_out_credit(
+    logits: Float[Tensor, "batch teachers classes"],
+    known: Bool[Tensor, "batch teachers classes"],
+    labels: Int[Tensor, "batch"],
+) -> Float[Tensor, "teachers classes"]:
+    """Mean log p_k(y) of each teacher on the records of each class, drawn towards its mean over all that it heard.
+
+    credit_k[c] = (Σ_{i: y_i = c} log p_ik(c) + 2·mean_k) / (n_kc + 2), each log p at least -5. A class without records
+    has the teacher's mean; a teacher that heard nothing is NaN.
+    """
+    teachers, classes = logits.shape[1:]
+    column = labels.view(-1, 1, 1).expand(-1, teachers, 1)
+    heard = known.gather(2, column).squeeze(2)
+    logs = torch.log_softmax(logits.masked_fill(~known, -torch.inf), dim=-1).gather(2, column).squeeze(2)
+    logs = logs.nan_to_num(nan=0.0, neginf=WORST).clamp_min(WORST) * heard
+    member = torch.nn.functional.one_hot(labels, classes).to(logs.dtype)
+    sums, counts = logs.T @ member, heard.to(logs.dtype).T @ member
+    total = counts.sum(1, keepdim=True)
+    mean = torch.where(total > 0, sums.sum(1, keepdim=True) / total, torch.nan)
+    return (sums + PSEUDO * mean) / (counts + PSEUDO)
+
+
+class Ledger:
+    """What was measured of a pool's teachers, kept for ``EVERY`` steps; it is measured only when a gate asks."""
+
+    def __init__(self) -> None:
+        self.teachers: tuple[str, ...] = ()
+        self.values: Measured | None = None
+        self.age = 0
+
+    def fresh(self, teachers: tuple[str, ...], classes: int, device: torch.device) -> Measured | None:
+        """What was measured of these teachers over so many classes, unless it is too old."""
+        values = self.values
+        if values is None or self.age >= EVERY or self.teachers != teachers or values.credit.shape[1] != classes:
+            return None
+        return values._replace(credit=values.credit.to(device))
+
+    def write(self, teachers: tuple[str, ...], values: Measured) -> Measured:
+        self.teachers, self.values, self.age = teachers, values, 0
+        return values
+
+    def state_dict(self) -> dict[str, Any]:
+        values = {"values": None} if self.values is None else {"values": self.values.credit, "noise": self.values.noise}
+        return {"teachers": list(self.teachers), **values, "age": self.age}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.teachers, self.age = tuple(state["teachers"]), state["age"]
+        self.values = None if state["values"] is None else Measured(state["values"], state.get("noise", 0.0))
+
+
+class LikelihoodOptions(Options):
+    """Teachers by their held-out likelihood of the sample's class."""
+
+    floor: float = Field(default=0.3, ge=0, le=1, description="least weight of the hard label")
+    trust: float = Field(default=1.0, ge=0, description="shares go as the held-out likelihood to this power")
+    doubt: float = Field(default=1.0, ge=0, description="hard-label weight is this times 1 - held-out p(label)")
+
+
+class LikelihoodGate(nn.Module):
+    """v_k ∝ exp(trust·credit_k[y]) and w_0 = max(floor, doubt·(1 - Σ v_k·exp(credit_k[y]))), at most 1.
+
+    A teacher whose credit was not measured yet counts as the mean of those heard beside it; where no one's was, the
+    shares are even and p(label) is ½. trust to 0 is even, to infinity the best teacher of each class alone.
+    """
+
+    def __init__(self, options: LikelihoodOptions) -> None:
+        super().__init__()
+        self.floor, self.trust, self.doubt = options.floor, options.trust, options.doubt
+
+    def forward(self, evidence: Evidence) -> Float[Tensor, "batch sources"]:
+        credit = credit_of_samples(evidence)
+        shares = share(self.trust * credit, evidence.heard)
+        trusted = (shares * credit.exp()).sum(1)
+        hard = (self.doubt * (1 - trusted)).clamp(self.floor, 1.0)
+        return weights_of(hard, shares, evidence.heard, evidence.labelled)
+
+
+def credit_of_samples(evidence: Evidence) -> Float[Tensor, "batch teachers"]:
+    """The credit of each teacher at each sample's label; what was not measured is filled from the others heard.
+
+    Where nobody's was, it is log ½. Without a label it is the mean over what a teacher answers.
+    """
+    table = evidence.credit.to(evidence.logits.dtype)
+    told = evidence.heard & torch.isfinite(table[:, 0])
+    credit = at_labels(table.nan_to_num(0.0).expand(len(evidence.labels), -1, -1), evidence)
+    count = told.sum(1, keepdim=True)
+    mean = (credit * told).sum(1, keepdim=True) / count.clamp_min(1)
+    return torch.where(told, credit, torch.where(count > 0, mean, math.log(0.5)))
+
+
+class ConfidenceOptions(Options):
+    """Teachers by the cross entropy of their answer on the sample itself (CA-MKD)."""
+
+    hard: float = Field(default=0.5, ge=0, le=1, description="weight of the hard label, and so its floor")
+
+
+class ConfidenceGate(nn.Module):
+    """v_k = (1 - exp(CE_k)/Σ_j exp(CE_j)) / (K - 1) over the K teachers heard; K = 1 gives that one all.
+
+    CA-MKD, Zhang et al. 2022, equation 3. Without a label a teacher's CE is that of its own answer: its entropy.
+    """
+
+    def __init__(self, options: ConfidenceOptions) -> None:
+        super().__init__()
+        self.hard = options.hard
+
+    def forward(self, evidence: Evidence) -> Float[Tensor, "batch sources"]:
+        heard = evidence.heard
+        logs = log_answers(evidence)
+        wrong = share(-at_labels(logs, evidence), heard)
+        others = heard.sum(1, keepdim=True) - 1
+        shares = torch.where(others > 0, (1 - wrong) / others.clamp_min(1), 1.0) * heard
+        hard = torch.full_like(evidence.logits[:, 0], self.hard)
+        return weights_of(hard, shares, heard, evidence.labelled)
+
+
+@hookimpl
+def streamkd_gates() -> Iterable[Kind]:
+    """The gates without parameters that go by likelihood."""
+    yield Kind("likelihood", LikelihoodGate, LikelihoodOptions, "teachers by held-out likelihood of the class")
+    yield Kind("confidence", ConfidenceGate, ConfidenceOptions, "teachers by cross entropy on the sample (CA-MKD)")

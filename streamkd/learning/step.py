@@ -1,0 +1,352 @@
+"""One training step, in the order of the data::
+
+    begin     fresh rows + replayed rows + rows from their vicinity ─► Plan: x, y, what the teachers answer
+    (the student's forward pass is the caller's: Avalanche's plugins want to see it)
+    weigh     logits ─► gate ─► Lesson: weights per sample
+    loss      Lesson ─► one number; backward and update are the caller's again
+    finish    teachers follow, fresh rows are offered to the memory
+
+Everything random comes from generators that are part of the state.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from streamkd.gates.gate import Evidence, Gate
+from streamkd.learning import terms as sums
+from streamkd.learning.sharing import Heritage
+from streamkd.learning.terms import Term
+from streamkd.losses.match_gate import Lesson, fused_target, soft_answers
+from streamkd.records import Label
+from streamkd.replay.memory import Memory, Offer, whole
+from streamkd.replay.vicinal import Vicinity, advantage, steadiness
+from streamkd.students.networks import Student, at_rest
+from streamkd.students.optimizers import Settling
+from streamkd.teachers.answers import Answers
+from streamkd.teachers.pool import Pool
+from streamkd.teachers.teacher import EmaTeacher, capture
+
+NOTHING = Offer({}, [], [])
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A step's rows, fresh ones first: x [batch, *shape], y [batch], and the teachers' answers.
+
+    A row without label has -1 in y; ``unlabelled`` says that there are such. Remembered rows all have one; the last
+    ``drawn`` rows, from the vicinity of the others, have none. ``met`` [batch] is how often each label was
+    learned before. ``offer`` says which fresh rows the memory takes: those that it holds out teach nobody, now or
+    when they come again.
+    """
+
+    x: Tensor
+    y: Tensor
+    fresh: int
+    task: int
+    answers: Answers
+    unlabelled: bool = False
+    drawn: int = 0
+    met: Tensor | None = None
+    offer: Offer = NOTHING
+
+
+@runtime_checkable
+class Adapter(Protocol):
+    """Whoever adapts the gate (``streamkd.meta.adaptation``): told of each moment of a step, in this order."""
+
+    def attach(self, step: "Step") -> None:
+        """The step is put together; an adapter that does not fit it raises."""
+        ...
+
+    def new_task(self) -> None:
+        """A task has begun."""
+        ...
+
+    def arrived(self, step: "Step", plan: Plan, logits: Tensor) -> bool:
+        """A batch has come and the gate has not weighed it yet; ``logits`` still carry their graph.
+
+        Whether the gate's weights are to carry theirs.
+        """
+        ...
+
+    def weighed(self, plan: Plan, evidence: Evidence, lesson: Lesson, weights: Tensor) -> None:
+        """The gate has given its weights; those of the lesson are without graph."""
+        ...
+
+    def update_begins(self, step: "Step") -> None:
+        """The gradients are there, not yet clipped, and nothing has moved."""
+        ...
+
+    def update_ended(self, step: "Step") -> None:
+        """The student has moved; teachers and memory have not followed yet."""
+        ...
+
+
+class Step:
+    """The parts that one step moves, and the arithmetic between a batch and its loss."""
+
+    def __init__(
+        self,
+        student: Student,
+        optimizer: torch.optim.Optimizer,
+        memory: Memory,
+        pool: Pool,
+        gate: Gate,
+        terms: Sequence[Term],
+        *,
+        replay: int,
+        clip_norm: float | None = None,
+        adapter: Adapter | None = None,
+        heritage: Heritage | None = None,
+        vicinity: Vicinity | None = None,
+        settling: Settling | None = None,
+    ) -> None:
+        self.settling = settling or Settling(optimizer, 1.0, 1)
+        self.heritage, self.vicinity = heritage, vicinity or Vicinity(0, 0, seed=0)
+        self.student, self.optimizer, self.memory, self.pool = student, optimizer, memory, pool
+        self.gate, self.terms, self.adapter = gate, tuple(terms), adapter
+        self.replay, self.clip_norm = replay, clip_norm
+        self.weighing_seconds = 0.0
+        self.parameters = [p for p in student.parameters() if p.requires_grad]
+        self.trained = [*self.parameters, *sums.parameters_of(self.terms)]
+        self._student_layers = sums.layers_of(self.terms)
+        self._teacher_layers = sums.teacher_layers_of(self.terms)
+        self._own_gates = any(term.gate is not None for term in self.terms)
+        self._captured: dict[str, Tensor] = {}
+        self._buffers: list[tuple[Tensor, Tensor]] = []  # of the student, with what they were before the step
+        if adapter is not None:
+            adapter.attach(self)
+        capture(student, self._student_layers, {})  # a layer that is not there is an error now, not at the first step
+
+    def grow(self, labels: Sequence[Label]) -> None:
+        """New labels: heads and caches widen; a row that a shared teacher has is inherited."""
+        before = self.student.classes
+        self.student.grow(len(labels), self.optimizer)
+        self.pool.grow(labels)
+        if self.heritage is not None:
+            averages = [teacher.student for teacher in self.pool.teachers if isinstance(teacher, EmaTeacher)]
+            self.heritage.follow([self.student, *averages], labels, before)
+
+    @torch.no_grad()
+    def begin(self, x: Tensor, y: Tensor, task: int) -> Plan:
+        """Join the fresh rows with replayed ones and some of their vicinity, and ask the teachers about all of them."""
+        remembered = self.memory.sample(self.replay)
+        fresh, unlabelled, met = len(y), bool((y < 0).any()), torch.zeros_like(y)
+        if self.student.normalise.fit:
+            self.student.normalise.observe(x)
+        if remembered is not None:
+            x, y = torch.cat([x, remembered.x]), torch.cat([y, remembered.y])
+            met = torch.cat([met, remembered.met()])
+        if self.vicinity.due(x):
+            self.vicinity.measured(*self._compared(task))
+        offer = self.memory.hold(x[:fresh], y[:fresh], task, lambda rows: self._at_rest(x[rows]))
+        if (near := self.vicinity.draw(_without(x, offer.twins))) is not None:
+            x, y = torch.cat([x, near]), torch.cat([y, y.new_full((len(near),), -1)])
+            met = torch.cat([met, met.new_zeros(len(near))])
+        drawn = 0 if near is None else len(near)
+        answers = self.pool.answers(x, fresh, remembered, self.student.classes)
+        replayed = slice(fresh, len(x) - drawn)
+        if remembered is not None and (moved := self.vicinity.replayed(x[replayed])) is not None:
+            x[replayed] = moved
+        return Plan(x, y, fresh, task, answers, unlabelled or drawn > 0, drawn, met, offer)
+
+    def _at_rest(self, x: Tensor) -> Tensor:
+        with at_rest(self.student) as student:
+            return student(x)
+
+    def _compared(self, task: int) -> tuple[float, float | None]:
+        """What teachers know of the held-out records better than the student, and what of them they know once moved."""
+        held = whole(self.memory.holdout)
+        if held is None or not len(held.y):
+            return 0.0, None
+        logits = self._at_rest(held.x)
+        taught = self._taught(held.x, logits, self.pool.answers_unseen(held, self.student.classes))
+        gained = advantage(taught, torch.softmax(logits, 1), held.y)
+        if (moved := self.vicinity.nudged(held.x)) is None:
+            return gained, None
+        answers = self.pool.answers(moved, 0, None, self.student.classes)
+        newest = self.memory.holdout.task[: len(held.y)] == task
+        return gained, steadiness(taught, self._taught(moved, self._at_rest(moved), answers), held.y, newest)
+
+    def _taught(self, x: Tensor, logits: Tensor, answers: Answers) -> Tensor:
+        """What the teachers say together of rows [batch, *shape], weighed as where there is no label."""
+        unknown = torch.full((len(x),), -1, device=x.device)
+        weights = self.gate(self.evidence(Plan(x, unknown, 0, 0, answers, unlabelled=True), logits))
+        return fused_target(soft_answers(answers.logits, answers.known, 1.0), weights)
+
+    def forward(self, plan: Plan) -> Tensor:
+        """The student's logits, and the outputs of the layers that losses named; running statistics move."""
+        self._buffers = [(buffer, buffer.clone()) for buffer in self.student.buffers()]
+        if not self._student_layers:
+            return self.student(plan.x)
+        self._captured = {}
+        with capture(self.student, self._student_layers, self._captured):
+            return self.student(plan.x)
+
+    def weigh(self, plan: Plan, logits: Tensor) -> Lesson:
+        """The gate's weights for the step; fresh rows that are held out have none."""
+        wanted = self.adapter is not None and self.adapter.arrived(self, plan, logits)
+        evidence = self.evidence(plan, logits)
+        begun = time.perf_counter()
+        with torch.set_grad_enabled(wanted):
+            given = self.gate(evidence)
+        weights = given.detach()
+        if plan.drawn or plan.offer.untaught:
+            weights = weights * self._masses(plan, weights.dtype)
+        self.weighing_seconds += time.perf_counter() - begun
+        lesson = self.lesson(plan, logits, weights, evidence)
+        if self.adapter is not None:
+            self.adapter.weighed(plan, evidence, lesson, given)
+        return lesson
+
+    def _masses(self, plan: Plan, dtype: torch.dtype) -> Tensor:
+        """[batch, 1] what each row counts: nothing where it is held out, the advantage where it was drawn, else alike.
+
+        They sum to the rows, so that the mean over the rows is the mean over what they count: the loss of a step in
+        which many rows count little would be a small one, and Adam's step as small.
+        """
+        masses = torch.ones(len(plan.y), 1, dtype=dtype, device=plan.y.device)
+        masses[plan.offer.untaught] = 0.0
+        masses[len(masses) - plan.drawn :] = self.vicinity.mass
+        return masses * (len(masses) / masses.sum().clamp_min(1e-6))
+
+    def evidence(self, plan: Plan, logits: Tensor) -> Evidence:
+        """What the gate may see of the step, without gradient."""
+        known = plan.answers.known
+        if plan.answers.complete:
+            heard = known[:, :, 0]
+        else:
+            columns = plan.y.clamp_min(0).view(-1, 1, 1).expand(-1, known.shape[1], 1)
+            heard = known.gather(2, columns).squeeze(2)
+            if plan.unlabelled:
+                heard = torch.where((plan.y < 0).unsqueeze(1), _able(known), heard)
+        facts = self.pool.facts(plan.y.device)
+        return Evidence(
+            logits.detach(),
+            plan.y,
+            plan.answers.logits,
+            known,
+            heard,
+            facts,
+            self.pool.keys,
+            plan.answers.complete,
+            partial(self.pool.measured, logits.shape[1], plan.y.device),
+            plan.met,
+            self.pool.stale(plan.y.device),
+        )
+
+    def lesson(self, plan: Plan, logits: Tensor, weights: Tensor, evidence: Evidence | None = None) -> Lesson:
+        """What the losses see of the step; terms with a gate of their own are weighed by it, from ``evidence``."""
+        own: dict[int, Tensor] = {}
+        if self._own_gates:
+            with torch.no_grad():
+                own = sums.own_weights(self.terms, evidence or self.evidence(plan, logits))
+                if plan.drawn or plan.offer.untaught:
+                    masses = self._masses(plan, logits.dtype)
+                    own = {place: weights * masses for place, weights in own.items()}
+        theirs = self.pool.features(plan.x[: plan.fresh], self._teacher_layers) if self._teacher_layers else {}
+        return Lesson(
+            logits,
+            plan.y,
+            plan.answers.logits,
+            plan.answers.known,
+            weights,
+            plan.fresh,
+            self.pool.keys,
+            plan.answers.complete,
+            self._captured,
+            theirs,
+            own,
+        )
+
+    def loss(self, lesson: Lesson) -> Tensor:
+        """Σ weight · mean over the rows, of every term."""
+        return sums.total(self.terms, lesson)
+
+    @torch.no_grad()
+    def finite(self) -> bool:
+        """Whether gradients and running statistics are finite, and so small that their squares are.
+
+        A moment of infinity would stay one. A buffer that was infinite before, a mask say, is none of ours.
+        """
+        gradients = [p.grad for p in self.trained if p.grad is not None]
+        pairs = [(buffer, before) for buffer, before in self._buffers if buffer.is_floating_point()]
+        if not _finite(gradients).all():
+            return False
+        if not pairs:
+            return True
+        return bool((_finite([b for b, _ in pairs]) >= _finite([before for _, before in pairs])).all())
+
+    def clip(self) -> None:
+        """Gradients are there: the adapter looks at them, then their global norm is clipped where that is asked for."""
+        if self.adapter is not None:
+            self.adapter.update_begins(self)
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.trained, self.clip_norm)
+
+    @torch.no_grad()
+    def finish(self, plan: Plan, logits: Tensor) -> None:
+        """Teachers follow the update; fresh rows are remembered with the logits that they met.
+
+        Without a label they are not: what is remembered is balanced by label, and measured by it.
+        """
+        if self.adapter is not None:
+            self.adapter.update_ended(self)  # before memory takes the rows: they must not be their own query
+        self.memory.remember(plan.offer, plan.x, plan.y, plan.task, logits.detach())
+        x, y = plan.x[: plan.fresh], plan.y[: plan.fresh]
+        self.pool.heard(logits[: plan.fresh].detach(), plan.answers, _unless(y, plan.offer.again))
+        if plan.unlabelled or plan.offer.untaught:
+            seen = y >= 0
+            seen[plan.offer.untaught] = False
+            x, y = x[seen], y[seen]
+        if len(y):
+            self.pool.observe(x, y)
+        self.pool.after_step(self.student, plan.fresh)
+        self.settling.step()
+
+    @torch.no_grad()
+    def abandon(self, plan: Plan) -> None:
+        """The step was not taken, for its loss or gradients were not finite: nothing of its fresh rows is kept."""
+        self.memory.withdraw(plan.offer)
+        for buffer, before in self._buffers:  # one infinite activation would stay in a running mean for ever
+            buffer.copy_(before)
+
+
+def _finite(tensors: list[Tensor]) -> Tensor:
+    """[tensors] whether the norm of each is a finite number: one look at the device for all of them."""
+    if not tensors:
+        return torch.ones(0, dtype=torch.bool)
+    return torch.stack([norm.float() for norm in torch._foreach_norm(tensors)]).isfinite()
+
+
+def _without(x: Tensor, rows: Sequence[int]) -> Tensor:
+    """x [batch, *shape] without these rows."""
+    if not rows:
+        return x
+    left = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    left[list(rows)] = False
+    return x[left]
+
+
+def _unless(y: Tensor, rows: Sequence[int]) -> Tensor:
+    """Labels [batch], none on these rows: what is said of records that were learned before tells nothing of labels."""
+    if not rows:
+        return y
+    y = y.clone()
+    y[list(rows)] = -1
+    return y
+
+
+def _able(known: Tensor) -> Tensor:
+    """Who may speak of a row without label, [batch, teachers]: who knows every class, or where nobody does, any.
+
+    The row may be of a class that a teacher does not know, which it would take for one of its own.
+    """
+    whole = known.all(2)
+    return torch.where(whole.any(1, keepdim=True), whole, known.any(2))

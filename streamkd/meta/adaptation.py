@@ -1,0 +1,415 @@
+"""Meta-adaptation of the gate: a few bi-level steps when a task begins, one every ``every`` steps in between.
+
+    inner   the student's own steps as they were taken:  θ' = U(θ, ∇L_in(θ, φ)),  support = their rows
+    outer   L_out = CE(query; θ') + balance·imbalance(w) + anchor·‖φ - φ_0‖²,   φ ← φ - rate·dL_out/dφ
+
+The query is drawn from the held-out memory, which is never replayed, once the student has moved: no step is taken
+twice, and what plugins add to the loss is part of the step. The engine ``prequential`` takes the batch that arrives
+next, before it is trained on. Every gate among the terms is adapted, each by its own table.
+"""
+
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from streamkd.gates.gate import Evidence, Gate, Priced, imbalance
+from streamkd.learning.step import Plan, Step
+from streamkd.learning.terms import layers_of, seen
+from streamkd.losses.match_gate import Gated, Lesson
+from streamkd.meta import hypergradient, jacobian, maml
+from streamkd.meta.jacobian import Slope
+from streamkd.meta.maml import SHARED
+from streamkd.meta.rates import rates_of
+from streamkd.meta.temperature import Temperature
+from streamkd.meta.trajectory import Taken, Trail
+from streamkd.students import optimizers
+
+logger = logging.getLogger(__name__)
+Engine = Literal["auto", "forward", "finite-difference", "maml", "prequential"]
+
+
+@runtime_checkable
+class Beginning(Protocol):
+    """A gate that holds what is true of one stream alone: of its labels, its pool, its prices."""
+
+    def begin_stream(self, teachers: Collection[str]) -> None:
+        """A stream, or an episode, begins under these teachers: keep of what was learned what holds for it."""
+        ...
+
+
+def begin_stream(gates: nn.Module, teachers: Collection[str]) -> None:
+    """Tell every gate among ``gates``, or within them, that a stream begins under these teachers."""
+    for part in [*gates.modules()]:
+        if isinstance(part, Beginning):
+            part.begin_stream(teachers)
+
+
+class GateAdapter:
+    """Adapts the gates of one step on the schedule above; counts what it did.
+
+    ``horizon``: over so many inner steps, by the first-order sum (``maml``: unrolled, ``first_order`` or second).
+    ``temperature``: the first tempered term's moves too, within [0.5, 10] or what was configured.
+    """
+
+    def __init__(
+        self,
+        gate: nn.Module,
+        *,
+        every: int,
+        on_task_steps: int,
+        engine: Engine,
+        learning_rate: float,
+        query: int,
+        anchor: float = 1e-3,
+        horizon: int = 1,
+        first_order: bool = False,
+        temperature: bool = False,
+        balance: float = 0.0,
+    ) -> None:
+        self.gate, self.every, self.on_task_steps, self.query = gate, every, on_task_steps, query
+        self.anchor, self.balance, self.first_order = anchor, balance, first_order
+        self.engine: Engine = engine
+        self.parameters = [p for p in gate.parameters() if p.requires_grad]
+        self.origin = [p.detach().clone() for p in self.parameters]
+        self.active = bool(self.parameters) or any(isinstance(part, Priced) for part in gate.modules())
+        self.temperature = Temperature() if temperature and self.active else None
+        self.optimizer = self._optimizer(learning_rate)
+        self.trail = Trail(horizon, kept=engine == "prequential")
+        self.lacking: str | None = None  # what torch said of an operator without forward mode
+        self.faults: Counter[str] = Counter()  # left out (memory, not_finite), or by differences for once (forward)
+        self.steps = 0
+        self.burst = 0
+        self.adaptations = 0
+        self.seconds = 0.0
+        self.outer_loss = float("nan")
+        self._due = False
+        self._weights: Tensor | None = None
+        self._gated: list[tuple[int, Gated]] = []
+        self._layers: tuple[str, ...] = ()
+        self._names: list[str] = []
+
+    @property
+    def engine_in_use(self) -> str:
+        """Where the tables come from now: what ``auto`` has come to, and a switch that an operator asked for."""
+        if self.lacking is not None:
+            return "finite-difference"
+        return "forward" if self.engine == "auto" else self.engine
+
+    def _optimizer(self, learning_rate: float) -> torch.optim.Optimizer | None:
+        moved = [*self.parameters, *([self.temperature.log] if self.temperature else [])]
+        fused = all(p.device.type in ("cpu", "cuda") for p in moved)
+        return torch.optim.Adam(moved, lr=learning_rate, fused=fused) if moved else None
+
+    def attach(self, step: Step) -> None:
+        """Look at the step whose gates are to be adapted.
+
+        Raises:
+            ConfigError: the engine, or the learned temperature, does not fit it.
+        """
+        self.trail.clear()
+        self._weights = None
+        losses = [(place, term.loss) for place, term in enumerate(step.terms) if term.weight]
+        self._gated = [(place, loss) for place, loss in losses if isinstance(loss, Gated)]
+        self._layers = layers_of(step.terms)
+        self._names = [name for name, p in step.student.named_parameters() if p.requires_grad]
+        if not self.active:
+            return
+        rates_of(step.optimizer, step.parameters)
+        if self.engine == "maml":
+            maml.rate_of(step)
+        if self.temperature is not None:
+            told = [] if self.engine == "maml" else [loss for _, loss in self._gated]
+            self.temperature.of(told)
+
+    def begin_stream(self, teachers: Collection[str]) -> None:
+        """An episode begins under these teachers; where a gate keeps less, its moments are cut back with it."""
+        begin_stream(self.gate, teachers)
+        if self.optimizer is not None:
+            self.origin = _cut_back(self.optimizer, self.parameters, self.origin)
+
+    def new_task(self) -> None:
+        """A task has begun: the next ``on_task_steps`` steps adapt."""
+        self.burst = self.on_task_steps
+
+    def due(self) -> bool:
+        """Whether this step adapts; called once a step."""
+        self.steps += 1
+        if self.burst:
+            self.burst -= 1
+            self._due = self.active
+        else:
+            self._due = self.active and self._due_in(0)
+        return self._due
+
+    def _due_in(self, steps: int) -> bool:
+        """Whether so many steps from now one is due, as far as is known."""
+        return self.burst >= steps > 0 or (self.every > 0 and (self.steps + steps) % self.every == 0)
+
+    def _wanted(self) -> bool:
+        """Whether an adaptation, now or soon, will look at this step."""
+        later = self.engine == "prequential"
+        ahead = range(1, self.trail.length + later)
+        return self.active and ((self._due and not later) or any(map(self._due_in, ahead)))
+
+    def arrived(self, step: Step, plan: Plan, logits: Tensor) -> bool:
+        """A batch has come, and is not trained on yet: the query of the engine ``prequential``.
+
+        The weights' graph is wanted where the adaptation that is due ends with them: weighing again costs as much.
+        """
+        if self.due() and self.engine == "prequential":
+            begun = time.perf_counter()
+            outer = self._arriving(step, plan, logits)
+            trail = self.trail.read(step)
+            if outer is not None and trail and trail[-1].number == self.steps - 1:
+                with self._sparing_memory():
+                    self._adapt(step, trail, self._by_slopes(step, trail, outer))
+            self.seconds += time.perf_counter() - begun
+        return self._due and not self.trail.kept and not isinstance(step.gate, Priced)
+
+    def weighed(self, plan: Plan, evidence: Evidence, lesson: Lesson, weights: Tensor | None = None) -> None:
+        """The gate has given its weights."""
+        self._weights = weights if weights is not None and weights.requires_grad else None
+        if self._wanted():
+            self.trail.weighed(self.steps, plan.x, evidence, lesson)
+        else:
+            self.trail.skipped()
+
+    def update_begins(self, step: Step) -> None:
+        """The student's gradients are there, not yet clipped."""
+        begun = time.perf_counter()
+        if self.trail.update_begins(step):
+            self.seconds += time.perf_counter() - begun
+
+    def update_ended(self, step: Step) -> None:
+        """The student has moved; without held-out records nothing happens."""
+        if not self._due or self.engine == "prequential":
+            return
+        begun = time.perf_counter()
+        trail = self.trail.read(step)
+        if trail and trail[-1].number == self.steps and (query := step.memory.query(self.query)) is not None:
+            with self._sparing_memory():
+                if self.engine == "maml":
+                    trail = maml.since_growth(trail)
+                    self._adapt(step, trail, self._by_unrolling(step, trail, (query.x, query.y)))
+                else:
+                    outer = self._held_out(step, query.x, query.y)
+                    self._adapt(step, trail, self._by_slopes(step, trail, outer))
+        self.trail.forget()
+        self._weights = None
+        self.seconds += time.perf_counter() - begun
+
+    @contextmanager
+    def _sparing_memory(self) -> Iterator[None]:
+        """An adaptation for which there is no memory now is left out, and the next is tried as ever."""
+        try:
+            yield
+        except RuntimeError as fault:
+            if not _out_of_memory(fault):
+                raise
+            self._skip("memory", fault)
+
+    def _skip(self, reason: str, why: object) -> None:
+        """Leave this adaptation out."""
+        if self.temperature is not None:
+            self.temperature.slope = 0.0
+        self._count(reason, why)
+
+    def _count(self, reason: str, why: object) -> None:
+        """Count what went wrong with an adaptation, and say it the first time."""
+        if not self.faults[reason]:
+            logger.warning("an adaptation of the gate failed (%s), others like it are counted: %s", reason, why)
+        self.faults[reason] += 1
+
+    def _held_out(self, step: Step, x: Tensor, y: Tensor) -> Sequence[Tensor]:
+        """v = ∇CE(query) at the student's parameters, its running statistics left alone."""
+        with torch.enable_grad():
+            logits = functional_call(step.student, hypergradient.own_buffers(step.student), (x,))
+            return self._gradient(step, F.cross_entropy(logits, y))
+
+    def _arriving(self, step: Step, plan: Plan, logits: Tensor) -> Sequence[Tensor] | None:
+        """v from the fresh rows that have a label; their graph serves the student's own step later."""
+        labels = plan.y[: plan.fresh]
+        if not bool((labels >= 0).any()):
+            return None
+        loss = F.cross_entropy(logits[: plan.fresh], labels, ignore_index=-1)
+        return self._gradient(step, loss, retain_graph=True)
+
+    def _gradient(self, step: Step, loss: Tensor, retain_graph: bool = False) -> Sequence[Tensor]:
+        self.outer_loss = float(loss.detach())
+        return torch.autograd.grad(loss, step.parameters, retain_graph=retain_graph, materialize_grads=True)
+
+    def _by_slopes(self, step: Step, trail: Sequence[Taken], outer: Sequence[Tensor]) -> list[dict[int, Tensor]]:
+        """The tables of each step along its own direction; the temperature's derivative is noted on the way."""
+        updates = [taken.update for taken in trail]
+        us = hypergradient.directions(step.optimizer, step.parameters, updates, outer, step.clip_norm)
+        return [self._tables(step, taken, u) for taken, u in zip(trail, us, strict=True)]
+
+    def _tables(self, step: Step, taken: Taken, u: list[Tensor]) -> dict[int, Tensor]:
+        at = taken.at(self._names)
+        if self.engine != "finite-difference" and self.lacking is None:
+            noted = self.temperature.slope if self.temperature else 0.0
+            try:
+                return self._read(step, taken, jacobian.forward(step.student, taken.x, at, u, self._layers))
+            except RuntimeError as fault:  # a NotImplementedError is one
+                if self.engine == "forward" or _out_of_memory(fault):
+                    raise
+                self._without_forward_mode(fault)
+                if self.temperature is not None:
+                    self.temperature.slope = noted
+        return self._read(step, taken, jacobian.difference(step.student, taken.x, at, u, self._layers))
+
+    def _without_forward_mode(self, fault: RuntimeError) -> None:
+        """For ever where an operator has none; after any other fault for this once."""
+        if not jacobian.lacks_forward_mode(fault):
+            self._count("forward", fault)
+            return
+        self.lacking = str(fault).splitlines()[0]
+        logger.warning("the gate's tables come from finite differences from now on: %s", self.lacking)
+
+    def _read(self, step: Step, taken: Taken, slope: Slope) -> dict[int, Tensor]:
+        found: dict[int, Tensor] = {}
+        for place, loss in self._gated:
+            term, lesson = step.terms[place], seen(taken.lesson, place)
+            table = term.weight * slope.table(loss, lesson)
+            key = SHARED if term.gate is None else place
+            found[key] = found[key] + table if key in found else table
+            if self.temperature is not None and loss is self.temperature.loss:
+                self.temperature.note(term.weight, slope, lesson)
+        return found
+
+    def _by_unrolling(
+        self, step: Step, trail: Sequence[Taken], query: tuple[Tensor, Tensor]
+    ) -> list[dict[int, Tensor]]:
+        weights = []
+        for taken in trail:
+            weights.append({SHARED: taken.lesson.weights, **taken.lesson.own_weights})
+        found, self.outer_loss = maml.tables(step, step.terms, trail, weights, query, self.first_order)
+        return found
+
+    def _adapt(self, step: Step, trail: Sequence[Taken], tables: Sequence[dict[int, Tensor]]) -> None:
+        """One outer step; tables that are not finite move nothing."""
+        if not all(bool(torch.isfinite(table).all()) for each in tables for table in each.values()):
+            return self._skip("not_finite", "a table is not finite")
+        if self.optimizer is not None:
+            self.optimizer.zero_grad()
+        with torch.enable_grad(), self._looking_back():
+            costs = [
+                self._cost(step, key, taken, table, newest=taken is trail[-1])
+                for taken, each in zip(trail, tables, strict=True)
+                for key, table in each.items()
+            ]
+            total = sum(cost for cost in costs if cost is not None)
+        if isinstance(total, Tensor):
+            total.backward()
+        if not self._slopes_finite():
+            return self._skip("not_finite", "a gradient of the gate, or of the temperature, is not finite")
+        self._move()
+        self.adaptations += 1
+
+    def _slopes_finite(self) -> bool:
+        """Whether what moves the gate is: one infinite moment would stay for ever."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        finite = not gradients or bool(torch.stack(torch._foreach_norm(gradients)).isfinite().all())
+        return finite and (self.temperature is None or math.isfinite(self.temperature.slope))
+
+    @contextmanager
+    def _looking_back(self) -> Iterator[None]:
+        """The gates in evaluation mode: a step that is over knew other teachers and fewer classes than they do now."""
+        modes = [(part, part.training) for part in self.gate.modules()]
+        self.gate.eval()
+        try:
+            yield
+        finally:
+            for part, training in modes:
+                part.training = training
+
+    def _cost(self, step: Step, key: int, taken: Taken, table: Tensor, *, newest: bool) -> Tensor | None:
+        """Σ A·w / batch, whose slope Σ A·∂w/∂φ / batch is dL_out/dφ: a backward through the gate alone."""
+        gate, evidence = _gate(step, key), taken.evidence
+        # a gate's rows sum to 1; where the step gave a row less, its weights enter by that factor
+        table = table * seen(taken.lesson, key).weights.sum(1, keepdim=True)
+        if newest and isinstance(gate, Priced):
+            gate.settle(evidence, table)
+        kept = self._weights if key == SHARED else None
+        weights = gate(evidence) if kept is None else kept
+        if not weights.requires_grad:
+            return None
+        cost = (table * weights).sum() / len(table)
+        if self.balance:
+            cost = cost + self.balance * imbalance(weights, evidence.heard)
+        return cost
+
+    @torch.no_grad()
+    def _move(self) -> None:
+        if self.optimizer is None:
+            return
+        self.origin = optimizers.follow(self.optimizer, self.parameters, self.origin)
+        moved = [(p, o) for p, o in zip(self.parameters, self.origin, strict=True) if p.grad is not None]
+        if moved and self.anchor:
+            parameters, origins = map(list, zip(*moved, strict=True))
+            pull = torch._foreach_sub(parameters, origins)
+            torch._foreach_add_([p.grad for p in parameters], pull, alpha=2 * self.anchor)
+        if self.temperature is not None:
+            self.temperature.begin()
+        self.optimizer.step()
+        if self.temperature is not None:
+            self.temperature.end()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "origin": self.origin,
+            "optimizer": optimizers.state_of(self.optimizer) if self.optimizer else {},
+            "steps": self.steps,
+            "burst": self.burst,
+            "adaptations": self.adaptations,
+            "lacking": self.lacking,
+            "trail": self.trail.state_dict(),
+            "temperature": None if self.temperature is None else self.temperature.log.detach(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore; what the configuration has changed since (engine, horizon, temperature) begins anew."""
+        device = self.parameters[0].device if self.parameters else torch.device("cpu")
+        self.origin = [begun.to(device) for begun in state["origin"]]
+        same = (state.get("temperature") is None) == (self.temperature is None)
+        if self.optimizer is not None:
+            optimizers.restore(self.optimizer, state["optimizer"], None if same else len(self.parameters))
+        self.steps, self.burst, self.adaptations = state["steps"], state["burst"], state["adaptations"]
+        self.lacking = state.get("lacking")  # "refused" of older versions also came from what passes, and is not read
+        self.trail.load_state_dict(state.get("trail", {"steps": []}), device)
+        if same and self.temperature is not None:
+            self.temperature.restore(float(state["temperature"]))
+
+
+@torch.no_grad()
+def _cut_back(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], origin: Sequence[Tensor]
+) -> list[Tensor]:
+    """Moments of parameters that have lost their ends lose the same; the origin of such a one is where it is now."""
+    for parameter, begun in zip(parameters, origin, strict=True):
+        if begun.shape != parameter.shape:
+            left = tuple(slice(n) for n in parameter.shape)
+            for name, moment in optimizer.state.get(parameter, {}).items():
+                if isinstance(moment, Tensor) and moment.shape == begun.shape:
+                    optimizer.state[parameter][name] = moment[left].clone()
+    pairs = zip(parameters, origin, strict=True)
+    return [begun if begun.shape == parameter.shape else parameter.detach().clone() for parameter, begun in pairs]
+
+
+def _out_of_memory(fault: RuntimeError) -> bool:
+    """Of a GPU, or as the CPU's allocator says it."""
+    return isinstance(fault, torch.OutOfMemoryError) or "allocate memory" in str(fault)
+
+
+def _gate(step: Step, key: int) -> Gate:
+    own = None if key == SHARED else step.terms[key].gate
+    return step.gate if own is None else own

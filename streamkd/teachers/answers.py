@@ -1,0 +1,97 @@
+"""What the teachers answer on a step's rows: in person, or from the cache.
+
+    rows: fresh | remembered | unseen ─► live teachers all, settled ones the ends, cached answers the middle ─► Answers
+
+Called by the ``pool``, whose teachers these are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from streamkd.replay.memory import Remembered
+from streamkd.teachers.cache import Cache
+from streamkd.teachers.guard import Questions, group
+from streamkd.teachers.teacher import Teacher
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Logits and where they count, [batch, teachers, classes]."""
+
+    logits: Tensor
+    known: Tensor
+    complete: bool = False
+    """Everything is known: nothing has to be masked."""
+
+
+class Panel:
+    """The pool's teachers as those who answer; ``teachers`` is the pool's own list, which changes."""
+
+    def __init__(self, teachers: Sequence[Teacher], questions: Questions, cache: Cache) -> None:
+        self.teachers, self.questions, self.cache = teachers, questions, cache
+        self._complete: tuple[tuple[int, int], bool] = ((-1, -1), False)
+        self._everything = torch.ones(1, 1, 1, dtype=torch.bool)
+
+    def answers(self, x: Tensor, fresh: int, remembered: Remembered | None, classes: int) -> Answers:
+        """What every teacher says of the rows; the first ``fresh`` have just arrived, behind the remembered ones come
+        such as nobody has seen before.
+
+        An answer that is not finite is none: it is masked, so that a broken teacher hurts only itself.
+        """
+        if self._all_known(classes):
+            every = [self.questions.ask(teacher, x, classes) for teacher in self.teachers]
+            if all(answer is not None for answer in every):
+                parts = [answer[0] for answer in every if answer is not None]
+                logits = torch.stack(parts, 1) if len(parts) > 1 else parts[0].unsqueeze(1)
+                self._everything = self._everything.to(logits.device)
+                return Answers(logits, self._everything.expand(logits.shape), complete=True)
+        return self._partial(x, fresh, remembered, classes)
+
+    def unseen(self, remembered: Remembered, classes: int) -> Answers:
+        """What is said of remembered rows by those teachers alone who would answer had nobody ever seen them."""
+        answers = self.answers(remembered.x, 0, remembered, classes)
+        able = [teacher.role in ("live", "settled") for teacher in self.teachers]
+        heard = torch.tensor(able, dtype=torch.bool, device=answers.known.device)  # of no teacher, too
+        return Answers(answers.logits, answers.known & heard.view(1, -1, 1))
+
+    def _all_known(self, classes: int) -> bool:
+        """Whether every teacher answers every row over every class, so that nothing has to be masked."""
+        if self._complete[0] != (classes, len(self.teachers)):
+            live = bool(self.teachers) and all(t.role == "live" and bool(t.known().all()) for t in self.teachers)
+            self._complete = ((classes, len(self.teachers)), live)
+        return self._complete[1]
+
+    def _partial(self, x: Tensor, fresh: int, remembered: Remembered | None, classes: int) -> Answers:
+        """Answers where some teachers are asked about some rows, or know some classes."""
+        rows, end = len(x), fresh + (len(remembered.y) if remembered is not None else 0)
+        logits = x.new_zeros((rows, len(self.teachers), classes), dtype=torch.float32)
+        known = torch.zeros((rows, len(self.teachers), classes), dtype=torch.bool, device=x.device)
+        for index, teacher in enumerate(self.teachers):
+            for part in _asked(teacher, fresh, end, rows):
+                if (answer := self.questions.ask(teacher, x[part], classes)) is not None:
+                    logits[part, index], known[part, index] = answer
+            if remembered is None or teacher.role == "live":
+                continue
+            if teacher.role == "remembered":
+                logits[fresh:end, index] = remembered.logits().float()
+                columns = torch.arange(classes, device=x.device)
+                known[fresh:end, index] = columns < remembered.width().unsqueeze(1)
+            else:
+                self.questions.of(group(teacher)).cached += end - fresh
+                kept, answered = self.cache.answers(teacher, remembered)
+                logits[fresh:end, index] = kept.float()
+                known[fresh:end, index] = teacher.known().to(x.device) & answered.unsqueeze(1)
+        return Answers(logits, known & torch.isfinite(logits))
+
+
+def _asked(teacher: Teacher, fresh: int, end: int, rows: int) -> list[slice]:
+    """The rows that a teacher is asked about in person; those between ``fresh`` and ``end`` are remembered ones."""
+    if teacher.role == "live":
+        return [slice(0, rows)]
+    # a snapshot would speak of rows between records with the labels of its time, and of no other
+    unseen = [slice(end, rows)] if rows > end and teacher.role == "settled" else []
+    # the fresh ones last: a settled teacher sees them again when it learns them, and may remember their features
+    return [*unseen, slice(0, fresh)] if fresh and (teacher.fresh or teacher.role == "settled") else unseen

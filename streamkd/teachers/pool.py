@@ -1,0 +1,354 @@
+"""The pool: all teachers, what they answer on a step's rows, who is admitted and who goes.
+
+    rows (fresh + remembered) ─► Pool.answers ─► logits, known [batch, teachers, classes] ─► gate, loss
+
+Live teachers are asked about every row. What frozen and settled ones say of remembered rows comes from the cache,
+so the cost of a step does not grow with the pool.
+
+Who comes, stays and goes is a matter of worth on held-out records (``worth``). A pool over its budget merges its two
+closest snapshots if that loses nothing (``merging``), else the least worthy one goes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from streamkd.errors import ConfigError, PluginError
+from streamkd.gates.gate import Measured
+from streamkd.gates.label_noise import LabelNoise
+from streamkd.gates.likelihood import Ledger, held_out_credit
+from streamkd.records import Label
+from streamkd.replay.memory import Memory, Remembered, whole
+from streamkd.students.networks import Student
+from streamkd.teachers import merging
+from streamkd.teachers.answers import Answers, Panel
+from streamkd.teachers.cache import Cache, cached
+from streamkd.teachers.guard import Questions
+from streamkd.teachers.teacher import EmaTeacher, Observing, SnapshotMaker, SnapshotTeacher, Teacher, copy_of
+from streamkd.teachers.worth import Verdict, verdict
+
+
+class Pool:
+    """Teachers by key, in the order of the configuration, snapshots behind them by age."""
+
+    def __init__(
+        self,
+        teachers: Sequence[Teacher],
+        snapshots: SnapshotMaker | None,
+        memory: Memory,
+        *,
+        limit: int,
+        limit_bytes: int,
+        admit_margin: float = 0.0,
+        merge: bool = True,
+    ) -> None:
+        self.teachers: list[Teacher] = list(teachers)
+        self.snapshots = snapshots
+        self.memory = memory
+        self.limit, self.limit_bytes, self.admit_margin, self.merge = limit, limit_bytes, admit_margin, merge
+        self.worth: dict[str, float] = {}
+        self.accuracy: dict[str, float] = {}
+        self.ages: dict[str, int] = {t.key: 0 for t in self.teachers}
+        self.taken = 0
+        self._observers = [t for t in self.teachers if isinstance(t, Observing)]
+        self.questions = Questions()
+        self.cache = Cache(memory, self.questions)
+        self._panel = Panel(self.teachers, self.questions, self.cache)
+        self._facts: Tensor | None = None
+        self._ledger = Ledger()
+        self.label_noise = LabelNoise()
+        if len(self.teachers) > limit:
+            raise ConfigError(
+                f"{len(self.teachers)} teachers are configured, the pool takes {limit}",
+                where="pool.limit",
+                fix="raise pool.limit, or name fewer teachers",
+            )
+        for teacher in self.teachers:
+            if cached(teacher):
+                self.cache.open(teacher)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The teachers' names, in the order of the answers."""
+        return tuple(teacher.key for teacher in self.teachers)
+
+    @property
+    def average(self) -> EmaTeacher | None:
+        """The first moving average, if there is one."""
+        return next((t for t in self.teachers if isinstance(t, EmaTeacher)), None)
+
+    def grow(self, labels: Sequence[Label]) -> None:
+        """New labels for teachers and caches."""
+        for teacher in self.teachers:
+            teacher.grow(labels)
+        self.memory.grow(len(labels))
+        self.cache.refresh(self.teachers)
+
+    def answers(self, x: Tensor, fresh: int, remembered: Remembered | None, classes: int) -> Answers:
+        """What every teacher says of the rows; the first ``fresh`` have just arrived, behind the remembered ones come
+        such as nobody has seen before.
+        """
+        return self._panel.answers(x, fresh, remembered, classes)
+
+    def answers_unseen(self, remembered: Remembered, classes: int) -> Answers:
+        """What is said of remembered rows by those teachers alone who would answer had nobody ever seen them."""
+        return self._panel.unseen(remembered, classes)
+
+    def features(self, x: Tensor, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, dict[str, Tensor]]:
+        """Outputs of the teachers' named layers on fresh rows.
+
+        Raises:
+            PluginError: a loss names a teacher that is not in the pool.
+        """
+        by_key = {teacher.key: teacher for teacher in self.teachers}
+        for key in wanted:
+            if key not in by_key:
+                raise PluginError(
+                    f"a loss reads layers of the teacher {key!r}, which is not in the pool",
+                    where="losses",
+                    fix=f"teachers here: {', '.join(by_key) or 'none'}",
+                )
+        return {key: by_key[key].features(x, layers) for key, layers in wanted.items()}
+
+    def observe(self, x: Tensor, y: Tensor) -> None:
+        """Teachers that learn from labels themselves see a step's fresh labelled rows: raw x [n, *shape], columns y."""
+        for teacher in self._observers:
+            self.questions.guarded(cast(Teacher, teacher), partial(teacher.observe, x, y))
+
+    def heard(self, logits: Tensor, answers: Answers, y: Tensor) -> None:
+        """What student, logits [n, classes], and teachers said of a step's fresh rows as they came tells of the labels.
+
+        Only where a gate asks for that.
+        """
+        if not self.asks_noise:
+            return
+        said = torch.cat([logits.unsqueeze(1), answers.logits[: len(y)]], 1)
+        known = torch.cat([torch.ones_like(said[:, :1], dtype=torch.bool), answers.known[: len(y)]], 1)
+        self.label_noise.observe(("student", *self.keys), said, known, y)
+
+    def after_step(self, student: Student, inserted: int) -> None:
+        """Live teachers follow; cached answers are asked for once enough rows wait, or their teacher has changed."""
+        self._ledger.age += 1
+        for teacher in self.teachers:
+            if teacher.role == "live":
+                teacher.after_step(student)
+        self.cache.follow(self.teachers, inserted)
+
+    def annotate(self) -> None:
+        """Ask each teacher with a cache about the remembered rows that it has not seen, in one pass."""
+        self.cache.annotate(self.teachers)
+
+    def end_task(self, student: Student) -> str | None:
+        """A task has ended: teachers age, worth is measured anew, a snapshot may be admitted; returns its key."""
+        for key in self.ages:
+            self.ages[key] += 1
+        for teacher in self._observers:
+            self.questions.guarded(cast(Teacher, teacher), teacher.end_task)
+        admitted = self._admit(student) if self.snapshots else None
+        self.annotate()
+        self.assess(student)
+        while self._mine() and self._over_budget():
+            if not (self.merge and self._merge_closest(student)):
+                self._drop(self._least())
+            self.assess(student)
+        return admitted.key if admitted in self.teachers else None
+
+    def _admit(self, student: Student) -> SnapshotTeacher | None:
+        """Take a snapshot, unless it is no better than chance, or worth less than any that would have to make room."""
+        assert self.snapshots is not None
+        source = self.average.student if self.average else student
+        candidate = self.snapshots.take(source, self.taken)
+        self.taken += 1
+        alone = self._verdict_of(candidate)
+        if alone is not None and alone.heard.any():
+            chance = 1 / max(candidate.student.classes, 1)
+            if float(alone.accuracy()) < chance + self.admit_margin:
+                return None
+        if self.cache.full and not self._makes_room(alone, student):
+            return None
+        self._join(candidate)
+        return candidate
+
+    def _makes_room(self, candidate: Verdict | None, student: Student) -> bool:
+        """Whether the least worthy snapshot has given its slot up for one that is worth as much."""
+        if not self._mine():
+            return False
+        self.annotate()
+        self.assess(student)
+        least, held = self._least(), self._verdict(student.classes)
+        if held is not None and candidate is not None:
+            others = [k for k, teacher in enumerate(self.teachers) if teacher is not least]
+            if float(held.gain(others, candidate.likelihood[:, 0])) < self.worth[least.key]:
+                return False
+        self._drop(least)
+        return True
+
+    def _merge_closest(self, student: Student) -> bool:
+        """Put one snapshot in the place of the two closest, if beside the others it is worth as much as the better."""
+        mine, held, remembered = self._mine(), self._verdict(student.classes), whole(self.memory.holdout)
+        if len(mine) < 2 or held is None or remembered is None:
+            return False
+        answers = self.answers(remembered.x, 0, remembered, student.classes)
+        place = {teacher.key: k for k, teacher in enumerate(self.teachers)}
+        columns = [place[teacher.key] for teacher in mine]
+        pair = merging.closest(answers.logits[:, columns], answers.known[:, columns])
+        if pair is None:
+            return False
+        two = [mine[index] for index in pair]
+        both = merging.merged(*two)
+        alone = self._verdict_of(both)
+        assert alone is not None
+        others = [k for k, teacher in enumerate(self.teachers) if teacher not in two]
+        better = max(float(held.gain(others, held.likelihood[:, place[teacher.key]])) for teacher in two)
+        if float(held.gain(others, alone.likelihood[:, 0])) < better:
+            return False
+        age, at = self.ages[two[1].key], place[two[1].key] - 1  # the older one before it goes
+        for teacher in two:
+            self._drop(teacher)
+        self._join(both, at, age)
+        self.cache.annotate([both])
+        return True
+
+    def _join(self, teacher: SnapshotTeacher, at: int | None = None, age: int = 0) -> None:
+        self.teachers.insert(len(self.teachers) if at is None else at, teacher)
+        self.ages[teacher.key] = age
+        self.cache.open(teacher)
+        self._facts = None
+
+    def _mine(self) -> list[SnapshotTeacher]:
+        return [t for t in self.teachers if isinstance(t, SnapshotTeacher)]
+
+    def _least(self) -> SnapshotTeacher:
+        """The snapshot whose loss the pool would feel least on held-out records, the oldest of equals."""
+        return min(self._mine(), key=lambda t: (self.worth.get(t.key, 0.0), -self.ages[t.key]))
+
+    def _evict(self, over: Callable[[], bool]) -> None:
+        while self._mine() and over():
+            self._drop(self._least())
+
+    def _over_budget(self) -> bool:
+        return self._too_many() or sum(t.size_bytes() for t in self.teachers) > self.limit_bytes
+
+    def _too_many(self) -> bool:
+        most = self.snapshots.limit if self.snapshots else 0
+        return len(self._mine()) > most or len(self.teachers) > self.limit
+
+    def _drop(self, teacher: Teacher) -> None:
+        self.teachers.remove(teacher)
+        for book in (self.worth, self.accuracy, self.ages):
+            book.pop(teacher.key, None)
+        self.cache.close(teacher.key)
+        self.questions.strikes.pop(teacher.key, None)
+        self._facts = None
+
+    @torch.no_grad()
+    def assess(self, student: Student) -> None:
+        """Accuracy of each teacher on held-out records of labels that it knows, and its marginal worth.
+
+        Worth is what the mean over held-out records of max_k p_k(y) loses without the teacher.
+        """
+        self._facts = None
+        held = self._verdict(student.classes)
+        if held is not None:
+            self.worth = dict(zip(self.keys, held.marginal().tolist(), strict=True))
+            self.accuracy = dict(zip(self.keys, held.accuracy().tolist(), strict=True))
+
+    def _verdict(self, classes: int) -> Verdict | None:
+        """Of all teachers on the held-out records; ``None`` without any."""
+        remembered = whole(self.memory.holdout)
+        if remembered is None or not len(remembered.y):
+            return None
+        answers = self.answers(remembered.x, 0, remembered, classes)
+        return verdict(answers.logits, answers.known, remembered.y)
+
+    @torch.no_grad()
+    def _verdict_of(self, snapshot: SnapshotTeacher) -> Verdict | None:
+        """Of one that is not in the pool."""
+        remembered = whole(self.memory.holdout)
+        if remembered is None or not len(remembered.y):
+            return None
+        snapshot.grow(range(self.memory.holdout.logits.shape[1]))
+        logits = snapshot.logits(remembered.x).unsqueeze(1)
+        return verdict(logits, snapshot.known().to(logits.device).expand_as(logits), remembered.y)
+
+    def facts(self, device: torch.device) -> Tensor:
+        """[teachers, 2] for the gate: held-out accuracy, and 1 / (1 + age in tasks)."""
+        if self._facts is None or len(self._facts) != len(self.teachers):
+            rows = [[self.accuracy.get(k, 0.5), 1 / (1 + self.ages[k])] for k in self.keys]
+            self._facts = torch.tensor(rows, device=device).reshape(len(rows), 2)
+        return self._facts
+
+    @property
+    def asks_noise(self) -> bool:
+        """Whether a gate wants to know of label noise."""
+        return self._ledger.values is not None
+
+    @property
+    def noise(self) -> float | None:
+        """The part of the labels that seems to be wrong, in [0, 1); ``None`` where that cannot be told."""
+        return self.label_noise.share
+
+    def stale(self, device: torch.device) -> Tensor:
+        """[teachers] for the gate: whose answers were given on another day, and are only looked up."""
+        stale = [teacher.role in ("remembered", "frozen") for teacher in self.teachers]
+        return torch.tensor(stale, dtype=torch.bool, device=device)
+
+    @torch.no_grad()
+    def measured(self, classes: int, device: torch.device) -> Measured:
+        """For the gate, every few steps: held-out log-likelihood [teachers, classes], NaN where none; label noise."""
+        measured = self._ledger.fresh(self.keys, classes, device)
+        if measured is not None:
+            return measured
+        remembered = whole(self.memory.holdout)
+        if remembered is None or not len(remembered.y):
+            return Measured(torch.full((len(self.teachers), classes), torch.nan, device=device))
+        answers = self.answers(remembered.x, 0, remembered, classes)
+        credit = held_out_credit(answers.logits, answers.known, remembered.y)
+        return self._ledger.write(self.keys, Measured(credit, self.noise or 0.0))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "teachers": {t.key: t.state_dict() for t in self.teachers},
+            "snapshots": [t.key for t in self.teachers if isinstance(t, SnapshotTeacher)],
+            **self.cache.state_dict(),
+            "strikes": self.questions.strikes,
+            "worth": dict(self.worth),
+            "accuracy": dict(self.accuracy),
+            "ages": dict(self.ages),
+            "taken": self.taken,
+            "credit": self._ledger.state_dict(),
+            "label_noise": self.label_noise.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], build: Callable[[int], Student], labels: Sequence[Label]) -> None:
+        """Restore; ``build`` gives a student of so many classes for each snapshot that was there.
+
+        Teachers that the configuration no longer names are left out, new ones begin as they are.
+        """
+        for key in state["snapshots"] if self.snapshots else []:
+            saved = state["teachers"][key]
+            self.teachers.append(SnapshotTeacher(key, copy_of(build(len(saved["student"]["body.head.weight"])))))
+        for teacher in self.teachers:
+            if teacher.key in state["teachers"]:
+                teacher.load_state_dict(state["teachers"][teacher.key])
+            teacher.grow(labels)
+        here = set(self.keys)
+        self.worth = {k: v for k, v in state["worth"].items() if k in here}
+        self.accuracy = {k: v for k, v in state["accuracy"].items() if k in here}
+        self.ages = {k: state["ages"].get(k, 0) for k in self.keys}
+        self.cache.load_state_dict(state, here)
+        self.taken = state["taken"]
+        if "credit" in state:
+            self._ledger.load_state_dict(state["credit"])
+        if "label_noise" in state:
+            self.label_noise.load_state_dict(state["label_noise"])
+        self.questions.strikes = {k: n for k, n in state["strikes"].items() if k in here}
+        # by count alone: bytes grow with the labels within a task, and are looked at when it ends
+        self._evict(self._too_many)
+        for teacher in self.teachers:
+            if cached(teacher) and teacher.key not in self.cache.slots:
+                self.cache.open(teacher)
+        self._facts = None

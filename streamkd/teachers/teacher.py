@@ -1,0 +1,371 @@
+"""Teachers: whoever answers a batch with logits that the student may learn from.
+
+    ema        a moving average of the student, asked about every row; also the default served model
+    memory     the student's own logits at the time a sample was remembered
+    snapshot   a frozen copy of the average, admitted when a task ends
+
+A *live* teacher changes at every step and is asked each time. A *frozen* one never changes, so its answer on a
+remembered sample is cached; whether it is asked about fresh rows too is its own choice (``fresh``). A *settled* one
+(``Settled``) changes now and then and says so: its cached answers are asked for anew when its version has risen.
+One that learns from labels itself (``Observing``) sees the fresh labelled rows of every step.
+"""
+
+import copy
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from streamkd.errors import PluginError
+from streamkd.hookspecs import Kind, Options, hookimpl
+from streamkd.plugins import Registry
+from streamkd.records import Label, RecordSchema
+from streamkd.students.networks import Student
+
+M = TypeVar("M", bound=nn.Module)
+Role = Literal["live", "remembered", "frozen", "settled", "snapshots"]
+
+
+@dataclass(frozen=True)
+class TeacherContext:
+    """What a teacher is built from. ``student`` is copied, never kept; ``labels`` is the label space at start.
+
+    ``schema`` is that of the whole records: which columns a teacher reads is its own choice
+    (``streamkd.students.columns``). ``registry`` knows the students (``None``: whoever needs them loads it).
+    """
+
+    key: str
+    student: Student
+    schema: RecordSchema
+    labels: Sequence[Label]
+    device: torch.device
+    registry: Registry | None = None
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """One teacher. Its columns follow the label space; ``grow`` tells it of new labels."""
+
+    key: str
+    role: Role
+    fresh: bool
+    """Frozen teachers only: asked about rows that have just arrived, not only about remembered ones."""
+
+    def logits(self, x: Tensor) -> Float[Tensor, "batch classes"]:
+        """Answers on raw inputs [batch, *shape], one column per label of the label space."""
+        ...
+
+    def known(self) -> Bool[Tensor, "classes"]:
+        """The labels that it knows; the others are masked."""
+        ...
+
+    def features(self, x: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
+        """Outputs of named layers on raw inputs."""
+        ...
+
+    def grow(self, labels: Sequence[Label]) -> None: ...
+
+    def after_step(self, student: Student) -> None:
+        """Follow the student's update (live teachers)."""
+        ...
+
+    def size_bytes(self) -> int: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class Settled(Protocol):
+    """A teacher of role ``settled``: ``logits`` and ``known`` change only when ``version`` rises.
+
+    The version is part of its state. ``grow`` may widen the answers without a new version: the new labels are unknown.
+    """
+
+    version: int
+
+
+@runtime_checkable
+class Observing(Protocol):
+    """A teacher that learns from labels itself."""
+
+    def observe(self, x: Tensor, y: Tensor) -> None:
+        """The fresh labelled rows of the step that has just been taken: raw inputs [n, *shape], columns y [n] int64.
+
+        What it keeps of them it copies: the tensors are the step's own.
+        """
+        ...
+
+    def end_task(self) -> None:
+        """A task has ended: what it has put off it does now, before it is judged."""
+        ...
+
+
+@runtime_checkable
+class Recalling(Protocol):
+    """A teacher that may have learned from remembered rows, and can say what it would say of each if it had not."""
+
+    def recall(self, x: Tensor, y: Tensor) -> Float[Tensor, "batch classes"]:
+        """Logits on remembered rows: raw inputs [n, *shape], columns y [n] int64."""
+        ...
+
+
+class EmaOptions(Options):
+    """A moving average of the student's weights."""
+
+    decay: float = Field(default=0.999, ge=0, lt=1)
+
+
+class EmaTeacher:
+    """θ' ← d·θ' + (1-d)·θ after each step, with d = min(decay, (1+t)/(10+t)) so that the start is forgotten.
+
+    Mean teacher, Tarvainen & Valpola 2017, equation 1.
+    """
+
+    role: Role = "live"
+    fresh = True
+
+    def __init__(self, options: EmaOptions, context: TeacherContext) -> None:
+        self.key = context.key
+        self.decay = options.decay
+        self.steps = 0
+        self.student = copy_of(context.student)
+        self._pairs: _Pairs | None = None
+
+    def logits(self, x: Tensor) -> Float[Tensor, "batch classes"]:
+        with torch.no_grad():
+            return self.student(x)
+
+    def known(self) -> Bool[Tensor, "classes"]:
+        return torch.ones(self.student.classes, dtype=torch.bool)
+
+    def features(self, x: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
+        with torch.no_grad():
+            return layer_outputs(self.student, x, layers)
+
+    def grow(self, labels: Sequence[Label]) -> None:
+        self.student.grow(len(labels))
+
+    @torch.no_grad()
+    def after_step(self, student: Student) -> None:
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        self.steps += 1
+        if self._pairs is None or self._pairs.of is not student:
+            self._pairs = _Pairs.between(self.student, student)
+        torch._foreach_lerp_(self._pairs.ours, self._pairs.theirs, 1 - decay)
+        if self._pairs.kept:
+            torch._foreach_copy_(self._pairs.kept, self._pairs.new)
+
+    def size_bytes(self) -> int:
+        return module_bytes(self.student)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"student": self.student.state_dict(), "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        load_grown(self.student, state["student"])
+        self.steps = state["steps"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """Parameters and buffers of an average beside those of its student: walking modules costs more than the update."""
+
+    of: Student
+    ours: list[Tensor]
+    theirs: list[Tensor]
+    kept: list[Tensor]
+    new: list[Tensor]
+
+    @classmethod
+    def between(cls, average: Student, student: Student) -> "_Pairs":
+        fixed = (
+            () if student.normalise.fit else tuple(f"normalise.{name}" for name, _ in student.normalise.named_buffers())
+        )
+        names = [name for name, _ in student.named_buffers() if name not in fixed]
+        kept, new = ([module.get_buffer(name) for name in names] for module in (average, student))
+        return cls(student, [*average.parameters()], [*student.parameters()], kept, new)
+
+
+class RecallTeacher:
+    """The student's logits as they were when a sample was remembered (DER++, Buzzega et al. 2020, equation 6).
+
+    It answers nothing by itself: its answers lie in the memory.
+    """
+
+    role: Role = "remembered"
+    fresh = False
+
+    def __init__(self, options: Options, context: TeacherContext) -> None:
+        self.key = context.key
+        self._width = len(context.labels)
+
+    def logits(self, x: Tensor) -> Float[Tensor, "batch classes"]:
+        return torch.zeros(len(x), self._width, device=x.device)
+
+    def known(self) -> Bool[Tensor, "classes"]:
+        return torch.zeros(self._width, dtype=torch.bool)
+
+    def features(self, x: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
+        return {}
+
+    def grow(self, labels: Sequence[Label]) -> None:
+        self._width = len(labels)
+
+    def after_step(self, student: Student) -> None: ...
+
+    def size_bytes(self) -> int:
+        return 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class SnapshotOptions(Options):
+    """Frozen copies of the average, one per finished task while they are worth their place."""
+
+    limit: int = Field(default=4, gt=0, description="most snapshots kept, within the pool's own budget")
+
+
+class SnapshotTeacher:
+    """A frozen copy of a student; it knows the labels that were there when it was taken.
+
+    ``tasks``: how many it stands for, more than one after a merger.
+    """
+
+    role: Role = "frozen"
+    fresh = False
+
+    def __init__(self, key: str, student: Student, tasks: int = 1) -> None:
+        self.key = key
+        self.student = student
+        self.tasks = tasks
+        self._width = student.classes
+
+    def logits(self, x: Tensor) -> Float[Tensor, "batch classes"]:
+        with torch.no_grad():
+            return nn.functional.pad(self.student(x), (0, self._width - self.student.classes))
+
+    def known(self) -> Bool[Tensor, "classes"]:
+        return torch.arange(self._width) < self.student.classes
+
+    def features(self, x: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
+        with torch.no_grad():
+            return layer_outputs(self.student, x, layers)
+
+    def grow(self, labels: Sequence[Label]) -> None:
+        self._width = len(labels)
+
+    def after_step(self, student: Student) -> None: ...
+
+    def size_bytes(self) -> int:
+        return module_bytes(self.student)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"student": self.student.state_dict(), "tasks": self.tasks}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        load_grown(self.student, state["student"])
+        self.tasks = state.get("tasks", 1)
+
+
+@dataclass
+class SnapshotMaker:
+    """What ``name: snapshot`` in the configuration stands for: the pool asks it for candidates when a task ends."""
+
+    key: str
+    limit: int
+    role: Role = field(default="snapshots", init=False)
+
+    def take(self, source: Student, number: int) -> SnapshotTeacher:
+        """A frozen copy, named after the task that has just ended."""
+        return SnapshotTeacher(f"{self.key}-{number}", copy_of(source))
+
+
+def copy_of(student: M) -> M:
+    """A copy in evaluation mode that shares no tensor with the original and never asks for a gradient."""
+    clone = copy.deepcopy(student)
+    return clone.eval().requires_grad_(False)
+
+
+def load_grown(student: Student, state: dict[str, Tensor]) -> None:
+    """Load weights whose head may be wider than the student's."""
+    student.grow(state["body.head.weight"].shape[0])
+    student.load_state_dict(state)
+
+
+def module_bytes(module: nn.Module) -> int:
+    """Bytes of parameters and buffers."""
+    return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+
+
+def layer_outputs(module: nn.Module, x: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:
+    """Outputs of named submodules during one forward pass."""
+    found: dict[str, Tensor] = {}
+    with capture(module, layers, found):
+        module(x)
+    return found
+
+
+def layer(module: nn.Module, name: str) -> nn.Module:
+    """The submodule of that dotted name.
+
+    Raises:
+        PluginError: there is none; the known ones are named, the nearest first.
+    """
+    known = dict(module.named_modules())
+    known.pop("")
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 3, cutoff=0.4)
+        raise PluginError(
+            f"there is no layer {name!r} in {type(module).__name__}",
+            where=f"layer {name}",
+            fix=(f"did you mean {near[0]!r}? " if near else "") + f"known layers: {', '.join(known)}",
+        )
+    return known[name]
+
+
+class capture:  # noqa: N801 - reads as a verb: `with capture(...)`
+    """While entered, the outputs of named submodules land in ``into``.
+
+    Raises:
+        PluginError: a name that the module does not have, before anything runs.
+    """
+
+    def __init__(self, module: nn.Module, layers: Iterable[str], into: dict[str, Tensor]) -> None:
+        self._modules = [(name, layer(module, name)) for name in layers]
+        self._into = into
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> None:
+        self._handles = [m.register_forward_hook(self._keep(name)) for name, m in self._modules]
+
+    def _keep(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            self._into[name] = output
+
+        return hook
+
+    def __exit__(self, *exc: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def _make_snapshots(options: SnapshotOptions, context: TeacherContext) -> SnapshotMaker:
+    return SnapshotMaker(context.key, options.limit)
+
+
+@hookimpl
+def streamkd_teachers() -> Iterable[Kind]:
+    """The built-in teachers."""
+    yield Kind("ema", EmaTeacher, EmaOptions, "moving average of the student")
+    yield Kind("memory", RecallTeacher, Options, "the student's own remembered logits")
+    yield Kind("snapshot", _make_snapshots, SnapshotOptions, "frozen copies of the average, taken when tasks end")

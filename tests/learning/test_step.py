@@ -1,0 +1,195 @@
+"""A step: its order, what it asks and stores, and layers that losses name."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+import toys
+from torch import Tensor
+
+from streamkd.errors import PluginError
+from streamkd.learning.step import Plan, Step, Term
+from streamkd.losses.match_gate import Lesson, MatchGate, MatchGateOptions
+from streamkd.replay.memory import Memory
+from streamkd.teachers.answers import Answers
+from streamkd.teachers.pool import Pool
+from streamkd.teachers.teacher import EmaOptions, EmaTeacher
+
+
+class Reads:
+    """A loss that reads layers of the student and of a teacher."""
+
+    def __init__(self, layers: tuple[str, ...], teacher_layers: Mapping[str, tuple[str, ...]]) -> None:
+        self.layers, self.teacher_layers = layers, teacher_layers
+        self.seen: list[Lesson] = []
+
+    def __call__(self, lesson: Lesson) -> Tensor:
+        self.seen.append(lesson)
+        return sum(v.pow(2).flatten(1).mean(1) for v in lesson.features.values())  # type: ignore[return-value]
+
+
+def with_terms(*terms: Term) -> Step:
+    student = toys.mlp()
+    memory = Memory(20, 0.25, "class-balanced", 8, 0)
+    pool = Pool([EmaTeacher(EmaOptions(), toys.context_of("ema", student))], None, memory, limit=8, limit_bytes=1 << 30)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    return Step(student, optimizer, memory, pool, toys.scorer(), terms, replay=5)
+
+
+def test_fresh_rows_come_first_and_replayed_ones_behind() -> None:
+    """The plan's rows are the batch as it arrived, then remembered rows, with their labels."""
+    step = toys.make_step()
+    for x, y in toys.batches(5):
+        toys.train(step, x, y)
+    x, y = toys.batches(1, seed=9)[0]
+    plan = step.begin(x, y, 3)
+    assert plan.fresh == len(y)
+    assert plan.task == 3
+    assert torch.equal(plan.x[:8], x)
+    assert torch.equal(plan.y[:8], y)
+    held = {tuple(row) for row in step.memory.replayed.x.tolist()}
+    assert len(plan.x) == 8 + 6
+    assert {tuple(row) for row in plan.x[8:].tolist()} <= held
+
+
+def test_the_gate_is_told_how_often_each_label_was_learned() -> None:
+    """Never for fresh rows and drawn ones; a remembered one as it came, and once a step that replayed it."""
+    step = toys.make_step(replay=4)
+    counts: Counter[tuple[float, ...]] = Counter()
+    for x, y in toys.batches(8):
+        plan = step.begin(x, y, 0)
+        evidence = step.evidence(plan, step.student(plan.x))
+        assert evidence.met is not None
+        end = len(plan.y) - plan.drawn
+        rows = [tuple(row) for row in plan.x[:end].tolist()]
+        assert evidence.met[end:].tolist() == [0] * plan.drawn
+        assert evidence.met[:end].tolist() == [counts[row] for row in rows]
+        counts.update(rows)
+        step.finish(plan, step.student(plan.x))
+
+
+def test_the_memory_keeps_what_the_student_said_before_it_learned() -> None:
+    """Remembered logits are those that the arriving rows met, not those after the update."""
+    step = toys.make_step(size=1000, holdout_ratio=0.0, replay=0)
+    x, y = toys.batches(1)[0]
+    before = step.student(x).detach()
+    toys.train(step, x, y)
+    torch.testing.assert_close(step.memory.replayed.logits[:8].float(), before, rtol=2e-3, atol=2e-3)
+
+
+def test_the_loss_is_the_weighted_mean_of_its_terms() -> None:
+    """Σ weight · mean over rows."""
+    reads = Reads(("body.hidden.0",), {})
+    gate_loss = MatchGate(MatchGateOptions())
+    step = with_terms(Term(gate_loss, 0.5), Term(reads, 2.0))
+    x, y = toys.batches(1)[0]
+    plan = step.begin(x, y, 0)
+    lesson = step.weigh(plan, step.forward(plan))
+    torch.testing.assert_close(step.loss(lesson), 0.5 * gate_loss(lesson).mean() + 2 * reads(lesson).mean())
+
+
+def test_losses_get_the_layers_that_they_name() -> None:
+    """The student's for all rows, with gradient; the teacher's for fresh rows, without."""
+    reads = Reads(("body.hidden.0",), {"ema": ("body.head",)})
+    step = with_terms(Term(MatchGate(MatchGateOptions()), 1.0), Term(reads, 1.0))
+    for x, y in toys.batches(4):
+        toys.train(step, x, y)
+    lesson = reads.seen[-1]
+    assert lesson.features["body.hidden.0"].shape == (8 + 5, 8)
+    assert lesson.features["body.hidden.0"].requires_grad
+    assert lesson.teacher_features["ema"]["body.head"].shape == (8, 3)
+    assert not lesson.teacher_features["ema"]["body.head"].requires_grad
+
+
+def test_a_layer_that_the_student_lacks_is_refused_at_once() -> None:
+    """Not at the first step, but when the parts are wired."""
+    with pytest.raises(PluginError, match=r"no layer 'body\.tail'"):
+        with_terms(Term(Reads(("body.tail",), {}), 1.0))
+
+
+def test_what_will_be_replayed_is_written_after_it_was_learned() -> None:
+    """A row does not stand beside itself in its own step."""
+    step = toys.make_step()
+    x, y = toys.batches(1)[0]
+    plan = step.begin(x, y, 0)
+    step.weigh(plan, step.forward(plan))
+    assert step.memory.replayed.x is None
+    assert len(plan.x) == 8
+
+
+def test_rows_that_are_held_out_teach_nobody() -> None:
+    """They have no weight, so that the student's gradient is that of the other rows; teachers do not observe them."""
+    step = toys.make_step(holdout_ratio=0.5)
+    observed: list[Tensor] = []
+    step.pool.observe = lambda x, y: observed.append(x)  # type: ignore[method-assign]
+    for x, y in toys.batches(5):
+        plan = step.begin(x, y, 0)
+        lesson = step.weigh(plan, logits := step.forward(plan))
+        held = list(plan.offer.held.values())
+        assert not lesson.weights[held].any()
+        step.loss(lesson).backward()
+        step.finish(plan, logits)
+        assert len(observed[-1]) == 8 - len(held)
+    holdout = step.memory.holdout
+    assert holdout.filled > 5
+    assert not any((row == seen).all() for row in holdout.x[: holdout.filled] for seen in torch.cat(observed))
+
+
+def test_an_abandoned_step_leaves_the_memory_as_it_was() -> None:
+    """Rows of a step whose loss was not finite are neither held out nor replayed."""
+    step = toys.make_step(size=80)
+    x, y = toys.batches(1)[0]
+    toys.train(step, x, y)
+    before = {
+        ring: (ring.filled, ring.x[: ring.filled].clone()) for ring in (step.memory.replayed, step.memory.holdout)
+    }
+    x, y = toys.batches(1, seed=1)[0]
+    plan = step.begin(x, y, 0)
+    step.weigh(plan, step.forward(plan))
+    step.abandon(plan)
+    for ring, (filled, rows) in before.items():
+        assert ring.filled == filled
+        assert torch.equal(ring.x[:filled], rows)
+
+
+@pytest.mark.parametrize("clip", [None, 0.01])
+def test_clipping_is_torchs_global_norm(clip: Any) -> None:
+    """With ``clip_norm`` the gradients' global norm is at most that."""
+    step = toys.make_step(clip_norm=clip)
+    x, y = toys.batches(1)[0]
+    plan = step.begin(x, y, 0)
+    step.loss(step.weigh(plan, step.forward(plan))).backward()
+    free = torch.stack([p.grad.norm() for p in step.parameters]).norm()
+    step.clip()
+    norm = torch.stack([p.grad.norm() for p in step.parameters]).norm()
+    assert norm <= clip if clip else norm == free
+
+
+def test_of_a_row_without_label_those_speak_who_know_every_class() -> None:
+    """A teacher that lacks a class would take its rows for others; only where nobody knows all, any speaks."""
+    step = toys.make_step(classes=3, snapshots=0)
+    x, y = toys.batches(1)[0]
+    y[:4] = -1
+    answers = torch.zeros(len(y), 2, 3)
+    known = torch.ones(len(y), 2, 3, dtype=torch.bool)
+    known[:, 1, 2] = False
+    known[2:4, 0, 0] = False
+    plan = Plan(x, y, len(y), 0, Answers(answers, known), unlabelled=True)
+    heard = step.evidence(plan, torch.zeros(len(y), 3)).heard
+    assert heard[:4].tolist() == [[True, False], [True, False], [True, True], [True, True]]
+    assert heard[4:, 1].tolist() == (y[4:] != 2).tolist()
+
+
+def test_what_is_said_of_records_that_came_before_tells_nothing_of_their_labels() -> None:
+    """The first pass is heard, where a gate asks of label noise; the second, of records learned by then, is not."""
+    step = toys.make_step(gate=toys.scorer(), size=80)
+    drawn = toys.batches(12)
+    for x, y in drawn:
+        toys.train(step, x, y)
+    heard = step.pool.label_noise.state_dict()["count"]
+    assert heard > 0
+    for x, y in drawn:
+        toys.train(step, x, y)
+    assert step.pool.label_noise.state_dict()["count"] == heard

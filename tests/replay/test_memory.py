@@ -1,0 +1,384 @@
+"""Memory: bounded, disjoint, fair, its own tensors, and the same future after a round trip."""
+
+import copy
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from streamkd.replay.memory import Memory, Policy, Ring, whole
+
+CPU = torch.device("cpu")
+policies = pytest.mark.parametrize("policy", ["reservoir", "class-balanced"])
+
+
+def memory(size: int = 50, policy: Policy = "class-balanced", ratio: float = 0.2, seed: int = 0) -> Memory:
+    return Memory(size, ratio, policy, 2, seed)
+
+
+def numbered(labels: list[int], start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """x carries each record's number, so that it can be told again; logits carry its label."""
+    x = torch.arange(start, start + len(labels), dtype=torch.float32).unsqueeze(1)
+    y = torch.tensor(labels, dtype=torch.int64)
+    return x, y, torch.nn.functional.one_hot(y, 6).float()
+
+
+def fill(target: Memory, labels: list[int], batch: int = 7) -> None:
+    for start in range(0, len(labels), batch):
+        x, y, logits = numbered(labels[start : start + batch], start)
+        target.insert(x, y, 0, logits)
+
+
+def numbers(ring: Ring) -> list[int]:
+    return [] if ring.x is None else [int(v) for v in ring.x[: ring.filled, 0]]
+
+
+def drawn(seed: int, count: int, classes: int = 4, skew: float = 1.0) -> list[int]:
+    chances = torch.tensor([skew**c for c in range(classes)])
+    return torch.multinomial(chances, count, True, generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+@policies
+@given(seed=st.integers(0, 1000), size=st.integers(1, 60), ratio=st.sampled_from([0.0, 0.1, 0.2, 0.5, 0.9]))
+def test_sizes_never_exceed_what_was_asked_for(policy: Policy, seed: int, size: int, ratio: float) -> None:
+    """Replayed and held-out part together hold at most ``size``, at every prefix of the stream."""
+    target = memory(size, policy, ratio, seed)
+    labels = drawn(seed, 150)
+    for start in range(0, 150, 10):
+        x, y, logits = numbered(labels[start : start + 10], start)
+        target.insert(x, y, 0, logits)
+        assert len(target) <= size
+        assert len(target.replayed) <= target.replayed.capacity
+        assert len(target.holdout) <= target.holdout.capacity
+    assert target.replayed.capacity + target.holdout.capacity == size
+
+
+@policies
+@given(seed=st.integers(0, 1000))
+def test_held_out_records_are_never_replayed(policy: Policy, seed: int) -> None:
+    """No record that was ever held out is, or was, in the replayed part, and what is drawn says where it is from."""
+    target = memory(30, policy, 0.3, seed)
+    replayed: set[int] = set()
+    held: set[int] = set()
+    for start in range(0, 300, 10):
+        x, y, logits = numbered(drawn(seed + start, 10), start)
+        target.insert(x, y, 0, logits)
+        replayed |= set(numbers(target.replayed))
+        held |= set(numbers(target.holdout))
+        sample, query = target.sample(8), target.query(8)
+        assert sample is None or {int(v) for v in sample.x[:, 0]} <= replayed
+        assert query is None or {int(v) for v in query.x[:, 0]} <= held
+    assert not replayed & held
+
+
+@policies
+def test_rows_stay_together(policy: Policy) -> None:
+    """Each place holds one record's input, label, logits and task, whatever has been replaced."""
+    target = memory(20, policy, 0.3)
+    labels = drawn(3, 400)
+    fill(target, labels)
+    for ring in (target.replayed, target.holdout):
+        rows = whole(ring)
+        assert rows is not None
+        assert [labels[int(v)] for v in rows.x[:, 0]] == rows.y.tolist()
+        assert rows.logits().argmax(1).tolist() == rows.y.tolist()
+        assert ring._labels == rows.y.tolist()
+        assert len(set(numbers(ring))) == ring.filled
+
+
+def test_class_balance_follows_the_stream() -> None:
+    """Two classes at a time: the memory is shared out evenly among the classes so far, however many of each came."""
+    target = memory(61, ratio=0.0)
+    for task, classes in enumerate([(0, 1), (2, 3), (4, 5)]):
+        g = torch.Generator().manual_seed(task)
+        labels = [classes[int(i)] for i in torch.randint(2, (400,), generator=g)]
+        fill(target, labels)
+        counts = Counter(target.replayed._labels)
+        assert len(counts) == 2 * task + 2
+        assert max(counts.values()) - min(counts.values()) <= 1
+        assert sum(counts.values()) == 61
+
+
+def test_a_rare_class_is_kept_whole() -> None:
+    """CBRS: of a class that comes less often than its share nothing is lost."""
+    target = memory(40, ratio=0.0)
+    labels = [0] * 300
+    rare = list(range(20, 300, 35))
+    for place in rare:
+        labels[place] = 1
+    fill(target, labels)
+    assert {n for n in numbers(target.replayed) if labels[n] == 1} == set(rare)
+
+
+def test_a_class_that_was_pushed_out_comes_back() -> None:
+    """With fewer places than classes, a class without a place takes one when it returns."""
+    target = memory(3, ratio=0.0)
+    fill(target, [0, 1, 2, 3, 4, 5] * 10)
+    for label in range(6):
+        fill(target, [label])
+        assert label in target.replayed._labels
+
+
+def _chi_square(counts: list[int], expected: float) -> float:
+    return sum((count - expected) ** 2 / expected for count in counts)
+
+
+@pytest.mark.parametrize(("policy", "classes"), [("reservoir", 4), ("class-balanced", 1), ("class-balanced", 3)])
+def test_every_record_has_the_same_chance(policy: Policy, classes: int) -> None:
+    """A full memory is a uniform sample of the stream (within each class), early records and late ones alike.
+
+    Chi-square over ten equal stretches of the stream; 27.9 is the 0.1 % quantile of nine degrees of freedom.
+    """
+    counts = [0] * 10
+    total = 0
+    for seed in range(60):
+        target = memory(16, policy, 0.0, seed)
+        fill(target, [i % classes for i in range(300)], batch=10)
+        for number in numbers(target.replayed):
+            counts[number // 30] += 1
+            total += 1
+    assert _chi_square(counts, total / 10) < 27.9
+
+
+def test_the_held_out_share_is_a_fair_draw() -> None:
+    """About ``holdout_ratio`` of the arriving records are offered to the held-out part."""
+    target = memory(100_000, ratio=0.2)
+    fill(target, [0] * 5000, batch=500)
+    assert abs(len(target.holdout) / 5000 - 0.2) < 0.02
+
+
+@policies
+def test_incremental_is_the_same_however_batches_are_cut(policy: Policy) -> None:
+    """Which records are kept depends on the stream and the seed, at every prefix, not on the batches."""
+    one, many = memory(20, policy), memory(20, policy)
+    labels = drawn(4, 120)
+    for start in range(0, 120, 12):
+        x, y, logits = numbered(labels[start : start + 12], start)
+        one.insert(x, y, 0, logits)
+        for row in range(12):
+            many.insert(x[row : row + 1], y[row : row + 1], 0, logits[row : row + 1])
+        assert numbers(one.replayed) == numbers(many.replayed)
+        assert numbers(one.holdout) == numbers(many.holdout)
+
+
+def test_a_batch_is_not_held_on_to() -> None:
+    """The memory owns its rows: a huge batch may go, and later changes to it do not reach the memory."""
+    target = memory(10)
+    x, y, logits = numbered([0, 1] * 500)
+    target.insert(x, y, 0, logits)
+    for ring in (target.replayed, target.holdout):
+        for name in ("x", "y", "logits", "width", "frozen", "answered", "task"):
+            tensor = getattr(ring, name)
+            assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+            assert len(tensor) == ring.capacity
+    kept = numbers(target.replayed)
+    x.zero_()
+    assert numbers(target.replayed) == kept
+
+
+def test_what_is_drawn_is_a_copy() -> None:
+    """Rows that were drawn stay as they are when their places are taken by others."""
+    target = memory(10)
+    fill(target, drawn(1, 50))
+    sample = target.sample(6)
+    assert sample is not None
+    before = sample.x.clone()
+    fill(target, drawn(2, 300))
+    assert torch.equal(sample.x, before)
+
+
+def test_draws_are_different_records() -> None:
+    """A sample holds no record twice and at most what is there."""
+    target = memory(30, ratio=0.0)
+    assert target.sample(5) is None
+    assert target.query(5) is None
+    fill(target, drawn(1, 12))
+    sample = target.sample(100)
+    assert sample is not None
+    assert len(set(sample.slots.tolist())) == len(sample.slots) == 12
+    assert target.sample(0) is None
+
+
+@policies
+def test_it_is_counted_how_often_each_record_was_learned(policy: Policy) -> None:
+    """Once as it came, and whenever it was sampled; a record in a place that is taken over begins anew."""
+    target = memory(10, policy, ratio=0.3)
+    counts: Counter[int] = Counter()
+    for start in range(0, 120, 6):
+        x, y, logits = numbered(drawn(start, 6), start)
+        target.insert(x, y, 0, logits)
+        counts.update(set(range(start, start + 6)) & set(numbers(target.replayed)))
+        sample = target.sample(4)
+        target.query(2)
+        assert sample is not None
+        came = [int(number) for number in sample.x[:, 0]]
+        assert sample.met().tolist() == [counts[number] for number in came]
+        counts.update(came)
+
+
+def test_a_memory_of_before_records_were_counted_restores(  # a state directory may be older than the counts
+) -> None:
+    """Its records count as not met again yet."""
+    target, other = memory(20), memory(20)
+    fill(target, drawn(5, 100))
+    target.sample(8)
+    state = copy.deepcopy(target.state_dict())
+    del state["replayed"]["met"], state["holdout"]["met"]
+    other.load_state_dict(state, CPU)
+    sample = other.sample(8)
+    assert sample is not None
+    assert sample.met().tolist() == [1] * 8
+
+
+def test_growing_pads_what_is_cached() -> None:
+    """New classes add columns of zeros; what was cached, and how wide the student was then, stays."""
+    target = memory(20)
+    x, y, logits = numbered([0, 1] * 30)
+    target.insert(x, y, 0, logits[:, :2])
+    before = copy.deepcopy(target.replayed.logits)
+    target.grow(5)
+    for ring in (target.replayed, target.holdout):
+        assert ring.logits.shape[1] == ring.frozen.shape[2] == 5
+        assert (ring.width[: ring.filled] == 2).all()
+    assert torch.equal(target.replayed.logits[:, :2], before)
+    assert (target.replayed.logits[:, 2:] == 0).all()
+    x, y, logits = numbered([3, 4] * 30, 60)
+    target.insert(x, y, 1, logits[:, :5])
+    assert set(target.replayed.width[: target.replayed.filled].tolist()) == {2, 5}
+
+
+def test_growing_an_empty_memory_is_nothing() -> None:
+    """Classes may come before the first record is kept."""
+    target = memory()
+    target.grow(4)
+    fill(target, [0, 1, 2])
+    assert len(target) == 3
+
+
+@policies
+@pytest.mark.parametrize("before", [0, 5, 90])
+def test_a_restored_memory_has_the_same_future(policy: Policy, before: int) -> None:
+    """State → fresh memory: the same rows, the same draws, the same replacements from there on."""
+    target, other = memory(20, policy, seed=1), memory(20, policy, seed=99)
+    labels = drawn(5, 300)
+    fill(target, labels[:before])
+    other.load_state_dict(copy.deepcopy(target.state_dict()), CPU)
+    for start in range(before, 300, 10):
+        x, y, logits = numbered(labels[start : start + 10], start)
+        for one in (target, other):
+            one.insert(x, y, 0, logits)
+        assert _same(target.sample(6), other.sample(6))
+        assert _same(target.query(6), other.query(6))
+        assert numbers(target.replayed) == numbers(other.replayed)
+        assert numbers(target.holdout) == numbers(other.holdout)
+
+
+def _same(one: Any, other: Any) -> bool:
+    if one is None or other is None:
+        return one is other
+    parts = ((r.slots, r.x, r.y, r.logits(), r.width(), r.met(), *r.frozen(0)) for r in (one, other))
+    return all(torch.equal(a, b) for a, b in zip(*parts, strict=True))
+
+
+def test_a_restored_memory_may_have_more_or_fewer_places_for_answers() -> None:
+    """The pool's limit may change at a restart; rows survive, and answers that still have their place."""
+    target = memory(20)
+    fill(target, drawn(5, 100))
+    target.replayed.frozen[:, 1] = 3.0
+    target.replayed.answered[:] = True
+    state = target.state_dict()
+    for slots in (1, 4):
+        other = Memory(20, 0.2, "class-balanced", slots, 0)
+        other.load_state_dict(copy.deepcopy(state), CPU)
+        assert numbers(other.replayed) == numbers(target.replayed)
+        assert other.replayed.answered[: other.replayed.filled].sum(1).unique().tolist() == [min(slots, 2)]
+
+
+@pytest.mark.parametrize("policy", ["reservoir", "class-balanced"])
+@pytest.mark.parametrize("seed", range(5))
+def test_withdrawn_rows_leave_no_trace_among_the_others(policy: Policy, seed: int) -> None:
+    """After any withdrawals, labels, places and rows of a memory still belong together, and it fills up again."""
+    target = Memory(20, 0.25, policy, teacher_slots=2, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    for turn in range(30):
+        y = torch.randint(4, (6,), generator=generator)
+        x = y.float().unsqueeze(1).expand(-1, 3) + torch.rand(6, 3, generator=generator) / 2
+        offer = target.hold(x, y, 0, lambda rows: torch.zeros(len(rows), 4))
+        if turn % 3 == 1:
+            target.withdraw(offer)
+        else:
+            target.remember(offer, x, y, 0, torch.zeros(6, 4))
+        for ring in (target.replayed, target.holdout):
+            assert ring.filled <= ring.capacity
+            places = sorted(place for mine in ring._places.values() for place in mine)
+            assert places == list(range(ring.filled))
+            if ring.filled:
+                assert ring.y[: ring.filled].tolist() == ring._labels
+                assert torch.equal(ring.x[: ring.filled, 0].long(), ring.y[: ring.filled])
+    assert len(target) == 20
+
+
+def passes(target: Memory, rows: int, times: int, batch: int = 7) -> tuple[set[int], list[set[int]]]:
+    """A stream of numbered records over and over, each time in another order: what was learned, and each held out."""
+    learned: set[int] = set()
+    both: list[set[int]] = []
+    for turn in range(times):
+        order = torch.randperm(rows, generator=torch.Generator().manual_seed(turn)).float().unsqueeze(1)
+        for start in range(0, rows, batch):
+            x = order[start : start + batch]
+            y = (x[:, 0] % 3).long()
+            offer = target.hold(x, y, 0, lambda of: torch.zeros(len(of), 3))
+            target.remember(offer, x, y, 0, torch.zeros(len(y), 3))
+            learned |= {int(v) for row, v in enumerate(x[:, 0]) if row not in offer.untaught}
+            both.append(learned & set(numbers(target.holdout)))
+    return learned, both
+
+
+def test_what_is_held_out_is_not_learned_when_it_comes_again() -> None:
+    """Over six passes nobody ever learns, or has learned, what is held out; all else is learned."""
+    target = memory(50, ratio=0.2)
+    learned, both = passes(target, 500, 6)
+    assert not any(both)
+    assert len(target.holdout) == target.holdout.capacity
+    assert len(learned) == 500 - len(target.holdout)
+
+
+def test_where_few_values_are_all_that_comes_each_is_learned() -> None:
+    """Forty different inputs in a memory of fifty: they are no records, and the held-out part fills as ever."""
+    target = memory(50, ratio=0.2)
+    learned, _ = passes(target, 40, 30)
+    assert len(learned) == 40
+    assert len(target.holdout) == target.holdout.capacity
+
+
+def test_twins_of_a_batch_are_held_out_together() -> None:
+    """Of records that come twice in a row, both or neither of a pair may be learned."""
+    target = memory(100, ratio=0.5)
+    for start in range(0, 60, 3):
+        x = torch.arange(start, start + 3).float().repeat(2).unsqueeze(1)
+        target.recognition.common = 0.0  # such a source is taken for chance in time
+        offer = target.hold(x, torch.zeros(6, dtype=torch.int64), 0, lambda of: torch.zeros(len(of), 1))
+        assert {row % 3 for row in offer.untaught} == {row % 3 for row in offer.held.values()}
+        assert len(offer.untaught) == 2 * len(offer.held)
+        assert not set(offer.untaught) & set(offer.rows)
+
+
+def test_an_older_memory_knows_its_own_rows() -> None:
+    """A state without marks: what is held out is recognised all the same, and what is replayed not held out."""
+    before, after = memory(50), memory(50)
+    fill(before, drawn(0, 200))
+    state = before.state_dict()
+    del state["recognition"]
+    for ring in ("replayed", "holdout"):
+        del state[ring]["mark"]
+    after.load_state_dict(state, CPU)
+    for ring, twins in ((after.holdout, len(after.holdout)), (after.replayed, 0)):
+        assert ring.x is not None
+        x, y = ring.x[: ring.filled].clone(), ring.y[: ring.filled].clone()
+        offer = after.hold(x, y, 0, lambda of: torch.zeros(len(of), 6))
+        assert len(offer.twins) == twins
+        assert not offer.held
