@@ -7,6 +7,7 @@ A key that names a plugin is a ``Choice``: ``{name: mlp, hidden: [256]}``, whose
 that plugin's own options.
 """
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from streamkd.hookspecs import Group, Options
 from streamkd.plugins import Registry
 from streamkd.records import Model, RecordSchema
 
+logger = logging.getLogger(__name__)
 Positive = Annotated[int, Field(gt=0)]
 Ratio = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -189,9 +191,6 @@ class Pool(Model):
     bytes: Bytes = 256 << 20
     admit_margin: float = Field(
         default=0.0, ge=0, le=1, description="held-out accuracy on its own classes above chance"
-    )
-    merge: bool = Field(
-        default=True, description="over budget, the two closest snapshots become one if that loses nothing"
     )
 
 
@@ -407,7 +406,17 @@ def from_tree(tree: Mapping[str, Any], registry: Registry | None = None) -> Conf
     return _from_document(Document(dict(tree)), registry)
 
 
+GONE = {
+    "pool.merge": "two snapshots are not merged any more: of 36 tried none was worth as much as the better of the two",
+}
+"""Keys of earlier versions, which are still taken for one release, and say that they do nothing."""
+
+
 def _from_document(document: Document, registry: Registry | None) -> Config:
+    for path, why in GONE.items():
+        where = document.where(path)
+        if document.drop(path) and document.name:
+            logger.warning("%s does nothing, and will be refused: %s", where, why)
     config = document.check(Config)
     if registry is not None:
         for path, group, choice in config.choices():

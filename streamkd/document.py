@@ -95,6 +95,19 @@ class Document:
             raise ConfigError(f"there is nothing at {last!r}", where=f"--set {path}")
         self.lines[path] = "--set"
 
+    def drop(self, path: str) -> bool:
+        """Take a key out of the tree; whether it was there."""
+        *parents, last = path.split(".")
+        tree = node = dict(self.tree)  # what was given may be somebody else's
+        for key in parents:
+            if not isinstance(node.get(key), Mapping):
+                return False
+            node[key] = dict(node[key])
+            node = node[key]
+        there = node.pop(last, None) is not None
+        self.tree = tree
+        return there
+
     def where(self, path: str) -> str:
         """``file:line: path`` of the nearest enclosing key that has a line."""
         at = path

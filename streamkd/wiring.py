@@ -193,13 +193,7 @@ def step_of(
     teachers, snapshots = _teachers(config, registry, schema, labels, student, device)
     limits = config.pool
     pool = Pool(
-        teachers,
-        snapshots,
-        memory,
-        limit=limits.limit,
-        limit_bytes=limits.bytes,
-        admit_margin=limits.admit_margin,
-        merge=limits.merge,
+        teachers, snapshots, memory, limit=limits.limit, limit_bytes=limits.bytes, admit_margin=limits.admit_margin
     )
     gate = _gate(config, registry, "gate", config.gate).to(device)
     losses = [_term(config, registry, index, device) for index in range(len(config.losses))]

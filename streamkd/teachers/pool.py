@@ -5,8 +5,8 @@
 Live teachers are asked about every row. What frozen and settled ones say of remembered rows comes from the cache,
 so the cost of a step does not grow with the pool.
 
-Who comes, stays and goes is a matter of worth on held-out records (``worth``). A pool over its budget merges its two
-closest snapshots if that loses nothing (``merging``), else the least worthy one goes.
+Who comes, stays and goes is a matter of worth on held-out records (``worth``): of a pool over its budget the least
+worthy snapshot goes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,6 @@ from streamkd.gates.likelihood import Ledger, held_out_credit
 from streamkd.records import Label
 from streamkd.replay.memory import Memory, Remembered, whole
 from streamkd.students.networks import Student
-from streamkd.teachers import merging
 from streamkd.teachers.answers import Answers, Panel
 from streamkd.teachers.cache import Cache, cached
 from streamkd.teachers.guard import Questions
@@ -43,12 +42,11 @@ class Pool:
         limit: int,
         limit_bytes: int,
         admit_margin: float = 0.0,
-        merge: bool = True,
     ) -> None:
         self.teachers: list[Teacher] = list(teachers)
         self.snapshots = snapshots
         self.memory = memory
-        self.limit, self.limit_bytes, self.admit_margin, self.merge = limit, limit_bytes, admit_margin, merge
+        self.limit, self.limit_bytes, self.admit_margin = limit, limit_bytes, admit_margin
         self.worth: dict[str, float] = {}
         self.accuracy: dict[str, float] = {}
         self.ages: dict[str, int] = {t.key: 0 for t in self.teachers}
@@ -151,8 +149,7 @@ class Pool:
         self.annotate()
         self.assess(student)
         while self._mine() and self._over_budget():
-            if not (self.merge and self._merge_closest(student)):
-                self._drop(self._least())
+            self._drop(self._least())
             self.assess(student)
         return admitted.key if admitted in self.teachers else None
 
@@ -186,35 +183,9 @@ class Pool:
         self._drop(least)
         return True
 
-    def _merge_closest(self, student: Student) -> bool:
-        """Put one snapshot in the place of the two closest, if beside the others it is worth as much as the better."""
-        mine, held, remembered = self._mine(), self._verdict(student.classes), whole(self.memory.holdout)
-        if len(mine) < 2 or held is None or remembered is None:
-            return False
-        answers = self.answers(remembered.x, 0, remembered, student.classes)
-        place = {teacher.key: k for k, teacher in enumerate(self.teachers)}
-        columns = [place[teacher.key] for teacher in mine]
-        pair = merging.closest(answers.logits[:, columns], answers.known[:, columns])
-        if pair is None:
-            return False
-        two = [mine[index] for index in pair]
-        both = merging.merged(*two)
-        alone = self._verdict_of(both)
-        assert alone is not None
-        others = [k for k, teacher in enumerate(self.teachers) if teacher not in two]
-        better = max(float(held.gain(others, held.likelihood[:, place[teacher.key]])) for teacher in two)
-        if float(held.gain(others, alone.likelihood[:, 0])) < better:
-            return False
-        age, at = self.ages[two[1].key], place[two[1].key] - 1  # the older one before it goes
-        for teacher in two:
-            self._drop(teacher)
-        self._join(both, at, age)
-        self.cache.annotate([both])
-        return True
-
-    def _join(self, teacher: SnapshotTeacher, at: int | None = None, age: int = 0) -> None:
-        self.teachers.insert(len(self.teachers) if at is None else at, teacher)
-        self.ages[teacher.key] = age
+    def _join(self, teacher: SnapshotTeacher) -> None:
+        self.teachers.append(teacher)
+        self.ages[teacher.key] = 0
         self.cache.open(teacher)
         self._facts = None
 
