@@ -18,13 +18,14 @@ from streamkd import wiring
 from streamkd.analytic import ensemble
 from streamkd.analytic.ensemble import Model
 from streamkd.analytic.teacher import AnalyticTeacher
-from streamkd.avalanche.strategy import StepReport, StreamStrategy, quiet_evaluator
+from streamkd.avalanche.strategy import StreamStrategy, quiet_evaluator
 from streamkd.config import Config
 from streamkd.errors import SourceError
 from streamkd.evaluate.accuracy import Prequential
 from streamkd.evaluate.arrival import Arrivals
 from streamkd.evaluate.live import LiveQuality
 from streamkd.learning import terms
+from streamkd.learning.step import Taken
 from streamkd.meta.adaptation import GateAdapter
 from streamkd.meta.artefact import Artefact
 from streamkd.observe import Observers
@@ -75,7 +76,7 @@ class Learner:
         self.quality = LiveQuality()
         self.observers = Observers(wiring.make_all(registry, "observers", config.observers), self.recorder)
         self.dead: list[DeadBatch] = []
-        self.last: StepReport | None = None
+        self.last: Taken | None = None
         self._cutter = Cutter(source, config.stream.batch.size, config.stream.batch.flush_seconds, journal)
         self._decoder = Decoder(source, schema)
         self._plugins = list(avalanche_plugins)
@@ -208,19 +209,19 @@ class Learner:
         self.arrivals.score(batch.x, batch.y)
         # a student with dropout draws from torch's own generator: by the step's number, so that resuming is exact
         torch.default_generator.manual_seed(self.config.seed * 1_000_003 + self.steps)
-        report = self.last = self.strategy.learn(batch)
-        self.records += report.fresh
+        taken = self.last = self.strategy.learn(batch)
+        self.records += taken.fresh
         self.steps += 1
         self.last_step_at = time.time()
-        if report.labelled:
-            self.prequential.add(report.right, report.labelled)
-        self._count(report, time.perf_counter() - begun)
-        accuracy = report.right / report.labelled if report.labelled else math.nan
-        self.observers.tell("on_step", self.records, report.loss, accuracy)
+        labelled, right = taken.known()
+        if labelled:
+            self.prequential.add(right, labelled)
+        self._count(taken, time.perf_counter() - begun)
+        self.observers.tell("on_step", self.records, float(taken.loss), right / labelled if labelled else math.nan)
 
-    def _count(self, report: StepReport, seconds: float) -> None:
+    def _count(self, taken: Taken, seconds: float) -> None:
         self.recorder.observe("train_step_duration_seconds", seconds)
-        if report.skipped:
+        if taken.skipped:
             self.recorder.count("train_steps_skipped_total", reason="not_finite")
 
     def _begin_task(self, boundary: Boundary) -> None:

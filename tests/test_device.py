@@ -193,7 +193,7 @@ def test_rows_from_the_vicinity_are_drawn_on_the_gpu() -> None:
     ones = [run(learner(device, {}), 3) for device in ("cpu", "cuda")]
     for one in ones:
         one.strategy.step.vicinity.measured(1.0, None)
-        assert run(one, 1).strategy.plan.drawn == 12
+        assert run(one, 1).strategy.taken.plan.drawn == 12
     assert learned(ones[0]) == learned(ones[1])
 
 

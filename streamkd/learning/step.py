@@ -1,17 +1,19 @@
 """One training step, in the order of the data::
 
-    begin     fresh rows + replayed rows + rows from their vicinity ─► Plan: x, y, what the teachers answer
-    (the student's forward pass is the caller's: Avalanche's plugins want to see it)
+    begin     fresh rows + replayed rows + rows from their vicinity ─► Plan: x, y, what each counts, teachers' answers
+    forward   the student's logits
     weigh     logits ─► gate ─► Lesson: weights per sample
-    loss      Lesson ─► one number; backward and update are the caller's again
+    loss      Lesson ─► one number; backward
+    update    the optimiser's step, between the adapter's two looks at it
     finish    teachers follow, fresh rows are offered to the memory
 
-Everything random comes from generators that are part of the state.
+``take`` is that order, written once: whoever has to see or add something on the way (Avalanche's plugins) iterates
+over its events, whoever has not exhausts it. Everything random comes from generators that are part of the state.
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol, runtime_checkable
 
@@ -40,9 +42,9 @@ class Plan:
     """A step's rows, fresh ones first: x [batch, *shape], y [batch], and the teachers' answers.
 
     A row without label has -1 in y; ``unlabelled`` says that there are such. Remembered rows all have one; the last
-    ``drawn`` rows, from the vicinity of the others, have none. ``met`` [batch] is how often each label was
-    learned before. ``offer`` says which fresh rows the memory takes: those that it holds out teach nobody, now or
-    when they come again.
+    ``drawn`` rows, from the vicinity of the others, have none. ``mass`` [batch] is what each counts, 0 where it is held
+    out; ``None``: all alike. ``met`` [batch] is how often each label was learned before. ``offer`` says which fresh
+    rows the memory takes: those that it holds out teach nobody, now or when they come again.
     """
 
     x: Tensor
@@ -54,6 +56,34 @@ class Plan:
     drawn: int = 0
     met: Tensor | None = None
     offer: Offer = NOTHING
+    mass: Tensor | None = None
+
+
+@dataclass(slots=True)
+class Taken:
+    """A step as far as it has come; a listener may add to ``loss`` before the backward pass.
+
+    ``weights`` [records, sources] are the gate's; rows from the records' vicinity would only dilute them.
+    ``skipped``: loss or gradients were not finite, and nothing moved.
+    """
+
+    plan: Plan
+    logits: Tensor = field(init=False)
+    weights: Tensor = field(init=False)
+    loss: Tensor = field(init=False)
+    skipped: bool = False
+
+    @property
+    def fresh(self) -> int:
+        """How many rows have arrived."""
+        return self.plan.fresh
+
+    def known(self) -> tuple[int, int]:
+        """How many fresh rows have a label, and on how many of them the student's first choice was that."""
+        # numpy: a fifth of the calls that torch would take
+        labels = self.plan.y[: self.fresh].cpu().numpy()
+        right = int((self.logits[: self.fresh].detach().cpu().numpy().argmax(1) == labels).sum())
+        return int((labels >= 0).sum()) if self.plan.unlabelled else self.fresh, right
 
 
 @runtime_checkable
@@ -75,15 +105,13 @@ class Adapter(Protocol):
         """
         ...
 
-    def weighed(self, plan: Plan, evidence: Evidence, lesson: Lesson, weights: Tensor) -> None:
-        """The gate has given its weights; those of the lesson are without graph."""
+    def before_update(self, step: "Step", plan: Plan, evidence: Evidence, lesson: Lesson, weights: Tensor) -> None:
+        """The gradients are there, not yet clipped, and nothing has moved. ``weights`` are the gate's, perhaps with
+        their graph; those of the lesson have none.
+        """
         ...
 
-    def update_begins(self, step: "Step") -> None:
-        """The gradients are there, not yet clipped, and nothing has moved."""
-        ...
-
-    def update_ended(self, step: "Step") -> None:
+    def after_update(self, step: "Step") -> None:
         """The student has moved; teachers and memory have not followed yet."""
         ...
 
@@ -120,6 +148,7 @@ class Step:
         self._own_gates = any(term.gate is not None for term in self.terms)
         self._captured: dict[str, Tensor] = {}
         self._buffers: list[tuple[Tensor, Tensor]] = []  # of the student, with what they were before the step
+        self._weighed: tuple[Plan, Evidence, Lesson, Tensor] | None = None
         if adapter is not None:
             adapter.attach(self)
         capture(student, self._student_layers, {})  # a layer that is not there is an error now, not at the first step
@@ -132,6 +161,38 @@ class Step:
         if self.heritage is not None:
             averages = [teacher.student for teacher in self.pool.teachers if isinstance(teacher, EmaTeacher)]
             self.heritage.follow([self.student, *averages], labels, before)
+
+    def take(self, x: Tensor, y: Tensor, task: int) -> Iterator[tuple[str, Taken]]:
+        """The whole step on fresh rows x [batch, *shape], y [batch]: its events by Avalanche's names, as they come.
+
+        Where loss or gradients are not finite, nothing moves: there is no update then.
+        """
+        taken = Taken(self.begin(x, y, task))
+        yield "before_training_iteration", taken
+        for parameter in self.trained:  # what zero_grad does, without its bookkeeping
+            parameter.grad = None
+        yield "before_forward", taken
+        taken.logits = self.forward(taken.plan)
+        yield "after_forward", taken
+        lesson = self.weigh(taken.plan, taken.logits)
+        taken.weights = lesson.weights[: len(lesson.weights) - taken.plan.drawn]
+        taken.loss = self.loss(lesson)
+        yield "before_backward", taken
+        taken.loss.backward()
+        taken.loss = taken.loss.detach()
+        loss = taken.loss.item()
+        yield "after_backward", taken
+        taken.skipped = loss - loss != 0.0 or not self.finite()  # NaN or infinite
+        if not taken.skipped:
+            self.clip()
+            yield "before_update", taken
+            self.optimizer.step()
+            yield "after_update", taken
+            self.finish(taken.plan, taken.logits)
+        else:
+            self.abandon(taken.plan)
+        taken.logits = taken.logits.detach()  # the graph would pin the shapes of parameters that grow
+        yield "after_training_iteration", taken
 
     @torch.no_grad()
     def begin(self, x: Tensor, y: Tensor, task: int) -> Plan:
@@ -150,11 +211,23 @@ class Step:
             x, y = torch.cat([x, near]), torch.cat([y, y.new_full((len(near),), -1)])
             met = torch.cat([met, met.new_zeros(len(near))])
         drawn = 0 if near is None else len(near)
+        mass = self._mass(y, drawn, offer.untaught) if drawn or offer.untaught else None
         answers = self.pool.answers(x, fresh, remembered, self.student.classes)
         replayed = slice(fresh, len(x) - drawn)
         if remembered is not None and (moved := self.vicinity.replayed(x[replayed])) is not None:
             x[replayed] = moved
-        return Plan(x, y, fresh, task, answers, unlabelled or drawn > 0, drawn, met, offer)
+        return Plan(x, y, fresh, task, answers, unlabelled or drawn > 0, drawn, met, offer, mass)
+
+    def _mass(self, y: Tensor, drawn: int, untaught: Sequence[int]) -> Tensor:
+        """[batch] what each row counts: nothing where it is held out, the advantage where it was drawn, else alike.
+
+        They sum to the rows, so that the mean over the rows is the mean over what they count: the loss of a step in
+        which many rows count little would be a small one, and Adam's step as small.
+        """
+        mass = torch.ones(len(y), dtype=next(self.student.parameters()).dtype, device=y.device)
+        mass[list(untaught)] = 0.0
+        mass[len(y) - drawn :] = self.vicinity.mass
+        return mass * (len(y) / mass.sum().clamp_min(1e-6))
 
     def _at_rest(self, x: Tensor) -> Tensor:
         with at_rest(self.student) as student:
@@ -197,24 +270,12 @@ class Step:
         with torch.set_grad_enabled(wanted):
             given = self.gate(evidence)
         weights = given.detach()
-        if plan.drawn or plan.offer.untaught:
-            weights = weights * self._masses(plan, weights.dtype)
+        if plan.mass is not None:
+            weights = weights * plan.mass.unsqueeze(1)
         self.weighing_seconds += time.perf_counter() - begun
         lesson = self.lesson(plan, logits, weights, evidence)
-        if self.adapter is not None:
-            self.adapter.weighed(plan, evidence, lesson, given)
+        self._weighed = plan, evidence, lesson, given
         return lesson
-
-    def _masses(self, plan: Plan, dtype: torch.dtype) -> Tensor:
-        """[batch, 1] what each row counts: nothing where it is held out, the advantage where it was drawn, else alike.
-
-        They sum to the rows, so that the mean over the rows is the mean over what they count: the loss of a step in
-        which many rows count little would be a small one, and Adam's step as small.
-        """
-        masses = torch.ones(len(plan.y), 1, dtype=dtype, device=plan.y.device)
-        masses[plan.offer.untaught] = 0.0
-        masses[len(masses) - plan.drawn :] = self.vicinity.mass
-        return masses * (len(masses) / masses.sum().clamp_min(1e-6))
 
     def evidence(self, plan: Plan, logits: Tensor) -> Evidence:
         """What the gate may see of the step, without gradient."""
@@ -247,9 +308,8 @@ class Step:
         if self._own_gates:
             with torch.no_grad():
                 own = sums.own_weights(self.terms, evidence or self.evidence(plan, logits))
-                if plan.drawn or plan.offer.untaught:
-                    masses = self._masses(plan, logits.dtype)
-                    own = {place: weights * masses for place, weights in own.items()}
+                if plan.mass is not None:
+                    own = {place: weights * plan.mass.unsqueeze(1) for place, weights in own.items()}
         theirs = self.pool.features(plan.x[: plan.fresh], self._teacher_layers) if self._teacher_layers else {}
         return Lesson(
             logits,
@@ -285,8 +345,9 @@ class Step:
 
     def clip(self) -> None:
         """Gradients are there: the adapter looks at them, then their global norm is clipped where that is asked for."""
-        if self.adapter is not None:
-            self.adapter.update_begins(self)
+        if self.adapter is not None and self._weighed is not None:
+            self.adapter.before_update(self, *self._weighed)
+        self._weighed = None
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.trained, self.clip_norm)
 
@@ -297,7 +358,7 @@ class Step:
         Without a label they are not: what is remembered is balanced by label, and measured by it.
         """
         if self.adapter is not None:
-            self.adapter.update_ended(self)  # before memory takes the rows: they must not be their own query
+            self.adapter.after_update(self)  # before memory takes the rows: they must not be their own query
         self.memory.remember(plan.offer, plan.x, plan.y, plan.task, logits.detach())
         x, y = plan.x[: plan.fresh], plan.y[: plan.fresh]
         self.pool.heard(logits[: plan.fresh].detach(), plan.answers, _unless(y, plan.offer.again))

@@ -175,21 +175,15 @@ class GateAdapter:
             self.seconds += time.perf_counter() - begun
         return self._due and not self.trail.kept and not isinstance(step.gate, Priced)
 
-    def weighed(self, plan: Plan, evidence: Evidence, lesson: Lesson, weights: Tensor | None = None) -> None:
-        """The gate has given its weights."""
-        self._weights = weights if weights is not None and weights.requires_grad else None
+    def before_update(self, step: Step, plan: Plan, evidence: Evidence, lesson: Lesson, weights: Tensor) -> None:
+        """The student's gradients are there, not yet clipped: the step is kept if an adaptation will look at it."""
+        self._weights = weights if weights.requires_grad else None
         if self._wanted():
-            self.trail.weighed(self.steps, plan.x, evidence, lesson)
-        else:
-            self.trail.skipped()
-
-    def update_begins(self, step: Step) -> None:
-        """The student's gradients are there, not yet clipped."""
-        begun = time.perf_counter()
-        if self.trail.update_begins(step):
+            begun = time.perf_counter()
+            self.trail.keep(step, self.steps, plan.x, evidence, lesson)
             self.seconds += time.perf_counter() - begun
 
-    def update_ended(self, step: Step) -> None:
+    def after_update(self, step: Step) -> None:
         """The student has moved; without held-out records nothing happens."""
         if not self._due or self.engine == "prequential":
             return

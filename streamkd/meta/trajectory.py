@@ -1,6 +1,6 @@
 """The trail: what an adaptation must know of the student's last steps, kept from the moment that each was taken.
 
-    weighed ─► update begins ─► update ended          per step; θ, gradients and moments are copied only where needed
+    before the update ─► after it          per step; θ, gradients and moments are copied only where needed
 
 A trail of one step lives within that step. A longer one, and one that is read when the next batch arrives, is part
 of the checkpoint: a resumed run adapts from the same steps.
@@ -42,23 +42,10 @@ class Trail:
     def __init__(self, length: int, *, kept: bool) -> None:
         self.length, self.kept = length, kept or length > 1
         self.steps: list[Taken] = []
-        self._next: tuple[int, Tensor, Evidence, Lesson] | None = None
-
-    def weighed(self, number: int, x: Tensor, evidence: Evidence, lesson: Lesson) -> None:
-        """A step is wanted; it joins the trail when its update begins, and is forgotten if none does."""
-        self._next = (number, x, evidence, lesson)
-
-    def skipped(self) -> None:
-        """The coming step is not wanted."""
-        self._next = None
 
     @torch.no_grad()
-    def update_begins(self, step: Step) -> bool:
-        """Gradients are there, unclipped, and the parameters not yet moved; whether the step is wanted."""
-        if self._next is None:
-            return False
-        number, x, evidence, lesson = self._next
-        self._next = None
+    def keep(self, step: Step, number: int, x: Tensor, evidence: Evidence, lesson: Lesson) -> None:
+        """A step whose gradients are there, unclipped, and whose parameters have not yet moved."""
         if self.steps and self.steps[-1].number != number - 1:
             self.steps.clear()
         self._close(step)
@@ -67,7 +54,6 @@ class Trail:
             Taken(number, x, self._lasting(evidence), lesson, own_buffers(step.student), self._update(step))
         )
         del self.steps[: -self.length]
-        return True
 
     def _close(self, step: Step) -> None:
         """The step before keeps the moments as it left them: the coming one is about to change them."""
@@ -104,7 +90,6 @@ class Trail:
     def clear(self) -> None:
         """Another student begins: no step of the one before is of use."""
         self.steps.clear()
-        self._next = None
 
     def forget(self) -> None:
         """Let go of what is not read later."""

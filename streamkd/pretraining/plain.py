@@ -100,9 +100,9 @@ def meta_train(
             if step is None:
                 _agree(model, named, x)
                 step = _wire(_Plain(model, x), named, optimizer, gate, adapter, query, temperature, clip_norm)
-            loss, lesson = learn(step, x, _classes(y, step.student.classes, "dataloader"))
-            losses.append(loss)
-            weights.append(lesson.weights)
+            taken = learn(step, x, _classes(y, step.student.classes, "dataloader"))
+            losses.append(float(taken.loss))
+            weights.append(taken.weights)
     mean = torch.cat(weights).mean(0).tolist() if weights else []
     return MetaTrained(gate, losses, dict(zip(("hard", *named), mean, strict=False)), adapter.adaptations)
 

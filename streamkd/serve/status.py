@@ -54,7 +54,7 @@ def status_of(learner: Learner, rate: float, version: int | None, answering: int
             {"record": b.record, "detector": b.detector, "task": b.task} for b in learner.tasks.boundaries[-BOUNDARIES:]
         ],
         "samples_per_second": rate,
-        "loss": learner.last.loss if learner.last else None,
+        "loss": float(learner.last.loss) if learner.last else None,
         "device": str(learner.device),
         "history": quality.history,
     }
