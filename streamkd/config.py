@@ -41,6 +41,18 @@ class Choice(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
 
+class GateChoice(Choice):
+    """A gate; one that has another name since the last release goes by both."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _takes_its_old_name(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("name") == "arbiter":
+            logger.warning("the gate arbiter is called hedge now; the next release refuses the old name")
+            return {**given, "name": "hedge"}
+        return given
+
+
 class TeacherChoice(Choice):
     """A teacher; two of one kind need different ids."""
 
@@ -57,7 +69,7 @@ class LossChoice(Choice):
     """One term of the loss with its weight."""
 
     weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    gate: Choice | None = Field(default=None, description="weighs this term's sources; None: the step's gate does")
+    gate: GateChoice | None = Field(default=None, description="weighs this term's sources; None: the step's gate does")
 
 
 class Mapped(Model):
@@ -145,7 +157,7 @@ class Optimizer(Model):
     weight_decay: float = Field(default=0.0, ge=0)
     clip_norm: float | None = Field(default=None, gt=0)
     start: float = Field(default=3.0, ge=1, description="the rate begins so many times as high")
-    settle_steps: Positive = Field(default=500, description="and comes down by e-folds of so many steps")
+    decay_steps: Positive = Field(default=500, description="and comes down by e-folds of so many steps")
 
     @property
     def rates(self) -> dict[str, Any]:
@@ -170,7 +182,7 @@ class Memory(Model):
     policy: Literal["reservoir", "class-balanced"] = "class-balanced"
 
 
-class Vicinity(Model):
+class Vicinal(Model):
     """Inputs drawn near a step's records, on which the teachers alone are heard, and how images are replayed."""
 
     rows: int = Field(default=120, ge=0, description="so many a step; 0: none")
@@ -294,7 +306,7 @@ class Config(Model):
     share: Share | None = None
     optimizer: Optimizer = Optimizer()
     memory: Memory = Memory()
-    vicinity: Vicinity = Vicinity()
+    vicinal: Vicinal = Vicinal()
     teachers: tuple[TeacherChoice, ...] = (
         TeacherChoice(name="ema"),
         TeacherChoice(name="memory"),
@@ -302,7 +314,7 @@ class Config(Model):
         TeacherChoice(name="snapshot"),
     )
     pool: Pool = Pool()
-    gate: Choice = Choice(name="per-sample")
+    gate: GateChoice = GateChoice(name="per-sample")
     losses: tuple[LossChoice, ...] = Field(default=(LossChoice(name="match-gate"),), min_length=1)
     adapt: Adapt = Adapt()
     meta: Path | None = Field(
@@ -409,14 +421,16 @@ def from_tree(tree: Mapping[str, Any], registry: Registry | None = None) -> Conf
 GONE = {
     "pool.merge": "two snapshots are not merged any more: of 36 tried none was worth as much as the better of the two",
 }
-"""Keys of earlier versions, which are still taken for one release, and say that they do nothing."""
+RENAMED = {"vicinity": "vicinal", "optimizer.settle_steps": "decay_steps"}
+"""Keys of earlier versions, by their new name in the same place. They are still taken for one release, and say so."""
 
 
 def _from_document(document: Document, registry: Registry | None) -> Config:
-    for path, why in GONE.items():
+    for path, to in (dict.fromkeys(GONE) | RENAMED).items():
         where = document.where(path)
-        if document.drop(path) and document.name:
-            logger.warning("%s does nothing, and will be refused: %s", where, why)
+        if document.move(path, to) and document.name:
+            said = f"is called {to} now" if to else f"does nothing any more: {GONE[path]}"
+            logger.warning("%s %s; the next release refuses it", where, said)
     config = document.check(Config)
     if registry is not None:
         for path, group, choice in config.choices():

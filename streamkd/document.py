@@ -95,8 +95,8 @@ class Document:
             raise ConfigError(f"there is nothing at {last!r}", where=f"--set {path}")
         self.lines[path] = "--set"
 
-    def drop(self, path: str) -> bool:
-        """Take a key out of the tree; whether it was there."""
+    def move(self, path: str, to: str | None) -> bool:
+        """Put what stands at a key under another name in the same place, or nowhere; whether there was anything."""
         *parents, last = path.split(".")
         tree = node = dict(self.tree)  # what was given may be somebody else's
         for key in parents:
@@ -104,9 +104,17 @@ class Document:
                 return False
             node[key] = dict(node[key])
             node = node[key]
-        there = node.pop(last, None) is not None
+        if last not in node:
+            return False
+        value = node.pop(last)
+        if to is not None:
+            both = isinstance(value, Mapping) and isinstance(node.get(to), Mapping)
+            node[to] = {**node[to], **value} if both else value
+            above = "".join(f"{key}." for key in parents)
+            lines = {key.replace(path, above + to, 1): line for key, line in self.lines.items() if _within(key, path)}
+            self.lines |= lines
         self.tree = tree
-        return there
+        return True
 
     def where(self, path: str) -> str:
         """``file:line: path`` of the nearest enclosing key that has a line."""
@@ -163,6 +171,10 @@ class Document:
             pairs = [(index, *both) for index, both in enumerate(zip(said, taken, strict=False))]
         for key, value, other in pairs:
             self._refuse_switches(value, other, f"{path}.{key}" if path else str(key))
+
+
+def _within(key: str, path: str) -> bool:
+    return key == path or key.startswith(f"{path}.")
 
 
 def _nodes(text: str, name: str) -> yaml.Node | None:

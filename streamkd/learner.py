@@ -301,12 +301,12 @@ class Learner:
                 "student": step.student.state_dict(),
                 "optimizer": optimizers.state_of(step.optimizer),
                 "memory": step.memory.state_dict(),
-                "vicinity": step.vicinity.state_dict(),
-                "settling": step.settling.state_dict(),
+                "vicinity": step.vicinal.state_dict(),
+                "settling": step.rate_decay.state_dict(),
                 "pool": step.pool.state_dict(),
                 "gate": step.gate.state_dict(),
                 "begun": self._begun and self._begun.state_dict(),
-                "heritage": step.heritage.state_dict() if step.heritage else {},
+                "heritage": step.transfer.state_dict() if step.transfer else {},
                 "losses": terms.state_of(step.terms),
                 "adapter": cast(GateAdapter, self._adapter).state_dict(),
             }
@@ -344,8 +344,8 @@ class Learner:
         self._start()
         step = self.strategy.step
         step.student.load_state_dict(learned["student"])
-        if step.heritage is not None:
-            step.heritage.load_state_dict(learned["heritage"])
+        if step.transfer is not None:
+            step.transfer.load_state_dict(learned["heritage"])
         adapters = saved.losses == self.config.losses and terms.restore(step.terms, learned.get("losses", []))
         if saved.optimizer.name == self.config.optimizer.name:
             # behind the student's parameters come those of the losses: of other losses than now, they say nothing
@@ -353,9 +353,9 @@ class Learner:
             optimizers.restore(step.optimizer, learned["optimizer"], first)
         step.memory.load_state_dict(learned["memory"], self.device)
         if "vicinity" in learned:
-            step.vicinity.load_state_dict(learned["vicinity"])
+            step.vicinal.load_state_dict(learned["vicinity"])
         if "settling" in learned:
-            step.settling.load_state_dict(learned["settling"])
+            step.rate_decay.load_state_dict(learned["settling"])
         step.pool.load_state_dict(learned["pool"], self.fresh_student, self.labels.labels)
         if saved.gate == self.config.gate:
             step.gate.load_state_dict(learned["gate"])

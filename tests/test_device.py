@@ -127,7 +127,7 @@ LEARNERS: dict[str, dict[str, Any]] = {
         "losses": [{"name": "decoupled-kd", "gate": {"name": "per-sample"}}],
         "stream": {"source": {**SOURCE, "unlabelled": 0.3}, "batch": {"size": 30}, "unlabelled": "distil"},
     },
-    "arbiter, temperature": {"gate": {"name": "arbiter"}, "adapt": {"every": 2, "temperature": True, "balance": 0.1}},
+    "hedge, temperature": {"gate": {"name": "hedge"}, "adapt": {"every": 2, "temperature": True, "balance": 0.1}},
     "maml": {"adapt": {"every": 2, "engine": "maml"}, "optimizer": SGD},
     "hints, relations, ridge": {
         "losses": [
@@ -192,7 +192,7 @@ def test_rows_from_the_vicinity_are_drawn_on_the_gpu() -> None:
     """Where they count, those that the CPU would draw are mixed, moved and answered there."""
     ones = [run(learner(device, {}), 3) for device in ("cpu", "cuda")]
     for one in ones:
-        one.strategy.step.vicinity.measured(1.0, None)
+        one.strategy.step.vicinal.measured(1.0, None)
         assert run(one, 1).strategy.taken.plan.drawn == 12
     assert learned(ones[0]) == learned(ones[1])
 

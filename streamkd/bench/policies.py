@@ -38,7 +38,7 @@ GATES: dict[str, Tree] = {
     "likelihood": {"name": "likelihood"},
     "scalar": {"name": "scalar"},
     "per-class": {"name": "per-class"},
-    "arbiter": {"name": "arbiter"},
+    "arbiter": {"name": "hedge"},
 }
 NEVER = "adapted-never"
 POLICIES = (DEFAULT, "uniform", *GATES, NEVER, *FIXED)

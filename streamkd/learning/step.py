@@ -1,6 +1,6 @@
 """One training step, in the order of the data::
 
-    begin     fresh rows + replayed rows + rows from their vicinity ─► Plan: x, y, what each counts, teachers' answers
+    begin     fresh rows + replayed rows + vicinal rows ─► StepBatch: x, y, what each counts, what teachers answer
     forward   the student's logits
     weigh     logits ─► gate ─► Lesson: weights per sample
     loss      Lesson ─► one number; backward
@@ -22,14 +22,14 @@ from torch import Tensor, nn
 
 from streamkd.gates.gate import Evidence, Gate
 from streamkd.learning import terms as sums
-from streamkd.learning.sharing import Heritage
+from streamkd.learning.sharing import WeightTransfer
 from streamkd.learning.terms import Term
 from streamkd.losses.match_gate import Lesson, fused_target, soft_answers
 from streamkd.records import Label
 from streamkd.replay.memory import Memory, Offer, whole
-from streamkd.replay.vicinal import Vicinity, advantage, steadiness
+from streamkd.replay.vicinal import VicinalRows, advantage, steadiness
 from streamkd.students.networks import Student, at_rest
-from streamkd.students.optimizers import Settling
+from streamkd.students.optimizers import RateDecay
 from streamkd.teachers.answers import Answers
 from streamkd.teachers.pool import Pool
 from streamkd.teachers.teacher import EmaTeacher, capture
@@ -38,7 +38,7 @@ NOTHING = Offer({}, [], [])
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class StepBatch:
     """A step's rows, fresh ones first: x [batch, *shape], y [batch], and the teachers' answers.
 
     A row without label has -1 in y; ``unlabelled`` says that there are such. Remembered rows all have one; the last
@@ -67,7 +67,7 @@ class Taken:
     ``skipped``: loss or gradients were not finite, and nothing moved.
     """
 
-    plan: Plan
+    plan: StepBatch
     logits: Tensor = field(init=False)
     weights: Tensor = field(init=False)
     loss: Tensor = field(init=False)
@@ -98,14 +98,14 @@ class Adapter(Protocol):
         """A task has begun."""
         ...
 
-    def arrived(self, step: "Step", plan: Plan, logits: Tensor) -> bool:
+    def arrived(self, step: "Step", plan: StepBatch, logits: Tensor) -> bool:
         """A batch has come and the gate has not weighed it yet; ``logits`` still carry their graph.
 
         Whether the gate's weights are to carry theirs.
         """
         ...
 
-    def before_update(self, step: "Step", plan: Plan, evidence: Evidence, lesson: Lesson, weights: Tensor) -> None:
+    def before_update(self, step: "Step", plan: StepBatch, evidence: Evidence, lesson: Lesson, weights: Tensor) -> None:
         """The gradients are there, not yet clipped, and nothing has moved. ``weights`` are the gate's, perhaps with
         their graph; those of the lesson have none.
         """
@@ -131,12 +131,12 @@ class Step:
         replay: int,
         clip_norm: float | None = None,
         adapter: Adapter | None = None,
-        heritage: Heritage | None = None,
-        vicinity: Vicinity | None = None,
-        settling: Settling | None = None,
+        transfer: WeightTransfer | None = None,
+        vicinity: VicinalRows | None = None,
+        rate_decay: RateDecay | None = None,
     ) -> None:
-        self.settling = settling or Settling(optimizer, 1.0, 1)
-        self.heritage, self.vicinity = heritage, vicinity or Vicinity(0, 0, seed=0)
+        self.rate_decay = rate_decay or RateDecay(optimizer, 1.0, 1)
+        self.transfer, self.vicinal = transfer, vicinity or VicinalRows(0, 0, seed=0)
         self.student, self.optimizer, self.memory, self.pool = student, optimizer, memory, pool
         self.gate, self.terms, self.adapter = gate, tuple(terms), adapter
         self.replay, self.clip_norm = replay, clip_norm
@@ -148,7 +148,7 @@ class Step:
         self._own_gates = any(term.gate is not None for term in self.terms)
         self._captured: dict[str, Tensor] = {}
         self._buffers: list[tuple[Tensor, Tensor]] = []  # of the student, with what they were before the step
-        self._weighed: tuple[Plan, Evidence, Lesson, Tensor] | None = None
+        self._weighed: tuple[StepBatch, Evidence, Lesson, Tensor] | None = None
         if adapter is not None:
             adapter.attach(self)
         capture(student, self._student_layers, {})  # a layer that is not there is an error now, not at the first step
@@ -158,9 +158,9 @@ class Step:
         before = self.student.classes
         self.student.grow(len(labels), self.optimizer)
         self.pool.grow(labels)
-        if self.heritage is not None:
+        if self.transfer is not None:
             averages = [teacher.student for teacher in self.pool.teachers if isinstance(teacher, EmaTeacher)]
-            self.heritage.follow([self.student, *averages], labels, before)
+            self.transfer.follow([self.student, *averages], labels, before)
 
     def take(self, x: Tensor, y: Tensor, task: int) -> Iterator[tuple[str, Taken]]:
         """The whole step on fresh rows x [batch, *shape], y [batch]: its events by Avalanche's names, as they come.
@@ -195,7 +195,7 @@ class Step:
         yield "after_training_iteration", taken
 
     @torch.no_grad()
-    def begin(self, x: Tensor, y: Tensor, task: int) -> Plan:
+    def begin(self, x: Tensor, y: Tensor, task: int) -> StepBatch:
         """Join the fresh rows with replayed ones and some of their vicinity, and ask the teachers about all of them."""
         remembered = self.memory.sample(self.replay)
         fresh, unlabelled, met = len(y), bool((y < 0).any()), torch.zeros_like(y)
@@ -204,19 +204,19 @@ class Step:
         if remembered is not None:
             x, y = torch.cat([x, remembered.x]), torch.cat([y, remembered.y])
             met = torch.cat([met, remembered.met()])
-        if self.vicinity.due(x):
-            self.vicinity.measured(*self._compared(task))
+        if self.vicinal.due(x):
+            self.vicinal.measured(*self._compared(task))
         offer = self.memory.hold(x[:fresh], y[:fresh], task, lambda rows: self._at_rest(x[rows]))
-        if (near := self.vicinity.draw(_without(x, offer.twins))) is not None:
+        if (near := self.vicinal.draw(_without(x, offer.twins))) is not None:
             x, y = torch.cat([x, near]), torch.cat([y, y.new_full((len(near),), -1)])
             met = torch.cat([met, met.new_zeros(len(near))])
         drawn = 0 if near is None else len(near)
         mass = self._mass(y, drawn, offer.untaught) if drawn or offer.untaught else None
         answers = self.pool.answers(x, fresh, remembered, self.student.classes)
         replayed = slice(fresh, len(x) - drawn)
-        if remembered is not None and (moved := self.vicinity.replayed(x[replayed])) is not None:
+        if remembered is not None and (moved := self.vicinal.replayed(x[replayed])) is not None:
             x[replayed] = moved
-        return Plan(x, y, fresh, task, answers, unlabelled or drawn > 0, drawn, met, offer, mass)
+        return StepBatch(x, y, fresh, task, answers, unlabelled or drawn > 0, drawn, met, offer, mass)
 
     def _mass(self, y: Tensor, drawn: int, untaught: Sequence[int]) -> Tensor:
         """[batch] what each row counts: nothing where it is held out, the advantage where it was drawn, else alike.
@@ -226,7 +226,7 @@ class Step:
         """
         mass = torch.ones(len(y), dtype=next(self.student.parameters()).dtype, device=y.device)
         mass[list(untaught)] = 0.0
-        mass[len(y) - drawn :] = self.vicinity.mass
+        mass[len(y) - drawn :] = self.vicinal.mass
         return mass * (len(y) / mass.sum().clamp_min(1e-6))
 
     def _at_rest(self, x: Tensor) -> Tensor:
@@ -241,7 +241,7 @@ class Step:
         logits = self._at_rest(held.x)
         taught = self._taught(held.x, logits, self.pool.answers_unseen(held, self.student.classes))
         gained = advantage(taught, torch.softmax(logits, 1), held.y)
-        if (moved := self.vicinity.nudged(held.x)) is None:
+        if (moved := self.vicinal.nudged(held.x)) is None:
             return gained, None
         answers = self.pool.answers(moved, 0, None, self.student.classes)
         newest = self.memory.holdout.task[: len(held.y)] == task
@@ -250,10 +250,10 @@ class Step:
     def _taught(self, x: Tensor, logits: Tensor, answers: Answers) -> Tensor:
         """What the teachers say together of rows [batch, *shape], weighed as where there is no label."""
         unknown = torch.full((len(x),), -1, device=x.device)
-        weights = self.gate(self.evidence(Plan(x, unknown, 0, 0, answers, unlabelled=True), logits))
+        weights = self.gate(self.evidence(StepBatch(x, unknown, 0, 0, answers, unlabelled=True), logits))
         return fused_target(soft_answers(answers.logits, answers.known, 1.0), weights)
 
-    def forward(self, plan: Plan) -> Tensor:
+    def forward(self, plan: StepBatch) -> Tensor:
         """The student's logits, and the outputs of the layers that losses named; running statistics move."""
         self._buffers = [(buffer, buffer.clone()) for buffer in self.student.buffers()]
         if not self._student_layers:
@@ -262,7 +262,7 @@ class Step:
         with capture(self.student, self._student_layers, self._captured):
             return self.student(plan.x)
 
-    def weigh(self, plan: Plan, logits: Tensor) -> Lesson:
+    def weigh(self, plan: StepBatch, logits: Tensor) -> Lesson:
         """The gate's weights for the step; fresh rows that are held out have none."""
         wanted = self.adapter is not None and self.adapter.arrived(self, plan, logits)
         evidence = self.evidence(plan, logits)
@@ -277,7 +277,7 @@ class Step:
         self._weighed = plan, evidence, lesson, given
         return lesson
 
-    def evidence(self, plan: Plan, logits: Tensor) -> Evidence:
+    def evidence(self, plan: StepBatch, logits: Tensor) -> Evidence:
         """What the gate may see of the step, without gradient."""
         known = plan.answers.known
         if plan.answers.complete:
@@ -302,7 +302,7 @@ class Step:
             self.pool.stale(plan.y.device),
         )
 
-    def lesson(self, plan: Plan, logits: Tensor, weights: Tensor, evidence: Evidence | None = None) -> Lesson:
+    def lesson(self, plan: StepBatch, logits: Tensor, weights: Tensor, evidence: Evidence | None = None) -> Lesson:
         """What the losses see of the step; terms with a gate of their own are weighed by it, from ``evidence``."""
         own: dict[int, Tensor] = {}
         if self._own_gates:
@@ -352,7 +352,7 @@ class Step:
             nn.utils.clip_grad_norm_(self.trained, self.clip_norm)
 
     @torch.no_grad()
-    def finish(self, plan: Plan, logits: Tensor) -> None:
+    def finish(self, plan: StepBatch, logits: Tensor) -> None:
         """Teachers follow the update; fresh rows are remembered with the logits that they met.
 
         Without a label they are not: what is remembered is balanced by label, and measured by it.
@@ -369,10 +369,10 @@ class Step:
         if len(y):
             self.pool.observe(x, y)
         self.pool.after_step(self.student, plan.fresh)
-        self.settling.step()
+        self.rate_decay.step()
 
     @torch.no_grad()
-    def abandon(self, plan: Plan) -> None:
+    def abandon(self, plan: StepBatch) -> None:
         """The step was not taken, for its loss or gradients were not finite: nothing of its fresh rows is kept."""
         self.memory.withdraw(plan.offer)
         for buffer, before in self._buffers:  # one infinite activation would stay in a running mean for ever

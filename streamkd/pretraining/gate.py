@@ -27,7 +27,7 @@ from streamkd.meta.artefact import Artefact, Weights
 from streamkd.meta.learned_optimizer import Rule, RuleTrainer
 from streamkd.plugins import Registry
 from streamkd.pretraining import initialization, outer_loop, synthetic
-from streamkd.pretraining.episodes import Course, Known, Shape
+from streamkd.pretraining.episodes import Course, EpisodeShape, KnownTask
 from streamkd.pretraining.synthetic import NATURES
 from streamkd.pretraining.teachers import Recorded, fit, recorded
 from streamkd.records import Model, RecordSchema
@@ -117,7 +117,7 @@ class _Training:
         self.device = device_of(config.device)
         self.records = recorded(config, registry, self.schema)
         self.known = _known(self.records, config, self.device)
-        self.shape = Shape(phase.tasks, phase.ways, phase.records)
+        self.shape = EpisodeShape(phase.tasks, phase.ways, phase.records)
         self.progress, self.total = progress, phase.episodes + phase.start_episodes * (phase.student_start != "none")
 
     def run(self) -> Artefact:
@@ -232,11 +232,11 @@ def _share(step: Step, shared: Step, adapter: GateAdapter) -> None:
     """The step is weighed by the gates of ``shared``, which ``adapter`` moves."""
     step.gate, step.adapter = shared.gate, adapter
     step.terms = tuple(replace(term, gate=own.gate) for term, own in zip(step.terms, shared.terms, strict=True))
-    adapter.trail.forget()
+    adapter.trajectory.forget()
     adapter.attach(step)
 
 
-def _known(records: Recorded, config: Config, device: torch.device) -> Known:
+def _known(records: Recorded, config: Config, device: torch.device) -> KnownTask:
     """Known tasks by label numbers; without tasks, all labels are one."""
     index = {label: number for number, label in enumerate(records.classes)}
     y = torch.tensor([index[label] for label in records.labels])
@@ -245,7 +245,9 @@ def _known(records: Recorded, config: Config, device: torch.device) -> Known:
     for name, label in zip(names, y.tolist(), strict=True):
         tasks.setdefault(name, {})[label] = None
     try:
-        return Known(torch.tensor(records.x).to(device), y, [list(labels) for labels in tasks.values()], config.seed)
+        return KnownTask(
+            torch.tensor(records.x).to(device), y, [list(labels) for labels in tasks.values()], config.seed
+        )
     except ValueError as fault:
         raise ConfigError(f"phase 2 cannot learn from this stream: {fault}", where="stream.source") from None
 

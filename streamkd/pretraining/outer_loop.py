@@ -22,7 +22,7 @@ from streamkd.meta.adaptation import GateAdapter
 from streamkd.meta.learned_optimizer import RuleTrainer
 from streamkd.pretraining.episodes import Course
 from streamkd.pretraining.initialization import Batch
-from streamkd.pretraining.synthetic import Stranger
+from streamkd.pretraining.synthetic import SyntheticTeacher
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def train_gate(
     """
     played = []
     for number, (course, step) in enumerate(episodes):
-        usual = [teacher.key for teacher in step.pool.teachers if not isinstance(teacher, Stranger)]
+        usual = [teacher.key for teacher in step.pool.teachers if not isinstance(teacher, SyntheticTeacher)]
         played.append(play(adapter, course, step, batch))
         adapter.begin_stream(usual)
         if isinstance(adapter.optimizer, RuleTrainer):

@@ -45,7 +45,7 @@ def _groups(parameters: Sequence[nn.Parameter], factors: Sequence[float], rate: 
     return [{"params": [p for p, _ in run], "lr": rate * factor} for factor, run in runs]
 
 
-class Settling:
+class RateDecay:
     """The learning rate begins ``start`` times as high and settles: η_t = η·(1 + (start - 1)·exp(-t / steps)).
 
     A stream has no end that a schedule could aim at, but it has a beginning, where there is most to learn.

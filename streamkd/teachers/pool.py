@@ -19,15 +19,15 @@ from torch import Tensor
 from streamkd.errors import ConfigError, PluginError
 from streamkd.gates.gate import Measured
 from streamkd.gates.label_noise import LabelNoise
-from streamkd.gates.likelihood import Ledger, held_out_credit
+from streamkd.gates.likelihood import Measurements, held_out_likelihood
 from streamkd.records import Label
 from streamkd.replay.memory import Memory, Remembered, whole
 from streamkd.students.networks import Student
-from streamkd.teachers.answers import Answers, Panel
+from streamkd.teachers.answers import Answers, TeacherPanel
 from streamkd.teachers.cache import Cache, cached
-from streamkd.teachers.guard import Questions
+from streamkd.teachers.guard import Guard
 from streamkd.teachers.teacher import EmaTeacher, Observing, SnapshotMaker, SnapshotTeacher, Teacher, copy_of
-from streamkd.teachers.worth import Verdict, verdict
+from streamkd.teachers.worth import Assessment, assessment
 
 
 class Pool:
@@ -52,11 +52,11 @@ class Pool:
         self.ages: dict[str, int] = {t.key: 0 for t in self.teachers}
         self.taken = 0
         self._observers = [t for t in self.teachers if isinstance(t, Observing)]
-        self.questions = Questions()
+        self.questions = Guard()
         self.cache = Cache(memory, self.questions)
-        self._panel = Panel(self.teachers, self.questions, self.cache)
+        self._panel = TeacherPanel(self.teachers, self.questions, self.cache)
         self._facts: Tensor | None = None
-        self._ledger = Ledger()
+        self._ledger = Measurements()
         self.label_noise = LabelNoise()
         if len(self.teachers) > limit:
             raise ConfigError(
@@ -169,7 +169,7 @@ class Pool:
         self._join(candidate)
         return candidate
 
-    def _makes_room(self, candidate: Verdict | None, student: Student) -> bool:
+    def _makes_room(self, candidate: Assessment | None, student: Student) -> bool:
         """Whether the least worthy snapshot has given its slot up for one that is worth as much."""
         if not self._mine():
             return False
@@ -227,23 +227,23 @@ class Pool:
             self.worth = dict(zip(self.keys, held.marginal().tolist(), strict=True))
             self.accuracy = dict(zip(self.keys, held.accuracy().tolist(), strict=True))
 
-    def _verdict(self, classes: int) -> Verdict | None:
+    def _verdict(self, classes: int) -> Assessment | None:
         """Of all teachers on the held-out records; ``None`` without any."""
         remembered = whole(self.memory.holdout)
         if remembered is None or not len(remembered.y):
             return None
         answers = self.answers(remembered.x, 0, remembered, classes)
-        return verdict(answers.logits, answers.known, remembered.y)
+        return assessment(answers.logits, answers.known, remembered.y)
 
     @torch.no_grad()
-    def _verdict_of(self, snapshot: SnapshotTeacher) -> Verdict | None:
+    def _verdict_of(self, snapshot: SnapshotTeacher) -> Assessment | None:
         """Of one that is not in the pool."""
         remembered = whole(self.memory.holdout)
         if remembered is None or not len(remembered.y):
             return None
         snapshot.grow(range(self.memory.holdout.logits.shape[1]))
         logits = snapshot.logits(remembered.x).unsqueeze(1)
-        return verdict(logits, snapshot.known().to(logits.device).expand_as(logits), remembered.y)
+        return assessment(logits, snapshot.known().to(logits.device).expand_as(logits), remembered.y)
 
     def facts(self, device: torch.device) -> Tensor:
         """[teachers, 2] for the gate: held-out accuracy, and 1 / (1 + age in tasks)."""
@@ -277,7 +277,7 @@ class Pool:
         if remembered is None or not len(remembered.y):
             return Measured(torch.full((len(self.teachers), classes), torch.nan, device=device))
         answers = self.answers(remembered.x, 0, remembered, classes)
-        credit = held_out_credit(answers.logits, answers.known, remembered.y)
+        credit = held_out_likelihood(answers.logits, answers.known, remembered.y)
         return self._ledger.write(self.keys, Measured(credit, self.noise or 0.0))
 
     def state_dict(self) -> dict[str, Any]:

@@ -26,10 +26,10 @@ from streamkd.avalanche.copies import MovingAverage
 from streamkd.avalanche.plugin import MatchGateDistillation
 from streamkd.errors import ConfigError
 from streamkd.gates.gate import FixedGate, FixedOptions
-from streamkd.gates.hedge import Arbiter, ArbiterOptions
+from streamkd.gates.hedge import Hedge, HedgeOptions
 from streamkd.gates.likelihood import ConfidenceGate, ConfidenceOptions, LikelihoodGate, LikelihoodOptions
 from streamkd.gates.per_sample import PerSampleGate, PerSampleOptions
-from streamkd.gates.shared import PerClassGate, ScalarGate, StandingOptions
+from streamkd.gates.shared import PerClassGate, ScalarGate, SharedOptions
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Avalanche warns of itself
 
@@ -248,13 +248,13 @@ def test_the_gate_is_adapted_to_the_held_out_part() -> None:
 
 
 GATES: dict[str, Callable[[], nn.Module]] = {
-    "scalar": lambda: ScalarGate(StandingOptions()),
-    "per-class": lambda: PerClassGate(StandingOptions()),
+    "scalar": lambda: ScalarGate(SharedOptions()),
+    "per-class": lambda: PerClassGate(SharedOptions()),
     "per-sample": lambda: PerSampleGate(PerSampleOptions()),
     "fixed": lambda: FixedGate(FixedOptions()),
     "likelihood": lambda: LikelihoodGate(LikelihoodOptions()),
     "confidence": lambda: ConfidenceGate(ConfidenceOptions()),
-    "arbiter": lambda: Arbiter(ArbiterOptions()),
+    "hedge": lambda: Hedge(HedgeOptions()),
 }
 
 
@@ -268,14 +268,14 @@ def test_every_gate_follows_the_teachers_that_come(name: str) -> None:
     assert bool(plugin.adaptations) == (name not in ("fixed", "likelihood", "confidence"))
 
 
-def test_the_arbiter_is_settled_or_refused() -> None:
+def test_the_hedge_is_settled_or_refused() -> None:
     """With held-out records its posterior moves; without any it could not, and is an error at construction."""
-    gate = Arbiter(ArbiterOptions())
+    gate = Hedge(HedgeOptions())
     trained("naive", MatchGateDistillation(gate=gate, memory=60, adapt_every=2), each=120)
     assert max(gate.odds().values()) > 0.202
     for lacking in ({}, {"memory": 60, "holdout_ratio": 0.0}, {"memory": 60, "adapt_every": 0}):
-        with pytest.raises(ConfigError, match=r"Arbiter needed held-out records[\s\S]*fix: "):
-            MatchGateDistillation(gate=Arbiter(ArbiterOptions()), **lacking)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=r"Hedge needed held-out records[\s\S]*fix: "):
+            MatchGateDistillation(gate=Hedge(HedgeOptions()), **lacking)  # type: ignore[arg-type]
 
 
 def test_gates_have_credit_without_memory() -> None:

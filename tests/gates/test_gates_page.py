@@ -11,7 +11,7 @@ from streamkd.plugins import Registry
 
 PAGE = (Path(__file__).parents[2] / "docs/gates.md").read_text()
 REGISTRY = Registry.load()
-GATES = ["arbiter", "confidence", "fixed", "likelihood", "per-class", "per-sample", "scalar"]
+GATES = ["hedge", "confidence", "fixed", "hedge", "likelihood", "per-class", "per-sample", "scalar"]
 
 
 def _table(name: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ import toys
 from torch import Tensor
 
 from streamkd.errors import PluginError
-from streamkd.learning.step import Plan, Step, Term
+from streamkd.learning.step import Step, StepBatch, Term
 from streamkd.losses.match_gate import Lesson, MatchGate, MatchGateOptions
 from streamkd.replay.memory import Memory
 from streamkd.teachers.answers import Answers
@@ -177,7 +177,7 @@ def test_of_a_row_without_label_those_speak_who_know_every_class() -> None:
     known = torch.ones(len(y), 2, 3, dtype=torch.bool)
     known[:, 1, 2] = False
     known[2:4, 0, 0] = False
-    plan = Plan(x, y, len(y), 0, Answers(answers, known), unlabelled=True)
+    plan = StepBatch(x, y, len(y), 0, Answers(answers, known), unlabelled=True)
     heard = step.evidence(plan, torch.zeros(len(y), 3)).heard
     assert heard[:4].tolist() == [[True, False], [True, False], [True, True], [True, True]]
     assert heard[4:, 1].tolist() == (y[4:] != 2).tolist()

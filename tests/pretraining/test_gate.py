@@ -12,7 +12,7 @@ from streamkd import config as configuration
 from streamkd import wiring
 from streamkd.cli import cli
 from streamkd.errors import ConfigError, StateConflict, StateError
-from streamkd.gates.hedge import Arbiter
+from streamkd.gates.hedge import Hedge
 from streamkd.learner import Learner
 from streamkd.meta import artefact
 from streamkd.meta.learned_optimizer import LearnedOptimizer
@@ -142,18 +142,18 @@ def test_parts_that_were_not_learned_leave_the_stream_free(tmp_path: Path) -> No
     _learner(_config(meta=str(tmp_path / "start"), gate={"name": "fixed"}), 3)
 
 
-ARBITER = {"name": "arbiter", "gate": {"name": "scalar"}}
+HEDGE = {"name": "hedge", "gate": {"name": "scalar"}}
 OWN = [{"name": "match-gate"}, {"name": "kd", "gate": {"name": "per-class"}}]
 GATES: dict[str, dict[str, Any]] = {
     "scalar": {"gate": {"name": "scalar"}},
     "per-class": {"gate": {"name": "per-class"}},
-    "arbiter": {"gate": ARBITER},
-    "arbiter-per-class": {"gate": {"name": "arbiter", "gate": {"name": "per-class"}}},
-    "arbiter-per-sample": {"gate": {"name": "arbiter"}},
+    "hedge": {"gate": HEDGE},
+    "hedge-per-class": {"gate": {"name": "hedge", "gate": {"name": "per-class"}}},
+    "hedge-per-sample": {"gate": {"name": "hedge"}},
     "of-a-term": {"gate": {"name": "fixed"}, "losses": [{"name": "match-gate", "gate": {"name": "scalar"}}]},
-    "several": {"gate": ARBITER, "losses": OWN},
+    "several": {"gate": HEDGE, "losses": OWN},
 }
-DRIVES = [*((name, "adam") for name in GATES), ("scalar", "learned"), ("per-class", "learned"), ("arbiter", "learned")]
+DRIVES = [*((name, "adam") for name in GATES), ("scalar", "learned"), ("per-class", "learned"), ("hedge", "learned")]
 
 
 @pytest.mark.parametrize(("name", "optimizer"), DRIVES)
@@ -185,20 +185,20 @@ def test_any_gate_with_parameters_is_learned_and_begun_from(name: str, optimizer
     assert whole.adapter.adaptations > 0
 
 
-def test_the_arbiters_frozen_policy_is_the_gate_that_was_learned(tmp_path: Path) -> None:
+def test_the_hedges_frozen_policy_is_the_gate_that_was_learned(tmp_path: Path) -> None:
     """And the stream begins with an even posterior, whatever the episodes, or an artefact's own, had come to."""
-    config = _config(gate={"name": "arbiter"})
+    config = _config(gate={"name": "hedge"})
     made = meta_train(config, REGISTRY, tmp_path, Phase2(episodes=3, student_start="none", records=20, horizon=2))
     untrained = wiring.make(REGISTRY, "gate", "gates", config.gate)
     assert any(not torch.equal(made.gate_weights[f"0.{name}"], p) for name, p in untrained.named_parameters())
     settled = {"0.posterior": torch.tensor([0.9, 0.025, 0.025, 0.025, 0.025]), "0.settled": torch.tensor(7.0)}
     before = {key: value for key, value in untrained.state_dict(prefix="0.").items() if key.startswith("0.frozen")}
     artefact.write(tmp_path, replace(made, gate_weights={**made.gate_weights, **before, **settled}))
-    learner = _learner(_config(gate={"name": "arbiter"}, meta=str(tmp_path)), 0)
+    learner = _learner(_config(gate={"name": "hedge"}, meta=str(tmp_path)), 0)
     learner.labels.learn([3, 1])
     learner._start()
     gate = learner.strategy.step.gate
-    assert isinstance(gate, Arbiter)
+    assert isinstance(gate, Hedge)
     for mine, learned in zip(gate.frozen.parameters(), gate.adapted.parameters(), strict=True):
         assert torch.equal(mine, learned)
     for name, parameter in gate.adapted.named_parameters():

@@ -45,11 +45,11 @@ def test_a_settling_rate_comes_down_to_its_own() -> None:
     """η·(1 + (start - 1)·exp(-t/steps)) in every group, from start·η to η."""
     parameters = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(3))]
     optimizer = optimizers.build("sgd", parameters, learning_rate=0.1, factors=[0.5, 1.0])
-    settling = optimizers.Settling(optimizer, start=3.0, steps=20)
+    rate_decay = optimizers.RateDecay(optimizer, start=3.0, steps=20)
     rates = []
     for _ in range(200):
         rates.append([group["lr"] for group in optimizer.param_groups])
-        settling.step()
+        rate_decay.step()
     assert rates[0] == pytest.approx([0.15, 0.3])
     assert rates[20] == pytest.approx([0.05 * (1 + 2 / math.e), 0.1 * (1 + 2 / math.e)])
     assert rates[-1] == pytest.approx([0.05, 0.1], rel=1e-3)
@@ -58,17 +58,17 @@ def test_a_settling_rate_comes_down_to_its_own() -> None:
 def test_a_settling_rate_goes_on_where_it_was() -> None:
     """What is restored has the rate of what was never stopped."""
     kept, other = (optimizers.build("adam", [nn.Parameter(torch.zeros(2))], learning_rate=0.1) for _ in range(2))
-    settling, twin = optimizers.Settling(kept, 3.0, 10), optimizers.Settling(other, 3.0, 10)
+    rate_decay, twin = optimizers.RateDecay(kept, 3.0, 10), optimizers.RateDecay(other, 3.0, 10)
     for _ in range(7):
-        settling.step()
-    twin.load_state_dict(settling.state_dict())
+        rate_decay.step()
+    twin.load_state_dict(rate_decay.state_dict())
     assert other.param_groups[0]["lr"] == kept.param_groups[0]["lr"]
 
 
 def test_a_rate_that_does_not_settle_is_left_alone() -> None:
     """Start 1 is the plain rate, also where somebody else moves it."""
     optimizer = optimizers.build("sgd", [nn.Parameter(torch.zeros(2))], learning_rate=0.1)
-    settling = optimizers.Settling(optimizer, 1.0, 10)
+    rate_decay = optimizers.RateDecay(optimizer, 1.0, 10)
     optimizer.param_groups[0]["lr"] = 0.2
-    settling.step()
+    rate_decay.step()
     assert optimizer.param_groups[0]["lr"] == 0.2

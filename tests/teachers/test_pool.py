@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from streamkd.errors import ConfigError, PluginError
 from streamkd.learning.step import Step
 from streamkd.losses.match_gate import soft_answers
-from streamkd.teachers.guard import STRIKES, Questions
+from streamkd.teachers.guard import STRIKES, Guard
 from streamkd.teachers.teacher import Role, SnapshotTeacher, copy_of
 
 
@@ -486,7 +486,7 @@ def test_a_teacher_that_raises_is_off_after_three_strikes() -> None:
         def logits(self, x: Tensor) -> Tensor:
             raise RuntimeError("no")
 
-    questions, broken = Questions(), Broken("broken", toys.mlp())
+    questions, broken = Guard(), Broken("broken", toys.mlp())
     answers = [questions.ask(broken, torch.zeros(2, 3), 3) for _ in range(STRIKES + 2)]
     assert answers == [None] * (STRIKES + 2)
     assert questions.of("broken").failures == questions.of("broken").requests == STRIKES
@@ -494,7 +494,7 @@ def test_a_teacher_that_raises_is_off_after_three_strikes() -> None:
 
 def test_an_answer_of_another_shape_is_a_failure() -> None:
     """Logits that do not fit the label space are none."""
-    questions, teacher = Questions(), Counted("wide", toys.mlp())
+    questions, teacher = Guard(), Counted("wide", toys.mlp())
     assert questions.ask(teacher, torch.zeros(2, 3), classes=7) is None
     assert questions.of("wide").failures == 1
 

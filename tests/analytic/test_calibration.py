@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from streamkd.analytic.trial import TEMPERATURES, Trial
+from streamkd.analytic.calibration import TEMPERATURES, Calibration
 
 
 def rows(count: int, sure: float, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -19,7 +19,7 @@ ALL = torch.ones(4, dtype=torch.bool)
 
 def test_the_temperature_is_the_one_of_the_best_likelihood() -> None:
     """Logits sixteen times too sure are divided by sixteen; the likelihood by another temperature is less."""
-    trial = Trial()
+    trial = Calibration()
     assert trial.temperature is None
     logits, y = rows(4_000, 16.0)
     trial.test(logits, y, ALL)
@@ -29,7 +29,7 @@ def test_the_temperature_is_the_one_of_the_best_likelihood() -> None:
 
 def test_what_was_long_ago_counts_less() -> None:
     """After thousands of surer rows the temperature is theirs."""
-    trial = Trial()
+    trial = Calibration()
     trial.test(*rows(4_000, 16.0), ALL)
     trial.test(*rows(8_000, 64.0, seed=1), ALL)
     assert trial.temperature == 64.0
@@ -37,7 +37,7 @@ def test_what_was_long_ago_counts_less() -> None:
 
 def test_rows_that_go_clearly_worse_are_noticed() -> None:
     """As many right as usual is nothing to speak of, a tenth fewer is; without rows there is no test."""
-    trial, (logits, y) = Trial(), rows(2_000, 8.0)
+    trial, (logits, y) = Calibration(), rows(2_000, 8.0)
     assert not trial.test(logits, y, ALL)
     assert not trial.test(logits, y, ALL)
     assert trial.test(logits[:100].flip(1), y[:100], ALL)
@@ -50,7 +50,7 @@ def test_a_class_that_is_unknown_is_no_answer() -> None:
     logits, y = rows(500, 1.0)
     logits, y = logits[y < 3], y[y < 3]
     logits[:, 3] = 100.0
-    ours, theirs = Trial(), Trial()
+    ours, theirs = Calibration(), Calibration()
     ours.test(logits, y, known)
     theirs.test(logits[:, :3], y, known[:3])
     # sums over four columns, one of them nothing, and over three: rounded as each width is
@@ -60,7 +60,7 @@ def test_a_class_that_is_unknown_is_no_answer() -> None:
 
 def test_a_state_goes_on_bit_for_bit() -> None:
     """Carried over between two tests it gives the state of one that was not."""
-    one, other = Trial(), Trial()
+    one, other = Calibration(), Calibration()
     one.test(*rows(300, 4.0), ALL)
     other.load_state_dict(one.state_dict())
     for each in (one, other):

@@ -15,7 +15,7 @@ USUAL = 2_048  # the same for how often it is right
 TEMPERATURES = tuple(2.0 ** (k / 2) for k in range(17))  # 1 ... 256: what is learned is never too modest
 
 
-class Trial:
+class Calibration:
     """What a solution was worth on rows that it had not learned."""
 
     def __init__(self) -> None:
