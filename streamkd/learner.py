@@ -360,7 +360,7 @@ class Learner:
         if saved.gate == self.config.gate:
             step.gate.load_state_dict(learned["gate"])
             self._restore_adapter(learned["adapter"], saved)
-        for what in ("optimizer", "gate", "teachers", "pool", "losses", "adapt", "vicinity"):
+        for what in ("optimizer", "gate", "teachers", "pool", "losses", "adapt", "vicinal"):
             before, now = getattr(saved, what), getattr(self.config, what)
             if before != now:
                 logger.warning("%s has changed since the checkpoint: was %s, is %s", what, before, now)

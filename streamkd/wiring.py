@@ -220,7 +220,7 @@ def step_of(
         clip_norm=config.optimizer.clip_norm,
         adapter=adapter,
         transfer=transfer,
-        vicinity=VicinalRows(near.rows, near.shift, config.seed + 1, near.weight, near.moved),
+        vicinal=VicinalRows(near.rows, near.shift, config.seed + 1, near.weight, near.moved),
         rate_decay=optimizers.RateDecay(optimizer, config.optimizer.start, config.optimizer.decay_steps),
     )
     return step, adapter

@@ -59,7 +59,7 @@ def tree(device: str, **changes: Any) -> dict[str, Any]:
         "student": {"name": "mlp", "hidden": [12, 10]},
         "memory": {"size": 60, "replay": 20},
         "adapt": {"every": 2, "on_task_steps": 2, "query": 16},
-        "vicinity": {"rows": 12},
+        "vicinal": {"rows": 12},
         "teachers": [
             {"name": "ema"},
             {"name": "memory"},
@@ -111,7 +111,7 @@ TWO_LAYERS = {"student": "body.hidden.0", "teacher": {"ema": "body.hidden.1"}}
 SGD = {"name": "sgd", "learning_rate": 0.05, "clip_norm": None}
 LEARNERS: dict[str, dict[str, Any]] = {
     "defaults": {},
-    "live teachers alone": {"teachers": [{"name": "ema"}], "gate": {"name": "fixed"}, "vicinity": {"rows": 0}},
+    "live teachers alone": {"teachers": [{"name": "ema"}], "gate": {"name": "fixed"}, "vicinal": {"rows": 0}},
     "likelihood, kd": {"gate": {"name": "likelihood"}, "losses": [{"name": "kd"}]},
     "scalar, literal, differences": {
         "gate": {"name": "scalar"},

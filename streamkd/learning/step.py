@@ -132,11 +132,11 @@ class Step:
         clip_norm: float | None = None,
         adapter: Adapter | None = None,
         transfer: WeightTransfer | None = None,
-        vicinity: VicinalRows | None = None,
+        vicinal: VicinalRows | None = None,
         rate_decay: RateDecay | None = None,
     ) -> None:
         self.rate_decay = rate_decay or RateDecay(optimizer, 1.0, 1)
-        self.transfer, self.vicinal = transfer, vicinity or VicinalRows(0, 0, seed=0)
+        self.transfer, self.vicinal = transfer, vicinal or VicinalRows(0, 0, seed=0)
         self.student, self.optimizer, self.memory, self.pool = student, optimizer, memory, pool
         self.gate, self.terms, self.adapter = gate, tuple(terms), adapter
         self.replay, self.clip_norm = replay, clip_norm
