@@ -79,7 +79,7 @@ class Mapped(Model):
     fit: Literal["exact", "slice"] = Field(default="exact", description="slice: the leading block that both have")
 
 
-class Share(Model):
+class ShareSettings(Model):
     """What the student inherits of a teacher before it learns."""
 
     teacher: str = Field(description="the key of a teacher, or the path of a model that a checkpoint teacher takes")
@@ -173,7 +173,7 @@ class Optimizer(Model):
         return self
 
 
-class Memory(Model):
+class MemorySettings(Model):
     """Remembered samples: ``size`` in all, of which ``holdout_ratio`` is never replayed."""
 
     size: Positive = 500
@@ -182,7 +182,7 @@ class Memory(Model):
     policy: Literal["reservoir", "class-balanced"] = "class-balanced"
 
 
-class Vicinal(Model):
+class VicinalSettings(Model):
     """Inputs drawn near a step's records, on which the teachers alone are heard, and how images are replayed."""
 
     rows: int = Field(default=120, ge=0, description="so many a step; 0: none")
@@ -196,7 +196,7 @@ class Vicinal(Model):
     )
 
 
-class Pool(Model):
+class PoolSettings(Model):
     """How many teachers may be kept, and how many bytes they may take."""
 
     limit: Positive = 8
@@ -221,7 +221,7 @@ class Adapt(Model):
     balance: float = Field(default=1e-3, ge=0, description="pull of the teachers' mean weights towards even ones")
 
 
-class Checkpoints(Model):
+class CheckpointsSettings(Model):
     """How often the state is committed; work after the last one is redone after a crash."""
 
     every_seconds: Seconds = 10.0
@@ -303,17 +303,17 @@ class Config(Model):
     stream: Stream
     detectors: tuple[Choice, ...] = (Choice(name="task-column"), Choice(name="new-label"))
     student: Choice = Choice(name="mlp")
-    share: Share | None = None
+    share: ShareSettings | None = None
     optimizer: Optimizer = Optimizer()
-    memory: Memory = Memory()
-    vicinal: Vicinal = Vicinal()
+    memory: MemorySettings = MemorySettings()
+    vicinal: VicinalSettings = VicinalSettings()
     teachers: tuple[TeacherChoice, ...] = (
         TeacherChoice(name="ema"),
         TeacherChoice(name="memory"),
         TeacherChoice(name="analytic"),
         TeacherChoice(name="snapshot"),
     )
-    pool: Pool = Pool()
+    pool: PoolSettings = PoolSettings()
     gate: GateChoice = GateChoice(name="per-sample")
     losses: tuple[LossChoice, ...] = Field(default=(LossChoice(name="match-gate"),), min_length=1)
     adapt: Adapt = Adapt()
@@ -321,7 +321,7 @@ class Config(Model):
         default=None, description="directory written by `streamkd meta-train`: the stream begins from what it learned"
     )
     observers: tuple[Choice, ...] = ()
-    checkpoint: Checkpoints = Checkpoints()
+    checkpoint: CheckpointsSettings = CheckpointsSettings()
     publish: Publish = Publish()
     serve: Serve = Serve()
 

@@ -205,9 +205,7 @@ def step_of(
     if begun.gate_optimizer and adapter.parameters:
         adapter.optimizer = learned_optimizer.learned(begun.gate_optimizer, adapter.parameters)
     adapters = terms.prepare(losses, student, pool, schema)
-    optimizer = optimizers.build(
-        config.optimizer.name, [*student.parameters(), *adapters], **rates, factors=_factors(student, begun)
-    )
+    optimizer = optimizers.build(config.optimizer.name, [*student.parameters(), *adapters], **rates)
     near = config.vicinal
     step = Step(
         student,
@@ -252,11 +250,6 @@ def student_of(
     options = configuration.options(registry, "student", "students", config.student)
     with _named("student", config.student):
         return networks.build(kind, options, schema, classes, config.seed, begun.start if begun else None)
-
-
-def _factors(student: Student, begun: Artefact) -> list[float]:
-    """Each parameter's factor of the learning rate, in the order of the student's parameters."""
-    return [begun.rates.get(name, 1.0) for name, _ in student.named_parameters()] if begun.rates else []
 
 
 def _heritage(config: Config, registry: Registry, student: Student, context: TeacherContext) -> WeightTransfer | None:

@@ -1,6 +1,6 @@
-"""Phase 2 from a configuration: its recorded records ─► known tasks ─► start and rates, gate ─► an artefact.
+"""Phase 2 from a configuration: its recorded records ─► known tasks ─► start, gate ─► an artefact.
 
-    start, rates    ``meta.starts`` over courses of known tasks, with the stream's optimiser, batches and replay
+    start           ``initialization`` over courses of known tasks, with the stream's optimiser, batches and replay
     gate            ``meta.train`` over courses with the configured pool and strangers in it, from that start
     artefact        ``meta.artefact``; the configuration's ``meta: DIR`` begins a stream from it
 
@@ -46,9 +46,6 @@ class Phase2(Model):
 
     episodes: int = Field(default=60, ge=0, description="episodes of the gate; 0: no gate is learned")
     student_start: Literal["none", "maml", "metasgd"] = "metasgd"
-    rates: bool = Field(
-        default=False, description="keep metasgd's rates: learned over few steps, they cost the end of long tasks"
-    )
     start_episodes: Positive = Field(default=500, description="outer steps of the start, an episode each")
     turned: bool = Field(
         default=True, description="classes of images, turned by quarter-turns, are further classes for the start"
@@ -122,8 +119,7 @@ class _Training:
 
     def run(self) -> Artefact:
         start = self._start()
-        rates = start.rates if start and self.phase.rates else {}
-        begun = Artefact(start=start.weights, rates=rates) if start else Artefact()
+        begun = Artefact(start=start.weights) if start else Artefact()
         gate, notes, optimizer, played = self._gate(begun)
         bound = wiring.learned_for(self.config, self.schema)
         return Artefact(
@@ -131,7 +127,6 @@ class _Training:
             gate_weights=gate,
             gate_notes=notes,
             start=begun.start,
-            rates=begun.rates,
             gate_optimizer=optimizer,
             trained_on=self._trained_on(start, played),
         )

@@ -22,7 +22,7 @@ from streamkd.state.tree import pack, unpack
 from streamkd.wiring import open_source, schema_of
 
 REGISTRY = Registry.load()
-QUICK = Phase2(episodes=3, start_episodes=4, records=30, gate_optimizer="learned", rates=True)
+QUICK = Phase2(episodes=3, start_episodes=4, records=30, gate_optimizer="learned")
 
 
 def _config(**changes: Any) -> configuration.Config:
@@ -84,8 +84,6 @@ def test_a_stream_begins_from_it(begun: Path) -> None:
     assert all(torch.equal(gate[name], value) for name, value in found.gate_weights.items())
     assert all(torch.equal(p, origin) for p, origin in zip(adapter.parameters, adapter.origin, strict=True))
     assert isinstance(adapter.optimizer, LearnedOptimizer)
-    rates = [group["lr"] for group in step.optimizer.param_groups for _ in group["params"]]
-    assert rates == pytest.approx([3 * 0.001 * found.rates[name] for name, _ in step.student.named_parameters()])
 
 
 def test_stopping_and_resuming_ends_in_the_same_bits(begun: Path) -> None:
@@ -108,7 +106,7 @@ def test_a_state_remembers_what_it_began_from(begun: Path, tmp_path: Path) -> No
     first = _learner(config, 5)
     tree = unpack(pack(first.state()))
     other = _config(meta=str(tmp_path / "other"))
-    artefact.write(tmp_path / "other", artefact.Artefact(rates={"body.head.bias": 2.0}))
+    artefact.write(tmp_path / "other", artefact.Artefact(start={"body.head.bias": torch.ones(1)}))
     for changed in (other, _config()):
         with pytest.raises(StateConflict, match="began from"):
             _learner(changed, 0).restore(tree, first.offsets, config)
@@ -133,12 +131,12 @@ def test_it_is_bound_to_gate_and_student(begun: Path) -> None:
 def test_parts_that_were_not_learned_leave_the_stream_free(tmp_path: Path) -> None:
     """A gate alone goes with any student; a start alone with any gate."""
     gate = meta_train(_config(), REGISTRY, tmp_path / "gate", Phase2(episodes=2, student_start="none", records=20))
-    assert (gate.start, gate.rates) == ({}, {})
+    assert gate.start == {}
     _learner(_config(meta=str(tmp_path / "gate"), student={"name": "mlp", "hidden": [8]}), 3)
     start = meta_train(
         _config(), REGISTRY, tmp_path / "start", Phase2(episodes=0, student_start="maml", start_episodes=2)
     )
-    assert (start.gate_weights, start.rates) == ({}, {})
+    assert start.gate_weights == {}
     _learner(_config(meta=str(tmp_path / "start"), gate={"name": "fixed"}), 3)
 
 
