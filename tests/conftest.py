@@ -81,8 +81,9 @@ _LONG = ("scale", "endtoend", "search", "plugins", "pretraining", "test_unlabell
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``pytest tests/test_record.py --write-record`` makes docs/hardening.md anew."""
+    """Pages that tests make: ``--write-record`` docs/hardening.md, ``--write-reference`` those of docs/reference/."""
     parser.addoption("--write-record", action="store_true", help="write docs/hardening.md of the tests' rows")
+    parser.addoption("--write-reference", action="store_true", help="write what is generated of docs/reference/")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -82,7 +82,7 @@ TAUGHT = (
         "averaging decay: 50 to 2,000 steps of memory, each about twice the one before",
     ),
     Suggestion(
-        "vicinity.rows",
+        "vicinal.rows",
         Uniform(0, 240, 60),
         "rows that the teachers alone teach: 0 is a choice of its own, so evenly",
         integer=True,

@@ -26,7 +26,7 @@ Values: TypeAlias = Mapping[str, Value]
 RUNNING = {
     "adapt": ("anchor", "balance", "every", "horizon", "learning_rate", "on_task_steps", "query"),
     "memory": ("replay",),
-    "optimizer": ("clip_norm", "learning_rate", "momentum", "settle_steps", "start", "weight_decay"),
+    "optimizer": ("clip_norm", "learning_rate", "momentum", "decay_steps", "start", "weight_decay"),
     "pool": ("admit_margin",),
     "vicinity": ("moved", "rows", "shift", "weight"),
 }

@@ -160,10 +160,12 @@ def test_it_is_offered_by_the_package() -> None:
         _ = streamkd.Nothing
 
 
-def test_the_readme_runs() -> None:
-    """The README's three lines are a strategy that learns."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
-    (block,) = (b for b in re.findall(r"```python\n(.*?)```", readme, re.S) if "MatchGateDistillation" in b)
+TUTORIAL = (Path(__file__).parents[2] / "docs/tutorials/from-avalanche.md").read_text("utf-8")
+
+
+def test_the_tutorials_three_lines_run() -> None:
+    """They are a strategy that learns."""
+    block, _ = re.findall(r"```python\n(.*?)```", TUTORIAL, re.S)
     model = Net(grows=True)
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
     place = {"Naive": Naive, "model": model, "optimizer": optimizer, "criterion": nn.CrossEntropyLoss()}
@@ -171,6 +173,16 @@ def test_the_readme_runs() -> None:
     for experience in experiences(2):
         place["strategy"].train(experience, eval_streams=[])  # type: ignore[attr-defined]
     assert place["teach"].weights["average"] >= 0  # type: ignore[attr-defined]
+
+
+def test_the_tutorials_script_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """The script prints what the page says, about: taught, the network knows more than the last two digits."""
+    _, script = re.findall(r"```python\n(.*?)```", TUTORIAL, re.S)
+    exec(compile(script, "digits.py", "exec"), {})
+    said = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert said.keys() == {"alone", "taught"}
+    assert float(said["alone"]) < 0.25
+    assert float(said["taught"]) > 0.5
 
 
 def test_the_term_is_the_oracles() -> None:

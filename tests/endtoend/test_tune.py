@@ -21,7 +21,7 @@ name: tiny
 stream: {source: {name: replay, dataset: digits, per_class: 20, classes_per_task: 5}}
 teachers: [{name: ema}]
 gate: {name: fixed}
-vicinity: {rows: 0}
+vicinal: {rows: 0}
 publish: {model: ema}
 """
 SPACE = "optimizer.learning_rate: {loguniform: [1e-3, 1e-2]}\nmemory.replay: {uniform: [10, 40], step: 10}\n"

@@ -27,7 +27,7 @@ SPACE = Space(
         Parameter("memory.policy", Choice(("reservoir", "class-balanced"))),
         Parameter("optimizer.name", Choice(("adam", "adamw", "sgd"))),
         Parameter("optimizer.momentum", Uniform(0.0, 0.95), when={"optimizer.name": ("sgd",)}),
-        Parameter("vicinity.rows", Uniform(0, 120), integer=True),
+        Parameter("vicinal.rows", Uniform(0, 120), integer=True),
     )
 )
 REASONS = (

@@ -155,7 +155,7 @@ def test_conditional_values_are_applied_and_perturbed_under_their_condition(seed
 CONFIGS = {
     "defaults": CONFIG,
     "sgd": configured(optimizer={"name": "sgd", "learning_rate": 2.0, "momentum": 0.9}),
-    "fixed gate": configured(gate={"name": "fixed", "hard": 0.95}, vicinity={"rows": 7}),
+    "fixed gate": configured(gate={"name": "fixed", "hard": 0.95}, vicinal={"rows": 7}),
     "two losses": configured(
         losses=[{"name": "kd"}, {"name": "feature", "weight": 30, "student": "body", "teacher": {"ema": "body"}}]
     ),
@@ -183,14 +183,14 @@ def test_the_default_space_has_what_the_configuration_has() -> None:
         name: {p.path for p in spacefile.load(None, config, REGISTRY).parameters} for name, config in CONFIGS.items()
     }
     assert paths["no teachers"] == {"optimizer.learning_rate"}
-    assert {"gate.hard", "vicinity.rows"} <= paths["fixed gate"]
+    assert {"gate.hard", "vicinal.rows"} <= paths["fixed gate"]
     assert not any(path.startswith("adapt.") for path in paths["fixed gate"])
     assert {"losses.0.temperature", "losses.1.temperature", "losses.1.weight"} <= paths["two of a name"]
     assert "losses.feature.weight" in paths["two losses"]
     assert "teachers.slow.decay" in paths["an average by another name"]
     assert {p.path for p in DEFAULT.parameters} == {
         "optimizer.learning_rate", "adapt.learning_rate", "adapt.every", "adapt.horizon", "gate.floor", "gate.hard",
-        "losses.match-gate.temperature", "teachers.ema.decay", "memory.replay", "vicinity.rows",
+        "losses.match-gate.temperature", "teachers.ema.decay", "memory.replay", "vicinal.rows",
     }  # fmt: skip
 
 

@@ -26,7 +26,7 @@ TREE: dict[str, Any] = {
     "stream": {"source": SOURCE},
     "student": {"name": "mlp", "hidden": [16]},
     "memory": {"size": 60},
-    "vicinity": {"rows": 10},
+    "vicinal": {"rows": 10},
     "adapt": {"every": 3},
     "teachers": [{"name": "ema"}, {"name": "memory"}, {"name": "snapshot"}],
     "device": "cpu",
