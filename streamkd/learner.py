@@ -25,7 +25,7 @@ from streamkd.evaluate.accuracy import Prequential
 from streamkd.evaluate.arrival import Arrivals
 from streamkd.evaluate.live import LiveQuality
 from streamkd.learning import terms
-from streamkd.learning.step import Taken
+from streamkd.learning.batch import Taken
 from streamkd.meta.adaptation import GateAdapter
 from streamkd.meta.artefact import Artefact
 from streamkd.observe import Observers

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from streamkd.gates.gate import Evidence, Gate, Hedging, imbalance
-from streamkd.learning.step import Step, StepBatch
+from streamkd.learning.batch import StepBatch
+from streamkd.learning.step import Step
 from streamkd.learning.terms import layers_of, seen
 from streamkd.losses.match_gate import Gated, Lesson
 from streamkd.meta import hypergradient, jacobian, maml

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from streamkd.learning.step import Step, Taken
+from streamkd.learning.batch import Taken
+from streamkd.learning.step import Step
 from streamkd.meta.adaptation import GateAdapter
 from streamkd.meta.learned_optimizer import RuleTrainer
 from streamkd.pretraining.episodes import Course

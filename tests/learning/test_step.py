@@ -11,7 +11,9 @@ import toys
 from torch import Tensor
 
 from streamkd.errors import PluginError
-from streamkd.learning.step import Step, StepBatch, Term
+from streamkd.learning.batch import StepBatch
+from streamkd.learning.step import Step
+from streamkd.learning.terms import Term
 from streamkd.losses.match_gate import Lesson, MatchGate, MatchGateOptions
 from streamkd.replay.memory import Memory
 from streamkd.teachers.answers import Answers
