@@ -77,7 +77,7 @@ if os.environ.get("STREAMKD_TEST_PRODUCTS") == "by-shape":
     ByShape().__enter__()  # to the end of the process: fixtures of a module compute under it too
 
 # rooms whose tests start processes and wait for them, and files that train for a long time
-_LONG = ("scale", "endtoend", "search", "plugins", "pretraining", "test_unlabelled.py", "test_device.py")
+_LONG = ("tune", "endtoend", "plugins", "pretraining", "test_unlabelled.py", "test_device.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

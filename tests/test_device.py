@@ -28,15 +28,15 @@ from streamkd.plugins import Registry
 from streamkd.pretraining import teachers as pretraining
 from streamkd.pretraining.gate import Phase2, meta_train
 from streamkd.run import run_seed
-from streamkd.search.objective import OBJECTIVES
-from streamkd.search.passage import Passage
-from streamkd.search.recording import record
 from streamkd.serve.publisher import Publisher
 from streamkd.serve.supervisor import load_version
 from streamkd.state.directory import StateDirectory
 from streamkd.state.publish import Versions
 from streamkd.state.tree import pack, unpack
 from streamkd.telemetry import Recorder
+from streamkd.tune.trials.objective import OBJECTIVES
+from streamkd.tune.trials.passage import Passage
+from streamkd.tune.trials.recording import record
 from streamkd.wiring import device_of, open_source, schema_of
 
 REGISTRY = Registry.load()

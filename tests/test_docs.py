@@ -29,6 +29,7 @@ RUN = {
     "README.md": "tests/test_docs.py",
     "docs/how-to/a-gate-in-plain-pytorch.md": "tests/pretraining/test_plain.py",
     "docs/how-to/push-records.md": "tests/producer/test_push.py",
+    "docs/tune.md": "tests/tune/test_study.py",
     "docs/tutorials/first-plugin.md": "tests/test_plugins.py",
     "docs/tutorials/first-stream.md": "tests/endtoend/test_tutorial.py",
     "docs/tutorials/from-avalanche.md": "tests/avalanche/test_plugin.py",
@@ -38,7 +39,7 @@ RUN = {
 # who takes the YAML of a page that is no part of a configuration, or of one with a plugin
 TAKEN = {
     "deploy/README.md": "tests/test_deploy.py",
-    "docs/tune.md": "tests/search/test_space.py",
+    "docs/tune.md": "tests/tune/space/test_space.py",
     "docs/tutorials/first-plugin.md": "tests/test_plugins.py",
     "plugins/streamkd-vision/README.md": "plugins/streamkd-vision/tests/test_readme.py",
 }
