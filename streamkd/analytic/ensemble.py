@@ -29,7 +29,7 @@ from streamkd.replay.memory import Ring
 from streamkd.students import networks
 from streamkd.students.networks import LoadedVersion, Student, at_rest
 
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the student, among which held-out records choose
 PULL = 3.0  # nats times the distance from one half: what so few held-out records say is partly chance
 FILE = "ensemble.safetensors"
 

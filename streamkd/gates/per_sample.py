@@ -99,8 +99,8 @@ def belief(noise: float, met: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
     return 1 - min(doubt(noise), 1 - LEAST) * (met / OFTEN).clamp_max(1)
 
 
-LEAST, OFTEN = 0.04, 60
-FEATURES = 7
+LEAST, OFTEN = 0.04, 60  # belief that noise cannot take; replays after which a label is known by heart
+FEATURES = 7  # of a teacher on a sample
 CREDIT = 3.0  # a mean over records, so it varies less than what one label says
 
 

@@ -14,7 +14,7 @@ from streamkd.errors import ConfigError
 from streamkd.losses.match_gate import Gated, Lesson
 from streamkd.meta.jacobian import Jvp
 
-LEAST, MOST = 0.5, 10.0
+LEAST, MOST = 0.5, 10.0  # chosen by hand
 
 
 @runtime_checkable
