@@ -145,7 +145,8 @@ def read(options: CheckpointOptions, schema: RecordSchema, registry: Registry) -
     """The model of a path; ``schema`` is the stream's.
 
     Raises:
-        StateError: files are missing or do not fit each other. PluginError: no such student, or no onnxruntime.
+        StateError: files are missing or do not fit each other. PluginError: no such student.
+        MissingExtra: onnxruntime is not installed.
     """
     path = options.path
     if path.suffix == ".onnx":
