@@ -157,8 +157,6 @@ class AnalyticTeacher:
         if self._solution is not None:
             self._solution = self._solution.grown(len(labels))
 
-    def after_step(self, student: Any) -> None: ...
-
     @torch.no_grad()
     def observe(self, x: Tensor, y: Tensor) -> None:
         """Learn a step's fresh labelled rows: raw inputs [n, *shape], columns y [n]; solve anew when that is due."""

@@ -27,7 +27,7 @@ from streamkd.hookspecs import Kind, Options, hookimpl
 from streamkd.plugins import Registry
 from streamkd.records import InputColumn, Label, RecordSchema
 from streamkd.students.columns import Columns
-from streamkd.students.networks import Normalise, Student, read_model
+from streamkd.students.networks import Normalise, read_model
 from streamkd.teachers.onnx import OnnxNetwork
 from streamkd.teachers.teacher import Role, TeacherContext, layer_outputs, module_bytes
 
@@ -120,8 +120,6 @@ class CheckpointTeacher:
         pairs = [(column, outputs[label]) for column, label in enumerate(labels) if label in outputs]
         self._width = len(labels)
         self._places, self._outputs = [column for column, _ in pairs], [output for _, output in pairs]
-
-    def after_step(self, student: Student) -> None: ...
 
     def size_bytes(self) -> int:
         return self._size

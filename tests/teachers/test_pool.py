@@ -13,6 +13,7 @@ from streamkd.errors import ConfigError, PluginError
 from streamkd.learning.step import Step
 from streamkd.losses.match_gate import soft_answers
 from streamkd.teachers.guard import STRIKES, Questions
+from streamkd.teachers.pool import bytes_of
 from streamkd.teachers.teacher import Role, SnapshotTeacher, copy_of
 
 
@@ -306,10 +307,10 @@ def test_no_more_teachers_than_the_pools_limit() -> None:
 def test_no_more_bytes_than_the_budget() -> None:
     """A pool over its bytes gives up snapshots until it fits."""
     one = toys.make_step()
-    size = one.pool.teachers[0].size_bytes()
+    size = bytes_of(one.pool.teachers[0])
     step = toys.make_step(snapshots=5, limit_bytes=3 * size)
     end_tasks(step, 6)
-    assert sum(t.size_bytes() for t in step.pool.teachers) <= 3 * size
+    assert sum(map(bytes_of, step.pool.teachers)) <= 3 * size
     assert len(snapshots_of(step)) == 2
 
 
