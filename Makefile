@@ -3,10 +3,13 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# rooms whose tests compute and neither serve nor start anybody
+UNIT := analytic gates losses students replay teachers tasks learning streams state evaluate
+FAST := $(wildcard $(addprefix tests/,$(UNIT))) $(wildcard $(patsubst %,tests/test_%.py,config plugins api extras package))
 
-.PHONY: help setup serve test check bench soak clean
+.PHONY: help setup serve test test-fast check bench soak clean
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(READY) ## make .venv with everything pinned
 
@@ -23,6 +26,9 @@ serve: setup ## learn from the embedded stream and answer on http://127.0.0.1:84
 
 test: setup check ## check, then the tests
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+test-fast: setup ## the tests of the rooms that only compute, within 90 s on two cores
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not soak" $(FAST)
 
 check: setup ## format, lint, types and layers
 	$(BIN)/ruff format --check .

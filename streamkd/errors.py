@@ -5,6 +5,7 @@
     StreamkdError               says what was needed and got, where, and how to fix it
     ├── ConfigError             the configuration cannot be used (exit code 2)
     ├── PluginError             a plugin is missing, broken, or breaks its contract
+    ├── MissingExtra            a package that an extra brings is not installed (exit code 2)
     ├── RecordError             records that cannot be taken
     │   ├── SchemaMismatch      a whole batch has other columns or types than the stream
     │   └── LimitExceeded       a batch is larger than the stream allows
@@ -44,6 +45,16 @@ class ConfigError(StreamkdError):
 
 class PluginError(StreamkdError):
     """A plugin is missing, does not load, or breaks its contract."""
+
+
+class MissingExtra(StreamkdError):
+    """A package is not installed that only the named ``extra`` of streamkd brings."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, extra: str, where: str = "", fix: str = "") -> None:
+        super().__init__(message, where=where, fix=fix)
+        self.extra = extra
 
 
 class RecordError(StreamkdError):

@@ -1,14 +1,14 @@
 """The whole extension surface: seven hooks, each yielding kinds of one thing.
 
 A distribution offers an entry point in the group ``streamkd`` that names a module (or object)
-with some of these functions marked ``@streamkd.hookspecs.hookimpl``. Built-ins come in the same way.
+with some of these functions marked ``@streamkd.api.hookimpl``. Built-ins come in the same way.
 No hook depends on the order of calls. ``make`` of each kind is called with the arguments given below,
 all by position; ``options`` is an instance of the kind's own ``options`` class.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 import pluggy
 from pydantic import BaseModel, ConfigDict
@@ -17,6 +17,9 @@ hookspec = pluggy.HookspecMarker("streamkd")
 hookimpl = pluggy.HookimplMarker("streamkd")
 
 Group = Literal["students", "teachers", "losses", "gates", "sources", "detectors", "observers"]
+
+VERSIONS: Mapping[Group, int] = dict.fromkeys(get_args(Group), 1)
+"""The version of each hook: it rises when kinds that were written for it have to change."""
 
 
 class Options(BaseModel):
@@ -29,13 +32,16 @@ class Options(BaseModel):
 class Kind:
     """One named implementation: what ``name:`` in the configuration picks.
 
-    ``make(options, ...)`` builds it; the further arguments belong to the hook that yields it.
+    ``make(options, ...)`` builds it; the further arguments belong to the hook that yields it. ``hook_version`` is the
+    version of that hook that it was written for: a newer one than ``VERSIONS`` says is refused, an older one is taken
+    with a warning.
     """
 
     name: str
     make: Callable[..., Any]
     options: type[Options] = Options
     summary: str = ""
+    hook_version: int = field(default=1, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -59,29 +65,29 @@ def streamkd_students() -> Iterable[Kind]:
 
 @hookspec
 def streamkd_teachers() -> Iterable[Kind]:
-    """Teachers: ``make(options, context) -> streamkd.teachers.teacher.Teacher``."""
+    """Teachers: ``make(options, context) -> streamkd.api.Teacher``."""
 
 
 @hookspec
 def streamkd_losses() -> Iterable[Kind]:
-    """Losses: ``make(options) -> streamkd.losses.match_gate.Loss``, one value per sample of a lesson."""
+    """Losses: ``make(options) -> streamkd.api.Loss``, one value per sample."""
 
 
 @hookspec
 def streamkd_gates() -> Iterable[Kind]:
-    """Gates: ``make(options) -> streamkd.gates.gate.Gate``, weights over the hard label and the teachers."""
+    """Gates: ``make(options) -> streamkd.api.Gate``, weights over the hard label and the teachers."""
 
 
 @hookspec
 def streamkd_sources() -> Iterable[SourceKind]:
-    """Sources: ``make(options, schema) -> streamkd.records.Source``; with ``push``, ``make(options, ingest)``."""
+    """Sources: ``make(options, schema) -> streamkd.api.Source``; with ``push``, ``make(options, ingest)``."""
 
 
 @hookspec
 def streamkd_detectors() -> Iterable[Kind]:
-    """Boundary detectors: ``make(options) -> streamkd.tasks.boundary.Detector``."""
+    """Boundary detectors: ``make(options) -> streamkd.api.Detector``."""
 
 
 @hookspec
 def streamkd_observers() -> Iterable[Kind]:
-    """Observers: ``make(options) -> object`` with any of the methods of ``streamkd.observe.Observer``."""
+    """Observers: ``make(options) -> object`` with any of the methods of ``streamkd.api.Observer``."""

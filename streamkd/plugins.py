@@ -17,7 +17,7 @@ import pluggy
 
 from streamkd import hookspecs
 from streamkd.errors import PluginError
-from streamkd.hookspecs import Group, Kind, Options, SourceKind
+from streamkd.hookspecs import VERSIONS, Group, Kind, Options, SourceKind
 
 GROUP = "streamkd"
 SINGULAR: dict[Group, str] = {group: "loss" if group == "losses" else group[:-1] for group in get_args(Group)}
@@ -146,7 +146,7 @@ def _hooks_of(plugin: Any, name: str, where: str) -> pluggy.PluginManager:
     found = {hook: getattr(plugin, hook, None) for hook in known}
     unmarked = [hook for hook, function in found.items() if function and not getattr(function, "streamkd_impl", None)]
     if unmarked:
-        raise PluginError(f"{unmarked[0]} is not marked", where=where, fix="put @streamkd.hookspecs.hookimpl above it")
+        raise PluginError(f"{unmarked[0]} is not marked", where=where, fix="put @streamkd.api.hookimpl above it")
     manager = pluggy.PluginManager("streamkd")
     manager.add_hookspecs(hookspecs)
     try:
@@ -169,7 +169,7 @@ def _yielded(hooks: pluggy.PluginManager, group: Group, where: str) -> list[Kind
         raise PluginError(f"raised {type(fault).__name__}: {fault}", where=at) from fault
     for kind in kinds:
         if not isinstance(kind, needed):
-            raise PluginError(f"needed streamkd.hookspecs.{needed.__name__}, got {kind!r}", where=at)
+            raise PluginError(f"needed streamkd.api.{needed.__name__}, got {kind!r}", where=at)
         _refuse_malformed(kind, group, at)
     return kinds
 
@@ -181,7 +181,7 @@ def _refuse_malformed(kind: Kind, group: Group, at: str) -> None:
         raise PluginError(f"needed a callable `make`, got {kind.make!r}", where=f"{at}, {kind.name}")
     if not isinstance(kind.options, type) or not issubclass(kind.options, Options):
         raise PluginError(
-            f"needed a subclass of streamkd.hookspecs.Options, got {kind.options!r}", where=f"{at}, {kind.name}"
+            f"needed a subclass of streamkd.api.Options, got {kind.options!r}", where=f"{at}, {kind.name}"
         )
     for key in RESERVED.get(group, ("name",)):
         if key in kind.options.model_fields:
@@ -190,3 +190,15 @@ def _refuse_malformed(kind: Kind, group: Group, at: str) -> None:
                 where=f"{at}, {kind.name}",
                 fix="give the option another name",
             )
+    _check_version(kind, VERSIONS[group], f"{at}, {kind.name}")
+
+
+def _check_version(kind: Kind, known: int, at: str) -> None:
+    if kind.hook_version > known:
+        raise PluginError(
+            f"it is written for version {kind.hook_version} of the hook, this streamkd knows up to {known}",
+            where=at,
+            fix="upgrade streamkd, or install an older release of the plugin",
+        )
+    if kind.hook_version < known:
+        logger.warning("%s: it is written for version %d of the hook, this is %d", at, kind.hook_version, known)

@@ -21,7 +21,7 @@ from streamkd.plugins import PluginStatus, Registry
 Install = Callable[..., None]
 
 GOOD = """
-from streamkd.hookspecs import Group, Kind, hookimpl
+from streamkd.api import Kind, hookimpl
 
 @hookimpl
 def streamkd_gates():
@@ -175,13 +175,13 @@ class Gated(Options):
 @pytest.mark.parametrize(
     ("hook", "yielded", "said"),
     [
-        ("gates", ["fixed"], "needed streamkd.hookspecs.Kind, got 'fixed'"),
-        ("gates", [None], "needed streamkd.hookspecs.Kind, got None"),
+        ("gates", ["fixed"], "needed streamkd.api.Kind, got 'fixed'"),
+        ("gates", [None], "needed streamkd.api.Kind, got None"),
         ("gates", Kind("a", print), "'Kind' object is not iterable"),
-        ("sources", [Kind("a", print)], "needed streamkd.hookspecs.SourceKind"),
+        ("sources", [Kind("a", print)], "needed streamkd.api.SourceKind"),
         ("gates", [Kind("", print)], "needed a name"),
         ("gates", [Kind("a", "print")], "needed a callable `make`"),  # type: ignore[arg-type]
-        ("gates", [Kind("a", print, dict)], "needed a subclass of streamkd.hookspecs.Options"),  # type: ignore[arg-type]
+        ("gates", [Kind("a", print, dict)], "needed a subclass of streamkd.api.Options"),  # type: ignore[arg-type]
         ("teachers", [Kind("a", print, Named)], "the option 'id' can never be filled"),
         ("losses", [Kind("a", print, Gated)], "the option 'gate' can never be filled"),
     ],
@@ -192,6 +192,22 @@ def test_what_is_no_kind_is_refused(hook: str, yielded: object, said: str) -> No
         Registry().register(plugin(**{f"streamkd_{hook}": lambda: yielded}), "acme")
     assert said in str(caught.value)
     assert f"hook streamkd_{hook}" in str(caught.value)
+
+
+def test_a_kind_of_a_newer_hook_is_refused() -> None:
+    """What was written for a hook that this streamkd does not have yet is off, with both versions and the way out."""
+    newer = Kind("a", print, hook_version=hookspecs.VERSIONS["gates"] + 1)
+    with pytest.raises(PluginError, match="written for version 2 of the hook, this streamkd knows up to 1") as caught:
+        Registry().register(plugin(streamkd_gates=lambda: [newer]), "acme")
+    assert "upgrade streamkd" in caught.value.fix
+
+
+def test_a_kind_of_an_older_hook_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """What was written for an older version of its hook is taken, and the log says so."""
+    registry = Registry()
+    registry.register(plugin(streamkd_gates=lambda: [Kind("a", print, hook_version=0)]), "acme")
+    assert registry.names("gates") == ["a"]
+    assert "plugin acme, hook streamkd_gates, a: it is written for version 0 of the hook, this is 1" in caplog.text
 
 
 def test_a_refused_plugin_leaves_nothing_behind() -> None:

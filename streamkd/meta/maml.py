@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from streamkd import extras
 from streamkd.errors import ConfigError
 from streamkd.learning import terms
 from streamkd.learning.step import Step
@@ -33,8 +34,9 @@ def rate_of(step: Step) -> float:
     """The learning rate, if that is all there is to the student's optimiser.
 
     Raises:
-        ConfigError: it is not plain SGD.
+        ConfigError: it is not plain SGD. MissingExtra: learn2learn is not installed.
     """
+    extras.need("learn2learn", "the engine maml", "adapt.engine")
     optimizer, odd = step.optimizer, ""
     groups = optimizer.param_groups
     if not isinstance(optimizer, torch.optim.SGD):
@@ -88,11 +90,10 @@ def _unrolled(
     step: Step, parts: Sequence[Term], trajectory: Sequence[InnerStep], weights: Sequence[Weights], first_order: bool
 ) -> nn.Module:
     """A student after the steps of the trajectory; its parameters carry the graph to ``weights``."""
-    from learn2learn.algorithms.maml import MAML, maml_update
-
+    algorithms = _learn2learn("algorithms.maml")
     start = copy.deepcopy(step.student)
     _put(start, trajectory[0])
-    learner = MAML(start, lr=rate_of(step), allow_nograd=True).clone()
+    learner = algorithms.MAML(start, lr=rate_of(step), allow_nograd=True).clone()
     for taken, mine in zip(trajectory, weights, strict=True):
         _own_buffers(learner.module, taken)
         if not first_order:
@@ -102,9 +103,15 @@ def _unrolled(
         trained = [p for p in here.parameters() if p.requires_grad]
         loss = _loss(here, parts, taken, mine)
         found = iter(torch.autograd.grad(loss, trained, create_graph=True, allow_unused=True))
-        maml_update(learner.module, learner.lr, [next(found) if p.requires_grad else None for p in here.parameters()])
+        gradients = [next(found) if p.requires_grad else None for p in here.parameters()]
+        algorithms.maml_update(learner.module, learner.lr, gradients)
     _own_buffers(learner.module, trajectory[-1])
-    return learner.module
+    unrolled: nn.Module = learner.module
+    return unrolled
+
+
+def _learn2learn(part: str) -> Any:
+    return extras.load(f"learn2learn.{part}", "the engine maml", "adapt.engine")
 
 
 def _put(module: nn.Module, taken: InnerStep) -> None:
@@ -123,9 +130,7 @@ def _own_buffers(module: nn.Module, taken: InnerStep) -> None:
 
 def _cut(module: nn.Module) -> nn.Module:
     """A clone whose parameters are leaves."""
-    from learn2learn.utils import clone_module
-
-    clone: nn.Module = clone_module(module)
+    clone: nn.Module = _learn2learn("utils").clone_module(module)
     for part in clone.modules():
         for name, value in part._parameters.items():
             if value is not None:

@@ -9,8 +9,6 @@ equation 2, with one rate for each parameter, by which the episodes alone go; th
 Antoniou et al. 2019, equation 3.
 """
 
-import contextlib
-import io
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from streamkd import extras
 from streamkd.students.networks import Student
 
 How = Literal["none", "maml", "metasgd"]
@@ -146,7 +145,9 @@ def _widen(student: Student, classes: int) -> None:
 
 
 def learn2learn() -> Any:
-    """learn2learn's algorithms; the package imports gym, which prints that it is unmaintained."""
-    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-        from learn2learn import algorithms
-    return algorithms
+    """learn2learn's algorithms.
+
+    Raises:
+        MissingExtra: learn2learn is not installed.
+    """
+    return extras.load("learn2learn.algorithms", "the student's start", "student_start")

@@ -12,6 +12,7 @@ from streamkd.gates.hedge import Hedge
 from streamkd.learner import Learner
 from streamkd.records import Repeating
 from streamkd.teachers.guard import Calls
+from streamkd.teachers.pool import bytes_of
 from streamkd.telemetry import Recorder
 
 TASKS = 1_000  # names that are told
@@ -90,7 +91,7 @@ def _teachers(learner: Learner, weights: Mapping[str, float]) -> list[dict[str, 
             "accuracy": pool.accuracy.get(teacher.key),
             "weight": weights.get(teacher.key),
             "classes": int(teacher.known().sum()) or None,
-            "bytes": teacher.size_bytes(),
+            "bytes": bytes_of(teacher),
         }
         for teacher in pool.teachers
     ]

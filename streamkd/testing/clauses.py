@@ -70,7 +70,7 @@ def begin(what: str, kind: Kind, options: Given) -> tuple[Clause, Options]:
 
     with clause(
         "`options` is a class of options that takes those given to this check",
-        "subclass streamkd.hookspecs.Options, and give every field a type and a default",
+        "subclass streamkd.api.Options, and give every field a type and a default",
     ):
         chosen = options if isinstance(options, Options) else kind.options.model_validate(dict(options or {}))
         needs(isinstance(chosen, kind.options), kind.options.__name__, repr(chosen))

@@ -11,7 +11,18 @@ from torch import Tensor
 from streamkd.hookspecs import Kind, Options
 from streamkd.records import Label, RecordSchema
 from streamkd.students import networks
-from streamkd.teachers.teacher import Observing, Recalling, Settled, SnapshotMaker, Teacher, TeacherContext
+from streamkd.teachers.teacher import (
+    Following,
+    Layered,
+    Observing,
+    Recalling,
+    Sized,
+    SnapshotMaker,
+    Stateful,
+    Teacher,
+    TeacherContext,
+    Versioned,
+)
 from streamkd.testing.clauses import Clause, Given, begin, carried, needs, same, shaped
 from streamkd.testing.rows import answers_rows, leaves_input
 from streamkd.testing.specimens import IMAGES, lessons_of, plain_student, rows_of
@@ -44,6 +55,7 @@ def check_teacher(
     _grows(clause, teacher, x, early, labels)
     _answers(clause, teacher, x, labels)
     _shows(clause, teacher, x, layers)
+    _is_sized(clause, teacher)
     _comes_back(clause, nursery, teacher, x)
     if isinstance(teacher, Observing):
         Course(clause, nursery).check()
@@ -74,7 +86,8 @@ class Nursery:
     def restored(self, state: Any, labels: Sequence[Label]) -> Teacher:
         """Another one, of that state, in that label space."""
         other, _ = self.build(weights=1)
-        other.load_state_dict(carried(state))
+        if isinstance(other, Stateful):
+            other.load_state_dict(carried(state))
         other.grow(labels)
         return other
 
@@ -89,7 +102,7 @@ class Said:
 
     @classmethod
     def by(cls, teacher: Teacher, x: Tensor) -> "Said":
-        version = teacher.version if teacher.role == "settled" and isinstance(teacher, Settled) else None
+        version = teacher.version if teacher.role == "versioned" and isinstance(teacher, Versioned) else None
         return cls(teacher.logits(x).clone(), teacher.known().clone(), version)
 
     def is_kept_by(self, teacher: Teacher, x: Tensor) -> None:
@@ -106,11 +119,15 @@ class Said:
 def _introduces_itself(clause: Clause, teacher: Teacher) -> None:
     with clause(
         "it goes by the key of its context, and has a role",
-        "take `key` from the context; role: live, remembered, frozen, or settled with an int `version`",
+        "take `key` from the context; role: live, remembered, frozen, or versioned with an int `version`",
     ):
         needs(teacher.key.startswith("its-key"), "the key 'its-key'", repr(teacher.key))
-        needs(teacher.role in ("live", "remembered", "frozen", "settled"), "a role", repr(teacher.role))
-        needs(teacher.role != "settled" or isinstance(teacher, Settled), "a version, as settled teachers have", "none")
+        needs(teacher.role in ("live", "remembered", "frozen", "versioned"), "a role", repr(teacher.role))
+        needs(
+            teacher.role != "versioned" or isinstance(teacher, Versioned),
+            "a version, as versioned teachers have",
+            "none",
+        )
         needs(isinstance(teacher.fresh, bool), "`fresh` to be a bool", repr(teacher.fresh))
     with clause(
         "one that learns from labels has observe() and end_task()",
@@ -140,9 +157,11 @@ def _holds_no_student(clause: Clause, teacher: Teacher, student: networks.Studen
             for weight in student.parameters():
                 weight.add_(1.0)
         before.is_kept_by(teacher, x)
+    if not isinstance(teacher, Following):
+        return
     with clause(
         "only a live teacher follows the student's step",
-        "answers that change at every step are of role live; others leave after_step() empty",
+        "answers that change at every step are of role live; others have no after_step()",
     ):
         teacher.after_step(student)
         if teacher.role == "live":
@@ -162,11 +181,11 @@ def _grows(clause: Clause, teacher: Teacher, x: Tensor, early: Sequence[Label], 
         same(teacher.logits(x)[:, : len(early)], before.logits)
         needs(bool((teacher.known()[: len(early)] == before.known).all()), "the old labels known as before", "others")
     with clause(
-        "what is kept of its answers knows no new label: known() of a frozen or settled one, but for a new version",
-        "leave new labels out of known(), or be settled and raise `version` with them",
+        "what is kept of its answers knows no new label: known() of a frozen or versioned one, but for a new version",
+        "leave new labels out of known(), or be versioned and raise `version` with them",
     ):
         after = Said.by(teacher, x)
-        lasts = teacher.role == "frozen" or (teacher.role == "settled" and after.version == before.version)
+        lasts = teacher.role == "frozen" or (teacher.role == "versioned" and after.version == before.version)
         needs(not (lasts and bool(after.known[len(early) :].any())), "new labels unknown", f"{after.known}")
 
 
@@ -175,13 +194,25 @@ def _shows(clause: Clause, teacher: Teacher, x: Tensor, layers: tuple[str, ...])
         "features(x, layers) gives those layers, a row each, without gradient",
         "give a dict by layer under torch.no_grad(): `layer_outputs` of your network",
     ):
+        if not isinstance(teacher, Layered):
+            needs(not layers, f"the method features(), which shows {layers}", "none")
+            return
         found = teacher.features(x, layers)
         needs(set(layers) <= set(found), f"{layers}", f"{tuple(found)}")
         for name in layers:
             needs(len(found[name]) == len(x) and not found[name].requires_grad, "a row each", f"{found[name].shape}")
-    with clause("size_bytes() is a number of bytes", "give `module_bytes` of your network, 0 where there is none"):
+
+
+def _is_sized(clause: Clause, teacher: Teacher) -> None:
+    if not isinstance(teacher, Sized):
+        return
+    with clause("size_bytes() is a number of bytes", "give `module_bytes` of your network"):
         size = teacher.size_bytes()
         needs(isinstance(size, int) and size >= 0, "an int of 0 or more", repr(size))
+
+
+def _state_of(teacher: Teacher) -> Any:
+    return copy.deepcopy(teacher.state_dict()) if isinstance(teacher, Stateful) else None
 
 
 def _comes_back(clause: Clause, nursery: Nursery, teacher: Teacher, x: Tensor) -> None:
@@ -189,7 +220,7 @@ def _comes_back(clause: Clause, nursery: Nursery, teacher: Teacher, x: Tensor) -
         "its state brings another one to the same answers",
         "state_dict(): all that answers hang on, in dicts with string keys, lists, JSON scalars, tensors, Arrow tables",
     ):
-        Said.by(teacher, x).is_kept_by(nursery.restored(teacher.state_dict(), nursery.labels), x)
+        Said.by(teacher, x).is_kept_by(nursery.restored(_state_of(teacher), nursery.labels), x)
 
 
 class Course:
@@ -221,7 +252,7 @@ class Course:
 
     def _first_time(self) -> tuple[list[Said], list[Any]]:
         teacher, _ = self.nursery.build()
-        said, states = [Said.by(teacher, self.x)], [copy.deepcopy(teacher.state_dict())]
+        said, states = [Said.by(teacher, self.x)], [_state_of(teacher)]
         for name, labels, lesson in self.steps:
             with self.clause(
                 "observe(x, y), end_task() and grow(labels) are taken at any time, in any order, without gradient",
@@ -235,17 +266,17 @@ class Course:
                     same(given[1], lesson[1], 0)
             self._lasting(teacher, said[-1])
             said.append(Said.by(teacher, self.x))
-            states.append(copy.deepcopy(teacher.state_dict()))
+            states.append(_state_of(teacher))
             if name == "end_task":
                 _answers(self.clause, teacher, self.x, labels)
                 self._recalls(teacher, labels)
         return said, states
 
     def _lasting(self, teacher: Teacher, before: Said) -> None:
-        """Answers are kept: those of a frozen teacher for ever, those of a settled one until its version rises."""
+        """Answers are kept: those of a frozen teacher for ever, those of a versioned one until its version rises."""
         with self.clause(
             "what it learns changes its answers only with a new version: only live teachers change without",
-            "role settled: raise `version`, never lower it, whenever logits or known change; role frozen: never change",
+            "versioned: raise `version`, never lower it, whenever logits or known change; frozen: never change",
         ):
             if teacher.role == "live":
                 return

@@ -13,6 +13,7 @@ from streamkd.errors import ConfigError, PluginError
 from streamkd.learning.step import Step
 from streamkd.losses.match_gate import soft_answers
 from streamkd.teachers.guard import STRIKES, Guard
+from streamkd.teachers.pool import bytes_of
 from streamkd.teachers.teacher import Role, SnapshotTeacher, copy_of
 
 
@@ -151,9 +152,9 @@ def test_new_rows_are_masked_until_a_frozen_teacher_was_asked() -> None:
 
 
 class Growing(Counted):
-    """A settled teacher: whenever it has observed ``patience`` more rows, its answers change and its version rises."""
+    """Versioned: whenever it has observed ``patience`` more rows, its answers change and its version rises."""
 
-    role: Role = "settled"
+    role: Role = "versioned"
 
     def __init__(self, key: str, student: Any, patience: int = 40) -> None:
         super().__init__(key, student)
@@ -306,10 +307,10 @@ def test_no_more_teachers_than_the_pools_limit() -> None:
 def test_no_more_bytes_than_the_budget() -> None:
     """A pool over its bytes gives up snapshots until it fits."""
     one = toys.make_step()
-    size = one.pool.teachers[0].size_bytes()
+    size = bytes_of(one.pool.teachers[0])
     step = toys.make_step(snapshots=5, limit_bytes=3 * size)
     end_tasks(step, 6)
-    assert sum(t.size_bytes() for t in step.pool.teachers) <= 3 * size
+    assert sum(map(bytes_of, step.pool.teachers)) <= 3 * size
     assert len(snapshots_of(step)) == 2
 
 

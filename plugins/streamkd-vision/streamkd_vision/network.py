@@ -15,8 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from streamkd.errors import PluginError
-from streamkd.records import Label
+from streamkd.api import Label, PluginError
 
 
 @dataclass(frozen=True)

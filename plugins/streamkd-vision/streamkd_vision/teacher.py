@@ -18,11 +18,18 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from streamkd.errors import PluginError, StateConflict
-from streamkd.hookspecs import Kind, Options, hookimpl
-from streamkd.records import Label
-from streamkd.students.networks import Student
-from streamkd.teachers.teacher import Role, TeacherContext, capture, module_bytes
+from streamkd.api import (
+    Kind,
+    Label,
+    Options,
+    PluginError,
+    Role,
+    StateConflict,
+    TeacherContext,
+    capture,
+    hookimpl,
+    module_bytes,
+)
 from streamkd_vision import network
 from streamkd_vision.view import IMAGENET_MEAN, IMAGENET_STD, View
 
@@ -59,10 +66,10 @@ class Answer:
 class TorchvisionTeacher:
     """A frozen network whose outputs are matched to the stream by label.
 
-    Settled, not frozen: its answers in the label space's columns change when a label that it knows is new there.
+    Versioned, not frozen: its answers in the label space's columns change when a label that it knows is new there.
     """
 
-    role: Role = "settled"
+    role: Role = "versioned"
     fresh = True
 
     def __init__(self, options: TorchvisionOptions, context: TeacherContext) -> None:
@@ -113,8 +120,6 @@ class TorchvisionTeacher:
         self._width = len(labels)
         self._columns = [column for column, _ in pairs]
         self._outputs = [output for _, output in pairs]
-
-    def after_step(self, student: Student) -> None: ...
 
     def size_bytes(self) -> int:
         return module_bytes(self._network) + module_bytes(self._view)
@@ -193,4 +198,10 @@ def _view(options: TorchvisionOptions, context: TeacherContext, where: str) -> V
 @hookimpl
 def streamkd_teachers() -> Iterable[Kind]:
     """A torchvision network as a frozen teacher."""
-    yield Kind("torchvision", TorchvisionTeacher, TorchvisionOptions, "a torchvision network, weights from a file")
+    yield Kind(
+        "torchvision",
+        TorchvisionTeacher,
+        TorchvisionOptions,
+        "a torchvision network, weights from a file",
+        hook_version=1,
+    )

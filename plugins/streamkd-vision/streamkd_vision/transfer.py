@@ -17,9 +17,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from streamkd.errors import PluginError
-from streamkd.hookspecs import Kind, Options, hookimpl
-from streamkd.losses.match_gate import Lesson
+from streamkd.api import Kind, LossInputs, Options, PluginError, hookimpl
 
 
 class AttentionTransferOptions(Options):
@@ -43,7 +41,7 @@ class AttentionTransfer:
         self.teacher_layers: Mapping[str, tuple[str, ...]] = {options.teacher: theirs}
         self._teacher, self._pairs, self._power = options.teacher, options.pairs, options.power
 
-    def __call__(self, lesson: Lesson) -> Float[Tensor, "batch"]:
+    def __call__(self, lesson: LossInputs) -> Float[Tensor, "batch"]:
         """The loss of each sample, times what it counts: 0 in remembered rows, and in those that are held out."""
         shown = _given(lesson.teacher_features, self._teacher, "teacher")
         total = lesson.logits.new_zeros(lesson.fresh)

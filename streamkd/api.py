@@ -1,0 +1,157 @@
+"""The names that a plugin may import. What is not here may change without notice; what is here changes with a hook's
+version, or with a line in the changelog.
+
+    from streamkd.api import Kind, Options, hookimpl
+
+A name is imported when it is asked for, so that a source does not load torch. ``streamkd.testing`` has the checks.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from streamkd.errors import (
+    ConfigError,
+    MissingExtra,
+    PluginError,
+    RecordError,
+    SchemaMismatch,
+    SourceError,
+    StateConflict,
+    StateError,
+    StreamkdError,
+)
+from streamkd.hookspecs import Group, Kind, Options, SourceKind, hookimpl
+
+if TYPE_CHECKING:
+    from streamkd.gates.gate import Gate, Hedging, at_labels, log_answers, share, weights_of
+    from streamkd.gates.gate import GateInputs as GateInputs
+    from streamkd.losses.match_gate import Gated, Loss, Relating, Shapes, Trained, cross_entropy, soft_answers
+    from streamkd.losses.match_gate import LossInputs as LossInputs
+    from streamkd.observe import Observer
+    from streamkd.records import Chunk, InputColumn, Label, Records, RecordSchema, Repeating, Source
+    from streamkd.students.columns import Columns
+    from streamkd.students.networks import Student
+    from streamkd.tasks.boundary import Boundary, Detector
+    from streamkd.teachers.frozen import FrozenTeacher
+    from streamkd.teachers.teacher import (
+        Following,
+        Layered,
+        Observing,
+        Recalling,
+        Role,
+        Sized,
+        Stateful,
+        Teacher,
+        TeacherContext,
+        capture,
+        copy_of,
+        layer_outputs,
+        module_bytes,
+    )
+    from streamkd.teachers.teacher import Versioned as Versioned
+
+__all__ = [
+    "Boundary",
+    "Chunk",
+    "Columns",
+    "ConfigError",
+    "Detector",
+    "Following",
+    "FrozenTeacher",
+    "Gate",
+    "GateInputs",
+    "Gated",
+    "Group",
+    "Hedging",
+    "InputColumn",
+    "Kind",
+    "Label",
+    "Layered",
+    "Loss",
+    "LossInputs",
+    "MissingExtra",
+    "Observer",
+    "Observing",
+    "Options",
+    "PluginError",
+    "Recalling",
+    "RecordError",
+    "RecordSchema",
+    "Records",
+    "Relating",
+    "Repeating",
+    "Role",
+    "SchemaMismatch",
+    "Shapes",
+    "Sized",
+    "Source",
+    "SourceError",
+    "SourceKind",
+    "StateConflict",
+    "StateError",
+    "Stateful",
+    "StreamkdError",
+    "Student",
+    "Teacher",
+    "TeacherContext",
+    "Trained",
+    "Versioned",
+    "at_labels",
+    "capture",
+    "copy_of",
+    "cross_entropy",
+    "hookimpl",
+    "layer_outputs",
+    "log_answers",
+    "module_bytes",
+    "share",
+    "soft_answers",
+    "weights_of",
+]
+
+_LATER = {
+    "streamkd.gates.gate": ("GateInputs", "Gate", "Hedging", "at_labels", "log_answers", "share", "weights_of"),
+    "streamkd.losses.match_gate": (
+        "Gated",
+        "LossInputs",
+        "Loss",
+        "Relating",
+        "Shapes",
+        "Trained",
+        "cross_entropy",
+        "soft_answers",
+    ),
+    "streamkd.observe": ("Observer",),
+    "streamkd.records": ("Chunk", "InputColumn", "Label", "RecordSchema", "Records", "Repeating", "Source"),
+    "streamkd.students.columns": ("Columns",),
+    "streamkd.students.networks": ("Student",),
+    "streamkd.tasks.boundary": ("Boundary", "Detector"),
+    "streamkd.teachers.frozen": ("FrozenTeacher",),
+    "streamkd.teachers.teacher": (
+        "Following",
+        "Layered",
+        "Observing",
+        "Recalling",
+        "Role",
+        "Versioned",
+        "Sized",
+        "Stateful",
+        "Teacher",
+        "TeacherContext",
+        "capture",
+        "copy_of",
+        "layer_outputs",
+        "module_bytes",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = next((module for module, names in _LATER.items() if name in names), None)
+    if home is None:
+        raise AttributeError(f"module 'streamkd.api' has no attribute {name!r}")
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,1 @@
+"""A stranger's plugin: a teacher and a loss, each in a file of its own."""

@@ -1,0 +1,104 @@
+"""What a plugin may import: the names, that they lead where they say, and that a stranger's plugin needs no others."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from streamkd import api, testing
+from streamkd.plugins import Registry
+
+ROOT = Path(__file__).parent.parent
+ACME = ROOT / "tests" / "acme"
+PLUGINS = [*sorted((ACME / "acme_streamkd").glob("*.py")), *sorted(ROOT.glob("plugins/*/streamkd_*/*.py"))]
+
+
+def _imports(path: Path) -> Iterator[tuple[str, ast.alias]]:
+    """Module and name of everything that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            yield from ((node.module or "", alias) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, alias) for alias in node.names)
+
+
+def test_the_names_are_sorted_and_each_is_there() -> None:
+    """`__all__` is in order, holds no name twice, and every name of it can be had, also by `import *`."""
+    assert api.__all__ == sorted(set(api.__all__))
+    assert set(dir(api)) == set(api.__all__)
+    starred: dict[str, object] = {}
+    exec("from streamkd.api import *", starred)
+    assert set(api.__all__) <= set(starred)
+
+
+def test_what_a_type_checker_reads_is_what_is_given() -> None:
+    """Each name is imported once for the type checker and once when it is asked for: from the same place."""
+    read = {a.asname or a.name: (module, a.name) for module, a in _imports(Path(api.__file__))}
+    for name in api.__all__:
+        module, inside = read[name]
+        assert getattr(api, name) is getattr(import_module(module), inside), name
+
+
+def test_a_source_can_be_written_without_loading_torch() -> None:
+    """Names that have nothing to do with tensors bring none: the process that takes records in has no torch."""
+    code = (
+        "import sys; from streamkd.api import Chunk, Detector, Kind, Observer, Options, RecordSchema, SourceKind\n"
+        "print('torch' in sys.modules)"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
+
+
+def test_a_name_that_is_not_there_is_an_error() -> None:
+    """What belongs to a module of ours is no name of the surface by that."""
+    for name in ("Lesson", "Pool", "nothing"):
+        with pytest.raises(AttributeError, match=f"has no attribute '{name}'"):
+            getattr(api, name)
+
+
+@pytest.mark.parametrize("path", PLUGINS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_plugins_import_the_surface_alone(path: Path) -> None:
+    """A stranger's plugin, and those of ours that lie in plugins/, take nothing else of streamkd."""
+    ours = {module for module, _ in _imports(path) if module.partition(".")[0] == "streamkd"}
+    assert ours <= {"streamkd.api", "streamkd.testing"}
+
+
+def test_every_name_is_in_the_guide() -> None:
+    """plugins/README.md says of each name what it is for."""
+    guide = (ROOT / "plugins" / "README.md").read_text("utf-8")
+    assert [name for name in api.__all__ if f"`{name}`" not in guide] == []
+
+
+@pytest.fixture
+def acme(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+    """A registry with the stranger's plugin in it."""
+    monkeypatch.syspath_prepend(str(ACME))
+    registry = Registry()
+    for part in ("teacher", "loss"):
+        registry.register(import_module(f"acme_streamkd.{part}"), f"acme-{part}", "acme-streamkd")
+    yield registry
+    for name in [name for name in sys.modules if name.startswith("acme_streamkd")]:
+        del sys.modules[name]
+
+
+def test_a_strangers_plugin_keeps_its_contracts(acme: Registry) -> None:
+    """A teacher and a loss that were written against the surface alone pass the checks."""
+    testing.check_teacher(acme.kind("teachers", "centroids"), {"sharpness": 2.0})
+    testing.check_loss(acme.kind("losses", "brier"))
+
+
+@pytest.mark.slow
+def test_a_strangers_plugin_passes_the_strictest_types(tmp_path: Path) -> None:
+    """`mypy --strict` finds nothing in it: the surface is typed."""
+    options = ["--strict", "--follow-imports=silent", "--config-file=", "--cache-dir", tmp_path]
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", *map(str, options), "streamkd/api.py", ACME / "acme_streamkd"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stdout

