@@ -12,9 +12,9 @@ from streamkd.logs import one_line
 from streamkd.search import ledger, outcome, summary
 from streamkd.state.checkpoint import Checkpoints, Snapshot
 from streamkd.state.directory import StateDirectory
-from streamkd.state.publish import Versions
-from streamkd.streams.dead_letters import DeadLetters
-from streamkd.streams.log import Log
+from streamkd.state.versions import Versions
+from streamkd.streams.log.dead_letters import DeadLetters
+from streamkd.streams.log.log import Log
 
 
 def inspect(path: Path | str) -> dict[str, Any]:

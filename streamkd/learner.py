@@ -32,8 +32,8 @@ from streamkd.plugins import Registry
 from streamkd.records import Chunk, Records, RecordSchema, Reject, Source
 from streamkd.replay.memory import Ring
 from streamkd.state.checkpoint import DeadBatch
-from streamkd.streams.cut import CutJournal, Cutter
-from streamkd.streams.decoder import Decoder
+from streamkd.streams.batcher import CutJournal, Cutter
+from streamkd.streams.encoding.decoder import Decoder
 from streamkd.students import optimizers
 from streamkd.students.networks import Student, at_rest
 from streamkd.tasks.boundary import Boundary, Tasks

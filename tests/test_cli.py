@@ -169,7 +169,7 @@ def test_models_say_what_is_pinned_and_what_unpin_serves(tmp_path: Path) -> None
 
     from streamkd.cli import cli
     from streamkd.state.directory import StateDirectory
-    from streamkd.state.publish import Versions
+    from streamkd.state.versions import Versions
 
     directory = StateDirectory(tmp_path)
     with directory.lock():

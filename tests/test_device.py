@@ -31,11 +31,11 @@ from streamkd.run import run_seed
 from streamkd.search.objective import OBJECTIVES
 from streamkd.search.passage import Passage
 from streamkd.search.recording import record
-from streamkd.serve.publisher import Publisher
+from streamkd.serve.processes.publisher import Publisher
 from streamkd.serve.supervisor import load_version
 from streamkd.state.directory import StateDirectory
-from streamkd.state.publish import Versions
 from streamkd.state.tree import pack, unpack
+from streamkd.state.versions import Versions
 from streamkd.telemetry import Recorder
 from streamkd.wiring import device_of, open_source, schema_of
 

@@ -245,7 +245,7 @@ def test_labels_have_a_limit_and_refused_records_are_kept(tmp_path: Any) -> None
 
     from streamkd.state.checkpoint import Checkpoints
     from streamkd.state.directory import StateDirectory
-    from streamkd.streams.dead_letters import DeadLetters
+    from streamkd.streams.log.dead_letters import DeadLetters
 
     labels = [0, 1, 2, 0, 99, 1, 77, 2, 1, 0] * 3 + list(range(1_000, 1_010)) + [0] * 10
     numbers = [float(label % 7) if at != 8 else float("nan") for at, label in enumerate(labels)]

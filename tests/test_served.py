@@ -16,13 +16,13 @@ from streamkd.learner import Learner
 from streamkd.plugins import Registry
 from streamkd.records import InputColumn, RecordSchema
 from streamkd.run import run_seed
-from streamkd.serve.predictor import Predictor
-from streamkd.serve.publisher import Publisher
+from streamkd.serve.predictions.follower import Follower
+from streamkd.serve.predictions.predictor import Predictor
+from streamkd.serve.processes.publisher import Publisher
 from streamkd.serve.supervisor import load_version
-from streamkd.serve.versions import Follower
 from streamkd.state.directory import StateDirectory
-from streamkd.state.publish import Versions
 from streamkd.state.tree import pack, unpack
+from streamkd.state.versions import Versions
 from streamkd.students.networks import MlpOptions, build, write_published
 from streamkd.teachers.teacher import TeacherContext
 from streamkd.telemetry import Recorder

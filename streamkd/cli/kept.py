@@ -81,7 +81,7 @@ def models_unpin(state: Path) -> None:
 @contextmanager
 def _versions(state: Path) -> Iterator[Any]:
     from streamkd.state.directory import StateDirectory
-    from streamkd.state.publish import Versions
+    from streamkd.state.versions import Versions
 
     versions = Versions(StateDirectory(state))
     try:

@@ -12,7 +12,7 @@ import pyarrow.flight as fl
 
 from streamkd.errors import RecordError
 from streamkd.producer.outbox import Outbox, Piece
-from streamkd.producer.wire import Disconnected, Target, conflict
+from streamkd.producer.transport import Disconnected, Target, conflict
 
 
 def deliver(outbox: Outbox, target: Target) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from streamkd.errors import LimitExceeded, RecordError, SchemaMismatch, SourceError, StreamkdError
 from streamkd.producer.outbox import Outbox, Piece
-from streamkd.producer.wire import Disconnected, Target, conflict
+from streamkd.producer.transport import Disconnected, Target, conflict
 
 CONTENT_TYPE = "application/vnd.apache.arrow.stream"
 TIMEOUT_SECONDS = 60.0

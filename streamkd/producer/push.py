@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from streamkd.errors import SourceError
 from streamkd.producer.outbox import Ack, Outbox
-from streamkd.producer.wire import ClientTls, Disconnected, Forgotten, Target, Wire
+from streamkd.producer.transport import ClientTls, Disconnected, Forgotten, Target, Wire
 
 __all__ = ["Ack", "ClientTls", "PushSummary", "push"]
 

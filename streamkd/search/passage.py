@@ -28,7 +28,7 @@ from streamkd.plugins import Registry
 from streamkd.search import running
 from streamkd.search.objective import Curve, Objective, Point
 from streamkd.search.recording import Recording, ValidationTask
-from streamkd.streams import codec
+from streamkd.streams.encoding import codec
 from streamkd.students.networks import at_rest
 
 BATCH = 512  # validation records per forward pass

@@ -19,8 +19,8 @@ from streamkd.config import Choice, Config
 from streamkd.errors import ConfigError, SourceError
 from streamkd.plugins import Registry
 from streamkd.records import RecordSchema, Source
-from streamkd.streams import codec
-from streamkd.streams.cut import Cutter
+from streamkd.streams.batcher import Cutter
+from streamkd.streams.encoding import codec
 from streamkd.wiring import open_source, source_kind
 
 FIRST_SEED = 100

@@ -30,27 +30,25 @@ from streamkd import logs
 from streamkd.config import Config, dump
 from streamkd.hookspecs import SourceKind
 from streamkd.plugins import Registry
-from streamkd.serve.announce import announce
-from streamkd.serve.api import Services, application
-from streamkd.serve.board import Board
-from streamkd.serve.body import BodyPatience
-from streamkd.serve.door import Door
-from streamkd.serve.gateway import Gateway
-from streamkd.serve.keeper import Keeper, Message
-from streamkd.serve.listen import bind, check_exposure, tls_arguments, url_of
-from streamkd.serve.predictor import Predictor, Published
-from streamkd.serve.protocol import Patience, bounded
-from streamkd.serve.reader import Reader
-from streamkd.serve.runtime import runtime_folder
-from streamkd.serve.telling import STOPPING
-from streamkd.serve.versions import Follower
+from streamkd.serve.http.api import Services, application
+from streamkd.serve.http.body import BodyPatience
+from streamkd.serve.http.connections import Patience, bounded
+from streamkd.serve.http.ingest_proxy import Gateway
+from streamkd.serve.http.listen import announce, bind, check_exposure, runtime_folder, tls_arguments, url_of
+from streamkd.serve.predictions.follower import Follower
+from streamkd.serve.predictions.predictor import Predictor, Published
+from streamkd.serve.predictions.reader import Reader
+from streamkd.serve.processes.child import Keeper, Message
+from streamkd.serve.processes.ingest_state import Door
+from streamkd.serve.processes.reports import STOPPING
+from streamkd.serve.processes.server_status import Board
 from streamkd.state.directory import StateDirectory
-from streamkd.state.publish import VersionInfo
-from streamkd.streams.tokens import Tokens
+from streamkd.state.versions import VersionInfo
+from streamkd.streams.ingest.tokens import Tokens
 from streamkd.telemetry import Exposition, Recorder
 
-LEARNER = "streamkd.serve.learner"
-INGRESS = "streamkd.serve.ingress"
+LEARNER = "streamkd.serve.processes.learner"
+INGRESS = "streamkd.serve.processes.ingress"
 DESCRIPTORS = 512  # for everything that is no connection: files, children, connections that are about to be closed
 GRACEFUL_SECONDS = 10  # for requests in flight
 # from a signal to the end with everything hung: drain, ingress, hung, hurried, graceful; within 45 s

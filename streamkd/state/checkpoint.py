@@ -29,7 +29,7 @@ from streamkd.state.directory import StateDirectory, fence, transaction
 from streamkd.state.environment import compare, environment
 from streamkd.state.leftovers import Leftovers
 from streamkd.state.tree import Parts, Tree, pack, unpack
-from streamkd.streams.dead_letters import DeadLetters, letters
+from streamkd.streams.log.dead_letters import DeadLetters, letters
 
 __all__ = ["CheckpointInfo", "Checkpoints", "DeadBatch", "Skipped", "Snapshot", "compare", "environment"]
 logger = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from typing import Any
 from streamkd.errors import StateConflict, StateError
 from streamkd.state.directory import StateDirectory, about, note
 from streamkd.state.leftovers import Leftovers
-from streamkd.streams.log import Log
+from streamkd.streams.log.log import Log
 
 _SHOWN = 6  # numbers of folders in a line
 

@@ -6,7 +6,7 @@
       state.sqlite        the commit point: epoch, checkpoints, versions, dead letters of the learner
       log.sqlite          the durable log of a push source (written by the ingress)
       checkpoints/<id>/   streamkd.state.checkpoint
-      published/<n>/      streamkd.state.publish
+      published/<n>/      streamkd.state.versions
       teachers/           files of teachers that were added
       lock                held by the learner; names its process id
 
@@ -26,7 +26,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from streamkd.errors import StateConflict, StateError, StateInUse
-from streamkd.streams.wal import left_out
+from streamkd.streams.log.wal import left_out
 
 FORMAT = 1
 _APPLICATION_ID = 0x736B6431  # "skd1": tells our database from any other file of that name

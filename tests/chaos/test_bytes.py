@@ -18,13 +18,13 @@ import pytest
 
 from streamkd import config as configuration
 from streamkd.inspection import weights_sha256
-from streamkd.serve import telling
-from streamkd.serve.channel import Channel, pair
-from streamkd.serve.learner import live
+from streamkd.serve.processes import reports as telling
+from streamkd.serve.processes.channel import Channel, pair
+from streamkd.serve.processes.learner import live
 from streamkd.state.checkpoint import Checkpoints
 from streamkd.state.directory import StateDirectory
-from streamkd.state.publish import Versions
-from streamkd.streams.log import Log
+from streamkd.state.versions import Versions
+from streamkd.streams.log.log import Log
 
 from .test_restores import CONFIG, REGISTRY, hashes, in_folders, learn, rows, started, undisturbed
 

@@ -19,8 +19,8 @@ from streamkd.inspection import weights_sha256
 from streamkd.records import InputColumn, RecordSchema
 from streamkd.state.checkpoint import Checkpoints
 from streamkd.state.directory import StateDirectory
-from streamkd.state.publish import Versions
-from streamkd.streams.log import Log
+from streamkd.state.versions import Versions
+from streamkd.streams.log.log import Log
 
 from ..endtoend.conftest import Serve, Server, merged, records, serve, streamkd, until
 from ..endtoend.test_kills import DISTURBED

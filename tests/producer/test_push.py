@@ -21,7 +21,7 @@ from streamkd.errors import RecordError, SchemaMismatch, SourceError
 from streamkd.producer import http as http_client
 from streamkd.producer import outbox
 from streamkd.producer.push import Ack, push
-from streamkd.streams import tokens
+from streamkd.streams.ingest import tokens
 
 SCRIPT = Path(__file__).with_name("log_server.py")
 _spec = importlib.util.spec_from_file_location("streams_log_server", SCRIPT)
@@ -116,7 +116,7 @@ def test_what_the_server_has_forgotten_is_skipped_and_the_next_compared(
     server: Any, wire: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A long push goes on after a crash of its own; other data, or too little to compare, is refused."""
-    monkeypatch.setattr("streamkd.streams.receipts.FORGET", 1)
+    monkeypatch.setattr("streamkd.streams.log.receipts.FORGET", 1)
     server.log._receipts._keep = 5
     url = _url(server, wire)
     push(batches(200), url, producer="day")

@@ -15,19 +15,19 @@ import uvicorn
 
 from streamkd.plugins import Registry
 from streamkd.records import InputColumn, Label, RecordSchema
-from streamkd.serve.api import Services, application
-from streamkd.serve.board import Board
-from streamkd.serve.body import PATIENT, BodyPatience
-from streamkd.serve.gateway import Gateway
-from streamkd.serve.listen import bind, url_of
-from streamkd.serve.predictor import Predictor
-from streamkd.serve.protocol import Patience, bounded
-from streamkd.serve.reader import Reader
+from streamkd.serve.http.api import Services, application
+from streamkd.serve.http.body import PATIENT, BodyPatience
+from streamkd.serve.http.connections import Patience, bounded
+from streamkd.serve.http.ingest_proxy import Gateway
+from streamkd.serve.http.listen import bind, url_of
+from streamkd.serve.predictions.follower import Follower
+from streamkd.serve.predictions.predictor import Predictor
+from streamkd.serve.predictions.reader import Reader
+from streamkd.serve.processes.server_status import Board
 from streamkd.serve.supervisor import load_version
-from streamkd.serve.versions import Follower
 from streamkd.state.directory import StateDirectory
-from streamkd.state.publish import Versions
-from streamkd.streams.tokens import Tokens
+from streamkd.state.versions import Versions
+from streamkd.streams.ingest.tokens import Tokens
 from streamkd.students.networks import Mlp, MlpOptions, Student, write_published
 from streamkd.telemetry import Exposition, Recorder
 

@@ -5,7 +5,7 @@ import socket
 from pathlib import Path
 
 from streamkd.errors import LogDamaged
-from streamkd.serve.channel import Channel
+from streamkd.serve.processes.channel import Channel
 
 
 def main() -> None:

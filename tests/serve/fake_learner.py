@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from streamkd.serve.channel import Channel
+from streamkd.serve.processes.channel import Channel
 
 
 def main() -> None:

@@ -21,8 +21,8 @@ from streamkd import config as configuration
 from streamkd.errors import ConfigError
 from streamkd.plugins import Registry
 from streamkd.serve import supervisor
-from streamkd.serve.listen import bind, check_exposure, is_loopback
-from streamkd.streams.tokens import create
+from streamkd.serve.http.listen import bind, check_exposure, is_loopback
+from streamkd.streams.ingest.tokens import create
 
 from .conftest import Publisher, until
 
@@ -35,7 +35,8 @@ import json, sys
 from pathlib import Path
 from streamkd import config
 from streamkd.plugins import Registry
-from streamkd.serve import door, supervisor
+from streamkd.serve.processes import ingest_state as door
+from streamkd.serve import supervisor
 supervisor.LEARNER, supervisor.INGRESS = "fake_learner", "fake_ingress"
 supervisor.HURRIED_SECONDS, supervisor.HUNG_SECONDS, door.GRACE_SECONDS = 1.0, 1.0, 0.5
 registry = Registry.load(["replay", "flight", "students"])

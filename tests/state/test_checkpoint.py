@@ -21,7 +21,7 @@ from streamkd.errors import CheckpointDamaged, StateConflict, StateError
 from streamkd.records import Reject
 from streamkd.state.checkpoint import CheckpointInfo, Checkpoints, DeadBatch, compare, environment
 from streamkd.state.directory import StateDirectory
-from streamkd.streams.dead_letters import DeadLetters
+from streamkd.streams.log.dead_letters import DeadLetters
 
 torch.set_num_threads(1)
 

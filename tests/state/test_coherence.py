@@ -15,8 +15,8 @@ from streamkd.records import InputColumn, RecordSchema
 from streamkd.state import coherence
 from streamkd.state.checkpoint import Checkpoints
 from streamkd.state.directory import StateDirectory
-from streamkd.state.publish import Versions
-from streamkd.streams.log import Log
+from streamkd.state.versions import Versions
+from streamkd.streams.log.log import Log
 
 SCHEMA = RecordSchema(inputs=(InputColumn(name="x"),))
 

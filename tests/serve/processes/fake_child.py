@@ -1,0 +1,31 @@
+"""A child that beats every 50 ms, once it has been told to; ``quiet`` never does, and ``dead`` ends at once."""
+
+import argparse
+import os
+from pathlib import Path
+
+from streamkd.serve.processes.channel import Channel
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fd", type=int)
+    channel = Channel.inherited(parser.parse_args().fd)
+    start = channel.receive(30)
+    assert start is not None
+    with Path(start["lives"]).open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    if start["manner"] == "dead":
+        return 3
+    try:
+        while (message := channel.receive(0.05)) is None or message["kind"] != "stop":
+            if start["manner"] != "quiet":
+                channel.send({"kind": "beat", "doing": "learning"})
+    except EOFError:
+        return 1
+    channel.send({"kind": "stopped"})
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
