@@ -35,7 +35,7 @@ from streamkd.serve.processes.publisher import Publisher
 from streamkd.serve.supervisor import load_version
 from streamkd.state.directory import StateDirectory
 from streamkd.state.tree import pack, unpack
-from streamkd.state.versions import Versions
+from streamkd.state.versions import VersionStore
 from streamkd.telemetry import Recorder
 from streamkd.wiring import device_of, open_source, schema_of
 
@@ -178,7 +178,7 @@ def test_what_a_gpu_learned_is_served_from_files_on_the_cpu(tmp_path: Path) -> N
     with directory.lock():
         publisher = Publisher(directory, one.config, REGISTRY, Recorder())
         assert [publisher.publish(one), publisher.publish(run(one, 1))] == [1, 2]
-        versions = Versions(directory)
+        versions = VersionStore(directory)
         loaded = load_version(versions.read(2), versions.info(2), REGISTRY)
     ring = one.strategy.step.memory.replayed
     assert ring.x is not None

@@ -22,7 +22,7 @@ from streamkd.serve.processes.publisher import Publisher
 from streamkd.serve.supervisor import load_version
 from streamkd.state.directory import StateDirectory
 from streamkd.state.tree import pack, unpack
-from streamkd.state.versions import Versions
+from streamkd.state.versions import VersionStore
 from streamkd.students.networks import MlpOptions, build, write_published
 from streamkd.teachers.teacher import TeacherContext
 from streamkd.telemetry import Recorder
@@ -123,7 +123,7 @@ def test_an_ensemble_is_published_followed_and_rolled_back_to(tmp_path: Path) ->
         run(one, 10)
         later = publisher.publish(one)
         assert later is not None
-        versions = Versions(directory)
+        versions = VersionStore(directory)
         loaded = load_version(versions.read(version), versions.info(version), REGISTRY)
         assert isinstance(loaded.student, Ensemble)
         assert np.array_equal(loaded.predict(x.numpy()), wanted)
@@ -158,7 +158,7 @@ def test_features_of_a_frozen_network_are_published_with_the_version(tmp_path: P
         version = Publisher(directory, one.config, REGISTRY, Recorder()).publish(one)
         assert version is not None
         shutil.rmtree(network)
-        versions = Versions(directory)
+        versions = VersionStore(directory)
         loaded = load_version(versions.read(version), versions.info(version), REGISTRY)
         versions.close()
     x = inputs(one)[:9].clone()

@@ -51,12 +51,12 @@ def check(config: Path | None, overrides: tuple[str, ...], show: bool) -> None:
 
     from streamkd import config as configuration
     from streamkd.plugins import Registry
-    from streamkd.serve.http.listen import check_doors
+    from streamkd.serve.http.listen import check_ports
     from streamkd.wiring import rehearse, rehearse_source, schema_of
 
     registry = Registry.load()
     tree = configuration.load(config, overrides, registry)
-    check_doors(tree.serve)
+    check_ports(tree.serve)
     schema = schema_of(tree, registry)
     rehearse(tree, registry, schema, torch.device("cpu"))
     rehearse_source(tree, registry, schema)

@@ -1,4 +1,4 @@
-"""Arrow Flight as a wire of ``push``: DoPut with numbered batches, acks read in a thread of their own.
+"""Arrow Flight as a transport of ``push``: DoPut with numbered batches, acks read in a thread of their own.
 
 A client that does not read its acks would block the server, and then itself.
 """
@@ -67,7 +67,9 @@ def _read_acks(acks: Any, outbox: Outbox, faults: list[Exception], ended: thread
     try:
         while (buffer := acks.read()) is not None:
             ack = json.loads(buffer.to_pybytes())
-            outbox.settle(ack["sequence"], ack["accepted"], ack["rejected"], ack["offset"], bool(ack.get("duplicate")))
+            outbox.acknowledge(
+                ack["sequence"], ack["accepted"], ack["rejected"], ack["offset"], bool(ack.get("duplicate"))
+            )
     except Exception as fault:  # told by the sending thread
         faults.append(fault)
     finally:

@@ -1,4 +1,4 @@
-"""What the wires of ``push`` have in common: where to send and as whom, and what a broken connection is."""
+"""What the transports of ``push`` have in common: where to send and as whom, and what a broken connection is."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ def conflict(said: Mapping[str, Any], where: str) -> Exception:
     return Forgotten(forgotten, refusal) if isinstance(forgotten, int) else refusal
 
 
-class Wire(Protocol):
+class Transport(Protocol):
     """One way of sending."""
 
     def __call__(self, outbox: Outbox, target: Target) -> None:

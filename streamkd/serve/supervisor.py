@@ -31,17 +31,16 @@ from streamkd.config import Config, dump
 from streamkd.hookspecs import SourceKind
 from streamkd.plugins import Registry
 from streamkd.serve.http.api import Services, application
-from streamkd.serve.http.body import BodyPatience
-from streamkd.serve.http.connections import Patience, bounded
-from streamkd.serve.http.ingest_proxy import Gateway
+from streamkd.serve.http.body import BodyTimeouts
+from streamkd.serve.http.connections import ConnectionLimits, bounded
+from streamkd.serve.http.ingest_proxy import IngestProxy
 from streamkd.serve.http.listen import announce, bind, check_exposure, runtime_folder, tls_arguments, url_of
-from streamkd.serve.predictions.follower import Follower
-from streamkd.serve.predictions.predictor import Predictor, Published
+from streamkd.serve.predictions.follower import VersionFollower
+from streamkd.serve.predictions.predictor import Predictor, ServedModel
 from streamkd.serve.predictions.reader import Reader
-from streamkd.serve.processes.child import Keeper, Message
-from streamkd.serve.processes.ingest_state import Door
+from streamkd.serve.processes.child import ChildProcess, Message
 from streamkd.serve.processes.reports import STOPPING
-from streamkd.serve.processes.server_status import Board
+from streamkd.serve.processes.server_status import IngestState, ServerStatus
 from streamkd.state.directory import StateDirectory
 from streamkd.state.versions import VersionInfo
 from streamkd.streams.ingest.tokens import Tokens
@@ -92,35 +91,35 @@ class Supervisor:
         self._flight_port = config.serve.flight_port
         self._listened = False  # the ingress, at least once
         self._recorder, self._exposition = Recorder(), Exposition()
-        self._board = Board(config.name, source, Door() if self._socket else None)
+        self._status = ServerStatus(config.name, source, IngestState() if self._socket else None)
         self._predictor = Predictor(config.serve.batch_rows, config.serve.queue_rows, self._recorder)
-        self._follower = Follower(
+        self._follower = VersionFollower(
             StateDirectory(state),
             lambda folder, info: load_version(folder, info, registry),
             self._predictor,
             self._recorder,
             config.publish.keep,
         )
-        self._patience = BodyPatience(config.serve.body_seconds, config.serve.idle_seconds)
-        self._gateway = Gateway(self._socket, source, config.serve.body_bytes, self._patience)
+        self._patience = BodyTimeouts(config.serve.body_seconds, config.serve.idle_seconds)
+        self._proxy = IngestProxy(self._socket, source, config.serve.body_bytes, self._patience)
         self._reader = Reader()
         self._tokens = tokens
         hang_seconds = config.serve.hang_seconds
-        self._learner = Keeper(
+        self._learner = ChildProcess(
             "learner",
             LEARNER,
             self._start_learner,
             self._hear_learner,
-            self._board,
+            self._status,
             self._recorder,
             hang_seconds,
         )
-        self._ingress = Keeper(
+        self._ingress = ChildProcess(
             "ingress",
             INGRESS,
             self._start_ingress,
             self._hear_ingress,
-            self._board,
+            self._status,
             self._recorder,
             max(hang_seconds * INGRESS_HANGS, INGRESS_HANGS_SECONDS),
             # the ingress bounds its address space: neither glibc nor mimalloc may reserve a gigabyte of it
@@ -134,10 +133,10 @@ class Supervisor:
         """Serve on a bound socket until the end."""
         settings = self._config.serve
         services = Services(
-            self._board,
+            self._status,
             self._predictor,
             self._follower,
-            self._gateway,
+            self._proxy,
             self._tokens,
             self._recorder,
             self._exposition,
@@ -150,7 +149,9 @@ class Supervisor:
         server = Server(
             uvicorn.Config(
                 application(services),
-                http=bounded(Patience(connections(settings.connections), settings.head_seconds, settings.body_seconds)),
+                http=bounded(
+                    ConnectionLimits(connections(settings.connections), settings.head_seconds, settings.body_seconds)
+                ),
                 ws="none",
                 log_config=None,
                 access_log=False,
@@ -168,9 +169,9 @@ class Supervisor:
             with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
                 runner.run(self._serve(server, bound, "https" if tls else "http"))
         finally:
-            for keeper in (self._ingress, self._learner):
-                keeper.kill()
-                keeper.join(HURRIED_SECONDS)
+            for child in (self._ingress, self._learner):
+                child.kill()
+                child.join(HURRIED_SECONDS)
             self._follower.close()
             self._predictor.close()
         return self._exit_code
@@ -185,11 +186,11 @@ class Supervisor:
         finally:
             ending.cancel()
             self._reader.close()
-            await self._gateway.close()
+            await self._proxy.close()
 
     def _say(self, name: str, url: str, what: str) -> None:
-        if self._board.urls.get(name) != url:
-            self._board.urls[name] = url
+        if self._status.urls.get(name) != url:
+            self._status.urls[name] = url
             announce(f"streamkd listens on {url}  ({what})", sys.stdout)
 
     async def _end(self, server: "Server") -> None:
@@ -201,7 +202,7 @@ class Supervisor:
             server.should_exit = True
 
     async def _stop_in_order(self) -> None:
-        self._board.draining = True
+        self._status.draining = True
         if self._exit_code == 0:
             logger.info("stopping: no longer ready, answering for %g s more", self._config.serve.drain_seconds)
             with contextlib.suppress(TimeoutError):
@@ -225,12 +226,12 @@ class Supervisor:
             logger.warning("the learner did not stop in time and is killed; its last checkpoint stands")
         self._learner.kill()
 
-    async def _gone(self, keeper: Keeper, seconds: float, hurry: bool = True) -> bool:
+    async def _gone(self, child: ChildProcess, seconds: float, hurry: bool = True) -> bool:
         """Wait for a child's end, not beyond a second signal where ``hurry``."""
         deadline = time.monotonic() + seconds
-        while keeper.alive and time.monotonic() < deadline and not (hurry and self._signals.second.is_set()):
+        while child.alive and time.monotonic() < deadline and not (hurry and self._signals.second.is_set()):
             await asyncio.sleep(0.02)
-        return not keeper.alive
+        return not child.alive
 
     def _start_learner(self) -> Message:
         return {"kind": "start", "config": dump(self._config), "state": str(self._state.absolute())}
@@ -252,11 +253,11 @@ class Supervisor:
     def _hear_learner(self, message: Message) -> None:
         kind = message["kind"]
         if kind == "status":
-            self._board.tell(message)
+            self._status.tell(message)
         elif kind == "published":
             self._follower.poke()
         elif kind == "committed":
-            self._board.lag.hear({"offsets": message["offsets"]})
+            self._status.lag.hear({"offsets": message["offsets"]})
             if self._socket:
                 self._committed = message
                 self._ingress.send(message)
@@ -293,25 +294,25 @@ class Supervisor:
             if name == "flight":
                 self._flight_port = int(url.rpartition(":")[2])
             self._say(name, url, f"records over {name.capitalize()}")
-        assert self._board.door is not None
-        self._board.door.open()
+        assert self._status.ingest is not None
+        self._status.ingest.open()
 
     def _shut(self, reason: str) -> None:
         """One way in is shut; the ingress tries again, and the others take records meanwhile."""
-        assert self._board.door is not None
-        self._board.door.close(reason)
+        assert self._status.ingest is not None
+        self._status.ingest.close(reason)
         logger.error("%s", reason)
 
-    def _hear_any(self, keeper: Keeper, message: Message) -> None:
+    def _hear_any(self, child: ChildProcess, message: Message) -> None:
         kind = message["kind"]
         if kind == "beat":
-            self._board.lag.hear(message)
+            self._status.lag.hear(message)
         elif kind == "metrics":
             self._exposition.apply(message["deltas"])
         elif kind == "stopped":
-            keeper.finish()
+            child.finish()
         else:
-            logger.warning("the %s said %r, which nobody knows", keeper.name, kind)
+            logger.warning("the %s said %r, which nobody knows", child.name, kind)
 
     def _fatal(self, message: Message) -> None:
         """A child can never work: say why, and end with its code."""
@@ -382,7 +383,7 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(name)
 
 
-def load_version(folder: Path, info: VersionInfo, registry: Registry) -> Published:
+def load_version(folder: Path, info: VersionInfo, registry: Registry) -> ServedModel:
     """A published version from its folder; its time is its row's, so a rollback is published when it is made."""
     from streamkd.analytic import ensemble
 

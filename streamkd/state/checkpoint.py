@@ -31,7 +31,7 @@ from streamkd.state.leftovers import Leftovers
 from streamkd.state.tree import Parts, Tree, pack, unpack
 from streamkd.streams.log.dead_letters import DeadLetters, letters
 
-__all__ = ["CheckpointInfo", "Checkpoints", "DeadBatch", "Skipped", "Snapshot", "compare", "environment"]
+__all__ = ["CheckpointInfo", "CheckpointStore", "DeadBatch", "SkippedCheckpoint", "Snapshot", "compare", "environment"]
 logger = logging.getLogger(__name__)
 _SELECT = "SELECT id, records, epoch, created, bytes, offsets, sha256 FROM checkpoints"
 
@@ -50,7 +50,7 @@ class CheckpointInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class Skipped:
+class SkippedCheckpoint:
     """A damaged checkpoint that was passed over, and what was wrong with it."""
 
     id: int
@@ -65,7 +65,7 @@ class Snapshot:
     tree: Tree
     config: dict[str, Any]
     environment: dict[str, Any]
-    skipped: tuple[Skipped, ...]
+    skipped: tuple[SkippedCheckpoint, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class DeadBatch:
     offsets: Sequence[int]
 
 
-class Checkpoints:
+class CheckpointStore:
     """The checkpoints of one state directory: ``checkpoints/<id>/`` and a row each, the newest ``keep``."""
 
     def __init__(self, directory: StateDirectory, keep: int = 3, read_only: bool = False) -> None:
@@ -147,7 +147,7 @@ class Checkpoints:
                     skipped[info.id] = str(fault)
                 continue
             self._damaged.update(skipped)
-            notes = tuple(Skipped(number, reason) for number, reason in skipped.items())
+            notes = tuple(SkippedCheckpoint(number, reason) for number, reason in skipped.items())
             return Snapshot(info, unpack(parts), unpack(Parts(config)), unpack(Parts(state["environment"])), notes)
         if skipped:
             raise CheckpointDamaged(
@@ -180,7 +180,7 @@ class Checkpoints:
     def _commit(self, folder: Path, row: Mapping[str, Any], dead_letters: Sequence[DeadBatch]) -> CheckpointInfo:
         with transaction(self._connection) as writer:
             fence(writer, self._directory.epoch, self._directory.path)
-            self._leftovers.settle(self._known())
+            self._leftovers.clean_up(self._known())
             if self._damaged:
                 self._forget()
             for batch in dead_letters:
@@ -193,7 +193,7 @@ class Checkpoints:
             gone = self._retire(writer)
             self._leftovers.begin(number, gone)
             self._leftovers.name(folder, number)
-        self._settle()
+        self._clean_up()
         self._damaged.difference_update(gone)
         return self.list()[-1]
 
@@ -223,7 +223,7 @@ class Checkpoints:
             folder.mkdir(mode=0o700)
             yield folder
         except (OSError, sqlite3.Error) as fault:
-            self._settle()
+            self._clean_up()
             raise StateError(
                 f"the checkpoint was not saved, the one before is intact: {fault}",
                 where=str(self._directory.checkpoints),
@@ -232,11 +232,11 @@ class Checkpoints:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _settle(self) -> None:
+    def _clean_up(self) -> None:
         """Remove the folders of retired rows, or a renamed one whose row did not get committed."""
         with suppress(sqlite3.Error, StateError), transaction(self._connection):
             fence(self._connection, self._directory.epoch, self._directory.path)
-            self._leftovers.settle(self._known())
+            self._leftovers.clean_up(self._known())
 
     def _known(self) -> set[int]:
         return {info.id for info in self.list()}
@@ -245,7 +245,7 @@ class Checkpoints:
         """Remove what was never committed, by a name that no database knows or with a mark; only the owner may."""
         for folder in self._directory.checkpoints.glob(".new-*"):
             shutil.rmtree(folder, ignore_errors=True)
-        self._leftovers.settle(self._known())
+        self._leftovers.clean_up(self._known())
 
 
 def _refuse_other_place(info: CheckpointInfo, state: Mapping[str, Any]) -> None:

@@ -46,7 +46,7 @@ class Leftovers:
         written.rename(self._folder / str(new))
         sync(self._folder)
 
-    def settle(self, known: Collection[int]) -> None:
+    def clean_up(self, known: Collection[int]) -> None:
         """End what was begun: folders of marked numbers go unless they are ``known``; inside a write transaction."""
         for number in self.marked():
             if number not in known:

@@ -47,7 +47,7 @@ class VersionInfo:
     pinned: bool
 
 
-class Versions:
+class VersionStore:
     """The versions of one state directory: the files ``published/<version>/`` and a row each."""
 
     def __init__(self, directory: StateDirectory, keep: int = 10, read_only: bool = False) -> None:
@@ -155,11 +155,11 @@ class Versions:
             if pid == os.getpid() or not _alive(pid):
                 shutil.rmtree(folder, ignore_errors=True)
         with transaction(self._connection):
-            self._settle()
+            self._clean_up()
 
-    def _settle(self) -> None:
+    def _clean_up(self) -> None:
         """Inside a transaction: no other writer is between its rename and its commit."""
-        self._leftovers.settle({info.version for info in self.list()})
+        self._leftovers.clean_up({info.version for info in self.list()})
 
     def _rows(self, clause: str, *values: Any) -> Sequence[VersionInfo]:
         with self._mutex:
@@ -187,7 +187,7 @@ class Versions:
         with self._mutex, self._undone(), transaction(self._connection) as writer:
             if kind == "learned":
                 fence(writer, self._directory.epoch, self._directory.path)
-            self._settle()
+            self._clean_up()
             version = _insert(writer, row)
             about = {"version": version, **row, "meta": meta}
             (folder / _ABOUT).write_text(json.dumps(about, allow_nan=False))
@@ -197,7 +197,7 @@ class Versions:
             self._leftovers.begin(version, self._retire(writer))
             self._leftovers.name(folder, version)
         with suppress(sqlite3.Error), self._mutex, transaction(self._connection):
-            self._settle()  # of a disk that is full now, the next one
+            self._clean_up()  # of a disk that is full now, the next one
         return version
 
     @contextmanager
@@ -207,7 +207,7 @@ class Versions:
             yield
         except BaseException:
             with suppress(sqlite3.Error), transaction(self._connection):
-                self._settle()
+                self._clean_up()
             raise
 
     def _retire(self, writer: sqlite3.Connection) -> Sequence[int]:

@@ -28,7 +28,7 @@ class CutJournal(Protocol):
     def cut_at(self, start: int) -> int | None: ...
 
 
-class Cutter:
+class Batcher:
     """Cuts one source. The caller keeps the offsets: the next batch depends on them and the journal alone."""
 
     def __init__(
@@ -41,7 +41,7 @@ class Cutter:
     ) -> None:
         if len(source.partitions) > 1 and not source.finite:
             said = f"needed one partition, got {len(source.partitions)} of a source without end"
-            raise SourceError(said, where="cutter", fix="their interleaving would have to be journaled")
+            raise SourceError(said, where="batcher", fix="their interleaving would have to be journaled")
         self._source = source
         self._size = size
         self._flush_seconds = flush_seconds

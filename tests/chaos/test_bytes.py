@@ -21,9 +21,9 @@ from streamkd.inspection import weights_sha256
 from streamkd.serve.processes import reports as telling
 from streamkd.serve.processes.channel import Channel, pair
 from streamkd.serve.processes.learner import live
-from streamkd.state.checkpoint import Checkpoints
+from streamkd.state.checkpoint import CheckpointStore
 from streamkd.state.directory import StateDirectory
-from streamkd.state.versions import Versions
+from streamkd.state.versions import VersionStore
 from streamkd.streams.log.log import Log
 
 from .test_restores import CONFIG, REGISTRY, hashes, in_folders, learn, rows, started, undisturbed
@@ -166,12 +166,12 @@ def right(learned: Learned, state: Path, blow: Blow) -> int:
     directory = StateDirectory(state)
     with contextlib.closing(Log(directory.log, read_only=True)) as log:
         end = log.end()
-    with contextlib.closing(Checkpoints(directory, read_only=True)) as checkpoints:
+    with contextlib.closing(CheckpointStore(directory, read_only=True)) as checkpoints:
         snapshot = checkpoints.latest()
     assert snapshot is not None, blow
     assert (snapshot.info.records, snapshot.info.offsets["main/0"], snapshot.tree["records"]) == (end, end, end), blow
     assert weights_sha256(snapshot.tree["learned"]["student"]) == learned.weights[end], f"{blow}: other weights"
-    with contextlib.closing(Versions(directory, read_only=True)) as versions:
+    with contextlib.closing(VersionStore(directory, read_only=True)) as versions:
         served = versions.served()
         assert served is not None, blow
         assert versions.read(served.version).is_dir()

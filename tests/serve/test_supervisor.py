@@ -35,10 +35,10 @@ import json, sys
 from pathlib import Path
 from streamkd import config
 from streamkd.plugins import Registry
-from streamkd.serve.processes import ingest_state as door
+from streamkd.serve.processes import server_status
 from streamkd.serve import supervisor
 supervisor.LEARNER, supervisor.INGRESS = "fake_learner", "fake_ingress"
-supervisor.HURRIED_SECONDS, supervisor.HUNG_SECONDS, door.GRACE_SECONDS = 1.0, 1.0, 0.5
+supervisor.HURRIED_SECONDS, supervisor.HUNG_SECONDS, server_status.GRACE_SECONDS = 1.0, 1.0, 0.5
 registry = Registry.load(["replay", "flight", "students"])
 sys.exit(supervisor.serve(config.from_tree(json.loads(sys.argv[1])), Path(sys.argv[2]), registry))
 """

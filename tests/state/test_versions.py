@@ -11,7 +11,7 @@ import pytest
 
 from streamkd.errors import CheckpointDamaged, StateError
 from streamkd.state.directory import StateDirectory
-from streamkd.state.versions import Versions
+from streamkd.state.versions import VersionStore
 
 
 @pytest.fixture
@@ -22,13 +22,13 @@ def directory(tmp_path: Path) -> Iterator[StateDirectory]:
 
 
 @pytest.fixture
-def versions(directory: StateDirectory) -> Iterator[Versions]:
-    versions = Versions(directory, keep=3)
+def versions(directory: StateDirectory) -> Iterator[VersionStore]:
+    versions = VersionStore(directory, keep=3)
     yield versions
     versions.close()
 
 
-def _put(versions: Versions, text: str, records: int = 0) -> int:
+def _put(versions: VersionStore, text: str, records: int = 0) -> int:
     def write(folder: Path) -> dict[str, str]:
         (folder / "model.safetensors").write_text(text)
         (folder / "model.json").write_text("{}")
@@ -37,19 +37,19 @@ def _put(versions: Versions, text: str, records: int = 0) -> int:
     return versions.publish(write, records=records)
 
 
-def _text(versions: Versions) -> str:
+def _text(versions: VersionStore) -> str:
     served = versions.served()
     assert served is not None
     return (versions.read(served.version) / "model.safetensors").read_text()
 
 
-def test_nothing_is_served_before_the_first(versions: Versions) -> None:
+def test_nothing_is_served_before_the_first(versions: VersionStore) -> None:
     """An empty directory serves nothing."""
     assert versions.served() is None
     assert versions.list() == []
 
 
-def test_the_newest_is_served(versions: Versions) -> None:
+def test_the_newest_is_served(versions: VersionStore) -> None:
     """Numbers rise from 1 and the newest is served with its records."""
     assert [_put(versions, "a", 10), _put(versions, "b", 20)] == [1, 2]
     served = versions.served()
@@ -58,25 +58,25 @@ def test_the_newest_is_served(versions: Versions) -> None:
     assert _text(versions) == "b"
 
 
-def test_the_folder_says_what_it_is(versions: Versions) -> None:
+def test_the_folder_says_what_it_is(versions: VersionStore) -> None:
     """version.json holds number, records, kind and what the writer returned."""
     about = json.loads((versions.read(_put(versions, "a", 7)) / "version.json").read_text())
     assert (about["version"], about["records"], about["kind"], about["meta"]) == (1, 7, "learned", {"note": "a"})
 
 
-def test_numbers_rise_over_restarts(directory: StateDirectory, versions: Versions) -> None:
+def test_numbers_rise_over_restarts(directory: StateDirectory, versions: VersionStore) -> None:
     """A new process goes on after the highest number ever given, also where that version is gone."""
     for text in "abc":
         _put(versions, text)
     connection = directory.connect()
     connection.execute("DELETE FROM versions")
     connection.close()
-    again = Versions(directory)
+    again = VersionStore(directory)
     assert _put(again, "d") == 4
     again.close()
 
 
-def test_a_writer_that_fails_changes_nothing(directory: StateDirectory, versions: Versions) -> None:
+def test_a_writer_that_fails_changes_nothing(directory: StateDirectory, versions: VersionStore) -> None:
     """An exception in the writer leaves the served version, no files, and no number used."""
     _put(versions, "a")
 
@@ -97,10 +97,10 @@ def test_a_full_disk_changes_nothing(tmp_path: Path) -> None:
 import resource, sys
 from streamkd.errors import StateError
 from streamkd.state.directory import StateDirectory
-from streamkd.state.versions import Versions
+from streamkd.state.versions import VersionStore
 directory = StateDirectory(sys.argv[1])
 with directory.lock():
-    versions = Versions(directory)
+    versions = VersionStore(directory)
     versions.publish(lambda folder: (folder / "model").write_bytes(b"a") and None, records=1)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
     try:
@@ -118,10 +118,10 @@ with directory.lock():
 
 
 def test_a_superseded_learner_cannot_publish(tmp_path: Path) -> None:
-    """Versions of an epoch that is not the newest are refused."""
+    """VersionStore of an epoch that is not the newest are refused."""
     first, second = StateDirectory(tmp_path), StateDirectory(tmp_path)
     with first.lock() as old:
-        versions = Versions(first)
+        versions = VersionStore(first)
         _put(versions, "a")
     with second.lock():
         first.epoch = old  # a learner that was believed dead goes on
@@ -133,13 +133,13 @@ def test_a_superseded_learner_cannot_publish(tmp_path: Path) -> None:
 
 def test_a_reader_without_the_lock_cannot_publish(directory: StateDirectory) -> None:
     """Publishing needs the lock; a reader sees what is served."""
-    reader = Versions(StateDirectory(directory.path), read_only=True)
+    reader = VersionStore(StateDirectory(directory.path), read_only=True)
     with pytest.raises(StateError, match="needed the lock"):
         _put(reader, "a")
     reader.close()
 
 
-def test_rollback_serves_the_old_weights_under_a_new_number(versions: Versions) -> None:
+def test_rollback_serves_the_old_weights_under_a_new_number(versions: VersionStore) -> None:
     """After a rollback to 1 the served number is new, its content and hash are those of 1."""
     for text in "ab":
         _put(versions, text)
@@ -151,7 +151,7 @@ def test_rollback_serves_the_old_weights_under_a_new_number(versions: Versions) 
     assert _text(versions) == "a"
 
 
-def test_a_rollback_stays_until_it_is_unpinned(versions: Versions) -> None:
+def test_a_rollback_stays_until_it_is_unpinned(versions: VersionStore) -> None:
     """Later versions are numbered on but not served before unpin, and retention spares the pinned one."""
     for text in "ab":
         _put(versions, text)
@@ -164,7 +164,7 @@ def test_a_rollback_stays_until_it_is_unpinned(versions: Versions) -> None:
     assert _text(versions) == "f"
 
 
-def test_unpin_serves_the_newest_that_was_learned(versions: Versions) -> None:
+def test_unpin_serves_the_newest_that_was_learned(versions: VersionStore) -> None:
     """A rollback has the highest number and old weights: without its pin the newer ones are served, as before it."""
     for text in "abc":
         _put(versions, text)
@@ -178,7 +178,7 @@ def test_unpin_serves_the_newest_that_was_learned(versions: Versions) -> None:
     assert _text(versions) == "d"
 
 
-def test_retention_spares_what_unpin_serves(versions: Versions) -> None:
+def test_retention_spares_what_unpin_serves(versions: VersionStore) -> None:
     """However often somebody rolls back, the newest learned version is kept, since it is served afterwards."""
     for text in "ab":
         _put(versions, text)
@@ -188,17 +188,17 @@ def test_retention_spares_what_unpin_serves(versions: Versions) -> None:
     assert _text(versions) == "b"
 
 
-def test_rollback_works_beside_a_running_learner(directory: StateDirectory, versions: Versions) -> None:
+def test_rollback_works_beside_a_running_learner(directory: StateDirectory, versions: VersionStore) -> None:
     """A command without the lock rolls back, and the learner goes on numbering after it."""
     _put(versions, "a")
-    command = Versions(StateDirectory(directory.path))
+    command = VersionStore(StateDirectory(directory.path))
     assert command.rollback(1) == 2
     command.close()
     assert _put(versions, "b") == 3
     assert _text(versions) == "a"
 
 
-def test_retention_keeps_the_newest(directory: StateDirectory, versions: Versions) -> None:
+def test_retention_keeps_the_newest(directory: StateDirectory, versions: VersionStore) -> None:
     """Rows and files beyond the newest three are gone."""
     for text in "abcde":
         _put(versions, text)
@@ -206,7 +206,7 @@ def test_retention_keeps_the_newest(directory: StateDirectory, versions: Version
     assert sorted(p.name for p in directory.published.iterdir()) == ["3", "4", "5"]
 
 
-def test_a_version_that_is_not_kept_is_refused_with_the_kept_ones(versions: Versions) -> None:
+def test_a_version_that_is_not_kept_is_refused_with_the_kept_ones(versions: VersionStore) -> None:
     """Rolling back to a number that is gone names those that are there."""
     for text in "abcde":
         _put(versions, text)
@@ -215,7 +215,7 @@ def test_a_version_that_is_not_kept_is_refused_with_the_kept_ones(versions: Vers
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "add"])
-def test_changed_files_are_not_served(versions: Versions, damage: str) -> None:
+def test_changed_files_are_not_served(versions: VersionStore, damage: str) -> None:
     """A flipped byte, a truncated, a missing or an extra file is found before the model is used."""
     folder = versions.read(_put(versions, "abcdef"))
     file = folder / "model.safetensors"
@@ -235,10 +235,10 @@ KILLED = """
 import os, signal, sys
 from streamkd.state import leftovers
 from streamkd.state.directory import StateDirectory
-from streamkd.state.versions import Versions
+from streamkd.state.versions import VersionStore
 directory = StateDirectory(sys.argv[1])
 with directory.lock():
-    versions = Versions(directory)
+    versions = VersionStore(directory)
     write = lambda folder: folder.joinpath("model").write_text("") and None
     versions.publish(write, records=1)
     leftovers.sync = lambda folder: os.kill(os.getpid(), signal.SIGKILL)
@@ -257,7 +257,7 @@ def test_a_folder_left_by_a_killed_owner_goes_with_the_next(tmp_path: Path) -> N
     """Files renamed but never committed are removed, and the number is given."""
     directory = _killed(tmp_path)
     with directory.lock():
-        versions = Versions(directory)
+        versions = VersionStore(directory)
         assert sorted(p.name for p in directory.published.iterdir()) == ["1"]
         assert _put(versions, "b") == 2
         versions.close()
@@ -265,13 +265,15 @@ def test_a_folder_left_by_a_killed_owner_goes_with_the_next(tmp_path: Path) -> N
 
 def test_a_folder_left_by_a_killed_owner_is_replaced_by_a_rollback(tmp_path: Path) -> None:
     """Also a command beside, before there is another owner, may take the number."""
-    versions = Versions(_killed(tmp_path))
+    versions = VersionStore(_killed(tmp_path))
     assert versions.rollback(1) == 2
     assert [p.name for p in versions.read(2).iterdir() if p.name != "version.json"] == ["model"]
     versions.close()
 
 
-def test_a_folder_that_the_database_does_not_know_is_left_alone(directory: StateDirectory, versions: Versions) -> None:
+def test_a_folder_that_the_database_does_not_know_is_left_alone(
+    directory: StateDirectory, versions: VersionStore
+) -> None:
     """Another database may know it: publishing under its number is refused, and it stays."""
     (directory.published / "1").mkdir()
     (directory.published / "1" / "theirs").write_text("")
@@ -280,9 +282,9 @@ def test_a_folder_that_the_database_does_not_know_is_left_alone(directory: State
     assert [p.name for p in directory.published.rglob("*")] == ["1", "theirs"]
 
 
-def test_readers_see_that_something_changed(directory: StateDirectory, versions: Versions) -> None:
+def test_readers_see_that_something_changed(directory: StateDirectory, versions: VersionStore) -> None:
     """The number to poll stays while nothing happens and differs after a publish."""
-    reader = Versions(StateDirectory(directory.path), read_only=True)
+    reader = VersionStore(StateDirectory(directory.path), read_only=True)
     before = reader.changes()
     assert reader.changes() == before
     _put(versions, "a")
@@ -296,5 +298,5 @@ def test_half_written_folders_of_killed_writers_are_removed(directory: StateDire
     dead.wait()
     for pid in (dead.pid, os.getpid(), os.getppid()):
         (directory.published / f".new-{pid}-1").mkdir()
-    Versions(directory).close()
+    VersionStore(directory).close()
     assert [p.name for p in directory.published.iterdir()] == [f".new-{os.getppid()}-1"]

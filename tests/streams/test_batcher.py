@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from streamkd.errors import Overloaded, SourceError
 from streamkd.records import Chunk, InputColumn, RecordSchema
-from streamkd.streams.batcher import Cutter
+from streamkd.streams.batcher import Batcher
 from streamkd.streams.log.log import Log, LogSource
 
 
@@ -44,7 +44,7 @@ class Clock:
         return self.now
 
 
-def drain(cutter: Cutter, partition: str = "n/0", start: int = 0) -> list[list[int]]:
+def drain(cutter: Batcher, partition: str = "n/0", start: int = 0) -> list[list[int]]:
     """Batches until none is due."""
     batches = []
     while (chunk := cutter.next({partition: start})) is not None:
@@ -56,7 +56,7 @@ def drain(cutter: Cutter, partition: str = "n/0", start: int = 0) -> list[list[i
 def test_batches_are_cut_by_count_and_the_rest_waits() -> None:
     """Without a journal the clock has no say: fewer than ``size`` rows are never handed out."""
     clock = Clock()
-    cutter = Cutter(Numbers(7), 3, 1.0, None, clock)
+    cutter = Batcher(Numbers(7), 3, 1.0, None, clock)
     assert drain(cutter) == [[0, 1, 2], [3, 4, 5]]
     clock.now = 100.0
     assert cutter.next({"n/0": 6}) is None
@@ -64,14 +64,14 @@ def test_batches_are_cut_by_count_and_the_rest_waits() -> None:
 
 def test_a_finite_source_gives_its_remainder() -> None:
     """At the end the last batch is shorter, and then there is none."""
-    cutter = Cutter(Numbers(7, finite=True), 3, 1.0)
+    cutter = Batcher(Numbers(7, finite=True), 3, 1.0)
     assert drain(cutter) == [[0, 1, 2], [3, 4, 5], [6]]
     assert cutter.next({"n/0": 7}) is None
 
 
 def test_short_reads_are_gathered() -> None:
     """A source may give its rows in pieces; the batches are the same."""
-    assert drain(Cutter(Numbers(7, finite=True, piece=2), 3, 1.0)) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert drain(Batcher(Numbers(7, finite=True, piece=2), 3, 1.0)) == [[0, 1, 2], [3, 4, 5], [6]]
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def log(tmp_path: Path, schema: RecordSchema) -> Log:
 def test_rows_that_wait_are_journaled_and_handed_out(log: Log, pictures: Callable[..., pa.RecordBatch]) -> None:
     """After flush_seconds the cut is on disk before the batch is out."""
     clock = Clock()
-    cutter = Cutter(LogSource(log), 10, 1.0, log, clock)
+    cutter = Batcher(LogSource(log), 10, 1.0, log, clock)
     log.append(pictures(4))
     assert cutter.next({"main/0": 0}) is None
     clock.now = 0.9
@@ -100,7 +100,7 @@ def test_a_journaled_cut_wins_over_what_came_later(log: Log, pictures: Callable[
     log.append(pictures(4))
     log.put_cut(0, 4)
     log.append(pictures(20))
-    chunk = Cutter(LogSource(log), 10, 1.0, log).next({"main/0": 0})
+    chunk = Batcher(LogSource(log), 10, 1.0, log).next({"main/0": 0})
     assert chunk is not None
     assert chunk.next_offset == 4
 
@@ -108,7 +108,7 @@ def test_a_journaled_cut_wins_over_what_came_later(log: Log, pictures: Callable[
 def test_a_slow_trickle_is_not_held_for_ever(log: Log, pictures: Callable[..., pa.RecordBatch]) -> None:
     """The wait counts from the first waiting row, not from the last."""
     clock = Clock()
-    cutter = Cutter(LogSource(log), 10, 1.0, log, clock)
+    cutter = Batcher(LogSource(log), 10, 1.0, log, clock)
     for moment in (0.0, 0.5, 1.0):
         clock.now = moment
         log.append(pictures(1))
@@ -127,7 +127,7 @@ def test_resumed_batches_equal_undisturbed_ones(
     """Cut while rows trickle in; then again over the whole log from any batch on: the same cuts."""
     schema = RecordSchema(inputs=(InputColumn(name="x"),))
     log, clock, offset = Log(tmp_path_factory.mktemp("log") / "log.sqlite", schema), Clock(), 0
-    cutter, live = Cutter(LogSource(log), 5, 1.0, log, clock), [0]
+    cutter, live = Batcher(LogSource(log), 5, 1.0, log, clock), [0]
     for rows, wait in arrivals:
         x = pa.FixedSizeListArray.from_arrays(pa.array([0.0] * rows, pa.float32()), 1)
         log.append(pa.RecordBatch.from_arrays([x, pa.array([0] * rows)], schema=log.arrow_schema))
@@ -136,7 +136,7 @@ def test_resumed_batches_equal_undisturbed_ones(
             offset = chunk.next_offset
             live.append(offset)
     start = live[min(stop, len(live) - 1)]
-    again, cuts = Cutter(LogSource(log), 5, 1.0, log, Clock()), [start]
+    again, cuts = Batcher(LogSource(log), 5, 1.0, log, Clock()), [start]
     while (chunk := again.next({"main/0": cuts[-1]})) is not None:
         cuts.append(chunk.next_offset)
     assert cuts == live[live.index(start) :]
@@ -145,7 +145,7 @@ def test_resumed_batches_equal_undisturbed_ones(
 
 def test_partitions_of_a_finite_source_take_turns_by_offset() -> None:
     """The order depends on the offsets alone."""
-    cutter = Cutter(Numbers(4, finite=True, partitions=("n/0", "n/1")), 2, 1.0)
+    cutter = Batcher(Numbers(4, finite=True, partitions=("n/0", "n/1")), 2, 1.0)
     offsets = {"n/0": 0, "n/1": 0}
     order = []
     while (chunk := cutter.next(offsets)) is not None:
@@ -157,7 +157,7 @@ def test_partitions_of_a_finite_source_take_turns_by_offset() -> None:
 def test_several_partitions_without_end_are_refused() -> None:
     """Their interleaving would depend on time and is not journaled."""
     with pytest.raises(SourceError, match="needed one partition, got 2"):
-        Cutter(Numbers(4, partitions=("n/0", "n/1")), 2, 1.0)
+        Batcher(Numbers(4, partitions=("n/0", "n/1")), 2, 1.0)
 
 
 class FullDisk:
@@ -180,7 +180,7 @@ class FullDisk:
 def test_a_cut_that_cannot_be_journaled_waits() -> None:
     """While the journal's disk is full nothing is handed out; when there is room the rows go, under a journaled cut."""
     clock, journal = Clock(), FullDisk()
-    cutter = Cutter(Numbers(7), 10, 1.0, journal, clock)
+    cutter = Batcher(Numbers(7), 10, 1.0, journal, clock)
     for clock.now in (0.0, 1.0, 2.0, 3.0):
         assert cutter.next({"n/0": 0}) is None
     journal.full = False

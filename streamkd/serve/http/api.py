@@ -28,14 +28,14 @@ from streamkd.errors import NotReady, RecordError, StateError
 from streamkd.records import RecordSchema
 from streamkd.serve.http import page
 from streamkd.serve.http.answers import RequestError, answer, reason_of, refusal, retry_after
-from streamkd.serve.http.body import PATIENT, BodyPatience, Budget, read_body
+from streamkd.serve.http.body import BODY_TIMEOUTS, BodyBudget, BodyTimeouts, read_body
 from streamkd.serve.http.hosts import Hosts, same_origin
-from streamkd.serve.http.ingest_proxy import Gateway
+from streamkd.serve.http.ingest_proxy import IngestProxy
 from streamkd.serve.predictions import openinference
-from streamkd.serve.predictions.follower import Follower
-from streamkd.serve.predictions.predictor import Predictor, Published
+from streamkd.serve.predictions.follower import VersionFollower
+from streamkd.serve.predictions.predictor import Predictor, ServedModel
 from streamkd.serve.predictions.reader import Reader
-from streamkd.serve.processes.server_status import Board
+from streamkd.serve.processes.server_status import ServerStatus
 from streamkd.streams.encoding.arrays import encode_inputs
 from streamkd.streams.ingest.tokens import Scope, Tokens
 from streamkd.telemetry import Exposition, Recorder
@@ -50,17 +50,17 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 class Services:
     """What the routes speak to."""
 
-    board: Board
+    status: ServerStatus
     predictor: Predictor
-    follower: Follower
-    gateway: Gateway
+    follower: VersionFollower
+    proxy: IngestProxy
     tokens: Tokens
     recorder: Recorder
     exposition: Exposition
     body_bytes: int
     queue_rows: int
     reader: Reader
-    patience: BodyPatience = PATIENT
+    patience: BodyTimeouts = BODY_TIMEOUTS
     hosts: tuple[str, ...] = ()
 
 
@@ -86,7 +86,7 @@ def application(services: Services) -> Starlette:
         ("POST", "/v1/streams/{stream}", "ingest", api.push),
     )
     routes = [
-        Route(path, api.door(scope, endpoint, path), methods=[method]) for method, path, scope, endpoint in scoped
+        Route(path, api.guarded(scope, endpoint, path), methods=[method]) for method, path, scope, endpoint in scoped
     ]
     return Starlette(routes=routes, exception_handlers={HTTPException: _http_fault})
 
@@ -96,7 +96,7 @@ class Api:
 
     def __init__(self, services: Services) -> None:
         self._s = services
-        self._budget = Budget(4 * services.body_bytes)
+        self._budget = BodyBudget(4 * services.body_bytes)
         self._hosts = Hosts(services.hosts, guarded=not services.tokens.open)
         services.recorder.set(
             "build_info",
@@ -108,11 +108,11 @@ class Api:
         )
         services.recorder.set("queue_capacity_records", services.queue_rows, queue="predict")
 
-    def door(self, scope: Scope | None, endpoint: Endpoint, path: str) -> Endpoint:
+    def guarded(self, scope: Scope | None, endpoint: Endpoint, path: str) -> Endpoint:
         """The endpoint behind its token; whatever it raises becomes an answer."""
         is_health = path.startswith("/v2/health/")  # probes ask by address, and learn nothing that is worth hiding
 
-        async def guarded(request: Request) -> Response:
+        async def answered(request: Request) -> Response:
             try:
                 if not is_health:
                     self._hosts.check(request)
@@ -124,7 +124,7 @@ class Api:
             except Exception as fault:  # the outermost command of a request
                 return refusal(fault)
 
-        return guarded
+        return answered
 
     def _authorize(self, request: Request, scope: Scope) -> None:
         verdict = self._s.tokens.verdict(request.headers.get("authorization"), scope)
@@ -141,7 +141,7 @@ class Api:
         return answer({"live": True, "ready": not self._reason()})
 
     async def ready(self, request: Request) -> Response:
-        """200 while every door that the configuration opens is open: predictions, and pushed records."""
+        """200 while everything that the configuration offers is there: predictions, and taking pushed records."""
         reason = self._reason()
         if reason:
             return answer({"live": True, "ready": False, "reason": reason}, 503, retry_after(1))
@@ -177,8 +177,8 @@ class Api:
     async def _infer(self, request: Request) -> Response:
         published = await self._published(request)
         limit_bytes = openinference.largest_body(published.schema, self._s.queue_rows) or self._s.body_bytes
-        with self._budget.share(_peer(request)) as share:
-            body = await read_body(request, min(limit_bytes, self._s.body_bytes), self._s.patience, share)
+        with self._budget.reserve(_peer(request)) as reservation:
+            body = await read_body(request, min(limit_bytes, self._s.body_bytes), self._s.patience, reservation)
             asked, inputs = await self._read(body, request.headers.get(openinference.HEADER_LENGTH), published.schema)
             probabilities = await self._s.predictor.predict(published, inputs)
             schema, said = published.schema, self._parameters(published)
@@ -202,15 +202,15 @@ class Api:
             return _prepare(*arguments)
         return await asyncio.to_thread(_prepare, *arguments)
 
-    def _parameters(self, published: Published) -> dict[str, str | float | bool]:
+    def _parameters(self, published: ServedModel) -> dict[str, str | float | bool]:
         return {
             "version": published.version,
             "published_timestamp_seconds": published.published_at,
-            "lag_records": self._s.board.lag_records(published.records),
+            "lag_records": self._s.status.lag_records(published.records),
             "prediction_id": uuid.uuid4().hex,
         }
 
-    async def _published(self, request: Request) -> Published:
+    async def _published(self, request: Request) -> ServedModel:
         model, version = request.path_params["model"], request.path_params.get("version")
         if model != openinference.MODEL:
             raise RequestError(404, f"needed the model {openinference.MODEL!r}, got {model[:80]!r}")
@@ -232,17 +232,17 @@ class Api:
 
     def _refresh(self) -> None:
         """Gauges that are read, not told, as they stand now."""
-        recorder, predictor, board = self._s.recorder, self._s.predictor, self._s.board
+        recorder, predictor, status = self._s.recorder, self._s.predictor, self._s.status
         recorder.set("ready", not self._reason())
         recorder.set("queue_records", predictor.waiting_rows, queue="predict")
         recorder.set("predict_in_flight", predictor.in_flight, protocol="http")
-        if (lag := board.lag.records()) is not None:
-            recorder.set("source_lag_records", lag, source=board.source)
+        if (lag := status.lag.records()) is not None:
+            recorder.set("source_lag_records", lag, source=status.source)
         if predictor.version is not None:
             published = predictor.current()
             recorder.set("model_version", published.version)
             recorder.set("model_pinned", self._s.follower.pinned() is not None)
-            recorder.set("model_lag_records", board.lag_records(published.records))
+            recorder.set("model_lag_records", status.lag_records(published.records))
             recorder.set("model_published_timestamp_seconds", published.published_at)
         self._s.exposition.apply(recorder.drain())
 
@@ -252,7 +252,7 @@ class Api:
         dead = self._s.exposition.total("dead_letter_records_total")
         pin = self._s.follower.pinned()
         return answer(
-            self._s.board.status(
+            self._s.status.status(
                 published.version if published else None,
                 published.published_at if published else None,
                 self._reason(),
@@ -281,8 +281,8 @@ class Api:
 
     async def rollback(self, request: Request) -> Response:
         """Serve an old version under a new number, pinned."""
-        with self._budget.share(_peer(request)) as share:
-            body = await read_body(request, _ADMIN_BYTES, self._s.patience, share)
+        with self._budget.reserve(_peer(request)) as reservation:
+            body = await read_body(request, _ADMIN_BYTES, self._s.patience, reservation)
         version = openinference.json_object(body).get("version")
         if not isinstance(version, int) or isinstance(version, bool) or not 0 < version < 2**63:
             raise RecordError('needed {"version": NUMBER}' + f", got {version!r:.80} as version")
@@ -296,18 +296,18 @@ class Api:
 
     async def push(self, request: Request) -> Response:
         """Records for the log."""
-        with self._budget.share(_peer(request)) as share:
-            return await self._s.gateway.forward(request, request.path_params["stream"], share)
+        with self._budget.reserve(_peer(request)) as reservation:
+            return await self._s.proxy.forward(request, request.path_params["stream"], reservation)
 
     def _reason(self) -> str:
-        """Why this server is not ready; empty when it answers predictions and every other door is open too."""
-        if self._s.board.draining:
-            return self._s.board.shut()
+        """Why this server is not ready; empty when it answers predictions and takes pushed records."""
+        if self._s.status.draining:
+            return self._s.status.closed()
         try:
             self._s.predictor.current()
         except NotReady as fault:
             return fault.message
-        return self._s.board.shut()
+        return self._s.status.closed()
 
 
 def _prepare(

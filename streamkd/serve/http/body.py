@@ -22,17 +22,17 @@ _STEP = 1 << 16
 
 
 @dataclass(frozen=True)
-class BodyPatience:
+class BodyTimeouts:
     """How long a whole body may take, and how long nothing of it may come."""
 
     total_seconds: float = 60.0
     idle_seconds: float = 10.0
 
 
-PATIENT = BodyPatience()
+BODY_TIMEOUTS = BodyTimeouts()
 
 
-class Budget:
+class BodyBudget:
     """Bytes that all bodies in flight may hold together.
 
     When they are all held, a body that is still coming gives way to the newer one: the longest under way, of the
@@ -41,23 +41,23 @@ class Budget:
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
-        self._shares: list[Share] = []  # the oldest first
+        self._reservations: list[Reservation] = []  # the oldest first
 
     @property
     def held_bytes(self) -> int:
-        return sum(share.held for share in self._shares)
+        return sum(reservation.held for reservation in self._reservations)
 
     @contextmanager
-    def share(self, peer: str = "") -> Iterator["Share"]:
+    def reserve(self, peer: str = "") -> Iterator["Reservation"]:
         """One request's part; given back at the end of the block."""
-        share = Share(self, peer)
-        self._shares.append(share)
+        reservation = Reservation(self, peer)
+        self._reservations.append(reservation)
         try:
-            yield share
+            yield reservation
         finally:
-            self._shares.remove(share)
+            self._reservations.remove(reservation)
 
-    def make_room(self, count: int, taker: "Share") -> None:
+    def make_room(self, count: int, taker: "Reservation") -> None:
         """See that ``count`` more bytes may be held.
 
         Raises:
@@ -69,18 +69,18 @@ class Budget:
                 raise _full(self.held_bytes, self._limit)
             slowest.give_way()
 
-    def _slowest(self) -> "Share | None":
+    def _slowest(self) -> "Reservation | None":
         held: Counter[str] = Counter()
-        for share in self._shares:
-            held[share.peer] += share.held
-        coming = [share for share in self._shares if share.deadline is not None]
-        return max(coming, key=lambda share: held[share.peer], default=None)
+        for reservation in self._reservations:
+            held[reservation.peer] += reservation.held
+        coming = [reservation for reservation in self._reservations if reservation.deadline is not None]
+        return max(coming, key=lambda reservation: held[reservation.peer], default=None)
 
 
-class Share:
+class Reservation:
     """What one request holds of the budget; ``deadline`` while its body is coming."""
 
-    def __init__(self, budget: Budget, peer: str) -> None:
+    def __init__(self, budget: BodyBudget, peer: str) -> None:
         self._budget = budget
         self.peer = peer
         self.held = 0
@@ -110,7 +110,7 @@ def _full(held_bytes: int, limit_bytes: int) -> Overloaded:
 
 
 async def read_body(
-    request: Request, limit_bytes: int, patience: BodyPatience, share: Share, unpack: bool = True
+    request: Request, limit_bytes: int, patience: BodyTimeouts, reservation: Reservation, unpack: bool = True
 ) -> bytes:
     """The whole body, decompressed if ``unpack``.
 
@@ -122,24 +122,24 @@ async def read_body(
     encoding = request.headers.get("content-encoding", "identity").strip().lower() if unpack else ""
     inflate, body = _inflater(encoding), bytearray()
     try:
-        async with asyncio.timeout(patience.total_seconds) as share.deadline:
+        async with asyncio.timeout(patience.total_seconds) as reservation.deadline:
             async for chunk in _chunks(request, limit_bytes, patience.idle_seconds):
                 for piece in inflate.feed(chunk):
-                    share.take(len(piece))
+                    reservation.take(len(piece))
                     body += piece
                     if len(body) > limit_bytes:
                         raise _too_large(limit_bytes)
                     if len(body) > _STEP:
                         await asyncio.sleep(0)  # unpacking is work: others are answered in between
     except TimeoutError:
-        if share.gave_way:
+        if reservation.gave_way:
             raise Overloaded("this body came slowly, and others needed its room", fix="send it again") from None
         needed = f"{patience.total_seconds:g} seconds, and {patience.idle_seconds:g} for the next bytes"
         raise RequestError(
             408, f"needed the whole body within {needed}, got {len(body)} bytes", headers={"Connection": "close"}
         ) from None
     finally:
-        share.deadline = None
+        reservation.deadline = None
     inflate.end()
     return bytes(body)
 

@@ -19,7 +19,7 @@ PIPELINED = 32  # requests of one connection that may wait for the one before th
 
 
 @dataclass(frozen=True)
-class Patience:
+class ConnectionLimits:
     """How many connections there may be, and how long one may take for what."""
 
     connections: int = 1_000
@@ -27,7 +27,7 @@ class Patience:
     answer_seconds: float = 60.0
 
 
-class Crowd:
+class IdleConnections:
     """The connections for which nothing is done now, by peer, the longest idle first."""
 
     def __init__(self) -> None:
@@ -50,16 +50,16 @@ class Crowd:
         return next(iter(most), None)
 
 
-def bounded(patience: Patience) -> type["BoundedProtocol"]:
+def bounded(patience: ConnectionLimits) -> type["BoundedProtocol"]:
     """The protocol of one server, for ``uvicorn.Config(http=...)``."""
-    return type("BoundedProtocol", (BoundedProtocol,), {"patience": patience, "crowd": Crowd()})
+    return type("BoundedProtocol", (BoundedProtocol,), {"patience": patience, "crowd": IdleConnections()})
 
 
 class BoundedProtocol(HttpToolsProtocol):
     """One connection; ``crowd`` holds those of the same server."""
 
-    patience = Patience()
-    crowd = Crowd()
+    patience = ConnectionLimits()
+    crowd = IdleConnections()
     peer = ""
     _in_head = False
     _head_bytes = 0

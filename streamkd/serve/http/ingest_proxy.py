@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from streamkd.errors import Overloaded
 from streamkd.serve.http.answers import RETRY_AFTER_SECONDS, RequestError, retry_after
-from streamkd.serve.http.body import PATIENT, BodyPatience, Share, read_body
+from streamkd.serve.http.body import BODY_TIMEOUTS, BodyTimeouts, Reservation, read_body
 
 FORWARDED = (
     "authorization",
@@ -30,10 +30,12 @@ _TIMEOUT = httpx.Timeout(60.0, connect=2.0, pool=5.0)
 _LIMITS = httpx.Limits(max_connections=16, max_keepalive_connections=4)
 
 
-class Gateway:
+class IngestProxy:
     """Passes requests on to the socket; ``None`` where the configuration has no push source."""
 
-    def __init__(self, socket: Path | None, source: str, limit_bytes: int, patience: BodyPatience = PATIENT) -> None:
+    def __init__(
+        self, socket: Path | None, source: str, limit_bytes: int, patience: BodyTimeouts = BODY_TIMEOUTS
+    ) -> None:
         self._source = source
         self._patience = patience
         self._limit_bytes = limit_bytes
@@ -42,8 +44,8 @@ class Gateway:
             transport = httpx.AsyncHTTPTransport(uds=str(socket), limits=_LIMITS)
             self._client = httpx.AsyncClient(transport=transport, base_url="http://ingress", timeout=_TIMEOUT)
 
-    async def forward(self, request: Request, stream: str, share: Share) -> Response:
-        """The ingress' answer to a request, whose body is held in ``share``.
+    async def forward(self, request: Request, stream: str, reservation: Reservation) -> Response:
+        """The ingress' answer to a request, whose body is held in ``reservation``.
 
         Raises:
             RequestError: 409 where no source takes pushes, 408 too slow, 503 while the ingress is down.
@@ -57,7 +59,7 @@ class Gateway:
             )
         # as they came: a producer's name need not be ASCII
         headers = [(name, value) for name, value in request.headers.raw if name.decode("latin-1") in FORWARDED]
-        body = await read_body(request, self._limit_bytes, self._patience, share, unpack=False)
+        body = await read_body(request, self._limit_bytes, self._patience, reservation, unpack=False)
         try:
             reply = await self._client.post(
                 f"/v1/streams/{quote(stream, safe='')}",

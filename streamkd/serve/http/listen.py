@@ -20,7 +20,7 @@ SOCKET_BYTES = 103  # of the path of a unix socket: 107 on Linux, 103 on others
 LONGEST = PREFIX + "12345678/ingress.sock"
 
 
-def check_doors(serve: config.Serve) -> None:
+def check_ports(serve: config.Serve) -> None:
     """What of the ports can be said without opening them.
 
     Raises:

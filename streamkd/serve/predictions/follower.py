@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 
 from streamkd.errors import CheckpointDamaged, NotReady, StateError, StreamkdError
-from streamkd.serve.predictions.predictor import Predictor, Published
+from streamkd.serve.predictions.predictor import Predictor, ServedModel
 from streamkd.state.directory import StateDirectory
-from streamkd.state.versions import VersionInfo, Versions
+from streamkd.state.versions import VersionInfo, VersionStore
 from streamkd.telemetry import Recorder
 
-Loader = Callable[[Path, VersionInfo], Published]
+Loader = Callable[[Path, VersionInfo], ServedModel]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ _KEPT = 3
 logger = logging.getLogger(__name__)
 
 
-class Follower:
+class VersionFollower:
     """One thread that keeps the predictor on the served version; other kept versions are loaded when asked for."""
 
     def __init__(
@@ -59,9 +59,9 @@ class Follower:
         self._recorder = recorder
         self._keep = keep
         self._poll_seconds = poll_seconds
-        self._versions: Versions | None = None
+        self._versions: VersionStore | None = None
         self._loading = threading.Lock()
-        self._loaded: OrderedDict[int, Published] = OrderedDict()
+        self._loaded: OrderedDict[int, ServedModel] = OrderedDict()
         self._refused: int | None = None
         self._pin: Pin | None = None
         self._poked = threading.Event()
@@ -78,7 +78,7 @@ class Follower:
         versions = self._open()
         return versions.list() if versions else []
 
-    def get(self, version: int) -> Published:
+    def get(self, version: int) -> ServedModel:
         """A kept version by number, loaded where it is not yet.
 
         Raises:
@@ -134,7 +134,7 @@ class Follower:
             self._poked.wait(self._poll_seconds)
 
     def _look(self, seen: int | None) -> int | None:
-        """Follow what has changed since ``seen``, a number of ``Versions.changes``."""
+        """Follow what has changed since ``seen``, a number of ``VersionStore.changes``."""
         poked = self._poked.is_set()
         self._poked.clear()
         versions = self._open()
@@ -145,7 +145,7 @@ class Follower:
             self._step(versions)
         return now
 
-    def _step(self, versions: Versions) -> None:
+    def _step(self, versions: VersionStore) -> None:
         """Swap to the served version; at the start, where that one is damaged, to the newest that is not."""
         served, newest = versions.served(), versions.newest()
         if served is None or newest is None:
@@ -178,7 +178,7 @@ class Follower:
         self._recorder.count("model_swaps_rejected_total", reason=_reason(fault))
         logger.warning("version %d is refused, version %s stays: %s", version, self._predictor.version, fault)
 
-    def _ready(self, version: int) -> Published:
+    def _ready(self, version: int) -> ServedModel:
         """A version that has answered once, from the few that are kept loaded or from the disk."""
         if version in self._loaded:
             self._loaded.move_to_end(version)
@@ -191,22 +191,22 @@ class Follower:
             self._loaded.popitem(last=False)
         return published
 
-    def _open(self) -> Versions | None:
+    def _open(self) -> VersionStore | None:
         if self._versions is None and self._directory.exists():
-            self._versions = Versions(self._directory, self._keep, read_only=True)
+            self._versions = VersionStore(self._directory, self._keep, read_only=True)
         return self._versions
 
     @contextmanager
-    def _writing(self) -> Iterator[Versions]:
+    def _writing(self) -> Iterator[VersionStore]:
         """For a change; to follow reads only, as the learner may yet refuse what lies here and leave it as it is."""
         self._need()
-        versions = Versions(self._directory, self._keep)
+        versions = VersionStore(self._directory, self._keep)
         try:
             yield versions
         finally:
             versions.close()
 
-    def _need(self) -> Versions:
+    def _need(self) -> VersionStore:
         versions = self._open()
         if versions is None:
             raise NotReady("no version is published yet", fix="come again when the learner is ready")
@@ -220,7 +220,7 @@ class Follower:
         return False
 
 
-def try_out(published: Published) -> None:
+def try_out(published: ServedModel) -> None:
     """Let a version answer one record, which also warms it up.
 
     Raises:

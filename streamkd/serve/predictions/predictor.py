@@ -26,7 +26,7 @@ from streamkd.telemetry import Recorder
 logger = logging.getLogger(__name__)
 
 
-class Published(Protocol):
+class ServedModel(Protocol):
     """A version that can answer. ``predict``: encoded inputs [n, *shape] to probabilities [n, classes] float32."""
 
     @property
@@ -44,7 +44,7 @@ class Published(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Request:
-    published: Published
+    published: ServedModel
     inputs: np.ndarray
     loop: asyncio.AbstractEventLoop
     answer: "asyncio.Future[np.ndarray]"
@@ -58,7 +58,7 @@ class Predictor:
         self._batch_rows = batch_rows
         self._queue_rows = queue_rows
         self._recorder = recorder
-        self._current: Published | None = None
+        self._current: ServedModel | None = None
         self._waiting: deque[_Request] = deque()
         self._rows = 0
         self._in_flight = 0
@@ -67,11 +67,11 @@ class Predictor:
         self._thread = threading.Thread(target=self._work, name="predictor", daemon=True)
         self._thread.start()
 
-    def swap(self, published: Published) -> None:
+    def swap(self, published: ServedModel) -> None:
         """Answer from this version from now on."""
         self._current = published
 
-    def current(self) -> Published:
+    def current(self) -> ServedModel:
         """The version that answers.
 
         Raises:
@@ -96,7 +96,7 @@ class Predictor:
         """Requests that have not been answered yet."""
         return self._in_flight
 
-    async def predict(self, published: Published, inputs: np.ndarray) -> np.ndarray:
+    async def predict(self, published: ServedModel, inputs: np.ndarray) -> np.ndarray:
         """Probabilities [n, classes] of encoded inputs [n, *shape], by that version.
 
         Raises:

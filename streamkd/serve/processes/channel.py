@@ -4,7 +4,7 @@
          send({"kind": ...}) ◄─ one line of JSON each ─► receive(timeout)
 
 The end of the stream (``EOFError``) means that the other process is gone: the kernel closes a dead
-process's sockets. One that is there and hangs is seen by its silence (``serve.keeper``). A child has no purpose
+process's sockets. One that is there and hangs is seen by its silence (``serve.child``). A child has no purpose
 without its supervisor and exits. A message over ``MESSAGE_BYTES`` is refused once, at either end, and the next
 one arrives.
 """

@@ -21,7 +21,7 @@ from typing import Any
 from streamkd.errors import StreamkdError
 from streamkd.serve.processes.channel import Channel, pair
 from streamkd.serve.processes.reports import CHECKPOINT, STARTING, STOPPING
-from streamkd.serve.processes.server_status import Board
+from streamkd.serve.processes.server_status import ServerStatus
 from streamkd.telemetry import Recorder
 
 FIRST_DELAY_SECONDS = 0.1
@@ -49,7 +49,7 @@ class Backoff:
         return delay
 
 
-class Silence:
+class HeartbeatAge:
     """How long a child has not been heard of, in time in which we could have heard it.
 
     A machine that slept, or a group that was stopped and goes on, has no child that hangs.
@@ -72,7 +72,7 @@ class Silence:
         return self._seconds
 
 
-class Keeper:
+class ChildProcess:
     """One child, ``python -m MODULE --fd N``, which is told ``start()`` first and must beat every ``hang_seconds``."""
 
     def __init__(
@@ -81,7 +81,7 @@ class Keeper:
         module: str,
         start: Callable[[], Message],
         hear: Callable[[Message], None],
-        board: Board,
+        status: ServerStatus,
         recorder: Recorder,
         hang_seconds: float,
         environment: Mapping[str, str] | None = None,
@@ -90,7 +90,7 @@ class Keeper:
         self._module = module
         self._start = start
         self._hear = hear
-        self._board = board
+        self._status = status
         self._recorder = recorder
         self._hang_seconds = hang_seconds
         self._environment = {**os.environ, **(environment or {})}
@@ -99,12 +99,12 @@ class Keeper:
         self._channel: Channel | None = None
         self._doing, self._last_words = "", ""
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name=f"keeper of {name}", daemon=True)
+        self._thread = threading.Thread(target=self._keep, name=f"{name} process", daemon=True)
 
     def start(self) -> None:
         """Start the child, once."""
         if not self._thread.is_alive() and not self._ended.is_set():
-            self._board.process(self.name, "starting")  # before anybody is answered: the status names every child
+            self._status.process(self.name, "starting")  # before anybody is answered: the status names every child
             self._thread.start()
 
     @property
@@ -161,10 +161,10 @@ class Keeper:
             delay = backoff.after(time.monotonic() - begin)
             logger.warning("the %s %s; it is started again in %.1f s", self.name, end, delay)
             self._recorder.count("process_restarts_total", process=self.name)
-            self._board.process(self.name, "restarting", reason=end)
+            self._status.process(self.name, "restarting", reason=end)
             self._ended.wait(delay)
         self._recorder.remove("process_heartbeat_age_seconds", process=self.name)
-        self._board.process(self.name, "stopped")
+        self._status.process(self.name, "stopped")
 
     def _live(self) -> str:
         """One life of the child; how it ended, whatever happened."""
@@ -197,7 +197,7 @@ class Keeper:
         with self._lock:
             self._process, self._doing, self._last_words = process, "", ""
         self._recorder.set("process_up", 1, process=self.name)
-        self._board.process(self.name, "running", process.pid)
+        self._status.process(self.name, "running", process.pid)
         with contextlib.suppress(EOFError):
             channel.send(self._start())
         with self._lock:
@@ -214,7 +214,7 @@ class Keeper:
 
     def _listen(self, channel: Channel) -> str:
         """Hear the child until it ends; why it must be ended, where it must."""
-        silence = Silence()
+        silence = HeartbeatAge()
         while True:
             try:
                 message = channel.receive(LOOK_SECONDS)
@@ -234,7 +234,7 @@ class Keeper:
     def _look(self, seconds: float) -> str:
         """Note how long the child has been silent; what is to be said where that is too long."""
         self._recorder.set("process_heartbeat_age_seconds", seconds, process=self.name)
-        self._board.heartbeat(self.name, self._doing, seconds)
+        self._status.heartbeat(self.name, self._doing, seconds)
         if seconds <= self._hang_seconds * (PATIENCE if self._doing in _LONG else 1):
             return ""
         self._recorder.count("process_hangs_total", process=self.name)

@@ -34,7 +34,7 @@ from streamkd.errors import ConfigError, Overloaded, StreamkdError
 from streamkd.plugins import Registry
 from streamkd.serve.processes.channel import Channel
 from streamkd.serve.processes.child import Backoff
-from streamkd.serve.processes.reports import STARTING, STOPPING, Teller
+from streamkd.serve.processes.reports import STARTING, STOPPING, Reporter
 from streamkd.state import coherence
 from streamkd.state.directory import StateDirectory
 from streamkd.streams.ingest.http import Answer, HttpListener, HttpOptions
@@ -73,7 +73,7 @@ class Ingress:
         listener: Listener = registry.kind("sources", choice.name, "stream.source").make(options, ingest)
         self._posts = listener if isinstance(listener, HttpListener) else HttpListener(HttpOptions(), ingest)
         self._listeners: list[Listener] = [listener, self._posts] if listener is not self._posts else [listener]
-        self._doors = Doors(self._listeners, again)
+        self._listening = Listeners(self._listeners, again)
         self._http_socket = http_socket
 
     def run(self, channel: Channel) -> None:
@@ -82,24 +82,24 @@ class Ingress:
         Raises:
             EOFError: the supervisor is gone. ConfigError: a port is taken, at the first start.
         """
-        teller = Teller(channel, self._recorder)
+        reporter = Reporter(channel, self._recorder)
         with _http(application(self._posts), self._http_socket) as goes_on:
-            self._until_drain(channel, teller, goes_on)
-            teller.beat(STOPPING)
+            self._until_drain(channel, reporter, goes_on)
+            reporter.beat(STOPPING)
             self._intake.drain()
             deadline = time.monotonic() + DRAIN_SECONDS
-            for listener in self._doors.open:
+            for listener in self._listening.open:
                 listener.drain(max(0.0, deadline - time.monotonic()))
         self._intake.close()
         self._log.close()
-        teller.metrics()
+        reporter.metrics()
         channel.send({"kind": "stopped"})
 
-    def _until_drain(self, channel: Channel, teller: Teller, goes_on: Callable[[], bool]) -> None:
+    def _until_drain(self, channel: Channel, reporter: Reporter, goes_on: Callable[[], bool]) -> None:
         message: dict[str, Any] | None = None
         told = time.monotonic()
         while message is None or message.get("kind") != "drain":
-            if (said := self._doors.look()) is not None:
+            if (said := self._listening.look()) is not None:
                 channel.send(said)
             if message is not None and message.get("kind") == "committed":
                 offset = message.get("offsets", {}).get(self._log.partition)
@@ -107,14 +107,14 @@ class Ingress:
                     self._intake.committed(offset, message.get("oldest", {}).get(self._log.partition))
             self._intake.tidy()
             if goes_on():
-                teller.beat("taking records", lambda: {"ends": {self._log.partition: self._log.end()}})
+                reporter.beat("taking records", lambda: {"ends": {self._log.partition: self._log.end()}})
             if time.monotonic() - told >= TELL_SECONDS:
                 told = time.monotonic()
-                teller.metrics()
+                reporter.metrics()
             message = channel.receive(TELL_SECONDS)
 
 
-class Doors:
+class Listeners:
     """The listeners of one ingress: which of them listen, and when to try the others again."""
 
     def __init__(self, listeners: Sequence[Listener], again: bool) -> None:
@@ -238,7 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         message = channel.receive()
         assert message is not None
-        Teller(channel, Recorder()).beat(STARTING)
+        Reporter(channel, Recorder()).beat(STARTING)
         _prepare(message).run(channel)
     except EOFError:
         return 1

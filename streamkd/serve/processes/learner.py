@@ -23,13 +23,12 @@ from streamkd.config import Config
 from streamkd.errors import Overloaded, PluginError, StateConflict, StateError, StreamkdError
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
-from streamkd.serve.processes.answering import Answering
 from streamkd.serve.processes.channel import Channel
 from streamkd.serve.processes.learner_status import Gauges, status_of
-from streamkd.serve.processes.publisher import Publisher
-from streamkd.serve.processes.reports import CHECKPOINT, STARTING, STOPPING, Teller
+from streamkd.serve.processes.publisher import Publisher, ScoredVersion
+from streamkd.serve.processes.reports import CHECKPOINT, STARTING, STOPPING, Reporter
 from streamkd.state import coherence
-from streamkd.state.checkpoint import Checkpoints, Snapshot, compare, environment
+from streamkd.state.checkpoint import CheckpointStore, Snapshot, compare, environment
 from streamkd.state.directory import StateDirectory
 from streamkd.streams.log.database import is_passing
 from streamkd.streams.log.log import Log
@@ -48,9 +47,9 @@ class LearnerProcess:
     def __init__(self, config: Config, registry: Registry, directory: StateDirectory, channel: Channel) -> None:
         self.config, self.channel = config, channel
         self.recorder = Recorder()
-        self._teller = Teller(channel, self.recorder)
-        self._teller.beat(STARTING)
-        self._checkpoints = Checkpoints(directory, config.checkpoint.keep)
+        self._reporter = Reporter(channel, self.recorder)
+        self._reporter.beat(STARTING)
+        self._checkpoints = CheckpointStore(directory, config.checkpoint.keep)
         schema = schema_of(config, registry)
         source, journal = open_source(config, registry, schema, directory.log)
         self.learner = Learner(config, registry, source, schema, journal=journal, recorder=self.recorder)
@@ -62,7 +61,7 @@ class LearnerProcess:
         if not self.learner.started:
             rehearse(config, registry, schema, self.learner.device)
         self._publisher = Publisher(directory, config, registry, self.recorder)
-        self._answering = Answering(self._publisher, registry)
+        self._scored = ScoredVersion(self._publisher, registry)
         self._environment = environment()
         now = time.monotonic()
         self._next = {"checkpoint": now + config.checkpoint.every_seconds, "publish": now, "tell": now}
@@ -136,14 +135,14 @@ class LearnerProcess:
             self._checkpoint()
         if now >= self._next["tell"]:
             self._next["tell"] = now + TELL_SECONDS
-            self._answering.follow(self.learner)
+            self._scored.follow(self.learner)
             self._tell()
 
     def _publish(self) -> None:
         self.learner.measure()
         version = self._publisher.publish(self.learner)
         if version is not None:
-            self._answering.follow(self.learner)
+            self._scored.follow(self.learner)
             self.channel.send({"kind": "published", "version": version})
             self.learner.observers.tell("on_published", version, self.learner.records)
 
@@ -201,7 +200,7 @@ class LearnerProcess:
         self.channel.send({"kind": "stopped"})
 
     def _beat(self, doing: str) -> None:
-        self._teller.beat(doing, self._progress)
+        self._reporter.beat(doing, self._progress)
 
     def _progress(self) -> dict[str, dict[str, int]]:
         """How far this learner is, and the source: the supervisor measures the lag."""
@@ -216,10 +215,10 @@ class LearnerProcess:
         now, records = time.monotonic(), self.learner.records
         rate = (records - self._told[1]) / max(now - self._told[0], 1e-9)
         self._told = (now, records)
-        status = status_of(self.learner, rate, self._publisher.version, self._answering.version)
+        status = status_of(self.learner, rate, self._publisher.version, self._scored.version)
         self._gauges.record(status, self.learner)
-        self._teller.status(status)
-        self._teller.metrics()
+        self._reporter.status(status)
+        self._reporter.metrics()
 
 
 def main(fd: int) -> int:

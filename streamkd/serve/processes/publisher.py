@@ -6,8 +6,9 @@ candidate that fails a check is counted and left; what is served stays as it is.
 
 import logging
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -15,16 +16,18 @@ from streamkd import config as configuration
 from streamkd.analytic import ensemble
 from streamkd.analytic.ensemble import Model
 from streamkd.config import Config
-from streamkd.errors import StateError
+from streamkd.errors import StateError, StreamkdError
+from streamkd.evaluate.arrival import Predict
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
-from streamkd.state import candidate
 from streamkd.state.directory import StateDirectory
-from streamkd.state.versions import Versions
+from streamkd.state.versions import VersionInfo, VersionStore
+from streamkd.students.columns import Columns
 from streamkd.teachers.teacher import copy_of
 from streamkd.telemetry import Recorder
 
 CANARY = 16  # held-out records that a candidate must answer sanely
+Refusal = Literal["keys", "types", "shapes", "not_finite", "canary", "regression"]
 logger = logging.getLogger("streamkd.learner")
 
 
@@ -33,7 +36,7 @@ class Publisher:
 
     def __init__(self, directory: StateDirectory, config: Config, registry: Registry, recorder: Recorder) -> None:
         self._config, self._registry, self._recorder = config, registry, recorder
-        self.versions = Versions(directory, config.publish.keep)
+        self.versions = VersionStore(directory, config.publish.keep)
         self.model: Model | None = None
         self._records = -1
         info = self.versions.served()
@@ -73,11 +76,11 @@ class Publisher:
         }
         return ensemble.write(folder, clone, meta)
 
-    def _refusal(self, clone: Model, learner: Learner) -> candidate.Refusal | None:
+    def _refusal(self, clone: Model, learner: Learner) -> Refusal | None:
         ring = learner.strategy.step.memory.holdout
         x = ring.x[: ring.filled].cpu() if ring.x is not None else None
         y = ring.y[: ring.filled].cpu() if x is not None else None
-        return candidate.refusal(
+        return refusal(
             clone.state_dict(),
             learner.served.state_dict(),
             lambda: _probabilities(clone, x[:CANARY]) if x is not None and len(x) else torch.ones(1, 1),
@@ -96,3 +99,105 @@ def _accuracy(model: Model | None, x: torch.Tensor | None, y: torch.Tensor | Non
     if model is None or x is None or y is None or not len(x):
         return None
     return float((_probabilities(model, x).argmax(1) == y).float().mean())
+
+
+def refusal(
+    candidate: Mapping[str, torch.Tensor],
+    expected: Mapping[str, torch.Tensor],
+    canary: Callable[[], torch.Tensor],
+    accuracy: float | None,
+    served_accuracy: float | None,
+    tolerance: float,
+) -> Refusal | None:
+    """The first reason against a candidate, or ``None``.
+
+    Args:
+        candidate: its weights by name.
+        expected: those of the network that it is a copy of.
+        canary: its probabilities [n, classes] on a few records.
+        accuracy: its accuracy on held-out records; ``served_accuracy`` that of the served version on the same.
+        tolerance: the largest drop that is still published.
+    """
+    return (
+        against_weights(candidate, expected)
+        or against_canary(canary)
+        or against_accuracy(accuracy, served_accuracy, tolerance)
+    )
+
+
+def against_weights(candidate: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> Refusal | None:
+    """Other names, element types or shapes than expected, or a number that is not finite."""
+    if candidate.keys() != expected.keys():
+        return "keys"
+    if any(candidate[name].dtype != expected[name].dtype for name in expected):
+        return "types"
+    if any(candidate[name].shape != expected[name].shape for name in expected):
+        return "shapes"
+    finite = all(bool(torch.isfinite(t).all()) for t in candidate.values() if t.is_floating_point() or t.is_complex())
+    return None if finite else "not_finite"
+
+
+def against_canary(predict: Callable[[], torch.Tensor]) -> Refusal | None:
+    """A candidate that fails on the canary records, or answers them with what are no probabilities."""
+    try:
+        return against_answers(predict())
+    except Exception as fault:  # a student may be a stranger's code: it must not stop the learner
+        logger.warning("the candidate failed on the canary records: %r", fault)
+        return "canary"
+
+
+def against_answers(probabilities: torch.Tensor) -> Refusal | None:
+    """Probabilities on the canary records that are none: no rows, not finite, negative, or not summing to 1."""
+    if probabilities.dim() != 2 or not probabilities.numel():
+        return "canary"
+    sums = probabilities.sum(dim=1)
+    fine = bool(torch.isfinite(probabilities).all()) and bool((probabilities >= 0).all())
+    return None if fine and torch.allclose(sums, torch.ones_like(sums), atol=1e-3) else "canary"
+
+
+def against_accuracy(accuracy: float | None, served_accuracy: float | None, tolerance: float) -> Refusal | None:
+    """A held-out accuracy that falls by more than ``tolerance`` below that of the served version."""
+    if accuracy is None or served_accuracy is None:
+        return None
+    return "regression" if accuracy < served_accuracy - tolerance else None
+
+
+class ScoredVersion:
+    """The version that a learner's arriving records are scored by: the one that users are answered by.
+
+    One that this process has published is at hand; any other (a rollback, the one from before a restart) is read from
+    its files. What the clock decides here reaches a figure, never the weights.
+    """
+
+    def __init__(self, publisher: Publisher, registry: Registry) -> None:
+        self._publisher, self._registry = publisher, registry
+        self._refused: int | None = None
+        self.version: int | None = None
+
+    def follow(self, learner: Learner) -> None:
+        """Look which version is served now. One that cannot be read is not served either: the one before stays."""
+        served = self._publisher.versions.served()
+        if served is None or served.version in (self.version, self._refused) or not learner.started:
+            return
+        if served.records > learner.records:  # killed before a checkpoint: what it has learned comes again first
+            return
+        try:
+            learner.arrivals.take(self._at_hand(served, learner) or self._read(served, learner))
+        except StreamkdError as fault:
+            self._refused = served.version
+            logger.warning("version %d is not scored on arriving records: %s", served.version, fault)
+            return
+        self.version = served.version
+
+    def _at_hand(self, served: VersionInfo, learner: Learner) -> Predict | None:
+        model = self._publisher.model if served.version == self._publisher.version else None
+        return copy_of(model).to(learner.device) if model is not None and learner.device.type != "cpu" else model
+
+    def _read(self, served: VersionInfo, learner: Learner) -> Predict:
+        published = ensemble.load(self._publisher.versions.read(served.version), self._registry, served.version)
+        known = learner.labels.labels[: len(published.classes)]
+        if known != published.classes:
+            raise StreamkdError(f"needed the labels {known!r:.200}, got {published.classes!r:.200}")
+        columns = Columns(learner.schema, [column.name for column in published.schema.inputs])
+        model = published.student.to(learner.device)
+        return lambda x: model(columns(x))

@@ -1,6 +1,6 @@
 """A configuration for a file of the user's own: what `streamkd init FILE` writes.
 
-file ─► `plan` (which column plays which part) ─► commented YAML, which `streamkd.config.load` takes, and notes
+file ─► `roles` (which column plays which part) ─► commented YAML, which `streamkd.config.load` takes, and notes
 """
 
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from streamkd.streams.files.columns import Column
-from streamkd.streams.files.roles import SAMPLE, Plan, plan_of
+from streamkd.streams.files.roles import SAMPLE, ColumnRoles, roles_of
 from streamkd.streams.files.rows import Rows, open_rows
 
 FIT = 1_000
@@ -36,31 +36,31 @@ def describe(path: Path, label: str | None = None, accept: Sequence[str] = ()) -
             something is hardly meant and not among ``accept``.
     """
     rows = open_rows(path)
-    plan = plan_of(rows, path, label, accept)
-    student, more = _student(plan, len(rows), shuffled=rows.scattered and not plan.time)
-    text = "\n".join([*_head(path, rows, plan, more), *_source(path, rows, plan), *_records(plan), *student, ""])
-    return Description(text, (*plan.notes, *more))
+    roles = roles_of(rows, path, label, accept)
+    student, more = _student(roles, len(rows), shuffled=rows.scattered and not roles.time)
+    text = "\n".join([*_head(path, rows, roles, more), *_source(path, rows, roles), *_records(roles), *student, ""])
+    return Description(text, (*roles.notes, *more))
 
 
-def _head(path: Path, rows: Rows, plan: Plan, more: Sequence[str]) -> list[str]:
+def _head(path: Path, rows: Rows, roles: ColumnRoles, more: Sequence[str]) -> list[str]:
     looked = "all" if len(rows) <= SAMPLE else f"{SAMPLE:,}"
     lines = [
         f"# Written by `streamkd init {path.name}`: {len(rows):,} records, of which {looked} were looked at.",
-        f"# The label is {plan.label.name!r}: {plan.label.values} different values.",
+        f"# The label is {roles.label.name!r}: {roles.label.values} different values.",
     ]
-    for column in plan.left_out:
+    for column in roles.left_out:
         task = (
             f"; `task: {_plain(column.name)}` under records makes it the task" if column.holds == "categories" else ""
         )
         lines.append(f"# Left out: {column.name!r} ({column.type}){task}.")
-    for column in (plan.label, *plan.inputs):
+    for column in (roles.label, *roles.inputs):
         if column.nulls:
             lines.append(f"# {column.nulls} records have no {column.name!r}: they go to the dead letters.")
-    lines += [f"# {note}" for note in (*plan.notes, *more)]
+    lines += [f"# {note}" for note in (*roles.notes, *more)]
     return [*lines, "# `streamkd check` this file, `streamkd serve` it to learn, `streamkd run` it for a report."]
 
 
-def _source(path: Path, rows: Rows, plan: Plan) -> list[str]:
+def _source(path: Path, rows: Rows, roles: ColumnRoles) -> list[str]:
     target = path.resolve()
     test = _test_file(target, rows)
     lines = [
@@ -72,17 +72,17 @@ def _source(path: Path, rows: Rows, plan: Plan) -> list[str]:
         "    name: replay",
         f"    path: {_plain(str(target))}",
     ]
-    lines += [f"    accept: [{', '.join(plan.accept)}]  # hardly meant, but meant"] if plan.accept else []
+    lines += [f"    accept: [{', '.join(roles.accept)}]  # hardly meant, but meant"] if roles.accept else []
     if test:
         lines.append(f"    test_path: {_plain(str(test))}")
-    elif plan.in_time:
+    elif roles.in_time:
         lines.append("    test_ratio: 0.2")
         lines.append(
             "    test: last  # what came last is held out, to measure the accuracy; test: evenly, of each label"
         )
     else:
         lines.append("    test_ratio: 0.2  # held out of each label, to measure the accuracy")
-    if plan.time:
+    if roles.time:
         lines.append("    order: given  # as the records lie in the file; seed: shuffled by the seed")
     elif rows.scattered:
         lines.append("    order: seed  # shuffled by the seed; given: as the records lie in the file")
@@ -107,16 +107,16 @@ def _test_file(path: Path, rows: Rows) -> Path | None:
     return None
 
 
-def _records(plan: Plan) -> list[str]:
-    lines = ["  records:", "    inputs:", *(f"      - {_input(column)}" for column in plan.inputs)]
-    if any(column.lengths for column in plan.inputs):
+def _records(roles: ColumnRoles) -> list[str]:
+    lines = ["  records:", "    inputs:", *(f"      - {_input(column)}" for column in roles.inputs)]
+    if any(column.lengths for column in roles.inputs):
         lines.append("      # pad: shorter lists end in zeros, longer ones are cut")
-    lines.append(f"    label: {_plain(plan.label.name)}")
-    lines.append(f"    label_type: {'int' if plan.label.holds == 'numbers' else 'string'}")
-    lines += [f"    id: {_plain(plan.id.name)}"] if plan.id else []
-    lines += [f"    event_time: {_plain(plan.time.name)}"] if plan.time else []
-    if len(plan.inputs) > PLENTY_COLUMNS:
-        lines.append(f"  limits: {{columns: {len(plan.inputs) + 8}}}")
+    lines.append(f"    label: {_plain(roles.label.name)}")
+    lines.append(f"    label_type: {'int' if roles.label.holds == 'numbers' else 'string'}")
+    lines += [f"    id: {_plain(roles.id.name)}"] if roles.id else []
+    lines += [f"    event_time: {_plain(roles.time.name)}"] if roles.time else []
+    if len(roles.inputs) > PLENTY_COLUMNS:
+        lines.append(f"  limits: {{columns: {len(roles.inputs) + 8}}}")
     return lines
 
 
@@ -142,17 +142,17 @@ def _input(column: Column) -> str:
     return f"{{{values}, fit: {FIT}}}  # mean and std of the first {FIT:,} records"
 
 
-def _student(plan: Plan, records: int, shuffled: bool) -> tuple[list[str], list[str]]:
+def _student(roles: ColumnRoles, records: int, shuffled: bool) -> tuple[list[str], list[str]]:
     """The lines after the stream's, and what should be said of them."""
-    column = plan.inputs[0]
-    picture = len(plan.inputs) == 1 and _is_picture(column.shape)
+    column = roles.inputs[0]
+    picture = len(roles.inputs) == 1 and _is_picture(column.shape)
     student = "{name: convnet, channels: [32, 64]}" if picture else "{name: mlp, hidden: [256, 128]}"
-    per_label = max(500, min(5 * plan.label.values, 5_000))
-    one_task = shuffled or plan.time
+    per_label = max(500, min(5 * roles.label.values, 5_000))
+    one_task = shuffled or roles.time
     why = "shuffled records are one task" if shuffled else "one task, in the order of time"
     detectors = [f"detectors: []  # {why}; without this line new labels begin one"] if one_task else []
     size = min(per_label, max(50, records // 2))
-    hints = [] if picture or len(plan.inputs) > 1 else list(_picture_hints(column))
+    hints = [] if picture or len(roles.inputs) > 1 else list(_picture_hints(column))
     return [*detectors, f"memory: {{size: {size}}}  # remembered records", f"student: {student}"], hints
 
 

@@ -1,6 +1,6 @@
 """Which column of a file plays which part: label, inputs, id, event time. What is hardly meant is refused, or left out.
 
-    sample of rows ─► columns ─► label ─► inputs ─► order of time ─► Plan, with notes for whoever asked
+    sample of rows ─► columns ─► label ─► inputs ─► order of time ─► ColumnRoles, with notes for whoever asked
 
 ``describe`` writes it down as a configuration.
 """
@@ -30,7 +30,7 @@ GONE = 0.5  # an input that a larger share of the records lacks is said
 
 
 @dataclass(frozen=True)
-class Plan:
+class ColumnRoles:
     """Which column plays which part. ``in_time``: the records lie in the order of the event time."""
 
     label: Column
@@ -43,7 +43,7 @@ class Plan:
     accept: tuple[str, ...]
 
 
-def plan_of(rows: Rows, path: Path, asked: str | None, accept: Sequence[str]) -> Plan:
+def roles_of(rows: Rows, path: Path, asked: str | None, accept: Sequence[str]) -> ColumnRoles:
     """The parts of a file's columns; ``asked``: the label.
 
     Raises:
@@ -123,7 +123,7 @@ def _parts(
     path: Path,
     accept: Sequence[str],
     accepted: set[str],
-) -> Plan:
+) -> ColumnRoles:
     others = [column for column in columns if column is not label]
     key = next((c for c in others if c.name.lower() in IDS and c.holds in ("numbers", "text", "categories")), None)
     time = next((c for c in others if c.holds == "times" and c.type.startswith(("timestamp", "date"))), None)
@@ -149,7 +149,7 @@ def _parts(
     notes += [*more, *_gaps(inputs, len(sample)), *_plain_words(label, inputs, free)]
     left_out = tuple(c for c in columns if c.name not in used)
     insisted = tuple(dict.fromkeys(kind for kind in accept if kind in accepted | kept))
-    return Plan(label, tuple(inputs), key, time, left_out, in_time, tuple(notes), insisted)
+    return ColumnRoles(label, tuple(inputs), key, time, left_out, in_time, tuple(notes), insisted)
 
 
 def _meant(

@@ -21,15 +21,15 @@ GROUP_BYTES = 32 << 20
 logger = logging.getLogger(__name__)
 
 Group = list[tuple[Entry, "Future[Receipt]"]]
-Settled = Callable[[Entry, Receipt | None], None]
+Written = Callable[[Entry, Receipt | None], None]
 
 
 class Committer:
-    """One thread over one log. ``settled`` is told of every entry, with ``None`` where it was not written."""
+    """One thread over one log. ``written`` is told of every entry, with ``None`` where it was not written."""
 
-    def __init__(self, log: Log, settled: Settled) -> None:
+    def __init__(self, log: Log, written: Written) -> None:
         self._log = log
-        self._settled = settled
+        self._written = written
         self._waiting: deque[tuple[Entry, Future[Receipt]]] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -90,15 +90,15 @@ class Committer:
                 return
             logger.warning("%d batches were not written: %s", len(group), fault)
             for entry, future in group:
-                self._settled(entry, None)
+                self._written(entry, None)
                 future.set_exception(fault)
             return
         for (entry, future), outcome in zip(group, outcomes, strict=True):
             if isinstance(outcome, SequenceConflict):
-                self._settled(entry, None)
+                self._written(entry, None)
                 future.set_exception(outcome)
             else:
-                self._settled(entry, outcome)
+                self._written(entry, outcome)
                 future.set_result(outcome)
 
     def _abandon(self, group: Group) -> None:

@@ -23,7 +23,7 @@ GRACE_SECONDS = 5.0  # a connection that is younger than this, or was heard sinc
 Peer = tuple[str, int]
 
 
-class Callers:
+class Connections:
     """The connections of one port. Thread safe."""
 
     def __init__(self, idle_seconds: float) -> None:
@@ -38,7 +38,7 @@ class Callers:
     def watch(self, port: int) -> None:
         """Shut what is silent from now on, until ``close``."""
         self._port = port
-        threading.Thread(target=self._watch, name="callers", daemon=True).start()
+        threading.Thread(target=self._watch, name="connections", daemon=True).start()
 
     def close(self) -> None:
         self._ended.set()
@@ -56,7 +56,7 @@ class Callers:
                 self._held[peer] -= 1
 
     @contextmanager
-    def telling(self, peer: Peer) -> Iterator[None]:
+    def awaiting_read(self, peer: Peer) -> Iterator[None]:
         """The caller is told something, and has to read it in time, whatever else is in hand."""
         with self._lock:
             self._unread.setdefault(peer, time.monotonic())
@@ -71,14 +71,14 @@ class Callers:
         with self._lock:
             self._unread[peer] = time.monotonic() - max(0.0, self._idle_seconds - GRACE_SECONDS)
 
-    def settle(self, peer: Peer) -> None:
+    def ended(self, peer: Peer) -> None:
         """Its call ends."""
         with self._lock:
             self._unread.pop(peer, None)
 
     def make_room(self) -> None:
         """Shut the longest silent connection of the address that has most, if it is silent for a while."""
-        found = connections(self._port)
+        found = open_connections(self._port)
         silent = self._silent(set(found), time.monotonic() - GRACE_SECONDS)
         most = Counter(host for host, _ in silent)
         for peer in sorted(silent, key=lambda peer: (-most[peer[0]], silent[peer]))[:1]:
@@ -86,7 +86,7 @@ class Callers:
 
     def _watch(self) -> None:
         while not self._ended.wait(min(1.0, self._idle_seconds / 4)):
-            found = connections(self._port)
+            found = open_connections(self._port)
             for peer in self._silent(set(found), time.monotonic() - self._idle_seconds):
                 _shut(found[peer], peer)
 
@@ -103,7 +103,7 @@ class Callers:
         return {peer: at for peer, at in since.items() if at < before}
 
 
-def connections(port: int) -> dict[Peer, int]:
+def open_connections(port: int) -> dict[Peer, int]:
     """The descriptors of this process's connections to a port of its own."""
     found: dict[Peer, int] = {}
     for name in os.listdir("/dev/fd"):

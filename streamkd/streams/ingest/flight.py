@@ -32,9 +32,9 @@ from streamkd.hookspecs import Options, SourceKind, hookimpl
 from streamkd.streams.encoding.codec import arrow_schema
 from streamkd.streams.ingest.acks import Acks
 from streamkd.streams.ingest.admission import admit_batch, admit_schema
-from streamkd.streams.ingest.connections import Callers, peer_of
+from streamkd.streams.ingest.connections import Connections, peer_of
 from streamkd.streams.ingest.intake import Ingest, Listener, refusal_reason
-from streamkd.streams.log.log import Line
+from streamkd.streams.log.log import PutStream
 from streamkd.streams.log.receipts import SequenceConflict, identity
 
 SLOT_SECONDS = 10.0
@@ -100,16 +100,16 @@ class FlightListener(Listener):
             self._server.end()
 
 
-class _Door(fl.ServerMiddlewareFactory):
+class _CallGuard(fl.ServerMiddlewareFactory):
     """Refuses every call without a token of scope ``ingest``, and calls beyond ``limit`` at once.
 
     A call has a thread of gRPC's before anything of ours hears of it, also where its schema never comes.
     """
 
-    def __init__(self, ingest: Ingest, callers: Callers, limit: int) -> None:
+    def __init__(self, ingest: Ingest, connections: Connections, limit: int) -> None:
         self._tokens = ingest.tokens
         self._ingest = ingest
-        self._callers = callers
+        self._connections = connections
         self._limit = limit
         self._calls = 0
         self._lock = threading.Lock()
@@ -120,7 +120,7 @@ class _Door(fl.ServerMiddlewareFactory):
             if self._calls < self._limit:
                 self._calls += 1
                 return _Call(self._completed)
-        self._callers.make_room()
+        self._connections.make_room()
         raise _translated(Overloaded(f"{self._limit} calls are open", fix="come again"))[1]
 
     def _completed(self) -> None:
@@ -167,14 +167,14 @@ class _Server(fl.FlightServerBase):
         self._limit = options.streams
         self._open = 0
         self._changed = threading.Condition()
-        self._callers = Callers(options.idle_seconds)
-        door = _Door(ingest, self._callers, 2 * options.streams + CALLS)
-        super().__init__(location, middleware={"door": door}, **protection)
-        self._callers.watch(self.port)
+        self._connections = Connections(options.idle_seconds)
+        guard = _CallGuard(ingest, self._connections, 2 * options.streams + CALLS)
+        super().__init__(location, middleware={"guard": guard}, **protection)
+        self._connections.watch(self.port)
 
     def end(self) -> None:
         """Stop listening and watching."""
-        self._callers.close()
+        self._connections.close()
         self.shutdown()
 
     @_short
@@ -185,30 +185,35 @@ class _Server(fl.FlightServerBase):
         reader: fl.MetadataRecordBatchReader,
         writer: fl.FlightMetadataWriter,
     ) -> None:
-        peer, callers, line = peer_of(context.peer()), self._callers, Line()
+        peer, connections, put_stream = peer_of(context.peer()), self._connections, PutStream()
 
         def write(body: bytes) -> None:
-            with callers.telling(peer):
+            with connections.awaiting_read(peer):
                 writer.write(pa.py_buffer(body))
 
         with self._refusals() as refusals, self._slot(context):
             self._know(descriptor)
             admit_schema(reader.schema, self._intake.schema, self._intake.limits)
-            acks = Acks(write, lambda: callers.leave_waiting(peer))
+            acks = Acks(write, lambda: connections.leave_waiting(peer))
             try:
                 for batch, note in _chunks(reader):
-                    with callers.holding(peer):
-                        self._take(context, batch, note, acks, line)
+                    with connections.holding(peer):
+                        self._take(context, batch, note, acks, put_stream)
             finally:
-                with callers.holding(peer):
+                with connections.holding(peer):
                     acks.finish()
-                callers.settle(peer)
+                connections.ended(peer)
             acks.raise_failure()
         if refusals:
             raise refusals[0]
 
     def _take(
-        self, context: fl.ServerCallContext, batch: pa.RecordBatch, note: bytes | None, acks: Acks, line: Line
+        self,
+        context: fl.ServerCallContext,
+        batch: pa.RecordBatch,
+        note: bytes | None,
+        acks: Acks,
+        put_stream: PutStream,
     ) -> None:
         intake = self._intake
         producer, sequence = _note(note)
@@ -216,7 +221,7 @@ class _Server(fl.FlightServerBase):
             raise NotReady("the server is shutting down", fix="send the batch again after the restart")
         sifted = admit_batch(batch, intake.schema, intake.limits, producer or intake.stream)
         sender = producer or context.peer()
-        receipt = intake.take(sifted, producer, sequence, sender, lambda: not context.is_cancelled(), line)
+        receipt = intake.take(sifted, producer, sequence, sender, lambda: not context.is_cancelled(), put_stream)
         acks.expect(receipt, sifted.rows.nbytes, intake.limits.batch_bytes)
 
     @_short
@@ -237,12 +242,12 @@ class _Server(fl.FlightServerBase):
     def _slot(self, context: fl.ServerCallContext) -> Iterator[None]:
         """One of the places for open streams; waits a while for it, with the stream unread, and a silent one ends."""
         deadline = time.monotonic() + SLOT_SECONDS
-        with self._callers.holding(peer_of(context.peer())):
+        with self._connections.holding(peer_of(context.peer())):
             while not self._slots.acquire(timeout=0.1):
                 if context.is_cancelled() or self._intake.draining or time.monotonic() > deadline:
                     said = f"{self._limit} put streams are open"
                     raise Overloaded(said, fix="close one, or raise stream.source.streams")
-                self._callers.make_room()
+                self._connections.make_room()
         with self._changed:
             self._open += 1
         try:

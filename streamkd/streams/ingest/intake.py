@@ -26,7 +26,7 @@ from streamkd.streams.ingest.admission import Sifted
 from streamkd.streams.ingest.committer import Committer
 from streamkd.streams.ingest.tokens import Tokens
 from streamkd.streams.log.content import digest
-from streamkd.streams.log.log import Entry, Line, Log
+from streamkd.streams.log.log import Entry, Log, PutStream
 from streamkd.streams.log.receipts import Receipt, SequenceConflict
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class Intake:
         self._backlog_bytes = log.bytes_between(self._committed, self._end)
         self._pending_records, self._pending_bytes = 0, 0
         self._trim_before: int | None = None
-        self._committer = Committer(log, self._settled)
+        self._committer = Committer(log, self._written)
         self._meter.set("queue_capacity_records", limits.queue_records, queue="log")
         self._tell()
 
@@ -117,7 +117,7 @@ class Intake:
         sequence: int | None,
         sender: str,
         patient: Callable[[], bool] | None = None,
-        line: Line | None = None,
+        put_stream: PutStream | None = None,
     ) -> "Future[Receipt]":
         """Write a batch; the receipt is there when it is on disk.
 
@@ -133,7 +133,7 @@ class Intake:
         if producer is not None and sequence is not None:  # a client that waits for this receipt sends nothing more
             with contextlib.suppress(LogDamaged):  # the committer meets it too, which ends the process
                 self._log.refuse_conflict(producer, sequence, held)
-        entry = Entry(sifted.rows, producer, sequence, sifted.letters, held, line or Line())
+        entry = Entry(sifted.rows, producer, sequence, sifted.letters, held, put_stream or PutStream())
         self._reserve(entry, patient)
         return self._committer.submit(entry)
 
@@ -241,7 +241,7 @@ class Intake:
             return full
         return None
 
-    def _settled(self, entry: Entry, receipt: Receipt | None) -> None:
+    def _written(self, entry: Entry, receipt: Receipt | None) -> None:
         with self._changed:
             self._pending_records -= entry.rows.num_rows
             self._pending_bytes -= entry.rows.nbytes

@@ -40,7 +40,7 @@ _TABLES = (
 _ELSEWHERE = "name another state directory with --state, or go back to the configuration that made this one"
 
 
-class Line:
+class PutStream:
     """The batches of one put stream: when one is in conflict, none of those behind it is written."""
 
     conflict: SequenceConflict | None = None
@@ -55,7 +55,7 @@ class Entry:
     sequence: int | None = None
     letters: Sequence[DeadLetter] = ()
     digest: bytes = b""
-    line: Line = field(default_factory=Line)
+    put_stream: PutStream = field(default_factory=PutStream)
 
 
 class Log:
@@ -154,8 +154,8 @@ class Log:
                 try:
                     outcomes.append(receipt := self._put(entry, end))
                     end = end if receipt.duplicate else receipt.offset
-                except SequenceConflict as conflict:  # of this batch and its line alone
-                    entry.line.conflict = conflict
+                except SequenceConflict as conflict:  # of this batch and its put stream alone
+                    entry.put_stream.conflict = conflict
                     outcomes.append(conflict)
             return outcomes
 
@@ -215,8 +215,8 @@ class Log:
             Receipts(reader).find(producer, sequence, digest, look_only=True)
 
     def _put(self, entry: Entry, end: int) -> Receipt:
-        if entry.line.conflict is not None:
-            raise entry.line.conflict
+        if entry.put_stream.conflict is not None:
+            raise entry.put_stream.conflict
         name = None if entry.producer is None or entry.sequence is None else (entry.producer, entry.sequence)
         if name and (seen := self._receipts.find(*name, entry.digest)) is not None:
             return seen

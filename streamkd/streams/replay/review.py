@@ -20,7 +20,7 @@ from streamkd.streams.files import doubts
 from streamkd.streams.files.doubts import Doubt
 from streamkd.streams.files.rows import sniff
 from streamkd.streams.replay.options import ReplayOptions
-from streamkd.streams.replay.splits import NONE, Half
+from streamkd.streams.replay.splits import NONE, Split
 
 logger = logging.getLogger(__name__)
 SAMPLE, TRIED = 5_000, 1_000
@@ -31,7 +31,7 @@ TWINS = 0.01  # a larger share of test records that are train records too is sai
 INSIST = "`accept: [{}]` under stream.source"
 
 
-def review(options: ReplayOptions, schema: RecordSchema, train: Half, test: Half) -> None:
+def review(options: ReplayOptions, schema: RecordSchema, train: Split, test: Split) -> None:
     """Refuse what does not fit, or is hardly meant; log what is only odd.
 
     Raises:
@@ -70,9 +70,9 @@ def first_records(source: Source, schema: RecordSchema) -> None:
             )
 
 
-def _fits(half: Half, schema: RecordSchema, path: Path) -> None:
+def _fits(part: Split, schema: RecordSchema, path: Path) -> None:
     """The columns have types that the schema can take; the task is written by the replay."""
-    columns = half.rows.schema.empty_table().select(list(half.columns)).schema
+    columns = part.rows.schema.empty_table().select(list(part.columns)).schema
     try:
         check_schema(columns, schema.model_copy(update={"task": None}))
     except SchemaMismatch as fault:
@@ -80,7 +80,7 @@ def _fits(half: Half, schema: RecordSchema, path: Path) -> None:
         raise SourceError(fault.message, where=f"{path}: {fault.where}", fix=fix) from None
 
 
-def _of_train(options: ReplayOptions, schema: RecordSchema, train: Half) -> Iterator[Doubt]:
+def _of_train(options: ReplayOptions, schema: RecordSchema, train: Split) -> Iterator[Doubt]:
     assert options.path is not None
     if sniff(options.path) == "csv":
         yield from doubts.of_header(train.rows.schema.names, train.rows.pick(np.arange(min(100, len(train.rows)))))
@@ -101,7 +101,7 @@ def _say_if_constant(name: str, values: pa.ChunkedArray) -> None:
         logger.warning("the input %r is %r in all %d records looked at", name, values[0].as_py(), len(values))
 
 
-def _of_tests(options: ReplayOptions, schema: RecordSchema, train: Half, test: Half) -> Iterator[Doubt]:
+def _of_tests(options: ReplayOptions, schema: RecordSchema, train: Split, test: Split) -> Iterator[Doubt]:
     rows = np.flatnonzero(test.tasks != NONE)
     apart = options.test_path is not None and test.rows is not train.rows
     if apart and not len(rows) and options.test_limit != 0:
@@ -126,7 +126,7 @@ def _other_tests(options: ReplayOptions, said: str) -> Doubt:
 
 
 def _unknown(
-    options: ReplayOptions, schema: RecordSchema, train: Half, test: Half, rows: np.ndarray
+    options: ReplayOptions, schema: RecordSchema, train: Split, test: Split, rows: np.ndarray
 ) -> Iterator[Doubt]:
     """Test records whose label no train record has: no answer to them can be right."""
     known = set(doubts.labels_of(schema.label, _labels(train, schema, np.flatnonzero(train.tasks != NONE))).values)
@@ -143,11 +143,11 @@ def _unknown(
         logger.warning("%s; they count as wrong", said)
 
 
-def _labels(half: Half, schema: RecordSchema, rows: np.ndarray) -> pa.ChunkedArray:
-    return half.rows.column(schema.label).take(pa.array(rows))
+def _labels(part: Split, schema: RecordSchema, rows: np.ndarray) -> pa.ChunkedArray:
+    return part.rows.column(schema.label).take(pa.array(rows))
 
 
-def _twins(schema: RecordSchema, train: Half, tests: pa.Table) -> int:
+def _twins(schema: RecordSchema, train: Split, tests: pa.Table) -> int:
     """How many of the tests are among the train records; 0 where there are too many bytes to look."""
     rows = np.flatnonzero(train.tasks != NONE)
     wanted = list(_contents(tests, schema))

@@ -22,7 +22,7 @@ from streamkd.streams.encoding.lists import element_type, is_list, to_fixed, to_
 from streamkd.streams.replay import datasets, variations
 from streamkd.streams.replay.options import ReplayOptions
 from streamkd.streams.replay.review import review
-from streamkd.streams.replay.splits import Half, split
+from streamkd.streams.replay.splits import Split, split
 
 PARTITION = "replay/0"
 CHANGES = 1  # of the streams of random numbers of a segment: orders have none
@@ -76,8 +76,8 @@ class Replay:
         if options.path:
             review(options, schema, self._train, self._test)
         self._forms = {name: _form(name, schema, self._seed) for name in options.forms}
-        self._slightly = _slightly(schema) if options.rounds == "changed" else None
-        self._changed = self._slightly is not None or any(self._forms.values())
+        self._jitter = _jitter(schema) if options.rounds == "changed" else None
+        self._changed = self._jitter is not None or any(self._forms.values())
         self._segments = self._lay_out(options)
         self._round = self._segments[-1].end
         rounds = None if options.repeat is True else max(1, int(options.repeat))
@@ -191,26 +191,26 @@ class Replay:
 
     def _draw_changes(self, turn: int, number: int) -> np.ndarray | None:
         """How each record of a segment differs in this round [records, 4]; the first shows them as they are."""
-        if self._slightly is None or not turn:
+        if self._jitter is None or not turn:
             return None
         drawn = np.random.default_rng([self._seed, turn, number, CHANGES])
         return drawn.uniform(-1, 1, (len(self._segments[number].rows), variations.DRAWS))
 
-    def _compose(self, half: Half, rows: np.ndarray, form: str, draws: np.ndarray | None = None) -> pa.RecordBatch:
-        """These rows of a half in one form, with the columns of the schema."""
-        table = half.take(rows)
+    def _compose(self, part: Split, rows: np.ndarray, form: str, draws: np.ndarray | None = None) -> pa.RecordBatch:
+        """These rows of a part in one form, with the columns of the schema."""
+        table = part.take(rows)
         columns: dict[str, pa.Array] = {}
         for column in self._schema.inputs:
             values = _whole(table.column(column.name))
             if column.kind == "tensor" and (self._changed or (column.pad and is_list(values.type))):
                 values = self._reshape(values, column.size, column.pad, form, draws)
             columns[column.name] = values
-        noisy = half.labels
+        noisy = part.labels
         columns[self._schema.label] = (
             _whole(table.column(self._schema.label)) if noisy is None else noisy.take(pa.array(rows))
         )
         if self._schema.task:
-            columns[self._schema.task] = half.tasks_of(rows, form)
+            columns[self._schema.task] = part.tasks_of(rows, form)
         for name in (self._schema.id, self._schema.event_time):
             if name:
                 columns[name] = _whole(table.column(name))
@@ -219,8 +219,8 @@ class Replay:
     def _reshape(self, column: pa.Array, size: int, pad: bool, form: str, draws: np.ndarray | None) -> pa.Array:
         """Lists as fixed-size lists of one type, so that every form has the same columns."""
         values, good = to_values(column, size, pad)
-        if self._slightly is not None and draws is not None:
-            values = self._slightly(values, draws)
+        if self._jitter is not None and draws is not None:
+            values = self._jitter(values, draws)
         change = self._forms[form]
         values = values if change is None else change(values)
         return to_fixed(values.astype(element_type(column.type).to_pandas_dtype(), copy=False), good)
@@ -248,10 +248,10 @@ def _form(name: str, schema: RecordSchema, seed: int) -> variations.Form | None:
     return variations.form(name, schema.inputs[0], seed)
 
 
-def _slightly(schema: RecordSchema) -> variations.Slightly:
+def _jitter(schema: RecordSchema) -> variations.Jitter:
     if len(schema.inputs) != 1:
         raise SourceError(f"rounds: changed needs one input column, got {len(schema.inputs)}", fix="leave rounds out")
-    return variations.Slightly(schema.inputs[0])
+    return variations.Jitter(schema.inputs[0])
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:

@@ -1,4 +1,4 @@
-"""The train and the test half of what ``replay`` plays: row numbers with their labels and tasks.
+"""The train and the test part of what ``replay`` plays: row numbers with their labels and tasks.
 
 open ─► label codes ─► held out, perhaps twice ─► per_class ─► tasks (by classes, by the file's column, or one)
      ─► noise, labels gone
@@ -21,7 +21,7 @@ NONE = -1  # a row without label, or outside of every task
 
 
 @dataclass(frozen=True)
-class Half:
+class Split:
     """Rows and the task of each: ``tasks`` [rows of the file] are numbers of ``names``; ``NONE`` leaves a row out.
 
     ``outside``: how many labelled rows of a test file are left out, since the train file has no such task or label.
@@ -59,7 +59,7 @@ class Half:
         return names.take(pa.array(self.tasks[rows]))
 
 
-def split(options: ReplayOptions, schema: RecordSchema, seed: int) -> tuple[Half, Half]:
+def split(options: ReplayOptions, schema: RecordSchema, seed: int) -> tuple[Split, Split]:
     """Both halves, with the tasks that the options ask for.
 
     Raises:
@@ -77,9 +77,11 @@ def split(options: ReplayOptions, schema: RecordSchema, seed: int) -> tuple[Half
     values = pa.array(classes, train.schema.field(schema.label).type)
     changed = options.label_noise or options.unlabelled
     labels = _changed(codes, values, train_tasks, options, seed) if changed else None
-    train_half = Half(train, columns, train_tasks, tasks.names, labels)
+    train_split = Split(train, columns, train_tasks, tasks.names, labels)
     if in_test is not None:
-        return train_half, Half(train, columns, np.where(in_test, tasks.of(train, codes, lost=NONE), NONE), tasks.names)
+        return train_split, Split(
+            train, columns, np.where(in_test, tasks.of(train, codes, lost=NONE), NONE), tasks.names
+        )
     assert test is not None  # nothing was held out, so the test records lie apart
     _columns(test, schema, str(options.test_path or where), [tasks.column] if tasks.column else [])
     test_codes = _codes_among(test.column(schema.label), classes)
@@ -87,7 +89,7 @@ def split(options: ReplayOptions, schema: RecordSchema, seed: int) -> tuple[Half
     outside = int(((test_tasks == NONE) & ~_nulls(test.column(schema.label))).sum())
     own, _ = _codes(test.column(schema.label))
     few = _few(own, np.ones(len(test), bool), options.test_limit)
-    return train_half, Half(test, columns, np.where(few, test_tasks, NONE), tasks.names, outside=outside)
+    return train_split, Split(test, columns, np.where(few, test_tasks, NONE), tasks.names, outside=outside)
 
 
 def _parted(options: ReplayOptions, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

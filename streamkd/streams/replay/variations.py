@@ -7,7 +7,7 @@
 
 Each is a function of an array [rows, size] alone, so the form of a record never depends on its neighbours.
 
-``Slightly`` changes each row a little in its own way, so that images which come again are others.
+``Jitter`` changes each row a little in its own way, so that images which come again are others.
 """
 
 import re
@@ -48,7 +48,7 @@ def form(name: str, column: InputColumn, seed: int) -> Form | None:
     return _rotate(column, float(found["degrees"]))
 
 
-class Slightly:
+class Jitter:
     """Images turned, moved, thicker or thinner by a little, each row by its own draws [rows, 4] in [-1, 1].
 
     Raises:

@@ -54,7 +54,7 @@ def client(shared: Running) -> Iterator[triton.InferenceServerClient]:
 
 def test_a_json_request_is_answered_with_label_probability_and_parameters(running: Running) -> None:
     """JSON in, JSON out: labels by arrival order, probabilities of the published student, id echoed, parameters."""
-    running.services.board.tell({"records_trained": 140})
+    running.services.status.tell({"records_trained": 140})
     reply = running.client.post(INFER, json={"id": "abc", **body()})
     probabilities = expected()
     assert np.allclose(np.reshape(outputs(reply)["probability"], (2, 3)), probabilities, atol=1e-6)
@@ -287,7 +287,7 @@ def test_before_the_first_version_it_is_alive_and_not_ready(start: Callable[...,
 
 def test_while_draining_it_answers_and_is_not_ready(running: Running) -> None:
     """A stopping server says so in its readiness and goes on answering."""
-    running.services.board.draining = True
+    running.services.status.draining = True
     assert running.client.get("/v2/health/ready").status_code == 503
     assert running.client.get("/v2/health/live").status_code == 200
     assert running.client.post(INFER, json=body()).status_code == 200
@@ -413,7 +413,7 @@ def test_metrics_show_what_happened(running: Running) -> None:
     """Requests, failures by reason, the version and its lag are in /metrics."""
     running.client.post(INFER, json=body())
     running.client.post(INFER, json=body(name="x"))
-    running.services.board.tell({"records_trained": 130})
+    running.services.status.tell({"records_trained": 130})
     text = running.client.get("/metrics").text
     for line in (
         'streamkd_predict_requests_total{protocol="http"} 2.0',
@@ -437,7 +437,7 @@ def test_promtool_has_nothing_to_say_about_the_server(shared: Running) -> None:
 
 def test_status_never_holds_what_browsers_cannot_read(running: Running) -> None:
     """Numbers that are not finite become null in /v1/status."""
-    running.services.board.tell({"kind": "status", "loss": float("nan"), "accuracy": {"served": float("inf")}})
+    running.services.status.tell({"kind": "status", "loss": float("nan"), "accuracy": {"served": float("inf")}})
     status = json.loads(running.client.get("/v1/status").text, parse_constant=lambda name: pytest.fail(name))
     assert status["loss"] is None
     assert status["accuracy"] == {"served": None}

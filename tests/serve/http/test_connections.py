@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from streamkd.serve.http import connections as protocol
-from streamkd.serve.http.body import BodyPatience
-from streamkd.serve.http.connections import Crowd, Patience
+from streamkd.serve.http.body import BodyTimeouts
+from streamkd.serve.http.connections import ConnectionLimits, IdleConnections
 
 from ..conftest import Publisher, Running, until
 
 INFER = "/v2/models/student/infer"
-HASTY = Patience(connections=20, head_seconds=0.3, answer_seconds=0.3)
-BRISK = BodyPatience(total_seconds=1.0, idle_seconds=0.3)
+HASTY = ConnectionLimits(connections=20, head_seconds=0.3, answer_seconds=0.3)
+BRISK = BodyTimeouts(total_seconds=1.0, idle_seconds=0.3)
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def ask_for_ever(connection: socket.socket) -> None:
 def test_a_body_may_take_longer_than_a_head(start: Callable[..., Running], publisher: Publisher) -> None:
     """Each has its own time: one that comes steadily is answered after `head_seconds`."""
     publisher.publish()
-    server = start(connections=Patience(head_seconds=0.3), bodies=BodyPatience(20.0, 10.0))
+    server = start(connections=ConnectionLimits(head_seconds=0.3), bodies=BodyTimeouts(20.0, 10.0))
     server.wait_for(1)
     with connected(server, head(10)) as steady:
         for _ in range(10):
@@ -156,7 +156,7 @@ class One:
 
 def test_who_has_most_connections_gives_way_first() -> None:
     """A stranger with many connections closes its own, the oldest first, and not the one of somebody else."""
-    crowd, mine, first, second = Crowd(), One("me"), One("stranger"), One("stranger")
+    crowd, mine, first, second = IdleConnections(), One("me"), One("stranger"), One("stranger")
     for one in (mine, first, second):
         crowd.join(one)  # type: ignore[arg-type]
     crowd.join(first)  # type: ignore[arg-type]  (it waits since before)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from streamkd.records import InputColumn, RecordSchema
-from streamkd.serve.http.connections import Patience
+from streamkd.serve.http.connections import ConnectionLimits
 
 from ..conftest import Publisher, Running
 
@@ -50,7 +50,7 @@ def attacked(url: str, seconds: float, idle: int) -> None:
 @pytest.fixture
 def wide(start: Callable[..., Running], publisher: Publisher) -> Running:
     publisher.publish(schema=WIDE)
-    server = start(body_bytes=64 << 20, queue_rows=4_096, connections=Patience(connections=1_000))
+    server = start(body_bytes=64 << 20, queue_rows=4_096, connections=ConnectionLimits(connections=1_000))
     server.wait_for(1)
     return server
 

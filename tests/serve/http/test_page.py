@@ -124,7 +124,7 @@ def render(url: str, profile: Path, *more: str) -> tuple[str, str]:
 @pytest.mark.skipif(BROWSER is None, reason="no chromium to open the page with")
 def test_a_browser_shows_the_status(running: Running, tmp_path: Path) -> None:
     """Opened in a browser, the page shows numbers, chart and teachers, and nothing is said on its console."""
-    running.services.board.tell(STATUS)
+    running.services.status.tell(STATUS)
     page, console = render(running.url, tmp_path)
     assert console == ""
     for shown in (

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from streamkd.plugins import Registry
-from streamkd.serve.predictions.follower import Follower
+from streamkd.serve.predictions.follower import VersionFollower
 from streamkd.serve.predictions.predictor import Predictor
 from streamkd.serve.supervisor import load_version
 from streamkd.state.directory import StateDirectory
@@ -104,7 +104,7 @@ def test_a_state_directory_that_cannot_be_read_is_said_once(
     """A file that is no database of ours is said once, and the server goes on without a version."""
     (tmp_path / "state.sqlite").write_bytes(b"no database" * 100)
     predictor = Predictor(8, 8, Recorder())
-    follower = Follower(
+    follower = VersionFollower(
         StateDirectory(tmp_path),
         lambda folder, info: load_version(folder, info, registry),
         predictor,

@@ -9,30 +9,30 @@ from typing import Any
 
 import pytest
 
-from streamkd.serve.processes.child import LOOK_SECONDS, Keeper, Silence
-from streamkd.serve.processes.server_status import Board
+from streamkd.serve.processes.child import LOOK_SECONDS, ChildProcess, HeartbeatAge
+from streamkd.serve.processes.server_status import ServerStatus
 from streamkd.telemetry import Exposition, Recorder
 
 from ..conftest import until
 
 
 class Kept:
-    """One keeper with what it writes to."""
+    """One child with what it writes to."""
 
     def __init__(self, folder: Path, hang_seconds: float, hear: Callable[[Any], None], manner: str) -> None:
         self.lives = folder / "lives"
-        self.board, self.recorder, self.exposition = Board("test", "replay"), Recorder(), Exposition()
+        self.status, self.recorder, self.exposition = ServerStatus("test", "replay"), Recorder(), Exposition()
         start = {"kind": "start", "lives": str(self.lives), "manner": manner}
         environment = {"PYTHONPATH": str(Path(__file__).parent)}
-        self.keeper = Keeper(
-            "child", "fake_child", lambda: start, hear, self.board, self.recorder, hang_seconds, environment
+        self.child = ChildProcess(
+            "child", "fake_child", lambda: start, hear, self.status, self.recorder, hang_seconds, environment
         )
 
     def pids(self) -> list[int]:
         return [int(line) for line in self.lives.read_text().split()] if self.lives.exists() else []
 
     def process(self) -> dict[str, Any]:
-        return dict(self.board.status(None, None, "", 0)["server"]["processes"].get("child", {}))
+        return dict(self.status.status(None, None, "", 0)["server"]["processes"].get("child", {}))
 
     def metric(self, family: str) -> float | None:
         self.exposition.apply(self.recorder.drain())
@@ -45,13 +45,13 @@ def keep(tmp_path: Path) -> Iterator[Callable[..., Kept]]:
 
     def make(hang_seconds: float = 60.0, hear: Callable[[Any], None] = lambda message: None, manner: str = "") -> Kept:
         made.append(Kept(tmp_path, hang_seconds, hear, manner))
-        made[-1].keeper.start()
+        made[-1].child.start()
         return made[-1]
 
     yield make
     for kept in made:
-        kept.keeper.kill()
-        assert kept.keeper.join(10)
+        kept.child.kill()
+        assert kept.child.join(10)
 
 
 def test_a_child_is_named_from_the_beginning(keep: Callable[..., Kept]) -> None:
@@ -116,8 +116,8 @@ def test_a_child_that_ends_is_started_again_until_told_otherwise(keep: Callable[
     kept = keep(manner="dead")
     until(lambda: kept.process().get("restarts", 0) >= 2)
     assert kept.process()["reason"] == "ended with code 3"
-    kept.keeper.finish()
-    assert kept.keeper.join(10)
+    kept.child.finish()
+    assert kept.child.join(10)
     lives = len(kept.pids())
     assert kept.process()["state"] == "stopped"
     assert kept.metric("process_heartbeat_age_seconds") is None
@@ -127,7 +127,7 @@ def test_a_child_that_ends_is_started_again_until_told_otherwise(keep: Callable[
 def test_time_in_which_nobody_looked_is_no_silence() -> None:
     """A machine that slept for an hour has no child that hangs; seconds that were watched count."""
     now = [0.0]
-    silence = Silence(lambda: now[0])
+    silence = HeartbeatAge(lambda: now[0])
     for _ in range(5):
         now[0] += LOOK_SECONDS
         silence.look()

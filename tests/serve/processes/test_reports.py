@@ -7,17 +7,17 @@ from collections.abc import Iterator
 import pytest
 
 from streamkd.serve.processes.channel import Channel, pair
-from streamkd.serve.processes.reports import Teller
+from streamkd.serve.processes.reports import Reporter
 from streamkd.telemetry import Recorder
 
 
 class Told:
-    """A child's teller, and what arrives of it."""
+    """A child's reporter, and what arrives of it."""
 
     def __init__(self) -> None:
         self.ours, theirs = pair()
         self.recorder = Recorder()
-        self.teller = Teller(Channel(theirs), self.recorder)
+        self.reporter = Reporter(Channel(theirs), self.recorder)
 
     def heard(self) -> list[dict[str, object]]:
         messages = []
@@ -31,7 +31,7 @@ def told() -> Iterator[Told]:
     told = Told()
     yield told
     told.ours.close()
-    told.teller._channel.close()
+    told.reporter._channel.close()
 
 
 def test_a_status_with_all_labels_at_their_limits_arrives(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,7 +39,7 @@ def test_a_status_with_all_labels_at_their_limits_arrives(told: Told, monkeypatc
     monkeypatch.setattr("streamkd.serve.processes.channel.MESSAGE_BYTES", (1 << 20) + 8_192)
     labels = [f"{i:0256d}" for i in range(10_000)]
     status = {"records_trained": 5, "classes": labels, "accuracy": {"per_task": dict.fromkeys(labels, 0.5)}}
-    child = threading.Thread(target=told.teller.status, args=(status,))
+    child = threading.Thread(target=told.reporter.status, args=(status,))
     child.start()
     message = told.ours.receive(30)
     child.join()
@@ -50,9 +50,9 @@ def test_a_status_with_all_labels_at_their_limits_arrives(told: Told, monkeypatc
 
 def test_a_status_that_is_no_json_is_dropped_and_counted(told: Told) -> None:
     """Whatever a plugin put into it: the next status arrives, and the metrics say that one did not."""
-    told.teller.status({"teachers": [{"worth": object()}]})
-    told.teller.status({"records_trained": 6})
-    told.teller.metrics()
+    told.reporter.status({"teachers": [{"worth": object()}]})
+    told.reporter.status({"records_trained": 6})
+    told.reporter.metrics()
     status, metrics = told.heard()
     assert status["records_trained"] == 6
     assert metrics["deltas"] == [["telemetry_dropped_total", ["status"], 1.0]]
@@ -63,9 +63,9 @@ def test_beats_are_few_and_prompt(told: Told, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("streamkd.serve.processes.reports.BEAT_SECONDS", 0.2)
     asked = []
     for _ in range(100):
-        told.teller.beat("learning", lambda: asked.append(1) or {"ends": {"main/0": len(asked)}})
-    told.teller.beat("checkpoint")
+        told.reporter.beat("learning", lambda: asked.append(1) or {"ends": {"main/0": len(asked)}})
+    told.reporter.beat("checkpoint")
     time.sleep(0.25)
-    told.teller.beat("checkpoint")
+    told.reporter.beat("checkpoint")
     beats = [(message["doing"], message.get("ends")) for message in told.heard()]
     assert beats == [("learning", {"main/0": 1}), ("checkpoint", None), ("checkpoint", None)]

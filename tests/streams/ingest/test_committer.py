@@ -12,7 +12,7 @@ from streamkd.errors import LogDamaged, NotReady
 from streamkd.records import RecordSchema
 from streamkd.streams.ingest.committer import Committer
 from streamkd.streams.log.content import digest
-from streamkd.streams.log.log import Entry, Line, Log
+from streamkd.streams.log.log import Entry, Log, PutStream
 from streamkd.streams.log.receipts import SequenceConflict
 
 Pictures = Callable[..., pa.RecordBatch]
@@ -67,10 +67,10 @@ def test_a_committer_that_dies_leaves_nobody_waiting(
 ) -> None:
     """Its error leaves the thread; all that wait, and whoever comes after, are told to send again."""
     gate = Gate(log, monkeypatch)
-    settled: list[Any] = []
+    written: list[Any] = []
 
     def fail(entry: Entry, receipt: Any) -> None:
-        settled.append(receipt)
+        written.append(receipt)
         raise ArithmeticError("date value out of range")
 
     committer = Committer(log, fail)
@@ -108,9 +108,9 @@ def test_a_conflict_stops_its_line_and_nobody_else(
     log.append(pictures(3), "day", 0)
     gate = Gate(log, monkeypatch)
     committer = Committer(log, lambda entry, receipt: None)
-    line = Line()
+    put_stream = PutStream()
     other = pictures(3, seed=1)
-    entries = [Entry(other, "day", n, digest=digest(other), line=line) for n in range(3)]
+    entries = [Entry(other, "day", n, digest=digest(other), put_stream=put_stream) for n in range(3)]
     futures = [committer.submit(entry) for entry in [*entries[:2], Entry(pictures(1))]]
     gate.open()
     assert futures[2].result(10).offset == 4

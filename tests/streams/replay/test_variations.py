@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from streamkd.errors import SourceError
 from streamkd.records import InputColumn
-from streamkd.streams.replay.variations import DRAWS, Slightly, form
+from streamkd.streams.replay.variations import DRAWS, Jitter, form
 
 COLUMN = InputColumn(name="image", shape=(9, 9), dtype="float32")
 IMAGES = np.random.default_rng(0).random((5, 81)).astype(np.float32)
@@ -86,7 +86,7 @@ def test_forms_that_a_column_cannot_take_are_refused() -> None:
 
 def test_slightly_changed_rows_do_not_depend_on_their_neighbours() -> None:
     """A batch changes as its records do one by one, bit for bit; without draws nothing does."""
-    change, draws = Slightly(COLUMN), np.random.default_rng(1).uniform(-1, 1, (5, DRAWS))
+    change, draws = Jitter(COLUMN), np.random.default_rng(1).uniform(-1, 1, (5, DRAWS))
     one_by_one = [change(IMAGES[row : row + 1], draws[row : row + 1]) for row in range(5)]
     assert np.array_equal(change(IMAGES, draws), np.concatenate(one_by_one))
     assert np.array_equal(change(IMAGES, np.zeros((5, DRAWS))), IMAGES)
@@ -94,7 +94,7 @@ def test_slightly_changed_rows_do_not_depend_on_their_neighbours() -> None:
 
 def test_slightly_changed_is_turned_moved_and_inked() -> None:
     """Each draw alone is what it says: scipy's rotation and shift, and strokes that grow within the range of values."""
-    change, none = Slightly(COLUMN), np.zeros((5, 3))
+    change, none = Jitter(COLUMN), np.zeros((5, 3))
     image = IMAGES.reshape(-1, 9, 9)
     turned = change(IMAGES, np.insert(none, 0, 1.0, axis=1)).reshape(-1, 9, 9)
     wanted = [ndimage.rotate(i, 12, reshape=False, order=1, mode="grid-constant") for i in image]
@@ -109,4 +109,4 @@ def test_slightly_changed_is_turned_moved_and_inked() -> None:
 def test_only_images_change_slightly() -> None:
     """A column that is a list of numbers has nothing to turn."""
     with pytest.raises(SourceError, match="needed images"):
-        Slightly(InputColumn(name="x", shape=(5,)))
+        Jitter(InputColumn(name="x", shape=(5,)))

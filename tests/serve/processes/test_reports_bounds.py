@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamkd.serve.processes.bounds import ITEMS, STATUS_BYTES, TEXT, bounded
 from streamkd.serve.processes.channel import encode
+from streamkd.serve.processes.reports import ITEMS, STATUS_BYTES, TEXT, bounded
 
 HUGE: dict[str, Any] = {
     "records_trained": 7,

@@ -11,10 +11,9 @@ from streamkd import config as configuration
 from streamkd.analytic import ensemble
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
-from streamkd.serve.processes.answering import Answering
-from streamkd.serve.processes.publisher import Publisher
+from streamkd.serve.processes.publisher import Publisher, ScoredVersion
 from streamkd.state.directory import StateDirectory
-from streamkd.state.versions import Versions
+from streamkd.state.versions import VersionStore
 from streamkd.telemetry import Recorder
 from streamkd.wiring import open_source, schema_of
 
@@ -53,7 +52,7 @@ def publisher(directory: StateDirectory, one: Learner) -> Publisher:
 
 def right(directory: StateDirectory, version: int, x: torch.Tensor, y: torch.Tensor) -> int:
     """How many of the rows a version has right, as its files have it."""
-    versions = Versions(directory, read_only=True)
+    versions = VersionStore(directory, read_only=True)
     loaded = ensemble.load(versions.read(version), REGISTRY, version)
     versions.close()
     return int((torch.from_numpy(loaded.predict(x.numpy())).argmax(1) == y).sum())
@@ -73,23 +72,23 @@ def test_the_newest_version_is_scored_until_another_is_pinned(directory: StateDi
     """A version of one task, pinned, has few records of the next right, and that is what is told."""
     one = learner()
     published = publisher(directory, one)
-    answering = Answering(published, REGISTRY)
-    answering.follow(one)
-    assert (answering.version, one.arrivals.records) == (None, 0)
+    scoring = ScoredVersion(published, REGISTRY)
+    scoring.follow(one)
+    assert (scoring.version, one.arrivals.records) == (None, 0)
     run(one, 8)
     first = published.publish(one)
-    answering.follow(one)
-    assert answering.version == first == 1
+    scoring.follow(one)
+    assert scoring.version == first == 1
     run(one, 12)
     newest = published.publish(one)
     assert newest is not None
-    answering.follow(one)
-    assert answering.version == newest
+    scoring.follow(one)
+    assert scoring.version == newest
     many, x, y = scored(one)
     assert many == right(directory, newest, x, y)
     pinned = published.versions.rollback(1)
-    answering.follow(one)
-    assert answering.version == pinned
+    scoring.follow(one)
+    assert scoring.version == pinned
     few, x, y = scored(one)
     assert few == right(directory, 1, x, y) < many
     published.versions.close()
@@ -101,7 +100,7 @@ def test_after_a_restart_the_version_is_read_from_its_files(directory: StateDire
     run(one, 8)
     version = publisher(directory, one).publish(one)
     assert version is not None
-    again = Answering(publisher(directory, one), REGISTRY)
+    again = ScoredVersion(publisher(directory, one), REGISTRY)
     again.follow(one)
     assert again.version == version
     hits, x, y = scored(one)
@@ -115,7 +114,7 @@ def test_a_version_that_has_learned_what_comes_is_not_asked(directory: StateDire
     version = publisher(directory, ahead).publish(ahead)
     behind = learner()
     run(behind, 8)
-    again = Answering(publisher(directory, behind), REGISTRY)
+    again = ScoredVersion(publisher(directory, behind), REGISTRY)
     again.follow(behind)
     run(behind, 4)
     assert behind.arrivals.accuracy is None
@@ -131,7 +130,7 @@ def test_a_version_that_cannot_be_read_is_not_scored(
     run(one, 8)
     publisher(directory, one).publish(one)
     (directory.published / "1" / "model.safetensors").write_bytes(b"damaged")
-    again = Answering(publisher(directory, one), REGISTRY)
+    again = ScoredVersion(publisher(directory, one), REGISTRY)
     for _ in range(3):
         again.follow(one)
     assert again.version is None

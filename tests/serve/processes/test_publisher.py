@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from streamkd.state.candidate import against_accuracy, against_canary, against_weights, refusal
+from streamkd.serve.processes.publisher import against_accuracy, against_canary, against_weights, refusal
 
 OLD = {"body": torch.ones(4, 3), "head.weight": torch.ones(2, 4), "head.bias": torch.ones(2), "step": torch.tensor(1)}
 

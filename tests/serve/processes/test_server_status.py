@@ -1,6 +1,6 @@
 """How many records wait, by what the children said last."""
 
-from streamkd.serve.processes.lag import Lag
+from streamkd.serve.processes.server_status import Lag
 
 
 def test_the_lag_is_what_is_there_less_what_is_trained() -> None:
