@@ -6,8 +6,6 @@ One input column keeps its shape and element type; several become one flat vecto
 a hash without a seed of its own (scikit-learn), so that every process gets the same numbers.
 """
 
-import base64
-import binascii
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
@@ -18,7 +16,6 @@ import pyarrow as pa
 
 from streamkd.errors import RecordError
 from streamkd.records import InputColumn, Records, RecordSchema, Reject, RejectReason
-from streamkd.streams.encoding.lists import fit
 
 _IMAGE_MODES: Mapping[int, str] = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -54,20 +51,12 @@ def undecodable(array: pa.Array, column: InputColumn) -> Iterator[tuple[int, Rej
 def encode_inputs(columns: Mapping[str, np.ndarray | Sequence[Any]], schema: RecordSchema) -> np.ndarray:
     """The inputs of a prediction request, [rows, *shape] in the schema's element type.
 
-    A tensor column may come flat or shaped; text as strings or UTF-8 bytes; images as bytes or base64 text.
+    Of every input: numbers [rows, *shape] in the column's type, strings, or the bytes of images.
 
     Raises:
-        RecordError: names the column, what it needs and what came.
+        RecordError: names the input that holds a number that is not finite, or what is no image of its size.
     """
-    needed = [column.name for column in schema.inputs]
-    if set(columns) != set(needed):
-        got = ", ".join(map(repr, sorted(columns))) or "none"
-        raise RecordError(f"needed the inputs {', '.join(map(repr, needed))}, got {got}", where="inputs")
-    parts = [_request(columns[column.name], column) for column in schema.inputs]
-    if len({len(part) for part in parts}) > 1:
-        said = ", ".join(f"{len(part)} of {name!r}" for part, name in zip(parts, needed, strict=True))
-        raise RecordError(f"needed as many rows of each input, got {said}", where="inputs")
-    return _join(parts, schema)
+    return _join([_request(columns[column.name], column) for column in schema.inputs], schema)
 
 
 def _join(parts: list[np.ndarray], schema: RecordSchema) -> np.ndarray:
@@ -132,61 +121,18 @@ def _hasher(features: int) -> Callable[[Sequence[str]], np.ndarray]:
     return lambda texts: np.asarray((characters.transform(texts) + words.transform(texts)).toarray() * half, np.float32)
 
 
-def _request(values: np.ndarray | Sequence[Any], column: InputColumn) -> np.ndarray:
+def _request(values: Any, column: InputColumn) -> np.ndarray:
     where = f"input {column.name!r}"
     if column.kind == "text":
-        return _hash([_text(value, where) for value in _flat(values)], column.size)
-    if column.kind == "image":
-        images = [_decode(_bytes(value, where), column) for value in _flat(values)]
-        for row, image in enumerate(images):
-            if not isinstance(image, np.ndarray):
-                raise RecordError(f"row {row}: {image[1]}", where=where)
-        return np.stack(images) if images else np.zeros((0, *column.shape), np.uint8)
-    return _tensor(values, column, where)
-
-
-def _flat(values: np.ndarray | Sequence[Any]) -> list[Any]:
-    return values.reshape(-1).tolist() if isinstance(values, np.ndarray) else list(values)
-
-
-def _tensor(values: np.ndarray | Sequence[Any], column: InputColumn, where: str) -> np.ndarray:
-    shape, needed = column.shape or (1,), np.dtype(column.dtype)
-    try:
-        array = np.asarray([fit(np.asarray(row), column.size) for row in values] if column.pad else values)
-    except (ValueError, IndexError):  # IndexError: a row that is one number
-        raise RecordError(f"needed rows of shape {list(shape)}, got rows of different lengths", where=where) from None
-    if array.dtype.kind not in "iuf" or (array.dtype.kind == "f" and needed.kind != "f"):
-        raise RecordError(f"needed {needed}, got {array.dtype}", where=where)
-    rows = len(array) if array.ndim else 0
-    tail = array.shape[1:]
-    if not array.ndim or (tail not in (shape, (column.size,)) and not (tail == () and column.size == 1)):
-        raise RecordError(f"needed shape [rows, {', '.join(map(str, shape))}], got {list(array.shape)}", where=where)
-    with np.errstate(all="ignore"):
-        cast = array.astype(needed, copy=False)
-        if array.dtype.kind in "iu" and needed.kind in "iu" and not np.array_equal(cast, array):
-            raise RecordError(f"a value that {needed} cannot hold", where=where)
-    if needed.kind == "f" and not np.isfinite(cast).all():
-        raise RecordError("NaN or infinite", where=where)
-    return cast.reshape(rows, *shape)
-
-
-def _text(value: Any, where: str) -> str:
-    try:
-        return value.decode() if isinstance(value, bytes) else _expect(value, str, where)
-    except UnicodeDecodeError:
-        raise RecordError("needed UTF-8 text", where=where) from None
-
-
-def _bytes(value: Any, where: str) -> bytes:
-    if isinstance(value, bytes) and value[:1] in (b"\x89", b"\xff"):  # PNG and JPEG begin so, base64 does not
-        return value
-    try:
-        return base64.b64decode(value if isinstance(value, bytes) else _expect(value, str, where), validate=True)
-    except (binascii.Error, ValueError):
-        raise RecordError("needed PNG or JPEG, as bytes or base64", where=where) from None
-
-
-def _expect(value: Any, kind: type, where: str) -> Any:
-    if not isinstance(value, kind):
-        raise RecordError(f"needed {kind.__name__}, got {type(value).__name__}", where=where)
-    return value
+        return _hash(values, column.size)
+    if column.kind == "tensor":
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise RecordError("NaN or infinite", where=where)
+        return np.asarray(values.reshape(len(values), *(column.shape or (1,))))
+    images = np.zeros((len(values), *column.shape), np.uint8)
+    for row, data in enumerate(values):
+        image = _decode(data, column)
+        if not isinstance(image, np.ndarray):
+            raise RecordError(f"row {row}: {image[1]}", where=where)
+        images[row] = image
+    return images

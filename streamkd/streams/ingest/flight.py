@@ -9,8 +9,6 @@ A stream that cannot be taken now is left unread, which holds its producer back;
 
 import contextlib
 import json
-import logging
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,27 +18,25 @@ import pyarrow as pa
 import pyarrow.flight as fl
 from pydantic import Field
 
-from streamkd.errors import (
-    ConfigError,
-    LimitExceeded,
-    NotReady,
-    Overloaded,
-    RecordError,
-    StreamkdError,
-)
+from streamkd.errors import ConfigError, NotReady, Overloaded, RecordError
 from streamkd.hookspecs import Options, SourceKind, hookimpl
 from streamkd.streams.encoding.codec import arrow_schema
 from streamkd.streams.ingest.acks import Acks
 from streamkd.streams.ingest.admission import admit_batch, admit_schema
 from streamkd.streams.ingest.connections import Connections, peer_of
-from streamkd.streams.ingest.intake import Ingest, Listener, refusal_reason
+from streamkd.streams.ingest.intake import Ingest, Listener, Refusal
 from streamkd.streams.log.log import PutStream
-from streamkd.streams.log.receipts import SequenceConflict, identity
+from streamkd.streams.log.receipts import identity
 
 SLOT_SECONDS = 10.0
 CALLS = 16  # beside put streams, open or waiting: of producers that ask for the schema
 Call = TypeVar("Call", bound=Callable[..., Any])
-logger = logging.getLogger(__name__)
+_CODES: dict[str, tuple[str, Callable[..., Exception]]] = {
+    "overloaded": ("unavailable", fl.FlightUnavailableError),
+    "draining": ("unavailable", fl.FlightUnavailableError),
+    "conflict": ("already_exists", fl.FlightServerError),
+    "internal": ("internal", fl.FlightInternalError),
+}
 
 
 class FlightOptions(Options):
@@ -121,7 +117,7 @@ class _CallGuard(fl.ServerMiddlewareFactory):
                 self._calls += 1
                 return _Call(self._completed)
         self._connections.make_room()
-        raise _translated(Overloaded(f"{self._limit} calls are open", fix="come again"))[1]
+        raise _error(self._ingest.intake.refused(Overloaded(f"{self._limit} calls are open", fix="come again")))
 
     def _completed(self) -> None:
         with self._lock:
@@ -272,9 +268,7 @@ class _Server(fl.FlightServerBase):
         except fl.FlightError as fault:
             told.append(fault.with_traceback(None))
         except Exception as fault:  # the outermost frame that is ours
-            reason, error = _translated(fault)
-            self._intake.refuse(reason)
-            told.append(error)
+            told.append(_error(self._intake.refused(fault)))
 
     # What the server does not do. The defaults of pyarrow would answer with a traceback.
     @_short
@@ -309,9 +303,7 @@ def _chunks(reader: fl.MetadataRecordBatchReader) -> Iterator[tuple[pa.RecordBat
             chunk = reader.read_chunk()
         except StopIteration:
             return
-        except MemoryError:
-            raise LimitExceeded("a batch needs more memory than there is", where="batch") from None
-        except fl.FlightError:
+        except (fl.FlightError, MemoryError):
             raise
         except (pa.ArrowException, OSError, ValueError) as fault:
             said = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
@@ -332,26 +324,17 @@ def _note(metadata: bytes | None) -> tuple[str | None, int | None]:
         raise RecordError(f"needed {needed}, got {metadata[:80]!r}", where="batch metadata") from None
 
 
-def _translated(fault: Exception) -> tuple[str, Exception]:
-    """The metric's reason, and what the client is told."""
-    if isinstance(fault, Overloaded | NotReady):
-        reason = "overloaded" if isinstance(fault, Overloaded) else "draining"
-        extra: dict[str, Any] = {"code": "unavailable", "error": fault.message}
-        if isinstance(fault, Overloaded):
-            extra["retry_after_seconds"] = fault.retry_after_seconds
-        return reason, fl.FlightUnavailableError(str(fault), extra_info=json.dumps(extra).encode())
-    if isinstance(fault, MemoryError):
-        fault = LimitExceeded("a batch needs more memory than there is", where="batch")
-    if isinstance(fault, RecordError):
-        if isinstance(fault, SequenceConflict):
-            extra = {"code": "already_exists", "error": str(fault), "forgotten": fault.forgotten}
-            return refusal_reason(fault), fl.FlightServerError(str(fault), extra_info=json.dumps(extra).encode())
-        return refusal_reason(fault), pa.ArrowInvalid(str(fault))
-    number = secrets.token_hex(4)
-    logger.error("put failed, error id %s", number, exc_info=fault)
-    said = str(fault) if isinstance(fault, StreamkdError) else f"internal error, id {number}"
-    extra = {"code": "internal", "error": said}
-    return "internal", fl.FlightInternalError(said, extra_info=json.dumps(extra).encode())
+def _error(refusal: Refusal) -> Exception:
+    """What the client is told."""
+    if refusal.reason not in _CODES:
+        return pa.ArrowInvalid(refusal.said)
+    code, error = _CODES[refusal.reason]
+    extra: dict[str, Any] = {"code": code, "error": refusal.said}
+    if refusal.retry_after_seconds is not None:
+        extra["retry_after_seconds"] = refusal.retry_after_seconds
+    if code == "already_exists":
+        extra["forgotten"] = refusal.forgotten
+    return error(refusal.said, extra_info=json.dumps(extra).encode())
 
 
 def _unsupported(call: str) -> Exception:

@@ -6,27 +6,24 @@ The rules are here, the web framework is not: ``streamkd.serve.processes.ingress
 ``HttpListener.receive``. One request is one batch: all its rows have one receipt.
 """
 
-import logging
-import secrets
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
-from streamkd.errors import LimitExceeded, NotReady, Overloaded, RecordError, StreamkdError
+from streamkd.errors import RecordError
 from streamkd.hookspecs import Options, SourceKind, hookimpl
-from streamkd.records import Reject
 from streamkd.streams.ingest.admission import Sifted, admit_batch, admit_lines, admit_schema
 from streamkd.streams.ingest.envelope import check_stream
-from streamkd.streams.ingest.intake import Ingest, Listener, refusal_reason
-from streamkd.streams.log.receipts import SequenceConflict, identity
+from streamkd.streams.ingest.intake import Ingest, Listener
+from streamkd.streams.log.receipts import identity
 
 ARROW = "application/vnd.apache.arrow.stream"
 LINES = "application/x-ndjson"
 REASONS = 100  # rows whose reason is told
-logger = logging.getLogger(__name__)
+_STATUS = {"overloaded": 429, "draining": 503, "conflict": 409, "limits": 413, "protocol": 400, "internal": 500}
 
 
 @dataclass(frozen=True)
@@ -87,11 +84,13 @@ class HttpListener(Listener):
         length = headers.get("content-length", "0")
         if not length.isdigit() or int(length) > self.body_bytes:
             return self.too_large()
-        return self._draining()
+        if intake.draining:
+            return _error(503, "the server is shutting down", {"Retry-After": "2"})
+        return None
 
     def too_large(self) -> Answer:
         """The answer to a body past ``body_bytes``."""
-        self._ingest.intake.refuse("limits")
+        self._ingest.intake.count_refusal("limits")
         return _error(413, f"the body has more than {self.body_bytes} bytes: send smaller batches")
 
     def receive(self, headers: Mapping[str, str], body: bytes) -> Answer:
@@ -101,7 +100,7 @@ class HttpListener(Listener):
         try:
             return self._receive(headers, body)
         except Exception as fault:  # the outermost frame that is ours
-            return self._translated(fault)
+            return self._refused(fault)
         finally:
             with self._changed:
                 self._open -= 1
@@ -115,15 +114,9 @@ class HttpListener(Listener):
         else:
             sifted = admit_lines(body, intake.schema, intake.limits, producer or intake.stream)
         receipt = intake.take(sifted, producer, sequence, producer or "http").result()
-        told: dict[str, Any] = {
-            "sequence": receipt.sequence,
-            "accepted": receipt.accepted,
-            "rejected": receipt.rejected,
-            "offset": receipt.offset,
-            "duplicate": receipt.duplicate,
-        }
+        told = asdict(receipt)
         if sifted.rejects:
-            told["reasons"] = _reasons(sifted.rejects)
+            told["reasons"] = [asdict(reject) for reject in sifted.rejects[:REASONS]]
         if sifted.total and len(sifted.rejects) == sifted.total:
             return Answer(422, {"error": "no row was accepted", **told})
         return Answer(200, told)
@@ -147,32 +140,13 @@ class HttpListener(Listener):
             whole = whole[0] if whole else pa.RecordBatch.from_pylist([], schema=schema)
         return admit_batch(whole, intake.schema, intake.limits, source)
 
-    def _draining(self) -> Answer | None:
-        if self._ingest.intake.draining:
-            return _error(503, "the server is shutting down", {"Retry-After": "2"})
-        return None
-
-    def _translated(self, fault: Exception) -> Answer:
-        refuse = self._ingest.intake.refuse
-        if isinstance(fault, Overloaded):
-            refuse("overloaded")
-            wait = {"Retry-After": str(max(1, round(fault.retry_after_seconds)))}
-            return _error(429, fault.message, wait)
-        if isinstance(fault, NotReady):
-            refuse("draining")
-            return _error(503, fault.message, {"Retry-After": "2"})
-        if isinstance(fault, MemoryError):
-            fault = LimitExceeded("needs more memory than there is", where="body")
-        if isinstance(fault, SequenceConflict):
-            refuse("conflict")
-            return Answer(409, {"error": str(fault), "forgotten": fault.forgotten})
-        if isinstance(fault, RecordError):
-            refuse(reason := refusal_reason(fault))
-            return _error({"limits": 413, "protocol": 400}.get(reason, 422), str(fault))
-        number = secrets.token_hex(4)
-        logger.error("post failed, error id %s", number, exc_info=fault)
-        refuse("internal")
-        return _error(500, str(fault) if isinstance(fault, StreamkdError) else f"internal error, id {number}")
+    def _refused(self, fault: Exception) -> Answer:
+        refusal = self._ingest.intake.refused(fault)
+        status = _STATUS.get(refusal.reason, 422)
+        if status == 409:
+            return Answer(status, {"error": refusal.said, "forgotten": refusal.forgotten})
+        wait = max(1, round(refusal.retry_after_seconds or 2))
+        return _error(status, refusal.said, {"Retry-After": str(wait)} if status in (429, 503) else None)
 
 
 def _identity(headers: Mapping[str, str]) -> tuple[str | None, int | None]:
@@ -188,10 +162,6 @@ def _identity(headers: Mapping[str, str]) -> tuple[str | None, int | None]:
 
 def _media_type(headers: Mapping[str, str]) -> str:
     return headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-def _reasons(rejects: Sequence[Reject]) -> list[dict[str, Any]]:
-    return [{"row": each.row, "reason": each.reason, "detail": each.detail} for each in rejects[:REASONS]]
 
 
 def _error(status: int, said: str, headers: Mapping[str, str] | None = None) -> Answer:

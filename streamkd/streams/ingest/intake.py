@@ -9,6 +9,7 @@ Flight waits for room and leaves its stream unread meanwhile; HTTP does not wait
 
 import contextlib
 import logging
+import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -69,8 +70,21 @@ class BadRun(RecordError):
     """So many refused rows in a row that the stream is stopped instead of drained."""
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """Why a batch was refused whole; ``reason``: the label of ``source_errors_total``."""
+
+    reason: str
+    said: str
+    retry_after_seconds: float | None = None
+    forgotten: int | None = None
+
+
+_REASONS = {SchemaMismatch: "schema", LimitExceeded: "limits", BadRun: "bad_in_a_row", RecordError: "protocol"}
+
+
 class Intake:
-    """One stream's door to its log. Thread safe."""
+    """One stream's way into its log. Thread safe."""
 
     def __init__(
         self,
@@ -137,8 +151,13 @@ class Intake:
         self._reserve(entry, patient)
         return self._committer.submit(entry)
 
-    def refuse(self, reason: str) -> None:
-        """Count a batch that was refused whole."""
+    def refused(self, fault: Exception) -> Refusal:
+        """Count a batch that was refused whole; what its producer is told."""
+        refusal = _refusal(fault)
+        self.count_refusal(refusal.reason)
+        return refusal
+
+    def count_refusal(self, reason: str) -> None:
         self._meter.count("source_errors_total", source=self._source, reason=reason)
 
     def refuse_token(self, protocol: str) -> None:
@@ -275,15 +294,21 @@ class Intake:
         self._meter.set("source_paused", float(records >= self.limits.queue_records), source=self._source)
 
 
-def refusal_reason(fault: RecordError) -> str:
-    """The label of ``source_errors_total`` for a batch that was refused whole."""
-    if isinstance(fault, SchemaMismatch):
-        return "schema"
-    if isinstance(fault, LimitExceeded):
-        return "limits"
+def _refusal(fault: Exception) -> Refusal:
+    if isinstance(fault, Overloaded):
+        return Refusal("overloaded", fault.message, fault.retry_after_seconds)
+    if isinstance(fault, NotReady):
+        return Refusal("draining", fault.message)
+    if isinstance(fault, MemoryError):
+        fault = LimitExceeded("a batch needs more memory than there is", where="batch")
     if isinstance(fault, SequenceConflict):
-        return "conflict"
-    return "bad_in_a_row" if isinstance(fault, BadRun) else "protocol"
+        return Refusal("conflict", str(fault), forgotten=fault.forgotten)
+    for kind, reason in _REASONS.items():
+        if isinstance(fault, kind):
+            return Refusal(reason, str(fault))
+    number = secrets.token_hex(4)
+    logger.error("a batch failed, error id %s", number, exc_info=fault)
+    return Refusal("internal", str(fault) if isinstance(fault, StreamkdError) else f"internal error, id {number}")
 
 
 def _runs(before: int, sifted: Sifted) -> tuple[int, int]:

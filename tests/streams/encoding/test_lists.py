@@ -4,10 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from streamkd.errors import RecordError, SchemaMismatch
+from streamkd.errors import SchemaMismatch
 from streamkd.records import InputColumn, RecordSchema
 from streamkd.streams.encoding import lists
-from streamkd.streams.encoding.codec import encode_inputs, sift
+from streamkd.streams.encoding.codec import sift
 from streamkd.streams.encoding.lists import element_type, padded, to_fixed, to_values
 from streamkd.streams.ingest import jsonl
 
@@ -81,7 +81,7 @@ def test_padding_piece_by_piece_is_padding_at_once(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_padded_column_takes_lists_of_any_length_at_every_door() -> None:
-    """Arrow batches, JSON lines and prediction requests of a padded column all end in the same records."""
+    """Arrow batches and JSON lines of a padded column end in the same records."""
     for kind in (pa.list_(pa.int64()), pa.large_list(pa.int16())):
         rows = pa.RecordBatch.from_pydict({"x": pa.array(RAGGED, kind), "label": [0, 1, 2, 3]})
         good, rejects = sift(rows, PADDED)
@@ -89,12 +89,10 @@ def test_a_padded_column_takes_lists_of_any_length_at_every_door() -> None:
     lines = [b'{"x": %s, "label": 1}' % str(values).encode() for values in RAGGED]
     parsed, _, rejects = jsonl.parse(lines, PADDED, 1000)
     assert (parsed.column("x").to_pylist(), rejects) == (FITTED, [])
-    assert encode_inputs({"x": RAGGED}, PADDED).tolist() == FITTED
-    assert encode_inputs({"x": np.ones((2, 5), np.int16)}, PADDED).tolist() == [[1, 1, 1]] * 2
 
 
 def test_a_padded_column_still_refuses_what_is_no_list_of_numbers() -> None:
-    """A null list, a null inside and a number too large are refused row by row; a request of numbers whole."""
+    """A null list, a null inside and a number too large are refused row by row."""
     column = pa.array([[1], None, [1, None], [70_000]], pa.list_(pa.int64()))
     good, rejects = sift(pa.RecordBatch.from_pydict({"x": column, "label": [0, 1, 2, 3]}), PADDED)
     assert good.column("x").to_pylist() == [[1, 0, 0]]
@@ -103,5 +101,3 @@ def test_a_padded_column_still_refuses_what_is_no_list_of_numbers() -> None:
         (2, "missing_input"),
         (3, "decode"),
     ]
-    with pytest.raises(RecordError, match="different lengths"):
-        encode_inputs({"x": [1, 2, 3]}, PADDED)
