@@ -124,15 +124,15 @@ def _deliver(transport: Transport, outbox: Outbox, target: Target, patience_seco
         except Disconnected as fault:
             if outbox.acknowledged > acknowledged:
                 wait_seconds, last_progress, acknowledged = least, time.monotonic(), outbox.acknowledged
+            # once for each time that it goes away, and not of a full one, which asks us to wait
+            if wait_seconds == least and fault.retry_after_seconds is None:
+                logger.warning("%s: %s; tried again for %g s", target.url, fault, patience_seconds)
             if time.monotonic() - last_progress > patience_seconds:
                 raise SourceError(
                     f"no progress for {patience_seconds:g} s, {outbox.acknowledged} records acknowledged: {fault}",
                     where=target.url,
                     fix="see whether the server runs; push again under the same --producer to go on",
                 ) from None
-            # once for each time that it goes away, and not of a full one, which asks us to wait
-            if wait_seconds == least and fault.retry_after_seconds is None:
-                logger.warning("%s: %s; tried again for %g s", target.url, fault, patience_seconds)
             time.sleep(fault.retry_after_seconds if fault.retry_after_seconds is not None else wait_seconds)
             wait_seconds = min(2 * wait_seconds, most)
 

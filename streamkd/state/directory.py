@@ -26,6 +26,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from streamkd.errors import StateConflict, StateError, StateInUse
+from streamkd.streams.log.database import add_columns, transaction
 from streamkd.streams.log.wal import left_out
 
 FORMAT = 1
@@ -181,19 +182,6 @@ class StateDirectory:
             connection.close()
 
 
-@contextmanager
-def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    """One write transaction: committed at the end of the block, rolled back where the block or the commit fails."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield connection
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-
-
 def fence(connection: sqlite3.Connection, epoch: int | None, where: Path) -> None:
     """Refuse to go on unless ``epoch`` is the newest; call it inside the transaction that it protects.
 
@@ -240,8 +228,7 @@ def _complete(connection: sqlite3.Connection) -> None:
     with transaction(connection):
         connection.execute(_ABOUT)
         connection.execute("INSERT OR IGNORE INTO about VALUES ('identity', ?)", (uuid.uuid4().hex,))
-        if "marks" not in {row[1] for row in connection.execute("PRAGMA table_info(checkpoints)")}:
-            connection.execute("ALTER TABLE checkpoints ADD COLUMN marks TEXT")
+        add_columns(connection, "checkpoints", {"marks": "TEXT"})
 
 
 def _is_empty(connection: sqlite3.Connection) -> bool:

@@ -4,25 +4,24 @@
 
 The learner calls ``publish``, the predictions ``served`` and ``read``, the commands ``rollback`` and ``unpin``
 (also while a learner runs). A publish that fails at any point changes nothing. Whether a candidate may be
-published at all is said by ``streamkd.state.candidate``.
+published at all is said by the learner's publisher.
 """
 
 import hashlib
 import json
-import os
 import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from streamkd.errors import CheckpointDamaged, StateError
-from streamkd.state.directory import StateDirectory, fence, sync, transaction
+from streamkd.state.directory import StateDirectory, fence, sync
 from streamkd.state.leftovers import Leftovers
+from streamkd.streams.log.database import insert, transaction
 
 Kind = Literal["learned", "rollback"]
 _ABOUT = "version.json"
@@ -32,6 +31,8 @@ _SELECT = (
 )
 # a rollback has a new number and old weights: without its pin it is not the newest
 _NEWEST = "kind = 'learned' DESC, version DESC"
+_FAILED = "the version was not published, nothing has changed"
+_INSTEAD = "roll back to another version, or let the learner publish a new one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +56,11 @@ class VersionStore:
         self._keep = keep
         self._mutex = threading.RLock()
         self._connection = directory.connect(read_only)
-        self._leftovers = Leftovers(directory.published, self._connection)
+        self._leftovers = Leftovers(
+            directory.published, self._connection, lambda: {info.version for info in self.list()}
+        )
         if directory.epoch is not None and not read_only:
-            self._clean()
+            self._leftovers.clear()
 
     def publish(self, write: Callable[[Path], Mapping[str, Any] | None], *, records: int) -> int:
         """Let ``write`` fill an empty folder with a model, and give it the next number.
@@ -67,9 +70,8 @@ class VersionStore:
         Raises:
             StateError: the disk is full, or another learner has taken over; nothing has changed.
         """
-        with self._beside() as folder:
+        with self._leftovers.beside(_FAILED) as folder:
             fence(self._connection, self._directory.epoch, self._directory.path)
-            folder.mkdir(mode=0o700)
             meta = dict(write(folder) or {})
             return self._commit(folder, records, "learned", None, meta)
 
@@ -80,8 +82,8 @@ class VersionStore:
             StateError: that version is not kept any more. CheckpointDamaged: its files have changed.
         """
         source, info = self.read(version), self.info(version)
-        with self._beside() as folder:
-            shutil.copytree(source, folder, ignore=shutil.ignore_patterns(_ABOUT))
+        with self._leftovers.beside(_FAILED) as folder:
+            shutil.copytree(source, folder, ignore=shutil.ignore_patterns(_ABOUT), dirs_exist_ok=True)
             meta = json.loads((source / _ABOUT).read_text())["meta"]
             return self._commit(folder, info.records, "rollback", version, meta)
 
@@ -148,67 +150,30 @@ class VersionStore:
         with self._mutex:
             self._connection.close()
 
-    def _clean(self) -> None:
-        """Remove what writers that were killed have left half written; one of them may have had our process id."""
-        for folder in self._directory.published.glob(".new-*"):
-            pid = int(folder.name.split("-")[1])
-            if pid == os.getpid() or not _alive(pid):
-                shutil.rmtree(folder, ignore_errors=True)
-        with transaction(self._connection):
-            self._clean_up()
-
-    def _clean_up(self) -> None:
-        """Inside a transaction: no other writer is between its rename and its commit."""
-        self._leftovers.clean_up({info.version for info in self.list()})
-
     def _rows(self, clause: str, *values: Any) -> Sequence[VersionInfo]:
         with self._mutex:
             rows = self._connection.execute(f"{_SELECT} {clause}", values).fetchall()
         return [VersionInfo(*(*row[:6], bool(row[6]))) for row in rows]
 
-    @contextmanager
-    def _beside(self) -> Iterator[Path]:
-        """A name for a folder to write in; what is left there is removed, and faults of the disk become ours."""
-        folder = self._directory.published / f".new-{os.getpid()}-{time.monotonic_ns()}"
-        try:
-            yield folder
-        except (OSError, sqlite3.Error) as fault:
-            raise StateError(
-                f"the version was not published, nothing has changed: {fault}",
-                where=str(self._directory.published),
-                fix="free space, and see that this user may write there",
-            ) from fault
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
     def _commit(self, folder: Path, records: int, kind: Kind, source: int | None, meta: dict[str, Any]) -> int:
-        row: dict[str, Any] = {"records": records, "created": time.time(), "kind": kind, "source_version": source}
-        row["sha256"] = digest(folder)
-        with self._mutex, self._undone(), transaction(self._connection) as writer:
+        row = {
+            "records": records,
+            "created": time.time(),
+            "kind": kind,
+            "source_version": source,
+            "sha256": digest(folder),
+        }
+        with self._mutex, self._leftovers.commit() as writer:
             if kind == "learned":
                 fence(writer, self._directory.epoch, self._directory.path)
-            self._clean_up()
-            version = _insert(writer, row)
-            about = {"version": version, **row, "meta": meta}
-            (folder / _ABOUT).write_text(json.dumps(about, allow_nan=False))
+            version = insert(writer, "versions", row)
+            (folder / _ABOUT).write_text(json.dumps({"version": version, **row, "meta": meta}, allow_nan=False))
             _sync_all(folder)
             if kind == "rollback":
                 writer.execute("INSERT OR REPLACE INTO pin VALUES (1, ?)", (version,))
             self._leftovers.begin(version, self._retire(writer))
             self._leftovers.name(folder, version)
-        with suppress(sqlite3.Error), self._mutex, transaction(self._connection):
-            self._clean_up()  # of a disk that is full now, the next one
         return version
-
-    @contextmanager
-    def _undone(self) -> Iterator[None]:
-        """Where the block fails, remove the folders that no row speaks of: a rename without its commit."""
-        try:
-            yield
-        except BaseException:
-            with suppress(sqlite3.Error), transaction(self._connection):
-                self._clean_up()
-            raise
 
     def _retire(self, writer: sqlite3.Connection) -> Sequence[int]:
         """Drop the rows beyond the newest ``keep``, never those of the pinned version and of what ``unpin`` serves."""
@@ -219,9 +184,6 @@ class VersionStore:
             (self._keep,),
         ).fetchall()
         return [row[0] for row in rows]
-
-
-_INSTEAD = "roll back to another version, or let the learner publish a new one"
 
 
 def digest(folder: Path) -> str:
@@ -238,24 +200,7 @@ def digest(folder: Path) -> str:
     return total.hexdigest()
 
 
-def _insert(writer: sqlite3.Connection, row: Mapping[str, Any]) -> int:
-    marks = ", ".join("?" * len(row))
-    found = writer.execute(f"INSERT INTO versions ({', '.join(row)}) VALUES ({marks})", tuple(row.values())).lastrowid
-    assert found is not None  # an INSERT has a row id
-    return found
-
-
 def _sync_all(folder: Path) -> None:
     for file in sorted(folder.rglob("*")):
         sync(file)
     sync(folder)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import random
 import shutil
 import subprocess
@@ -257,7 +258,7 @@ def test_what_was_half_written_is_removed_when_the_owner_opens(
 ) -> None:
     """A folder under a temporary name is nobody's checkpoint."""
     _save(checkpoints, 1)
-    (directory.checkpoints / ".new-77").mkdir()
+    (directory.checkpoints / f".new-{os.getpid()}-1").mkdir()
     CheckpointStore(directory).close()
     assert _names(directory) == ["1"]
 
@@ -295,7 +296,9 @@ with directory.lock():
     if sys.argv[2] == "before":
         leftovers.sync = die  # named, and not committed
     else:
-        checkpoints._settle = die  # committed, and the retired one still there
+        real, runs = leftovers.Leftovers.clean_up, []
+        # the second is after the commit, and the retired one is still there
+        leftovers.Leftovers.clean_up = lambda self: die() if runs.append(1) or len(runs) > 1 else real(self)
     save(3)
 """
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from streamkd.errors import StateConflict, StateError, StateInUse
-from streamkd.state.directory import StateDirectory, fence, transaction
+from streamkd.state.directory import StateDirectory, fence
+from streamkd.streams.log.database import transaction
 
 HOLD = """
 import sys

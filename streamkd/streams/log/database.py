@@ -3,7 +3,7 @@
 import contextlib
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 BUSY_SECONDS = 30.0
@@ -34,11 +34,11 @@ def connect(path: Path, read_only: bool = False) -> sqlite3.Connection:
 
 
 @contextlib.contextmanager
-def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
     """All or nothing; the write lock is taken at once, so that what is read inside still holds at the end."""
     connection.execute("BEGIN IMMEDIATE")
     try:
-        yield
+        yield connection
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:  # a full disk may have ended it already
@@ -46,8 +46,15 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
+def insert(connection: sqlite3.Connection, table: str, row: Mapping[str, object]) -> int:
+    """Add a row; its number."""
+    marks = ", ".join("?" * len(row))
+    cursor = connection.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})", tuple(row.values()))
+    return int(cursor.lastrowid or 0)
+
+
 def add_columns(connection: sqlite3.Connection, table: str, columns: dict[str, str]) -> None:
-    """Give a table of an older log the columns that it lacks."""
+    """Give a table of an older version the columns that it lacks."""
     there = {row[1] for row in connection.execute(f"PRAGMA table_info({table})").fetchall()}
     for name, kind in columns.items():
         if name not in there:
