@@ -133,18 +133,18 @@ class Supervisor:
         """Serve on a bound socket until the end."""
         settings = self._config.serve
         services = Services(
-            self._status,
-            self._predictor,
-            self._follower,
-            self._proxy,
-            self._tokens,
-            self._recorder,
-            self._exposition,
-            settings.body_bytes,
-            settings.queue_rows,
-            self._reader,
-            self._patience,
-            settings.hosts,
+            status=self._status,
+            predictor=self._predictor,
+            follower=self._follower,
+            proxy=self._proxy,
+            tokens=self._tokens,
+            recorder=self._recorder,
+            exposition=self._exposition,
+            body_bytes=settings.body_bytes,
+            queue_rows=settings.queue_rows,
+            reader=self._reader,
+            patience=self._patience,
+            hosts=settings.hosts,
         )
         server = Server(
             uvicorn.Config(

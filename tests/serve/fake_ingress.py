@@ -1,6 +1,5 @@
 """A child that speaks the ingress' side of the channel and answers one request on its unix socket."""
 
-import argparse
 import socket
 from pathlib import Path
 
@@ -9,9 +8,7 @@ from streamkd.serve.processes.channel import Channel
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--fd", type=int)
-    channel = Channel.inherited(parser.parse_args().fd)
+    channel = Channel.inherited()
     start = channel.receive(30)
     assert start is not None
     state = Path(start["state"])

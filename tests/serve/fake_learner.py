@@ -1,6 +1,5 @@
 """A child that speaks the learner's side of the channel and trains nothing; ``FAKE`` says how it behaves."""
 
-import argparse
 import os
 import sys
 import time
@@ -10,9 +9,7 @@ from streamkd.serve.processes.channel import Channel
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--fd", type=int)
-    channel = Channel.inherited(parser.parse_args().fd)
+    channel = Channel.inherited()
     start = channel.receive(30)
     assert start is not None
     state, manner = Path(start["state"]), os.environ.get("FAKE", "")

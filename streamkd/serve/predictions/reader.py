@@ -6,15 +6,11 @@ The process has no torch, a bounded address space and a low priority; it is star
 ended where one takes too long, and started again for the next. It goes when its supervisor does: its socket ends.
 """
 
-import argparse
 import asyncio
 import contextlib
 import json
 import os
-import resource
 import socket
-import subprocess
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +20,7 @@ from streamkd.errors import LimitExceeded, Overloaded, RecordError
 from streamkd.records import RecordSchema
 from streamkd.serve.predictions import openinference
 from streamkd.serve.predictions.openinference import InferRequest
+from streamkd.serve.processes.channel import Message, Process, bound_memory, descriptor, spawn
 from streamkd.streams.encoding.arrays import encode_inputs
 
 WAITING = 8  # requests that may wait for the one that is read
@@ -38,7 +35,7 @@ class Reader:
     def __init__(self) -> None:
         self._turn = asyncio.Lock()
         self._waiting = 0
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def read(
@@ -69,7 +66,7 @@ class Reader:
         inputs = np.frombuffer(raw, told["dtype"]).reshape(told["shape"])
         return InferRequest(told["id"], {}, told["rows"], outputs), inputs
 
-    async def _ask(self, asked: Mapping[str, Any], body: bytes) -> tuple[dict[str, Any], bytearray]:
+    async def _ask(self, asked: Mapping[str, Any], body: bytes) -> tuple[Message, bytearray]:
         """One exchange, and another with a fresh process where the one that was there has ended: perhaps before."""
         was_there = self._streams is not None
         try:
@@ -79,7 +76,7 @@ class Reader:
                 raise
             return await self._exchange(asked, body)
 
-    async def _exchange(self, asked: Mapping[str, Any], body: bytes) -> tuple[dict[str, Any], bytearray]:
+    async def _exchange(self, asked: Mapping[str, Any], body: bytes) -> tuple[Message, bytearray]:
         """A process whose answer was not heard to its end is of no use any more."""
         try:
             reader, writer = self._streams or await self._start()
@@ -94,12 +91,8 @@ class Reader:
 
     async def _start(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-P", "-m", "streamkd.serve.predictions.reader", "--fd", str(theirs.fileno())]
-        environment = {**os.environ, "MALLOC_ARENA_MAX": "2", "OPENBLAS_NUM_THREADS": "1"}
-        with theirs:
-            self._process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment
-            )
+        settings = {"MALLOC_ARENA_MAX": "2", "OPENBLAS_NUM_THREADS": "1"}
+        self._process = spawn("streamkd.serve.predictions.reader", theirs, settings)
         self._streams = await asyncio.open_connection(sock=ours)
         return self._streams
 
@@ -120,14 +113,12 @@ def _gone() -> bytes:
     raise EOFError("the process has ended")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The process: read, answer, until the socket ends."""
-    parser = argparse.ArgumentParser(prog="streamkd.serve.predictions.reader", description=__doc__)
-    parser.add_argument("--fd", type=int, required=True, help="this end of the supervisor's socket")
-    _be_modest()
+def main() -> None:
+    """The process: read, answer, until the socket ends; memory within bounds, and the processor last."""
+    os.nice(5)  # others answer people
+    bound_memory(MEMORY_BYTES)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
-        _serve(socket.socket(fileno=parser.parse_args(arguments).fd))
-    return 0
+        _serve(socket.socket(fileno=descriptor()))
 
 
 def _serve(end: socket.socket) -> None:
@@ -140,14 +131,7 @@ def _serve(end: socket.socket) -> None:
             stream.flush()
 
 
-def _be_modest() -> None:
-    """Memory within bounds, and the processor last: others answer people."""
-    os.nice(5)
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES if hard == -1 else min(MEMORY_BYTES, hard), hard))
-
-
-def _read(body: bytes, asked: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
+def _read(body: bytes, asked: Mapping[str, Any]) -> tuple[Message, bytes]:
     """What the request says, and its values; or what is wrong with it."""
     schema = RecordSchema.model_validate(asked["schema"])
     try:
@@ -161,10 +145,10 @@ def _read(body: bytes, asked: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]
     return {**told, "dtype": inputs.dtype.str, "shape": inputs.shape}, inputs.tobytes()
 
 
-def _told(fault: RecordError) -> tuple[dict[str, Any], bytes]:
+def _told(fault: RecordError) -> tuple[Message, bytes]:
     kind = "LimitExceeded" if isinstance(fault, LimitExceeded) else "RecordError"
     return {"error": kind, "message": fault.message, "where": fault.where, "fix": fault.fix}, b""
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,6 +1,6 @@
 """JSON lines between the supervisor and its children, over one inherited socket.
 
-    supervisor ─ pair() ─► fd ─► child: Channel.inherited(fd)
+    supervisor ─ pair() ─► spawn ─► child: Channel.inherited()
          send({"kind": ...}) ◄─ one line of JSON each ─► receive(timeout)
 
 The end of the stream (``EOFError``) means that the other process is gone: the kernel closes a dead
@@ -16,13 +16,17 @@ import logging
 import math
 import numbers
 import os
+import resource
 import select
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from streamkd.errors import LogDamaged, StreamkdError
@@ -31,6 +35,8 @@ MESSAGE_BYTES = 16 << 20
 FAULT = 4_000  # characters of what ended a child
 SEND_SECONDS = 5.0  # that the supervisor waits for a child to read; its own loop must go on
 _PR_SET_PDEATHSIG = 1
+Message = dict[str, Any]  # a JSON object; its ``kind`` says which
+Process = subprocess.Popen[bytes]
 logger = logging.getLogger(__name__)
 
 
@@ -51,7 +57,7 @@ class Channel:
         self._closed = False
 
     @classmethod
-    def inherited(cls, fd: int) -> "Channel":
+    def inherited(cls) -> "Channel":
         """The child's end, and the child tied to its parent.
 
         The kernel kills the child when its parent dies. The stop signals are left to the supervisor: a
@@ -61,7 +67,7 @@ class Channel:
         die_with_parent()
         for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(name, signal.SIG_IGN)
-        return cls(fd)
+        return cls(descriptor())
 
     @property
     def closed(self) -> bool:
@@ -72,7 +78,7 @@ class Channel:
         """For ``select``."""
         return self._socket.fileno()
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, message: Message) -> None:
         """Write one message, waiting while the other side does not read.
 
         Raises:
@@ -89,7 +95,7 @@ class Channel:
                 self._break()  # half a line may be on its way: nothing can follow it
                 raise EOFError(f"the other end of the channel is gone, or does not read: {fault}") from None
 
-    def tell(self, message: dict[str, Any]) -> bool:
+    def tell(self, message: Message) -> bool:
         """Write a message that may be lost; ``False`` where it cannot be sent. Each kind is logged once.
 
         Raises:
@@ -111,7 +117,7 @@ class Channel:
         with contextlib.suppress(EOFError):
             self.send({"kind": "fatal", **told})
 
-    def receive(self, timeout: float | None = None) -> dict[str, Any] | None:
+    def receive(self, timeout: float | None = None) -> Message | None:
         """The next message, or ``None`` when none came within ``timeout`` seconds (``None``: wait for ever).
 
         Raises:
@@ -177,8 +183,28 @@ class Channel:
             self._socket.shutdown(socket.SHUT_RDWR)
 
 
+def spawn(module: str, end: socket.socket, environment: Mapping[str, str] = MappingProxyType({})) -> Process:
+    """``python -m MODULE --fd N`` with its end of a socket pair, which is closed here; there it is ``descriptor()``."""
+    with end:
+        command = [sys.executable, "-P", "-m", module, "--fd", str(end.fileno())]
+        settings = {**os.environ, **environment}
+        return subprocess.Popen(command, pass_fds=[end.fileno()], stdin=subprocess.DEVNULL, env=settings)
+
+
+def descriptor() -> int:
+    """The end of the socket pair that this process was given."""
+    return int(sys.argv[sys.argv.index("--fd") + 1])
+
+
+def bound_memory(limit_bytes: int) -> None:
+    """An allocation past the limit fails in this process instead of starving the others."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = limit_bytes if hard == resource.RLIM_INFINITY else min(limit_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+
 def pair() -> tuple[Channel, socket.socket]:
-    """The supervisor's end, and the socket whose descriptor a child inherits (``pass_fds``)."""
+    """The supervisor's end, and the socket that a child inherits (``spawn``)."""
     ours, theirs = socket.socketpair()
     return Channel(ours, SEND_SECONDS), theirs
 
@@ -201,7 +227,7 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def _message(line: bytes) -> dict[str, Any]:
+def _message(line: bytes) -> Message:
     try:
         message = json.loads(line)
     except ValueError as fault:

@@ -10,16 +10,13 @@ child, and the next one follows.
 
 import contextlib
 import logging
-import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from streamkd.errors import StreamkdError
-from streamkd.serve.processes.channel import Channel, pair
+from streamkd.serve.processes.channel import Channel, Message, Process, pair, spawn
 from streamkd.serve.processes.reports import CHECKPOINT, STARTING, STOPPING
 from streamkd.serve.processes.server_status import ServerStatus
 from streamkd.telemetry import Recorder
@@ -31,7 +28,6 @@ LOOK_SECONDS = 1.0  # between looks at a child that says nothing
 PATIENCE = 5  # times the limit, for what may rightly take long
 _LONG = ("", STARTING, STOPPING, CHECKPOINT)
 _EXIT_SECONDS = 5.0
-Message = dict[str, Any]
 logger = logging.getLogger(__name__)
 
 
@@ -93,9 +89,9 @@ class ChildProcess:
         self._status = status
         self._recorder = recorder
         self._hang_seconds = hang_seconds
-        self._environment = {**os.environ, **(environment or {})}
+        self._environment = environment or {}
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         self._channel: Channel | None = None
         self._doing, self._last_words = "", ""
         self._ended = threading.Event()
@@ -179,8 +175,7 @@ class ChildProcess:
     def _run(self) -> str:
         channel, theirs = pair()
         try:
-            with theirs:
-                process = self._spawn(theirs.fileno())
+            process = spawn(self._module, theirs, self._environment)
             try:
                 self._begin(process, channel)
                 return self._listen(channel) or f"ended with code {_reap(process)}{self._last_words}"
@@ -189,11 +184,7 @@ class ChildProcess:
         finally:
             channel.close()
 
-    def _spawn(self, descriptor: int) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-P", "-m", self._module, "--fd", str(descriptor)]
-        return subprocess.Popen(command, pass_fds=[descriptor], stdin=subprocess.DEVNULL, env=self._environment)
-
-    def _begin(self, process: subprocess.Popen[bytes], channel: Channel) -> None:
+    def _begin(self, process: Process, channel: Channel) -> None:
         with self._lock:
             self._process, self._doing, self._last_words = process, "", ""
         self._recorder.set("process_up", 1, process=self.name)
@@ -205,7 +196,7 @@ class ChildProcess:
         if self._ended.is_set():  # asked to end before there was someone to ask
             process.kill()
 
-    def _end(self, process: subprocess.Popen[bytes]) -> None:
+    def _end(self, process: Process) -> None:
         with self._lock:
             self._process = self._channel = None
         process.kill()  # nothing, where it has ended
@@ -249,7 +240,7 @@ class ChildProcess:
             logger.warning("a message of the %s is left out (%r): %.200r", self.name, fault, message)
 
 
-def _reap(process: subprocess.Popen[bytes]) -> int:
+def _reap(process: Process) -> int:
     """The exit code of a child that has closed its channel; one that does not end then is killed."""
     try:
         return process.wait(_EXIT_SECONDS)

@@ -9,16 +9,13 @@ once, and nothing acknowledged is lost: an ack is sent when the log has the rows
 the first start ends the server; at a later one it is said and tried again, while the other ways in go on.
 """
 
-import argparse
 import contextlib
 import logging
-import resource
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -32,7 +29,7 @@ from streamkd import logs, threads
 from streamkd.config import Config
 from streamkd.errors import ConfigError, Overloaded, StreamkdError
 from streamkd.plugins import Registry
-from streamkd.serve.processes.channel import Channel
+from streamkd.serve.processes.channel import Channel, Message, bound_memory
 from streamkd.serve.processes.child import Backoff
 from streamkd.serve.processes.reports import STARTING, STOPPING, Reporter
 from streamkd.state import coherence
@@ -96,7 +93,7 @@ class Ingress:
         channel.send({"kind": "stopped"})
 
     def _until_drain(self, channel: Channel, reporter: Reporter, goes_on: Callable[[], bool]) -> None:
-        message: dict[str, Any] | None = None
+        message: Message | None = None
         told = time.monotonic()
         while message is None or message.get("kind") != "drain":
             if (said := self._listening.look()) is not None:
@@ -125,7 +122,7 @@ class Listeners:
         self._next = 0.0
         self._urls: dict[str, str] = {}
 
-    def look(self) -> dict[str, Any] | None:
+    def look(self) -> Message | None:
         """Open what is shut, if it is time; what there is to say of it.
 
         Raises:
@@ -146,7 +143,7 @@ class Listeners:
 
 
 def application(posts: HttpListener) -> Starlette:
-    """``POST /v1/streams/{stream}`` by the rules of the listener; bodies are counted while they come in."""
+    """``POST /v1/streams/{stream}`` by the rules of the listener; the supervisor has counted the bodies."""
     places = threading.BoundedSemaphore(BODIES)
 
     async def post(request: Request) -> JSONResponse:
@@ -157,27 +154,13 @@ def application(posts: HttpListener) -> Starlette:
         if not places.acquire(blocking=False):
             return _response(Answer(429, {"error": f"{BODIES} batches are being taken"}, {"Retry-After": "1"}))
         try:
-            body = await _body(request, posts.body_bytes)
-            return _response(
-                posts.too_large() if body is None else await run_in_threadpool(posts.receive, headers, body)
-            )
+            return _response(await run_in_threadpool(posts.receive, headers, await request.body()))
         except ClientDisconnect:
             return _response(Answer(400, {"error": "the body broke off"}))
         finally:
             places.release()
 
     return Starlette(routes=[Route("/v1/streams/{stream}", post, methods=["POST"])])
-
-
-async def _body(request: Request, limit_bytes: int) -> bytes | None:
-    """The whole body, or ``None`` as soon as it is past the limit."""
-    parts, taken_bytes = [], 0
-    async for part in request.stream():
-        parts.append(part)
-        taken_bytes += len(part)
-        if taken_bytes > limit_bytes:
-            return None
-    return b"".join(parts)
 
 
 def _response(answer: Answer) -> JSONResponse:
@@ -227,11 +210,9 @@ def _serve(server: uvicorn.Server, bound: socket.socket) -> None:
         raise RuntimeError("the HTTP server has ended unasked")
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main() -> int:
     """The process: wait for the start message, run, and say why not where it cannot."""
-    parser = argparse.ArgumentParser(prog="streamkd.serve.processes.ingress", description=__doc__)
-    parser.add_argument("--fd", type=int, required=True, help="this end of the supervisor's channel")
-    channel = Channel.inherited(parser.parse_args(arguments).fd)
+    channel = Channel.inherited()
     threads.end_process_when_one_dies(channel.send_fatal)
     logs.to_stderr("%(asctime)s %(levelname)s ingress: %(message)s")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
@@ -251,20 +232,13 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _prepare(message: dict[str, Any]) -> Ingress:
+def _prepare(message: Message) -> Ingress:
     registry = Registry.load(only=message["entry_points"])
     config = configuration.from_tree(message["config"])
     socket_path = Path(message["http_socket"]) if message.get("http_socket") else None
     ingress = Ingress(config, registry, Path(message["state"]), socket_path, bool(message.get("again")))
-    _bound_memory(config.stream.limits.ingress_bytes)
+    bound_memory(config.stream.limits.ingress_bytes)
     return ingress
-
-
-def _bound_memory(limit_bytes: int) -> None:
-    """An allocation past the limit fails here instead of starving the learner beside us."""
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = limit_bytes if hard == resource.RLIM_INFINITY else min(limit_bytes, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
 if __name__ == "__main__":

@@ -10,12 +10,10 @@ here (when to checkpoint, publish or measure) never reaches the weights.
 
 import logging
 import sqlite3
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from streamkd import config as configuration
 from streamkd import logs, threads
@@ -23,7 +21,7 @@ from streamkd.config import Config
 from streamkd.errors import Overloaded, PluginError, StateConflict, StateError, StreamkdError
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
-from streamkd.serve.processes.channel import Channel
+from streamkd.serve.processes.channel import Channel, Message
 from streamkd.serve.processes.learner_status import Gauges, status_of
 from streamkd.serve.processes.publisher import Publisher, ScoredVersion
 from streamkd.serve.processes.reports import CHECKPOINT, STARTING, STOPPING, Reporter
@@ -101,17 +99,14 @@ class LearnerProcess:
         """Train until the supervisor says stop."""
         self.channel.send({"kind": "ready"})
         self._tell_committed(self.learner.offsets)
-        while (message := self._message(0.0)) is None or message["kind"] != "stop":
+        while (message := self.channel.receive(0.0)) is None or message["kind"] != "stop":
             busy = self._train_a_while()
             self._by_the_clock()
             if not busy:
-                message = self._message(IDLE_SECONDS)
+                message = self.channel.receive(IDLE_SECONDS)
                 if message is not None and message["kind"] == "stop":
                     break
         self._stop(bool(message and message.get("checkpoint", True)))
-
-    def _message(self, timeout: float) -> dict[str, Any] | None:
-        return self.channel.receive(timeout)
 
     def _train_a_while(self) -> bool:
         """Train for a slice of time; ``False`` where the source has nothing."""
@@ -221,17 +216,17 @@ class LearnerProcess:
         self._reporter.metrics()
 
 
-def main(fd: int) -> int:
+def main() -> int:
     """Run the process on a channel; the exit code is for the log, the supervisor reads the messages."""
     logs.to_stderr("%(asctime)s learner %(levelname)s %(message)s")
-    channel = Channel.inherited(fd)
+    channel = Channel.inherited()
     threads.end_process_when_one_dies(channel.send_fatal)
     start = channel.receive()
     assert start is not None, "the supervisor speaks first"
     return live(start, channel)
 
 
-def live(start: Mapping[str, Any], channel: Channel) -> int:
+def live(start: Message, channel: Channel) -> int:
     """From the start message to the end; the exit code. What starting again would not mend is told as fatal."""
     import torch
 
@@ -266,4 +261,4 @@ def live(start: Mapping[str, Any], channel: Channel) -> int:
 
 if __name__ == "__main__":
     # torch's and Avalanche's exit handlers have nothing to do, and take their time
-    threads.run_process(lambda: main(int(sys.argv[sys.argv.index("--fd") + 1])))
+    threads.run_process(main)

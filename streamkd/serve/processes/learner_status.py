@@ -6,6 +6,7 @@ Called by the learner process once a second; nothing here changes the learner.
 import math
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from streamkd.gates.hedge import Arbiter
@@ -14,11 +15,12 @@ from streamkd.records import Repeating
 from streamkd.teachers.guard import Tally
 from streamkd.telemetry import Recorder
 
+Status = dict[str, Any]  # as JSON
 TASKS = 1_000  # names that are told
 BOUNDARIES = 240  # the page's strip has as many points of history
 
 
-def status_of(learner: Learner, rate: float, version: int | None, answering: int | None = None) -> dict[str, Any]:
+def status_of(learner: Learner, rate: float, version: int | None, answering: int | None = None) -> Status:
     """How the learner stands, for the page and for `/v1/status`; ``answering``: the version scored as records come."""
     quality, adapter = learner.quality, learner.adapter
     weights = learner.gate_weights()
@@ -60,7 +62,7 @@ def status_of(learner: Learner, rate: float, version: int | None, answering: int
     }
 
 
-def _repeats(learner: Learner) -> dict[str, Any]:
+def _repeats(learner: Learner) -> Status:
     """What came again: records, their part of the newest, the pass of a source that knows it.
 
     ``told_apart``: whether the same inputs are taken for the same record.
@@ -77,7 +79,7 @@ def _repeats(learner: Learner) -> dict[str, Any]:
     }
 
 
-def _teachers(learner: Learner, weights: Mapping[str, float]) -> list[dict[str, Any]]:
+def _teachers(learner: Learner, weights: Mapping[str, float]) -> list[Status]:
     if not learner.started:
         return []
     pool = learner.strategy.step.pool
@@ -109,22 +111,23 @@ class Gauges:
         self._tallies: dict[str, Tally] = {}
         self._teachers: set[str] = set()
 
-    def record(self, status: Mapping[str, Any], learner: Learner) -> None:
+    def record(self, status: Status, learner: Learner) -> None:
         """Take a status and what the learner has counted."""
-        recorder, accuracy = self._recorder, status["accuracy"]
+        accuracy = status["accuracy"]
         for window in ("served", "student", "holdout"):
-            if accuracy[window] is not None:
-                recorder.set("eval_accuracy_ratio", accuracy[window], window=window)
-        if accuracy["forgetting"] is not None:
-            recorder.set("eval_forgetting_ratio", accuracy["forgetting"], window="holdout")
-        if status["loss"] is not None:
-            recorder.set("train_loss", status["loss"], loss="total")
-        if learner.last_step_at is not None:
-            recorder.set("train_last_step_timestamp_seconds", learner.last_step_at)
+            self._set("eval_accuracy_ratio", accuracy[window], window=window)
+        self._set("eval_forgetting_ratio", accuracy["forgetting"], window="holdout")
+        self._set("train_loss", status["loss"], loss="total")
+        self._set("train_last_step_timestamp_seconds", learner.last_step_at)
         self._record_training(learner)
         self._record_repeats(status["repeats"], learner.config.stream.source.name)
         self._record_teachers(status, learner)
         self._record_adaptations(learner)
+
+    def _set(self, family: str, value: float | None, **labels: str) -> None:
+        """Of what is not known yet nothing is told."""
+        if value is not None:
+            self._recorder.set(family, value, **labels)
 
     def _record_training(self, learner: Learner) -> None:
         steps, records = self._trained
@@ -137,15 +140,13 @@ class Gauges:
             source = learner.config.stream.source.name
             self._recorder.count("source_records_total", learner.records - records, source=source)
 
-    def _record_repeats(self, repeats: Mapping[str, Any], source: str) -> None:
+    def _record_repeats(self, repeats: Status, source: str) -> None:
         self._recorder.count("records_repeated_total", repeats["records"] - self._repeats, source=source)
         self._repeats = repeats["records"]
-        if repeats["share"] is not None:
-            self._recorder.set("records_repeated_ratio", repeats["share"], source=source)
-        if repeats["pass"] is not None:
-            self._recorder.set("source_pass", repeats["pass"], source=source)
+        self._set("records_repeated_ratio", repeats["share"], source=source)
+        self._set("source_pass", repeats["pass"], source=source)
 
-    def _record_teachers(self, status: Mapping[str, Any], learner: Learner) -> None:
+    def _record_teachers(self, status: Status, learner: Learner) -> None:
         recorder = self._recorder
         recorder.set("teachers", len(status["teachers"]))
         for name, weight in learner.gate_weights().items():
@@ -153,11 +154,9 @@ class Gauges:
         if status["gate"]["label_noise_asked"]:
             noise = status["gate"]["label_noise"]
             recorder.set("label_noise_ratio", math.nan if noise is None else noise)
-        if (temperature := status["gate"]["temperature"]) is not None:
-            recorder.set("distillation_temperature", temperature)
+        self._set("distillation_temperature", status["gate"]["temperature"])
         for teacher in status["teachers"]:
-            if teacher["worth"] is not None:
-                recorder.set("teacher_worth_ratio", teacher["worth"], teacher=teacher["name"])
+            self._set("teacher_worth_ratio", teacher["worth"], teacher=teacher["name"])
         names = {teacher["name"] for teacher in status["teachers"]}
         for gone in self._teachers - names:
             recorder.remove("teacher_worth_ratio", teacher=gone)
@@ -168,8 +167,7 @@ class Gauges:
                 self._record_tally(key, tally)
 
     def _record_tally(self, key: str, tally: Tally) -> None:
-        last = self._tallies.get(key, Tally())
-        self._tallies[key] = Tally(tally.requests, tally.failures, tally.seconds, tally.cached)
+        last, self._tallies[key] = self._tallies.get(key, Tally()), replace(tally)
         if (asked := tally.requests - last.requests) > 0:
             self._recorder.count("teacher_requests_total", asked, teacher=key)
             self._recorder.observe("teacher_duration_seconds", (tally.seconds - last.seconds) / asked, teacher=key)

@@ -129,30 +129,23 @@ def against_weights(candidate: Mapping[str, torch.Tensor], expected: Mapping[str
     """Other names, element types or shapes than expected, or a number that is not finite."""
     if candidate.keys() != expected.keys():
         return "keys"
-    if any(candidate[name].dtype != expected[name].dtype for name in expected):
+    pairs = [(candidate[name], expected[name]) for name in expected]
+    if any(ours.dtype != theirs.dtype for ours, theirs in pairs):
         return "types"
-    if any(candidate[name].shape != expected[name].shape for name in expected):
+    if any(ours.shape != theirs.shape for ours, theirs in pairs):
         return "shapes"
-    finite = all(bool(torch.isfinite(t).all()) for t in candidate.values() if t.is_floating_point() or t.is_complex())
-    return None if finite else "not_finite"
+    return None if all(bool(torch.isfinite(ours).all()) for ours, _ in pairs) else "not_finite"
 
 
 def against_canary(predict: Callable[[], torch.Tensor]) -> Refusal | None:
-    """A candidate that fails on the canary records, or answers them with what are no probabilities."""
+    """A candidate that fails on the canary records, or answers them with what are no rows of probabilities."""
     try:
-        return against_answers(predict())
+        found = predict()
+        is_table = found.dim() == 2 and found.numel() > 0 and bool(torch.isfinite(found).all() and (found >= 0).all())
+        return None if is_table and torch.allclose(found.sum(1), found.new_ones(len(found)), atol=1e-3) else "canary"
     except Exception as fault:  # a student may be a stranger's code: it must not stop the learner
         logger.warning("the candidate failed on the canary records: %r", fault)
         return "canary"
-
-
-def against_answers(probabilities: torch.Tensor) -> Refusal | None:
-    """Probabilities on the canary records that are none: no rows, not finite, negative, or not summing to 1."""
-    if probabilities.dim() != 2 or not probabilities.numel():
-        return "canary"
-    sums = probabilities.sum(dim=1)
-    fine = bool(torch.isfinite(probabilities).all()) and bool((probabilities >= 0).all())
-    return None if fine and torch.allclose(sums, torch.ones_like(sums), atol=1e-3) else "canary"
 
 
 def against_accuracy(accuracy: float | None, served_accuracy: float | None, tolerance: float) -> Refusal | None:

@@ -83,13 +83,12 @@ class HttpListener(Listener):
             return _error(415, f"needed Content-Type {ARROW} or {LINES}, got {headers.get('content-type')!r}")
         length = headers.get("content-length", "0")
         if not length.isdigit() or int(length) > self.body_bytes:
-            return self.too_large()
+            return self._too_large()
         if intake.draining:
             return _error(503, "the server is shutting down", {"Retry-After": "2"})
         return None
 
-    def too_large(self) -> Answer:
-        """The answer to a body past ``body_bytes``."""
+    def _too_large(self) -> Answer:
         self._ingest.intake.count_refusal("limits")
         return _error(413, f"the body has more than {self.body_bytes} bytes: send smaller batches")
 
@@ -108,6 +107,8 @@ class HttpListener(Listener):
 
     def _receive(self, headers: Mapping[str, str], body: bytes) -> Answer:
         intake = self._ingest.intake
+        if len(body) > self.body_bytes:
+            return self._too_large()
         producer, sequence = _identity(headers)
         if _media_type(headers) == ARROW:
             sifted = self._arrow(body, producer or intake.stream)

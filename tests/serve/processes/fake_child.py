@@ -1,6 +1,5 @@
 """A child that beats every 50 ms, once it has been told to; ``quiet`` never does, and ``dead`` ends at once."""
 
-import argparse
 import os
 from pathlib import Path
 
@@ -8,9 +7,7 @@ from streamkd.serve.processes.channel import Channel
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--fd", type=int)
-    channel = Channel.inherited(parser.parse_args().fd)
+    channel = Channel.inherited()
     start = channel.receive(30)
     assert start is not None
     with Path(start["lives"]).open("a") as file:

@@ -139,7 +139,7 @@ def test_a_side_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) 
 CHILD = """
 import sys
 from streamkd.serve.processes.channel import Channel
-channel = Channel.inherited(int(sys.argv[1]))
+channel = Channel.inherited()
 channel.send({"echo": channel.receive(10)})
 try:
     channel.receive()
@@ -151,7 +151,7 @@ except EOFError:
 def test_a_child_speaks_and_sees_its_parent_go() -> None:
     """An inherited descriptor is a channel, and the child gets EOFError when the parent's end is gone."""
     ours, theirs = pair()
-    child = subprocess.Popen([sys.executable, "-c", CHILD, str(theirs.fileno())], pass_fds=[theirs.fileno()])
+    child = subprocess.Popen([sys.executable, "-c", CHILD, "--fd", str(theirs.fileno())], pass_fds=[theirs.fileno()])
     theirs.close()
     ours.send({"n": 1})
     assert ours.receive(20) == {"echo": {"n": 1}}
