@@ -31,8 +31,8 @@ from streamkd.run import run_seed
 from streamkd.search.objective import OBJECTIVES
 from streamkd.search.passage import Passage
 from streamkd.search.recording import record
+from streamkd.serve.predictions.follower import load_version
 from streamkd.serve.processes.publisher import Publisher
-from streamkd.serve.supervisor import load_version
 from streamkd.state.directory import StateDirectory
 from streamkd.state.tree import pack, unpack
 from streamkd.state.versions import VersionStore

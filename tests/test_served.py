@@ -16,10 +16,9 @@ from streamkd.learner import Learner
 from streamkd.plugins import Registry
 from streamkd.records import InputColumn, RecordSchema
 from streamkd.run import run_seed
-from streamkd.serve.predictions.follower import Follower
+from streamkd.serve.predictions.follower import VersionFollower, load_version
 from streamkd.serve.predictions.predictor import Predictor
 from streamkd.serve.processes.publisher import Publisher
-from streamkd.serve.supervisor import load_version
 from streamkd.state.directory import StateDirectory
 from streamkd.state.tree import pack, unpack
 from streamkd.state.versions import VersionStore
@@ -129,7 +128,9 @@ def test_an_ensemble_is_published_followed_and_rolled_back_to(tmp_path: Path) ->
         assert np.array_equal(loaded.predict(x.numpy()), wanted)
         predictor = Predictor(64, 64, Recorder())
         predictor.swap(loaded)
-        follower = Follower(directory, lambda folder, info: load_version(folder, info, REGISTRY), predictor, Recorder())
+        follower = VersionFollower(
+            directory, lambda folder, info: load_version(folder, info, REGISTRY), predictor, Recorder()
+        )
         try:
             assert np.array_equal(follower.get(version).predict(x.numpy()), wanted)
             again = follower.rollback(version)

@@ -11,20 +11,13 @@ predictions go on. A learner that does not even say that it stops is killed; its
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
-import math
-import resource
-import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import uvicorn
 
 from streamkd import logs
 from streamkd.config import Config, dump
@@ -32,24 +25,21 @@ from streamkd.hookspecs import SourceKind
 from streamkd.plugins import Registry
 from streamkd.serve.http.api import Services, application
 from streamkd.serve.http.body import BodyTimeouts
-from streamkd.serve.http.connections import ConnectionLimits, bounded
 from streamkd.serve.http.ingest_proxy import IngestProxy
 from streamkd.serve.http.listen import announce, bind, check_exposure, runtime_folder, tls_arguments, url_of
-from streamkd.serve.predictions.follower import VersionFollower
-from streamkd.serve.predictions.predictor import Predictor, ServedModel
+from streamkd.serve.http.server import Server, Signals, http_server
+from streamkd.serve.predictions.follower import VersionFollower, load_version
+from streamkd.serve.predictions.predictor import Predictor
 from streamkd.serve.predictions.reader import Reader
 from streamkd.serve.processes.child import ChildProcess, Message
 from streamkd.serve.processes.reports import STOPPING
 from streamkd.serve.processes.server_status import IngestState, ServerStatus
 from streamkd.state.directory import StateDirectory
-from streamkd.state.versions import VersionInfo
 from streamkd.streams.ingest.tokens import Tokens
 from streamkd.telemetry import Exposition, Recorder
 
 LEARNER = "streamkd.serve.processes.learner"
 INGRESS = "streamkd.serve.processes.ingress"
-DESCRIPTORS = 512  # for everything that is no connection: files, children, connections that are about to be closed
-GRACEFUL_SECONDS = 10  # for requests in flight
 # from a signal to the end with everything hung: drain, ingress, hung, hurried, graceful; within 45 s
 INGRESS_SECONDS = 10.0
 INGRESS_HANGS = 0.25  # of the limit: it has no steps that take long
@@ -90,37 +80,17 @@ class Supervisor:
         self._socket = runtime / "ingress.sock" if isinstance(kind, SourceKind) and kind.push else None
         self._flight_port = config.serve.flight_port
         self._listened = False  # the ingress, at least once
-        self._recorder, self._exposition = Recorder(), Exposition()
         self._status = ServerStatus(config.name, source, IngestState() if self._socket else None)
-        self._predictor = Predictor(config.serve.batch_rows, config.serve.queue_rows, self._recorder)
-        self._follower = VersionFollower(
-            StateDirectory(state),
-            lambda folder, info: load_version(folder, info, registry),
-            self._predictor,
-            self._recorder,
-            config.publish.keep,
-        )
-        self._patience = BodyTimeouts(config.serve.body_seconds, config.serve.idle_seconds)
-        self._proxy = IngestProxy(self._socket, source, config.serve.body_bytes, self._patience)
-        self._reader = Reader()
-        self._tokens = tokens
+        self._services = _services(config, state, registry, tokens, self._status, self._socket)
         hang_seconds = config.serve.hang_seconds
-        self._learner = ChildProcess(
-            "learner",
-            LEARNER,
-            self._start_learner,
-            self._hear_learner,
-            self._status,
-            self._recorder,
-            hang_seconds,
-        )
+        told = (self._status, self._services.recorder)
+        self._learner = ChildProcess("learner", LEARNER, self._start_learner, self._hear_learner, *told, hang_seconds)
         self._ingress = ChildProcess(
             "ingress",
             INGRESS,
             self._start_ingress,
             self._hear_ingress,
-            self._status,
-            self._recorder,
+            *told,
             max(hang_seconds * INGRESS_HANGS, INGRESS_HANGS_SECONDS),
             # the ingress bounds its address space: neither glibc nor mimalloc may reserve a gigabyte of it
             {"MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system"},
@@ -131,39 +101,7 @@ class Supervisor:
 
     def run(self, bound: socket.socket, tls: dict[str, Any]) -> int:
         """Serve on a bound socket until the end."""
-        settings = self._config.serve
-        services = Services(
-            status=self._status,
-            predictor=self._predictor,
-            follower=self._follower,
-            proxy=self._proxy,
-            tokens=self._tokens,
-            recorder=self._recorder,
-            exposition=self._exposition,
-            body_bytes=settings.body_bytes,
-            queue_rows=settings.queue_rows,
-            reader=self._reader,
-            patience=self._patience,
-            hosts=settings.hosts,
-        )
-        server = Server(
-            uvicorn.Config(
-                application(services),
-                http=bounded(
-                    ConnectionLimits(connections(settings.connections), settings.head_seconds, settings.body_seconds)
-                ),
-                ws="none",
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                server_header=False,
-                proxy_headers=False,
-                timeout_keep_alive=math.ceil(settings.keep_alive_seconds),
-                timeout_graceful_shutdown=GRACEFUL_SECONDS,
-                **tls,
-            ),
-            self._signals,
-        )
+        server = http_server(self._config.serve, application(self._services), tls, self._signals)
         threading.excepthook = self._thread_died
         try:
             with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
@@ -172,11 +110,11 @@ class Supervisor:
             for child in (self._ingress, self._learner):
                 child.kill()
                 child.join(HURRIED_SECONDS)
-            self._follower.close()
-            self._predictor.close()
+            self._services.follower.close()
+            self._services.predictor.close()
         return self._exit_code
 
-    async def _serve(self, server: "Server", bound: socket.socket, scheme: str) -> None:
+    async def _serve(self, server: Server, bound: socket.socket, scheme: str) -> None:
         self._signals.bind(asyncio.get_running_loop())
         self._learner.start()
         ending = asyncio.create_task(self._end(server))
@@ -185,15 +123,15 @@ class Supervisor:
             await server.serve(sockets=[bound])
         finally:
             ending.cancel()
-            self._reader.close()
-            await self._proxy.close()
+            self._services.reader.close()
+            await self._services.proxy.close()
 
     def _say(self, name: str, url: str, what: str) -> None:
         if self._status.urls.get(name) != url:
             self._status.urls[name] = url
             announce(f"streamkd listens on {url}  ({what})", sys.stdout)
 
-    async def _end(self, server: "Server") -> None:
+    async def _end(self, server: Server) -> None:
         """Everything in order, once a signal or a fatal message has come."""
         await self._signals.first.wait()
         try:
@@ -255,14 +193,14 @@ class Supervisor:
         if kind == "status":
             self._status.tell(message)
         elif kind == "published":
-            self._follower.poke()
+            self._services.follower.poke()
         elif kind == "committed":
             self._status.lag.hear({"offsets": message["offsets"]})
             if self._socket:
                 self._committed = message
                 self._ingress.send(message)
         elif kind == "ready":
-            self._exposition.forget("teacher")  # those of a learner that died; this one may have others
+            self._services.exposition.forget("teacher")  # those of a learner that died; this one may have others
             if self._socket:
                 self._ingress.start()  # only now: the learner has the lock of the state directory
         elif kind == "fatal":
@@ -308,7 +246,7 @@ class Supervisor:
         if kind == "beat":
             self._status.lag.hear(message)
         elif kind == "metrics":
-            self._exposition.apply(message["deltas"])
+            self._services.exposition.apply(message["deltas"])
         elif kind == "stopped":
             child.finish()
         else:
@@ -328,64 +266,30 @@ class Supervisor:
         self._signals.end()
 
 
-def connections(wanted: int) -> int:
-    """How many connections there may be: as many as wanted, if this process may have the descriptors for them."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    soft = 4 * wanted + DESCRIPTORS if hard == resource.RLIM_INFINITY else min(4 * wanted + DESCRIPTORS, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, resource.getrlimit(resource.RLIMIT_NOFILE)[0]), hard))
-    return max(1, min(wanted, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - DESCRIPTORS))
-
-
-class Signals:
-    """The first and the second request to end, from a signal or from any thread."""
-
-    def __init__(self) -> None:
-        self.first, self.second = asyncio.Event(), asyncio.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Take the loop that waits for the events."""
-        self._loop = loop
-
-    def end(self) -> None:
-        """Ask for the end; may be called from any thread."""
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self.first.set)
-
-    def received(self) -> None:
-        """A signal has come."""
-        (self.second if self.first.is_set() else self.first).set()
-
-    def hung_up(self) -> None:
-        """The terminal has gone. It may say so twice, so that this never counts as the second request."""
-        self.first.set()
-
-
-class Server(uvicorn.Server):
-    """uvicorn, with our order on signals instead of its own."""
-
-    def __init__(self, config: uvicorn.Config, signals: Signals) -> None:
-        super().__init__(config)
-        self._signals = signals
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        taken = {signal.SIGINT: self._signals.received, signal.SIGTERM: self._signals.received}
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup asks to be left alone
-            taken[signal.SIGHUP] = self._signals.hung_up
-        for name, handler in taken.items():
-            loop.add_signal_handler(name, handler)
-        try:
-            yield
-        finally:
-            for name in taken:
-                loop.remove_signal_handler(name)
-
-
-def load_version(folder: Path, info: VersionInfo, registry: Registry) -> ServedModel:
-    """A published version from its folder; its time is its row's, so a rollback is published when it is made."""
-    from streamkd.analytic import ensemble
-
-    published = ensemble.load(folder, registry, info.version)
-    return dataclasses.replace(published, published_at=info.created)
+def _services(
+    config: Config, state: Path, registry: Registry, tokens: Tokens, status: ServerStatus, ingress: Path | None
+) -> Services:
+    """What the routes speak to, behind a server's settings."""
+    settings, recorder = config.serve, Recorder()
+    predictor = Predictor(settings.batch_rows, settings.queue_rows, recorder)
+    timeouts = BodyTimeouts(settings.body_seconds, settings.idle_seconds)
+    return Services(
+        status=status,
+        predictor=predictor,
+        follower=VersionFollower(
+            StateDirectory(state),
+            lambda folder, info: load_version(folder, info, registry),
+            predictor,
+            recorder,
+            config.publish.keep,
+        ),
+        proxy=IngestProxy(ingress, config.stream.source.name, settings.body_bytes, timeouts),
+        tokens=tokens,
+        recorder=recorder,
+        exposition=Exposition(),
+        body_bytes=settings.body_bytes,
+        queue_rows=settings.queue_rows,
+        reader=Reader(),
+        patience=timeouts,
+        hosts=settings.hosts,
+    )

@@ -20,11 +20,10 @@ from streamkd.serve.http.body import BODY_TIMEOUTS, BodyTimeouts
 from streamkd.serve.http.connections import ConnectionLimits, bounded
 from streamkd.serve.http.ingest_proxy import IngestProxy
 from streamkd.serve.http.listen import bind, url_of
-from streamkd.serve.predictions.follower import VersionFollower
+from streamkd.serve.predictions.follower import VersionFollower, load_version
 from streamkd.serve.predictions.predictor import Predictor
 from streamkd.serve.predictions.reader import Reader
 from streamkd.serve.processes.server_status import ServerStatus
-from streamkd.serve.supervisor import load_version
 from streamkd.state.directory import StateDirectory
 from streamkd.state.versions import VersionStore
 from streamkd.streams.ingest.tokens import Tokens

@@ -35,6 +35,7 @@ import json, sys
 from pathlib import Path
 from streamkd import config
 from streamkd.plugins import Registry
+from streamkd.serve.http.server import GRACEFUL_SECONDS
 from streamkd.serve.processes import server_status
 from streamkd.serve import supervisor
 supervisor.LEARNER, supervisor.INGRESS = "fake_learner", "fake_ingress"
@@ -268,7 +269,7 @@ def test_a_hung_servers_end_is_within_the_promise() -> None:
     """Drain, a hung ingress, a hung learner, open requests: within 45 s together, less than service managers wait."""
     learner = supervisor.HUNG_SECONDS + supervisor.HURRIED_SECONDS
     drain = configuration.Serve().drain_seconds
-    assert drain + supervisor.INGRESS_SECONDS + learner + supervisor.GRACEFUL_SECONDS <= 45
+    assert drain + supervisor.INGRESS_SECONDS + learner + GRACEFUL_SECONDS <= 45
 
 
 def test_a_learner_that_saves_is_waited_for(launch: Callable[..., Server]) -> None:

@@ -7,6 +7,7 @@ shown that it can answer. A version that cannot be loaded or fails its trial is 
 said, and the one before stays.
 """
 
+import dataclasses
 import logging
 import sqlite3
 import threading
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from streamkd.errors import CheckpointDamaged, NotReady, StateError, StreamkdError
+from streamkd.plugins import Registry
 from streamkd.serve.predictions.predictor import Predictor, ServedModel
 from streamkd.state.directory import StateDirectory
 from streamkd.state.versions import VersionInfo, VersionStore
@@ -218,6 +220,14 @@ class VersionFollower:
         except StateError:
             return True
         return False
+
+
+def load_version(folder: Path, info: VersionInfo, registry: Registry) -> ServedModel:
+    """A published version from its folder; its time is its row's, so a rollback is published when it is made."""
+    from streamkd.analytic import ensemble
+
+    published = ensemble.load(folder, registry, info.version)
+    return dataclasses.replace(published, published_at=info.created)
 
 
 def try_out(published: ServedModel) -> None:

@@ -1,7 +1,7 @@
 """The durable log of a push stream: one SQLite file, one writer, many readers.
 
     intake ─► Committer (group commit) ─► Log.append_many ─► batches | receipts | dead letters   one transaction
-                                              Log.read ◄─ Cutter (learner) ─► cuts
+                                              Log.read ◄─ Batcher (learner) ─► cuts
 
 ``read`` cuts across the batches as they were put. The file is in WAL mode with ``synchronous=FULL``: when
 ``append_many`` returns, the rows are on disk. A receipt is remembered for each (producer, sequence), so a batch that

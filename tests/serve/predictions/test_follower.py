@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from streamkd.plugins import Registry
-from streamkd.serve.predictions.follower import VersionFollower
+from streamkd.serve.predictions.follower import VersionFollower, load_version
 from streamkd.serve.predictions.predictor import Predictor
-from streamkd.serve.supervisor import load_version
 from streamkd.state.directory import StateDirectory
 from streamkd.students.networks import Student
 from streamkd.telemetry import Recorder
