@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.flight as fl
 
-from streamkd.errors import RecordError
+from streamkd.errors import RecordError, first_line
 from streamkd.producer.outbox import Outbox, Piece
 from streamkd.producer.transport import Disconnected, Target, conflict
 
@@ -114,5 +114,4 @@ def _extra(fault: Exception) -> dict[str, Any]:
 
 
 def _line(fault: Exception) -> str:
-    said = str(fault).partition(". Detail: Python exception")[0]  # pyarrow's server adds its frames
-    return said.splitlines()[0] if said else type(fault).__name__
+    return first_line(fault).partition(". Detail: Python exception")[0]  # pyarrow's server adds its frames

@@ -61,7 +61,7 @@ def serve(config: Config, state: Path, registry: Registry | None = None) -> int:
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a warning for every stranger's broken request
     check_exposure(config.serve)
     tls = tls_arguments(config.serve.tls)
-    tokens = Tokens.load(config.serve.tokens)
+    tokens = Tokens(config.serve.tokens)
     registry = registry or Registry.load()
     bound = bind(config.serve.host, config.serve.port)
     with bound, runtime_folder() as runtime:

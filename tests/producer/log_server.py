@@ -35,7 +35,7 @@ class Server:
     ) -> None:
         self.log = Log(path, schema, stream="main")
         self.intake = Intake(self.log, limits or Limits(), Recorder())
-        ingest = Ingest(self.intake, Tokens.load(tokens), flight_port=flight_port)
+        ingest = Ingest(self.intake, Tokens(tokens), flight_port=flight_port)
         self._flight = FlightListener(FlightOptions(), ingest)
         self.flight = self._flight.start()["flight"]
         self._http = http.server.ThreadingHTTPServer(

@@ -140,7 +140,7 @@ def serving(
         predictor,
         follower,
         IngestProxy(socket, "replay", body_bytes, bodies),
-        Tokens.load(tokens),
+        Tokens(tokens),
         recorder,
         Exposition(),
         body_bytes,

@@ -22,6 +22,7 @@ from streamkd.errors import ConfigError
 from streamkd.plugins import Registry
 from streamkd.serve import supervisor
 from streamkd.serve.http.listen import bind, check_exposure, is_loopback
+from streamkd.serve.http.server import GRACEFUL_SECONDS
 from streamkd.streams.ingest.tokens import create
 
 from .conftest import Publisher, until
@@ -35,7 +36,6 @@ import json, sys
 from pathlib import Path
 from streamkd import config
 from streamkd.plugins import Registry
-from streamkd.serve.http.server import GRACEFUL_SECONDS
 from streamkd.serve.processes import server_status
 from streamkd.serve import supervisor
 supervisor.LEARNER, supervisor.INGRESS = "fake_learner", "fake_ingress"

@@ -45,7 +45,7 @@ class Way:
         return self.sums.get((family, labels), 0.0)
 
     def ingest(self, tokens: Tokens | None = None, **where: Any) -> Ingest:
-        return Ingest(self.intake, tokens or Tokens.load(None), **where)
+        return Ingest(self.intake, tokens or Tokens(None), **where)
 
     def labels(self) -> list[Any]:
         """Every label in the log, in order."""

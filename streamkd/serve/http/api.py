@@ -266,15 +266,7 @@ class Api:
         """The versions that are kept, and which of them answers."""
         kept = await asyncio.to_thread(self._s.follower.list)
         listed = [
-            {
-                "version": info.version,
-                "records": info.records,
-                "created_timestamp_seconds": info.created,
-                "kind": info.kind,
-                "source_version": info.source_version,
-                "sha256": info.sha256,
-                "pinned": info.pinned,
-            }
+            {"created_timestamp_seconds" if name == "created" else name: value for name, value in asdict(info).items()}
             for info in kept
         ]
         return answer({"served": self._s.predictor.version, "versions": listed})

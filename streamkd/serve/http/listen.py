@@ -28,7 +28,7 @@ def check_ports(serve: config.Serve) -> None:
     """
     check_exposure(serve)
     tls_arguments(serve.tls)
-    Tokens.load(serve.tokens)
+    Tokens(serve.tokens)
 
 
 def check_exposure(serve: config.Serve) -> None:

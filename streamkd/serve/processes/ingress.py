@@ -65,7 +65,7 @@ class Ingress:
         self._log = Log(directory.log, records, stream=config.stream.name, quota_bytes=retain.quota_bytes)
         choice = config.stream.source
         self._intake = Intake(self._log, config.stream.limits, self._recorder, retain, choice.name)
-        ingest = Ingest(self._intake, Tokens.load(serve.tokens), serve.host, serve.flight_port, serve.tls)
+        ingest = Ingest(self._intake, Tokens(serve.tokens), serve.host, serve.flight_port, serve.tls)
         options = configuration.options(registry, "stream.source", "sources", choice)
         listener: Listener = registry.kind("sources", choice.name, "stream.source").make(options, ingest)
         self._posts = listener if isinstance(listener, HttpListener) else HttpListener(HttpOptions(), ingest)

@@ -136,11 +136,6 @@ class ServerStatus:
         if name == "ingress" and self.ingest is not None:
             self.ingest.silent(silent_seconds)
 
-    def state_of(self, name: str) -> ProcessState | None:
-        """How a child fares; ``None`` where the server has none of that name."""
-        with self._lock:
-            return self._processes[name].state if name in self._processes else None
-
     def records_trained(self) -> int:
         """Records that the learner has trained, as far as it has said."""
         trained = self._status.get("records_trained")

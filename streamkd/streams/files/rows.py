@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 
-from streamkd.errors import SourceError
+from streamkd.errors import SourceError, first_line
 
 Format = Literal["parquet", "file", "stream", "csv"]
 SUFFIXES: dict[str, Format] = {".csv": "csv", ".tsv": "csv", ".txt": "csv"}
@@ -193,8 +193,7 @@ class DecodedRows:
     def _columns(self, names: Sequence[str]) -> pa.Table:
         missing = [name for name in dict.fromkeys(names) if name not in self._held]
         if missing:
-            empty = self.schema.empty_table().select(missing)
-            table = pa.concat_tables([empty, *(piece.select(missing) for piece in _pieces(self._file, missing))])
+            table = _decoded(self._file, missing)
             self._held |= {name: table.column(name) for name in missing}
         return pa.table({name: self._held[name] for name in names})
 
@@ -215,8 +214,7 @@ class ParquetRows:
         return int(self._starts[-1])
 
     def column(self, name: str) -> pa.ChunkedArray:
-        pieces = [piece.select([name]) for piece in _pieces(self._file, [name])]
-        return pa.concat_tables([self.schema.empty_table().select([name]), *pieces]).column(name)
+        return _decoded(self._file, [name]).column(name)
 
     def take(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
         groups = np.searchsorted(self._starts, rows, side="right") - 1
@@ -234,8 +232,7 @@ class ParquetRows:
     def _group(self, group: int, columns: tuple[str, ...]) -> pa.Table:
         key = (group, columns)
         if key not in self._kept:
-            pieces = [piece.select(list(columns)) for piece in _pieces(self._file, columns, [group])]
-            self._kept[key] = pa.concat_tables(pieces) if pieces else self.schema.empty_table().select(list(columns))
+            self._kept[key] = _decoded(self._file, columns, [group])
             while len(self._kept) > KEPT_GROUPS:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
@@ -246,6 +243,12 @@ def _taken(table: pa.Table, rows: np.ndarray) -> pa.Table:
     if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and np.all(np.diff(rows) == 1):
         return table.slice(int(rows[0]), len(rows))  # neighbours need no copy
     return table.take(pa.array(rows))
+
+
+def _decoded(file: pa_parquet.ParquetFile, columns: Sequence[str], groups: Sequence[int] | None = None) -> pa.Table:
+    """These columns, whole."""
+    empty = flatten(file.schema_arrow.empty_table()).select(list(columns))
+    return pa.concat_tables([empty, *(piece.select(list(columns)) for piece in _pieces(file, columns, groups))])
 
 
 def _pieces(
@@ -336,5 +339,6 @@ def _spool(path: Path, held_bytes: int) -> pa.Table:
 def _unreadable(path: Path, fault: Exception) -> SourceError:
     if isinstance(fault, FileNotFoundError):
         return SourceError("there is no such file", where=str(path), fix="check the path")
-    said = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
-    return SourceError(f"cannot be read: {said}", where=str(path), fix="write it again, or convert it to Parquet")
+    return SourceError(
+        f"cannot be read: {first_line(fault)}", where=str(path), fix="write it again, or convert it to Parquet"
+    )

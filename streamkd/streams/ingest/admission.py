@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from streamkd.config import Limits
-from streamkd.errors import LimitExceeded, RecordError
+from streamkd.errors import LimitExceeded, RecordError, first_line
 from streamkd.records import RecordSchema, Reject
 from streamkd.streams.encoding.codec import arrow_schema, check_schema, sift
 from streamkd.streams.ingest import jsonl
@@ -61,7 +61,7 @@ def admit_batch(batch: pa.RecordBatch, schema: RecordSchema, limits: Limits, sou
     try:
         batch.validate(full=True)
     except pa.ArrowException as fault:
-        raise RecordError(f"the Arrow data is corrupt: {_first_line(fault)}", where="batch") from None
+        raise RecordError(f"the Arrow data is corrupt: {first_line(fault)}", where="batch") from None
     rows, rejects = sift(batch, schema, limits.row_bytes, images=True)
     return Sifted(rows, batch.num_rows, rejects, letters(rejects, batch, source))
 
@@ -87,7 +87,3 @@ def admit_lines(body: bytes, schema: RecordSchema, limits: Limits, source: str) 
 
 def _raise(limit: str) -> str:
     return f"send smaller batches, or raise stream.limits.{limit}"
-
-
-def _first_line(fault: Exception) -> str:
-    return str(fault).splitlines()[0] if str(fault) else type(fault).__name__

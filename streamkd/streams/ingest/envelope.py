@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from streamkd.errors import LimitExceeded, RecordError
+from streamkd.errors import LimitExceeded, RecordError, first_line
 
 _MESSAGE_HEADER = 2
 _BATCH_LENGTH, _BATCH_BUFFERS, _BATCH_COMPRESSION = 0, 2, 3
@@ -51,8 +51,8 @@ def check_stream(data: bytes, rows: int, held_bytes: int) -> Declared:
             if declared_bytes > held_bytes:
                 raise LimitExceeded(f"{declared_bytes} bytes unpacked, at most {held_bytes}", where="body")
     except (pa.ArrowException, struct.error, OSError, ValueError) as fault:
-        said = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
-        raise RecordError(f"needed an Arrow IPC stream, got {data[:8]!r}... ({said})", where="body") from None
+        said = f"needed an Arrow IPC stream, got {data[:8]!r}... ({first_line(fault)})"
+        raise RecordError(said, where="body") from None
     if source.tell() != len(data):
         said = f"{len(data) - source.tell()} bytes after the end of the stream"
         raise RecordError(said, where="body", fix="send one Arrow IPC stream, of one schema, per request")

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.flight as fl
 from pydantic import Field
 
-from streamkd.errors import ConfigError, NotReady, Overloaded, RecordError
+from streamkd.errors import ConfigError, NotReady, Overloaded, RecordError, first_line
 from streamkd.hookspecs import Options, SourceKind, hookimpl
 from streamkd.streams.encoding.codec import arrow_schema
 from streamkd.streams.ingest.acks import Acks
@@ -81,9 +81,10 @@ class FlightListener(Listener):
                 protection |= {"verify_client": True, "root_certificates": tls.client_ca.read_bytes()}
             self._server = _Server(f"{scheme}://{shown}:{port}", self._options, self._ingest, protection)
         except (pa.ArrowException, OSError) as fault:
-            said = str(fault).splitlines()[0]
             fix = "free the port, or choose another with serve.flight_port (0: any); check serve.tls"
-            raise ConfigError(f"Flight cannot listen on {shown}:{port}: {said}", where="serve", fix=fix) from None
+            raise ConfigError(
+                f"Flight cannot listen on {shown}:{port}: {first_line(fault)}", where="serve", fix=fix
+            ) from None
         return {"flight": f"{scheme}://{shown}:{self._server.port}"}
 
     def drain(self, deadline_seconds: float) -> None:
@@ -152,6 +153,14 @@ def _short(call: Call) -> Call:
     code = getattr(call, "__code__")  # noqa: B009  (of a callable of any kind)
     setattr(call, "__code__", code.replace(co_filename="streamkd"))  # noqa: B010
     return call
+
+
+def _unsupported(call: str) -> Callable[..., Any]:
+    @_short
+    def refuse(self: "_Server", *arguments: object) -> None:
+        raise pa.ArrowNotImplementedError(f"{call} is not offered here, DoPut and GetSchema are")
+
+    return refuse
 
 
 class _Server(fl.FlightServerBase):
@@ -271,29 +280,9 @@ class _Server(fl.FlightServerBase):
             told.append(_error(self._intake.refused(fault)))
 
     # What the server does not do. The defaults of pyarrow would answer with a traceback.
-    @_short
-    def list_flights(self, context: fl.ServerCallContext, criteria: bytes) -> Any:
-        raise _unsupported("ListFlights")
-
-    @_short
-    def get_flight_info(self, context: fl.ServerCallContext, descriptor: fl.FlightDescriptor) -> Any:
-        raise _unsupported("GetFlightInfo")
-
-    @_short
-    def do_get(self, context: fl.ServerCallContext, ticket: fl.Ticket) -> Any:
-        raise _unsupported("DoGet")
-
-    @_short
-    def do_exchange(self, context: fl.ServerCallContext, descriptor: Any, reader: Any, writer: Any) -> None:
-        raise _unsupported("DoExchange")
-
-    @_short
-    def list_actions(self, context: fl.ServerCallContext) -> Any:
-        raise _unsupported("ListActions")
-
-    @_short
-    def do_action(self, context: fl.ServerCallContext, action: fl.Action) -> Any:
-        raise _unsupported("DoAction")
+    list_flights, get_flight_info = _unsupported("ListFlights"), _unsupported("GetFlightInfo")
+    do_get, do_exchange = _unsupported("DoGet"), _unsupported("DoExchange")
+    list_actions, do_action = _unsupported("ListActions"), _unsupported("DoAction")
 
 
 def _chunks(reader: fl.MetadataRecordBatchReader) -> Iterator[tuple[pa.RecordBatch, bytes | None]]:
@@ -306,8 +295,7 @@ def _chunks(reader: fl.MetadataRecordBatchReader) -> Iterator[tuple[pa.RecordBat
         except (fl.FlightError, MemoryError):
             raise
         except (pa.ArrowException, OSError, ValueError) as fault:
-            said = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
-            raise RecordError(f"cannot be read as Arrow: {said}", where="batch") from None
+            raise RecordError(f"cannot be read as Arrow: {first_line(fault)}", where="batch") from None
         if chunk.data is not None:
             yield chunk.data, chunk.app_metadata.to_pybytes() if chunk.app_metadata is not None else None
 
@@ -335,7 +323,3 @@ def _error(refusal: Refusal) -> Exception:
     if code == "already_exists":
         extra["forgotten"] = refusal.forgotten
     return error(refusal.said, extra_info=json.dumps(extra).encode())
-
-
-def _unsupported(call: str) -> Exception:
-    return pa.ArrowNotImplementedError(f"{call} is not offered here, DoPut and GetSchema are")

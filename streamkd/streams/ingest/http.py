@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from streamkd.errors import RecordError
+from streamkd.errors import RecordError, first_line
 from streamkd.hookspecs import Options, SourceKind, hookimpl
 from streamkd.streams.ingest.admission import Sifted, admit_batch, admit_lines, admit_schema
 from streamkd.streams.ingest.envelope import check_stream
@@ -135,8 +135,7 @@ class HttpListener(Listener):
                 schema = reader.schema
                 whole = pa.concat_batches(batches) if batches else schema.empty_table().to_batches()
         except (pa.ArrowException, OSError) as fault:
-            said = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
-            raise RecordError(f"cannot be read as Arrow: {said}", where="body") from None
+            raise RecordError(f"cannot be read as Arrow: {first_line(fault)}", where="body") from None
         if isinstance(whole, list):
             whole = whole[0] if whole else pa.RecordBatch.from_pylist([], schema=schema)
         return admit_batch(whole, intake.schema, intake.limits, source)

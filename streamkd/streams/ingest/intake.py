@@ -26,9 +26,8 @@ from streamkd.records import RecordSchema
 from streamkd.streams.ingest.admission import Sifted
 from streamkd.streams.ingest.committer import Committer
 from streamkd.streams.ingest.tokens import Tokens
-from streamkd.streams.log.content import digest
 from streamkd.streams.log.log import Entry, Log, PutStream
-from streamkd.streams.log.receipts import Receipt, SequenceConflict
+from streamkd.streams.log.receipts import Receipt, SequenceConflict, digest
 
 logger = logging.getLogger(__name__)
 RUNS = 10_000  # producers whose bad rows in a row are counted

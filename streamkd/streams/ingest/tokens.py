@@ -48,7 +48,11 @@ class _TokenFile(Model):
 
 
 class Tokens:
-    """The tokens of one file; with no file every request is allowed."""
+    """The tokens of one file; with no file every request is allowed.
+
+    Raises:
+        ConfigError: the file is missing or is no token file.
+    """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -59,26 +63,13 @@ class Tokens:
             self._tokens = read(path)
             self._stamp = _stamp(path)
 
-    @classmethod
-    def load(cls, path: Path | None) -> "Tokens":
-        """The tokens of a file, which must be readable now; ``None`` is an open door.
-
-        Raises:
-            ConfigError: the file is missing or is no token file.
-        """
-        return cls(path)
-
     @property
     def open(self) -> bool:
         """Whether everything is allowed, because no file was named."""
         return self._path is None
 
-    def allows(self, authorization: str | None, scope: Scope) -> bool:
-        """Whether an ``Authorization`` header opens the scope."""
-        return self.verdict(authorization, scope) == "allowed"
-
     def verdict(self, authorization: str | None, scope: Scope) -> Verdict:
-        """The same in three words, since HTTP answers 401 to ``unknown`` and 403 to ``scope``."""
+        """What an ``Authorization`` header opens; HTTP answers 401 to ``unknown`` and 403 to ``scope``."""
         if self._path is None:
             return "allowed"
         match = _BEARER.fullmatch(authorization or "")

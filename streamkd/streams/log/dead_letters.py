@@ -57,12 +57,6 @@ class DeadLetter:
     created: float = 0.0
     id: int = 0
 
-    def rows(self) -> pa.RecordBatch | None:
-        """The row itself, where it was Arrow and was kept."""
-        if self.record is None or self.form != "arrow":
-            return None
-        return pa.ipc.open_stream(self.record).read_next_batch()
-
 
 def letters(
     rejects: Iterable[Reject], rows: pa.RecordBatch | None, source: str, offsets: Sequence[int] | None = None
@@ -89,12 +83,6 @@ class DeadLetters:
         """Make the table where it is missing."""
         self._connection.execute(_TABLE)
         self._connection.execute(_INDEX)
-
-    def add(
-        self, rejects: Iterable[Reject], rows: pa.RecordBatch | None, source: str, offsets: Sequence[int] | None = None
-    ) -> None:
-        """Write refused rows of a batch, inside the caller's transaction."""
-        self.put(letters(rejects, rows, source, offsets))
 
     def put(self, letters: Sequence[DeadLetter], offset: int | None = None) -> None:
         """Write letters, inside the caller's transaction; ``offset`` stands in where a letter has none."""

@@ -24,10 +24,9 @@ from streamkd.errors import LogDamaged, Overloaded, RecordError, StateConflict, 
 from streamkd.records import Chunk, RecordSchema, Reject
 from streamkd.streams.encoding.codec import arrow_schema
 from streamkd.streams.log.batches import DAMAGED, Batches, checksum, no_rows
-from streamkd.streams.log.content import digest
 from streamkd.streams.log.database import add_columns, connect, is_damage, is_passing, transaction
 from streamkd.streams.log.dead_letters import DeadLetter, DeadLetters, letters
-from streamkd.streams.log.receipts import Receipt, Receipts, SequenceConflict
+from streamkd.streams.log.receipts import Receipt, Receipts, SequenceConflict, digest
 from streamkd.streams.log.wal import left_out
 
 TRIM_SECONDS = 0.5  # of one call; the next goes on

@@ -1,6 +1,6 @@
 """What became of each batch, by (producer, sequence), so that one sent again is answered and not stored.
 
-    same number, same content (``content.digest``) ─► the first receipt again, marked as a duplicate
+    same number, same content (``digest``) ─► the first receipt again, marked as a duplicate
     same number, other content                     ─► ``SequenceConflict``: neither stored nor acknowledged
     a number under which no row was accepted       ─► is still free: the corrected batch may have it
     a number so far back that it is forgotten      ─► ``SequenceConflict``: nobody can say whether it is the same
@@ -10,20 +10,28 @@ silent for ``PRODUCER_SECONDS`` go when there are more than ``PRODUCERS``, and t
 more than ``MOST_PRODUCERS`` or ``MOST_RECEIPTS``. So the tables stay bounded however many producers come and go.
 """
 
+import hashlib
 import sqlite3
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from streamkd.errors import RecordError
 from streamkd.streams.log.database import add_columns
+from streamkd.streams.log.dead_letters import DeadLetter
 
 RECEIPTS = 16_384  # some 80 bytes each; 8 million records in batches of 500
 FORGET = 1_024  # go at once, so that a receipt costs the same whether or not there are too many
 PRODUCERS, MOST_PRODUCERS = 10_000, 100_000
 MOST_RECEIPTS = 4_000_000  # some 300 MB
 PRODUCER_CHARACTERS = 256
+DIGEST_BYTES = 16
 PRODUCER_SECONDS = 30 * 86_400.0
 
 _TABLES = (
@@ -191,3 +199,50 @@ class Receipts:
     def _drop(self, which: str, *values: float) -> None:
         self._connection.execute(f"DELETE FROM receipts WHERE producer IN ({which})", values)
         self._connection.execute(f"DELETE FROM producers WHERE producer IN ({which})", values)
+
+
+def digest(rows: pa.RecordBatch, refused: Sequence[int] = (), letters: Sequence[DeadLetter] = ()) -> bytes:
+    """What a batch holds, in sixteen bytes: canonical ``rows``, the places of refused rows.
+
+    The values are those that the log holds, so neither the protocol counts nor how the rows were packed (compressed, as
+    a dictionary, sliced), nor what lies under a null. Of a batch with no good row the refused rows themselves are what
+    it holds, as they came: their ``letters``.
+    """
+    seen = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    seen.update(np.asarray([rows.num_rows, *refused], "<i8").tobytes())
+    for array in rows.columns:
+        for part in _parts(array):
+            seen.update(part)
+    for letter in letters if not rows.num_rows else ():
+        seen.update(letter.record or letter.detail.encode())
+    return seen.digest()
+
+
+def _parts(array: pa.Array) -> list[memoryview]:
+    """The bytes of one canonical column; equal columns have equal bytes."""
+    parts = []
+    if array.null_count:
+        parts.append(_bytes(np.packbits(array.is_valid().to_numpy(zero_copy_only=False))))
+        array = pc.fill_null(array, _nothing(array.type))
+    if pa.types.is_string(array.type) or pa.types.is_binary(array.type):
+        return [*parts, _bytes(pc.binary_length(array).to_numpy(zero_copy_only=False)), _text(array)]
+    values = array.flatten() if pa.types.is_fixed_size_list(array.type) else array.view(pa.int64())
+    return [*parts, _bytes(values.to_numpy(zero_copy_only=False))]
+
+
+def _bytes(values: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(values).data
+
+
+def _text(array: pa.Array) -> memoryview:
+    """All strings of a column without a null, end to end."""
+    _, offsets, data = array.buffers()
+    if data is None or not len(array):
+        return memoryview(b"")
+    bounds = np.frombuffer(offsets, np.int32)[array.offset : array.offset + len(array) + 1]
+    return memoryview(data)[int(bounds[0]) : int(bounds[-1])]
+
+
+def _nothing(kind: pa.DataType) -> pa.Scalar:
+    empty = "" if pa.types.is_string(kind) else b"" if pa.types.is_binary(kind) else 0
+    return pa.scalar(empty, kind)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -84,7 +85,7 @@ def test_what_is_wrong_is_said_as_here(body: bytes, kind: type[Exception], words
 
 def test_a_request_that_ends_its_process_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever process reads it ends."""
-    monkeypatch.setattr(reader.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(LimitExceeded, match="ended on this one"):
         asyncio.run(_read(request(30)))
 

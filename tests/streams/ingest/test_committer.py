@@ -11,9 +11,8 @@ import pytest
 from streamkd.errors import LogDamaged, NotReady
 from streamkd.records import RecordSchema
 from streamkd.streams.ingest.committer import Committer
-from streamkd.streams.log.content import digest
 from streamkd.streams.log.log import Entry, Log, PutStream
-from streamkd.streams.log.receipts import SequenceConflict
+from streamkd.streams.log.receipts import SequenceConflict, digest
 
 Pictures = Callable[..., pa.RecordBatch]
 

@@ -410,7 +410,7 @@ def test_a_token_opens_the_door(open_way: Callable, serve: Callable, pictures: P
     """Without one, with a wrong one, with one for something else: refused and counted; with the right one: taken."""
     way = open_way()
     path, right, other = token_file
-    url = serve(way, tokens=Tokens.load(path))
+    url = serve(way, tokens=Tokens(path))
     assert isinstance(refusal(url, pictures(1)), fl.FlightUnauthenticatedError)
     for text, kind in (("wrong", fl.FlightUnauthenticatedError), (other, fl.FlightUnauthorizedError)):
         assert isinstance(refusal(url, pictures(1), options=_bearer(text)), kind)

@@ -157,9 +157,7 @@ def test_a_damaged_body_is_an_answer_of_2xx_or_4xx(
     schema = RecordSchema(inputs=(InputColumn(name="x", shape=(2, 3)),), label_type="string", task="task")
     log = Log(tmp_path_factory.mktemp("log") / "log.sqlite", schema)
     intake = Intake(log, Limits(), Recorder())
-    answer = HttpListener(HttpOptions(), Ingest(intake, Tokens.load(None))).receive(
-        {"content-type": ARROW}, bytes(body)
-    )
+    answer = HttpListener(HttpOptions(), Ingest(intake, Tokens(None))).receive({"content-type": ARROW}, bytes(body))
     intake.close()
     log.close()
     assert answer.status in (200, 400, 413, 422)
@@ -242,7 +240,7 @@ def test_a_token_opens_the_door(open_way: Callable, tmp_path: Path) -> None:
     path = tmp_path / "tokens.json"
     right, other = tokens.create(path, "producer", ["ingest"]), tokens.create(path, "reader", ["predict"])
     way = open_way()
-    door = listener(way, tokens=Tokens.load(path))
+    door = listener(way, tokens=Tokens(path))
     for header, status in ((None, 401), ("Bearer wrong", 401), (f"Bearer {other}", 403), (f"Bearer {right}", None)):
         headers = {"content-type": ARROW} | ({"authorization": header} if header else {})
         refusal = door.refusal("main", headers)

@@ -10,7 +10,7 @@ import pytest
 from streamkd.config import Limits
 from streamkd.records import InputColumn, RecordSchema
 from streamkd.streams.ingest.admission import Sifted, admit_batch, admit_lines
-from streamkd.streams.log.content import digest
+from streamkd.streams.log.receipts import digest
 
 INPUTS = (InputColumn(name="x", shape=(2,)), InputColumn(name="text", kind="text", shape=(16,)))
 SCHEMA = RecordSchema(inputs=INPUTS, label_type="string", task="task", id="id", event_time="t", unlabelled=True)
