@@ -223,7 +223,7 @@ def test_the_ingress_keeps_its_port_over_a_restart_and_is_drained_first(launch: 
     os.kill(pid, signal.SIGKILL)
     until(lambda: server.status()["processes"]["ingress"]["pid"] not in (pid, None))
     assert server.status()["urls"]["flight"] == before
-    time.sleep(0.3)
+    until(lambda: server.status()["processes"]["ingress"]["doing"] == "taking records")
     assert server.end() == 0
     assert server.heard("ingress-heard")[-1] == "drain"
     assert (server.state / "ingress-heard").stat().st_mtime <= (server.state / "heard").stat().st_mtime
@@ -300,8 +300,10 @@ def test_nohup_is_respected(launch: Callable[..., Server]) -> None:
     finally:
         signal.signal(signal.SIGHUP, before)
     until(server.starts)
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    ignored = int(status.partition("SigIgn:")[2].split()[0], 16)
+    assert ignored >> (signal.SIGHUP - 1) & 1
     server.process.send_signal(signal.SIGHUP)
-    time.sleep(0.5)
     assert server.get("/v2/health/live").status_code == 200
     assert server.heard() == []
 

@@ -26,18 +26,16 @@ _Part = tuple[str, Any, Any]  # dotted path, the mapping or list that holds it, 
 class Reporter:
     """One child's telemetry. Every method raises ``EOFError`` where the supervisor is gone, and nothing else."""
 
-    def __init__(self, channel: Channel, recorder: Recorder) -> None:
-        self._channel = channel
-        self._recorder = recorder
-        self._doing = ""
-        self._next = 0.0
+    def __init__(self, channel: Channel, recorder: Recorder, clock: Callable[[], float] = time.monotonic) -> None:
+        self._channel, self._recorder, self._clock = channel, recorder, clock
+        self._doing, self._next = "", 0.0
 
     def beat(self, doing: str, more: Callable[[], Mapping[str, Any]] = dict) -> None:
         """Say that the main loop goes on and with what; at once where that is something new, else once a second.
 
         ``more`` is asked for what else there is to say, when it is said.
         """
-        now = time.monotonic()
+        now = self._clock()
         if doing == self._doing and now < self._next:
             return
         self._doing, self._next = doing, now + BEAT_SECONDS

@@ -1,7 +1,6 @@
 """Following the published versions: swaps, refusals, rollbacks; real state directories."""
 
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,8 +110,9 @@ def test_a_state_directory_that_cannot_be_read_is_said_once(
         10,
         0.01,
     )
-    until(lambda: "cannot be read" in caplog.text)
-    time.sleep(0.1)
+    looks, look = [], follower._look
+    follower._look = lambda seen: looks.append(seen) or look(seen)  # type: ignore[func-returns-value, method-assign]
+    until(lambda: "cannot be read" in caplog.text and len(looks) > 5)
     follower.close()
     predictor.close()
     assert caplog.text.count("cannot be read") == 1

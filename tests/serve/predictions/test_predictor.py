@@ -74,6 +74,12 @@ def test_each_request_gets_its_own_rows(predictor: Predictor) -> None:
         assert np.allclose(got, answer_of(1, inputs), atol=1e-6)
 
 
+async def waiting(predictor: Predictor, rows: int) -> None:
+    """Until so many rows wait."""
+    while predictor.waiting_rows != rows:
+        await asyncio.sleep(0)
+
+
 def test_waiting_requests_share_a_forward_pass_up_to_its_rows(predictor: Predictor) -> None:
     """While one forward pass runs, what comes meanwhile is gathered, up to batch_rows."""
     gated = Gated(1)
@@ -82,7 +88,7 @@ def test_waiting_requests_share_a_forward_pass_up_to_its_rows(predictor: Predict
         first = asyncio.create_task(predictor.predict(gated, images(1)))
         await asyncio.to_thread(gated.entered.wait, 5)
         rest = [asyncio.create_task(predictor.predict(gated, images(3))) for _ in range(4)]
-        await asyncio.sleep(0.02)
+        await waiting(predictor, 12)
         gated.open.set()
         await asyncio.gather(first, *rest)
 
@@ -98,8 +104,7 @@ def test_a_full_queue_is_refused_at_once(predictor: Predictor) -> None:
         tasks = [asyncio.create_task(predictor.predict(gated, images(1)))]
         await asyncio.to_thread(gated.entered.wait, 5)
         tasks += [asyncio.create_task(predictor.predict(gated, images(8))) for _ in range(4)]
-        await asyncio.sleep(0.02)
-        assert predictor.waiting_rows == 32
+        await waiting(predictor, 32)
         with pytest.raises(Overloaded) as refused:
             await predictor.predict(gated, images(1))
         assert refused.value.retry_after_seconds > 0
@@ -170,7 +175,8 @@ def test_closing_answers_what_waits_and_refuses_what_comes(recorder: Recorder) -
         tasks = [asyncio.create_task(predictor.predict(gated, images(3))) for _ in range(4)]
         await asyncio.to_thread(gated.entered.wait, 5)
         closing = asyncio.create_task(asyncio.to_thread(predictor.close))
-        await asyncio.sleep(0.02)
+        while not predictor._closed:
+            await asyncio.sleep(0)
         gated.open.set()
         await asyncio.gather(*tasks, closing)
         with pytest.raises(NotReady):

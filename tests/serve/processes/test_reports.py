@@ -1,13 +1,12 @@
 """What a child tells of itself reaches the supervisor bounded, or is dropped and counted."""
 
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
 
 from streamkd.serve.processes.channel import Channel, pair
-from streamkd.serve.processes.reports import Reporter
+from streamkd.serve.processes.reports import BEAT_SECONDS, Reporter
 from streamkd.telemetry import Recorder
 
 
@@ -17,7 +16,8 @@ class Told:
     def __init__(self) -> None:
         self.ours, theirs = pair()
         self.recorder = Recorder()
-        self.reporter = Reporter(Channel(theirs), self.recorder)
+        self.now = 0.0
+        self.reporter = Reporter(Channel(theirs), self.recorder, lambda: self.now)
 
     def heard(self) -> list[dict[str, object]]:
         messages = []
@@ -58,14 +58,13 @@ def test_a_status_that_is_no_json_is_dropped_and_counted(told: Told) -> None:
     assert metrics["deltas"] == [["telemetry_dropped_total", ["status"], 1.0]]
 
 
-def test_beats_are_few_and_prompt(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beats_are_few_and_prompt(told: Told) -> None:
     """The same work beats once in a while, something new at once; what goes with it is asked for only then."""
-    monkeypatch.setattr("streamkd.serve.processes.reports.BEAT_SECONDS", 0.2)
     asked = []
     for _ in range(100):
         told.reporter.beat("learning", lambda: asked.append(1) or {"ends": {"main/0": len(asked)}})
     told.reporter.beat("checkpoint")
-    time.sleep(0.25)
+    told.now += BEAT_SECONDS
     told.reporter.beat("checkpoint")
     beats = [(message["doing"], message.get("ends")) for message in told.heard()]
     assert beats == [("learning", {"main/0": 1}), ("checkpoint", None), ("checkpoint", None)]
