@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ from streamkd.serve.http.server import Server, Signals, http_server
 from streamkd.serve.predictions.follower import VersionFollower, load_version
 from streamkd.serve.predictions.predictor import Predictor
 from streamkd.serve.predictions.reader import Reader
-from streamkd.serve.processes.child import ChildProcess, Message
+from streamkd.serve.processes import messages
+from streamkd.serve.processes.child import ChildProcess
+from streamkd.serve.processes.messages import Message
 from streamkd.serve.processes.reports import STOPPING
 from streamkd.serve.processes.server_status import IngestState, ServerStatus
 from streamkd.state.directory import StateDirectory
@@ -96,7 +99,7 @@ class Supervisor:
             {"MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system"},
         )
         self._exit_code = 0
-        self._committed: Message | None = None
+        self._committed: messages.Committed | None = None
         self._signals = Signals()
 
     def run(self, bound: socket.socket, tls: dict[str, Any]) -> int:
@@ -145,7 +148,7 @@ class Supervisor:
             logger.info("stopping: no longer ready, answering for %g s more", self._config.serve.drain_seconds)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._signals.second.wait(), self._config.serve.drain_seconds)
-        self._ingress.ask_to_end({"kind": "drain"})
+        self._ingress.ask_to_end(messages.Drain())
         await self._gone(self._ingress, INGRESS_SECONDS)
         self._ingress.kill()
         await self._stop_learner()
@@ -153,13 +156,13 @@ class Supervisor:
     async def _stop_learner(self) -> None:
         """Let it take its last checkpoint, as long as it says that it does, and until a second signal."""
         checkpoint = not self._signals.second.is_set()
-        self._learner.ask_to_end({"kind": "stop", "checkpoint": checkpoint})
+        self._learner.ask_to_end(messages.Stop(checkpoint))
         if checkpoint:
             gone = await self._gone(self._learner, HUNG_SECONDS)
             if not gone and self._learner.doing == STOPPING:
                 gone = await self._gone(self._learner, CHECKPOINT_SECONDS)
             if not gone:
-                self._learner.ask_to_end({"kind": "stop", "checkpoint": False})
+                self._learner.ask_to_end(messages.Stop(checkpoint=False))
         if not await self._gone(self._learner, HURRIED_SECONDS, hurry=False):
             logger.warning("the learner did not stop in time and is killed; its last checkpoint stands")
         self._learner.kill()
@@ -171,61 +174,52 @@ class Supervisor:
             await asyncio.sleep(0.02)
         return not child.alive
 
-    def _start_learner(self) -> Message:
-        return {"kind": "start", "config": dump(self._config), "state": str(self._state.absolute())}
+    def _start_learner(self) -> messages.Begin:
+        return messages.Begin(dump(self._config), str(self._state.absolute()))
 
-    def _start_ingress(self) -> Message:
+    def _start_ingress(self) -> messages.Begin:
         assert self._socket is not None
         self._socket.unlink(missing_ok=True)
         tree = dump(self._config)
         tree["serve"]["flight_port"] = self._flight_port  # a port that was picked stays over restarts
-        return {
-            "kind": "start",
-            "config": tree,
-            "entry_points": [self._origin],
-            "state": str(self._state.absolute()),
-            "http_socket": str(self._socket),
-            "again": self._listened,
-        }
+        return messages.Begin(tree, str(self._state.absolute()), (self._origin,), str(self._socket), self._listened)
 
     def _hear_learner(self, message: Message) -> None:
-        kind = message["kind"]
-        if kind == "status":
-            self._status.tell(message)
-        elif kind == "published":
-            self._services.follower.poke()
-        elif kind == "committed":
-            self._status.lag.hear({"offsets": message["offsets"]})
-            if self._socket:
-                self._committed = message
-                self._ingress.send(message)
-        elif kind == "ready":
-            self._services.exposition.forget("teacher")  # those of a learner that died; this one may have others
-            if self._socket:
-                self._ingress.start()  # only now: the learner has the lock of the state directory
-        elif kind == "fatal":
-            self._learner.finish()
-            self._fatal(message)
-        else:
-            self._hear_any(self._learner, message)
+        match message:
+            case messages.Status(status):
+                self._status.tell(status)
+            case messages.NewVersion():
+                self._services.follower.poke()
+            case messages.Committed():
+                self._status.lag.hear(message.offsets)
+                if self._socket:
+                    self._committed = message
+                    self._ingress.send(message)
+            case messages.Ready():
+                self._services.exposition.forget("teacher")  # those of a learner that died; this one may have others
+                if self._socket:
+                    self._ingress.start()  # only now: the learner has the lock of the state directory
+            case messages.Fatal():
+                self._fatal(self._learner, message)
+            case _:
+                self._hear_any(self._learner, message)
 
     def _hear_ingress(self, message: Message) -> None:
-        kind = message["kind"]
-        if kind in ("listening", "waiting", "ready") and self._committed:
+        if isinstance(message, messages.Listening | messages.Waiting) and self._committed:
             self._ingress.send(self._committed)  # it may have been told while there was no ingress to hear it
-        if kind == "waiting":
-            self._shut(message["reason"])
-        elif kind in ("listening", "ready"):
-            self._open({name: url for name, url in message.items() if name != "kind"})
-        elif kind == "fatal":
-            # later, predictions and learning go on, and the next start may find it mended; but not a damaged log
-            if not self._listened or message.get("damage"):
-                self._ingress.finish()
-                self._fatal(message)
-        else:
-            self._hear_any(self._ingress, message)
+        match message:
+            case messages.Waiting(reason):
+                self._shut(reason)
+            case messages.Listening(urls):
+                self._open(urls)
+            case messages.Fatal():
+                # later, predictions and learning go on, and the next start may find it mended; but not a damaged log
+                if not self._listened or message.damage:
+                    self._fatal(self._ingress, message)
+            case _:
+                self._hear_any(self._ingress, message)
 
-    def _open(self, urls: dict[str, str]) -> None:
+    def _open(self, urls: Mapping[str, str]) -> None:
         """Everything of the ingress listens."""
         self._listened = True
         for name, url in urls.items():
@@ -242,20 +236,21 @@ class Supervisor:
         logger.error("%s", reason)
 
     def _hear_any(self, child: ChildProcess, message: Message) -> None:
-        kind = message["kind"]
-        if kind == "beat":
-            self._status.lag.hear(message)
-        elif kind == "metrics":
-            self._services.exposition.apply(message["deltas"])
-        elif kind == "stopped":
-            child.finish()
-        else:
-            logger.warning("the %s said %r, which nobody knows", child.name, kind)
+        match message:
+            case messages.Beat():
+                self._status.lag.hear(message.offsets, message.ends)
+            case messages.Counted(deltas):
+                self._services.exposition.apply(deltas)
+            case messages.Stopped():
+                child.finish()
+            case _:
+                logger.warning("the %s said %r, which is not its to say", child.name, message)
 
-    def _fatal(self, message: Message) -> None:
+    def _fatal(self, child: ChildProcess, message: messages.Fatal) -> None:
         """A child can never work: say why, and end with its code."""
-        self._exit_code = int(message.get("exit_code", 1))
-        announce(logs.lines(f"error: {message['message']}"), sys.stderr)
+        child.finish()
+        self._exit_code = message.exit_code
+        announce(logs.lines(f"error: {message.message}"), sys.stderr)
         self._signals.end()
 
     def _thread_died(self, died: threading.ExceptHookArgs) -> None:

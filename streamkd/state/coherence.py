@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from streamkd.errors import StateConflict, StateError
-from streamkd.state.directory import StateDirectory, about, note
+from streamkd.state.directory import StateDirectory
 from streamkd.state.leftovers import Leftovers
+from streamkd.streams.log.database import about, note, transaction
 from streamkd.streams.log.log import Log
 
 _SHOWN = 6  # numbers of folders in a line
@@ -99,7 +100,8 @@ def claim(directory: StateDirectory, log: Log) -> None:
         identity = about(connection)["identity"]
         if log.owner != identity:
             log.belong_to(identity)
-        note(connection, "log", log.partition)
+        with transaction(connection):
+            note(connection, "log", log.partition)
 
 
 def _conflict(directory: StateDirectory, parts: Sequence[PartReport]) -> StateConflict:

@@ -22,11 +22,11 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from streamkd.errors import StateConflict, StateError, StateInUse
-from streamkd.streams.log.database import add_columns, transaction
+from streamkd.streams.log.database import ABOUT, add_columns, transaction
 from streamkd.streams.log.wal import left_out
 
 FORMAT = 1
@@ -42,7 +42,6 @@ _SCHEMA = (
     " kind TEXT NOT NULL CHECK (kind IN ('learned', 'rollback')), source_version INTEGER, sha256 TEXT NOT NULL)",
     "CREATE TABLE pin (one INTEGER PRIMARY KEY CHECK (one = 1), version INTEGER NOT NULL)",
 )
-_ABOUT = "CREATE TABLE IF NOT EXISTS about (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
 
 
 class StateDirectory:
@@ -115,26 +114,21 @@ class StateDirectory:
         if (lost := left_out(self.database)) is not None:  # before a connection would forget it
             raise StateError(lost, where=str(self.path), fix="restore all parts of the directory from one backup")
         uri = f"{self.database.absolute().as_uri()}?mode={mode}"
-        connection = None
         try:
-            connection = sqlite3.connect(uri, uri=True, timeout=10.0, isolation_level=None, check_same_thread=False)
-            connection.execute("PRAGMA busy_timeout = 10000")
-            if mode == "rwc" and _is_empty(connection):
-                _fill(connection)
-            _check_format(connection, self.database)
-            connection.execute("PRAGMA synchronous = FULL")
+            with ExitStack() as on_error:
+                connection = sqlite3.connect(uri, uri=True, timeout=10.0, isolation_level=None, check_same_thread=False)
+                on_error.callback(connection.close)
+                if mode == "rwc" and _is_empty(connection):
+                    _fill(connection)
+                _check_format(connection, self.database)
+                connection.execute("PRAGMA synchronous = FULL")
+                on_error.pop_all()
         except sqlite3.Error as fault:
-            if connection:
-                connection.close()
             raise StateError(
                 f"needed streamkd's database, got: {fault}",
                 where=str(self.database),
                 fix="name another place with --state, or restore the directory from a copy",
             ) from fault
-        except StateError:
-            if connection:
-                connection.close()
-            raise
         return connection
 
     @contextmanager
@@ -173,13 +167,9 @@ class StateDirectory:
         os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
 
     def _begin_epoch(self) -> int:
-        connection = self.connect()
-        try:
-            with transaction(connection):
-                connection.execute("UPDATE owner SET epoch = epoch + 1, pid = ?, since = ?", (os.getpid(), time.time()))
-                return int(connection.execute("SELECT epoch FROM owner").fetchone()[0])
-        finally:
-            connection.close()
+        with closing(self.connect()) as connection, transaction(connection):
+            connection.execute("UPDATE owner SET epoch = epoch + 1, pid = ?, since = ?", (os.getpid(), time.time()))
+            return int(connection.execute("SELECT epoch FROM owner").fetchone()[0])
 
 
 def fence(connection: sqlite3.Connection, epoch: int | None, where: Path) -> None:
@@ -210,23 +200,10 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def about(connection: sqlite3.Connection) -> dict[str, str]:
-    """What the database says of itself: ``identity``, and ``log`` once it has one; nothing where it is an old one."""
-    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'about'").fetchone():
-        return {}
-    return dict(connection.execute("SELECT key, value FROM about").fetchall())
-
-
-def note(connection: sqlite3.Connection, key: str, value: str) -> None:
-    """Let the database say something more of itself."""
-    with transaction(connection):
-        connection.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", (key, value))
-
-
 def _complete(connection: sqlite3.Connection) -> None:
     """Add what databases of older versions have not: an identity, and the marks of the log in the checkpoints."""
     with transaction(connection):
-        connection.execute(_ABOUT)
+        connection.execute(ABOUT)
         connection.execute("INSERT OR IGNORE INTO about VALUES ('identity', ?)", (uuid.uuid4().hex,))
         add_columns(connection, "checkpoints", {"marks": "TEXT"})
 

@@ -16,8 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from streamkd.errors import StateError
-from streamkd.state.directory import about, sync
-from streamkd.streams.log.database import transaction
+from streamkd.state.directory import sync
+from streamkd.streams.log.database import about, transaction
 
 _MARK = ".begun-"
 

@@ -21,6 +21,7 @@ from streamkd.inspection import weights_sha256
 from streamkd.serve.processes import reports as telling
 from streamkd.serve.processes.channel import Channel, pair
 from streamkd.serve.processes.learner import live
+from streamkd.serve.processes.messages import Begin, Stop
 from streamkd.state.checkpoint import CheckpointStore
 from streamkd.state.directory import StateDirectory
 from streamkd.state.versions import VersionStore
@@ -120,7 +121,7 @@ def lived(state: Path) -> tuple[int, str]:
     supervisor = threading.Thread(target=_supervise, args=[ours, said])
     supervisor.start()
     try:
-        code = live({"kind": "start", "config": configuration.dump(CUT), "state": str(state)}, channel)
+        code = live(Begin(configuration.dump(CUT), str(state)), channel)
     finally:
         theirs.close()
         supervisor.join()
@@ -140,7 +141,7 @@ def _supervise(channel: Channel, said: list[dict[str, Any]]) -> None:
         ends = message.get("ends")
         if message["kind"] == "beat" and ends is not None and ends == message["offsets"]:
             with contextlib.suppress(EOFError):
-                channel.tell({"kind": "stop", "checkpoint": True})
+                channel.try_to_say(Stop())
 
 
 def outcome(learned: Learned, state: Path, blow: Blow) -> str:

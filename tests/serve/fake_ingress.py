@@ -16,7 +16,7 @@ def main() -> None:
         channel.send({"kind": "fatal", "message": "the tokens cannot be read", "exit_code": 2})
         return
     with socket.create_server(("127.0.0.1", start["config"]["serve"]["flight_port"])) as flight:
-        channel.send({"kind": "listening", "flight": f"grpc://127.0.0.1:{flight.getsockname()[1]}"})
+        channel.send({"kind": "listening", "urls": {"flight": f"grpc://127.0.0.1:{flight.getsockname()[1]}"}})
         end = 9
         while True:
             message = channel.receive(0.1)

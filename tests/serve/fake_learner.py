@@ -22,9 +22,9 @@ def main() -> None:
     while manner == "late" and not (state / "go").exists():
         time.sleep(0.05)
     channel.send({"kind": "nonsense"})
-    channel.send({"kind": "metrics", "deltas": [["no_such_family", [], 1]]})
-    channel.send({"kind": "metrics", "deltas": [["train_steps_total", [], 5]]})
-    channel.send({"kind": "status", "records_trained": 50, "task": "0"})
+    channel.send({"kind": "counted", "deltas": [["no_such_family", [], 1]]})
+    channel.send({"kind": "counted", "deltas": [["train_steps_total", [], 5]]})
+    channel.send({"kind": "status", "status": {"records_trained": 50, "task": "0"}})
     channel.send({"kind": "ready"})
     channel.send({"kind": "committed", "offsets": {"main/0": 5}})
     if manner == "finished":

@@ -20,7 +20,8 @@ from streamkd.errors import LimitExceeded, Overloaded, RecordError
 from streamkd.records import RecordSchema
 from streamkd.serve.predictions import openinference
 from streamkd.serve.predictions.openinference import InferRequest
-from streamkd.serve.processes.channel import Message, Process, bound_memory, descriptor, spawn
+from streamkd.serve.processes.channel import Process, bound_memory, descriptor, spawn
+from streamkd.serve.processes.messages import Json
 from streamkd.streams.encoding.arrays import encode_inputs
 
 WAITING = 8  # requests that may wait for the one that is read
@@ -66,7 +67,7 @@ class Reader:
         inputs = np.frombuffer(raw, told["dtype"]).reshape(told["shape"])
         return InferRequest(told["id"], {}, told["rows"], outputs), inputs
 
-    async def _ask(self, asked: Mapping[str, Any], body: bytes) -> tuple[Message, bytearray]:
+    async def _ask(self, asked: Mapping[str, Any], body: bytes) -> tuple[Json, bytearray]:
         """One exchange, and another with a fresh process where the one that was there has ended: perhaps before."""
         was_there = self._streams is not None
         try:
@@ -76,7 +77,7 @@ class Reader:
                 raise
             return await self._exchange(asked, body)
 
-    async def _exchange(self, asked: Mapping[str, Any], body: bytes) -> tuple[Message, bytearray]:
+    async def _exchange(self, asked: Mapping[str, Any], body: bytes) -> tuple[Json, bytearray]:
         """A process whose answer was not heard to its end is of no use any more."""
         try:
             reader, writer = self._streams or await self._start()
@@ -131,7 +132,7 @@ def _serve(end: socket.socket) -> None:
             stream.flush()
 
 
-def _read(body: bytes, asked: Mapping[str, Any]) -> tuple[Message, bytes]:
+def _read(body: bytes, asked: Mapping[str, Any]) -> tuple[Json, bytes]:
     """What the request says, and its values; or what is wrong with it."""
     schema = RecordSchema.model_validate(asked["schema"])
     try:
@@ -145,7 +146,7 @@ def _read(body: bytes, asked: Mapping[str, Any]) -> tuple[Message, bytes]:
     return {**told, "dtype": inputs.dtype.str, "shape": inputs.shape}, inputs.tobytes()
 
 
-def _told(fault: RecordError) -> tuple[Message, bytes]:
+def _told(fault: RecordError) -> tuple[Json, bytes]:
     kind = "LimitExceeded" if isinstance(fault, LimitExceeded) else "RecordError"
     return {"error": kind, "message": fault.message, "where": fault.where, "fix": fault.fix}, b""
 

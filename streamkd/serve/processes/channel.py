@@ -1,7 +1,7 @@
 """JSON lines between the supervisor and its children, over one inherited socket.
 
     supervisor ─ pair() ─► spawn ─► child: Channel.inherited()
-         send({"kind": ...}) ◄─ one line of JSON each ─► receive(timeout)
+         say(Beat(...)) ◄─ one line of JSON each ─► hear(timeout)
 
 The end of the stream (``EOFError``) means that the other process is gone: the kernel closes a dead
 process's sockets. One that is there and hangs is seen by its silence (``serve.child``). A child has no purpose
@@ -29,13 +29,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from streamkd.errors import LogDamaged, StreamkdError
+from streamkd.errors import StreamkdError
+from streamkd.serve.processes.messages import Json, Message, fatal, from_json, to_json
 
 MESSAGE_BYTES = 16 << 20
-FAULT = 4_000  # characters of what ended a child
 SEND_SECONDS = 5.0  # that the supervisor waits for a child to read; its own loop must go on
 _PR_SET_PDEATHSIG = 1
-Message = dict[str, Any]  # a JSON object; its ``kind`` says which
 Process = subprocess.Popen[bytes]
 logger = logging.getLogger(__name__)
 
@@ -78,7 +77,7 @@ class Channel:
         """For ``select``."""
         return self._socket.fileno()
 
-    def send(self, message: Message) -> None:
+    def send(self, message: Json) -> None:
         """Write one message, waiting while the other side does not read.
 
         Raises:
@@ -95,16 +94,20 @@ class Channel:
                 self._break()  # half a line may be on its way: nothing can follow it
                 raise EOFError(f"the other end of the channel is gone, or does not read: {fault}") from None
 
-    def tell(self, message: Message) -> bool:
+    def say(self, message: Message) -> None:
+        """``send`` for what is one of our messages."""
+        self.send(to_json(message))
+
+    def try_to_say(self, message: Message) -> bool:
         """Write a message that may be lost; ``False`` where it cannot be sent. Each kind is logged once.
 
         Raises:
             EOFError: the other process is gone.
         """
         try:
-            self.send(message)
+            self.say(message)
         except StreamkdError as fault:
-            kind = str(message.get("kind"))
+            kind = type(message).__name__.lower()
             if kind not in self._unsaid:
                 logger.warning("the %s is not told, here and from now on wherever it cannot be: %s", kind, fault)
             self._unsaid.add(kind)
@@ -113,11 +116,15 @@ class Channel:
 
     def send_fatal(self, fault: StreamkdError) -> None:
         """Say that this process ends of a fault that another start would not help, where anybody hears it."""
-        told = {"message": str(fault)[:FAULT], "exit_code": fault.exit_code, "damage": isinstance(fault, LogDamaged)}
         with contextlib.suppress(EOFError):
-            self.send({"kind": "fatal", **told})
+            self.say(fatal(fault))
 
-    def receive(self, timeout: float | None = None) -> Message | None:
+    def hear(self, timeout: float | None = None) -> Message | None:
+        """``receive`` for one of our messages; another is a ``StreamkdError``."""
+        said = self.receive(timeout)
+        return None if said is None else from_json(said)
+
+    def receive(self, timeout: float | None = None) -> Json | None:
         """The next message, or ``None`` when none came within ``timeout`` seconds (``None``: wait for ever).
 
         Raises:
@@ -227,7 +234,7 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def _message(line: bytes) -> Message:
+def _message(line: bytes) -> Json:
     try:
         message = json.loads(line)
     except ValueError as fault:

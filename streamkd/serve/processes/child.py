@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable, Mapping
 
 from streamkd.errors import StreamkdError
-from streamkd.serve.processes.channel import Channel, Message, Process, pair, spawn
+from streamkd.serve.processes.channel import Channel, Process, pair, spawn
+from streamkd.serve.processes.messages import Beat, Fatal, Message
 from streamkd.serve.processes.reports import CHECKPOINT, STARTING, STOPPING
 from streamkd.serve.processes.server_status import ServerStatus
 from streamkd.telemetry import Recorder
@@ -120,7 +121,7 @@ class ChildProcess:
         if channel is None:
             return False
         try:
-            channel.send(message)
+            channel.say(message)
         except EOFError:
             return False
         return True
@@ -190,7 +191,7 @@ class ChildProcess:
         self._recorder.set("process_up", 1, process=self.name)
         self._status.process(self.name, "running", process.pid)
         with contextlib.suppress(EOFError):
-            channel.send(self._start())
+            channel.say(self._start())
         with self._lock:
             self._channel = channel
         if self._ended.is_set():  # asked to end before there was someone to ask
@@ -208,14 +209,14 @@ class ChildProcess:
         silence = HeartbeatAge()
         while True:
             try:
-                message = channel.receive(LOOK_SECONDS)
+                message = channel.hear(LOOK_SECONDS)
             except EOFError:
                 return ""
             except StreamkdError as fault:
                 logger.warning("the %s said what is no message: %s", self.name, fault)
                 continue
-            if message is not None and message.get("kind") == "beat":
-                self._doing = str(message.get("doing"))
+            if isinstance(message, Beat):
+                self._doing = message.doing
                 silence.heard()
             if hangs := self._look(silence.look()):
                 return hangs
@@ -232,8 +233,8 @@ class ChildProcess:
         return f"was silent for {seconds:.0f} s ({self._doing or 'not yet begun'}) and was killed"
 
     def _take(self, message: Message) -> None:
-        if message.get("kind") == "fatal":
-            self._last_words = f": {message.get('message')}"
+        if isinstance(message, Fatal):
+            self._last_words = f": {message.message}"
         try:
             self._hear(message)
         except (StreamkdError, KeyError, TypeError, ValueError) as fault:

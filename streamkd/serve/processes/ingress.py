@@ -29,8 +29,9 @@ from streamkd import logs, threads
 from streamkd.config import Config
 from streamkd.errors import ConfigError, Overloaded, StreamkdError
 from streamkd.plugins import Registry
-from streamkd.serve.processes.channel import Channel, Message, bound_memory
+from streamkd.serve.processes.channel import Channel, bound_memory
 from streamkd.serve.processes.child import Backoff
+from streamkd.serve.processes.messages import Begin, Committed, Drain, Listening, Message, Stopped, Waiting
 from streamkd.serve.processes.reports import STARTING, STOPPING, Reporter
 from streamkd.state import coherence
 from streamkd.state.directory import StateDirectory
@@ -90,25 +91,23 @@ class Ingress:
         self._intake.close()
         self._log.close()
         reporter.metrics()
-        channel.send({"kind": "stopped"})
+        channel.say(Stopped())
 
     def _until_drain(self, channel: Channel, reporter: Reporter, goes_on: Callable[[], bool]) -> None:
         message: Message | None = None
         told = time.monotonic()
-        while message is None or message.get("kind") != "drain":
+        while not isinstance(message, Drain):
             if (said := self._listening.look()) is not None:
-                channel.send(said)
-            if message is not None and message.get("kind") == "committed":
-                offset = message.get("offsets", {}).get(self._log.partition)
-                if isinstance(offset, int):
-                    self._intake.committed(offset, message.get("oldest", {}).get(self._log.partition))
+                channel.say(said)
+            if isinstance(message, Committed) and (partition := self._log.partition) in message.offsets:
+                self._intake.committed(message.offsets[partition], message.oldest.get(partition))
             self._intake.tidy()
             if goes_on():
                 reporter.beat("taking records", lambda: {"ends": {self._log.partition: self._log.end()}})
             if time.monotonic() - told >= TELL_SECONDS:
                 told = time.monotonic()
                 reporter.metrics()
-            message = channel.receive(TELL_SECONDS)
+            message = channel.hear(TELL_SECONDS)
 
 
 class Listeners:
@@ -122,7 +121,7 @@ class Listeners:
         self._next = 0.0
         self._urls: dict[str, str] = {}
 
-    def look(self) -> Message | None:
+    def look(self) -> Listening | Waiting | None:
         """Open what is shut, if it is time; what there is to say of it.
 
         Raises:
@@ -138,8 +137,8 @@ class Listeners:
             if not self._again:
                 raise
             self._next = time.monotonic() + self._backoff.after(0.0)
-            return {"kind": "waiting", "reason": str(fault)}
-        return {"kind": "listening", **self._urls} if self._urls else {"kind": "ready"}
+            return Waiting(str(fault))
+        return Listening(self._urls)
 
 
 def application(posts: HttpListener) -> Starlette:
@@ -217,8 +216,8 @@ def main() -> int:
     logs.to_stderr("%(asctime)s %(levelname)s ingress: %(message)s")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
-        message = channel.receive()
-        assert message is not None
+        message = channel.hear()
+        assert isinstance(message, Begin), "the supervisor speaks first"
         Reporter(channel, Recorder()).beat(STARTING)
         _prepare(message).run(channel)
     except EOFError:
@@ -232,11 +231,11 @@ def main() -> int:
     return 0
 
 
-def _prepare(message: Message) -> Ingress:
-    registry = Registry.load(only=message["entry_points"])
-    config = configuration.from_tree(message["config"])
-    socket_path = Path(message["http_socket"]) if message.get("http_socket") else None
-    ingress = Ingress(config, registry, Path(message["state"]), socket_path, bool(message.get("again")))
+def _prepare(start: Begin) -> Ingress:
+    registry = Registry.load(only=start.entry_points)
+    config = configuration.from_tree(start.config)
+    socket_path = Path(start.http_socket) if start.http_socket else None
+    ingress = Ingress(config, registry, Path(start.state), socket_path, start.again)
     bound_memory(config.stream.limits.ingress_bytes)
     return ingress
 

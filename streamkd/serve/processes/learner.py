@@ -2,7 +2,7 @@
 
     start message ─► lock ─► do the parts fit? ─► newest whole checkpoint
                      loop: advance, beat, every so often checkpoint, publish, tell
-    {"kind": "stop"} ─► last checkpoint, last version ─► {"kind": "stopped"}
+    Stop ─► last checkpoint, last version ─► Stopped
 
 Started by the supervisor as ``python -m`` this module ``--fd N``, with one end of a channel. What the clock decides
 here (when to checkpoint, publish or measure) never reaches the weights.
@@ -21,8 +21,9 @@ from streamkd.config import Config
 from streamkd.errors import Overloaded, PluginError, StateConflict, StateError, StreamkdError
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
-from streamkd.serve.processes.channel import Channel, Message
+from streamkd.serve.processes.channel import Channel
 from streamkd.serve.processes.learner_status import Gauges, status_of
+from streamkd.serve.processes.messages import Begin, Committed, Message, NewVersion, Offsets, Ready, Stop, Stopped
 from streamkd.serve.processes.publisher import Publisher, ScoredVersion
 from streamkd.serve.processes.reports import CHECKPOINT, STARTING, STOPPING, Reporter
 from streamkd.state import coherence
@@ -97,16 +98,14 @@ class LearnerProcess:
 
     def run(self) -> None:
         """Train until the supervisor says stop."""
-        self.channel.send({"kind": "ready"})
+        self.channel.say(Ready())
         self._tell_committed(self.learner.offsets)
-        while (message := self.channel.receive(0.0)) is None or message["kind"] != "stop":
+        message: Message | None = None
+        while not isinstance(message, Stop):
             busy = self._train_a_while()
             self._by_the_clock()
-            if not busy:
-                message = self.channel.receive(IDLE_SECONDS)
-                if message is not None and message["kind"] == "stop":
-                    break
-        self._stop(bool(message and message.get("checkpoint", True)))
+            message = self.channel.hear(0.0 if busy else IDLE_SECONDS)
+        self._stop(message.checkpoint)
 
     def _train_a_while(self) -> bool:
         """Train for a slice of time; ``False`` where the source has nothing."""
@@ -138,7 +137,7 @@ class LearnerProcess:
         version = self._publisher.publish(self.learner)
         if version is not None:
             self._scored.follow(self.learner)
-            self.channel.send({"kind": "published", "version": version})
+            self.channel.say(NewVersion(version))
             self.learner.observers.tell("on_published", version, self.learner.records)
 
     def _checkpoint(self) -> None:
@@ -184,7 +183,7 @@ class LearnerProcess:
     def _tell_committed(self, offsets: Mapping[str, int]) -> None:
         """Say how far the newest checkpoint reaches, and from where on the log is needed to fall back on an older."""
         oldest = self._checkpoints.oldest_offsets() or offsets
-        self.channel.send({"kind": "committed", "offsets": dict(offsets), "oldest": dict(oldest)})
+        self.channel.say(Committed(dict(offsets), dict(oldest)))
 
     def _stop(self, checkpoint: bool) -> None:
         self._beat(STOPPING)
@@ -192,12 +191,12 @@ class LearnerProcess:
             self._checkpoint()
             self._publish()
         self._tell()
-        self.channel.send({"kind": "stopped"})
+        self.channel.say(Stopped())
 
     def _beat(self, doing: str) -> None:
         self._reporter.beat(doing, self._progress)
 
-    def _progress(self) -> dict[str, dict[str, int]]:
+    def _progress(self) -> dict[str, Offsets]:
         """How far this learner is, and the source: the supervisor measures the lag."""
         source = self.learner.source
         try:
@@ -221,21 +220,21 @@ def main() -> int:
     logs.to_stderr("%(asctime)s learner %(levelname)s %(message)s")
     channel = Channel.inherited()
     threads.end_process_when_one_dies(channel.send_fatal)
-    start = channel.receive()
-    assert start is not None, "the supervisor speaks first"
+    start = channel.hear()
+    assert isinstance(start, Begin), "the supervisor speaks first"
     return live(start, channel)
 
 
-def live(start: Message, channel: Channel) -> int:
+def live(start: Begin, channel: Channel) -> int:
     """From the start message to the end; the exit code. What starting again would not mend is told as fatal."""
     import torch
 
     try:
         with ExitStack() as stack:
             registry = Registry.load()
-            config = configuration.from_tree(start["config"], registry)
+            config = configuration.from_tree(start.config, registry)
             torch.set_num_threads(config.threads)
-            directory = StateDirectory(Path(start["state"]))
+            directory = StateDirectory(Path(start.state))
             pushed = source_kind(config, registry).push
             stack.enter_context(directory.lock(lambda: coherence.refuse_misfits(directory, pushed)))
             LearnerProcess(config, registry, directory, channel).run()
@@ -243,14 +242,14 @@ def live(start: Message, channel: Channel) -> int:
     except EOFError:
         return 1  # the supervisor is gone: nothing is left to say, and nobody to say it to
     except Overloaded as fault:  # the disk is full, say: the supervisor starts us again
-        logger.error("%s cannot be written now: %s", start["state"], fault)
+        logger.error("%s cannot be written now: %s", start.state, fault)
         return 1
     except sqlite3.DatabaseError as fault:
         if is_passing(fault):
-            logger.error("%s cannot be written now: %s", start["state"], fault)
+            logger.error("%s cannot be written now: %s", start.state, fault)
             return 1
         fix = "stop the server, look at the disk, put back a copy of the whole directory or name another with --state"
-        channel.send_fatal(StateError(f"a database is damaged: {fault}", where=start["state"], fix=fix))
+        channel.send_fatal(StateError(f"a database is damaged: {fault}", where=start.state, fix=fix))
         return StateError.exit_code
     except StreamkdError as fault:
         if isinstance(fault, PluginError) and fault.__cause__ is not None:

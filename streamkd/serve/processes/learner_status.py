@@ -7,20 +7,19 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from streamkd.gates.hedge import Arbiter
 from streamkd.learner import Learner
 from streamkd.records import Repeating
+from streamkd.serve.processes.messages import Json
 from streamkd.teachers.guard import Tally
 from streamkd.telemetry import Recorder
 
-Status = dict[str, Any]  # as JSON
 TASKS = 1_000  # names that are told
 BOUNDARIES = 240  # the page's strip has as many points of history
 
 
-def status_of(learner: Learner, rate: float, version: int | None, answering: int | None = None) -> Status:
+def status_of(learner: Learner, rate: float, version: int | None, answering: int | None = None) -> Json:
     """How the learner stands, for the page and for `/v1/status`; ``answering``: the version scored as records come."""
     quality, adapter = learner.quality, learner.adapter
     weights = learner.gate_weights()
@@ -62,7 +61,7 @@ def status_of(learner: Learner, rate: float, version: int | None, answering: int
     }
 
 
-def _repeats(learner: Learner) -> Status:
+def _repeats(learner: Learner) -> Json:
     """What came again: records, their part of the newest, the pass of a source that knows it.
 
     ``told_apart``: whether the same inputs are taken for the same record.
@@ -79,7 +78,7 @@ def _repeats(learner: Learner) -> Status:
     }
 
 
-def _teachers(learner: Learner, weights: Mapping[str, float]) -> list[Status]:
+def _teachers(learner: Learner, weights: Mapping[str, float]) -> list[Json]:
     if not learner.started:
         return []
     pool = learner.strategy.step.pool
@@ -111,7 +110,7 @@ class Gauges:
         self._tallies: dict[str, Tally] = {}
         self._teachers: set[str] = set()
 
-    def record(self, status: Status, learner: Learner) -> None:
+    def record(self, status: Json, learner: Learner) -> None:
         """Take a status and what the learner has counted."""
         accuracy = status["accuracy"]
         for window in ("served", "student", "holdout"):
@@ -140,13 +139,13 @@ class Gauges:
             source = learner.config.stream.source.name
             self._recorder.count("source_records_total", learner.records - records, source=source)
 
-    def _record_repeats(self, repeats: Status, source: str) -> None:
+    def _record_repeats(self, repeats: Json, source: str) -> None:
         self._recorder.count("records_repeated_total", repeats["records"] - self._repeats, source=source)
         self._repeats = repeats["records"]
         self._set("records_repeated_ratio", repeats["share"], source=source)
         self._set("source_pass", repeats["pass"], source=source)
 
-    def _record_teachers(self, status: Status, learner: Learner) -> None:
+    def _record_teachers(self, status: Json, learner: Learner) -> None:
         recorder = self._recorder
         recorder.set("teachers", len(status["teachers"]))
         for name, weight in learner.gate_weights().items():

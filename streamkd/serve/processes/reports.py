@@ -12,6 +12,7 @@ from typing import Any
 
 from streamkd.errors import StreamkdError
 from streamkd.serve.processes.channel import Channel, encode
+from streamkd.serve.processes.messages import Beat, Counted, Json, Offsets, Status
 from streamkd.telemetry import Recorder
 
 BEAT_SECONDS = 1.0
@@ -30,36 +31,36 @@ class Reporter:
         self._channel, self._recorder, self._clock = channel, recorder, clock
         self._doing, self._next = "", 0.0
 
-    def beat(self, doing: str, more: Callable[[], Mapping[str, Any]] = dict) -> None:
+    def beat(self, doing: str, more: Callable[[], Mapping[str, Offsets]] = dict) -> None:
         """Say that the main loop goes on and with what; at once where that is something new, else once a second.
 
-        ``more`` is asked for what else there is to say, when it is said.
+        ``more`` is asked for the ``offsets`` and ``ends`` when it is said.
         """
         now = self._clock()
         if doing == self._doing and now < self._next:
             return
         self._doing, self._next = doing, now + BEAT_SECONDS
-        self._send({"kind": "beat", "doing": doing, **more()})
+        self._send(Beat(doing, **more()))
 
-    def status(self, status: Mapping[str, Any]) -> None:
+    def status(self, status: Json) -> None:
         """Tell how it stands, within the bounds of a status."""
         try:
             told = bounded(status)
         except StreamkdError:  # no JSON; ``tell`` says so, and drops it
-            told = dict(status)
-        self._send({"kind": "status", **told})
+            told = status
+        self._send(Status(told))
 
     def metrics(self) -> None:
         """Tell what was counted since the last time."""
         if deltas := self._recorder.drain():
-            self._send({"kind": "metrics", "deltas": deltas})
+            self._send(Counted(deltas))
 
-    def _send(self, message: dict[str, Any]) -> None:
-        if not self._channel.tell(message):
-            self._recorder.count("telemetry_dropped_total", kind=message["kind"])
+    def _send(self, message: Beat | Status | Counted) -> None:
+        if not self._channel.try_to_say(message):
+            self._recorder.count("telemetry_dropped_total", kind=type(message).__name__.lower())
 
 
-def bounded(status: Mapping[str, Any], limit_bytes: int = STATUS_BYTES) -> dict[str, Any]:
+def bounded(status: Json, limit_bytes: int = STATUS_BYTES) -> Json:
     """The status within ``limit_bytes`` of JSON, with ``left_out``, {dotted path: count}. Newest, so last, items stay.
 
     What stands in it may come from strangers (labels, names of tasks) or from plugins: texts are cut, lists and tables
@@ -75,7 +76,7 @@ def bounded(status: Mapping[str, Any], limit_bytes: int = STATUS_BYTES) -> dict[
     return {**tree, "left_out": left_out}
 
 
-def _shrunk(tree: dict[str, Any], surplus: int, left_out: dict[str, int]) -> bool:
+def _shrunk(tree: Json, surplus: int, left_out: dict[str, int]) -> bool:
     """Halve the largest list or table until so many bytes are gone; ``False`` where they cannot be."""
     sizes = [
         (len(encode(holder[key])), at, part) for at, part in enumerate(_parts(tree, "")) for _, holder, key in [part]

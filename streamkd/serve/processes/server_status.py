@@ -10,7 +10,10 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
+
+from streamkd.serve.processes.messages import Json, Offsets
 
 GRACE_SECONDS = 10.0  # a restart takes a second or two; its first delays are below this
 ProcessState = Literal["starting", "running", "restarting", "stopped", "failed"]
@@ -81,12 +84,12 @@ class Lag:
         self._ends: dict[str, int] = {}
         self._offsets: dict[str, int] = {}
 
-    def hear(self, message: Mapping[str, Any]) -> None:
-        """Take the ``ends`` and ``offsets`` of a message. Ends only rise; a restarted learner's offsets fall."""
+    def hear(self, offsets: Offsets, ends: Offsets = MappingProxyType({})) -> None:
+        """Take what was said last. Ends only rise; a restarted learner's offsets fall."""
         with self._lock:
-            for partition, end in message.get("ends", {}).items():
+            for partition, end in ends.items():
                 self._ends[partition] = max(end, self._ends.get(partition, 0))
-            self._offsets.update(message.get("offsets", {}))
+            self._offsets.update(offsets)
 
     def records(self) -> int | None:
         """Records that are there and not trained; ``None`` where the source has no end, or nobody has said it."""
@@ -109,14 +112,14 @@ class ServerStatus:
     draining: bool = False
     urls: dict[str, str] = field(default_factory=dict)
     lag: Lag = field(default_factory=Lag)
-    _status: dict[str, Any] = field(default_factory=dict)
+    _status: Json = field(default_factory=dict)
     _processes: dict[str, ProcessStatus] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def tell(self, status: Mapping[str, Any]) -> None:
+    def tell(self, status: Json) -> None:
         """Take the learner's status."""
         with self._lock:
-            self._status = {key: value for key, value in status.items() if key != "kind"}
+            self._status = status
 
     def process(self, name: str, state: ProcessState, pid: int | None = None, reason: str = "") -> None:
         """Take the state of a child; ``restarting`` counts a restart, ``reason`` says why."""
@@ -158,7 +161,7 @@ class ServerStatus:
         reason: str,
         dead_letters: int,
         pinned: Mapping[str, Any] | None = None,
-    ) -> dict[str, Any]:
+    ) -> Json:
         """The status page's data: the learner's words, and the server's own under ``server``."""
         with self._lock:
             processes = {name: asdict(process) for name, process in self._processes.items()}

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 BUSY_SECONDS = 30.0
+ABOUT = "CREATE TABLE IF NOT EXISTS about (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
 PAGE_BYTES = 16_384  # rows of some 10 KB to some MB: fewer overflow pages than with the default 4,096
 
 
@@ -44,6 +45,18 @@ def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
         if connection.in_transaction:  # a full disk may have ended it already
             connection.execute("ROLLBACK")
         raise
+
+
+def about(connection: sqlite3.Connection) -> dict[str, str]:
+    """What a database says of itself; nothing where it is an old one."""
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'about'").fetchone():
+        return {}
+    return dict(connection.execute("SELECT key, value FROM about").fetchall())
+
+
+def note(connection: sqlite3.Connection, key: str, value: str) -> None:
+    """Let the database say something more of itself."""
+    connection.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", (key, value))
 
 
 def insert(connection: sqlite3.Connection, table: str, row: Mapping[str, object]) -> int:

@@ -9,7 +9,6 @@ is sent again is answered, not stored. A broken page of the file, and a batch th
 (``streamkd.streams.log.batches``), are a ``LogDamaged``.
 """
 
-import json
 import sqlite3
 import threading
 import time
@@ -24,7 +23,7 @@ from streamkd.errors import LogDamaged, Overloaded, RecordError, StateConflict, 
 from streamkd.records import Chunk, RecordSchema, Reject
 from streamkd.streams.encoding.codec import arrow_schema
 from streamkd.streams.log.batches import DAMAGED, Batches, checksum, no_rows
-from streamkd.streams.log.database import add_columns, connect, is_damage, is_passing, transaction
+from streamkd.streams.log.database import ABOUT, about, add_columns, connect, is_damage, is_passing, note, transaction
 from streamkd.streams.log.dead_letters import DeadLetter, DeadLetters, letters
 from streamkd.streams.log.receipts import Receipt, Receipts, SequenceConflict, digest
 from streamkd.streams.log.wal import left_out
@@ -32,10 +31,7 @@ from streamkd.streams.log.wal import left_out
 TRIM_SECONDS = 0.5  # of one call; the next goes on
 CHECKED_BYTES = 64 << 20  # a file up to this size is checked page by page at a start: a fifth of a second
 
-_TABLES = (
-    "CREATE TABLE IF NOT EXISTS about (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE IF NOT EXISTS cuts (start INTEGER PRIMARY KEY, stop INTEGER NOT NULL, checksum INTEGER)",
-)
+_CUTS = "CREATE TABLE IF NOT EXISTS cuts (start INTEGER PRIMARY KEY, stop INTEGER NOT NULL, checksum INTEGER)"
 _ELSEWHERE = "name another state directory with --state, or go back to the configuration that made this one"
 
 
@@ -103,7 +99,7 @@ class Log:
         """Write who the log belongs to, or check it."""
         if schema is not None and not self._read_only:
             with transaction(self._writer):
-                for statement in _TABLES:
+                for statement in (ABOUT, _CUTS):
                     self._writer.execute(statement)
                 self._putting.create()
                 add_columns(self._writer, "cuts", {"checksum": "INTEGER"})
@@ -111,15 +107,15 @@ class Log:
                 self._receipts.create()
                 for item in {"schema": schema.model_dump_json(), "stream": stream or "main"}.items():
                     self._writer.execute("INSERT OR IGNORE INTO about VALUES (?, ?)", item)
-        about = dict(self._writer.execute("SELECT key, value FROM about").fetchall())
-        found = RecordSchema.model_validate_json(about["schema"])
+        said = about(self._writer)
+        found = RecordSchema.model_validate_json(said["schema"])
         if schema is not None and arrow_schema(found) != arrow_schema(schema):
             got, needed = (_in_words(arrow_schema(each)) for each in (found, schema))
             raise StateConflict(f"needed records of {needed}, the log has {got}", where=str(self.path), fix=_ELSEWHERE)
-        if stream is not None and about["stream"] != stream:
-            said = f"needed the stream {stream!r}, the log has {about['stream']!r}"
-            raise StateConflict(said, where=str(self.path), fix=_ELSEWHERE)
-        return schema or found, about["stream"]
+        if stream is not None and said["stream"] != stream:
+            needed = f"needed the stream {stream!r}, the log has {said['stream']!r}"
+            raise StateConflict(needed, where=str(self.path), fix=_ELSEWHERE)
+        return schema or found, said["stream"]
 
     def append(
         self,
@@ -261,14 +257,13 @@ class Log:
     @property
     def owner(self) -> str | None:
         """The identity of the state directory that the log belongs to; ``None`` before it was told."""
-        with self._read():
-            row = self._reader.execute("SELECT value FROM about WHERE key = 'owner'").fetchone()
-        return str(row[0]) if row else None
+        with self._read() as reader:
+            return about(reader).get("owner")
 
     def belong_to(self, owner: str) -> None:
         """Say which state directory the log belongs to."""
         with self._write():
-            self._writer.execute("INSERT OR REPLACE INTO about VALUES ('owner', ?)", (owner,))
+            note(self._writer, "owner", owner)
 
     def mark(self, offset: int) -> str | None:
         """What tells the record before ``offset`` from any other that could stand there: its batch's place and time.
@@ -355,13 +350,12 @@ class Log:
     def note_committed(self, offset: int) -> None:
         """Remember the offset that the learner's checkpoint holds, for the time before it says so again."""
         with self._write():
-            self._writer.execute("INSERT OR REPLACE INTO about VALUES ('committed', ?)", (json.dumps(offset),))
+            note(self._writer, "committed", str(offset))
 
     def committed(self) -> int:
         """The offset that ``note_committed`` was last told; 0 before the first checkpoint."""
-        with self._read():
-            row = self._reader.execute("SELECT value FROM about WHERE key = 'committed'").fetchone()
-        return int(json.loads(row[0])) if row else 0
+        with self._read() as reader:
+            return int(about(reader).get("committed", 0))
 
     def close(self) -> None:
         with self._reading, self._writing:

@@ -437,7 +437,7 @@ def test_promtool_has_nothing_to_say_about_the_server(shared: Running) -> None:
 
 def test_status_never_holds_what_browsers_cannot_read(running: Running) -> None:
     """Numbers that are not finite become null in /v1/status."""
-    running.services.status.tell({"kind": "status", "loss": float("nan"), "accuracy": {"served": float("inf")}})
+    running.services.status.tell({"loss": float("nan"), "accuracy": {"served": float("inf")}})
     status = json.loads(running.client.get("/v1/status").text, parse_constant=lambda name: pytest.fail(name))
     assert status["loss"] is None
     assert status["accuracy"] == {"served": None}

@@ -8,8 +8,7 @@ from streamkd.serve.processes.channel import Channel
 
 def main() -> int:
     channel = Channel.inherited()
-    start = channel.receive(30)
-    assert start is not None
+    start = (channel.receive(30) or {})["config"]
     with Path(start["lives"]).open("a") as file:
         file.write(f"{os.getpid()}\n")
     if start["manner"] == "dead":

@@ -11,6 +11,7 @@ import pytest
 
 from streamkd.errors import StreamkdError
 from streamkd.serve.processes.channel import Channel, pair
+from streamkd.serve.processes.messages import Status
 
 
 @pytest.fixture
@@ -116,10 +117,10 @@ def test_what_cannot_be_told_is_dropped(
     a, b = ends
     if bad == [[]]:
         bad.append(bad)  # type: ignore[attr-defined]
-    assert [a.tell({"kind": "status", "text": bad}) for _ in range(3)] == [False] * 3
+    assert [a.try_to_say(Status({"text": bad})) for _ in range(3)] == [False] * 3
     assert caplog.text.count("the status is not told") == 1
-    assert a.tell({"kind": "status", "text": "short"})
-    assert b.receive(5) == {"kind": "status", "text": "short"}
+    assert a.try_to_say(Status({"text": "short"}))
+    assert b.receive(5) == {"kind": "status", "status": {"text": "short"}}
     a.close(), b.close()
 
 

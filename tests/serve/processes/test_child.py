@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from streamkd.serve.processes.child import LOOK_SECONDS, ChildProcess, HeartbeatAge
+from streamkd.serve.processes.messages import Begin
 from streamkd.serve.processes.server_status import ServerStatus
 from streamkd.telemetry import Exposition, Recorder
 
@@ -22,7 +23,7 @@ class Kept:
     def __init__(self, folder: Path, hang_seconds: float, hear: Callable[[Any], None], manner: str) -> None:
         self.lives = folder / "lives"
         self.status, self.recorder, self.exposition = ServerStatus("test", "replay"), Recorder(), Exposition()
-        start = {"kind": "start", "lives": str(self.lives), "manner": manner}
+        start = Begin({"lives": str(self.lives), "manner": manner}, "")
         environment = {"PYTHONPATH": str(Path(__file__).parent)}
         self.child = ChildProcess(
             "child", "fake_child", lambda: start, hear, self.status, self.recorder, hang_seconds, environment

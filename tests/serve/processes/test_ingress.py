@@ -45,9 +45,9 @@ class Process:
         with theirs:
             self.popen = subprocess.Popen(command, pass_fds=[theirs.fileno()], env={**os.environ, **ENVIRONMENT})
         self.http_socket = http_socket
-        start = {"kind": "start", "config": config, "entry_points": [config["stream"]["source"]["name"]]}
+        start = {"kind": "begin", "config": config, "entry_points": [config["stream"]["source"]["name"]]}
         self.channel.send({**start, "state": str(state), "http_socket": str(http_socket), "again": again})
-        self.first = self.hear("listening", "ready", "waiting", "fatal")
+        self.first = self.hear("listening", "waiting", "fatal")
 
     def hear(self, *kinds: str, seconds: float = 20.0) -> dict[str, Any]:
         """The next message, of these kinds where some are given."""
@@ -58,7 +58,7 @@ class Process:
 
     @property
     def url(self) -> str:
-        return str(self.first["flight"])
+        return str(self.first["urls"]["flight"])
 
     def post(self, body: bytes, headers: dict[str, str] | None = None) -> httpx.Response:
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(self.http_socket))) as client:
@@ -307,7 +307,7 @@ def test_a_broken_page_is_told_once_and_ends_the_process(
 def test_the_source_http_opens_no_flight_port(start: Callable[..., Process]) -> None:
     """Only the socket that the supervisor passes requests to."""
     process = start(stream={"source": {"name": "http"}})
-    assert process.first == {"kind": "ready"}
+    assert process.first == {"kind": "listening", "urls": {}}
     assert process.post(b'{"x": [1, 2, 3, 4, 5, 6], "label": 1}').json()["accepted"] == 1
 
 
@@ -332,6 +332,6 @@ def test_a_taken_port_is_fatal_at_the_first_start_alone(start: Callable[..., Pro
         assert process.post(b'{"x": [1, 2, 3, 4, 5, 6], "label": 99}').status_code == 200
         while process.hear("beat")["ends"] != {"main/0": 1}:
             pass
-    flight = process.hear("listening")["flight"]
+    flight = process.hear("listening")["urls"]["flight"]
     push(flight, range(1), [])
     assert process.post(b'{"x": [1, 2, 3, 4, 5, 6], "label": 99}').json()["offset"] == 12

@@ -44,8 +44,8 @@ def test_a_status_with_all_labels_at_their_limits_arrives(told: Told, monkeypatc
     message = told.ours.receive(30)
     child.join()
     assert message is not None
-    assert message["records_trained"] == 5
-    assert message["left_out"] == {"classes": 9_000, "accuracy.per_task": 9_000}
+    assert message["status"]["records_trained"] == 5
+    assert message["status"]["left_out"] == {"classes": 9_000, "accuracy.per_task": 9_000}
 
 
 def test_a_status_that_is_no_json_is_dropped_and_counted(told: Told) -> None:
@@ -54,7 +54,7 @@ def test_a_status_that_is_no_json_is_dropped_and_counted(told: Told) -> None:
     told.reporter.status({"records_trained": 6})
     told.reporter.metrics()
     status, metrics = told.heard()
-    assert status["records_trained"] == 6
+    assert status["status"]["records_trained"] == 6
     assert metrics["deltas"] == [["telemetry_dropped_total", ["status"], 1.0]]
 
 
@@ -67,4 +67,4 @@ def test_beats_are_few_and_prompt(told: Told) -> None:
     told.now += BEAT_SECONDS
     told.reporter.beat("checkpoint")
     beats = [(message["doing"], message.get("ends")) for message in told.heard()]
-    assert beats == [("learning", {"main/0": 1}), ("checkpoint", None), ("checkpoint", None)]
+    assert beats == [("learning", {"main/0": 1}), ("checkpoint", {}), ("checkpoint", {})]
