@@ -120,7 +120,7 @@ async def read_body(
     """
     _check_length(request, limit_bytes)
     encoding = request.headers.get("content-encoding", "identity").strip().lower() if unpack else ""
-    inflate, body = _inflater(encoding), bytearray()
+    inflate, body = _Inflate(encoding), bytearray()
     try:
         async with asyncio.timeout(patience.total_seconds) as reservation.deadline:
             async for chunk in _chunks(request, limit_bytes, patience.idle_seconds):
@@ -173,22 +173,20 @@ def _too_large(limit_bytes: int) -> LimitExceeded:
     return LimitExceeded(f"needed a body of at most {limit_bytes} bytes, got more", fix="send smaller batches")
 
 
-class _Identity:
-    def feed(self, chunk: bytes) -> Iterator[bytes]:
-        yield chunk
-
-    def end(self) -> None: ...
-
-
 class _Inflate:
-    """Decompression in steps of 64 KiB, so that a bomb is noticed before it is unpacked."""
+    """Decompression in steps of 64 KiB, so that a bomb is noticed before it is unpacked; or none."""
 
     def __init__(self, name: str) -> None:
+        if name not in ("", "identity", *_WINDOW):
+            raise RequestError(415, f"needed the content encoding gzip, deflate or none, got {name[:40]!r}")
         self._name = name
-        self._raw = zlib.decompressobj(_WINDOW[name])
+        self._raw = zlib.decompressobj(_WINDOW[name]) if name in _WINDOW else None
         self._first = True
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
+        if self._raw is None:
+            yield chunk
+            return
         if self._first and chunk:
             self._first = False
             if self._name == "deflate" and not _is_zlib(chunk):
@@ -202,16 +200,8 @@ class _Inflate:
             yield piece
 
     def end(self) -> None:
-        if not self._raw.eof:
+        if self._raw is not None and not self._raw.eof:
             raise RequestError(400, f"needed a whole {self._name} body, got one that breaks off")
-
-
-def _inflater(name: str) -> _Identity | _Inflate:
-    if name in ("", "identity"):
-        return _Identity()
-    if name not in _WINDOW:
-        raise RequestError(415, f"needed the content encoding gzip, deflate or none, got {name[:40]!r}")
-    return _Inflate(name)
 
 
 def _is_zlib(chunk: bytes) -> bool:

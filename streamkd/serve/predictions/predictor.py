@@ -198,7 +198,7 @@ def _one_thread() -> None:
 
 
 def _deliver(request: _Request, result: np.ndarray | Exception) -> None:
-    def settle() -> None:
+    def resolve() -> None:
         if request.answer.done():  # its connection is gone
             return
         if isinstance(result, Exception):
@@ -207,6 +207,6 @@ def _deliver(request: _Request, result: np.ndarray | Exception) -> None:
             request.answer.set_result(result)
 
     try:
-        request.loop.call_soon_threadsafe(settle)
+        request.loop.call_soon_threadsafe(resolve)
     except RuntimeError:
         logger.debug("a prediction came after its server had stopped")

@@ -1,4 +1,4 @@
-"""Bearer tokens with scopes, for every door: Flight, HTTP ingest, predictions and administration.
+"""Bearer tokens with scopes, for every way in: Flight, HTTP ingest, predictions and administration.
 
     Authorization: Bearer skd_... ─► sha256 ─► compared with each stored hash ─► scopes ─► allowed | unknown | scope
 

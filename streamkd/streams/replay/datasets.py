@@ -95,11 +95,11 @@ def _mnist_5k() -> tuple[pa.Table, pa.Table]:
 
 def _fashion_mnist() -> tuple[pa.Table, pa.Table]:
     folder = _fashion_folder()
-    halves = [
-        _table(_idx(folder, f"{half}-images-idx3-ubyte", 3), _idx(folder, f"{half}-labels-idx1-ubyte", 1))
-        for half in ("train", "t10k")
-    ]
-    return halves[0], halves[1]
+    train, test = (
+        _table(_idx(folder, f"{split}-images-idx3-ubyte", 3), _idx(folder, f"{split}-labels-idx1-ubyte", 1))
+        for split in ("train", "t10k")
+    )
+    return train, test
 
 
 def _fashion_folder() -> Path:

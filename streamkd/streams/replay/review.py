@@ -1,6 +1,6 @@
 """A file before it is played: do its columns fit the schema, and is what it would be taken for meant?
 
-    both halves ─► columns fit? ─► doubts (refused unless accepted) ─► what else was seen (logged)
+    both splits ─► columns fit? ─► doubts (refused unless accepted) ─► what else was seen (logged)
 
 Called by ``replay`` for every file, so by all commands that read one; ``first_records`` by ``streamkd check``.
 """

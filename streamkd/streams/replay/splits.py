@@ -1,4 +1,4 @@
-"""The train and the test part of what ``replay`` plays: row numbers with their labels and tasks.
+"""The train and the test split of what ``replay`` plays: row numbers with their labels and tasks.
 
 open ─► label codes ─► held out, perhaps twice ─► per_class ─► tasks (by classes, by the file's column, or one)
      ─► noise, labels gone
@@ -60,7 +60,7 @@ class Split:
 
 
 def split(options: ReplayOptions, schema: RecordSchema, seed: int) -> tuple[Split, Split]:
-    """Both halves, with the tasks that the options ask for.
+    """Both splits, with the tasks that the options ask for.
 
     Raises:
         SourceError: data that is missing or damaged, lacks a column of the schema, or leaves nothing to train on.

@@ -14,7 +14,8 @@ import pytest
 
 from streamkd.errors import LogDamaged, StateError
 from streamkd.records import InputColumn, RecordSchema
-from streamkd.state.directory import StateDirectory, note
+from streamkd.state.directory import StateDirectory
+from streamkd.streams.log.database import note
 from streamkd.streams.log.log import Log
 from streamkd.streams.log.wal import left_out
 
