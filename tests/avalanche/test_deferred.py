@@ -81,7 +81,7 @@ def test_what_is_there_already_stays() -> None:
 def test_a_learner_starts_without_what_only_plots_need() -> None:
     """Its process meets neither matplotlib nor the exporters; Avalanche's metrics that need them work none the less."""
     code = """
-import sys, streamkd.serve.learner
+import sys, streamkd.serve.processes.learner
 from streamkd.avalanche.deferred import AVALANCHES
 assert "avalanche.training" in sys.modules
 print([name for name in AVALANCHES if name in sys.modules])
