@@ -204,7 +204,7 @@ def test_the_drivers_command_is_one_that_streamkd_takes() -> None:
     folder, name = re.findall(r" (/\S+)/(\S+\.yaml) ", command)[0]
     assert folder == {one["name"]: one["mountPath"] for one in container("driver")["volumeMounts"]}["configuration"]
     from_tree(yaml.safe_load(DOCUMENTS["ConfigMap"]["data"][name]), Registry.load())
-    assert 'journal.log" && RESUME=--resume' in SCRIPT
+    assert 'streamkd inspect "$OUT" > /dev/null 2>&1 && RESUME=--resume' in SCRIPT
     assert "$RESUME" in command
     assert PODS["driver"]["spec"]["restartPolicy"] == "OnFailure"
 

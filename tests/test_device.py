@@ -35,8 +35,8 @@ from streamkd.state.tree import pack, unpack
 from streamkd.state.versions import VersionStore
 from streamkd.telemetry import Recorder
 from streamkd.tune.trials.objective import OBJECTIVES
-from streamkd.tune.trials.passage import Passage
 from streamkd.tune.trials.recording import record
+from streamkd.tune.trials.seed_run import SeedRun
 from streamkd.wiring import device_of, open_source, schema_of
 
 REGISTRY = Registry.load()
@@ -230,9 +230,9 @@ def test_teachers_are_trained_on_a_gpu_and_shared_from_files(tmp_path: Path) -> 
 def test_a_trial_of_a_search_runs_on_a_gpu() -> None:
     """It is measured at the stream's marks, and its predictions are timed."""
     config = configuration.from_tree(tree("cuda", **TWO_BY_TWO), REGISTRY)
-    passage = Passage(config, REGISTRY, record(config, REGISTRY, 100), [OBJECTIVES["latency"]])
-    passage.advance(1 << 30)
-    assert passage.curve().prediction_seconds > 0
+    one = SeedRun(config, REGISTRY, record(config, REGISTRY, 100), [OBJECTIVES["latency"]])
+    one.advance(1 << 30)
+    assert one.curve().prediction_seconds > 0
 
 
 @pytest.mark.usefixtures("pretended")

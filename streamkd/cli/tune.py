@@ -97,7 +97,7 @@ def tune(
         click.echo(_stopped(place), err=True)
         sys.exit(130)
     click.echo(summary.told(summary.about(outcome)))
-    click.echo(_wrote(place, outcome.verdict is not None))
+    click.echo(_wrote(place, outcome.decision is not None))
 
 
 def _begun(name: str, settings: "Settings", parameters: int, place: str) -> str:

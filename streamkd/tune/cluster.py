@@ -1,10 +1,10 @@
-"""Seats on the machines of a Ray cluster, and the only door to Ray. Ray is a place to run, nothing else.
+"""Slots on the machines of a Ray cluster, and the only door to Ray. Ray is a place to run, nothing else.
 
     driver ── the job, once, into Ray's object store
-           ── an actor for each seat ─► ``ChildSeat`` there ─► a child process for each trial
+           ── an actor for each slot ─► ``ProcessSlot`` there ─► a child process for each trial
 
 An actor has what a trial asks for, so Ray puts it where that is free, and shows it its GPUs alone. How trials end is
-told as here; an actor that is gone took its trial with it, and another one takes the seat. The search itself stays
+told as here; an actor that is gone took its trial with it, and another one takes the slot. The search itself stays
 with its driver: the workers write nothing. Ray reads its environment when it is imported, so that happens last.
 """
 
@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from streamkd.errors import ConfigError, StreamkdError, TrialFailed
-from streamkd.tune.seat import TICK_SECONDS, ChildSeat, Stopped
 from streamkd.tune.settings import Settings
+from streamkd.tune.slot import TICK_SECONDS, ProcessSlot, Stopped
 from streamkd.tune.space.space import Values
 
 ASK_SECONDS = 10.0
 
 
-class _Remote(ChildSeat):
-    """A seat of the machine that this actor is on."""
+class _Remote(ProcessSlot):
+    """A slot of the machine that this actor is on."""
 
     def __init__(self, job: bytes, made_in: str, settings: Settings) -> None:
         import ray
@@ -36,25 +36,25 @@ class _Remote(ChildSeat):
         super().__init__(job, made_in, settings, ",".join(gpus))
 
 
-class RaySeat:
-    """A seat somewhere in the cluster; ``make`` makes its actor."""
+class RaySlot:
+    """A slot somewhere in the cluster; ``make`` makes its actor."""
 
     def __init__(self, make: Callable[[], Any], stopping: Callable[[], bool]) -> None:
         self._make, self._stopping = make, stopping
         self._actor: Any = None
 
     def begin(self, values: Values) -> None:
-        """See ``Seat``."""
+        """See ``Slot``."""
         self._actor = self._actor or self._make()
         self._asked(self._actor.begin.remote(values))
 
     def advance(self, milestone: int) -> Mapping[str, Any]:
-        """See ``Seat``."""
+        """See ``Slot``."""
         reading: Mapping[str, Any] = self._asked(self._actor.advance.remote(milestone))
         return reading
 
     def end(self) -> None:
-        """See ``Seat``. Where the search is stopping the actor may be in the middle of a milestone."""
+        """See ``Slot``. Where the search is stopping the actor may be in the middle of a milestone."""
         if self._actor is None:
             return
         import ray
@@ -84,8 +84,8 @@ class RaySeat:
 
 
 @contextmanager
-def seats(job: bytes, made_in: str, settings: Settings, stopping: Callable[[], bool]) -> Iterator[Sequence[RaySeat]]:
-    """The seats of the cluster at ``settings.address``: as many as were asked for, or as it takes now.
+def slots(job: bytes, made_in: str, settings: Settings, stopping: Callable[[], bool]) -> Iterator[Sequence[RaySlot]]:
+    """The slots of the cluster at ``settings.address``: as many as were asked for, or as it takes now.
 
     Raises:
         ConfigError: an address that no search can be driven through. StreamkdError: nobody answers there, or a trial
@@ -97,12 +97,12 @@ def seats(job: bytes, made_in: str, settings: Settings, stopping: Callable[[], b
         actors = ray.remote(_Remote).options(
             num_cpus=settings.cpus_per_trial, num_gpus=settings.gpus_per_trial, max_restarts=0
         )
-        made = [RaySeat(lambda: actors.remote(shared, made_in, settings), stopping) for _ in range(count)]
+        made = [RaySlot(lambda: actors.remote(shared, made_in, settings), stopping) for _ in range(count)]
         try:
             yield made
         finally:
-            for seat in made:
-                seat.end()
+            for slot in made:
+                slot.end()
 
 
 def _fitting(settings: Settings, machines: Sequence[Mapping[str, Any]]) -> int:

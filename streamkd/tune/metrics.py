@@ -1,6 +1,6 @@
 """A search's figures for Prometheus: trials by state, the best objective, how long a trial takes.
 
-Standing ─► Metrics ─► Exposition ─► /metrics while the search runs
+SearchStatus ─► Metrics ─► Exposition ─► /metrics while the search runs
 """
 
 from collections import Counter
@@ -9,7 +9,7 @@ from typing import get_args
 from streamkd.telemetry import Exposition, Recorder
 from streamkd.tune import progress
 from streamkd.tune.record import DONE, State
-from streamkd.tune.search import Standing
+from streamkd.tune.search import SearchStatus
 
 
 class Metrics:
@@ -19,7 +19,7 @@ class Metrics:
         self._exposition, self._recorder = exposition, Recorder()
         self._over: set[int] | None = None
 
-    def __call__(self, standing: Standing) -> None:
+    def __call__(self, standing: SearchStatus) -> None:
         """Take down where the search stands."""
         states = Counter[str](one.state for one in standing.trials)
         states["waiting"] += standing.settings.trials - len(standing.trials)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 from streamkd.tune.record import DONE, TrialRecord
 
 if TYPE_CHECKING:
-    from streamkd.tune.search import Standing
+    from streamkd.tune.search import SearchStatus
 
 
 class Progress:
@@ -22,7 +22,7 @@ class Progress:
         self._stream, self._terminal = stream, stream.isatty()
         self._told: set[int] | None = None
 
-    def __call__(self, standing: "Standing") -> None:
+    def __call__(self, standing: "SearchStatus") -> None:
         """Tell what is new."""
         over = {one.number: one for one in standing.trials if one.state in DONE}
         if self._told is None:  # what was over before, in a search that goes on, is no news
@@ -43,7 +43,7 @@ class Progress:
         self._stream.flush()
 
 
-def head(standing: "Standing") -> str:
+def head(standing: "SearchStatus") -> str:
     """How far the search is, and the best so far, in one line."""
     counts = Counter[str](one.state for one in standing.trials)
     states = ", ".join(f"{counts[state]} {state}" for state in DONE if counts[state])
@@ -60,21 +60,21 @@ def head(standing: "Standing") -> str:
     )
 
 
-def _ended(one: TrialRecord, standing: "Standing") -> str:
+def _ended(one: TrialRecord, standing: "SearchStatus") -> str:
     known = [(name, one.objective(name)) for name in standing.directions]
     figures = "".join(f", {name} {figure(value)}" for name, value in known if value is not None)
     why = f" ({one.reason})" if one.reason else ""
     return f"trial {one.number} {one.state}{why} at {one.records:,} of {standing.total:,} records{figures}"
 
 
-def best(standing: "Standing", name: str) -> TrialRecord | None:
+def best(standing: "SearchStatus", name: str) -> TrialRecord | None:
     """The finished trial with the best figure, the first of equals."""
     sign = 1.0 if standing.directions[name] == "max" else -1.0
     known = [(sign * value, -one.number, one) for one in standing.trials if (value := one.final(name)) is not None]
     return max(known, default=(0.0, 0, None), key=lambda each: each[:2])[2]
 
 
-def seconds_left(standing: "Standing") -> float | None:
+def seconds_left(standing: "SearchStatus") -> float | None:
     """Trials to come and the rest of those that run, each as long as one was, over as many as run at once.
 
     ``None`` where no trial runs, and while none is over; no more than the time budget leaves.

@@ -1,9 +1,9 @@
-"""A search under way: a thread for each seat, which asks for trials and runs them one after another.
+"""A search under way: a thread for each slot, which asks for trials and runs them one after another.
 
-    Study.ask ─► seat.begin ─► seat.advance(milestone) ─► Study.read: goes on? ─► ... ─► Study.end
+    Study.ask ─► slot.begin ─► slot.advance(milestone) ─► Study.read: goes on? ─► ... ─► Study.end
                                   └─ crash, hang, memory, nan ─► failed, with its reason
 
-Seats run trials and nothing else; what is next, whether one goes on and what is written is the study's. When the
+Slots run trials and nothing else; what is next, whether one goes on and what is written is the study's. When the
 search ends, in whatever way, trials under way wait to begin again, and the results are written.
 """
 
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,8 @@ from streamkd.errors import StateConflict, StreamkdError, TrialFailed
 from streamkd.evaluate.seeds import plain
 from streamkd.plugins import Registry
 from streamkd.tune.record import DONE, TrialRecord
-from streamkd.tune.seat import Seat, Stopped, seats
 from streamkd.tune.settings import Settings
+from streamkd.tune.slot import Slot, Stopped, slots
 from streamkd.tune.space.space import Space
 from streamkd.tune.study import Asked, Study
 from streamkd.tune.trials.objective import objective
@@ -40,7 +40,7 @@ SAME = ("seeds", "objectives", "scheduler", "sampler", "seed")
 
 
 @dataclass(frozen=True)
-class Standing:
+class SearchStatus:
     """Where a search stands, for whoever watches it."""
 
     trials: tuple[TrialRecord, ...]
@@ -50,11 +50,11 @@ class Standing:
     seconds: float
 
 
-Watch = Callable[[Standing], None]
+Watch = Callable[[SearchStatus], None]
 """Told whenever a trial moved, by one thread at a time."""
 
-Seats = Callable[[bytes, str, Settings, Callable[[], bool]], AbstractContextManager[Sequence[Seat]]]
-"""Opens the seats for a pickled job, the module of what makes its trials, the settings, and whether it is stopping."""
+Slots = Callable[[bytes, str, Settings, Callable[[], bool]], AbstractContextManager[Sequence[Slot]]]
+"""Opens the slots for a pickled job, the module of what makes its trials, the settings, and whether it is stopping."""
 
 
 def tune(
@@ -65,7 +65,7 @@ def tune(
     out: Path | str,
     *,
     make: Make | None = None,
-    opened: Seats | None = None,
+    opened: Slots | None = None,
     resume: bool = False,
     command: str = "",
     watches: Sequence[Watch] = (),
@@ -112,41 +112,41 @@ class Search:
         budget = self._settings.time_budget_seconds
         return self._stop.is_set() or (budget is not None and time.monotonic() - self._begun >= budget)
 
-    def run(self, opened: Seats) -> None:
-        """Run trials on all seats until there is no more, or it is stopped."""
+    def run(self, opened: Slots) -> None:
+        """Run trials on all slots until there is no more, or it is stopped."""
         job, made_in = pickle.dumps(self._job), self._job.make.__module__
         with (
-            opened(job, made_in, self._settings, lambda: self.stopping) as seats,
-            ThreadPoolExecutor(len(seats)) as pool,
+            opened(job, made_in, self._settings, lambda: self.stopping) as slots,
+            ThreadPoolExecutor(len(slots)) as pool,
         ):
-            serving = [pool.submit(self._serve, seat) for seat in seats]
+            serving = [pool.submit(self._serve, slot) for slot in slots]
             try:
                 for one in as_completed(serving):
                     one.result()
             finally:
                 self._stop.set()
 
-    def _serve(self, seat: Seat) -> None:
+    def _serve(self, slot: Slot) -> None:
         while not self.stopping:
             asked = self._study.ask(self._job.space, self._settings, self._job.config, self._registry)
             if asked is None:
                 return
             self._tell()
             try:
-                self._advance(seat, asked)
+                self._advance(slot, asked)
             except Stopped:
                 self._study.leave(asked)
             except TrialFailed as fault:
                 self._study.end(asked, "failed", reason_of(fault))
             finally:
-                seat.end()
+                slot.end()
                 self._tell()
 
-    def _advance(self, seat: Seat, asked: Asked) -> None:
+    def _advance(self, slot: Slot, asked: Asked) -> None:
         """One trial from its beginning to its end, or to where it is pruned."""
-        seat.begin(asked.values)
+        slot.begin(asked.values)
         for step, milestone in enumerate(self._milestones, 1):
-            reading = seat.advance(milestone)
+            reading = slot.advance(milestone)
             last = step == len(self._milestones)
             if not self._study.read(asked, step, reading, prune=self._settings.halves and not last):
                 self._study.end(asked, "pruned")
@@ -159,15 +159,15 @@ class Search:
             seconds = time.monotonic() - self._begun
             trials = tuple(self._study.trials())
             for watch in self._watches:
-                watch(Standing(trials, self._settings, self._directions, self._total, seconds))
+                watch(SearchStatus(trials, self._settings, self._directions, self._total, seconds))
 
 
-def _opened(settings: Settings) -> Seats:
+def _opened(settings: Settings) -> Slots:
     if settings.address is None:
-        return seats
+        return slots
     from streamkd.tune import cluster
 
-    return cluster.seats
+    return cluster.slots
 
 
 def _trial() -> Make:
@@ -185,7 +185,7 @@ def _header(
             "name": config.name,
             "config": configuration.dump(config),
             "space": space.to_json(),
-            "settings": settings.to_json(),
+            "settings": asdict(settings),
             "objectives": {name: objective(name).direction for name in settings.objectives},
             "seeds": settings.seeds,
             "total": max(one.total for one in parts),

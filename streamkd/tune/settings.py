@@ -8,7 +8,7 @@ power of ``REDUCTION`` are the rungs where it may be ended:
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from streamkd.errors import ConfigError
@@ -75,14 +75,9 @@ class Settings:
         parts = REDUCTION**RUNGS if self.halves else PARTS
         return tuple(-(-total * part // parts) for part in range(1, parts + 1))
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; ``from_json`` takes them back."""
-        tree: dict[str, Any] = asdict(self)
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in tree.items()}
-
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> "Settings":
-        """The settings that ``to_json`` wrote; what an older search lacks has its default."""
+        """The settings of their plain values; what an older search lacks has its default."""
         known = {one.name for one in fields(cls)} & tree.keys()
         given: dict[str, Any] = {name: tree[name] for name in known}
         return cls(**given | {name: tuple(given[name]) for name in ("seeds", "objectives") if name in known})

@@ -136,16 +136,9 @@ class Study:
             ConfigError: a grid without end.
         """
         with self._lock:
-            if not self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-                taken = {one.number for one in self.trials()}
-                number = next(n for n in count() if n not in taken)
-                if number >= settings.trials or (number and not space.parameters):
-                    return None
-                if number == 0 or settings.sampler == "grid":
-                    values = space.values_of(config, registry) if number == 0 else _point(space, settings, number)
-                    if values is None:
-                        return None
-                    self._enqueue(number, values, space)
+            number = self._next(space, settings, config, registry)
+            if number is None:
+                return None
             trial = self._study.ask()
             given = trial.user_attrs.get("trial")
             if given is None:
@@ -157,6 +150,23 @@ class Study:
                         one.suggest(trial)
             trial.set_user_attr("trial", {**given, "begun_at": time.time()})
             return Asked(given["number"], given["values"], trial)
+
+    def _next(self, space: Space, settings: Settings, config: Config, registry: Registry) -> int | None:
+        """The number of the next trial; one whose values are settled waits to be asked for."""
+        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        if waiting:
+            return int(waiting[0].user_attrs["trial"]["number"])
+        taken = {one.number for one in self.trials()}
+        number = next(n for n in count() if n not in taken)
+        if number >= settings.trials or (number and not space.parameters):
+            return None
+        if number and settings.sampler != "grid":
+            return number
+        values = _point(space, settings, number) if number else space.values_of(config, registry)
+        if values is None:
+            return None
+        self._enqueue(number, values, space)
+        return number
 
     def read(self, asked: Asked, step: int, reading: Mapping[str, Any], prune: bool) -> bool:
         """Write a reading down, the ``step``-th of its trial from 1 on; whether the trial goes on, if it may be pruned.

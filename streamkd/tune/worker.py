@@ -1,8 +1,8 @@
 """The child process that runs one trial: on the driver's machine, or on one of a cluster.
 
-    seat ── milestone ─► child: trial.advance ── ("alive",) ... ("read", reading) | ("failed", reason) ──► seat
+    slot ── milestone ─► child: trial.advance ── ("alive",) ... ("read", reading) | ("failed", reason) ──► slot
 
-It dies with its seat, leaves Ctrl-C to it, and what it prints goes into a file, for the reason of a crash.
+It dies with its slot, leaves Ctrl-C to it, and what it prints goes into a file, for the reason of a crash.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from streamkd.tune.space.space import Space, Values
 
 if TYPE_CHECKING:
     from streamkd.tune.trials.recording import Recording
-    from streamkd.tune.trials.trial import Reading
+    from streamkd.tune.trials.trial import TrialReading
 
 BEAT_SECONDS = 0.5
 PR_SET_PDEATHSIG = 1
@@ -38,7 +38,7 @@ PR_SET_PDEATHSIG = 1
 class Running(Protocol):
     """A trial that can be advanced: ``tune.trials.trial.Trial``."""
 
-    def advance(self, records: int) -> "Reading":
+    def advance(self, records: int) -> "TrialReading":
         """Train until every seed has seen so many records."""
 
 
@@ -70,7 +70,7 @@ class Job:
 def main(
     job: bytes, values: Values, connection: Connection, log: str, devices: str | None, memory_bytes: int | None
 ) -> None:
-    """Run a trial, milestone by milestone, until the seat has enough or is gone."""
+    """Run a trial, milestone by milestone, until the slot has enough or is gone."""
     _settle(log, devices, memory_bytes)
     with contextlib.suppress(EOFError, OSError):
         try:
@@ -114,7 +114,7 @@ def _is_torchs_memory(fault: BaseException) -> bool:
 
 def _settle(log: str, devices: str | None, memory_bytes: int | None) -> None:
     """The process as a trial needs it."""
-    _die_with_seat()
+    _die_with_slot()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     handle = os.open(log, os.O_WRONLY | os.O_TRUNC)
     for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
@@ -138,13 +138,13 @@ def bound_memory(more_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (taken + more_bytes, taken + more_bytes))
 
 
-def _die_with_seat() -> None:
-    """Ask Linux to kill this process when its parent ends, which is the fork server, which ends with the seat's
+def _die_with_slot() -> None:
+    """Ask Linux to kill this process when its parent ends, which is the fork server, which ends with the slot's
     process; elsewhere the closed pipe says it.
     """
     if sys.platform == "linux":
         prctl: Any = ctypes.CDLL(None, use_errno=True).prctl
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    seat = parent_process()
-    if seat is None or not seat.is_alive():
+    slot = parent_process()
+    if slot is None or not slot.is_alive():
         os._exit(0)

@@ -4,8 +4,8 @@ import sys
 
 import stand_ins
 
-from streamkd.tune import seat
+from streamkd.tune import slot
 
 if __name__ == "__main__":
     out, trials, *resume = sys.argv[1:]
-    stand_ins.tune(out, seat.seats, stand_ins.Slow, trials=int(trials), concurrency=2, resume=bool(resume))
+    stand_ins.tune(out, slot.slots, stand_ins.Slow, trials=int(trials), concurrency=2, resume=bool(resume))

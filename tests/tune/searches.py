@@ -10,7 +10,7 @@ from streamkd import config as configuration
 from streamkd.plugins import Registry
 from streamkd.tune.record import State
 from streamkd.tune.settings import Settings
-from streamkd.tune.space.domains import Choice, Interval, Parameter
+from streamkd.tune.space.domains import Categorical, Interval, Parameter
 from streamkd.tune.space.space import Space
 from streamkd.tune.study import Asked, Study
 
@@ -27,11 +27,11 @@ CONFIG = configuration.from_tree(
 SPACE = Space(
     (
         Parameter("optimizer.learning_rate", Interval(1e-4, 1e-1, log=True)),
-        Parameter("adapt.every", Choice((5, 10, 20, 40)), integer=True),
+        Parameter("adapt.every", Categorical((5, 10, 20, 40)), integer=True),
         Parameter("losses.match-gate.temperature", Interval(1.0, 6.0)),
         Parameter("memory.replay", Interval(10, 120), integer=True),
-        Parameter("memory.policy", Choice(("reservoir", "class-balanced"))),
-        Parameter("optimizer.name", Choice(("adam", "adamw", "sgd"))),
+        Parameter("memory.policy", Categorical(("reservoir", "class-balanced"))),
+        Parameter("optimizer.name", Categorical(("adam", "adamw", "sgd"))),
         Parameter("optimizer.momentum", Interval(0.0, 0.95), when={"optimizer.name": ("sgd",)}),
         Parameter("vicinal.rows", Interval(0, 240, 60), integer=True),
     )

@@ -1,9 +1,10 @@
-"""Trials that behave as they are told by their values, so that a seat meets what a process can do to itself.
+"""Trials that behave as they are told by their values, so that a slot meets what a process can do to itself.
 
 They are made where a trial is made, in its own process, by a class of this module.
 """
 
 import os
+import pickle
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,11 +20,11 @@ from streamkd.config import Config
 from streamkd.errors import TrialFailed
 from streamkd.plugins import Registry
 from streamkd.tune import search
-from streamkd.tune.seat import Seat, Stopped
 from streamkd.tune.settings import Settings
-from streamkd.tune.space.domains import Choice, Interval, Parameter
+from streamkd.tune.slot import Slot, Stopped
+from streamkd.tune.space.domains import Categorical, Interval, Parameter
 from streamkd.tune.space.space import Space
-from streamkd.tune.trials.trial import Reading
+from streamkd.tune.trials.trial import TrialReading
 from streamkd.tune.worker import Job, reason_of
 
 REGISTRY = Registry.load()
@@ -37,7 +38,7 @@ DEEDS = ("nothing", "segfault", "sleep", "nan", "raise", "memory", "exit", "kill
 SPACE = Space(
     (
         Parameter(RATE, Interval(1e-4, 1e-1, log=True)),
-        Parameter(DEED, Choice(tuple(100 + at for at in range(len(DEEDS)))), integer=True),
+        Parameter(DEED, Categorical(tuple(100 + at for at in range(len(DEEDS)))), integer=True),
     )
 )
 """A deed is told by the memory's size: the values of a trial are all that reaches it."""
@@ -70,7 +71,7 @@ class StandIn:
         self._figure = 0.9 - 0.1 * abs(float(np.log10(config.optimizer.learning_rate)) + 2)
         self._seeds, self._names = list(recordings), list(names)
 
-    def advance(self, records: int) -> Reading:
+    def advance(self, records: int) -> TrialReading:
         """A reading; on the way to the second one it does its deed."""
         if self._begun:
             self._do()
@@ -78,7 +79,7 @@ class StandIn:
         self._begun = True
         figures = [self._figure + 0.001 * at for at in range(len(self._seeds))]
         means = dict.fromkeys(self._names, float(np.mean(figures)))
-        return Reading(records, means, dict.fromkeys(self._names, figures), self._seeds, means[self._names[0]])
+        return TrialReading(records, means, dict.fromkeys(self._names, figures), self._seeds, means[self._names[0]])
 
     def _do(self) -> None:
         if self._deed == "segfault":
@@ -106,8 +107,23 @@ class Slow(StandIn):
     seconds = 0.1
 
 
+class Looking(StandIn):
+    """Fails with what it sees of the GPUs."""
+
+    def advance(self, records: int) -> TrialReading:
+        raise TrialFailed("error", f"sees {os.environ['CUDA_VISIBLE_DEVICES']!r}")
+
+
+class Taking(StandIn):
+    """On its way to the second reading it ends the process that its slot is in."""
+
+    def _do(self) -> None:
+        server = Path(f"/proc/{os.getppid()}/stat").read_text()
+        os.kill(int(server.rpartition(")")[2].split()[1]), signal.SIGKILL)
+
+
 class Here:
-    """A seat in this process; ``before`` is told the values of each trial."""
+    """A slot in this process; ``before`` is told the values of each trial."""
 
     def __init__(self, job: Job, stopping: Callable[[], bool], before: Callable[[Mapping[str, Any]], Any]) -> None:
         self._job, self._stopping, self._before = job, stopping, before
@@ -132,12 +148,10 @@ class Here:
 
 
 def here(before: Callable[[Mapping[str, Any]], Any] = lambda values: None) -> Any:
-    """Opens one seat in this process."""
+    """Opens one slot in this process."""
 
     @contextmanager
-    def opened(job: bytes, made_in: str, settings: Settings, stopping: Callable[[], bool]) -> Iterator[Sequence[Seat]]:
-        import pickle
-
+    def opened(job: bytes, made_in: str, settings: Settings, stopping: Callable[[], bool]) -> Iterator[Sequence[Slot]]:
         yield [Here(pickle.loads(job), stopping, before)]
 
     return opened

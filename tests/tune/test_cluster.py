@@ -1,7 +1,6 @@
 """A search on a real Ray: the same search as here, whatever becomes of its actors."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -36,9 +35,11 @@ def head() -> Iterator[str]:
         patch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef" * 4)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # it warns of a future change otherwise
+        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # of one machine: every port is on loopback
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
         options = f"--node-ip-address=127.0.0.1 --port={address.rpartition(':')[2]} --num-cpus=2 --num-gpus=1 --block"
         options += f" --include-dashboard=false --object-store-memory={128 << 20} --temp-dir={folder}"
+        options += f" --ray-client-server-port={free_port()}"
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *options.split()]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
             assert process.stdout is not None
@@ -57,49 +58,33 @@ def told(found: Any) -> list[Any]:
     ]
 
 
+@pytest.mark.timeout(300)  # Ray is started, and an actor's imports are made
 def test_a_search_on_ray_is_the_search_that_it_is_here(head: str, tmp_path: Path) -> None:
     """One trial at a time, with proposals, halving and deeds of every kind: values, readings, states and reasons are
     those of a search in this process, where no deed can be survived that ends it.
     """
     deeds = tuple(100 + DEEDS.index(deed) for deed in ("nothing", "nan", "raise"))
     space = stand_ins.Space(
-        (SPACE.parameters[0], stand_ins.Parameter(stand_ins.DEED, stand_ins.Choice(deeds), integer=True))
+        (SPACE.parameters[0], stand_ins.Parameter(stand_ins.DEED, stand_ins.Categorical(deeds), integer=True))
     )
-    asked: dict[str, Any] = {"space": space, "sampler": "optuna", "trials": 10, "concurrency": 1}
-    there = tune(tmp_path / "ray", cluster.seats, address=head, **asked)
+    asked: dict[str, Any] = {"space": space, "sampler": "optuna", "trials": 6, "concurrency": 1}
+    there = tune(tmp_path / "ray", cluster.slots, address=head, **asked)
     assert told(there) == told(tune(tmp_path / "here", here(), **asked))
     assert {"finished", "failed"} <= there.states.keys()
-
-
-class Looking(stand_ins.StandIn):
-    """Fails with what it sees of the GPUs."""
-
-    def advance(self, records: int) -> Any:
-        raise stand_ins.TrialFailed("error", f"sees {os.environ['CUDA_VISIBLE_DEVICES']!r}")
-
-
-class Taking(stand_ins.StandIn):
-    """On its way to the second reading it ends the actor that its process belongs to."""
-
-    def _do(self) -> None:
-        server = int(Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[1])
-        os.kill(server, signal.SIGKILL)
 
 
 @pytest.mark.parametrize(("gpus", "seen"), [(0.25, "'0'"), (0.0, "''")])
 def test_a_trial_sees_the_gpus_that_it_asked_for(head: str, tmp_path: Path, gpus: float, seen: str) -> None:
     """One of a quarter sees the first GPU; one that asked for none sees none, whatever the machine has."""
+    asked = {"trials": 1, "gpus_per_trial": gpus, "concurrency": 1}
     with pytest.raises(StreamkdError, match=f"error: sees {seen}"):
-        tune(
-            tmp_path / "s", cluster.seats, Looking, address=head, trials=1, gpus_per_trial=gpus, cpus_per_trial=0.5,
-            concurrency=1,
-        )  # fmt: skip
+        tune(tmp_path / "s", cluster.slots, stand_ins.Looking, address=head, **asked)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_an_actor_that_is_gone_takes_its_trial_alone(head: str, tmp_path: Path) -> None:
-    """Each trial ends its seat: that is named, what it had read is kept, and the next one has another seat."""
-    found = tune(tmp_path / "s", cluster.seats, Taking, address=head, trials=2, concurrency=1)
+    """Each trial ends its slot: that is named, what it had read is kept, and the next one has another slot."""
+    found = tune(tmp_path / "s", cluster.slots, stand_ins.Taking, address=head, trials=2, concurrency=1)
     assert found.states == {"failed": 2}
     for one in found.trials:
         assert one.reason.startswith("crash: its machine or Ray's process there ended")
@@ -113,7 +98,7 @@ def test_a_trial_that_fits_nowhere_is_said(head: str) -> None:
         pytest.raises(
             StreamkdError, match="needed 100 CPUs and 0 GPUs on one machine for each trial, got 2 CPUs, 1 GPUs"
         ),
-        cluster.seats(b"", "", settings, lambda: False),
+        cluster.slots(b"", "", settings, lambda: False),
     ):
         pass
 
@@ -123,11 +108,11 @@ def test_nobody_at_the_address_is_said_at_once() -> None:
     refused = Settings(address=f"127.0.0.1:{free_port()}")
     with (
         pytest.raises(StreamkdError, match=r"needed a Ray cluster, got: Connection refused"),
-        cluster.seats(b"", "", refused, lambda: False),
+        cluster.slots(b"", "", refused, lambda: False),
     ):
         pass
     client = Settings(address="ray://127.0.0.1:10001")
-    with pytest.raises(ConfigError, match="not driven through a Ray client"), cluster.seats(b"", "", client, bool):
+    with pytest.raises(ConfigError, match="not driven through a Ray client"), cluster.slots(b"", "", client, bool):
         pass
 
 

@@ -9,7 +9,7 @@ from urllib.request import urlopen
 from streamkd import telemetry
 from streamkd.tune.metrics import Metrics
 from streamkd.tune.record import TrialRecord
-from streamkd.tune.search import Standing
+from streamkd.tune.search import SearchStatus
 from streamkd.tune.settings import Settings
 
 sys.path.append(str(Path(__file__).parent))
@@ -53,6 +53,6 @@ def test_a_search_that_goes_on_does_not_count_again() -> None:
     before = TrialRecord(0, {}, "finished", seconds=5.0)
     running = TrialRecord(1, {}, "running")
     for trials in ((before, running), (before, replace(running, state="finished", seconds=7.0))):
-        metrics(Standing(trials, Settings(trials=2), {"accuracy": "max"}, 100, 1.0))
+        metrics(SearchStatus(trials, Settings(trials=2), {"accuracy": "max"}, 100, 1.0))
     with telemetry.served(exposition, 0) as port:
         assert scraped(port)["tune_trial_seconds_sum"] == 7.0

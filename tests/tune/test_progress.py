@@ -9,7 +9,7 @@ import pytest
 from streamkd.tune import progress
 from streamkd.tune.progress import Progress
 from streamkd.tune.record import TrialRecord
-from streamkd.tune.search import Standing
+from streamkd.tune.search import SearchStatus
 from streamkd.tune.settings import Settings
 
 TOTAL = 9000
@@ -22,11 +22,11 @@ def trial(number: int, state: Any, records: int = TOTAL, accuracy: float = 0.8, 
     return TrialRecord(number, values, state, readings, seconds=records / 1000, **more)
 
 
-def standing(*trials: TrialRecord, seconds: float = 10.0, **settings: Any) -> Standing:
-    return Standing(trials, Settings(**{"trials": 8, **settings}), {"accuracy": "max"}, TOTAL, seconds)
+def standing(*trials: TrialRecord, seconds: float = 10.0, **settings: Any) -> SearchStatus:
+    return SearchStatus(trials, Settings(**{"trials": 8, **settings}), {"accuracy": "max"}, TOTAL, seconds)
 
 
-def course() -> Iterator[Standing]:
+def course() -> Iterator[SearchStatus]:
     """A search from its begin to its end, a trial after the other."""
     over: tuple[TrialRecord, ...] = ()
     for number in range(8):
@@ -108,6 +108,6 @@ def test_the_best_is_that_of_the_direction(direction: str, number: int) -> None:
         trial(4, "finished", accuracy=0.1),
         trial(5, "pruned", 3000, 0.01),
     )
-    best = progress.best(Standing(trials, Settings(), {"accuracy": direction}, TOTAL, 1.0), "accuracy")
+    best = progress.best(SearchStatus(trials, Settings(), {"accuracy": direction}, TOTAL, 1.0), "accuracy")
     assert best is not None
     assert best.number == number

@@ -16,7 +16,7 @@ import pytest
 from streamkd.errors import StateConflict, StateInUse, StreamkdError
 from streamkd.tune import study
 from streamkd.tune.record import DONE, TrialRecord
-from streamkd.tune.search import Standing
+from streamkd.tune.search import SearchStatus
 from streamkd.tune.settings import Settings
 from streamkd.tune.study import Study
 
@@ -113,7 +113,7 @@ def test_a_driver_killed_again_and_again_loses_nothing(tmp_path: Path, seed: int
 
 
 def interrupt_at(number: int) -> Any:
-    """A seat that is interrupted when so many trials have begun."""
+    """A slot that is interrupted when so many trials have begun."""
     begun = itertools.count()
 
     def before(values: Any) -> None:
@@ -202,7 +202,7 @@ def test_low_trials_are_pruned_at_a_rung(tmp_path: Path) -> None:
 
 def test_watches_are_told_of_every_move(tmp_path: Path) -> None:
     """Each begin, reading and end is told, in order, and the last word is what the journal has."""
-    told: list[Standing] = []
+    told: list[SearchStatus] = []
     found = tune(tmp_path / "s", trials=3, scheduler="none", watches=(told.append,))
     assert told[-1].trials == found.trials
     assert len(told) == 3 * (1 + len(Settings(scheduler="none").milestones(100)) + 1)

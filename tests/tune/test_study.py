@@ -2,7 +2,6 @@
 
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +17,7 @@ import pytest
 from streamkd.errors import ConfigError, StateError, StateInUse
 from streamkd.tune import study as studies
 from streamkd.tune.settings import Settings
-from streamkd.tune.space.domains import Choice, Interval, Parameter
+from streamkd.tune.space.domains import Categorical, Interval, Parameter
 from streamkd.tune.space.space import Space
 from streamkd.tune.study import Asked, Study
 
@@ -188,7 +187,7 @@ PARTS = Space(
         Parameter("rate", Interval(1e-4, 1.0, log=True)),
         Parameter("share", Interval(0.0, 1.0, step=0.1)),
         Parameter("every", Interval(1, 256, log=True), integer=True),
-        Parameter("kind", Choice(("a", None, 3))),
+        Parameter("kind", Categorical(("a", None, 3))),
         Parameter("depth", Interval(-1.0, 1.0), when={"kind": ("a",)}),
     )
 )
@@ -256,7 +255,7 @@ def test_failures_of_the_values_are_told_as_worse(tmp_path: Path) -> None:
 def test_a_grid_is_walked_whole_and_ends(tmp_path: Path) -> None:
     """Every combination comes once, then there is none; fewer trials have a part of it."""
     space = Space(
-        (Parameter("memory.size", Choice((100, 200, 300))), Parameter("vicinal.rows", Interval(0, 120, 60), True))
+        (Parameter("memory.size", Categorical((100, 200, 300))), Parameter("vicinal.rows", Interval(0, 120, 60), True))
     )
     for trials, points in ((40, 9), (5, 4)):
         study = Study.create(tmp_path / str(trials), header())
@@ -268,7 +267,7 @@ def test_a_grid_is_walked_whole_and_ends(tmp_path: Path) -> None:
 
 def test_a_grid_without_end_is_refused(tmp_path: Path) -> None:
     """Fifteen dimensions of two points are more than anybody runs."""
-    space = Space(tuple(Parameter(f"p{at}", Choice((0, 1))) for at in range(15)))
+    space = Space(tuple(Parameter(f"p{at}", Categorical((0, 1))) for at in range(15)))
     study = Study.create(tmp_path, header())
     put(study, {}, "finished", read_as([0.9]))
     with pytest.raises(ConfigError, match="grid"):
@@ -319,12 +318,50 @@ def test_what_decides_comes_first(tmp_path: Path) -> None:
     assert sum(found.values()) == pytest.approx(1.0)
 
 
-def test_the_journal_is_read_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The Python of docs/tune.md, on a search that lies where the page has it."""
-    [code] = re.findall(r"^```python\n(.*?)^```", (Path(__file__).parents[2] / "docs/tune.md").read_text(), re.S | re.M)
-    search(tmp_path / "tune" / "split-mnist-5k", 5)
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    exec(code, names)
-    assert [row["number"] for row in names["rows"]] == list(range(5))
-    assert RATE in names["rows"][1]
+def test_the_documents_python_reads_a_search(tmp_path: Path) -> None:
+    """What docs/tune.md says of the journal in Python runs as it stands, and has every trial."""
+    search(tmp_path, 3)
+    document = (Path(__file__).parents[2] / "docs" / "tune.md").read_text("utf-8")
+    code = document.split("```python\n")[1].split("```")[0]
+    there: dict[str, Any] = {}
+    exec(code.replace("tune/split-mnist-5k", str(tmp_path)), there)
+    assert [row["number"] for row in there["rows"]] == [0, 1, 2]
+
+
+FULL = """
+import resource, signal, sys
+sys.path.append(sys.argv[2])
+from searches import put, read_as
+from streamkd.errors import StateError
+from streamkd.tune.study import Study
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+study = Study.open(sys.argv[1])
+with study.driven():
+    put(study, {}, "finished", read_as([0.5]))
+    room = (study.place / "journal.log").stat().st_size + 50
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+    try:
+        put(study, {"text": "x" * 200}, "finished", read_as([0.6]))
+    except StateError as fault:
+        print(fault)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    put(study, {}, "finished", read_as([0.7]))
+"""
+
+
+def test_a_line_for_which_there_is_no_room_is_not_there_at_all(tmp_path: Path) -> None:
+    """A full disk is said with the journal's name; what was written stays whole, and it goes on when there is room."""
+    Study.create(tmp_path, header())
+    command = [sys.executable, "-c", FULL, str(tmp_path), str(Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert "journal.log: needed a file that can be written, got: File too large" in done.stdout, done.stderr
+    assert [one.objective("accuracy") for one in Study.open(tmp_path).trials()] == [0.5, 0.7]
+
+
+def test_a_search_that_was_not_quite_begun_is_none(tmp_path: Path) -> None:
+    """Killed before its header was written: there is no search to go on with, and one may be begun there."""
+    Study.create(tmp_path / "s", header())
+    journal = tmp_path / "s" / "journal.log"
+    journal.write_bytes(journal.read_bytes().splitlines(keepends=True)[0])
+    assert not studies.exists(tmp_path / "s")
+    assert Study.create(tmp_path / "s", header()).trials() == []

@@ -1,1 +1,1 @@
-"""What a search came to: the verdict, the files, the page, and in words."""
+"""What a search came to: the decision, the files, the page, and in words."""

@@ -42,8 +42,8 @@ def write(study: Study, space: Space, config: Config, registry: Registry) -> Out
         return written(moved, [*_comments(found, one), *comments]).encode()
 
     files = {PAGE: page(found, space).encode()}
-    if found.verdict is not None:
-        files[BEST] = configured(found.verdict.taken, summary.sentence(found))
+    if found.decision is not None:
+        files[BEST] = configured(found.decision.taken, summary.sentence(found))
     if len(found.objectives) > 1:
         files[FRONT] = _front(found).encode()
         files |= {_front_file(one): configured(one) for one in found.front}

@@ -1,6 +1,6 @@
 """What a search came to: the one account that files, page and words give.
 
-Study ─► header, trials, front, importances ─► Outcome ─► verdict
+Study ─► header, trials, front, importances ─► Outcome ─► decision
 """
 
 from collections import Counter
@@ -10,8 +10,8 @@ from functools import cached_property
 from typing import Any, get_args
 
 from streamkd.tune.record import State, TrialRecord
-from streamkd.tune.results import verdict
-from streamkd.tune.results.verdict import Verdict
+from streamkd.tune.results import decision
+from streamkd.tune.results.decision import Decision
 from streamkd.tune.study import Study
 
 
@@ -61,8 +61,8 @@ class Outcome:
         return next((one for one in self.trials if one.number == 0), None)
 
     @cached_property
-    def verdict(self) -> Verdict | None:
-        return verdict.choose(self.trials, self.leading, self.objectives[self.leading])
+    def decision(self) -> Decision | None:
+        return decision.choose(self.trials, self.leading, self.objectives[self.leading])
 
     @property
     def failures(self) -> list[TrialRecord]:

@@ -28,7 +28,7 @@ def page(outcome: Outcome, space: Space) -> str:
     footer = f"streamkd {outcome.header['streamkd']} · {outcome.header['command']}"
     paths = [one.path for one in space.parameters]
     cards = [
-        _verdict_card(outcome, paths),
+        _decision_card(outcome, paths),
         _importance_card(outcome),
         _history_card(outcome),
         _curves_card(outcome),
@@ -41,17 +41,17 @@ def page(outcome: Outcome, space: Space) -> str:
 
 def _tiles(outcome: Outcome) -> list[str]:
     """The figures that are read first."""
-    verdict, tiles = outcome.verdict, []
-    if verdict is not None:
-        name = f"trial {verdict.taken.number}" if verdict.taken.number else "as it stands"
-        tiles.append((f"Taken: {name}", _figure(verdict.taken.objective(outcome.leading)), outcome.leading))
-    if verdict is not None and verdict.default is not None and verdict.default is not verdict.taken:
-        figure = _figure(verdict.default.objective(outcome.leading))
-        tiles.append(("As it stands", figure, f"trial 0, {verdict.default.state}"))
-    if verdict is not None and verdict.lead is not None:
-        seeds = len(verdict.leads)
-        error = f"{seeds} seed{'s' * (seeds > 1)} alone, " if verdict.error is None else f"± {verdict.error:.4f} "
-        tiles.append((f"Lead of trial {verdict.highest.number}", f"{verdict.lead:+.4f}", f"{error}over trial 0"))
+    decision, tiles = outcome.decision, []
+    if decision is not None:
+        name = f"trial {decision.taken.number}" if decision.taken.number else "as it stands"
+        tiles.append((f"Taken: {name}", _figure(decision.taken.objective(outcome.leading)), outcome.leading))
+    if decision is not None and decision.default is not None and decision.default is not decision.taken:
+        figure = _figure(decision.default.objective(outcome.leading))
+        tiles.append(("As it stands", figure, f"trial 0, {decision.default.state}"))
+    if decision is not None and decision.lead is not None:
+        seeds = len(decision.leads)
+        error = f"{seeds} seed{'s' * (seeds > 1)} alone, " if decision.error is None else f"± {decision.error:.4f} "
+        tiles.append((f"Lead of trial {decision.highest.number}", f"{decision.lead:+.4f}", f"{error}over trial 0"))
     share = outcome.records / outcome.whole if outcome.whole else 0.0
     tiles.append(("Records", f"{100 * share:.0f} %", f"{outcome.records:,} of {outcome.whole:,}"))
     worked = clock(sum(one.seconds for one in outcome.trials))
@@ -62,11 +62,11 @@ def _tiles(outcome: Outcome) -> list[str]:
     ]
 
 
-def _verdict_card(outcome: Outcome, paths: Sequence[str]) -> str:
+def _decision_card(outcome: Outcome, paths: Sequence[str]) -> str:
     """What is taken, in words, and the values beside those of trial 0."""
-    if outcome.verdict is None:
+    if outcome.decision is None:
         return card("What is taken", sentence(outcome), "")
-    columns = {one.number: one for one in (outcome.verdict.default, outcome.verdict.highest) if one is not None}
+    columns = {one.number: one for one in (outcome.decision.default, outcome.decision.highest) if one is not None}
     rows = [[path, *(_value(one, path) for one in columns.values())] for path in paths]
     heads = [f"trial {number}" if number else "as it stands" for number in columns]
     return card("What is taken", sentence(outcome), table(["parameter", *heads], rows))
@@ -91,7 +91,7 @@ def _history_card(outcome: Outcome) -> str:
 
 def _curves_card(outcome: Outcome) -> str:
     """The taken trial, the configuration as it stands, and those that came farthest and highest beside them."""
-    taken = outcome.verdict.taken if outcome.verdict else None
+    taken = outcome.decision.taken if outcome.decision else None
     sign = 1 if outcome.objectives[outcome.leading] == "max" else -1
     others = [one for one in outcome.trials if one.readings and one is not taken and one is not outcome.default]
     others.sort(key=lambda one: (one.records, sign * (one.objective(outcome.leading) or 0.0)), reverse=True)
@@ -126,7 +126,7 @@ def _trials_card(outcome: Outcome, paths: Sequence[str]) -> str:
 
 def _state(outcome: Outcome, one: TrialRecord) -> str:
     """How a trial ended, whether it is taken or on a front, and the kind of reason that it failed for."""
-    taken = ", taken" if outcome.verdict is not None and one is outcome.verdict.taken else ""
+    taken = ", taken" if outcome.decision is not None and one is outcome.decision.taken else ""
     front = ", on the front" if one in outcome.front else ""
     return f"{one.state}: {one.reason.partition(':')[0]}" if one.state == "failed" else f"{one.state}{taken}{front}"
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from streamkd.tune.record import TrialRecord
+from streamkd.tune.results.decision import FEWEST, Decision
 from streamkd.tune.results.outcome import Outcome
-from streamkd.tune.results.verdict import FEWEST, Verdict
 
 
 def about(outcome: Outcome, driver: int | None = None) -> dict[str, Any]:
     """The search as plain values; ``driver`` is the process that drives it now."""
-    verdict, default = outcome.verdict, outcome.default
+    decision, default = outcome.decision, outcome.default
     return {
         "search": outcome.header["name"],
         "objectives": outcome.objectives,
@@ -25,12 +25,12 @@ def about(outcome: Outcome, driver: int | None = None) -> dict[str, Any]:
         "records_of_whole_trials": outcome.whole,
         "validation": outcome.header["validation"],
         "verdict": sentence(outcome),
-        "best": None if verdict is None else _trial(verdict.taken),
+        "best": None if decision is None else _trial(decision.taken),
         "default": None if default is None else _trial(default),
-        "highest": None if verdict is None else verdict.highest.number,
-        "lead": None if verdict is None else verdict.lead,
-        "leads": [] if verdict is None else list(verdict.leads),
-        "lead_standard_error": None if verdict is None else verdict.error,
+        "highest": None if decision is None else decision.highest.number,
+        "lead": None if decision is None else decision.lead,
+        "leads": [] if decision is None else list(decision.leads),
+        "lead_standard_error": None if decision is None else decision.error,
         "front": [_trial(one) for one in outcome.front],
         "importance": outcome.importances,
         "failed": [{"trial": one.number, "reason": one.reason} for one in outcome.failures],
@@ -97,40 +97,40 @@ def counted(states: Mapping[str, int]) -> str:
 
 def sentence(outcome: Outcome) -> str:
     """Which trial is taken, and how it stands to the configuration as it is."""
-    verdict, name = outcome.verdict, outcome.leading
-    if verdict is None:
+    decision, name = outcome.decision, outcome.leading
+    if decision is None:
         return "No trial has finished: nothing can be taken yet."
-    highest, lead = verdict.highest, lead_of(verdict)
-    if verdict.kept:
-        few = "is not one on every seed" if verdict.error is None else "is not beyond its standard error"
+    highest, lead = decision.highest, lead_of(decision)
+    if decision.kept:
+        few = "is not one on every seed" if decision.error is None else "is not beyond its standard error"
         return (
             f"The configuration is kept as it stands: trial {highest.number} was higher in {name}, but its lead "
-            f"({lead}) {few}.{_doubt(verdict)}"
+            f"({lead}) {few}.{_doubt(decision)}"
         )
     figure = highest.objective(name) or 0.0
     if highest.number == 0:
         return f"The configuration is kept as it stands: none was better in {name} ({figure:.4f})."
     known, unknown = f"its lead over the configuration as it stands is {lead}", "nothing could be compared with it"
-    return f"Trial {highest.number} is taken with {name} {figure:.4f}: {known if lead else unknown}.{_doubt(verdict)}"
+    return f"Trial {highest.number} is taken with {name} {figure:.4f}: {known if lead else unknown}.{_doubt(decision)}"
 
 
-def lead_of(verdict: Verdict) -> str:
+def lead_of(decision: Decision) -> str:
     """The lead of the highest trial over trial 0 in words, "" where they could not be compared."""
-    if verdict.lead is None:
+    if decision.lead is None:
         return ""
-    seeds = len(verdict.leads)
-    if verdict.error is not None:
-        how = f" ± {verdict.error:.4f}, the standard error of {seeds} seeds,"
+    seeds = len(decision.leads)
+    if decision.error is not None:
+        how = f" ± {decision.error:.4f}, the standard error of {seeds} seeds,"
     else:
-        how = f", by seed {' and '.join(f'{lead:+.4f}' for lead in verdict.leads)}," if seeds > 1 else " on one seed,"
-    return f"{verdict.lead:+.4f}{how} at {verdict.records:,} records"
+        how = f", by seed {' and '.join(f'{lead:+.4f}' for lead in decision.leads)}," if seeds > 1 else " on one seed,"
+    return f"{decision.lead:+.4f}{how} at {decision.records:,} records"
 
 
-def _doubt(verdict: Verdict) -> str:
+def _doubt(decision: Decision) -> str:
     """What so few seeds cannot say."""
-    if verdict.lead is None or verdict.error is not None:
+    if decision.lead is None or decision.error is not None:
         return ""
-    seeds = "two seeds have" if len(verdict.leads) > 1 else "one seed has"
+    seeds = "two seeds have" if len(decision.leads) > 1 else "one seed has"
     return (
         f" With {FEWEST} seeds or more a standard error would decide; {seeds} none, and chance alone leads on "
         "every seed often enough: search with more --seeds, or compare both with `streamkd run --seeds 0,1,2,3,4`."

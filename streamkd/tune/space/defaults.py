@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from streamkd.config import Config
 from streamkd.errors import ConfigError
 from streamkd.plugins import Registry
-from streamkd.tune.space.domains import Choice, Domain, Interval, Parameter, Value
+from streamkd.tune.space.domains import Categorical, Domain, Interval, Parameter, Value
 from streamkd.tune.space.places import Places
 
 
@@ -40,7 +40,7 @@ TAUGHT = (
     Suggestion("losses.*.weight", _log(0.01, 10.0)),
     Suggestion("gate.floor", Interval(0.05, 0.6)),
     Suggestion("gate.hard", Interval(0.1, 0.9)),
-    Suggestion("teachers.*.decay", Choice((0.98, 0.99, 0.995, 0.998, 0.999, 0.9995))),
+    Suggestion("teachers.*.decay", Categorical((0.98, 0.99, 0.995, 0.998, 0.999, 0.9995))),
     Suggestion("vicinal.rows", Interval(0, 240, 60), integer=True),
 )
 
@@ -93,8 +93,8 @@ def _paths(pattern: str, config: Config) -> Iterator[str]:
 def _holding(parameter: Parameter, value: Value, config: Config) -> Parameter:
     """The parameter with a domain that holds the value, and that the configuration can bear."""
     domain = parameter.domain
-    if isinstance(domain, Choice):
-        return replace(parameter, domain=Choice(tuple(sorted({*domain.values, value}))))
+    if isinstance(domain, Categorical):
+        return replace(parameter, domain=Categorical(tuple(sorted({*domain.values, value}))))
     high = domain.high
     if parameter.path == "memory.replay":  # more than it holds cannot be replayed
         high = max(domain.low + 1, min(high, config.memory.size))

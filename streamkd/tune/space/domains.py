@@ -37,7 +37,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Categorical:
     """One of these; Optuna knows each by its name."""
 
     values: tuple[Value, ...]
@@ -52,7 +52,7 @@ class Choice:
         return next((at for at, one in enumerate(self.values) if same(one, value)), None)
 
 
-Domain: TypeAlias = Interval | Choice
+Domain: TypeAlias = Interval | Categorical
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Parameter:
     def suggest(self, trial: Asking) -> Value:
         """What the trial gives for it."""
         domain = self.domain
-        if isinstance(domain, Choice):
+        if isinstance(domain, Categorical):
             return domain.values[domain.names.index(trial.suggest_categorical(self.path, domain.names))]
         if self.integer:
             low, high = int(domain.low), int(domain.high)
@@ -77,14 +77,14 @@ class Parameter:
 
     def told(self, value: Value) -> Any:
         """A value as Optuna knows it; ``None`` where it lies outside, as the configuration's own may."""
-        if isinstance(self.domain, Choice):
+        if isinstance(self.domain, Categorical):
             place = self.domain.place(value)
             return None if place is None else self.domain.names[place]
         return min(max(value, self.domain.low), self.domain.high) if self.contains(value) else None
 
     def contains(self, value: Value) -> bool:
         """Whether the value lies in the domain."""
-        if isinstance(self.domain, Choice):
+        if isinstance(self.domain, Categorical):
             return self.domain.place(value) is not None
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             return False
@@ -96,7 +96,7 @@ class Parameter:
 
     def every(self) -> tuple[Value, ...] | None:
         """All of its values; ``None`` of an interval without steps."""
-        if isinstance(self.domain, Choice):
+        if isinstance(self.domain, Categorical):
             return self.domain.values
         count = self._steps(self.domain)
         return None if count is None else tuple(self._at(self.domain, step) for step in range(count + 1))
@@ -104,7 +104,7 @@ class Parameter:
     def ends(self) -> tuple[Value, ...]:
         """All of a choice; the first and the last value of an interval, and one between, no whole number if it can."""
         domain = self.domain
-        if isinstance(domain, Choice):
+        if isinstance(domain, Categorical):
             return domain.values
         count = self._steps(domain)
         if count is not None:

@@ -14,9 +14,10 @@ import difflib
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from streamkd.errors import ConfigError
 from streamkd.plugins import Registry
 from streamkd.records import Model
 from streamkd.tune.space import defaults
-from streamkd.tune.space.domains import Choice, Domain, Interval, Parameter, Value, same
+from streamkd.tune.space.domains import Categorical, Domain, Interval, Parameter, Value, same
 from streamkd.tune.space.places import Places
 from streamkd.tune.space.space import Space
 
@@ -69,7 +70,7 @@ class Written(Model):
             return Interval(*self._ends(), self.step, log=self.uniform is None)
         values = [_number(value) for value in self.choice]
         numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-        return Choice(tuple(sorted(values) if numbers else values))
+        return Categorical(tuple(sorted(values) if numbers else values))
 
     def whole(self) -> bool:
         """Whether its ends, and its step if it has one, are whole numbers."""
@@ -102,48 +103,78 @@ def of(document: Document, config: Config, registry: Registry) -> Space:
     found: dict[str, Parameter] = {}
     for path, tree in document.tree.items():
         found[path] = _parameter(document, str(path), tree, found)
-    space, places = Space(tuple(found.values())), Places(config, registry)
-    taken: dict[str, str] = {}
-    for path in found:
-        with _placed(document, path):
-            place = ".".join(map(str, places.keys(path)))
-            if any(f"{place}.".startswith(f"{fixed}.") for fixed in FIXED):
-                fix = "name the seeds of every trial with --seeds" if place == "seed" else "leave it out"
-                raise ConfigError("is the same in every trial of a search", where=path, fix=fix)
-            if place in taken:
-                raise ConfigError(f"is the same place as {taken[place]}", where=path, fix="leave one of them out")
+    fitting = _Fitting(Space(tuple(found.values())), found, config, registry, document)
+    fitting.refuse_places()
+    return Space(tuple(fitting.fitted(one) for one in found.values()))
+
+
+@dataclass(frozen=True)
+class _Fitting:
+    """A space, its parameters by path, and the configuration that it has to fit."""
+
+    space: Space
+    found: Mapping[str, Parameter]
+    config: Config
+    registry: Registry
+    document: Document
+
+    @cached_property
+    def places(self) -> Places:
+        return Places(self.config, self.registry)
+
+    def refuse_places(self) -> None:
+        """Each parameter has a place of its own, which trials may differ in."""
+        taken: dict[str, str] = {}
+        for path, one in self.found.items():
+            with _placed(self.document, path):
+                place = self._place(path)
+                if any(f"{place}.".startswith(f"{fixed}.") for fixed in FIXED):
+                    fix = "name the seeds of every trial with --seeds" if place == "seed" else "leave it out"
+                    raise ConfigError("is the same in every trial of a search", where=path, fix=fix)
+                if place in taken:
+                    raise ConfigError(f"is the same place as {taken[place]}", where=path, fix="leave one of them out")
+                if not one.when:
+                    self.places.value(path)
             taken[place] = path
 
-    def taken_as(one: Parameter, value: Value, way: Mapping[str, Value]) -> None:
-        applied = space.apply(config, {**way, one.path: value}, registry)
-        made = Places(applied, registry).value(".".join(map(str, places.keys(one.path))))
+    def fitted(self, one: Parameter) -> Parameter:
+        """The parameter, after its ends were tried wherever it counts.
+
+        Whole ends at a place that takes fractions mean the whole interval.
+        """
+        ways = list(self._ways(one))
+        fractional = replace(one, integer=False)
+        stepless = isinstance(one.domain, Interval) and one.domain.step is None
+        if one.integer and stepless and all(self._takes(one, fractional.ends()[-1], way) for way in ways):
+            one = fractional
+        for way, value in itertools.product(ways, one.ends()):
+            with _placed(self.document, one.path, f"{value!r} is refused: "):
+                self._try(one, value, way)
+        return one
+
+    def _ways(self, one: Parameter) -> Iterator[dict[str, Value]]:
+        """Each combination of values under which the parameter counts, and what lets those count."""
+        above: dict[str, Value] = {}
+        for path in one.when:
+            above |= next(self._ways(self.found[path]))
+        for values in itertools.product(*one.when.values()):
+            yield above | dict(zip(one.when, values, strict=True))
+
+    def _takes(self, one: Parameter, value: Value, way: Mapping[str, Value]) -> bool:
+        try:
+            self._try(one, value, way)
+        except ConfigError:
+            return False
+        return True
+
+    def _try(self, one: Parameter, value: Value, way: Mapping[str, Value]) -> None:
+        applied = self.space.apply(self.config, {**way, one.path: value}, self.registry)
+        made = Places(applied, self.registry).value(self._place(one.path))
         if not isinstance(value, dict | list) and not same(made, value):
             raise ConfigError(f"the configuration makes {made!r} of it", where=one.path)
 
-    def fitted(one: Parameter) -> Parameter:
-        ways = list(_ways(one, found))
-        if not one.when:
-            with _placed(document, one.path):
-                places.value(one.path)
-        if one.integer and isinstance(one.domain, Interval) and one.domain.step is None:
-            one = _fractional(one, [lambda value, way=way: taken_as(one, value, way) for way in ways])
-        for way, value in itertools.product(ways, one.ends()):
-            with _placed(document, one.path, f"{value!r} is refused: "):
-                taken_as(one, value, way)
-        return one
-
-    return Space(tuple(fitted(one) for one in space.parameters))
-
-
-def _fractional(one: Parameter, tries: Sequence[Any]) -> Parameter:
-    """Whole ends at a place that takes fractions mean the whole interval."""
-    fractional = replace(one, integer=False)
-    try:
-        for attempt in tries:
-            attempt(fractional.ends()[-1])
-    except ConfigError:
-        return one
-    return fractional
+    def _place(self, path: str) -> str:
+        return ".".join(map(str, self.places.keys(path)))
 
 
 def _parameter(document: Document, path: str, tree: Any, above: Mapping[str, Parameter]) -> Parameter:
@@ -155,10 +186,9 @@ def _parameter(document: Document, path: str, tree: Any, above: Mapping[str, Par
     for condition, values in when.items():
         where = document.where(f"{path}.when.{condition}")
         domain = above[condition].domain if condition in above else None
-        if not isinstance(domain, Choice):
-            fix = (
-                f"choices above it: {', '.join(p for p, o in above.items() if isinstance(o.domain, Choice)) or 'none'}"
-            )
+        if not isinstance(domain, Categorical):
+            known = [name for name, other in above.items() if isinstance(other.domain, Categorical)]
+            fix = f"choices above it: {', '.join(known) or 'none'}"
             raise ConfigError("needed a choice that is written above, as the condition", where=where, fix=fix)
         for value in values:
             if domain.place(value) is None:
@@ -168,19 +198,10 @@ def _parameter(document: Document, path: str, tree: Any, above: Mapping[str, Par
     return Parameter(path, one.domain(), one.whole(), when)
 
 
-def _ways(one: Parameter, found: Mapping[str, Parameter]) -> Iterator[dict[str, Value]]:
-    """Each combination of values under which the parameter counts, and what lets those count."""
-    above: dict[str, Value] = {}
-    for path in one.when:
-        above |= next(_ways(found[path], found))
-    for values in itertools.product(*one.when.values()):
-        yield above | dict(zip(one.when, values, strict=True))
-
-
 def _refuse_choice(values: list[Any]) -> None:
     if not values:
         raise ValueError("needed something to choose from, got an empty list")
-    names = Choice(tuple(values)).names
+    names = Categorical(tuple(values)).names
     for index, name in enumerate(names):
         if name in names[:index]:
             raise ValueError(f"the choice {name} is there twice")

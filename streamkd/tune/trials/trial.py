@@ -1,6 +1,6 @@
 """A trial: one configuration on the recordings of all its seeds, which advance together.
 
-    Trial(config, registry, recordings) ─► advance(records) ─► Reading ─► advance ... ─► finished
+    Trial(config, registry, recordings) ─► advance(records) ─► TrialReading ─► advance ... ─► finished
 
 How often it is stopped on the way changes nothing of what it ends with. Whatever is measured comes from validation
 records. Records are counted per seed: those that were read, good or not.
@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from streamkd.config import Config
 from streamkd.plugins import Registry
 from streamkd.tune.trials.objective import Curve, mean, objective
-from streamkd.tune.trials.passage import Passage
 from streamkd.tune.trials.recording import Recording
+from streamkd.tune.trials.seed_run import SeedRun
 
 
 @dataclass(frozen=True)
-class Reading:
+class TrialReading:
     """What a trial says where it was stopped. Plain numbers: ``dataclasses.asdict`` of it is JSON.
 
     ``records``: seen by each seed. ``objectives``: means over the seeds, ``per_seed`` in the order of ``seeds``.
@@ -54,38 +54,38 @@ class Trial:
     ) -> None:
         self._objectives = [objective(name) for name in objectives]
         quiet = config.model_copy(update={"observers": ()})  # they are told of streams, not of experiments
-        self._passages = {
-            seed: Passage(quiet.model_copy(update={"seed": seed}), registry, one, self._objectives, beat)
+        self._runs = {
+            seed: SeedRun(quiet.model_copy(update={"seed": seed}), registry, one, self._objectives, beat)
             for seed, one in recordings.items()
         }
 
     @property
     def records(self) -> int:
         """Records that each seed has seen."""
-        return max(passage.records for passage in self._passages.values())
+        return max(run.records for run in self._runs.values())
 
-    def advance(self, records: int) -> Reading:
+    def advance(self, records: int) -> TrialReading:
         """Train every seed until it has seen so many records in all, or is at its end; measure.
 
         Raises:
             TrialFailed: ``nan``: a loss or an answer is not finite.
         """
-        for passage in self._passages.values():
-            passage.advance(records)
-        return self._reading([passage.curve() for passage in self._passages.values()])
+        for run in self._runs.values():
+            run.advance(records)
+        return self._reading([run.curve() for run in self._runs.values()])
 
-    def _reading(self, curves: Sequence[Curve]) -> Reading:
+    def _reading(self, curves: Sequence[Curve]) -> TrialReading:
         per_seed = {one.name: [one.of(curve) for curve in curves] for one in self._objectives}
         drawn = [[(point.records, mean([*point.served.values()])) for point in curve.whole()] for curve in curves]
         shared = zip(*drawn, strict=False)
-        passages = self._passages.values()
-        return Reading(
+        runs = self._runs.values()
+        return TrialReading(
             self.records,
             {name: mean(values) for name, values in per_seed.items()},
             per_seed,
-            [*self._passages],
+            [*self._runs],
             mean([points[-1][1] for points in drawn if points]),
             [(max(at for at, _ in points), mean([accuracy for _, accuracy in points])) for points in shared],
-            sum(passage.seconds for passage in passages),
-            sum(passage.validation_seconds for passage in passages),
+            sum(run.seconds for run in runs),
+            sum(run.validation_seconds for run in runs),
         )

@@ -29,14 +29,14 @@ def write(study: Study) -> Outcome:
 
 def test_best_is_the_configuration_with_the_values_of_the_trial(tmp_path: Path) -> None:
     """best.yaml is read as the searched configuration with these values; on top it says where they come from."""
-    found = write(search(tmp_path, 60))
-    assert found.verdict is not None
-    assert found.verdict.taken.number != 0
+    found = write(search(tmp_path, 30))
+    assert found.decision is not None
+    assert found.decision.taken.number != 0
     best = configuration.load(tmp_path / "best.yaml", (), REGISTRY)
-    assert best == SPACE.apply(CONFIG, found.verdict.taken.values, REGISTRY)
-    assert SPACE.values_of(best, REGISTRY) == dict(found.verdict.taken.values)
+    assert best == SPACE.apply(CONFIG, found.decision.taken.values, REGISTRY)
+    assert SPACE.values_of(best, REGISTRY) == dict(found.decision.taken.values)
     text = (tmp_path / "best.yaml").read_text()
-    assert f"# Trial {found.verdict.taken.number} of the search toy: accuracy" in text
+    assert f"# Trial {found.decision.taken.number} of the search toy: accuracy" in text
     assert "# command: streamkd tune toy.yaml" in text
 
 

@@ -43,8 +43,8 @@ def test_every_trial_has_its_row(tmp_path: Path) -> None:
     text, found = shown(study), outcome.read(study)
     for one in found.trials:
         assert re.search(rf"<td >{one.number}</td><td >{one.state}", text)
-    assert found.verdict is not None
-    assert f"<td >{found.verdict.taken.number}</td><td >finished, taken</td>" in text
+    assert found.decision is not None
+    assert f"<td >{found.decision.taken.number}</td><td >finished, taken</td>" in text
 
 
 def test_failed_trials_are_named_with_their_reasons(tmp_path: Path) -> None:
@@ -59,14 +59,14 @@ def test_failed_trials_are_named_with_their_reasons(tmp_path: Path) -> None:
 
 def test_the_page_says_what_is_taken_and_by_how_much(tmp_path: Path) -> None:
     """The taken trial, its figure, the default's, the lead with its error."""
-    study = search(tmp_path, 60)
-    verdict = outcome.read(study).verdict
-    assert verdict is not None
-    assert verdict.default is not None
+    study = search(tmp_path, 30)
+    decision = outcome.read(study).decision
+    assert decision is not None
+    assert decision.default is not None
     text = Page(shown(study)).text
-    assert f"Trial {verdict.taken.number} is taken with accuracy {verdict.taken.objective('accuracy'):.4f}" in text
-    assert f"{verdict.lead:+.4f} ± {verdict.error:.4f}" in text
-    assert f"{verdict.default.objective('accuracy'):.4f}" in text
+    assert f"Trial {decision.taken.number} is taken with accuracy {decision.taken.objective('accuracy'):.4f}" in text
+    assert f"{decision.lead:+.4f} ± {decision.error:.4f}" in text
+    assert f"{decision.default.objective('accuracy'):.4f}" in text
 
 
 def test_a_default_that_is_kept_is_said_beside_the_higher_trial(tmp_path: Path) -> None:

@@ -46,8 +46,8 @@ def test_the_json_is_the_same_account(tmp_path: Path) -> None:
     study = search(tmp_path, 16, {"accuracy": "max", "forgetting": "min"})
     found, said = read(study), json.loads(inspect(str(tmp_path), "--json"))
     assert said == json.loads(json.dumps(about(found)))
-    assert found.verdict is not None
-    assert said["best"]["trial"] == found.verdict.taken.number
+    assert found.decision is not None
+    assert said["best"]["trial"] == found.decision.taken.number
     assert sum(said["states"].values()) == said["trials"] == 16
 
 

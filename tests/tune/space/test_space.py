@@ -15,7 +15,7 @@ from streamkd.document import Document
 from streamkd.errors import ConfigError
 from streamkd.plugins import Registry
 from streamkd.tune.space import defaults, file
-from streamkd.tune.space.domains import Choice, Interval, Parameter
+from streamkd.tune.space.domains import Categorical, Interval, Parameter
 from streamkd.tune.space.space import Space
 
 REGISTRY = Registry.load()
@@ -69,7 +69,9 @@ def intervals(draw: st.DrawFn) -> Parameter:
 
 
 SEEDS = st.integers(0, 2**32 - 1)
-KINDS = intervals() | st.lists(st.integers(), min_size=1, unique=True).map(lambda v: Parameter("x", Choice(tuple(v))))
+KINDS = intervals() | st.lists(st.integers(), min_size=1, unique=True).map(
+    lambda v: Parameter("x", Categorical(tuple(v)))
+)
 few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -169,7 +171,7 @@ def test_the_document_lists_the_default_space() -> None:
     """Each suggestion has its row in docs/tune.md, with its domain as it is."""
     rows = (Path(__file__).parents[3] / "docs" / "tune.md").read_text("utf-8")
     for suggestion in (defaults.ADAM, defaults.SGD, defaults.REPLAY, *defaults.ADAPTING, *defaults.TAUGHT):
-        if isinstance(suggestion.domain, Choice):
+        if isinstance(suggestion.domain, Categorical):
             domain = ", ".join(f"{value:g}" for value in suggestion.domain.values)
         else:
             log = "log" if suggestion.domain.log else "even"
@@ -249,7 +251,7 @@ def test_whole_ends_where_fractions_are_taken_are_an_interval() -> None:
 def test_numbers_are_read_as_people_write_them() -> None:
     """1e-4 without a dot is a number, in an interval and in a choice, and a choice of numbers is in order."""
     assert one("optimizer.learning_rate: {loguniform: [1e-4, 1e-2]}").domain == Interval(1e-4, 1e-2, log=True)
-    assert one("optimizer.learning_rate: {choice: [1e-2, 1e-3]}").domain == Choice((1e-3, 1e-2))
+    assert one("optimizer.learning_rate: {choice: [1e-2, 1e-3]}").domain == Categorical((1e-3, 1e-2))
 
 
 def test_lists_and_whole_parts_may_be_chosen() -> None:

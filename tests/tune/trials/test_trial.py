@@ -14,7 +14,7 @@ from streamkd.plugins import Registry
 from streamkd.run import run_seed
 from streamkd.tune.trials.objective import OBJECTIVES
 from streamkd.tune.trials.recording import Recording, record
-from streamkd.tune.trials.trial import Reading, Trial
+from streamkd.tune.trials.trial import Trial, TrialReading
 
 REGISTRY = Registry.load()
 SOURCE = {"name": "replay", "dataset": "digits", "classes_per_task": 5, "per_class": 30}
@@ -59,7 +59,7 @@ def trial_of(recordings: dict[int, Recording], *objectives: str, **changes: Any)
 
 def state(trial: Trial) -> Any:
     """What the learners of all seeds are, and what was measured of them."""
-    return {seed: (one._learner.state(), [*map(asdict, one._points)]) for seed, one in trial._passages.items()}
+    return {seed: (one._learner.state(), [*map(asdict, one._points)]) for seed, one in trial._runs.items()}
 
 
 def same(a: Any, b: Any) -> bool:
@@ -73,7 +73,7 @@ def same(a: Any, b: Any) -> bool:
     return a == b or (a != a and b != b)
 
 
-def figures(reading: Reading) -> dict[str, Any]:
+def figures(reading: TrialReading) -> dict[str, Any]:
     """A reading without what comes from the clock."""
     tree = asdict(reading)
     return {key: value for key, value in tree.items() if not key.endswith("seconds")}
@@ -96,7 +96,7 @@ def test_being_measured_more_often_changes_nothing_that_is_learned(one: dict[int
     for records in (90, 150, 300):
         much.advance(records)
     little.advance(300)
-    assert same(much._passages[100]._learner.state(), little._passages[100]._learner.state())
+    assert same(much._runs[100]._learner.state(), little._runs[100]._learner.state())
 
 
 def test_a_trial_measures_what_a_run_would(one: dict[int, Recording]) -> None:
@@ -133,7 +133,7 @@ def test_a_new_task_does_not_count_before_it_has_been_learned() -> None:
     reading = tried.advance(recording.marks[0])
     assert reading.records > recording.marks[0]
     assert [at for at, _ in reading.curve] == [recording.marks[0]]
-    assert [*tried._passages[100].curve().points[-1].served] == [recording.tasks[0].name]
+    assert [*tried._runs[100].curve().points[-1].served] == [recording.tasks[0].name]
 
 
 def test_seeds_advance_together_and_are_averaged(recordings: dict[int, Recording]) -> None:
@@ -159,7 +159,7 @@ def test_a_served_model_that_answers_nan_fails_the_trial(one: dict[int, Recordin
     """Weights gone without a loss that said so show when the trial is measured, not as one class for ever."""
     trial = trial_of(one)
     trial.advance(100)
-    served = trial._passages[100]._learner.served
+    served = trial._runs[100]._learner.served
     with torch.no_grad():
         for parameter in served.parameters():
             parameter.fill_(torch.nan)

@@ -4,7 +4,7 @@
 
 Whatever a trial does to its process ends there: a crash, an end without a word, silence for too long. The imports of a
 trial take seconds: a server process makes them once, and children are forked from it, which has no threads and has
-computed nothing. ``tune.cluster`` has the same seats on other machines.
+computed nothing. ``tune.cluster`` has the same slots on other machines.
 """
 
 import os
@@ -33,11 +33,15 @@ class Stopped(Exception):
     """The search is being stopped; the trial is left where it is."""
 
 
-class Seat(Protocol):
+class Slot(Protocol):
     """Where one trial runs at a time."""
 
     def begin(self, values: Values) -> None:
-        """Begin a trial under these values."""
+        """Begin a trial under these values.
+
+        Raises:
+            TrialFailed, Stopped: as ``advance``.
+        """
 
     def advance(self, milestone: int) -> Mapping[str, Any]:
         """Train to so many records a seed; the reading there.
@@ -50,8 +54,8 @@ class Seat(Protocol):
         """The trial is over, or left."""
 
 
-class ChildSeat:
-    """A seat of this machine. ``job``: a pickled ``worker.Job``; ``made_in``: the module of what makes its trials;
+class ProcessSlot:
+    """A slot of this machine. ``job``: a pickled ``worker.Job``; ``made_in``: the module of what makes its trials;
     ``devices``: the GPUs that its trials see (``None``: all).
     """
 
@@ -67,19 +71,24 @@ class ChildSeat:
         self._context = get_context("forkserver")
         self._context.set_forkserver_preload([main.__module__, made_in])
         self._process: Any = None
-        self._log = tempfile.NamedTemporaryFile(prefix="streamkd-tune-")  # noqa: SIM115 - as long as the seat
+        self._log = tempfile.NamedTemporaryFile(prefix="streamkd-tune-")  # noqa: SIM115 - as long as the slot
 
     def begin(self, values: Values) -> None:
-        """See ``Seat``."""
+        """See ``Slot``."""
         self._connection, theirs = self._context.Pipe()
         given = (self._job, values, theirs, self._log.name, self._devices, self._settings.memory_bytes)
-        self._process = self._context.Process(target=main, args=given, daemon=True)
-        self._process.start()
-        theirs.close()
+        process = self._context.Process(target=main, args=given, daemon=True)
+        try:
+            process.start()
+        except OSError as fault:  # the server is gone; the next trial has another one
+            raise TrialFailed("crash", f"its process could not be begun: {fault}") from None
+        finally:
+            theirs.close()
+        self._process = process
         self._heard, self._begun = time.monotonic(), False
 
     def advance(self, milestone: int) -> Mapping[str, Any]:
-        """See ``Seat``."""
+        """See ``Slot``."""
         with suppress(OSError):  # it died meanwhile: the reading says it
             self._connection.send(milestone)
         while True:
@@ -110,7 +119,7 @@ class ChildSeat:
         return "nothing", None
 
     def end(self) -> None:
-        """See ``Seat``."""
+        """See ``Slot``."""
         if self._process is not None:
             self._connection.close()
             self._process.kill()
@@ -120,15 +129,15 @@ class ChildSeat:
 
 
 @contextmanager
-def seats(job: bytes, made_in: str, settings: Settings, stopping: Callable[[], bool]) -> Iterator[Sequence[Seat]]:
-    """The seats of this machine: as many as were asked for, or as its CPUs take; all see the same GPUs."""
+def slots(job: bytes, made_in: str, settings: Settings, stopping: Callable[[], bool]) -> Iterator[Sequence[Slot]]:
+    """The slots of this machine: as many as were asked for, or as its CPUs take; all see the same GPUs."""
     count = settings.concurrency or max(1, int(_cpus() / settings.cpus_per_trial))
-    made = [ChildSeat(job, made_in, settings, stopping=stopping) for _ in range(count)]
+    made = [ProcessSlot(job, made_in, settings, stopping=stopping) for _ in range(count)]
     try:
         yield made
     finally:
-        for seat in made:
-            seat.end()
+        for slot in made:
+            slot.end()
 
 
 def _crash(code: int | None, log: Path) -> TrialFailed:

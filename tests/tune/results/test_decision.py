@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamkd.tune.record import TrialRecord
-from streamkd.tune.results.verdict import choose
+from streamkd.tune.results.decision import choose
 
 
 def trial(number: int, *per_seed: float | None, state: Any = "finished", at: int = 900) -> TrialRecord:
@@ -41,57 +41,57 @@ def test_the_winner_must_beat_the_default_by_more_than_its_standard_error(
 ) -> None:
     """For any figures of the seeds, and both directions: the rule as it is written in words."""
     default, other = [a for a, _ in pairs], [b for _, b in pairs]
-    verdict = choose([trial(0, *default), trial(1, *other)], "accuracy", direction)
+    decision = choose([trial(0, *default), trial(1, *other)], "accuracy", direction)
     sign = 1 if direction == "max" else -1
     higher = sign * (math.fsum(other) - math.fsum(default)) > 1e-9
-    assert verdict is not None
+    assert decision is not None
     leads = [sign * (b - a) for a, b in pairs]
     if abs(np.mean(leads) - (np.std(leads, ddof=1) / math.sqrt(len(leads)) if len(leads) > 1 else 0)) < 1e-9:
         return  # a tie but for rounding
-    assert verdict.taken.number == (1 if higher and oracle(default, other, sign) else 0)
+    assert decision.taken.number == (1 if higher and oracle(default, other, sign) else 0)
 
 
 def test_the_rule_is_paired() -> None:
     """A lead that every seed has is taken although the seeds differ by far more than it."""
-    verdict = choose([trial(0, 0.5, 0.7, 0.9), trial(1, 0.51, 0.71, 0.912)], "accuracy")
-    assert verdict is not None
-    assert verdict.taken.number == 1
-    assert verdict.lead == pytest.approx(0.032 / 3)
+    decision = choose([trial(0, 0.5, 0.7, 0.9), trial(1, 0.51, 0.71, 0.912)], "accuracy")
+    assert decision is not None
+    assert decision.taken.number == 1
+    assert decision.lead == pytest.approx(0.032 / 3)
 
 
 def test_the_verdict_names_both() -> None:
     """Where the default is kept, the trial that was higher, its lead and the error are there to be shown."""
-    verdict = choose([trial(0, 0.8, 0.8, 0.8), trial(4, 0.75, 0.8, 0.88)], "accuracy")
-    assert verdict is not None
-    assert verdict.kept
-    assert (verdict.taken.number, verdict.highest.number) == (0, 4)
-    assert verdict.lead == pytest.approx(0.01)
-    assert verdict.error == pytest.approx(0.065574 / math.sqrt(3), abs=1e-6)
+    decision = choose([trial(0, 0.8, 0.8, 0.8), trial(4, 0.75, 0.8, 0.88)], "accuracy")
+    assert decision is not None
+    assert decision.kept
+    assert (decision.taken.number, decision.highest.number) == (0, 4)
+    assert decision.lead == pytest.approx(0.01)
+    assert decision.error == pytest.approx(0.065574 / math.sqrt(3), abs=1e-6)
 
 
 @pytest.mark.parametrize(("seeds", "taken"), [((0.81, 0.99), 1), ((0.79, 0.99), 0), ((0.8, 0.99), 0), ((0.81,), 1)])
 def test_so_few_seeds_have_no_standard_error(seeds: tuple[float, ...], taken: int) -> None:
     """One or two seeds: no ± is told, and whoever is taken leads on every one of them, however far on one."""
-    verdict = choose([trial(0, *(0.8 for _ in seeds)), trial(1, *seeds)], "accuracy")
-    assert verdict is not None
-    assert verdict.error is None
-    assert verdict.leads == pytest.approx([one - 0.8 for one in seeds])
-    assert verdict.taken.number == taken
+    decision = choose([trial(0, *(0.8 for _ in seeds)), trial(1, *seeds)], "accuracy")
+    assert decision is not None
+    assert decision.error is None
+    assert decision.leads == pytest.approx([one - 0.8 for one in seeds])
+    assert decision.taken.number == taken
 
 
 def test_equal_trials_are_taken_in_their_order() -> None:
     """Of two with the same figure the earlier one."""
-    verdict = choose([trial(0, 0.5), trial(2, 0.9), trial(1, 0.9)], "accuracy")
-    assert verdict is not None
-    assert verdict.taken.number == 1
+    decision = choose([trial(0, 0.5), trial(2, 0.9), trial(1, 0.9)], "accuracy")
+    assert decision is not None
+    assert decision.taken.number == 1
 
 
 def test_only_finished_trials_win() -> None:
-    """Pruned, failed and running ones do not, however high they stood; where none finished there is no verdict."""
+    """Pruned, failed and running ones do not, however high they stood; where none finished there is no decision."""
     others = [trial(1, 0.99, state="pruned"), trial(2, 0.99, state="failed"), trial(3, 0.99, state="running")]
-    verdict = choose([*others, trial(4, 0.5)], "accuracy")
-    assert verdict is not None
-    assert verdict.taken.number == 4
+    decision = choose([*others, trial(4, 0.5)], "accuracy")
+    assert decision is not None
+    assert decision.taken.number == 4
     assert choose(others, "accuracy") is None
     assert choose([trial(0, None)], "accuracy") is None
 
@@ -101,15 +101,15 @@ def test_a_pruned_default_is_compared_where_both_were_read() -> None:
     default = trial(0, 0.6, 0.6, state="pruned", at=300)
     ahead, behind = trial(1, 0.9, 0.9), trial(1, 0.7, 0.7)
     for other, taken in ((ahead, 1), (behind, 0)):
-        verdict = choose([default, other], "accuracy")
-        assert verdict is not None
-        assert (verdict.taken.number, verdict.records) == (taken, 300)
-        assert verdict.lead == pytest.approx(other.readings[0]["objectives"]["accuracy"] - 0.6)
+        decision = choose([default, other], "accuracy")
+        assert decision is not None
+        assert (decision.taken.number, decision.records) == (taken, 300)
+        assert decision.lead == pytest.approx(other.readings[0]["objectives"]["accuracy"] - 0.6)
 
 
 def test_a_default_that_failed_or_gave_nothing_does_not_stand_in_the_way() -> None:
     """The highest is taken without a comparison."""
     for default in (TrialRecord(0, {}, "failed", reason="nan: loss"), trial(0, 0.99, state="failed")):
-        verdict = choose([default, trial(1, 0.5)], "accuracy")
-        assert verdict is not None
-        assert verdict.taken.number == 1
+        decision = choose([default, trial(1, 0.5)], "accuracy")
+        assert decision is not None
+        assert decision.taken.number == 1

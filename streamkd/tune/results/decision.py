@@ -26,7 +26,7 @@ FEWEST = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Decision:
     """What is taken, and why: the highest trial, and its lead over trial 0 (``None``: they could not be compared).
 
     Leads are positive where the trial is better, whatever the direction; ``leads`` are those of each seed, ``lead``
@@ -47,8 +47,8 @@ class Verdict:
         return self.taken is not self.highest
 
 
-def choose(trials: Sequence[TrialRecord], objective: str, direction: str = "max") -> Verdict | None:
-    """The verdict over all trials of a search; ``None`` where none finished with a figure."""
+def choose(trials: Sequence[TrialRecord], objective: str, direction: str = "max") -> Decision | None:
+    """The decision over all trials of a search; ``None`` where none finished with a figure."""
     sign = 1.0 if direction == "max" else -1.0
     finished = [(one, sign * value) for one in trials if (value := one.final(objective)) is not None]
     if not finished:
@@ -56,13 +56,13 @@ def choose(trials: Sequence[TrialRecord], objective: str, direction: str = "max"
     highest = max(finished, key=lambda pair: (pair[1], -pair[0].number))[0]
     default = next((one for one in trials if one.number == 0), None)
     if default is None or highest is default:
-        return Verdict(highest, highest, default)
+        return Decision(highest, highest, default)
     records, leads = _leads(highest, default, objective, sign)
     if not leads:
-        return Verdict(highest, highest, default)
+        return Decision(highest, highest, default)
     lead, error = float(np.mean(leads)), standard_error(leads)
     stays = default.state != "failed" and (min(leads) <= 0 if error is None else lead <= error)
-    return Verdict(default if stays else highest, highest, default, lead, error, records, tuple(leads))
+    return Decision(default if stays else highest, highest, default, lead, error, records, tuple(leads))
 
 
 def standard_error(values: Sequence[float]) -> float | None:

@@ -35,7 +35,7 @@ TIMED_STEPS = 1_000
 TIMED_SECONDS = 0.1
 
 
-class Passage:
+class SeedRun:
     """One learner on one recording, with what was measured so far; ``seconds`` include ``validation_seconds``.
 
     ``beat`` is called after each batch.
@@ -65,11 +65,6 @@ class Passage:
     def records(self) -> int:
         """The offset: records that were read, good or not."""
         return sum(self._learner.offsets.values())
-
-    @property
-    def ended(self) -> bool:
-        """Whether the stream is over and its last task closed."""
-        return self._ended
 
     def advance(self, records: int) -> None:
         """Train until so many records have been seen, or to the end; marks on the way are measured.
