@@ -24,7 +24,7 @@ from streamkd.hookspecs import Group, Kind, Options, SourceKind, hookimpl
 
 if TYPE_CHECKING:
     from streamkd.gates.gate import Evidence as GateInputs
-    from streamkd.gates.gate import Gate, Priced, at_labels, log_answers, share, weights_of
+    from streamkd.gates.gate import Gate, Hedging, at_labels, log_answers, share, weights_of
     from streamkd.losses.match_gate import Gated, Loss, Relating, Shapes, Trained, cross_entropy, soft_answers
     from streamkd.losses.match_gate import Lesson as LossInputs
     from streamkd.observe import Observer
@@ -62,6 +62,7 @@ __all__ = [
     "GateInputs",
     "Gated",
     "Group",
+    "Hedging",
     "InputColumn",
     "Kind",
     "Label",
@@ -73,7 +74,6 @@ __all__ = [
     "Observing",
     "Options",
     "PluginError",
-    "Priced",
     "Recalling",
     "RecordError",
     "RecordSchema",
@@ -110,7 +110,7 @@ __all__ = [
 ]
 
 _LATER = {
-    "streamkd.gates.gate": ("Evidence", "Gate", "Priced", "at_labels", "log_answers", "share", "weights_of"),
+    "streamkd.gates.gate": ("Evidence", "Gate", "Hedging", "at_labels", "log_answers", "share", "weights_of"),
     "streamkd.losses.match_gate": (
         "Gated",
         "Lesson",

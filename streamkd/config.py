@@ -7,6 +7,7 @@ A key that names a plugin is a ``Choice``: ``{name: mlp, hidden: [256]}``, whose
 that plugin's own options.
 """
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from streamkd.hookspecs import Group, Options
 from streamkd.plugins import Registry
 from streamkd.records import Model, RecordSchema
 
+logger = logging.getLogger(__name__)
 Positive = Annotated[int, Field(gt=0)]
 Ratio = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -39,6 +41,18 @@ class Choice(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
 
+class GateChoice(Choice):
+    """A gate; one that has another name since the last release goes by both."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _takes_its_old_name(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("name") == "arbiter":
+            logger.warning("the gate arbiter is called hedge now; the next release refuses the old name")
+            return {**given, "name": "hedge"}
+        return given
+
+
 class TeacherChoice(Choice):
     """A teacher; two of one kind need different ids."""
 
@@ -55,7 +69,7 @@ class LossChoice(Choice):
     """One term of the loss with its weight."""
 
     weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    gate: Choice | None = Field(default=None, description="weighs this term's sources; None: the step's gate does")
+    gate: GateChoice | None = Field(default=None, description="weighs this term's sources; None: the step's gate does")
 
 
 class Mapped(Model):
@@ -65,7 +79,7 @@ class Mapped(Model):
     fit: Literal["exact", "slice"] = Field(default="exact", description="slice: the leading block that both have")
 
 
-class Share(Model):
+class ShareSettings(Model):
     """What the student inherits of a teacher before it learns."""
 
     teacher: str = Field(description="the key of a teacher, or the path of a model that a checkpoint teacher takes")
@@ -143,7 +157,7 @@ class Optimizer(Model):
     weight_decay: float = Field(default=0.0, ge=0)
     clip_norm: float | None = Field(default=None, gt=0)
     start: float = Field(default=3.0, ge=1, description="the rate begins so many times as high")
-    settle_steps: Positive = Field(default=500, description="and comes down by e-folds of so many steps")
+    decay_steps: Positive = Field(default=500, description="and comes down by e-folds of so many steps")
 
     @property
     def rates(self) -> dict[str, Any]:
@@ -159,7 +173,7 @@ class Optimizer(Model):
         return self
 
 
-class Memory(Model):
+class MemorySettings(Model):
     """Remembered samples: ``size`` in all, of which ``holdout_ratio`` is never replayed."""
 
     size: Positive = 500
@@ -168,7 +182,7 @@ class Memory(Model):
     policy: Literal["reservoir", "class-balanced"] = "class-balanced"
 
 
-class Vicinity(Model):
+class VicinalSettings(Model):
     """Inputs drawn near a step's records, on which the teachers alone are heard, and how images are replayed."""
 
     rows: int = Field(default=120, ge=0, description="so many a step; 0: none")
@@ -182,16 +196,13 @@ class Vicinity(Model):
     )
 
 
-class Pool(Model):
+class PoolSettings(Model):
     """How many teachers may be kept, and how many bytes they may take."""
 
     limit: Positive = 8
     bytes: Bytes = 256 << 20
     admit_margin: float = Field(
         default=0.0, ge=0, le=1, description="held-out accuracy on its own classes above chance"
-    )
-    merge: bool = Field(
-        default=True, description="over budget, the two closest snapshots become one if that loses nothing"
     )
 
 
@@ -210,7 +221,7 @@ class Adapt(Model):
     balance: float = Field(default=1e-3, ge=0, description="pull of the teachers' mean weights towards even ones")
 
 
-class Checkpoints(Model):
+class CheckpointsSettings(Model):
     """How often the state is committed; work after the last one is redone after a crash."""
 
     every_seconds: Seconds = 10.0
@@ -292,25 +303,25 @@ class Config(Model):
     stream: Stream
     detectors: tuple[Choice, ...] = (Choice(name="task-column"), Choice(name="new-label"))
     student: Choice = Choice(name="mlp")
-    share: Share | None = None
+    share: ShareSettings | None = None
     optimizer: Optimizer = Optimizer()
-    memory: Memory = Memory()
-    vicinity: Vicinity = Vicinity()
+    memory: MemorySettings = MemorySettings()
+    vicinal: VicinalSettings = VicinalSettings()
     teachers: tuple[TeacherChoice, ...] = (
         TeacherChoice(name="ema"),
         TeacherChoice(name="memory"),
         TeacherChoice(name="analytic"),
         TeacherChoice(name="snapshot"),
     )
-    pool: Pool = Pool()
-    gate: Choice = Choice(name="per-sample")
+    pool: PoolSettings = PoolSettings()
+    gate: GateChoice = GateChoice(name="per-sample")
     losses: tuple[LossChoice, ...] = Field(default=(LossChoice(name="match-gate"),), min_length=1)
     adapt: Adapt = Adapt()
     meta: Path | None = Field(
         default=None, description="directory written by `streamkd meta-train`: the stream begins from what it learned"
     )
     observers: tuple[Choice, ...] = ()
-    checkpoint: Checkpoints = Checkpoints()
+    checkpoint: CheckpointsSettings = CheckpointsSettings()
     publish: Publish = Publish()
     serve: Serve = Serve()
 
@@ -407,7 +418,19 @@ def from_tree(tree: Mapping[str, Any], registry: Registry | None = None) -> Conf
     return _from_document(Document(dict(tree)), registry)
 
 
+GONE = {
+    "pool.merge": "two snapshots are not merged any more: of 36 tried none was worth as much as the better of the two",
+}
+RENAMED = {"vicinity": "vicinal", "optimizer.settle_steps": "decay_steps"}
+"""Keys of earlier versions, by their new name in the same place. They are still taken for one release, and say so."""
+
+
 def _from_document(document: Document, registry: Registry | None) -> Config:
+    for path, to in (dict.fromkeys(GONE) | RENAMED).items():
+        where = document.where(path)
+        if document.move(path, to) and document.name:
+            said = f"is called {to} now" if to else f"does nothing any more: {GONE[path]}"
+            logger.warning("%s %s; the next release refuses it", where, said)
     config = document.check(Config)
     if registry is not None:
         for path, group, choice in config.choices():

@@ -95,6 +95,27 @@ class Document:
             raise ConfigError(f"there is nothing at {last!r}", where=f"--set {path}")
         self.lines[path] = "--set"
 
+    def move(self, path: str, to: str | None) -> bool:
+        """Put what stands at a key under another name in the same place, or nowhere; whether there was anything."""
+        *parents, last = path.split(".")
+        tree = node = dict(self.tree)  # what was given may be somebody else's
+        for key in parents:
+            if not isinstance(node.get(key), Mapping):
+                return False
+            node[key] = dict(node[key])
+            node = node[key]
+        if last not in node:
+            return False
+        value = node.pop(last)
+        if to is not None:
+            both = isinstance(value, Mapping) and isinstance(node.get(to), Mapping)
+            node[to] = {**node[to], **value} if both else value
+            above = "".join(f"{key}." for key in parents)
+            lines = {key.replace(path, above + to, 1): line for key, line in self.lines.items() if _within(key, path)}
+            self.lines |= lines
+        self.tree = tree
+        return True
+
     def where(self, path: str) -> str:
         """``file:line: path`` of the nearest enclosing key that has a line."""
         at = path
@@ -150,6 +171,10 @@ class Document:
             pairs = [(index, *both) for index, both in enumerate(zip(said, taken, strict=False))]
         for key, value, other in pairs:
             self._refuse_switches(value, other, f"{path}.{key}" if path else str(key))
+
+
+def _within(key: str, path: str) -> bool:
+    return key == path or key.startswith(f"{path}.")
 
 
 def _nodes(text: str, name: str) -> yaml.Node | None:

@@ -9,24 +9,27 @@ import torch
 
 from streamkd.errors import StateError
 from streamkd.logs import one_line
-from streamkd.search import ledger, outcome, summary
 from streamkd.state.checkpoint import Checkpoints, Snapshot
 from streamkd.state.directory import StateDirectory
 from streamkd.state.publish import Versions
 from streamkd.streams.dead_letters import DeadLetters
 from streamkd.streams.log import Log
+from streamkd.tune.record import JOURNAL
 
 
 def inspect(path: Path | str) -> dict[str, Any]:
-    """A state directory (``learned``) or a search (``streamkd.search.summary``) as plain values.
+    """A state directory (``learned``) or a search (``streamkd.tune.results.summary``) as plain values.
 
     Raises:
         StateError: it is neither, or holds nothing yet.
     """
     if Path(path).is_file():
         raise StateError("is a file, no directory", where=str(path), fix="name one that `serve` or `tune` made")
-    if ledger.exists(path):
-        found = ledger.Ledger.open(path)
+    if (Path(path) / JOURNAL).is_file():
+        from streamkd.tune import study  # Optuna is needed for a search alone
+        from streamkd.tune.results import outcome, summary
+
+        found = study.Study.open(path)
         return summary.about(outcome.read(found), found.driver())
     return learned(Path(path))
 
@@ -118,6 +121,8 @@ def _dead_letters(directory: StateDirectory) -> int:
 def in_words(found: Mapping[str, Any]) -> str:
     """A few lines for a person."""
     if "search" in found:
+        from streamkd.tune.results import summary
+
         return summary.told(found)
     tasks, classes = found["tasks"], found["classes"]
     lines = [

@@ -18,13 +18,14 @@ from streamkd import wiring
 from streamkd.analytic import ensemble
 from streamkd.analytic.ensemble import Model
 from streamkd.analytic.teacher import AnalyticTeacher
-from streamkd.avalanche.strategy import StepReport, StreamStrategy, quiet_evaluator
+from streamkd.avalanche.strategy import StreamStrategy, quiet_evaluator
 from streamkd.config import Config
 from streamkd.errors import SourceError
 from streamkd.evaluate.accuracy import Prequential
 from streamkd.evaluate.arrival import Arrivals
 from streamkd.evaluate.live import LiveQuality
 from streamkd.learning import terms
+from streamkd.learning.batch import Taken
 from streamkd.meta.adaptation import GateAdapter
 from streamkd.meta.artefact import Artefact
 from streamkd.observe import Observers
@@ -75,7 +76,7 @@ class Learner:
         self.quality = LiveQuality()
         self.observers = Observers(wiring.make_all(registry, "observers", config.observers), self.recorder)
         self.dead: list[DeadBatch] = []
-        self.last: StepReport | None = None
+        self.last: Taken | None = None
         self._cutter = Cutter(source, config.stream.batch.size, config.stream.batch.flush_seconds, journal)
         self._decoder = Decoder(source, schema)
         self._plugins = list(avalanche_plugins)
@@ -208,19 +209,19 @@ class Learner:
         self.arrivals.score(batch.x, batch.y)
         # a student with dropout draws from torch's own generator: by the step's number, so that resuming is exact
         torch.default_generator.manual_seed(self.config.seed * 1_000_003 + self.steps)
-        report = self.last = self.strategy.learn(batch)
-        self.records += report.fresh
+        taken = self.last = self.strategy.learn(batch)
+        self.records += taken.fresh
         self.steps += 1
         self.last_step_at = time.time()
-        if report.labelled:
-            self.prequential.add(report.right, report.labelled)
-        self._count(report, time.perf_counter() - begun)
-        accuracy = report.right / report.labelled if report.labelled else math.nan
-        self.observers.tell("on_step", self.records, report.loss, accuracy)
+        labelled, right = taken.known()
+        if labelled:
+            self.prequential.add(right, labelled)
+        self._count(taken, time.perf_counter() - begun)
+        self.observers.tell("on_step", self.records, float(taken.loss), right / labelled if labelled else math.nan)
 
-    def _count(self, report: StepReport, seconds: float) -> None:
+    def _count(self, taken: Taken, seconds: float) -> None:
         self.recorder.observe("train_step_duration_seconds", seconds)
-        if report.skipped:
+        if taken.skipped:
             self.recorder.count("train_steps_skipped_total", reason="not_finite")
 
     def _begin_task(self, boundary: Boundary) -> None:
@@ -300,12 +301,12 @@ class Learner:
                 "student": step.student.state_dict(),
                 "optimizer": optimizers.state_of(step.optimizer),
                 "memory": step.memory.state_dict(),
-                "vicinity": step.vicinity.state_dict(),
-                "settling": step.settling.state_dict(),
+                "vicinity": step.vicinal.state_dict(),
+                "settling": step.rate_decay.state_dict(),
                 "pool": step.pool.state_dict(),
                 "gate": step.gate.state_dict(),
                 "begun": self._begun and self._begun.state_dict(),
-                "heritage": step.heritage.state_dict() if step.heritage else {},
+                "heritage": step.transfer.state_dict() if step.transfer else {},
                 "losses": terms.state_of(step.terms),
                 "adapter": cast(GateAdapter, self._adapter).state_dict(),
             }
@@ -343,8 +344,8 @@ class Learner:
         self._start()
         step = self.strategy.step
         step.student.load_state_dict(learned["student"])
-        if step.heritage is not None:
-            step.heritage.load_state_dict(learned["heritage"])
+        if step.transfer is not None:
+            step.transfer.load_state_dict(learned["heritage"])
         adapters = saved.losses == self.config.losses and terms.restore(step.terms, learned.get("losses", []))
         if saved.optimizer.name == self.config.optimizer.name:
             # behind the student's parameters come those of the losses: of other losses than now, they say nothing
@@ -352,14 +353,14 @@ class Learner:
             optimizers.restore(step.optimizer, learned["optimizer"], first)
         step.memory.load_state_dict(learned["memory"], self.device)
         if "vicinity" in learned:
-            step.vicinity.load_state_dict(learned["vicinity"])
+            step.vicinal.load_state_dict(learned["vicinity"])
         if "settling" in learned:
-            step.settling.load_state_dict(learned["settling"])
+            step.rate_decay.load_state_dict(learned["settling"])
         step.pool.load_state_dict(learned["pool"], self.fresh_student, self.labels.labels)
         if saved.gate == self.config.gate:
             step.gate.load_state_dict(learned["gate"])
             self._restore_adapter(learned["adapter"], saved)
-        for what in ("optimizer", "gate", "teachers", "pool", "losses", "adapt", "vicinity"):
+        for what in ("optimizer", "gate", "teachers", "pool", "losses", "adapt", "vicinal"):
             before, now = getattr(saved, what), getattr(self.config, what)
             if before != now:
                 logger.warning("%s has changed since the checkpoint: was %s, is %s", what, before, now)

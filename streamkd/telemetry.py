@@ -90,7 +90,7 @@ FAMILIES: Mapping[str, Family] = {
     "eval_forgetting_ratio": _gauge("What each task had at best on held-out records minus now, mean.", "window"),
     "avalanche_metric": _gauge("Last value of an Avalanche metric, by Avalanche's name for it.", "metric"),
     "gate_weight_ratio": _gauge("Mean weight of the last step; the hard label is a teacher here.", "teacher"),
-    "gate_policy_ratio": _gauge("How far the arbiter trusts a policy.", "policy"),
+    "gate_policy_ratio": _gauge("How far the hedge trusts a policy.", "policy"),
     "label_noise_ratio": _gauge(
         "Part of the labels that the gate takes for wrong, NaN where it cannot tell; below 0.05 it makes nothing of it."
     ),

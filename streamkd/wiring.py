@@ -20,7 +20,7 @@ from streamkd.errors import ConfigError, PluginError, StateConflict, StreamkdErr
 from streamkd.gates.gate import FixedGate
 from streamkd.hookspecs import Group, SourceKind
 from streamkd.learning import terms
-from streamkd.learning.sharing import Donor, Heritage, Origin
+from streamkd.learning.sharing import Origin, WeightSource, WeightTransfer
 from streamkd.learning.step import Step
 from streamkd.learning.terms import Term
 from streamkd.meta import artefact, learned_optimizer
@@ -29,7 +29,7 @@ from streamkd.meta.artefact import Artefact
 from streamkd.plugins import Registry
 from streamkd.records import Label, RecordSchema, Source
 from streamkd.replay.memory import Memory
-from streamkd.replay.vicinal import Vicinity
+from streamkd.replay.vicinal import VicinalRows
 from streamkd.streams.cut import CutJournal
 from streamkd.streams.log import Log, LogSource
 from streamkd.streams.review import first_records
@@ -186,20 +186,14 @@ def step_of(
     """The parts that one training step moves, for a fresh student that knows ``labels``; ``begun``: from phase 2."""
     begun = begun or Artefact()
     student = student_of(config, registry, schema, len(labels), begun).to(device)
-    heritage = _heritage(config, registry, student, TeacherContext("share", student, schema, labels, device, registry))
+    transfer = _heritage(config, registry, student, TeacherContext("share", student, schema, labels, device, registry))
     rates = config.optimizer.rates
     kept = config.memory
     memory = Memory(kept.size, kept.holdout_ratio, kept.policy, config.pool.limit, seed=config.seed)
     teachers, snapshots = _teachers(config, registry, schema, labels, student, device)
     limits = config.pool
     pool = Pool(
-        teachers,
-        snapshots,
-        memory,
-        limit=limits.limit,
-        limit_bytes=limits.bytes,
-        admit_margin=limits.admit_margin,
-        merge=limits.merge,
+        teachers, snapshots, memory, limit=limits.limit, limit_bytes=limits.bytes, admit_margin=limits.admit_margin
     )
     gate = _gate(config, registry, "gate", config.gate).to(device)
     losses = [_term(config, registry, index, device) for index in range(len(config.losses))]
@@ -211,10 +205,8 @@ def step_of(
     if begun.gate_optimizer and adapter.parameters:
         adapter.optimizer = learned_optimizer.learned(begun.gate_optimizer, adapter.parameters)
     adapters = terms.prepare(losses, student, pool, schema)
-    optimizer = optimizers.build(
-        config.optimizer.name, [*student.parameters(), *adapters], **rates, factors=_factors(student, begun)
-    )
-    near = config.vicinity
+    optimizer = optimizers.build(config.optimizer.name, [*student.parameters(), *adapters], **rates)
+    near = config.vicinal
     step = Step(
         student,
         optimizer,
@@ -225,9 +217,9 @@ def step_of(
         replay=kept.replay,
         clip_norm=config.optimizer.clip_norm,
         adapter=adapter,
-        heritage=heritage,
-        vicinity=Vicinity(near.rows, near.shift, config.seed + 1, near.weight, near.moved),
-        settling=optimizers.Settling(optimizer, config.optimizer.start, config.optimizer.settle_steps),
+        transfer=transfer,
+        vicinal=VicinalRows(near.rows, near.shift, config.seed + 1, near.weight, near.moved),
+        rate_decay=optimizers.RateDecay(optimizer, config.optimizer.start, config.optimizer.decay_steps),
     )
     return step, adapter
 
@@ -260,12 +252,7 @@ def student_of(
         return networks.build(kind, options, schema, classes, config.seed, begun.start if begun else None)
 
 
-def _factors(student: Student, begun: Artefact) -> list[float]:
-    """Each parameter's factor of the learning rate, in the order of the student's parameters."""
-    return [begun.rates.get(name, 1.0) for name, _ in student.named_parameters()] if begun.rates else []
-
-
-def _heritage(config: Config, registry: Registry, student: Student, context: TeacherContext) -> Heritage | None:
+def _heritage(config: Config, registry: Registry, student: Student, context: TeacherContext) -> WeightTransfer | None:
     """What the student inherits, which it has then: of a teacher by its key, or of a model by its path."""
     share = config.share
     if share is None:
@@ -277,7 +264,7 @@ def _heritage(config: Config, registry: Registry, student: Student, context: Tea
         raise ConfigError(f"{share.teacher!r} is neither a teacher nor a model's path", where="share.teacher", fix=fix)
     choice = choice or configuration.TeacherChoice.model_validate({"name": "checkpoint", "path": share.teacher})
     donor = make(registry, "share.teacher", "teachers", choice, context)
-    if not isinstance(donor, Donor):
+    if not isinstance(donor, WeightSource):
         raise ConfigError(
             f"the teacher {share.teacher!r} has no network that could be shared",
             where="share.teacher",
@@ -288,9 +275,9 @@ def _heritage(config: Config, registry: Registry, student: Student, context: Tea
         for ours, theirs in share.map.items()
     }
     layers = None if share.layers == "all" else share.layers
-    heritage = Heritage(donor, student, layers=layers, origins=origins, frozen=share.frozen)
-    heritage.begin(student, context.labels)
-    return heritage
+    transfer = WeightTransfer(donor, student, layers=layers, origins=origins, frozen=share.frozen)
+    transfer.begin(student, context.labels)
+    return transfer
 
 
 def _teachers(

@@ -77,12 +77,13 @@ if os.environ.get("STREAMKD_TEST_PRODUCTS") == "by-shape":
     ByShape().__enter__()  # to the end of the process: fixtures of a module compute under it too
 
 # rooms whose tests start processes and wait for them, and files that train for a long time
-_LONG = ("scale", "endtoend", "search", "plugins", "pretraining", "test_unlabelled.py", "test_device.py")
+_LONG = ("tune", "endtoend", "plugins", "pretraining", "test_unlabelled.py", "test_device.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``pytest tests/test_record.py --write-record`` makes docs/hardening.md anew."""
+    """Pages that tests make: ``--write-record`` docs/hardening.md, ``--write-reference`` those of docs/reference/."""
     parser.addoption("--write-record", action="store_true", help="write docs/hardening.md of the tests' rows")
+    parser.addoption("--write-reference", action="store_true", help="write what is generated of docs/reference/")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

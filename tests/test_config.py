@@ -331,3 +331,35 @@ def test_a_teachers_id_is_no_path(name: str) -> None:
     with pytest.raises(ValidationError):
         TeacherChoice(name="ema", id=name)
     assert TeacherChoice(name="ema", id="net-1.b ü").key == "net-1.b ü"
+
+
+def test_a_key_that_is_gone_is_taken_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """For one release, with its line; the tree that a state directory holds says nothing, and stays as it is."""
+    path = tmp_path / "c.yaml"
+    path.write_text("stream: {source: {name: replay, dataset: digits}}\npool:\n  limit: 3\n  merge: false\n")
+    assert load(path).pool.limit == 3
+    assert "c.yaml:4: pool.merge does nothing any more" in caplog.text
+    caplog.clear()
+    tree = dump(load(path)) | {"pool": {"limit": 3, "merge": False}}
+    caplog.clear()
+    assert from_tree(tree).pool.limit == 3
+    assert not caplog.text
+    assert tree["pool"] == {"limit": 3, "merge": False}
+
+
+def test_a_key_of_another_name_is_taken_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """For one release; what is wrong under the old name is said with its line."""
+    path = tmp_path / "c.yaml"
+    text = "stream: {source: {name: replay, dataset: digits}}\nvicinity:\n  rows: 7\n"
+    path.write_text(text)
+    assert load(path).vicinal.rows == 7
+    assert "c.yaml:2: vicinity is called vicinal now" in caplog.text
+    path.write_text(text.replace("7", "many"))
+    with pytest.raises(ConfigError, match=r"c\.yaml:3: vicinal\.rows"):
+        load(path)
+
+
+def test_a_gate_of_an_older_name_is_taken(caplog: pytest.LogCaptureFixture) -> None:
+    """For one release."""
+    assert from_tree({"stream": {"source": {"name": "flight"}}, "gate": {"name": "arbiter"}}).gate.name == "hedge"
+    assert "arbiter is called hedge" in caplog.text

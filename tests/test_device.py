@@ -28,15 +28,15 @@ from streamkd.plugins import Registry
 from streamkd.pretraining import teachers as pretraining
 from streamkd.pretraining.gate import Phase2, meta_train
 from streamkd.run import run_seed
-from streamkd.search.objective import OBJECTIVES
-from streamkd.search.passage import Passage
-from streamkd.search.recording import record
 from streamkd.serve.publisher import Publisher
 from streamkd.serve.supervisor import load_version
 from streamkd.state.directory import StateDirectory
 from streamkd.state.publish import Versions
 from streamkd.state.tree import pack, unpack
 from streamkd.telemetry import Recorder
+from streamkd.tune.trials.objective import OBJECTIVES
+from streamkd.tune.trials.passage import Passage
+from streamkd.tune.trials.recording import record
 from streamkd.wiring import device_of, open_source, schema_of
 
 REGISTRY = Registry.load()
@@ -59,7 +59,7 @@ def tree(device: str, **changes: Any) -> dict[str, Any]:
         "student": {"name": "mlp", "hidden": [12, 10]},
         "memory": {"size": 60, "replay": 20},
         "adapt": {"every": 2, "on_task_steps": 2, "query": 16},
-        "vicinity": {"rows": 12},
+        "vicinal": {"rows": 12},
         "teachers": [
             {"name": "ema"},
             {"name": "memory"},
@@ -111,7 +111,7 @@ TWO_LAYERS = {"student": "body.hidden.0", "teacher": {"ema": "body.hidden.1"}}
 SGD = {"name": "sgd", "learning_rate": 0.05, "clip_norm": None}
 LEARNERS: dict[str, dict[str, Any]] = {
     "defaults": {},
-    "live teachers alone": {"teachers": [{"name": "ema"}], "gate": {"name": "fixed"}, "vicinity": {"rows": 0}},
+    "live teachers alone": {"teachers": [{"name": "ema"}], "gate": {"name": "fixed"}, "vicinal": {"rows": 0}},
     "likelihood, kd": {"gate": {"name": "likelihood"}, "losses": [{"name": "kd"}]},
     "scalar, literal, differences": {
         "gate": {"name": "scalar"},
@@ -127,7 +127,7 @@ LEARNERS: dict[str, dict[str, Any]] = {
         "losses": [{"name": "decoupled-kd", "gate": {"name": "per-sample"}}],
         "stream": {"source": {**SOURCE, "unlabelled": 0.3}, "batch": {"size": 30}, "unlabelled": "distil"},
     },
-    "arbiter, temperature": {"gate": {"name": "arbiter"}, "adapt": {"every": 2, "temperature": True, "balance": 0.1}},
+    "hedge, temperature": {"gate": {"name": "hedge"}, "adapt": {"every": 2, "temperature": True, "balance": 0.1}},
     "maml": {"adapt": {"every": 2, "engine": "maml"}, "optimizer": SGD},
     "hints, relations, ridge": {
         "losses": [
@@ -192,8 +192,8 @@ def test_rows_from_the_vicinity_are_drawn_on_the_gpu() -> None:
     """Where they count, those that the CPU would draw are mixed, moved and answered there."""
     ones = [run(learner(device, {}), 3) for device in ("cpu", "cuda")]
     for one in ones:
-        one.strategy.step.vicinity.measured(1.0, None)
-        assert run(one, 1).strategy.plan.drawn == 12
+        one.strategy.step.vicinal.measured(1.0, None)
+        assert run(one, 1).strategy.taken.plan.drawn == 12
     assert learned(ones[0]) == learned(ones[1])
 
 
@@ -203,7 +203,7 @@ TWO_BY_TWO = {"stream": {"source": {**SOURCE, "classes_per_task": 2, "per_class"
 @pytest.mark.usefixtures("pretended")
 def test_phase_2_runs_on_a_gpu(tmp_path: Path) -> None:
     """Start, rates, gate and its optimiser are learned there, and a stream begins from them."""
-    phase = Phase2(episodes=2, start_episodes=2, records=20, gate_optimizer="learned", rates=True)
+    phase = Phase2(episodes=2, start_episodes=2, records=20, gate_optimizer="learned")
     meta_train(configuration.from_tree(tree("cuda", **TWO_BY_TWO), REGISTRY), REGISTRY, tmp_path, phase)
     assert run(resumed(run(learner("cuda", {"meta": str(tmp_path)}), 3)), 3).started
 

@@ -12,8 +12,8 @@ from streamkd.state.tree import pack, unpack
 from streamkd.wiring import open_source, schema_of
 
 REGISTRY = Registry.load()
-GATES = [{"name": name} for name in ("likelihood", "confidence", "scalar", "per-class", "arbiter")]
-GATES.append({"name": "arbiter", "gate": {"name": "per-class"}})
+GATES = [{"name": name} for name in ("likelihood", "confidence", "scalar", "per-class", "hedge")]
+GATES.append({"name": "hedge", "gate": {"name": "per-class"}})
 
 
 def learner(gate: dict[str, Any]) -> Learner:

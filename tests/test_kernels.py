@@ -16,7 +16,7 @@ COMPUTING = (
     "tests/state", "tests/bench",
     "tests/test_device.py", "tests/test_gated_learner.py", "tests/test_learner.py", "tests/test_restlessness.py",
     "tests/test_run.py", "tests/test_served.py", "tests/test_testing.py", "tests/test_unlabelled.py",
-    "tests/search/test_trial.py",
+    "tests/tune/trials/test_trial.py",
     "plugins",
 )  # fmt: skip
 PROCESSORS = {

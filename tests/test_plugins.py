@@ -4,12 +4,14 @@ import inspect
 import re
 import sys
 import textwrap
+import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
+import yaml
 
 from streamkd import config, hookspecs, testing
 from streamkd.errors import ConfigError, PluginError
@@ -276,6 +278,21 @@ def test_the_guide_has_no_hook_that_is_not_there() -> None:
     """Every hook that the guide names is one that is called, and every group has one."""
     assert {*re.findall(r"streamkd_[a-z]+", GUIDE)} - {"streamkd_vision"} == set(HOOKS)
     assert {f"streamkd_{group}" for group in get_args(Group)} == set(HOOKS)
+
+
+def test_the_tutorials_plugin_works_as_written(install: Install) -> None:
+    """docs/tutorials/first-plugin.md: it keeps its contract by its own test, and a configuration takes it."""
+    page = (Path(__file__).parents[1] / "docs/tutorials/first-plugin.md").read_text("utf-8")
+    source, test = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    [project] = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    assert tomllib.loads(project)["project"]["entry-points"]["streamkd"] == {"acme-students": "acme_students"}
+    install("acme-students", source)
+    own: dict[str, Any] = {}
+    exec(test, own)
+    own["test_it_keeps_the_contract"]()
+    [tree] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    stream = {"source": {"name": "replay", "dataset": "digits"}}
+    assert config.from_tree({"stream": stream, **yaml.safe_load(tree)}, Registry.load()).student.name == "residual"
 
 
 def test_the_guides_plugin_works_as_written(install: Install) -> None:

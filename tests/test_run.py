@@ -85,7 +85,7 @@ def ran(tmp_path: Path, table: pa.Table, test: pa.Table | None = None, **changes
         "student": {"name": "mlp", "hidden": [16]},
         "memory": {"size": 60, "replay": 20},
         "adapt": {"every": 20, "on_task_steps": 1},
-        "vicinity": {"rows": 0},
+        "vicinal": {"rows": 0},
         "teachers": [{"name": "ema"}, {"name": "memory"}],
         "device": "cpu",
     }

@@ -198,7 +198,7 @@ def test_distilling_them_ends_better_than_refusing_them() -> None:
                 "student": {"name": "mlp", "hidden": [100, 100]},
                 "memory": {"size": 200},
                 "teachers": [{"name": "ema"}, {"name": "memory"}, {"name": "snapshot"}, {"name": "analytic"}],
-                "vicinity": {},
+                "vicinal": {},
                 "adapt": {},
                 "seed": seed,
             }

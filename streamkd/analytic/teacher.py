@@ -23,13 +23,13 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from streamkd.analytic import features as extractor
+from streamkd.analytic.calibration import Calibration
 from streamkd.analytic.discriminant import Discriminant
 from streamkd.analytic.features import Extractor, NetworkFeatures
 from streamkd.analytic.moments import Moments, packed, unpacked
 from streamkd.analytic.readout import Readout
 from streamkd.analytic.ridge import Ridge
 from streamkd.analytic.solution import Solution
-from streamkd.analytic.trial import Trial
 from streamkd.errors import StateConflict
 from streamkd.hookspecs import Kind, Options, hookimpl
 from streamkd.plugins import Registry
@@ -114,7 +114,7 @@ class AnalyticTeacher:
         self._raw: list[tuple[Tensor, Tensor]] = []  # inputs that wait for the normalisation
         self._since = 0  # records since the last solution, waiting ones included
         self._new: dict[int, int] = {}  # records of each class since the last solution
-        self._trial = Trial()
+        self._trial = Calibration()
         self._solution: Solution | None = None
         self._asked: tuple[Tensor, Tensor] | None = None  # the last rows asked about, and their features
 

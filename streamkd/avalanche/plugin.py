@@ -31,7 +31,7 @@ from streamkd.avalanche.comparison import Comparison, wider
 from streamkd.avalanche.copies import MovingAverage, frozen
 from streamkd.avalanche.deferred import AVALANCHES, deferred
 from streamkd.errors import ConfigError
-from streamkd.gates.gate import Evidence, Priced
+from streamkd.gates.gate import Evidence, Hedging
 from streamkd.gates.per_sample import PerSampleGate, PerSampleOptions
 from streamkd.losses.match_gate import match_gate, soft_answers, source_losses
 from streamkd.meta import hypergradient
@@ -79,7 +79,7 @@ class MatchGateDistillation(SupervisedPlugin):
         weight: of the teachers' term on the strategy's own mini-batch.
         temperature: T, softens the teachers' and the model's probabilities.
         gate: any gate of ``streamkd.gates``; ``None``: the per-sample gate with its defaults. Those with something
-            to learn (scalar, per-class, per-sample) stay as they are without memory, the arbiter is refused there.
+            to learn (scalar, per-class, per-sample) stay as they are without memory, the hedge is refused there.
         decay: of the moving average; 0.999 spans about a thousand steps.
         snapshots: most copies of the average kept, one for each finished task; the one least listened to makes room.
         memory: records of a memory of its own, class-balanced, held-out part included. 0 for none: right where the
@@ -94,7 +94,7 @@ class MatchGateDistillation(SupervisedPlugin):
     streams are cut at the tasks that they show. ``teach.advantage`` says how far the teachers are heard.
 
     Raises:
-        ConfigError: a number out of its range; an arbiter without held-out records; while training: a strategy without
+        ConfigError: a number out of its range; a hedge without held-out records; while training: a strategy without
             ``before_backward`` (LaMAML), an optimiser without a closed form (not SGD, Adam or AdamW with one group)
             where the gate is to be adapted.
     """
@@ -125,7 +125,7 @@ class MatchGateDistillation(SupervisedPlugin):
         self.weight, self.temperature, self.decay, self.limit = weight, temperature, decay, snapshots
         self.replay, self.adapt_every = replay, adapt_every
         self.gate = PerSampleGate(PerSampleOptions()) if gate is None else gate
-        self._priced = any(isinstance(part, Priced) for part in self.gate.modules())
+        self._priced = any(isinstance(part, Hedging) for part in self.gate.modules())
         if self._priced and not (adapt_every and round(memory * holdout_ratio)):
             raise ConfigError(
                 f"{type(self.gate).__name__} needed held-out records to settle by, got memory {memory}, holdout_ratio "
@@ -338,7 +338,7 @@ class MatchGateDistillation(SupervisedPlugin):
         priced[0][:, 0] = 0.0
         evidence, table = _joined([lesson.evidence for lesson in lessons]), torch.cat(priced)
         for part in self.gate.modules():
-            if isinstance(part, Priced):
+            if isinstance(part, Hedging):
                 part.settle(evidence, table)
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from streamkd.avalanche.deferred import AVALANCHES, deferred
-from streamkd.learning.step import Plan, Step
+from streamkd.learning.batch import Taken
+from streamkd.learning.step import Step
 from streamkd.replay.memory import Ring
 from streamkd.tasks.experience import TensorBatch
 from streamkd.tasks.labels import NONE
@@ -157,7 +158,7 @@ class StreamStrategy(SupervisedTemplate):
         train_mb_size: int = 1,
     ) -> None:
         self.step = step
-        self.report: StepReport = StepReport(0, 0.0, 0, 0, torch.zeros(0), False)
+        self.taken: Taken | None = None
         self._listeners: dict[str, list[Callable[..., None]]] = {}
         self._listened: tuple[int, ...] = ()
         super().__init__(
@@ -172,15 +173,15 @@ class StreamStrategy(SupervisedTemplate):
             evaluator=evaluator or quiet_evaluator(),
             eval_every=-1,
         )
-        self.plan: Plan | None = None
         self._number = 0
         self._task = -1  # of Avalanche's own experiences
 
-    def learn(self, batch: TensorBatch) -> "StepReport":
-        """Train on one batch; says what happened."""
+    def learn(self, batch: TensorBatch) -> Taken:
+        """Train on one batch; the step as it was taken."""
         self.train(TensorExperience(batch, self._number), eval_streams=[])
         self._number += 1
-        return self.report
+        assert self.taken is not None
+        return self.taken
 
     def end_task(self, task: int) -> None:
         """Tell task-wise plugins that a task is over."""
@@ -243,34 +244,22 @@ class StreamStrategy(SupervisedTemplate):
         return torch.cat([logits, (logits.logsumexp(1, keepdim=True) - 30).expand(-1, unseen)], 1)
 
     def _iterate(self, batch: TensorBatch) -> None:
-        step = self.step
-        plan = self.plan = step.begin(batch.x, batch.y, batch.task)
-        self.mbatch = [plan.x, plan.y, torch.zeros_like(plan.y)] if self._heard() else [plan.x, plan.y, plan.y]
-        self._tell("before_training_iteration")
-        for parameter in step.trained:  # what zero_grad does, without its bookkeeping
-            parameter.grad = None
-        self._tell("before_forward")
-        self.mb_output = logits = step.forward(plan)
-        self._tell("after_forward")
-        lesson = step.weigh(plan, logits)
-        self.loss = step.loss(lesson)
-        self._tell("before_backward")
-        self.loss.backward()
-        loss = float(self.loss.detach())
-        self._tell("after_backward")
-        finite = loss - loss == 0.0 and step.finite()  # neither NaN nor infinite
-        if finite:
-            step.clip()
-            self._tell("before_update")
-            self.optimizer.step()
-            self._tell("after_update")
-            step.finish(plan, logits)
-        else:
-            step.abandon(plan)
-        self.report = StepReport(plan.fresh, loss, *_right(logits, plan), _told(lesson.weights, plan), not finite)
-        # the graph must not outlive the step: it would pin the shapes of parameters that grow
-        self.loss, self.mb_output = self.loss.detach(), logits.detach()
-        self._tell("after_training_iteration")
+        for event, taken in self.step.take(batch.x, batch.y, batch.task):
+            self._show(event, taken)
+            self._tell(event)
+            if event == "before_backward":
+                taken.loss = self.loss  # plugins add to it
+
+    def _show(self, event: str, taken: Taken) -> None:
+        """Let Avalanche's plugins and metrics see what they know by their names."""
+        self.taken = taken
+        if event == "before_training_iteration":
+            x, y = taken.plan.x, taken.plan.y
+            self.mbatch = [x, y, torch.zeros_like(y)] if self._heard() else [x, y, y]
+        elif event in ("after_forward", "after_training_iteration"):
+            self.mb_output = taken.logits
+        if event in ("before_backward", "after_backward"):
+            self.loss = taken.loss
 
     def _heard(self) -> bool:
         """Whether anyone listens to iterations; refreshes the lists of listeners when plugins came or went."""
@@ -312,29 +301,3 @@ def _rows_of_task(ring: Ring, task: int) -> tuple[Tensor, Tensor] | None:
         return None
     mine = ring.task[: ring.filled] == task
     return (ring.x[: ring.filled][mine], ring.y[: ring.filled][mine]) if mine.any() else None
-
-
-def _right(logits: Tensor, plan: Plan) -> tuple[int, int]:
-    """How many fresh rows have a label, and on how many of them the student's first choice is that."""
-    fresh = plan.fresh
-    # numpy: a fifth of the calls that torch would take
-    labels = plan.y[:fresh].cpu().numpy()
-    right = int((logits[:fresh].detach().cpu().numpy().argmax(1) == labels).sum())
-    return int((labels >= 0).sum()) if plan.unlabelled else fresh, right
-
-
-def _told(weights: Tensor, plan: Plan) -> Tensor:
-    """The gate's weights on records; rows from their vicinity would only dilute them."""
-    return weights[: len(weights) - plan.drawn]
-
-
-class StepReport:
-    """One step: fresh rows, loss, how many of them have a label and how many of these the student had right before it
-    learned them, gate weights.
-    """
-
-    __slots__ = ("fresh", "labelled", "loss", "right", "skipped", "weights")
-
-    def __init__(self, fresh: int, loss: float, labelled: int, right: int, weights: Tensor, skipped: bool) -> None:
-        self.fresh, self.loss, self.labelled, self.right = fresh, loss, labelled, right
-        self.weights, self.skipped = weights, skipped

@@ -200,7 +200,7 @@ def _cell(values: Sequence[float]) -> str:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """The result as it stands in docs/gate.md: a table for each side, the settings found, what the gate costs."""
+    """The result as it stands in docs/explanation/gate.md: tables of both sides, settings, the gate's costs."""
     parts = []
     for side in SIDES:
         parts.append(documents.table(*table(result["rows"], side)))

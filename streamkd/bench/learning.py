@@ -238,7 +238,7 @@ def _cell(rows: Sequence[Row], stream: str, method: str, column: str) -> str:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """The result as it stands in docs/learning.md: final accuracy, then forgetting."""
+    """The result as it stands in docs/explanation/learning.md: final accuracy, then forgetting."""
     return "\n\n".join(documents.table(*table(result["rows"], what)) for what in (ACCURACY, FORGETTING))
 
 

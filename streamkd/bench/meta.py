@@ -45,7 +45,6 @@ MODELS = ("student", "served")
 VARIANTS: dict[str, Phase2 | None] = {
     "without": None,
     "full": Phase2(),
-    "rates": Phase2(rates=True),
     "maml": Phase2(episodes=0, student_start="maml"),
     "gate": Phase2(student_start="none"),
 }

@@ -2,7 +2,7 @@
 
     gate             the default configuration's gate
     uniform          fixed: the label is one source among the teachers
-    ca-mkd, likelihood, scalar, per-class, arbiter       other gates with their defaults
+    ca-mkd, likelihood, scalar, per-class, hedge       other gates with their defaults
     adapted-never    per-sample, as it begins
     hard-only        fixed: no teacher is heard
     fixed-H-WHO      fixed: H for the label, the rest evenly among WHO; of rows drawn without label WHO has all
@@ -38,7 +38,7 @@ GATES: dict[str, Tree] = {
     "likelihood": {"name": "likelihood"},
     "scalar": {"name": "scalar"},
     "per-class": {"name": "per-class"},
-    "arbiter": {"name": "arbiter"},
+    "hedge": {"name": "hedge"},
 }
 NEVER = "adapted-never"
 POLICIES = (DEFAULT, "uniform", *GATES, NEVER, *FIXED)

@@ -26,7 +26,7 @@ from streamkd.bench import streams
 from streamkd.bench.streams import Tree
 from streamkd.hookspecs import Kind, Options, hookimpl
 from streamkd.plugins import Registry
-from streamkd.pretraining.synthetic import Stranger
+from streamkd.pretraining.synthetic import SyntheticTeacher
 from streamkd.teachers.teacher import TeacherContext
 from streamkd.wiring import student_of
 
@@ -83,7 +83,7 @@ def registry_for(made: Tree, seed: int) -> Registry:
     """All plugins, and the teachers ``outside`` of this stream under this seed."""
     registry = Registry.load()
 
-    def make(options: OutsideOptions, context: TeacherContext) -> Stranger:
+    def make(options: OutsideOptions, context: TeacherContext) -> SyntheticTeacher:
         return _teacher(options, context, made, seed)
 
     @hookimpl
@@ -94,7 +94,7 @@ def registry_for(made: Tree, seed: int) -> Registry:
     return registry
 
 
-def _teacher(options: OutsideOptions, context: TeacherContext, made: Tree, seed: int) -> Stranger:
+def _teacher(options: OutsideOptions, context: TeacherContext, made: Tree, seed: int) -> SyntheticTeacher:
     # what decides the networks, whatever gate they are heard through: one training serves all policies
     source = {**made["stream"]["source"], "label_noise": 0.0}
     plain = {key: made[key] for key in ("name", "device", "student")} | {"teachers": list(BASE)}
@@ -111,7 +111,7 @@ def _teacher(options: OutsideOptions, context: TeacherContext, made: Tree, seed:
     if options.nature != "random":
         columns[wrong] = columns[wrong].roll(1)
     answers = untrained if options.nature == "random" else network
-    return Stranger(context.key, answers, columns.tolist(), len(context.labels))
+    return SyntheticTeacher(context.key, answers, columns.tolist(), len(context.labels))
 
 
 class _Held:

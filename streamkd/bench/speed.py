@@ -100,7 +100,7 @@ def tree(records: int, shape: bare.Shape = SHAPE) -> dict[str, Any]:
         "student": {"name": "mlp", "hidden": list(HIDDEN)},
         "optimizer": {"name": "sgd", "learning_rate": SHAPE.learning_rate, "start": 1.0},
         "memory": {"size": SHAPE.memory, "holdout_ratio": 0.0, "replay": shape.replay, "policy": "reservoir"},
-        "vicinity": {"rows": 0},
+        "vicinal": {"rows": 0},
         "teachers": [{"name": "ema", "decay": SHAPE.decay}],
         "gate": {"name": "fixed", "hard": SHAPE.hard},
         "losses": [{"name": "match-gate", "temperature": SHAPE.temperature}],

@@ -54,10 +54,7 @@ def run(config: Path | None, overrides: tuple[str, ...], out: Path, seeds: str) 
 @click.option("--episodes", type=int, default=60, show_default=True, help="Episodes of the gate; 0 learns none.")
 @click.option(
     "--student-start", type=click.Choice(["none", "maml", "metasgd"]), default="metasgd", show_default=True,
-    help="Learn where the student begins; metasgd: beside its rates by layer.",
-)  # fmt: skip
-@click.option(
-    "--rates", is_flag=True, help="Keep metasgd's rates: quicker first records, a lower end of long tasks."
+    help="Learn where the student begins; metasgd: the episodes' rates are learned beside it.",
 )  # fmt: skip
 @click.option("--start-episodes", type=int, default=500, show_default=True, help="Episodes of the student's start.")
 @click.option(

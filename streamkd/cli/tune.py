@@ -8,15 +8,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
 
 import click
 
 from streamkd.cli.options import CONFIG, SET, integers
 
 if TYPE_CHECKING:
-    from streamkd.search.driver import Engine, Engines
-    from streamkd.search.settings import Settings
+    from streamkd.tune.settings import Settings
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 SIZES = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -47,7 +45,6 @@ BYTES = Measure("BYTES", int, SIZES, "500m or 2g")
 @SET
 @click.option("--space", "space_file", type=click.Path(path_type=Path, dir_okay=False), help="YAML; see docs/tune.md.")
 @click.option("--out", metavar="DIR", help="The search directory (default tune/NAME).")
-@click.option("--storage", metavar="URI", help="Folder, s3:// or gs:// in which the search directory lies.")
 @click.option("--resume", is_flag=True, help="Go on with the search that is there; what is over is kept.")
 @click.option("--trials", type=click.IntRange(1), help="Trial 0 is CONFIG as it stands (default 16).")
 @click.option("--time-budget", "time_budget_seconds", type=TIME, help="End after so long: 90s, 10m, 2h.")
@@ -55,23 +52,22 @@ BYTES = Measure("BYTES", int, SIZES, "500m or 2g")
     "--seeds", metavar="N,N,...", help="Of each trial, 100 and up: the others are reports' (default 100,101)."
 )
 @click.option("--objective", "objectives", metavar="NAME", multiple=True, help=f"{OBJECTIVES} (default accuracy).")
-@click.option("--scheduler", type=click.Choice(["asha", "pbt", "none"]), help="Ends or moves trials (default asha).")
+@click.option("--scheduler", type=click.Choice(["asha", "none"]), help="Ends low trials early (default asha).")
 @click.option("--search", "sampler", type=click.Choice(["optuna", "random", "grid"]), help="Proposes (default optuna).")
-@click.option("--engine", type=click.Choice(["ray", "local"]), help="Runs trials (default ray).")
 @click.option("--concurrency", type=click.IntRange(1), help="Trials at once (default as many as fit).")
 @click.option("--cpus-per-trial", metavar="N", type=ABOVE_0, help="Also torch threads (default 1).")
-@click.option("--gpus-per-trial", metavar="N", type=click.FloatRange(0), help="0.25: four on a GPU (default 0).")
+@click.option(
+    "--gpus-per-trial", metavar="N", type=click.FloatRange(0), help="With --address; 0.25: four on a GPU (default 0)."
+)
 @click.option("--memory-per-trial", "memory_bytes", type=BYTES, help="A trial that takes more fails: 500m, 2g.")
 @click.option("--hang-seconds", metavar="N", type=ABOVE_0, help="A trial that learns nothing so long fails (300).")
-@click.option("--address", metavar="HOST:PORT", help="Of a running Ray cluster; or auto.")
-@click.option("--dashboard", is_flag=True, default=None, help="Start Ray's dashboard, on loopback.")
+@click.option("--address", metavar="HOST:PORT", help="Run the trials on this Ray cluster; or auto.")
 @click.option("--metrics-port", metavar="PORT", type=click.IntRange(0, 65535), help="Metrics on loopback; 0 picks one.")
 def tune(
     config: Path | None,
     overrides: tuple[str, ...],
     space_file: Path | None,
     out: str | None,
-    storage: str | None,
     resume: bool,
     metrics_port: int | None,
     **given: Any,
@@ -81,32 +77,30 @@ def tune(
     Ctrl-C and `--time-budget` keep what has finished; the same command with `--resume` goes on.
     """
     from streamkd import config as configuration
+    from streamkd import extras
     from streamkd.plugins import Registry
-    from streamkd.search import driver, spacefile, summary
+
+    extras.need("optuna", "streamkd tune")
+    from streamkd.tune import search
+    from streamkd.tune.results import summary
+    from streamkd.tune.space import file
 
     registry = Registry.load()
     tree = configuration.load(config, overrides, registry)
-    place = _place(out, storage, tree.name)
+    place = out or f"tune/{tree.name}"
     settings = _settings(given, place if resume else None)
-    space = spacefile.load(space_file, tree, registry)
+    space = file.load(space_file, tree, registry)
     click.echo(_begun(tree.name, settings, len(space.parameters), place), err=True)
     try:
         with _watches(metrics_port) as watches:
-            outcome = driver.tune(
-                tree, registry, space, settings, place, _engines(), resume=resume, command=_command(), watches=watches
+            outcome = search.tune(
+                tree, registry, space, settings, place, resume=resume, command=_command(), watches=watches
             )
     except KeyboardInterrupt:
         click.echo(_stopped(place), err=True)
         sys.exit(130)
-    click.echo(summary.in_words(outcome))
+    click.echo(summary.told(summary.about(outcome)))
     click.echo(_wrote(place, outcome.verdict is not None))
-
-
-def _place(out: str | None, storage: str | None, name: str) -> str:
-    if storage and out and out.startswith("/"):
-        raise click.BadParameter(f"with --storage needed a folder below it, got {out}", param_hint="--out")
-    within = out or (name if storage else f"tune/{name}")
-    return f"{storage.rstrip('/')}/{within}" if storage else within
 
 
 def _begun(name: str, settings: "Settings", parameters: int, place: str) -> str:
@@ -119,23 +113,19 @@ def _begun(name: str, settings: "Settings", parameters: int, place: str) -> str:
 
 
 def _stopped(place: str) -> str:
-    from streamkd.search import ledger
+    from streamkd.tune import study
 
-    if not ledger.exists(place):
+    if not study.exists(place):
         return "stopped before the first trial; nothing is kept"
     return f"stopped; what is over is kept in {place}, and the same command with --resume goes on"
 
 
 def _wrote(place: str, taken: bool) -> str:
     """The files, and what to do with them."""
-    folder = unquote(urlsplit(place).path) if place.startswith("file://") else place
     if not taken:
-        return f"wrote {folder}/report.html; no trial has finished, so there is no best.yaml: go on with --resume"
-    best = f"{folder}/best.yaml"
-    said = f"wrote {best} and {folder}/report.html\nnext: "
-    if "://" in folder:
-        return f"{said}fetch {best}, then streamkd run best.yaml --report DIR"
-    return f"{said}streamkd run {shlex.quote(best)} --report DIR"
+        return f"wrote {place}/report.html; no trial has finished, so there is no best.yaml: go on with --resume"
+    best = f"{place}/best.yaml"
+    return f"wrote {best} and {place}/report.html\nnext: streamkd run {shlex.quote(best)} --report DIR"
 
 
 def _settings(given: dict[str, Any], resumed: str | None) -> "Settings":
@@ -143,53 +133,30 @@ def _settings(given: dict[str, Any], resumed: str | None) -> "Settings":
     from dataclasses import replace
 
     from streamkd.errors import StateError
-    from streamkd.search import ledger, outcome
-    from streamkd.search.ledger import Ledger
-    from streamkd.search.settings import Settings
+    from streamkd.tune import study
+    from streamkd.tune.settings import Settings
 
     asked = {name: value for name, value in given.items() if value not in (None, ())}
     if "seeds" in asked:
         asked["seeds"] = tuple(integers(asked["seeds"]))
     if resumed is None:
-        before = Settings()
-    elif not ledger.exists(resumed):
+        return Settings(**asked)
+    if not study.exists(resumed):
         raise StateError("there is no search to go on with", where=resumed, fix="leave --resume out to begin one")
-    else:
-        header = outcome.read(Ledger.open(resumed)).header
-        before = replace(Settings.from_json(header["settings"]), time_budget_seconds=None)
-    settings = replace(before, **asked)
-    if settings.engine != "ray" and ("address" in asked or "dashboard" in asked):
-        option = "--address" if "address" in asked else "--dashboard"
-        raise click.BadParameter(f"needed --engine ray, got --engine {settings.engine}", param_hint=option)
-    return settings
-
-
-def _engines() -> "Engines":
-    """By name; each is imported when it is asked for."""
-
-    def local(settings: "Settings") -> "Engine":
-        from streamkd.search.local import LocalEngine
-
-        return LocalEngine(settings)
-
-    def ray(settings: "Settings") -> "Engine":
-        from streamkd.scale.tune import RayEngine
-
-        return RayEngine(settings)
-
-    return {"ray": ray, "local": local}
+    before = Settings.from_json(study.Study.open(resumed).header["settings"])
+    return replace(before, **{"time_budget_seconds": None, **asked})
 
 
 @contextmanager
 def _watches(metrics_port: int | None) -> Iterator[list[Any]]:
-    """The table, and the metrics where they are asked for; SIGTERM ends the search as Ctrl-C does."""
+    """The progress, and the metrics where they are asked for; SIGTERM ends the search as Ctrl-C does."""
     from streamkd import telemetry
-    from streamkd.search.live import Live
-    from streamkd.search.metrics import Metrics
+    from streamkd.tune.metrics import Metrics
+    from streamkd.tune.progress import Progress
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    live = Live(sys.stderr)
-    watches: list[Any] = [live]
+    progress = Progress(sys.stderr)
+    watches: list[Any] = [progress]
     try:
         with ExitStack() as stack:
             if metrics_port is not None:
@@ -199,7 +166,7 @@ def _watches(metrics_port: int | None) -> Iterator[list[Any]]:
                 watches.append(Metrics(exposition))
             yield watches
     finally:
-        live.close()
+        progress.close()
         signal.signal(signal.SIGTERM, before)
 
 

@@ -1,8 +1,7 @@
 """Charts as SVG text: no script, no network; colours are the page's CSS variables, so dark mode follows.
 
 Each function takes plain numbers and returns one ``<svg>``; points where nothing was measured (``None``) are
-left out. Called by ``streamkd.evaluate.page``; ``streamkd.search.plots`` draws its own kinds with ``Frame``, ``svg``,
-``axes``, ``line`` and ``mark``.
+left out. Called by ``streamkd.evaluate.page`` and ``streamkd.tune.results.page``.
 """
 
 import math
@@ -52,12 +51,22 @@ class Frame:
         return self.bottom - (value - self.y0) / ((self.y1 - self.y0) or 1) * (self.bottom - _TOP)
 
 
-def lines(series: Mapping[str, Sequence[Point]], marks: Sequence[Mark] = (), *, title: str, first: int = 0) -> str:
-    """A line per name over records, from 0 or below; ``first`` is the colour of the first name."""
+def lines(
+    series: Mapping[str, Sequence[Point]],
+    marks: Sequence[Mark] = (),
+    *,
+    title: str,
+    first: int = 0,
+    whole: bool = True,
+) -> str:
+    """A line per name over records, from 0 or below, or no more than the values need; ``first`` is the colour of the
+    first name.
+    """
     values = [y for points in series.values() for _, y in points if y is not None]
     if not values:
         return nothing(title)
-    frame = _frame([x for points in series.values() for x, _ in points], [*values, 0.0])
+    xs = [x for points in series.values() for x, _ in points]
+    frame = _frame(xs, [*values, 0.0]) if whole else _close(xs, values)
     drawn = [
         f'<path d="{line(points, frame)}" class="line" style="stroke:{colour(index)}"><title>{escape(name)}</title>'
         f"</path>{_end(points, frame, index)}"
@@ -167,6 +176,13 @@ def _frame(xs: Sequence[float], ys: Sequence[float]) -> Frame:
     low, high = min(ys), max(ys)
     top = 1.0 if 0.5 < high <= 1.0 else _ceiling(high)
     return Frame(_start(xs), max(xs), -_ceiling(-low) if low < 0 else 0.0, top)
+
+
+def _close(xs: Sequence[float], ys: Sequence[float]) -> Frame:
+    """Round ends around the values; five steps between them."""
+    step = _ceiling((max(ys) - min(ys)) / 4 or 0.01)
+    low = math.floor(min(ys) / step + 1e-9) * step
+    return Frame(_start(xs), max(xs), low, low + 5 * step)
 
 
 def _start(xs: Sequence[float]) -> float:

@@ -86,7 +86,7 @@ class Gate(Protocol):
 
 
 @runtime_checkable
-class Priced(Protocol):
+class Hedging(Protocol):
     """A gate that learns from prices: ``settle`` is called with each table that was measured, before it is used up."""
 
     def settle(self, evidence: Evidence, table: Float[Tensor, "batch sources"]) -> None:

@@ -1,4 +1,4 @@
-"""The arbiter: a gate over gates, which prices whole policies with the table of the outer loss.
+"""The hedge: a gate over gates, which prices whole policies with the table of the outer loss.
 
     policies   adapted (the inner gate, meta-adapted), frozen (the same as it began), likelihood, uniform, hard-only
     price_p    Σ_ik A_ik·w_ik^p / batch: what the outer loss gains to first order if p alone had weighed the step
@@ -24,18 +24,18 @@ from torch import Tensor, nn
 from streamkd.gates.gate import Evidence, weights_of
 from streamkd.gates.likelihood import LikelihoodGate, LikelihoodOptions
 from streamkd.gates.per_sample import PerSampleGate, PerSampleOptions
-from streamkd.gates.shared import PerClassGate, ScalarGate, Standing, StandingOptions
+from streamkd.gates.shared import PerClassGate, ScalarGate, SharedOptions, SharedWeights
 from streamkd.hookspecs import Kind, Options, hookimpl
 
 POLICIES = ("adapted", "frozen", "likelihood", "uniform", "hard-only")
 LEARNED = {
     "per-sample": Kind("per-sample", PerSampleGate, PerSampleOptions),
-    "per-class": Kind("per-class", PerClassGate, StandingOptions),
-    "scalar": Kind("scalar", ScalarGate, StandingOptions),
+    "per-class": Kind("per-class", PerClassGate, SharedOptions),
+    "scalar": Kind("scalar", ScalarGate, SharedOptions),
 }
 
 
-class ArbiterOptions(Options):
+class HedgeOptions(Options):
     """A posterior over policies, moved by their prices."""
 
     floor: float = Field(default=0.3, ge=0, le=1, description="least weight of the hard label, under every policy")
@@ -59,7 +59,7 @@ class ArbiterOptions(Options):
         return gate
 
 
-class Arbiter(nn.Module):
+class Hedge(nn.Module):
     """Weights mixed from those of ``POLICIES`` by the posterior π, which ``settle`` moves.
 
     The gradient is that of the adapted policy alone and in full, whatever its π: it learns as if it ruled, else one
@@ -72,7 +72,7 @@ class Arbiter(nn.Module):
     spread: Tensor
     settled: Tensor
 
-    def __init__(self, options: ArbiterOptions) -> None:
+    def __init__(self, options: HedgeOptions) -> None:
         super().__init__()
         self.floor, self.rate, self.share, self.memory = options.floor, options.rate, options.share, options.memory
         kind = LEARNED[options.gate["name"]]
@@ -93,7 +93,7 @@ class Arbiter(nn.Module):
     @torch.no_grad()
     def begin_stream(self, teachers: Collection[str]) -> None:
         """The inner gate begins with what it has learned, frozen as it is then; no policy has been priced yet."""
-        if isinstance(self.adapted, Standing):
+        if isinstance(self.adapted, SharedWeights):
             self.adapted.begin_stream(teachers)
         self.freeze()
         self.posterior.fill_(1 / len(POLICIES))
@@ -138,4 +138,4 @@ class Arbiter(nn.Module):
 @hookimpl
 def streamkd_gates() -> Iterable[Kind]:
     """The gate over gates."""
-    yield Kind("arbiter", Arbiter, ArbiterOptions, "a posterior over adapted, frozen, likelihood, uniform, hard-only")
+    yield Kind("hedge", Hedge, HedgeOptions, "a posterior over adapted, frozen, likelihood, uniform, hard-only")

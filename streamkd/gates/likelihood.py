@@ -25,7 +25,7 @@ WORST = -5.0  # one confident mistake among a handful of held-out records must n
 PSEUDO = 2.0  # records' worth of the teacher's own mean that each class's mean begins with
 
 
-def held_out_credit(
+def held_out_likelihood(
     logits: Float[Tensor, "batch teachers classes"],
     known: Bool[Tensor, "batch teachers classes"],
     labels: Int[Tensor, "batch"],
@@ -47,7 +47,7 @@ def held_out_credit(
     return (sums + PSEUDO * mean) / (counts + PSEUDO)
 
 
-class Ledger:
+class Measurements:
     """What was measured of a pool's teachers, kept for ``EVERY`` steps; it is measured only when a gate asks."""
 
     def __init__(self) -> None:
@@ -95,14 +95,14 @@ class LikelihoodGate(nn.Module):
         self.floor, self.trust, self.doubt = options.floor, options.trust, options.doubt
 
     def forward(self, evidence: Evidence) -> Float[Tensor, "batch sources"]:
-        credit = credit_of_samples(evidence)
+        credit = likelihood_of_samples(evidence)
         shares = share(self.trust * credit, evidence.heard)
         trusted = (shares * credit.exp()).sum(1)
         hard = (self.doubt * (1 - trusted)).clamp(self.floor, 1.0)
         return weights_of(hard, shares, evidence.heard, evidence.labelled)
 
 
-def credit_of_samples(evidence: Evidence) -> Float[Tensor, "batch teachers"]:
+def likelihood_of_samples(evidence: Evidence) -> Float[Tensor, "batch teachers"]:
     """The credit of each teacher at each sample's label; what was not measured is filled from the others heard.
 
     Where nobody's was, it is log ½. Without a label it is the mean over what a teacher answers.

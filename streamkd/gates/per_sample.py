@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from streamkd.gates.gate import Evidence, at_labels, share, weights_of
 from streamkd.gates.label_noise import doubt
-from streamkd.gates.likelihood import credit_of_samples
+from streamkd.gates.likelihood import likelihood_of_samples
 from streamkd.hookspecs import Kind, Options, hookimpl
 
 
@@ -75,7 +75,7 @@ class PerSampleGate(nn.Module):
         """Scores of the teachers before anything was learned, and their credit."""
         options, classes = self.options, evidence.logits.shape[1]
         drawn = torch.log((1 - options.slip) * likelihood.exp() + options.slip / classes)
-        credit = credit_of_samples(evidence)
+        credit = likelihood_of_samples(evidence)
         scores = believed.unsqueeze(1) * options.trust * drawn + options.credit * credit
         if evidence.stale is not None:
             count = (evidence.heard & evidence.stale).sum(1, keepdim=True).clamp_min(1).to(scores.dtype)

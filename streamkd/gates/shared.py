@@ -1,4 +1,4 @@
-"""Standing: gates that keep one learned number per source, or per source and class, the same for every sample.
+"""SharedWeights: gates that keep one learned number per source, or per source and class, the same for every sample.
 
     scalar      w ∝ exp(a[source])
     per-class   w ∝ exp(a[source, y])
@@ -23,13 +23,13 @@ from streamkd.gates.gate import Evidence, at_labels, share, weights_of
 from streamkd.hookspecs import Kind, Options, hookimpl
 
 
-class StandingOptions(Options):
+class SharedOptions(Options):
     """Learned numbers, begun at zero: every source alike."""
 
     floor: float = Field(default=0.3, ge=0, le=1, description="least weight of the hard label")
 
 
-class Standing(nn.Module):
+class SharedWeights(nn.Module):
     """w_0 = floor + (1 - floor)·σ_0, teachers share the rest by σ, the softmax over hard label and teachers heard.
 
     ``table`` [1 + teachers, columns]: row 0 is the hard label, row 1 + k the teacher ``names[k]``. A new teacher begins
@@ -41,7 +41,7 @@ class Standing(nn.Module):
     evaluation mode, where the table does not follow: a teacher without row stands at the mean of the others.
     """
 
-    def __init__(self, options: StandingOptions, by_class: bool) -> None:
+    def __init__(self, options: SharedOptions, by_class: bool) -> None:
         super().__init__()
         self.floor, self.by_class = options.floor, by_class
         self.names: list[str] = []
@@ -122,22 +122,22 @@ class Standing(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-class ScalarGate(Standing):
+class ScalarGate(SharedWeights):
     """One number per source."""
 
-    def __init__(self, options: StandingOptions) -> None:
+    def __init__(self, options: SharedOptions) -> None:
         super().__init__(options, by_class=False)
 
 
-class PerClassGate(Standing):
+class PerClassGate(SharedWeights):
     """One number per source and class."""
 
-    def __init__(self, options: StandingOptions) -> None:
+    def __init__(self, options: SharedOptions) -> None:
         super().__init__(options, by_class=True)
 
 
 @hookimpl
 def streamkd_gates() -> Iterable[Kind]:
     """The gates that learn one number per source."""
-    yield Kind("scalar", ScalarGate, StandingOptions, "one learned number per source, meta-adapted")
-    yield Kind("per-class", PerClassGate, StandingOptions, "one learned number per source and class, meta-adapted")
+    yield Kind("scalar", ScalarGate, SharedOptions, "one learned number per source, meta-adapted")
+    yield Kind("per-class", PerClassGate, SharedOptions, "one learned number per source and class, meta-adapted")

@@ -23,7 +23,7 @@ from streamkd.teachers.teacher import layer
 
 
 @runtime_checkable
-class Donor(Protocol):
+class WeightSource(Protocol):
     """A teacher whose network can be inherited: its layers, and the label of each output of its head."""
 
     network: nn.Module
@@ -38,7 +38,7 @@ class Origin:
     sliced: bool = False
 
 
-class Heritage:
+class WeightTransfer:
     """What one student inherits of one donor.
 
     Args:
@@ -52,7 +52,7 @@ class Heritage:
 
     def __init__(
         self,
-        donor: Donor,
+        donor: WeightSource,
         student: Student,
         *,
         layers: Sequence[str] | None = None,

@@ -1,17 +1,18 @@
 """One training step, in the order of the data::
 
-    begin     fresh rows + replayed rows + rows from their vicinity ─► Plan: x, y, what the teachers answer
-    (the student's forward pass is the caller's: Avalanche's plugins want to see it)
+    begin     fresh rows + replayed rows + vicinal rows ─► StepBatch: x, y, what each counts, what teachers answer
+    forward   the student's logits
     weigh     logits ─► gate ─► Lesson: weights per sample
-    loss      Lesson ─► one number; backward and update are the caller's again
+    loss      Lesson ─► one number; backward
+    update    the optimiser's step, between the adapter's two looks at it
     finish    teachers follow, fresh rows are offered to the memory
 
-Everything random comes from generators that are part of the state.
+``take`` is that order, written once: whoever has to see or add something on the way (Avalanche's plugins) iterates
+over its events, whoever has not exhausts it. Everything random comes from generators that are part of the state.
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Protocol, runtime_checkable
 
@@ -20,40 +21,18 @@ from torch import Tensor, nn
 
 from streamkd.gates.gate import Evidence, Gate
 from streamkd.learning import terms as sums
-from streamkd.learning.sharing import Heritage
+from streamkd.learning.batch import StepBatch, Taken
+from streamkd.learning.sharing import WeightTransfer
 from streamkd.learning.terms import Term
 from streamkd.losses.match_gate import Lesson, fused_target, soft_answers
 from streamkd.records import Label
-from streamkd.replay.memory import Memory, Offer, whole
-from streamkd.replay.vicinal import Vicinity, advantage, steadiness
+from streamkd.replay.memory import Memory, whole
+from streamkd.replay.vicinal import VicinalRows, advantage, steadiness
 from streamkd.students.networks import Student, at_rest
-from streamkd.students.optimizers import Settling
+from streamkd.students.optimizers import RateDecay
 from streamkd.teachers.answers import Answers
 from streamkd.teachers.pool import Pool
 from streamkd.teachers.teacher import EmaTeacher, capture
-
-NOTHING = Offer({}, [], [])
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A step's rows, fresh ones first: x [batch, *shape], y [batch], and the teachers' answers.
-
-    A row without label has -1 in y; ``unlabelled`` says that there are such. Remembered rows all have one; the last
-    ``drawn`` rows, from the vicinity of the others, have none. ``met`` [batch] is how often each label was
-    learned before. ``offer`` says which fresh rows the memory takes: those that it holds out teach nobody, now or
-    when they come again.
-    """
-
-    x: Tensor
-    y: Tensor
-    fresh: int
-    task: int
-    answers: Answers
-    unlabelled: bool = False
-    drawn: int = 0
-    met: Tensor | None = None
-    offer: Offer = NOTHING
 
 
 @runtime_checkable
@@ -68,22 +47,20 @@ class Adapter(Protocol):
         """A task has begun."""
         ...
 
-    def arrived(self, step: "Step", plan: Plan, logits: Tensor) -> bool:
+    def arrived(self, step: "Step", plan: StepBatch, logits: Tensor) -> bool:
         """A batch has come and the gate has not weighed it yet; ``logits`` still carry their graph.
 
         Whether the gate's weights are to carry theirs.
         """
         ...
 
-    def weighed(self, plan: Plan, evidence: Evidence, lesson: Lesson, weights: Tensor) -> None:
-        """The gate has given its weights; those of the lesson are without graph."""
+    def before_update(self, step: "Step", plan: StepBatch, evidence: Evidence, lesson: Lesson, weights: Tensor) -> None:
+        """The gradients are there, not yet clipped, and nothing has moved. ``weights`` are the gate's, perhaps with
+        their graph; those of the lesson have none.
+        """
         ...
 
-    def update_begins(self, step: "Step") -> None:
-        """The gradients are there, not yet clipped, and nothing has moved."""
-        ...
-
-    def update_ended(self, step: "Step") -> None:
+    def after_update(self, step: "Step") -> None:
         """The student has moved; teachers and memory have not followed yet."""
         ...
 
@@ -103,12 +80,12 @@ class Step:
         replay: int,
         clip_norm: float | None = None,
         adapter: Adapter | None = None,
-        heritage: Heritage | None = None,
-        vicinity: Vicinity | None = None,
-        settling: Settling | None = None,
+        transfer: WeightTransfer | None = None,
+        vicinal: VicinalRows | None = None,
+        rate_decay: RateDecay | None = None,
     ) -> None:
-        self.settling = settling or Settling(optimizer, 1.0, 1)
-        self.heritage, self.vicinity = heritage, vicinity or Vicinity(0, 0, seed=0)
+        self.rate_decay = rate_decay or RateDecay(optimizer, 1.0, 1)
+        self.transfer, self.vicinal = transfer, vicinal or VicinalRows(0, 0, seed=0)
         self.student, self.optimizer, self.memory, self.pool = student, optimizer, memory, pool
         self.gate, self.terms, self.adapter = gate, tuple(terms), adapter
         self.replay, self.clip_norm = replay, clip_norm
@@ -120,6 +97,7 @@ class Step:
         self._own_gates = any(term.gate is not None for term in self.terms)
         self._captured: dict[str, Tensor] = {}
         self._buffers: list[tuple[Tensor, Tensor]] = []  # of the student, with what they were before the step
+        self._weighed: tuple[StepBatch, Evidence, Lesson, Tensor] | None = None
         if adapter is not None:
             adapter.attach(self)
         capture(student, self._student_layers, {})  # a layer that is not there is an error now, not at the first step
@@ -129,12 +107,44 @@ class Step:
         before = self.student.classes
         self.student.grow(len(labels), self.optimizer)
         self.pool.grow(labels)
-        if self.heritage is not None:
+        if self.transfer is not None:
             averages = [teacher.student for teacher in self.pool.teachers if isinstance(teacher, EmaTeacher)]
-            self.heritage.follow([self.student, *averages], labels, before)
+            self.transfer.follow([self.student, *averages], labels, before)
+
+    def take(self, x: Tensor, y: Tensor, task: int) -> Iterator[tuple[str, Taken]]:
+        """The whole step on fresh rows x [batch, *shape], y [batch]: its events by Avalanche's names, as they come.
+
+        Where loss or gradients are not finite, nothing moves: there is no update then.
+        """
+        taken = Taken(self.begin(x, y, task))
+        yield "before_training_iteration", taken
+        for parameter in self.trained:  # what zero_grad does, without its bookkeeping
+            parameter.grad = None
+        yield "before_forward", taken
+        taken.logits = self.forward(taken.plan)
+        yield "after_forward", taken
+        lesson = self.weigh(taken.plan, taken.logits)
+        taken.weights = lesson.weights[: len(lesson.weights) - taken.plan.drawn]
+        taken.loss = self.loss(lesson)
+        yield "before_backward", taken
+        taken.loss.backward()
+        taken.loss = taken.loss.detach()
+        loss = taken.loss.item()
+        yield "after_backward", taken
+        taken.skipped = loss - loss != 0.0 or not self.finite()  # NaN or infinite
+        if not taken.skipped:
+            self.clip()
+            yield "before_update", taken
+            self.optimizer.step()
+            yield "after_update", taken
+            self.finish(taken.plan, taken.logits)
+        else:
+            self.abandon(taken.plan)
+        taken.logits = taken.logits.detach()  # the graph would pin the shapes of parameters that grow
+        yield "after_training_iteration", taken
 
     @torch.no_grad()
-    def begin(self, x: Tensor, y: Tensor, task: int) -> Plan:
+    def begin(self, x: Tensor, y: Tensor, task: int) -> StepBatch:
         """Join the fresh rows with replayed ones and some of their vicinity, and ask the teachers about all of them."""
         remembered = self.memory.sample(self.replay)
         fresh, unlabelled, met = len(y), bool((y < 0).any()), torch.zeros_like(y)
@@ -143,18 +153,30 @@ class Step:
         if remembered is not None:
             x, y = torch.cat([x, remembered.x]), torch.cat([y, remembered.y])
             met = torch.cat([met, remembered.met()])
-        if self.vicinity.due(x):
-            self.vicinity.measured(*self._compared(task))
+        if self.vicinal.due(x):
+            self.vicinal.measured(*self._compared(task))
         offer = self.memory.hold(x[:fresh], y[:fresh], task, lambda rows: self._at_rest(x[rows]))
-        if (near := self.vicinity.draw(_without(x, offer.twins))) is not None:
+        if (near := self.vicinal.draw(_without(x, offer.twins))) is not None:
             x, y = torch.cat([x, near]), torch.cat([y, y.new_full((len(near),), -1)])
             met = torch.cat([met, met.new_zeros(len(near))])
         drawn = 0 if near is None else len(near)
+        mass = self._mass(y, drawn, offer.untaught) if drawn or offer.untaught else None
         answers = self.pool.answers(x, fresh, remembered, self.student.classes)
         replayed = slice(fresh, len(x) - drawn)
-        if remembered is not None and (moved := self.vicinity.replayed(x[replayed])) is not None:
+        if remembered is not None and (moved := self.vicinal.replayed(x[replayed])) is not None:
             x[replayed] = moved
-        return Plan(x, y, fresh, task, answers, unlabelled or drawn > 0, drawn, met, offer)
+        return StepBatch(x, y, fresh, task, answers, unlabelled or drawn > 0, drawn, met, offer, mass)
+
+    def _mass(self, y: Tensor, drawn: int, untaught: Sequence[int]) -> Tensor:
+        """[batch] what each row counts: nothing where it is held out, the advantage where it was drawn, else alike.
+
+        They sum to the rows, so that the mean over the rows is the mean over what they count: the loss of a step in
+        which many rows count little would be a small one, and Adam's step as small.
+        """
+        mass = torch.ones(len(y), dtype=next(self.student.parameters()).dtype, device=y.device)
+        mass[list(untaught)] = 0.0
+        mass[len(y) - drawn :] = self.vicinal.mass
+        return mass * (len(y) / mass.sum().clamp_min(1e-6))
 
     def _at_rest(self, x: Tensor) -> Tensor:
         with at_rest(self.student) as student:
@@ -168,7 +190,7 @@ class Step:
         logits = self._at_rest(held.x)
         taught = self._taught(held.x, logits, self.pool.answers_unseen(held, self.student.classes))
         gained = advantage(taught, torch.softmax(logits, 1), held.y)
-        if (moved := self.vicinity.nudged(held.x)) is None:
+        if (moved := self.vicinal.nudged(held.x)) is None:
             return gained, None
         answers = self.pool.answers(moved, 0, None, self.student.classes)
         newest = self.memory.holdout.task[: len(held.y)] == task
@@ -177,10 +199,10 @@ class Step:
     def _taught(self, x: Tensor, logits: Tensor, answers: Answers) -> Tensor:
         """What the teachers say together of rows [batch, *shape], weighed as where there is no label."""
         unknown = torch.full((len(x),), -1, device=x.device)
-        weights = self.gate(self.evidence(Plan(x, unknown, 0, 0, answers, unlabelled=True), logits))
+        weights = self.gate(self.evidence(StepBatch(x, unknown, 0, 0, answers, unlabelled=True), logits))
         return fused_target(soft_answers(answers.logits, answers.known, 1.0), weights)
 
-    def forward(self, plan: Plan) -> Tensor:
+    def forward(self, plan: StepBatch) -> Tensor:
         """The student's logits, and the outputs of the layers that losses named; running statistics move."""
         self._buffers = [(buffer, buffer.clone()) for buffer in self.student.buffers()]
         if not self._student_layers:
@@ -189,7 +211,7 @@ class Step:
         with capture(self.student, self._student_layers, self._captured):
             return self.student(plan.x)
 
-    def weigh(self, plan: Plan, logits: Tensor) -> Lesson:
+    def weigh(self, plan: StepBatch, logits: Tensor) -> Lesson:
         """The gate's weights for the step; fresh rows that are held out have none."""
         wanted = self.adapter is not None and self.adapter.arrived(self, plan, logits)
         evidence = self.evidence(plan, logits)
@@ -197,26 +219,14 @@ class Step:
         with torch.set_grad_enabled(wanted):
             given = self.gate(evidence)
         weights = given.detach()
-        if plan.drawn or plan.offer.untaught:
-            weights = weights * self._masses(plan, weights.dtype)
+        if plan.mass is not None:
+            weights = weights * plan.mass.unsqueeze(1)
         self.weighing_seconds += time.perf_counter() - begun
         lesson = self.lesson(plan, logits, weights, evidence)
-        if self.adapter is not None:
-            self.adapter.weighed(plan, evidence, lesson, given)
+        self._weighed = plan, evidence, lesson, given
         return lesson
 
-    def _masses(self, plan: Plan, dtype: torch.dtype) -> Tensor:
-        """[batch, 1] what each row counts: nothing where it is held out, the advantage where it was drawn, else alike.
-
-        They sum to the rows, so that the mean over the rows is the mean over what they count: the loss of a step in
-        which many rows count little would be a small one, and Adam's step as small.
-        """
-        masses = torch.ones(len(plan.y), 1, dtype=dtype, device=plan.y.device)
-        masses[plan.offer.untaught] = 0.0
-        masses[len(masses) - plan.drawn :] = self.vicinity.mass
-        return masses * (len(masses) / masses.sum().clamp_min(1e-6))
-
-    def evidence(self, plan: Plan, logits: Tensor) -> Evidence:
+    def evidence(self, plan: StepBatch, logits: Tensor) -> Evidence:
         """What the gate may see of the step, without gradient."""
         known = plan.answers.known
         if plan.answers.complete:
@@ -241,15 +251,14 @@ class Step:
             self.pool.stale(plan.y.device),
         )
 
-    def lesson(self, plan: Plan, logits: Tensor, weights: Tensor, evidence: Evidence | None = None) -> Lesson:
+    def lesson(self, plan: StepBatch, logits: Tensor, weights: Tensor, evidence: Evidence | None = None) -> Lesson:
         """What the losses see of the step; terms with a gate of their own are weighed by it, from ``evidence``."""
         own: dict[int, Tensor] = {}
         if self._own_gates:
             with torch.no_grad():
                 own = sums.own_weights(self.terms, evidence or self.evidence(plan, logits))
-                if plan.drawn or plan.offer.untaught:
-                    masses = self._masses(plan, logits.dtype)
-                    own = {place: weights * masses for place, weights in own.items()}
+                if plan.mass is not None:
+                    own = {place: weights * plan.mass.unsqueeze(1) for place, weights in own.items()}
         theirs = self.pool.features(plan.x[: plan.fresh], self._teacher_layers) if self._teacher_layers else {}
         return Lesson(
             logits,
@@ -285,19 +294,20 @@ class Step:
 
     def clip(self) -> None:
         """Gradients are there: the adapter looks at them, then their global norm is clipped where that is asked for."""
-        if self.adapter is not None:
-            self.adapter.update_begins(self)
+        if self.adapter is not None and self._weighed is not None:
+            self.adapter.before_update(self, *self._weighed)
+        self._weighed = None
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.trained, self.clip_norm)
 
     @torch.no_grad()
-    def finish(self, plan: Plan, logits: Tensor) -> None:
+    def finish(self, plan: StepBatch, logits: Tensor) -> None:
         """Teachers follow the update; fresh rows are remembered with the logits that they met.
 
         Without a label they are not: what is remembered is balanced by label, and measured by it.
         """
         if self.adapter is not None:
-            self.adapter.update_ended(self)  # before memory takes the rows: they must not be their own query
+            self.adapter.after_update(self)  # before memory takes the rows: they must not be their own query
         self.memory.remember(plan.offer, plan.x, plan.y, plan.task, logits.detach())
         x, y = plan.x[: plan.fresh], plan.y[: plan.fresh]
         self.pool.heard(logits[: plan.fresh].detach(), plan.answers, _unless(y, plan.offer.again))
@@ -308,10 +318,10 @@ class Step:
         if len(y):
             self.pool.observe(x, y)
         self.pool.after_step(self.student, plan.fresh)
-        self.settling.step()
+        self.rate_decay.step()
 
     @torch.no_grad()
-    def abandon(self, plan: Plan) -> None:
+    def abandon(self, plan: StepBatch) -> None:
         """The step was not taken, for its loss or gradients were not finite: nothing of its fresh rows is kept."""
         self.memory.withdraw(plan.offer)
         for buffer, before in self._buffers:  # one infinite activation would stay in a running mean for ever

@@ -7,7 +7,7 @@
 one can leave the label out. ``decoupled-kd`` is Zhao et al. 2022, equation 7: whether it is the label (binary), and
 which of the others, are two matters, so that a teacher that is sure of the label still tells how the other classes
 resemble it. The paper's β, 1 to 10, is for a finished teacher: on a stream, whose teachers have yet to learn the newest
-classes, it holds the student back (ARCHITECTURE.md has figures).
+classes, it holds the student back (docs/decisions/0022 has figures).
 
 Teachers' probabilities are those over the classes that they know, the student's always over all.
 """

@@ -28,14 +28,14 @@ from streamkd.losses.match_gate import Lesson, Shapes
 FAINT = 1e-6  # norm below which a map fades to zero
 
 
-class HintOptions(Options):
+class FeatureOptions(Options):
     """Which layer of the student is taught by which layers of the teachers."""
 
     student: str = Field(description="the student's layer; its names begin with `body.`")
     teacher: dict[str, str] = Field(min_length=1, description="by the id of each teacher that is looked at: its layer")
 
 
-class AttentionOptions(HintOptions):
+class AttentionOptions(FeatureOptions):
     """Where the student is to look, and where each teacher looks."""
 
     power: float = Field(default=2.0, ge=1, description="p of the map: larger looks at the strongest channels")
@@ -44,7 +44,7 @@ class AttentionOptions(HintOptions):
 class Feature:
     """``feature_distance`` under the gate's weights; its adapters are trained with the student."""
 
-    def __init__(self, options: HintOptions) -> None:
+    def __init__(self, options: FeatureOptions) -> None:
         self.options = options
         self.layers, self.teacher_layers = _names(options)
         self.adapters = nn.ModuleDict()
@@ -75,7 +75,7 @@ class Feature:
             if teachers[key][layer] != student[mine]:
                 if "head" in (mine.rpartition(".")[2], layer.rpartition(".")[2]):
                     raise _unfitting(mine, student[mine], key, teachers[key][layer])
-                self.adapters[_slot(self.options, key)] = Adapter(student[mine], teachers[key][layer])
+                self.adapters[_slot(self.options, key)] = Regressor(student[mine], teachers[key][layer])
 
     def parameters(self) -> Iterable[nn.Parameter]:
         return self.adapters.parameters()
@@ -100,7 +100,7 @@ class Attention:
         return attention_distance(*maps)
 
 
-class Adapter(nn.Module):
+class Regressor(nn.Module):
     """From the student's outputs to the teacher's: pairs of one shape.
 
     Maps [channels, height, width] of both: a 1×1 convolution, the teacher's resized to the student's height and width
@@ -176,7 +176,7 @@ Apart = Callable[[str, Tensor, Tensor, Tensor], Tensor]
 """(teacher, the student's outputs, the teacher's, the rows that count [batch] bool) ─► distance of each row [batch]."""
 
 
-def hint_table(lesson: Lesson, options: HintOptions, apart: Apart) -> Float[Tensor, "batch sources"]:
+def hint_table(lesson: Lesson, options: FeatureOptions, apart: Apart) -> Float[Tensor, "batch sources"]:
     """``apart`` on the fresh rows, in the columns of the named teachers; 0 in all others."""
     fresh, rows = lesson.fresh, len(lesson.labels)
     ours = lesson.features[options.student][:fresh]
@@ -191,7 +191,7 @@ def hint_table(lesson: Lesson, options: HintOptions, apart: Apart) -> Float[Tens
     return torch.stack(columns, 1)
 
 
-def _names(options: HintOptions) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+def _names(options: FeatureOptions) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
     return (options.student,), {key: (layer,) for key, layer in options.teacher.items()}
 
 
@@ -203,7 +203,7 @@ def _unfitting(layer: str, ours: Iterable[int], key: str, theirs: Iterable[int])
     )
 
 
-def _slot(options: HintOptions, key: str) -> str:
+def _slot(options: FeatureOptions, key: str) -> str:
     """A module's name may have no dots, a teacher's may."""
     return str([*options.teacher].index(key))
 
@@ -211,5 +211,5 @@ def _slot(options: HintOptions, key: str) -> str:
 @hookimpl
 def streamkd_losses() -> Iterable[Kind]:
     """Both hints."""
-    yield Kind("feature", Feature, HintOptions, "outputs of a layer, through an adapter (Romero et al. 2015)")
+    yield Kind("feature", Feature, FeatureOptions, "outputs of a layer, through an adapter (Romero et al. 2015)")
     yield Kind("attention", Attention, AttentionOptions, "where a layer is active (Zagoruyko & Komodakis 2017)")

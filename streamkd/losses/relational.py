@@ -21,13 +21,13 @@ from pydantic import Field
 from torch import Tensor
 
 from streamkd.hookspecs import Kind, hookimpl
-from streamkd.losses.features import HintOptions, hint_table
+from streamkd.losses.features import FeatureOptions, hint_table
 from streamkd.losses.match_gate import Lesson
 
 NEAR = 1e-4  # of the mean distance: closer samples coincide
 
 
-class RelationalOptions(HintOptions):
+class RelationalOptions(FeatureOptions):
     """Whose relations, and how much distances and angles count."""
 
     distance: float = Field(default=1.0, ge=0, description="λ_D: weight of the distances between two samples")

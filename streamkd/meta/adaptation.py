@@ -21,16 +21,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from streamkd.gates.gate import Evidence, Gate, Priced, imbalance
-from streamkd.learning.step import Plan, Step
+from streamkd.gates.gate import Evidence, Gate, Hedging, imbalance
+from streamkd.learning.batch import StepBatch
+from streamkd.learning.step import Step
 from streamkd.learning.terms import layers_of, seen
 from streamkd.losses.match_gate import Gated, Lesson
 from streamkd.meta import hypergradient, jacobian, maml
-from streamkd.meta.jacobian import Slope
+from streamkd.meta.jacobian import Jvp
 from streamkd.meta.maml import SHARED
 from streamkd.meta.rates import rates_of
 from streamkd.meta.temperature import Temperature
-from streamkd.meta.trajectory import Taken, Trail
+from streamkd.meta.trajectory import InnerStep, Trajectory
 from streamkd.students import optimizers
 
 logger = logging.getLogger(__name__)
@@ -80,10 +81,10 @@ class GateAdapter:
         self.engine: Engine = engine
         self.parameters = [p for p in gate.parameters() if p.requires_grad]
         self.origin = [p.detach().clone() for p in self.parameters]
-        self.active = bool(self.parameters) or any(isinstance(part, Priced) for part in gate.modules())
+        self.active = bool(self.parameters) or any(isinstance(part, Hedging) for part in gate.modules())
         self.temperature = Temperature() if temperature and self.active else None
         self.optimizer = self._optimizer(learning_rate)
-        self.trail = Trail(horizon, kept=engine == "prequential")
+        self.trajectory = Trajectory(horizon, kept=engine == "prequential")
         self.lacking: str | None = None  # what torch said of an operator without forward mode
         self.faults: Counter[str] = Counter()  # left out (memory, not_finite), or by differences for once (forward)
         self.steps = 0
@@ -115,7 +116,7 @@ class GateAdapter:
         Raises:
             ConfigError: the engine, or the learned temperature, does not fit it.
         """
-        self.trail.clear()
+        self.trajectory.clear()
         self._weights = None
         losses = [(place, term.loss) for place, term in enumerate(step.terms) if term.weight]
         self._gated = [(place, loss) for place, loss in losses if isinstance(loss, Gated)]
@@ -157,10 +158,10 @@ class GateAdapter:
     def _wanted(self) -> bool:
         """Whether an adaptation, now or soon, will look at this step."""
         later = self.engine == "prequential"
-        ahead = range(1, self.trail.length + later)
+        ahead = range(1, self.trajectory.length + later)
         return self.active and ((self._due and not later) or any(map(self._due_in, ahead)))
 
-    def arrived(self, step: Step, plan: Plan, logits: Tensor) -> bool:
+    def arrived(self, step: Step, plan: StepBatch, logits: Tensor) -> bool:
         """A batch has come, and is not trained on yet: the query of the engine ``prequential``.
 
         The weights' graph is wanted where the adaptation that is due ends with them: weighing again costs as much.
@@ -168,42 +169,36 @@ class GateAdapter:
         if self.due() and self.engine == "prequential":
             begun = time.perf_counter()
             outer = self._arriving(step, plan, logits)
-            trail = self.trail.read(step)
-            if outer is not None and trail and trail[-1].number == self.steps - 1:
+            trajectory = self.trajectory.read(step)
+            if outer is not None and trajectory and trajectory[-1].number == self.steps - 1:
                 with self._sparing_memory():
-                    self._adapt(step, trail, self._by_slopes(step, trail, outer))
+                    self._adapt(step, trajectory, self._by_slopes(step, trajectory, outer))
             self.seconds += time.perf_counter() - begun
-        return self._due and not self.trail.kept and not isinstance(step.gate, Priced)
+        return self._due and not self.trajectory.kept and not isinstance(step.gate, Hedging)
 
-    def weighed(self, plan: Plan, evidence: Evidence, lesson: Lesson, weights: Tensor | None = None) -> None:
-        """The gate has given its weights."""
-        self._weights = weights if weights is not None and weights.requires_grad else None
+    def before_update(self, step: Step, plan: StepBatch, evidence: Evidence, lesson: Lesson, weights: Tensor) -> None:
+        """The student's gradients are there, not yet clipped: the step is kept if an adaptation will look at it."""
+        self._weights = weights if weights.requires_grad else None
         if self._wanted():
-            self.trail.weighed(self.steps, plan.x, evidence, lesson)
-        else:
-            self.trail.skipped()
-
-    def update_begins(self, step: Step) -> None:
-        """The student's gradients are there, not yet clipped."""
-        begun = time.perf_counter()
-        if self.trail.update_begins(step):
+            begun = time.perf_counter()
+            self.trajectory.keep(step, self.steps, plan.x, evidence, lesson)
             self.seconds += time.perf_counter() - begun
 
-    def update_ended(self, step: Step) -> None:
+    def after_update(self, step: Step) -> None:
         """The student has moved; without held-out records nothing happens."""
         if not self._due or self.engine == "prequential":
             return
         begun = time.perf_counter()
-        trail = self.trail.read(step)
-        if trail and trail[-1].number == self.steps and (query := step.memory.query(self.query)) is not None:
+        trajectory = self.trajectory.read(step)
+        if trajectory and trajectory[-1].number == self.steps and (query := step.memory.query(self.query)) is not None:
             with self._sparing_memory():
                 if self.engine == "maml":
-                    trail = maml.since_growth(trail)
-                    self._adapt(step, trail, self._by_unrolling(step, trail, (query.x, query.y)))
+                    trajectory = maml.since_growth(trajectory)
+                    self._adapt(step, trajectory, self._by_unrolling(step, trajectory, (query.x, query.y)))
                 else:
                     outer = self._held_out(step, query.x, query.y)
-                    self._adapt(step, trail, self._by_slopes(step, trail, outer))
-        self.trail.forget()
+                    self._adapt(step, trajectory, self._by_slopes(step, trajectory, outer))
+        self.trajectory.forget()
         self._weights = None
         self.seconds += time.perf_counter() - begun
 
@@ -235,7 +230,7 @@ class GateAdapter:
             logits = functional_call(step.student, hypergradient.own_buffers(step.student), (x,))
             return self._gradient(step, F.cross_entropy(logits, y))
 
-    def _arriving(self, step: Step, plan: Plan, logits: Tensor) -> Sequence[Tensor] | None:
+    def _arriving(self, step: Step, plan: StepBatch, logits: Tensor) -> Sequence[Tensor] | None:
         """v from the fresh rows that have a label; their graph serves the student's own step later."""
         labels = plan.y[: plan.fresh]
         if not bool((labels >= 0).any()):
@@ -247,13 +242,15 @@ class GateAdapter:
         self.outer_loss = float(loss.detach())
         return torch.autograd.grad(loss, step.parameters, retain_graph=retain_graph, materialize_grads=True)
 
-    def _by_slopes(self, step: Step, trail: Sequence[Taken], outer: Sequence[Tensor]) -> list[dict[int, Tensor]]:
+    def _by_slopes(
+        self, step: Step, trajectory: Sequence[InnerStep], outer: Sequence[Tensor]
+    ) -> list[dict[int, Tensor]]:
         """The tables of each step along its own direction; the temperature's derivative is noted on the way."""
-        updates = [taken.update for taken in trail]
+        updates = [taken.update for taken in trajectory]
         us = hypergradient.directions(step.optimizer, step.parameters, updates, outer, step.clip_norm)
-        return [self._tables(step, taken, u) for taken, u in zip(trail, us, strict=True)]
+        return [self._tables(step, taken, u) for taken, u in zip(trajectory, us, strict=True)]
 
-    def _tables(self, step: Step, taken: Taken, u: list[Tensor]) -> dict[int, Tensor]:
+    def _tables(self, step: Step, taken: InnerStep, u: list[Tensor]) -> dict[int, Tensor]:
         at = taken.at(self._names)
         if self.engine != "finite-difference" and self.lacking is None:
             noted = self.temperature.slope if self.temperature else 0.0
@@ -275,7 +272,7 @@ class GateAdapter:
         self.lacking = str(fault).splitlines()[0]
         logger.warning("the gate's tables come from finite differences from now on: %s", self.lacking)
 
-    def _read(self, step: Step, taken: Taken, slope: Slope) -> dict[int, Tensor]:
+    def _read(self, step: Step, taken: InnerStep, slope: Jvp) -> dict[int, Tensor]:
         found: dict[int, Tensor] = {}
         for place, loss in self._gated:
             term, lesson = step.terms[place], seen(taken.lesson, place)
@@ -287,15 +284,15 @@ class GateAdapter:
         return found
 
     def _by_unrolling(
-        self, step: Step, trail: Sequence[Taken], query: tuple[Tensor, Tensor]
+        self, step: Step, trajectory: Sequence[InnerStep], query: tuple[Tensor, Tensor]
     ) -> list[dict[int, Tensor]]:
         weights = []
-        for taken in trail:
+        for taken in trajectory:
             weights.append({SHARED: taken.lesson.weights, **taken.lesson.own_weights})
-        found, self.outer_loss = maml.tables(step, step.terms, trail, weights, query, self.first_order)
+        found, self.outer_loss = maml.tables(step, step.terms, trajectory, weights, query, self.first_order)
         return found
 
-    def _adapt(self, step: Step, trail: Sequence[Taken], tables: Sequence[dict[int, Tensor]]) -> None:
+    def _adapt(self, step: Step, trajectory: Sequence[InnerStep], tables: Sequence[dict[int, Tensor]]) -> None:
         """One outer step; tables that are not finite move nothing."""
         if not all(bool(torch.isfinite(table).all()) for each in tables for table in each.values()):
             return self._skip("not_finite", "a table is not finite")
@@ -303,8 +300,8 @@ class GateAdapter:
             self.optimizer.zero_grad()
         with torch.enable_grad(), self._looking_back():
             costs = [
-                self._cost(step, key, taken, table, newest=taken is trail[-1])
-                for taken, each in zip(trail, tables, strict=True)
+                self._cost(step, key, taken, table, newest=taken is trajectory[-1])
+                for taken, each in zip(trajectory, tables, strict=True)
                 for key, table in each.items()
             ]
             total = sum(cost for cost in costs if cost is not None)
@@ -332,12 +329,12 @@ class GateAdapter:
             for part, training in modes:
                 part.training = training
 
-    def _cost(self, step: Step, key: int, taken: Taken, table: Tensor, *, newest: bool) -> Tensor | None:
+    def _cost(self, step: Step, key: int, taken: InnerStep, table: Tensor, *, newest: bool) -> Tensor | None:
         """Σ A·w / batch, whose slope Σ A·∂w/∂φ / batch is dL_out/dφ: a backward through the gate alone."""
         gate, evidence = _gate(step, key), taken.evidence
         # a gate's rows sum to 1; where the step gave a row less, its weights enter by that factor
         table = table * seen(taken.lesson, key).weights.sum(1, keepdim=True)
-        if newest and isinstance(gate, Priced):
+        if newest and isinstance(gate, Hedging):
             gate.settle(evidence, table)
         kept = self._weights if key == SHARED else None
         weights = gate(evidence) if kept is None else kept
@@ -372,7 +369,7 @@ class GateAdapter:
             "burst": self.burst,
             "adaptations": self.adaptations,
             "lacking": self.lacking,
-            "trail": self.trail.state_dict(),
+            "trail": self.trajectory.state_dict(),
             "temperature": None if self.temperature is None else self.temperature.log.detach(),
         }
 
@@ -385,7 +382,7 @@ class GateAdapter:
             optimizers.restore(self.optimizer, state["optimizer"], None if same else len(self.parameters))
         self.steps, self.burst, self.adaptations = state["steps"], state["burst"], state["adaptations"]
         self.lacking = state.get("lacking")  # "refused" of older versions also came from what passes, and is not read
-        self.trail.load_state_dict(state.get("trail", {"steps": []}), device)
+        self.trajectory.load_state_dict(state.get("trail", {"steps": []}), device)
         if same and self.temperature is not None:
             self.temperature.restore(float(state["temperature"]))
 

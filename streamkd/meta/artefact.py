@@ -3,7 +3,6 @@
     gate              weights of the step's gates: where the stream's begin, and what they are anchored to
     gate_notes        what else belongs to their state (of which teacher a row is), as JSON; of most gates nothing
     start             a one-class student: where the stream's student begins, its head row beginning every label
-    rates             per parameter of the student, a factor of the configured learning rate
     gate_optimizer    a learned optimiser's weights; none: Adam
     trained_on        the stream, its tasks, episodes, seed: what the figures of a run should be read with
 
@@ -12,6 +11,7 @@ A learner keeps a copy in its checkpoints, so that a state directory goes on wit
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from streamkd.errors import ConfigError, StateError
 
+logger = logging.getLogger(__name__)
 SCHEMA = 1
 DOCUMENT, TENSORS = "meta.json", "meta.safetensors"
 Weights = dict[str, Tensor]
@@ -36,7 +37,6 @@ class Artefact:
     """The configuration's ``gate`` and ``student`` that it is bound to, each where something of it was learned."""
     gate_weights: Weights = field(default_factory=dict)
     start: Weights = field(default_factory=dict)
-    rates: Mapping[str, float] = field(default_factory=dict)
     gate_optimizer: Weights = field(default_factory=dict)
     trained_on: Mapping[str, Any] = field(default_factory=dict)
     gate_notes: Mapping[str, Any] = field(default_factory=dict)
@@ -73,7 +73,6 @@ class Artefact:
             document["learned_for"],
             parts["gate"],
             parts["start"],
-            document["rates"],
             parts["gate_optimizer"],
             document["trained_on"],
             document.get("gate_notes", {}),
@@ -84,7 +83,6 @@ class Artefact:
         return {
             "schema": SCHEMA,
             "learned_for": dict(self.learned_for),
-            "rates": dict(self.rates),
             "trained_on": dict(self.trained_on),
             **notes,
         }
@@ -139,6 +137,8 @@ def read(directory: Path) -> Artefact:
         tensors = load((directory / TENSORS).read_bytes())
         if document["schema"] > SCHEMA:
             raise ValueError(f"schema {document['schema']} is later than {SCHEMA}, which this streamkd reads")
+        if document.get("rates"):
+            logger.warning("%s: rates by parameter are not used any more; the start and the gate are", directory)
         return Artefact.from_state({"document": document, "tensors": tensors})
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as fault:
         raise StateError(

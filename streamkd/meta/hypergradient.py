@@ -20,7 +20,7 @@ Tensors = list[Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Moments:
+class OptimizerMoments:
     """Adam's state of one parameter after a step: m, v, and how many steps there have been."""
 
     first: Tensor
@@ -39,7 +39,7 @@ class Update:
     before: Tensors
     gradients: Tensors
     norm: Tensor | None
-    moments: list[Moments]
+    moments: list[OptimizerMoments]
 
 
 def clipped(grads: Sequence[Tensor], clip_norm: float | None, norm: Tensor | None = None) -> Tensors:
@@ -86,7 +86,7 @@ def _sgd_step(p: Tensor, g: Tensor, state: dict[str, Tensor], rates: Rates) -> T
     return p.detach() - rates.learning_rate * g
 
 
-def _next_moments(p: Tensor, g: Tensor, state: dict[str, Tensor], rates: Rates, decoupled: bool) -> Moments:
+def _next_moments(p: Tensor, g: Tensor, state: dict[str, Tensor], rates: Rates, decoupled: bool) -> OptimizerMoments:
     """Adam's state after the step that ``g`` enters."""
     if not decoupled and rates.weight_decay:
         g = g + rates.weight_decay * p.detach()
@@ -94,24 +94,24 @@ def _next_moments(p: Tensor, g: Tensor, state: dict[str, Tensor], rates: Rates, 
     zero = torch.zeros_like(p)
     first = torch.lerp(state.get("exp_avg", zero), g, 1 - beta1)
     second = (beta2 * state.get("exp_avg_sq", zero)).addcmul_(g, g, value=1 - beta2)
-    return Moments(first, second, float(state.get("step", 0)) + 1)
+    return OptimizerMoments(first, second, float(state.get("step", 0)) + 1)
 
 
-def _corrections(moments: Moments, rates: Rates) -> tuple[float, float]:
+def _corrections(moments: OptimizerMoments, rates: Rates) -> tuple[float, float]:
     return 1 - rates.betas[0] ** moments.count, 1 - rates.betas[1] ** moments.count
 
 
-def moments_of(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> list[Moments]:
+def moments_of(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> list[OptimizerMoments]:
     """Adam's present state of each parameter, not copied; zeros where one has never had a gradient; none for SGD."""
     if isinstance(optimizer, torch.optim.SGD):
         return []
     return [_moments(p, optimizer.state.get(p, {})) for p in parameters]
 
 
-def _moments(p: Tensor, state: dict[str, Tensor]) -> Moments:
+def _moments(p: Tensor, state: dict[str, Tensor]) -> OptimizerMoments:
     if "exp_avg" not in state:
-        return Moments(torch.zeros_like(p), torch.zeros_like(p), 1.0)
-    return Moments(state["exp_avg"], state["exp_avg_sq"], float(state["step"]))
+        return OptimizerMoments(torch.zeros_like(p), torch.zeros_like(p), 1.0)
+    return OptimizerMoments(state["exp_avg"], state["exp_avg_sq"], float(state["step"]))
 
 
 def direction(
@@ -126,7 +126,7 @@ def direction(
     Exact for SGD (momentum, Nesterov, decay), Adam, AdamW, each also clipped; see ``directions``.
     """
     norm = None if clip_norm is None else norm_of(grads)
-    after: list[Moments] = []
+    after: list[OptimizerMoments] = []
     if not isinstance(optimizer, torch.optim.SGD):
         decoupled = isinstance(optimizer, torch.optim.AdamW)
         parts = zip(parameters, clipped(grads, clip_norm), rates_of(optimizer, parameters), strict=True)
@@ -177,7 +177,7 @@ class _Seen:
 
     before: Tensor
     gradient: Tensor
-    moments: Moments | None
+    moments: OptimizerMoments | None
 
     @classmethod
     def of(cls, update: Update, at: int, clip_norm: float | None) -> "_Seen":

@@ -3,7 +3,7 @@
     A[i, k] = ⟨u, ∇_θ ℓ_ik⟩,  the student's slope first (ż = J_θ z·u, once), then each loss read along it
 
 ``forward`` takes the student's slope with one forward-mode pass, ``difference`` with two plain ones, on every operator.
-Both answer with a ``Slope``, from which any gated loss is read without another pass of the student.
+Both answer with a ``Jvp``, from which any gated loss is read without another pass of the student.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ def lacks_forward_mode(fault: RuntimeError) -> bool:
 
 
 @runtime_checkable
-class Slope(Protocol):
+class Jvp(Protocol):
     """How the student's outputs on a batch change along u."""
 
     def table(self, loss: Gated, lesson: Lesson) -> Float[Tensor, "batch sources"]:
@@ -43,7 +43,7 @@ class Slope(Protocol):
 
 def forward(
     module: nn.Module, x: Tensor, at: Mapping[str, Tensor], u: Sequence[Tensor], layers: Sequence[str] = ()
-) -> "Tangent":
+) -> "ForwardMode":
     """The slope by one forward-mode pass at the parameters and buffers ``at``; ``u`` in the order of the former.
 
     Dual numbers, not ``torch.func.jvp``, which fails on BatchNorm in training mode.
@@ -56,7 +56,7 @@ def forward(
     with forward_ad.dual_level(), torch.no_grad(), capture(module, layers, outputs):
         duals = {n: _dual(at[n], d) for n, d in zip(names, u, strict=True)}
         logits = _unpacked(functional_call(module, dict(at) | duals, (x,)))
-        return Tangent(logits, {name: _unpacked(outputs[name]) for name in layers})
+        return ForwardMode(logits, {name: _unpacked(outputs[name]) for name in layers})
 
 
 def _dual(value: Tensor, slope: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def _unpacked(dual: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True, slots=True)
-class Tangent:
+class ForwardMode:
     """Logits and features with their derivatives along u."""
 
     logits: tuple[Tensor, Tensor]
@@ -102,7 +102,7 @@ def match_gate(
 
 def difference(
     module: nn.Module, x: Tensor, at: Mapping[str, Tensor], u: Sequence[Tensor], layers: Sequence[str] = ()
-) -> "Sides":
+) -> "CentralDifference":
     """The slope by a central difference at θ ± ε·u, ε = 1e-2/‖u‖; error near 1e-4 in float32.
 
     The losses of single sources hold no gate, so nothing that depends on φ is differenced.
@@ -119,11 +119,11 @@ def difference(
                 # buffers that the pass moves (running statistics) must not reach the other side
                 fresh = {n: value.clone() for n, value in at.items() if n not in moved}
                 sides.append((functional_call(module, fresh | moved, (x,)), outputs))
-    return Sides(sides[0], sides[1], eps)
+    return CentralDifference(sides[0], sides[1], eps)
 
 
 @dataclass(frozen=True, slots=True)
-class Sides:
+class CentralDifference:
     """Logits and features at θ + ε·u and at θ - ε·u."""
 
     above: tuple[Tensor, Mapping[str, Tensor]]

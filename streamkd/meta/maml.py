@@ -22,7 +22,7 @@ from streamkd.errors import ConfigError
 from streamkd.learning import terms
 from streamkd.learning.step import Step
 from streamkd.learning.terms import Term
-from streamkd.meta.trajectory import Taken
+from streamkd.meta.trajectory import InnerStep
 from streamkd.teachers.teacher import capture
 
 SHARED = -1
@@ -56,17 +56,17 @@ def rate_of(step: Step) -> float:
     return float(groups[0]["lr"])
 
 
-def since_growth(trail: list[Taken]) -> list[Taken]:
+def since_growth(trajectory: list[InnerStep]) -> list[InnerStep]:
     """The last steps under one label space: what is unrolled keeps the head that it began with."""
-    sizes = [[value.shape for value in taken.update.before] for taken in trail]
+    sizes = [[value.shape for value in taken.update.before] for taken in trajectory]
     first = next((place for place, size in enumerate(sizes) if size == sizes[-1]), 0)
-    return trail[first:]
+    return trajectory[first:]
 
 
 def tables(
     step: Step,
     parts: Sequence[Term],
-    trail: Sequence[Taken],
+    trajectory: Sequence[InnerStep],
     weights: Sequence[Weights],
     query: tuple[Tensor, Tensor],
     first_order: bool,
@@ -80,21 +80,21 @@ def tables(
     """
     leaves = [{key: w.detach().clone().requires_grad_() for key, w in mine.items()} for mine in weights]
     with torch.enable_grad():
-        loss = F.cross_entropy(_unrolled(step, parts, trail, leaves, first_order)(query[0]), query[1])
+        loss = F.cross_entropy(_unrolled(step, parts, trajectory, leaves, first_order)(query[0]), query[1])
         flat = [leaf for mine in leaves for leaf in mine.values()]
         slopes = iter(torch.autograd.grad(loss, flat, materialize_grads=True))
     return [{key: len(leaf) * next(slopes) for key, leaf in mine.items()} for mine in leaves], float(loss.detach())
 
 
 def _unrolled(
-    step: Step, parts: Sequence[Term], trail: Sequence[Taken], weights: Sequence[Weights], first_order: bool
+    step: Step, parts: Sequence[Term], trajectory: Sequence[InnerStep], weights: Sequence[Weights], first_order: bool
 ) -> nn.Module:
-    """A student after the steps of the trail; its parameters carry the graph to ``weights``."""
+    """A student after the steps of the trajectory; its parameters carry the graph to ``weights``."""
     algorithms = _learn2learn("algorithms.maml")
     start = copy.deepcopy(step.student)
-    _put(start, trail[0])
+    _put(start, trajectory[0])
     learner = algorithms.MAML(start, lr=rate_of(step), allow_nograd=True).clone()
-    for taken, mine in zip(trail, weights, strict=True):
+    for taken, mine in zip(trajectory, weights, strict=True):
         _own_buffers(learner.module, taken)
         if not first_order:
             learner.adapt(_loss(learner.module, parts, taken, mine))
@@ -105,7 +105,7 @@ def _unrolled(
         found = iter(torch.autograd.grad(loss, trained, create_graph=True, allow_unused=True))
         gradients = [next(found) if p.requires_grad else None for p in here.parameters()]
         algorithms.maml_update(learner.module, learner.lr, gradients)
-    _own_buffers(learner.module, trail[-1])
+    _own_buffers(learner.module, trajectory[-1])
     unrolled: nn.Module = learner.module
     return unrolled
 
@@ -114,14 +114,14 @@ def _learn2learn(part: str) -> Any:
     return extras.load(f"learn2learn.{part}", "the engine maml", "adapt.engine")
 
 
-def _put(module: nn.Module, taken: Taken) -> None:
+def _put(module: nn.Module, taken: InnerStep) -> None:
     """The parameters before that step; a head that has grown since is cut back."""
     trained = [p for p in module.parameters() if p.requires_grad]
     for parameter, value in zip(trained, taken.update.before, strict=True):
         parameter.data = value.clone()
 
 
-def _own_buffers(module: nn.Module, taken: Taken) -> None:
+def _own_buffers(module: nn.Module, taken: InnerStep) -> None:
     """Buffers of its own: learn2learn's clone shares running statistics with the original."""
     for name, value in taken.buffers.items():
         owner, _, leaf = name.rpartition(".")
@@ -138,7 +138,7 @@ def _cut(module: nn.Module) -> nn.Module:
     return clone
 
 
-def _loss(module: nn.Module, parts: Sequence[Term], taken: Taken, weights: Weights) -> Tensor:
+def _loss(module: nn.Module, parts: Sequence[Term], taken: InnerStep, weights: Weights) -> Tensor:
     features: dict[str, Tensor] = {}
     with capture(module, terms.layers_of(parts), features):
         logits = module(taken.x)

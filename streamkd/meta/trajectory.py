@@ -1,8 +1,8 @@
-"""The trail: what an adaptation must know of the student's last steps, kept from the moment that each was taken.
+"""The trajectory: what an adaptation must know of the student's last steps, kept from the moment that each was taken.
 
-    weighed ─► update begins ─► update ended          per step; θ, gradients and moments are copied only where needed
+    before the update ─► after it          per step; θ, gradients and moments are copied only where needed
 
-A trail of one step lives within that step. A longer one, and one that is read when the next batch arrives, is part
+A trajectory of one step lives within that step. A longer one, and one that is read when the next batch arrives, is part
 of the checkpoint: a resumed run adapts from the same steps.
 """
 
@@ -17,11 +17,11 @@ from torch import Tensor
 from streamkd.gates.gate import Evidence, Measured
 from streamkd.learning.step import Step
 from streamkd.losses.match_gate import Lesson
-from streamkd.meta.hypergradient import Moments, Update, moments_of, norm_of, own_buffers
+from streamkd.meta.hypergradient import OptimizerMoments, Update, moments_of, norm_of, own_buffers
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class InnerStep:
     """One step: its rows, what gate and losses saw (no graph; of features only the teachers'), and its update."""
 
     number: int
@@ -36,44 +36,31 @@ class Taken:
         return dict(zip(names, self.update.before, strict=True)) | self.buffers
 
 
-class Trail:
+class Trajectory:
     """The last ``length`` steps without a gap; ``kept``: they are read after their step is over."""
 
     def __init__(self, length: int, *, kept: bool) -> None:
         self.length, self.kept = length, kept or length > 1
-        self.steps: list[Taken] = []
-        self._next: tuple[int, Tensor, Evidence, Lesson] | None = None
-
-    def weighed(self, number: int, x: Tensor, evidence: Evidence, lesson: Lesson) -> None:
-        """A step is wanted; it joins the trail when its update begins, and is forgotten if none does."""
-        self._next = (number, x, evidence, lesson)
-
-    def skipped(self) -> None:
-        """The coming step is not wanted."""
-        self._next = None
+        self.steps: list[InnerStep] = []
 
     @torch.no_grad()
-    def update_begins(self, step: Step) -> bool:
-        """Gradients are there, unclipped, and the parameters not yet moved; whether the step is wanted."""
-        if self._next is None:
-            return False
-        number, x, evidence, lesson = self._next
-        self._next = None
+    def keep(self, step: Step, number: int, x: Tensor, evidence: Evidence, lesson: Lesson) -> None:
+        """A step whose gradients are there, unclipped, and whose parameters have not yet moved."""
         if self.steps and self.steps[-1].number != number - 1:
             self.steps.clear()
         self._close(step)
         lesson = dataclasses.replace(lesson, logits=evidence.logits, features={})
         self.steps.append(
-            Taken(number, x, self._lasting(evidence), lesson, own_buffers(step.student), self._update(step))
+            InnerStep(number, x, self._lasting(evidence), lesson, own_buffers(step.student), self._update(step))
         )
         del self.steps[: -self.length]
-        return True
 
     def _close(self, step: Step) -> None:
         """The step before keeps the moments as it left them: the coming one is about to change them."""
         if self.steps:
             after = [
-                Moments(m.first.clone(), m.second.clone(), m.count) for m in moments_of(step.optimizer, step.parameters)
+                OptimizerMoments(m.first.clone(), m.second.clone(), m.count)
+                for m in moments_of(step.optimizer, step.parameters)
             ]
             last = self.steps[-1]
             self.steps[-1] = dataclasses.replace(last, update=dataclasses.replace(last.update, moments=after))
@@ -93,7 +80,7 @@ class Trail:
             return evidence
         return dataclasses.replace(evidence, measure=_Kept(evidence.measure()))
 
-    def read(self, step: Step) -> list[Taken]:
+    def read(self, step: Step) -> list[InnerStep]:
         """The steps, oldest first, the newest with the moments that the optimiser holds now."""
         if not self.steps:
             return []
@@ -104,7 +91,6 @@ class Trail:
     def clear(self) -> None:
         """Another student begins: no step of the one before is of use."""
         self.steps.clear()
-        self._next = None
 
     def forget(self) -> None:
         """Let go of what is not read later."""
@@ -115,7 +101,7 @@ class Trail:
         return {"steps": [_tree(taken) for taken in self.steps]}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Restore; a trail of another length keeps what it can use."""
+        """Restore; a trajectory of another length keeps what it can use."""
         steps = [_taken(tree, device) for tree in state["steps"]]
         self.steps = steps[-self.length :] if self.kept else []
 
@@ -128,7 +114,7 @@ class _Kept:
         return self.measured
 
 
-def _tree(taken: Taken) -> dict[str, Any]:
+def _tree(taken: InnerStep) -> dict[str, Any]:
     evidence, lesson, update = taken.evidence, taken.lesson, taken.update
     seen = {f.name: getattr(evidence, f.name) for f in dataclasses.fields(Evidence) if f.name != "measure"}
     return {
@@ -149,7 +135,7 @@ def _tree(taken: Taken) -> dict[str, Any]:
     }
 
 
-def _taken(tree: Mapping[str, Any], device: torch.device) -> Taken:
+def _taken(tree: Mapping[str, Any], device: torch.device) -> InnerStep:
     tree = _moved(tree, device)
     seen = dict(tree["evidence"])
     credit, noise = seen.pop("credit"), seen.pop("noise", 0.0)
@@ -157,8 +143,8 @@ def _taken(tree: Mapping[str, Any], device: torch.device) -> Taken:
     seen = {name: value for name, value in seen.items() if name in here}
     evidence = Evidence(**seen, measure=None if credit is None else _Kept(Measured(credit, noise)))
     update = tree["update"]
-    moments = [Moments(*moment) for moment in update["moments"]]
-    return Taken(
+    moments = [OptimizerMoments(*moment) for moment in update["moments"]]
+    return InnerStep(
         tree["number"],
         tree["x"],
         evidence,

@@ -25,7 +25,7 @@ QUERY = 0.25  # share of each label's records
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class EpisodeShape:
     """How large episodes are: tasks in a row, labels of a task at most, support records of a task about."""
 
     tasks: int = 2
@@ -34,7 +34,7 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class TaskPart:
     """One task of a course: support in order of arrival, query, and the labels known once it is over.
 
     ``classes`` are the known labels' own numbers, in the order of their columns.
@@ -45,10 +45,10 @@ class Part:
     classes: tuple[int, ...]
 
 
-Course = Sequence[Part]
+Course = Sequence[TaskPart]
 
 
-class Known:
+class KnownTask:
     """Records of known tasks: x [n, *shape], y [n] label numbers, and the labels of each task.
 
     Raises:
@@ -76,7 +76,7 @@ class Known:
         y = torch.cat([torch.full((len(own),), label) for label, own in self.support.items()])
         return self.x[rows], y.to(self.x.device)
 
-    def draw(self, shape: Shape, noise: float = 0.0) -> Course:
+    def draw(self, shape: EpisodeShape, noise: float = 0.0) -> Course:
         """Tasks one after another; ``noise``: the share of support labels changed to another of their task."""
         columns: dict[int, int] = {}
         course = []
@@ -86,10 +86,14 @@ class Known:
             for label in [*given.tolist(), *labels]:
                 columns.setdefault(label, len(columns))
             asked, answers = self._records(self.query, labels, len(self.x))
-            course.append(Part(self._batch(rows, given, columns), self._batch(asked, answers, columns), tuple(columns)))
+            course.append(
+                TaskPart(self._batch(rows, given, columns), self._batch(asked, answers, columns), tuple(columns))
+            )
         return course
 
-    def start_episode(self, shape: Shape, batch: int, replay: int, *, turned: bool = False, shift: int = 0) -> Episode:
+    def start_episode(
+        self, shape: EpisodeShape, batch: int, replay: int, *, turned: bool = False, shift: int = 0
+    ) -> Episode:
         """A course as the steps of a stream: each batch with rows drawn from all that came before it.
 
         Of images each class may be ``turned`` by quarter-turns of its own, and each support row moved by up to
@@ -113,7 +117,7 @@ class Known:
             begin += len(part.support.y)
         return Episode(steps, Batch(asked, answers), classes)
 
-    def _draw_tasks(self, shape: Shape) -> list[list[int]]:
+    def _draw_tasks(self, shape: EpisodeShape) -> list[list[int]]:
         """Labels of each task; where too few tasks are known, one task's labels are dealt out."""
         tasks = self.tasks
         if len(tasks) < shape.tasks:

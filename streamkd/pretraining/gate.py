@@ -1,6 +1,6 @@
-"""Phase 2 from a configuration: its recorded records ─► known tasks ─► start and rates, gate ─► an artefact.
+"""Phase 2 from a configuration: its recorded records ─► known tasks ─► start, gate ─► an artefact.
 
-    start, rates    ``meta.starts`` over courses of known tasks, with the stream's optimiser, batches and replay
+    start           ``initialization`` over courses of known tasks, with the stream's optimiser, batches and replay
     gate            ``meta.train`` over courses with the configured pool and strangers in it, from that start
     artefact        ``meta.artefact``; the configuration's ``meta: DIR`` begins a stream from it
 
@@ -27,7 +27,7 @@ from streamkd.meta.artefact import Artefact, Weights
 from streamkd.meta.learned_optimizer import Rule, RuleTrainer
 from streamkd.plugins import Registry
 from streamkd.pretraining import initialization, outer_loop, synthetic
-from streamkd.pretraining.episodes import Course, Known, Shape
+from streamkd.pretraining.episodes import Course, EpisodeShape, KnownTask
 from streamkd.pretraining.synthetic import NATURES
 from streamkd.pretraining.teachers import Recorded, fit, recorded
 from streamkd.records import Model, RecordSchema
@@ -46,9 +46,6 @@ class Phase2(Model):
 
     episodes: int = Field(default=60, ge=0, description="episodes of the gate; 0: no gate is learned")
     student_start: Literal["none", "maml", "metasgd"] = "metasgd"
-    rates: bool = Field(
-        default=False, description="keep metasgd's rates: learned over few steps, they cost the end of long tasks"
-    )
     start_episodes: Positive = Field(default=500, description="outer steps of the start, an episode each")
     turned: bool = Field(
         default=True, description="classes of images, turned by quarter-turns, are further classes for the start"
@@ -117,13 +114,12 @@ class _Training:
         self.device = device_of(config.device)
         self.records = recorded(config, registry, self.schema)
         self.known = _known(self.records, config, self.device)
-        self.shape = Shape(phase.tasks, phase.ways, phase.records)
+        self.shape = EpisodeShape(phase.tasks, phase.ways, phase.records)
         self.progress, self.total = progress, phase.episodes + phase.start_episodes * (phase.student_start != "none")
 
     def run(self) -> Artefact:
         start = self._start()
-        rates = start.rates if start and self.phase.rates else {}
-        begun = Artefact(start=start.weights, rates=rates) if start else Artefact()
+        begun = Artefact(start=start.weights) if start else Artefact()
         gate, notes, optimizer, played = self._gate(begun)
         bound = wiring.learned_for(self.config, self.schema)
         return Artefact(
@@ -131,7 +127,6 @@ class _Training:
             gate_weights=gate,
             gate_notes=notes,
             start=begun.start,
-            rates=begun.rates,
             gate_optimizer=optimizer,
             trained_on=self._trained_on(start, played),
         )
@@ -232,11 +227,11 @@ def _share(step: Step, shared: Step, adapter: GateAdapter) -> None:
     """The step is weighed by the gates of ``shared``, which ``adapter`` moves."""
     step.gate, step.adapter = shared.gate, adapter
     step.terms = tuple(replace(term, gate=own.gate) for term, own in zip(step.terms, shared.terms, strict=True))
-    adapter.trail.forget()
+    adapter.trajectory.forget()
     adapter.attach(step)
 
 
-def _known(records: Recorded, config: Config, device: torch.device) -> Known:
+def _known(records: Recorded, config: Config, device: torch.device) -> KnownTask:
     """Known tasks by label numbers; without tasks, all labels are one."""
     index = {label: number for number, label in enumerate(records.classes)}
     y = torch.tensor([index[label] for label in records.labels])
@@ -245,7 +240,9 @@ def _known(records: Recorded, config: Config, device: torch.device) -> Known:
     for name, label in zip(names, y.tolist(), strict=True):
         tasks.setdefault(name, {})[label] = None
     try:
-        return Known(torch.tensor(records.x).to(device), y, [list(labels) for labels in tasks.values()], config.seed)
+        return KnownTask(
+            torch.tensor(records.x).to(device), y, [list(labels) for labels in tasks.values()], config.seed
+        )
     except ValueError as fault:
         raise ConfigError(f"phase 2 cannot learn from this stream: {fault}", where="stream.source") from None
 

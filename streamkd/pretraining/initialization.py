@@ -1,11 +1,12 @@
-"""The student's start and its rates, learned over known tasks with learn2learn's MAML and MetaSGD.
+"""The student's start, learned over known tasks with learn2learn's MAML and MetaSGD.
 
     episode: tasks one after another ─► clone ─► steps as the stream takes them (replay, its optimiser) ─► CE(query)
-                                                                       start, rates ◄── summed over points on the way
+                                                                         start ◄── summed over points on the way
 
 The start is a student of *one* class: its head row begins every class (UNICORN-MAML, Ye & Chao 2022, section 5), so
 it fits any number of labels, whenever they come. MAML: Finn et al. 2017, equation 1; MetaSGD: Li et al. 2017,
-equation 2, with one rate for each parameter; the query loss at points on the way: Antoniou et al. 2019, equation 3.
+equation 2, with one rate for each parameter, by which the episodes alone go; the query loss at points on the way:
+Antoniou et al. 2019, equation 3.
 """
 
 import math
@@ -44,10 +45,9 @@ class Episode:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A one-class student's weights, and per parameter the factor of its learning rate; empty: all 1."""
+    """A one-class student's weights, and the outer losses on the way to them."""
 
     weights: dict[str, Tensor]
-    rates: dict[str, float]
     losses: list[float]
 
 
@@ -88,9 +88,7 @@ def learn_start(
                 log.clamp_(math.log(LEAST), math.log(MOST))
         progress(number + 1)
     weights = {name: value.detach().clone() for name, value in student.state_dict().items()}
-    names = [name for name, _ in student.named_parameters()]
-    rates = {name: math.exp(log.item()) for name, log in zip(names, logs, strict=True)} if how == "metasgd" else {}
-    return Start(weights, rates, losses)
+    return Start(weights, losses)
 
 
 def _outer(student: Student, logs: Sequence[Tensor], episode: Episode, inner: Inner) -> Tensor:

@@ -11,20 +11,19 @@ first-order sum of ``streamkd.meta.adaptation`` over the steps that were really 
 ``streamkd.pretraining.plain`` is for people with only PyTorch: their model, teachers, optimiser and batches.
 """
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from streamkd.learning.batch import Taken
 from streamkd.learning.step import Step
-from streamkd.losses.match_gate import Lesson
 from streamkd.meta.adaptation import GateAdapter
 from streamkd.meta.learned_optimizer import RuleTrainer
 from streamkd.pretraining.episodes import Course
 from streamkd.pretraining.initialization import Batch
-from streamkd.pretraining.synthetic import Stranger
+from streamkd.pretraining.synthetic import SyntheticTeacher
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ def train_gate(
     """
     played = []
     for number, (course, step) in enumerate(episodes):
-        usual = [teacher.key for teacher in step.pool.teachers if not isinstance(teacher, Stranger)]
+        usual = [teacher.key for teacher in step.pool.teachers if not isinstance(teacher, SyntheticTeacher)]
         played.append(play(adapter, course, step, batch))
         adapter.begin_stream(usual)
         if isinstance(adapter.optimizer, RuleTrainer):
@@ -71,24 +70,10 @@ def play(adapter: GateAdapter, course: Course, step: Step, batch: int) -> Played
     return Played(sum(outer) / len(outer), accuracy_of(step, course))
 
 
-def learn(step: Step, x: Tensor, y: Tensor, task: int = 0) -> tuple[float, Lesson]:
-    """One step without Avalanche: begin, forward, weigh, loss, backward, update, finish. Its loss and lesson.
-
-    Where the loss is not finite, nothing moves.
-    """
-    plan = step.begin(x, y, task)
-    step.optimizer.zero_grad()
-    logits = step.forward(plan)
-    lesson = step.weigh(plan, logits)
-    loss = step.loss(lesson)
-    loss.backward()
-    if math.isfinite(loss.item()) and step.finite():
-        step.clip()
-        step.optimizer.step()
-        step.finish(plan, logits)
-    else:
-        step.abandon(plan)
-    return loss.item(), lesson
+def learn(step: Step, x: Tensor, y: Tensor, task: int = 0) -> Taken:
+    """One step without Avalanche."""
+    *_, (_, taken) = step.take(x, y, task)
+    return taken
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from streamkd.losses.match_gate import MatchGate, MatchGateOptions
 from streamkd.meta.adaptation import Engine, GateAdapter
 from streamkd.pretraining.initialization import Batch
 from streamkd.pretraining.outer_loop import hold_out, learn
-from streamkd.pretraining.synthetic import Stranger
+from streamkd.pretraining.synthetic import SyntheticTeacher
 from streamkd.replay.memory import Memory
 from streamkd.students.networks import Normalise, Student, at_rest
 from streamkd.teachers.pool import Pool
@@ -100,9 +100,9 @@ def meta_train(
             if step is None:
                 _agree(model, named, x)
                 step = _wire(_Plain(model, x), named, optimizer, gate, adapter, query, temperature, clip_norm)
-            loss, lesson = learn(step, x, _classes(y, step.student.classes, "dataloader"))
-            losses.append(loss)
-            weights.append(lesson.weights)
+            taken = learn(step, x, _classes(y, step.student.classes, "dataloader"))
+            losses.append(float(taken.loss))
+            weights.append(taken.weights)
     mean = torch.cat(weights).mean(0).tolist() if weights else []
     return MetaTrained(gate, losses, dict(zip(("hard", *named), mean, strict=False)), adapter.adaptations)
 
@@ -226,7 +226,7 @@ def _wire(
     memory.holdout_ratio = 0.0  # nothing that arrives is held out
     columns = range(student.classes)
     pool = Pool(
-        [Stranger(name, teacher, columns, len(columns)) for name, teacher in teachers.items()],
+        [SyntheticTeacher(name, teacher, columns, len(columns)) for name, teacher in teachers.items()],
         None,
         memory,
         limit=len(teachers),

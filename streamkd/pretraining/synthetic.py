@@ -23,7 +23,7 @@ Nature = Literal["expert", "permuted", "half", "random"]
 NATURES: tuple[Nature, ...] = ("expert", "permuted", "half", "random")
 
 
-class Stranger:
+class SyntheticTeacher:
     """``network``, whose output ``columns[k]`` answers for column k of the episode."""
 
     role: Role = "live"
@@ -62,7 +62,7 @@ class Stranger:
 
 def stranger(
     nature: Nature, key: str, expert: Student, untrained: Student, classes: Sequence[int], generator: torch.Generator
-) -> Stranger:
+) -> SyntheticTeacher:
     """A teacher for an episode whose column k is label number ``classes[k]``; ``expert`` has a column per number."""
     columns = torch.tensor(classes)
     places = torch.randperm(len(columns), generator=generator)
@@ -70,4 +70,4 @@ def stranger(
     # a turn by one: nothing among the wrong ones stays where it was
     columns[wrong] = columns[wrong].roll(1)
     network = untrained if nature == "random" else expert
-    return Stranger(key, network, columns.tolist(), len(classes))
+    return SyntheticTeacher(key, network, columns.tolist(), len(classes))

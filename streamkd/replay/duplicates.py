@@ -1,4 +1,4 @@
-"""Recognition: what comes again is not new.
+"""Duplicates: what comes again is not new.
 
     rows ─► marks (64 bits of their bytes) ─► did they come before? ─► kept from being held out, or from being learned
 
@@ -34,7 +34,7 @@ def marks(x: Tensor) -> np.ndarray:
     return np.where(found == 0, 1, found)
 
 
-class Recognition:
+class Duplicates:
     """The marks of what came; ``soon`` records are too few for a source to have begun anew.
 
     ``repeats`` counts the records that had come before, ``share`` is their part of the last ``soon`` records or so, and

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamkd.replay.duplicates import Recognition, marks
+from streamkd.replay.duplicates import Duplicates, marks
 
 Policy = Literal["reservoir", "class-balanced"]
 TENSORS = ("x", "y", "task", "mark", "logits", "width", "met", "frozen", "answered")
@@ -226,7 +226,7 @@ class Memory:
         self.holdout_ratio = holdout_ratio
         self.replayed = Ring(size - held, policy, teacher_slots)
         self.holdout = Ring(held, "class-balanced", teacher_slots)
-        self.recognition = Recognition(size)
+        self.recognition = Duplicates(size)
         self._generator = torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:

@@ -67,7 +67,7 @@ def _right(p: Float[Tensor, "batch classes"], labels: Int[Tensor, "batch"]) -> B
     return (place == labels) & (best > 0)
 
 
-class Vicinity:
+class VicinalRows:
     """Draws ``rows`` inputs near those of a step, and moves a part ``moved`` of the images that are replayed.
 
     A drawn image moves by up to ``shift`` pixels, a replayed one by up to ``NUDGE``, edges repeated. Numbers of whole

@@ -1,4 +1,4 @@
-"""A folder for the sockets of one server; what a killed one left goes with a later start (``search.scratch``)."""
+"""A folder for the sockets of one server; what a killed one left goes with a later start (``serve.scratch``)."""
 
 import os
 import tempfile
@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from streamkd.errors import ConfigError
-from streamkd.search import scratch
+from streamkd.serve import scratch
 
 PREFIX = "streamkd-serve-"
 SOCKET_BYTES = 103  # of the path of a unix socket: 107 on Linux, 103 on others

@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from streamkd.gates.hedge import Arbiter
+from streamkd.gates.hedge import Hedge
 from streamkd.learner import Learner
 from streamkd.records import Repeating
-from streamkd.teachers.guard import Tally
+from streamkd.teachers.guard import Calls
 from streamkd.teachers.pool import bytes_of
 from streamkd.telemetry import Recorder
 
@@ -55,7 +55,7 @@ def status_of(learner: Learner, rate: float, version: int | None, answering: int
             {"record": b.record, "detector": b.detector, "task": b.task} for b in learner.tasks.boundaries[-BOUNDARIES:]
         ],
         "samples_per_second": rate,
-        "loss": learner.last.loss if learner.last else None,
+        "loss": float(learner.last.loss) if learner.last else None,
         "device": str(learner.device),
         "history": quality.history,
     }
@@ -107,7 +107,7 @@ class Gauges:
         self._faults: Counter[str] = Counter()
         self._trained = (learner.steps, learner.records)
         self._repeats = _repeats(learner)["records"]
-        self._tallies: dict[str, Tally] = {}
+        self._tallies: dict[str, Calls] = {}
         self._teachers: set[str] = set()
 
     def record(self, status: Mapping[str, Any], learner: Learner) -> None:
@@ -168,9 +168,9 @@ class Gauges:
             for key, tally in learner.strategy.step.pool.questions.tallies.items():
                 self._record_tally(key, tally)
 
-    def _record_tally(self, key: str, tally: Tally) -> None:
-        last = self._tallies.get(key, Tally())
-        self._tallies[key] = Tally(tally.requests, tally.failures, tally.seconds, tally.cached)
+    def _record_tally(self, key: str, tally: Calls) -> None:
+        last = self._tallies.get(key, Calls())
+        self._tallies[key] = Calls(tally.requests, tally.failures, tally.seconds, tally.cached)
         if (asked := tally.requests - last.requests) > 0:
             self._recorder.count("teacher_requests_total", asked, teacher=key)
             self._recorder.observe("teacher_duration_seconds", (tally.seconds - last.seconds) / asked, teacher=key)
@@ -192,7 +192,7 @@ class Gauges:
             self._recorder.count("gate_adaptations_total", more)
             self._recorder.observe("gate_adaptation_duration_seconds", (adapter.seconds - seconds) / more)
             self._recorder.set("gate_outer_loss", adapter.outer_loss)
-            if isinstance(gate := learner.strategy.step.gate, Arbiter):
+            if isinstance(gate := learner.strategy.step.gate, Hedge):
                 for policy, trusted in gate.odds().items():
                     self._recorder.set("gate_policy_ratio", trusted, policy=policy)
         self._adaptations = (adapter.adaptations, adapter.seconds)

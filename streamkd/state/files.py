@@ -3,7 +3,7 @@
     Parts, state, config ─► write ─► tensors.safetensors, state.json, config.json, tables/*.arrow ─► sha256 of each
     folder, sha256       ─► read  ─► exactly what was written, or CheckpointDamaged
 
-Whoever keeps the hashes decides when the files count: ``streamkd.state.checkpoint``, ``streamkd.search.trial``.
+Whoever keeps the hashes decides when the files count: ``streamkd.state.checkpoint``.
 """
 
 import hashlib

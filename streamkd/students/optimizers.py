@@ -2,8 +2,6 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from itertools import groupby
-from operator import itemgetter
 from typing import Any, Literal
 
 import torch
@@ -20,32 +18,22 @@ def build(
     momentum: float = 0.0,
     nesterov: bool = False,
     weight_decay: float = 0.0,
-    factors: Sequence[float] = (),
 ) -> torch.optim.Optimizer:
     """SGD (with momentum, Nesterov), Adam (decay in the gradient) or AdamW (decoupled decay).
 
-    ``factors`` multiply the learning rate of the first parameters, one each; the others have 1.
     Adam's update is one fused pass where torch has one: half the time of the step-by-step form on a CPU.
     """
     parameters = list(parameters)
-    groups = _groups(parameters, factors, learning_rate)
     if name == "sgd":
         return torch.optim.SGD(
-            groups, lr=learning_rate, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay
+            parameters, lr=learning_rate, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay
         )
     kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
-    return kind(groups, lr=learning_rate, weight_decay=weight_decay, fused=fused)
+    return kind(parameters, lr=learning_rate, weight_decay=weight_decay, fused=fused)
 
 
-def _groups(parameters: Sequence[nn.Parameter], factors: Sequence[float], rate: float) -> list[dict[str, Any]]:
-    """One group for each run of equal factors: the order, and so every parameter's index, stays."""
-    every = [*factors, *[1.0] * (len(parameters) - len(factors))]
-    runs = groupby(zip(parameters, every, strict=True), key=itemgetter(1))
-    return [{"params": [p for p, _ in run], "lr": rate * factor} for factor, run in runs]
-
-
-class Settling:
+class RateDecay:
     """The learning rate begins ``start`` times as high and settles: η_t = η·(1 + (start - 1)·exp(-t / steps)).
 
     A stream has no end that a schedule could aim at, but it has a beginning, where there is most to learn.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from streamkd.replay.memory import Remembered
 from streamkd.teachers.cache import Cache
-from streamkd.teachers.guard import Questions, group
+from streamkd.teachers.guard import Guard, group
 from streamkd.teachers.teacher import Teacher
 
 
@@ -27,10 +27,10 @@ class Answers:
     """Everything is known: nothing has to be masked."""
 
 
-class Panel:
+class TeacherPanel:
     """The pool's teachers as those who answer; ``teachers`` is the pool's own list, which changes."""
 
-    def __init__(self, teachers: Sequence[Teacher], questions: Questions, cache: Cache) -> None:
+    def __init__(self, teachers: Sequence[Teacher], questions: Guard, cache: Cache) -> None:
         self.teachers, self.questions, self.cache = teachers, questions, cache
         self._complete: tuple[tuple[int, int], bool] = ((-1, -1), False)
         self._everything = torch.ones(1, 1, 1, dtype=torch.bool)

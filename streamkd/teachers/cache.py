@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from streamkd.replay.memory import Memory, Remembered, Ring
-from streamkd.teachers.guard import Questions
+from streamkd.teachers.guard import Guard
 from streamkd.teachers.teacher import Settled, Teacher
 
 ANNOTATE_ROWS = 64  # remembered rows that wait before the teachers are asked about all of them at once
@@ -25,7 +25,7 @@ def cached(teacher: Teacher) -> bool:
 class Cache:
     """A slot of the memory's rings for each teacher with cached answers."""
 
-    def __init__(self, memory: Memory, questions: Questions) -> None:
+    def __init__(self, memory: Memory, questions: Guard) -> None:
         self._rings: tuple[Ring, Ring] = (memory.replayed, memory.holdout)
         self._questions = questions
         self.slots: dict[str, int] = {}

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Tally:
+class Calls:
     """What was asked of one teacher; ``cached`` counts rows whose remembered answer spared a question."""
 
     requests: int = 0
@@ -36,15 +36,15 @@ def group(teacher: Teacher) -> str:
 
 
 @dataclass
-class Questions:
+class Guard:
     """The questions to all teachers, tallied by ``group``: snapshots come and go, and count as one."""
 
-    tallies: dict[str, Tally] = field(default_factory=dict)
+    tallies: dict[str, Calls] = field(default_factory=dict)
     strikes: dict[str, int] = field(default_factory=dict)
 
-    def of(self, group: str) -> Tally:
+    def of(self, group: str) -> Calls:
         """The tally of a teacher, or of all snapshots."""
-        return self.tallies.setdefault(group, Tally())
+        return self.tallies.setdefault(group, Calls())
 
     def ask(self, teacher: Teacher, x: Tensor, classes: int, y: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
         """Logits [batch, classes] on raw inputs and the classes known; ``None``: it failed, or did so too often.

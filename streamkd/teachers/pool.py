@@ -5,8 +5,8 @@
 Live teachers are asked about every row. What frozen and settled ones say of remembered rows comes from the cache,
 so the cost of a step does not grow with the pool.
 
-Who comes, stays and goes is a matter of worth on held-out records (``worth``). A pool over its budget merges its two
-closest snapshots if that loses nothing (``merging``), else the least worthy one goes.
+Who comes, stays and goes is a matter of worth on held-out records (``worth``): of a pool over its budget the least
+worthy snapshot goes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,14 +19,13 @@ from torch import Tensor
 from streamkd.errors import ConfigError, PluginError
 from streamkd.gates.gate import Measured
 from streamkd.gates.label_noise import LabelNoise
-from streamkd.gates.likelihood import Ledger, held_out_credit
+from streamkd.gates.likelihood import Measurements, held_out_likelihood
 from streamkd.records import Label
 from streamkd.replay.memory import Memory, Remembered, whole
 from streamkd.students.networks import Student
-from streamkd.teachers import merging
-from streamkd.teachers.answers import Answers, Panel
+from streamkd.teachers.answers import Answers, TeacherPanel
 from streamkd.teachers.cache import Cache, cached
-from streamkd.teachers.guard import Questions
+from streamkd.teachers.guard import Guard
 from streamkd.teachers.teacher import (
     EmaTeacher,
     Following,
@@ -39,7 +38,7 @@ from streamkd.teachers.teacher import (
     Teacher,
     copy_of,
 )
-from streamkd.teachers.worth import Verdict, verdict
+from streamkd.teachers.worth import Assessment, assessment
 
 
 class Pool:
@@ -54,22 +53,21 @@ class Pool:
         limit: int,
         limit_bytes: int,
         admit_margin: float = 0.0,
-        merge: bool = True,
     ) -> None:
         self.teachers: list[Teacher] = list(teachers)
         self.snapshots = snapshots
         self.memory = memory
-        self.limit, self.limit_bytes, self.admit_margin, self.merge = limit, limit_bytes, admit_margin, merge
+        self.limit, self.limit_bytes, self.admit_margin = limit, limit_bytes, admit_margin
         self.worth: dict[str, float] = {}
         self.accuracy: dict[str, float] = {}
         self.ages: dict[str, int] = {t.key: 0 for t in self.teachers}
         self.taken = 0
         self._observers = [t for t in self.teachers if isinstance(t, Observing)]
-        self.questions = Questions()
+        self.questions = Guard()
         self.cache = Cache(memory, self.questions)
-        self._panel = Panel(self.teachers, self.questions, self.cache)
+        self._panel = TeacherPanel(self.teachers, self.questions, self.cache)
         self._facts: Tensor | None = None
-        self._ledger = Ledger()
+        self._ledger = Measurements()
         self.label_noise = LabelNoise()
         if len(self.teachers) > limit:
             raise ConfigError(
@@ -162,8 +160,7 @@ class Pool:
         self.annotate()
         self.assess(student)
         while self._mine() and self._over_budget():
-            if not (self.merge and self._merge_closest(student)):
-                self._drop(self._least())
+            self._drop(self._least())
             self.assess(student)
         return admitted.key if admitted in self.teachers else None
 
@@ -183,7 +180,7 @@ class Pool:
         self._join(candidate)
         return candidate
 
-    def _makes_room(self, candidate: Verdict | None, student: Student) -> bool:
+    def _makes_room(self, candidate: Assessment | None, student: Student) -> bool:
         """Whether the least worthy snapshot has given its slot up for one that is worth as much."""
         if not self._mine():
             return False
@@ -197,35 +194,9 @@ class Pool:
         self._drop(least)
         return True
 
-    def _merge_closest(self, student: Student) -> bool:
-        """Put one snapshot in the place of the two closest, if beside the others it is worth as much as the better."""
-        mine, held, remembered = self._mine(), self._verdict(student.classes), whole(self.memory.holdout)
-        if len(mine) < 2 or held is None or remembered is None:
-            return False
-        answers = self.answers(remembered.x, 0, remembered, student.classes)
-        place = {teacher.key: k for k, teacher in enumerate(self.teachers)}
-        columns = [place[teacher.key] for teacher in mine]
-        pair = merging.closest(answers.logits[:, columns], answers.known[:, columns])
-        if pair is None:
-            return False
-        two = [mine[index] for index in pair]
-        both = merging.merged(*two)
-        alone = self._verdict_of(both)
-        assert alone is not None
-        others = [k for k, teacher in enumerate(self.teachers) if teacher not in two]
-        better = max(float(held.gain(others, held.likelihood[:, place[teacher.key]])) for teacher in two)
-        if float(held.gain(others, alone.likelihood[:, 0])) < better:
-            return False
-        age, at = self.ages[two[1].key], place[two[1].key] - 1  # the older one before it goes
-        for teacher in two:
-            self._drop(teacher)
-        self._join(both, at, age)
-        self.cache.annotate([both])
-        return True
-
-    def _join(self, teacher: SnapshotTeacher, at: int | None = None, age: int = 0) -> None:
-        self.teachers.insert(len(self.teachers) if at is None else at, teacher)
-        self.ages[teacher.key] = age
+    def _join(self, teacher: SnapshotTeacher) -> None:
+        self.teachers.append(teacher)
+        self.ages[teacher.key] = 0
         self.cache.open(teacher)
         self._facts = None
 
@@ -267,23 +238,23 @@ class Pool:
             self.worth = dict(zip(self.keys, held.marginal().tolist(), strict=True))
             self.accuracy = dict(zip(self.keys, held.accuracy().tolist(), strict=True))
 
-    def _verdict(self, classes: int) -> Verdict | None:
+    def _verdict(self, classes: int) -> Assessment | None:
         """Of all teachers on the held-out records; ``None`` without any."""
         remembered = whole(self.memory.holdout)
         if remembered is None or not len(remembered.y):
             return None
         answers = self.answers(remembered.x, 0, remembered, classes)
-        return verdict(answers.logits, answers.known, remembered.y)
+        return assessment(answers.logits, answers.known, remembered.y)
 
     @torch.no_grad()
-    def _verdict_of(self, snapshot: SnapshotTeacher) -> Verdict | None:
+    def _verdict_of(self, snapshot: SnapshotTeacher) -> Assessment | None:
         """Of one that is not in the pool."""
         remembered = whole(self.memory.holdout)
         if remembered is None or not len(remembered.y):
             return None
         snapshot.grow(range(self.memory.holdout.logits.shape[1]))
         logits = snapshot.logits(remembered.x).unsqueeze(1)
-        return verdict(logits, snapshot.known().to(logits.device).expand_as(logits), remembered.y)
+        return assessment(logits, snapshot.known().to(logits.device).expand_as(logits), remembered.y)
 
     def facts(self, device: torch.device) -> Tensor:
         """[teachers, 2] for the gate: held-out accuracy, and 1 / (1 + age in tasks)."""
@@ -317,7 +288,7 @@ class Pool:
         if remembered is None or not len(remembered.y):
             return Measured(torch.full((len(self.teachers), classes), torch.nan, device=device))
         answers = self.answers(remembered.x, 0, remembered, classes)
-        credit = held_out_credit(answers.logits, answers.known, remembered.y)
+        credit = held_out_likelihood(answers.logits, answers.known, remembered.y)
         return self._ledger.write(self.keys, Measured(credit, self.noise or 0.0))
 
     def state_dict(self) -> dict[str, Any]:

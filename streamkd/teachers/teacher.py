@@ -245,18 +245,14 @@ class SnapshotOptions(Options):
 
 
 class SnapshotTeacher:
-    """A frozen copy of a student; it knows the labels that were there when it was taken.
-
-    ``tasks``: how many it stands for, more than one after a merger.
-    """
+    """A frozen copy of a student; it knows the labels that were there when it was taken."""
 
     role: Role = "frozen"
     fresh = False
 
-    def __init__(self, key: str, student: Student, tasks: int = 1) -> None:
+    def __init__(self, key: str, student: Student) -> None:
         self.key = key
         self.student = student
-        self.tasks = tasks
         self._width = student.classes
 
     def logits(self, x: Tensor) -> Float[Tensor, "batch classes"]:
@@ -277,11 +273,10 @@ class SnapshotTeacher:
         return module_bytes(self.student)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"student": self.student.state_dict(), "tasks": self.tasks}
+        return {"student": self.student.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         load_grown(self.student, state["student"])
-        self.tasks = state.get("tasks", 1)
 
 
 @dataclass

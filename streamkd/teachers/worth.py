@@ -1,6 +1,6 @@
 """Worth: what teachers are good for on held-out records, and what a pool can do without.
 
-    logits, known [records, teachers, classes], labels ─► Verdict ─► marginal worth, by which teachers come and go
+    logits, known [records, teachers, classes], labels ─► Assessment ─► marginal worth, by which teachers come and go
 
 A pool is worth the mean over records of max_k p_k(y): what its best teacher of each record gives the label. A teacher
 is worth what the pool would lose with it, so of two that say the same neither is missed.
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Assessment:
     """Of each record and teacher: p_k(y) over the classes that it knows, 0 where it does not know y."""
 
     likelihood: Float[Tensor, "batch teachers"]
@@ -47,14 +47,14 @@ class Verdict:
         return (torch.maximum(best, likelihood) - best).mean()
 
 
-def verdict(
+def assessment(
     logits: Float[Tensor, "batch teachers classes"],
     known: Bool[Tensor, "batch teachers classes"],
     labels: Int[Tensor, "batch"],
-) -> Verdict:
+) -> Assessment:
     """What teachers' answers are worth on labelled records."""
     soft = torch.softmax(logits.masked_fill(~known, -torch.inf), -1).nan_to_num(0.0)
     column = labels.view(-1, 1, 1).expand(-1, known.shape[1], 1)
     heard = known.gather(2, column).squeeze(2)
     right = (soft.argmax(-1) == labels.unsqueeze(1)) & heard
-    return Verdict(soft.gather(2, column).squeeze(2) * heard, heard, right)
+    return Assessment(soft.gather(2, column).squeeze(2) * heard, heard, right)

@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from streamkd.gates.gate import Evidence, Measured, Priced
+from streamkd.gates.gate import Evidence, Hedging, Measured
 from streamkd.hookspecs import Kind, Options
 from streamkd.testing.clauses import Clause, Given, begin, carried, needs, same, shaped
 from streamkd.testing.specimens import evidence_of, of_teachers, part_of
@@ -136,7 +136,7 @@ def _takes_any_evidence(clause: Clause, gate: nn.Module, about: str) -> None:
 
 
 def _takes_prices(clause: Clause, gate: nn.Module, floor: float) -> None:
-    settle = cast(Priced, gate).settle
+    settle = cast(Hedging, gate).settle
     with clause(
         "settle(evidence, table) takes any prices, and leaves them and the evidence as they are",
         "work on copies; move nothing where a price is not finite",
@@ -161,7 +161,7 @@ def _carries_over(clause: Clause, kind: Kind, options: Options, gate: nn.Module)
         other = kind.make(options)
         other.load_state_dict(carried(dict(gate.state_dict())))
         same(other(evidence_of(3)), gate(evidence_of(3)), 0)
-    if isinstance(gate, Priced):
+    if isinstance(gate, Hedging):
         with clause("restored, it takes prices as if never stopped", "make what settle() hangs on part of the state"):
             table = torch.randn(6, 4, generator=torch.Generator().manual_seed(6))
             for one in (gate, other):

@@ -26,10 +26,10 @@ from streamkd.avalanche.copies import MovingAverage
 from streamkd.avalanche.plugin import MatchGateDistillation
 from streamkd.errors import ConfigError
 from streamkd.gates.gate import FixedGate, FixedOptions
-from streamkd.gates.hedge import Arbiter, ArbiterOptions
+from streamkd.gates.hedge import Hedge, HedgeOptions
 from streamkd.gates.likelihood import ConfidenceGate, ConfidenceOptions, LikelihoodGate, LikelihoodOptions
 from streamkd.gates.per_sample import PerSampleGate, PerSampleOptions
-from streamkd.gates.shared import PerClassGate, ScalarGate, StandingOptions
+from streamkd.gates.shared import PerClassGate, ScalarGate, SharedOptions
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Avalanche warns of itself
 
@@ -160,10 +160,12 @@ def test_it_is_offered_by_the_package() -> None:
         _ = streamkd.Nothing
 
 
-def test_the_readme_runs() -> None:
-    """The README's three lines are a strategy that learns."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
-    (block,) = (b for b in re.findall(r"```python\n(.*?)```", readme, re.S) if "MatchGateDistillation" in b)
+TUTORIAL = (Path(__file__).parents[2] / "docs/tutorials/from-avalanche.md").read_text("utf-8")
+
+
+def test_the_tutorials_three_lines_run() -> None:
+    """They are a strategy that learns."""
+    block, _ = re.findall(r"```python\n(.*?)```", TUTORIAL, re.S)
     model = Net(grows=True)
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
     place = {"Naive": Naive, "model": model, "optimizer": optimizer, "criterion": nn.CrossEntropyLoss()}
@@ -171,6 +173,16 @@ def test_the_readme_runs() -> None:
     for experience in experiences(2):
         place["strategy"].train(experience, eval_streams=[])  # type: ignore[attr-defined]
     assert place["teach"].weights["average"] >= 0  # type: ignore[attr-defined]
+
+
+def test_the_tutorials_script_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """The script prints what the page says, about: taught, the network knows more than the last two digits."""
+    _, script = re.findall(r"```python\n(.*?)```", TUTORIAL, re.S)
+    exec(compile(script, "digits.py", "exec"), {})
+    said = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert said.keys() == {"alone", "taught"}
+    assert float(said["alone"]) < 0.25
+    assert float(said["taught"]) > 0.5
 
 
 def test_the_term_is_the_oracles() -> None:
@@ -248,13 +260,13 @@ def test_the_gate_is_adapted_to_the_held_out_part() -> None:
 
 
 GATES: dict[str, Callable[[], nn.Module]] = {
-    "scalar": lambda: ScalarGate(StandingOptions()),
-    "per-class": lambda: PerClassGate(StandingOptions()),
+    "scalar": lambda: ScalarGate(SharedOptions()),
+    "per-class": lambda: PerClassGate(SharedOptions()),
     "per-sample": lambda: PerSampleGate(PerSampleOptions()),
     "fixed": lambda: FixedGate(FixedOptions()),
     "likelihood": lambda: LikelihoodGate(LikelihoodOptions()),
     "confidence": lambda: ConfidenceGate(ConfidenceOptions()),
-    "arbiter": lambda: Arbiter(ArbiterOptions()),
+    "hedge": lambda: Hedge(HedgeOptions()),
 }
 
 
@@ -268,14 +280,14 @@ def test_every_gate_follows_the_teachers_that_come(name: str) -> None:
     assert bool(plugin.adaptations) == (name not in ("fixed", "likelihood", "confidence"))
 
 
-def test_the_arbiter_is_settled_or_refused() -> None:
+def test_the_hedge_is_settled_or_refused() -> None:
     """With held-out records its posterior moves; without any it could not, and is an error at construction."""
-    gate = Arbiter(ArbiterOptions())
+    gate = Hedge(HedgeOptions())
     trained("naive", MatchGateDistillation(gate=gate, memory=60, adapt_every=2), each=120)
     assert max(gate.odds().values()) > 0.202
     for lacking in ({}, {"memory": 60, "holdout_ratio": 0.0}, {"memory": 60, "adapt_every": 0}):
-        with pytest.raises(ConfigError, match=r"Arbiter needed held-out records[\s\S]*fix: "):
-            MatchGateDistillation(gate=Arbiter(ArbiterOptions()), **lacking)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=r"Hedge needed held-out records[\s\S]*fix: "):
+            MatchGateDistillation(gate=Hedge(HedgeOptions()), **lacking)  # type: ignore[arg-type]
 
 
 def test_gates_have_credit_without_memory() -> None:

@@ -82,7 +82,7 @@ def test_learning_is_the_plain_loop(kind: Any, clip: float | None) -> None:
         with torch.no_grad():
             for ours, theirs in zip(average.parameters(), student.parameters(), strict=True):
                 ours.lerp_(theirs, 1 - decay)
-        assert strategy.report.loss == float(loss.detach())
+        assert float(strategy.taken.loss) == float(loss.detach())
     assert equal(strategy.step.student, student)
     assert equal(strategy.step.pool.average.student, average)
 
@@ -93,10 +93,10 @@ def test_a_report_says_what_happened() -> None:
     learn(strategy, 3)
     x, y = toys.batches(1, seed=4)[0]
     right = int((strategy.model(x).argmax(1) == y).sum())
-    report = strategy.learn(TensorBatch(x, y, 0))
-    assert (report.fresh, report.right, report.skipped) == (8, right, False)
-    assert report.weights.shape == (8 + 6, 3)
-    assert strategy.loss == report.loss
+    taken = strategy.learn(TensorBatch(x, y, 0))
+    assert (taken.fresh, taken.known(), taken.skipped) == (8, (8, right), False)
+    assert taken.weights.shape == (8 + 6, 3)
+    assert strategy.loss == taken.loss
 
 
 # Resuming
@@ -197,8 +197,8 @@ def test_a_stock_metric_and_a_logger_work() -> None:
     said = evaluator.get_last_metrics()
     accuracy = next(v for k, v in said.items() if k.startswith("Top1_Acc_MB"))
     loss = next(v for k, v in said.items() if k.startswith("Loss_MB"))
-    assert accuracy == strategy.report.right / strategy.report.fresh
-    assert loss == pytest.approx(strategy.report.loss)
+    assert accuracy == strategy.taken.known()[1] / strategy.taken.fresh
+    assert loss == pytest.approx(float(strategy.taken.loss))
     assert "Top1_Acc_Epoch" in text.getvalue()
 
 
@@ -292,7 +292,7 @@ def test_ewc_survives_a_growing_head() -> None:
     learn(strategy, 5, classes=4, task=1)
     strategy.end_task(1)
     learn(strategy, 5, classes=4, task=2)
-    assert not strategy.report.skipped
+    assert not strategy.taken.skipped
 
 
 # Avalanche's own benchmarks

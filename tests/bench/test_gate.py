@@ -180,8 +180,8 @@ def test_the_document_keeps_what_people_wrote(tmp_path: Path) -> None:
 
 
 def test_the_page_of_the_repository_takes_the_table() -> None:
-    """docs/gate.md has the marks, and names every scenario and policy that is no cell of the grid."""
-    page = (Path(__file__).parents[2] / "docs" / "gate.md").read_text("utf-8")
+    """docs/explanation/gate.md has the marks, and names every scenario and policy that is no cell of the grid."""
+    page = (Path(__file__).parents[2] / "docs/explanation/gate.md").read_text("utf-8")
     assert page.index(documents.BEGIN) < page.index(documents.END)
     for name in (*scenarios.NAMES, *gate.FOUND, *(name for name in policies.POLICIES if "fixed-" not in name)):
         assert f"`{name}`" in page, name

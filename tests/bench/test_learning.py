@@ -220,8 +220,8 @@ def test_the_document_has_accuracy_and_forgetting() -> None:
 
 
 def test_the_page_of_the_repository_takes_the_tables() -> None:
-    """docs/learning.md has the marks, and names every stream and every baseline."""
-    page = (Path(__file__).parents[2] / "docs" / "learning.md").read_text("utf-8")
+    """docs/explanation/learning.md has the marks, and names every stream and every baseline."""
+    page = (Path(__file__).parents[2] / "docs/explanation/learning.md").read_text("utf-8")
     assert page.index(documents.BEGIN) < page.index(documents.END)
     for name in (*streams.STREAMS, *baselines.BASELINES):
         assert f"`{name}`" in page, name

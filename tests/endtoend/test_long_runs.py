@@ -55,7 +55,7 @@ def measure(steps: int, folder: Path, drawn: int) -> dict[str, list[float]]:
     registry = Registry.load()
     source = {"name": "replay", "dataset": "digits", "classes_per_task": 2, "variations": FORMS, "repeat": True}
     tree = {"stream": {"source": source}, "student": {"name": "mlp", "hidden": [100, 100]}, "device": "cpu"}
-    config = configuration.from_tree({**tree, "vicinity": {"rows": drawn}}, registry)
+    config = configuration.from_tree({**tree, "vicinal": {"rows": drawn}}, registry)
     schema = schema_of(config, registry)
     learner = Learner(config, registry, open_source(config, registry, schema)[0], schema)
     directory = StateDirectory(folder / "state")

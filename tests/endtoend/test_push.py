@@ -35,7 +35,7 @@ def command_push(server: Server, file: Path, url: str, producer: str) -> int:
 
 
 def bare_push(file: Path, url: str, producer: str) -> int:
-    """The ten lines of the README in another process."""
+    """The client of docs/how-to/push-records.md in another process."""
     main = (
         "import sys, pyarrow.parquet as pq; sys.path.insert(0, sys.argv[1]); from bare_flight import put;"
         "print(put(sys.argv[2], pq.read_table(sys.argv[3]), sys.argv[4]))"

@@ -14,18 +14,19 @@ import pytest
 from click.testing import CliRunner
 
 from streamkd.cli import cli
-from streamkd.search.ledger import DONE, Ledger, TrialRecord
+from streamkd.tune.record import DONE, TrialRecord
+from streamkd.tune.study import Study
 
 TINY = """
 name: tiny
 stream: {source: {name: replay, dataset: digits, per_class: 20, classes_per_task: 5}}
 teachers: [{name: ema}]
 gate: {name: fixed}
-vicinity: {rows: 0}
+vicinal: {rows: 0}
 publish: {model: ema}
 """
 SPACE = "optimizer.learning_rate: {loguniform: [1e-3, 1e-2]}\nmemory.replay: {uniform: [10, 40], step: 10}\n"
-SEARCH = ("tiny.yaml", "--space", "space.yaml", "--engine", "local", "--search", "random", "--concurrency", "2")
+SEARCH = ("tiny.yaml", "--space", "space.yaml", "--search", "random", "--concurrency", "2")
 
 
 def streamkd(*arguments: str) -> str:
@@ -47,7 +48,7 @@ class Interrupted:
 
 
 def over(out: Path) -> dict[int, TrialRecord]:
-    return {one.number: one for one in Ledger.open(out).trials() if one.state in DONE}
+    return {one.number: one for one in Study.open(out).trials() if one.state in DONE}
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,7 @@ def test_a_search_goes_on_and_its_best_is_used(
     """--resume keeps what was over and ends the rest; best.yaml is taken by `check` and by `run` as it is."""
     out, place = interrupted.out, interrupted.out.parent.parent
     left = json.loads(streamkd("inspect", str(out), "--json"))
-    assert left["states"].get("lost", 0) == left["trials"] - len(interrupted.over) <= 2
+    assert left["states"].get("waiting", 0) == left["trials"] - len(interrupted.over) <= 2
     monkeypatch.chdir(place)
     told = streamkd("tune", *SEARCH, "--resume", "--trials", str(left["trials"]))
     now = over(out)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from streamkd.gates.gate import Evidence, FixedGate, FixedOptions, Gate, Measured, at_labels, imbalance
-from streamkd.gates.hedge import Arbiter, ArbiterOptions
+from streamkd.gates.hedge import Hedge, HedgeOptions
 from streamkd.gates.likelihood import ConfidenceGate, ConfidenceOptions, LikelihoodGate, LikelihoodOptions
 from streamkd.gates.per_sample import PerSampleGate, belief
-from streamkd.gates.shared import PerClassGate, ScalarGate, Standing, StandingOptions
+from streamkd.gates.shared import PerClassGate, ScalarGate, SharedOptions, SharedWeights
 
 seeds = st.integers(0, 10_000)
 
@@ -30,16 +30,16 @@ def learned(**options: float) -> PerSampleGate:
     return gate
 
 
-def stood(gate: Standing) -> Standing:
+def stood(gate: SharedWeights) -> SharedWeights:
     """A gate whose sources no longer stand alike."""
     gate.names = [f"t{k}" for k in range(7)]
     gate.table.data = torch.randn(8, 4 if gate.by_class else 1, generator=torch.Generator().manual_seed(1))
     return gate
 
 
-def arbiter() -> Arbiter:
-    """An arbiter that has learned, and prefers some policies."""
-    gate = Arbiter(ArbiterOptions(floor=0.4))
+def hedge() -> Hedge:
+    """A hedge that has learned, and prefers some policies."""
+    gate = Hedge(HedgeOptions(floor=0.4))
     gate.adapted.load_state_dict(learned(floor=0.4).state_dict())
     gate.posterior.copy_(torch.tensor([0.4, 0.1, 0.2, 0.2, 0.1]))
     return gate
@@ -53,9 +53,9 @@ def gates() -> list[Gate]:
         learned(floor=0.4),
         LikelihoodGate(LikelihoodOptions(floor=0.4)),
         ConfidenceGate(ConfidenceOptions(hard=0.4)),
-        stood(ScalarGate(StandingOptions(floor=0.4))),
-        stood(PerClassGate(StandingOptions(floor=0.4))),
-        arbiter(),
+        stood(ScalarGate(SharedOptions(floor=0.4))),
+        stood(PerClassGate(SharedOptions(floor=0.4))),
+        hedge(),
     ]
 
 

@@ -9,9 +9,9 @@ import yaml
 from streamkd import config
 from streamkd.plugins import Registry
 
-PAGE = (Path(__file__).parents[2] / "docs/gates.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs/reference/gates.md").read_text()
 REGISTRY = Registry.load()
-GATES = ["arbiter", "confidence", "fixed", "likelihood", "per-class", "per-sample", "scalar"]
+GATES = ["confidence", "fixed", "hedge", "likelihood", "per-class", "per-sample", "scalar"]
 
 
 def _table(name: str) -> dict[str, str]:

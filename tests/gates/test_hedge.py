@@ -1,4 +1,4 @@
-"""The arbiter: Hedge over policies that one table prices, and what it leaves to the inner gate."""
+"""The hedge: Hedge over policies that one table prices, and what it leaves to the inner gate."""
 
 import copy
 import math
@@ -10,18 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from streamkd.gates.gate import Evidence, Priced
-from streamkd.gates.hedge import POLICIES, Arbiter, ArbiterOptions
+from streamkd.gates.gate import Evidence, Hedging
+from streamkd.gates.hedge import POLICIES, Hedge, HedgeOptions
 from streamkd.gates.likelihood import LikelihoodGate, LikelihoodOptions
 from streamkd.gates.per_sample import PerSampleGate
-from streamkd.gates.shared import PerClassGate, ScalarGate, Standing
+from streamkd.gates.shared import PerClassGate, ScalarGate, SharedWeights
 
 seeds = st.integers(0, 10_000)
 
 
-def arbiter(**options: object) -> Arbiter:
+def hedge(**options: object) -> Hedge:
     """In float64, with an inner gate that has moved away from where it began."""
-    gate = Arbiter(ArbiterOptions(**options)).double()
+    gate = Hedge(HedgeOptions(**options)).double()
     with torch.no_grad():
         for number, parameter in enumerate(gate.adapted.parameters()):
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)).double())
@@ -36,7 +36,7 @@ def table_of(seed: int, scale: float = 1.0) -> torch.Tensor:
     return scale * torch.randn(5, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def policies(gate: Arbiter, evidence: Evidence) -> list[list[list[float]]]:
+def policies(gate: Hedge, evidence: Evidence) -> list[list[list[float]]]:
     """The weights of each policy, uniform and hard-only by hand."""
     uniform, label = [], []
     for heard, row in zip(evidence.heard.tolist(), evidence.labels.tolist(), strict=True):
@@ -50,7 +50,7 @@ def policies(gate: Arbiter, evidence: Evidence) -> list[list[list[float]]]:
     return [*learned, uniform, label]
 
 
-def hedge(gate: Arbiter, lessons: list[tuple[Evidence, torch.Tensor]]) -> list[float]:
+def fixed_share(gate: Hedge, lessons: list[tuple[Evidence, torch.Tensor]]) -> list[float]:
     """Fixed share by its definition, one policy at a time."""
     count = len(POLICIES)
     posterior, spread = [1 / count] * count, 0.0
@@ -70,17 +70,17 @@ def hedge(gate: Arbiter, lessons: list[tuple[Evidence, torch.Tensor]]) -> list[f
 @given(seeds)
 def test_the_posterior_is_fixed_share_hedge_on_prices(seed: int) -> None:
     """π ← (1 - α)·π·exp(-rate·price/scale)/Z + α/P with price = Σ A·w / batch, scale the running root mean square."""
-    gate = arbiter(rate=0.7, share=0.05, memory=0.8)
+    gate = hedge(rate=0.7, share=0.05, memory=0.8)
     lessons = [(seen(seed + k), table_of(seed + k)) for k in range(7)]
     for evidence, table in lessons:
         gate.settle(evidence, table)
-    torch.testing.assert_close(gate.posterior.tolist(), hedge(gate, lessons), rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(gate.posterior.tolist(), fixed_share(gate, lessons), rtol=1e-7, atol=1e-9)
 
 
 @given(seeds)
 def test_weights_are_the_policies_mixed_by_the_posterior(seed: int) -> None:
     """Σ_p π_p·w^p."""
-    gate, evidence = arbiter(), seen(seed)
+    gate, evidence = hedge(), seen(seed)
     gate.posterior.copy_(torch.softmax(torch.randn(5, generator=torch.Generator().manual_seed(seed)), 0))
     every = torch.tensor(policies(gate, evidence), dtype=torch.float64)
     torch.testing.assert_close(gate(evidence), (gate.posterior.view(-1, 1, 1) * every).sum(0), rtol=1e-7, atol=1e-9)
@@ -88,7 +88,7 @@ def test_weights_are_the_policies_mixed_by_the_posterior(seed: int) -> None:
 
 def test_the_unit_of_prices_does_not_matter() -> None:
     """Tables a million times larger lead to the same posterior."""
-    one, other = arbiter(), arbiter()
+    one, other = hedge(), hedge()
     for k in range(10):
         one.settle(seen(k), table_of(k))
         other.settle(seen(k), table_of(k, scale=1e6))
@@ -98,7 +98,7 @@ def test_the_unit_of_prices_does_not_matter() -> None:
 @pytest.mark.parametrize("best", range(5), ids=POLICIES)
 def test_the_posterior_goes_to_the_policy_that_is_cheapest(best: int) -> None:
     """And, when another becomes the cheapest, to that one: no policy falls below its share."""
-    gate = arbiter()
+    gate = hedge()
     evidence = seen(1)
     every = torch.tensor(policies(gate, evidence), dtype=torch.float64)
     for winner in (best, (best + 1) % 5):
@@ -115,7 +115,7 @@ def test_the_posterior_goes_to_the_policy_that_is_cheapest(best: int) -> None:
 
 def test_the_inner_gate_learns_as_if_it_ruled() -> None:
     """The gradient is the adapted policy's own, whatever its place in the posterior; no other part has one."""
-    gate, evidence, table = arbiter(), seen(3), table_of(3)
+    gate, evidence, table = hedge(), seen(3), table_of(3)
     gate.posterior.copy_(torch.tensor([0.004, 0.004, 0.004, 0.004, 0.984]))
     (gate(evidence) * table).sum().backward()
     alone = copy.deepcopy(gate.adapted)
@@ -128,7 +128,7 @@ def test_the_inner_gate_learns_as_if_it_ruled() -> None:
 
 def test_the_frozen_policy_is_the_inner_gate_as_it_began() -> None:
     """Adapting moves the one, not the other; ``freeze`` lets the other follow."""
-    gate, evidence = Arbiter(ArbiterOptions()).double(), seen(2)
+    gate, evidence = Hedge(HedgeOptions()).double(), seen(2)
     assert torch.equal(gate.adapted(evidence), gate.frozen(evidence))
     began = gate.frozen(evidence)
     with torch.no_grad():
@@ -143,7 +143,7 @@ def test_the_frozen_policy_is_the_inner_gate_as_it_began() -> None:
 @pytest.mark.parametrize("name", ["per-sample", "per-class", "scalar"])
 def test_a_stream_begins_with_the_gate_that_was_learned(name: str) -> None:
     """Both inner gates are what the adapted one had become, and no policy has been priced."""
-    gate, evidence = arbiter(gate={"name": name}), seen(2)
+    gate, evidence = hedge(gate={"name": name}), seen(2)
     for k in range(5):
         gate.settle(seen(k), table_of(k))
     gate(evidence)
@@ -151,7 +151,7 @@ def test_a_stream_begins_with_the_gate_that_was_learned(name: str) -> None:
         for parameter in gate.adapted.parameters():
             parameter.add_(torch.arange(parameter.numel()).view_as(parameter) / 10)
     alone = copy.deepcopy(gate.adapted)
-    if isinstance(alone, Standing):
+    if isinstance(alone, SharedWeights):
         alone.begin_stream(evidence.teachers)
     gate.begin_stream(evidence.teachers)
     assert torch.equal(gate.frozen(evidence), alone(evidence))
@@ -164,7 +164,7 @@ def test_a_stream_begins_with_the_gate_that_was_learned(name: str) -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_table_that_is_not_finite_moves_nothing(bad: float) -> None:
     """Posterior and scale stay as they are."""
-    gate = arbiter()
+    gate = hedge()
     gate.settle(seen(1), table_of(1))
     before = copy.deepcopy(gate.state_dict())
     gate.settle(seen(2), table_of(2).index_fill(0, torch.tensor([0]), bad))
@@ -174,7 +174,7 @@ def test_a_table_that_is_not_finite_moves_nothing(bad: float) -> None:
 
 def test_equal_prices_move_nothing() -> None:
     """A table of zeros, or a pool without teachers, leaves the posterior even."""
-    gate = arbiter()
+    gate = hedge()
     gate.settle(seen(1), torch.zeros(5, 4, dtype=torch.float64))
     torch.testing.assert_close(gate.posterior, torch.full((5,), 0.2, dtype=torch.float64))
     gate.settle(toys.evidence(toys.lesson(1, teachers=0)), table_of(1)[:, :1])
@@ -183,8 +183,8 @@ def test_equal_prices_move_nothing() -> None:
 
 @pytest.mark.parametrize("name", ["per-sample", "per-class", "scalar"])
 def test_the_adapter_settles_it_and_a_restart_changes_no_bit(name: str) -> None:
-    """In a real step each adaptation prices the policies; put back, arbiter and adapter go on in the same bits."""
-    gate = Arbiter(ArbiterOptions(gate={"name": name}))
+    """In a real step each adaptation prices the policies; put back, hedge and adapter go on in the same bits."""
+    gate = Hedge(HedgeOptions(gate={"name": name}))
     step = toys.make_step(gate=gate, adapter=toys.adapter_of(gate, every=1))
     for number, (x, y) in enumerate(toys.batches(16)):
         if number % 8 == 7:
@@ -193,7 +193,7 @@ def test_the_adapter_settles_it_and_a_restart_changes_no_bit(name: str) -> None:
     assert int(gate.settled) == step.adapter.adaptations > 10
     assert sum(gate.odds().values()) == pytest.approx(1)
     assert len(set(gate.odds().values())) > 1
-    twin, fresh = copy.deepcopy(step), Arbiter(ArbiterOptions(gate={"name": name}))
+    twin, fresh = copy.deepcopy(step), Hedge(HedgeOptions(gate={"name": name}))
     twin.gate, twin.adapter = fresh, toys.adapter_of(fresh, every=1)
     twin.adapter.attach(twin)
     fresh.load_state_dict(copy.deepcopy(gate.state_dict()))
@@ -204,10 +204,10 @@ def test_the_adapter_settles_it_and_a_restart_changes_no_bit(name: str) -> None:
 
 
 def test_its_inner_gate_is_the_one_that_the_options_name() -> None:
-    """With its own options, and the arbiter's floor where it says none."""
-    assert isinstance(Arbiter(ArbiterOptions(gate={"name": "scalar"})).adapted, ScalarGate)
-    assert isinstance(Arbiter(ArbiterOptions(gate={"name": "per-class"})).adapted, PerClassGate)
-    inner = Arbiter(ArbiterOptions(floor=0.2, gate={"name": "per-sample", "trust": 3.0})).adapted
+    """With its own options, and the hedge's floor where it says none."""
+    assert isinstance(Hedge(HedgeOptions(gate={"name": "scalar"})).adapted, ScalarGate)
+    assert isinstance(Hedge(HedgeOptions(gate={"name": "per-class"})).adapted, PerClassGate)
+    inner = Hedge(HedgeOptions(floor=0.2, gate={"name": "per-sample", "trust": 3.0})).adapted
     assert isinstance(inner, PerSampleGate)
     assert (inner.options.floor, inner.options.trust) == (0.2, 3.0)
 
@@ -218,10 +218,10 @@ def test_its_inner_gate_is_the_one_that_the_options_name() -> None:
 def test_an_inner_gate_that_cannot_be_is_refused(gate: dict) -> None:
     """One that learns nothing, none, options that it does not have: said when the configuration is read."""
     with pytest.raises(ValidationError):
-        ArbiterOptions(gate=gate)
+        HedgeOptions(gate=gate)
 
 
 def test_it_is_priced_and_others_are_not() -> None:
     """The adapter knows by the protocol whom to tell of prices."""
-    assert isinstance(Arbiter(ArbiterOptions()), Priced)
-    assert not isinstance(toys.scorer(), Priced)
+    assert isinstance(Hedge(HedgeOptions()), Hedging)
+    assert not isinstance(toys.scorer(), Hedging)

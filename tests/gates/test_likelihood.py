@@ -18,7 +18,7 @@ from streamkd.gates.likelihood import (
     ConfidenceOptions,
     LikelihoodGate,
     LikelihoodOptions,
-    held_out_credit,
+    held_out_likelihood,
 )
 from streamkd.teachers.teacher import EmaOptions, EmaTeacher
 
@@ -48,7 +48,7 @@ def measured(parts: dict) -> list[list[float]]:
 def test_credit_is_the_mean_log_likelihood_of_each_class(seed: int) -> None:
     """Drawn towards the teacher's mean over all classes; NaN for a teacher that heard nothing."""
     parts = toys.lesson(seed, batch=9)
-    got = held_out_credit(parts["answers"], parts["known"], parts["labels"])
+    got = held_out_likelihood(parts["answers"], parts["known"], parts["labels"])
     wanted = torch.tensor(measured(parts), dtype=torch.float64)
     torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9, equal_nan=True)
 
@@ -58,7 +58,7 @@ def test_a_class_without_records_has_the_teachers_mean() -> None:
     parts = toys.lesson(0, batch=6)
     parts["known"][:] = True
     parts["labels"][:] = torch.tensor([0, 1, 0, 1, 0, 1])
-    got = held_out_credit(parts["answers"], parts["known"], parts["labels"])
+    got = held_out_likelihood(parts["answers"], parts["known"], parts["labels"])
     logs = torch.log_softmax(parts["answers"], -1)[torch.arange(6), :, parts["labels"]].clamp_min(-5)
     torch.testing.assert_close(got[:, 2], logs.mean(0))
     torch.testing.assert_close(got[:, 3], logs.mean(0))
@@ -152,8 +152,8 @@ def test_confidence_is_ca_mkd(seed: int) -> None:
 def test_the_pool_measures_only_when_asked_and_no_more_than_every_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """A gate that never looks at the credit costs nothing; one that looks at every step pays every tenth time."""
     asked = []
-    whole = likelihood.held_out_credit
-    monkeypatch.setattr("streamkd.teachers.pool.held_out_credit", lambda *a: asked.append(1) or whole(*a))
+    whole = likelihood.held_out_likelihood
+    monkeypatch.setattr("streamkd.teachers.pool.held_out_likelihood", lambda *a: asked.append(1) or whole(*a))
     step = toys.make_step()
     for x, y in toys.batches(10):
         toys.train(step, x, y)

@@ -1,4 +1,4 @@
-"""Standing: one learned number per source, or per source and class, through growth and restarts."""
+"""SharedWeights: one learned number per source, or per source and class, through growth and restarts."""
 
 import copy
 import dataclasses
@@ -12,18 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamkd.gates.gate import Evidence
-from streamkd.gates.hedge import Arbiter, ArbiterOptions
-from streamkd.gates.shared import PerClassGate, ScalarGate, Standing, StandingOptions
-from streamkd.replay.vicinal import Vicinity
+from streamkd.gates.hedge import Hedge, HedgeOptions
+from streamkd.gates.shared import PerClassGate, ScalarGate, SharedOptions, SharedWeights
+from streamkd.replay.vicinal import VicinalRows
 from streamkd.students import optimizers
 
 seeds = st.integers(0, 10_000)
 kinds = pytest.mark.parametrize("kind", [ScalarGate, PerClassGate], ids=["scalar", "per-class"])
 
 
-def gate_of(kind: type[Any], teachers: int = 3, classes: int = 4, floor: float = 0.3, seed: int = 0) -> Standing:
+def gate_of(kind: type[Any], teachers: int = 3, classes: int = 4, floor: float = 0.3, seed: int = 0) -> SharedWeights:
     """A gate that has learned something of so many teachers and classes."""
-    gate = kind(StandingOptions(floor=floor)).double()
+    gate = kind(SharedOptions(floor=floor)).double()
     gate.names = [f"t{k}" for k in range(teachers)]
     columns = classes if gate.by_class else 1
     g = torch.Generator().manual_seed(seed)
@@ -35,7 +35,7 @@ def seen(seed: int, teachers: int = 3, classes: int = 4) -> Evidence:
     return toys.evidence(toys.lesson(seed, teachers=teachers, classes=classes))
 
 
-def softmax_over_sources(gate: Standing, evidence: Evidence) -> list[list[float]]:
+def softmax_over_sources(gate: SharedWeights, evidence: Evidence) -> list[list[float]]:
     """w_0 = floor + (1 - floor)·σ_0 of the hard label and the teachers heard, who share the rest by σ."""
     rows = []
     for i, label in enumerate(evidence.labels.tolist()):
@@ -62,7 +62,7 @@ def test_at_first_every_source_is_alike(kind: type[Any]) -> None:
     """Zero for all: 1 / (1 + teachers) each, above a floor of 0."""
     parts = toys.lesson(0)
     parts["known"][:] = parts["heard"][:] = True
-    weights = kind(StandingOptions(floor=0.0)).double()(toys.evidence(parts))
+    weights = kind(SharedOptions(floor=0.0)).double()(toys.evidence(parts))
     torch.testing.assert_close(weights, torch.full((5, 4), 0.25, dtype=torch.float64))
 
 
@@ -114,7 +114,7 @@ def test_a_row_goes_from_who_left_to_who_comes(kind: type[Any]) -> None:
 @kinds
 def test_a_gate_that_has_grown_goes_round_bitwise(kind: type[Any]) -> None:
     """A fresh gate takes a table of any size, with the names of its rows."""
-    gate, other = gate_of(kind, teachers=5), kind(StandingOptions()).double()
+    gate, other = gate_of(kind, teachers=5), kind(SharedOptions()).double()
     other.load_state_dict(copy.deepcopy(gate.state_dict()))
     assert torch.equal(other(seen(3, teachers=4)), gate(seen(3, teachers=4)))
     assert other.names == gate.names
@@ -132,7 +132,7 @@ def grown(step: Any, number: int) -> None:
 @kinds
 def test_the_adapter_follows_a_gate_that_grows(kind: type[Any]) -> None:
     """Snapshots come and classes too, while the numbers are adapted at every step."""
-    gate = kind(StandingOptions())
+    gate = kind(SharedOptions())
     adapter = toys.adapter_of(gate, every=1)
     step = toys.make_step(gate=gate, adapter=adapter)
     for number, (x, y) in enumerate(toys.batches(24)):
@@ -148,15 +148,15 @@ class Several:
 
     @staticmethod
     def per_class() -> torch.nn.Module:
-        return PerClassGate(StandingOptions())
+        return PerClassGate(SharedOptions())
 
     @staticmethod
-    def arbiter() -> torch.nn.Module:
-        return Arbiter(ArbiterOptions(gate={"name": "per-class"}))
+    def hedge() -> torch.nn.Module:
+        return Hedge(HedgeOptions(gate={"name": "per-class"}))
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["of-the-step", "of-a-term"])
-@pytest.mark.parametrize("make", [Several.per_class, Several.arbiter], ids=["per-class", "arbiter"])
+@pytest.mark.parametrize("make", [Several.per_class, Several.hedge], ids=["per-class", "hedge"])
 @pytest.mark.parametrize("engine", ["auto", "prequential", "maml"])
 def test_steps_from_before_a_class_came_are_looked_at(engine: Any, make: Any, own: bool) -> None:
     """Over three steps, rows without label among them, while the label space grows in between."""
@@ -166,7 +166,7 @@ def test_steps_from_before_a_class_came_are_looked_at(engine: Any, make: Any, ow
     if own:
         step.terms = (dataclasses.replace(step.terms[0], gate=gate),)
         step._own_gates = True
-    step.vicinity = Vicinity(4, 0, seed=0, weight=1.0, moved=0.0)
+    step.vicinal = VicinalRows(4, 0, seed=0, weight=1.0, moved=0.0)
     for number, (x, y) in enumerate(toys.batches(20)):
         grown(step, number)
         y[::4] = -1
@@ -211,7 +211,7 @@ def test_looking_back_takes_no_row(kind: type[Any]) -> None:
 @kinds
 def test_a_horizon_leaves_a_newcomer_its_number(kind: type[Any]) -> None:
     """An adaptation over steps that knew a snapshot which has left takes no row from the one that came in its place."""
-    gate = kind(StandingOptions())
+    gate = kind(SharedOptions())
     step = toys.make_step(gate=gate, adapter=toys.adapter_of(gate, every=1, horizon=3), limit=3, snapshots=1)
     for number, (x, y) in enumerate(toys.batches(40)):
         if number % 8 == 7:
@@ -244,12 +244,12 @@ def test_a_stream_begins_with_what_holds_for_it(kind: type[Any]) -> None:
 @kinds
 def test_a_restart_after_growth_changes_no_bit(kind: type[Any]) -> None:
     """Gate and adapter put back into fresh ones go on as if nothing had been."""
-    gate = kind(StandingOptions())
+    gate = kind(SharedOptions())
     step = toys.make_step(gate=gate, adapter=toys.adapter_of(gate, every=1))
     for number, (x, y) in enumerate(toys.batches(16)):
         grown(step, number)
         toys.train(step, x, y)
-    twin, fresh = copy.deepcopy(step), kind(StandingOptions())
+    twin, fresh = copy.deepcopy(step), kind(SharedOptions())
     twin.gate, twin.adapter = fresh, toys.adapter_of(fresh, every=1)
     fresh.load_state_dict(copy.deepcopy(gate.state_dict()))
     twin.adapter.attach(twin)

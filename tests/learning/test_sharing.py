@@ -9,7 +9,7 @@ import toys
 from torch import nn
 
 from streamkd.errors import PluginError, StateConflict
-from streamkd.learning.sharing import Donor, Heritage, Origin
+from streamkd.learning.sharing import Origin, WeightSource, WeightTransfer
 from streamkd.meta import hypergradient
 from streamkd.students.networks import Student
 
@@ -29,17 +29,17 @@ def donor(classes: list[Any] | None = None, hidden: tuple[int, ...] = (8,), seed
 def test_a_student_of_the_same_form_begins_as_the_teacher() -> None:
     """Everything is inherited: the same labels give the same logits."""
     student, teacher = toys.mlp(), donor()
-    Heritage(teacher, student).begin(student, [0, 1, 2])
+    WeightTransfer(teacher, student).begin(student, [0, 1, 2])
     x = toys.batches(1)[0][0]
     assert torch.equal(student(x), teacher.network(x))
-    assert isinstance(teacher, Donor)
+    assert isinstance(teacher, WeightSource)
 
 
 def test_head_rows_go_by_label() -> None:
     """A row stands where the label's column is; labels that the teacher does not have keep their first weights."""
     student, teacher = toys.mlp(), donor(["b", "c", "a"])
     first = copy.deepcopy(student.head)
-    Heritage(teacher, student).begin(student, ["a", "x", "b"])
+    WeightTransfer(teacher, student).begin(student, ["a", "x", "b"])
     theirs = teacher.network.head
     assert torch.equal(student.head.weight, torch.stack([theirs.weight[2], first.weight[1], theirs.weight[0]]))
     assert torch.equal(student.head.bias, torch.stack([theirs.bias[2], first.bias[1], theirs.bias[0]]))
@@ -49,10 +49,10 @@ def test_growing_inherits_in_student_and_average_alike() -> None:
     """In steps or at once, a label that comes later brings the teacher's row with it, and pads the moments with 0."""
     teacher = donor([5, 6, 7])
     student = toys.mlp(1)
-    heritage = Heritage(teacher, student)
-    heritage.begin(student, [7])
+    transfer = WeightTransfer(teacher, student)
+    transfer.begin(student, [7])
     step = toys.make_step(student=student, optimizer=("sgd", {"lr": 0.1, "momentum": 0.9}))
-    step.heritage = heritage
+    step.transfer = transfer
     toys.train(step, toys.batches(1)[0][0], torch.zeros(8, dtype=torch.int64))
     old = student.head.weight.detach().clone()
     step.grow([7, 4, 5])
@@ -71,7 +71,7 @@ def test_only_named_layers_are_inherited() -> None:
     """A name stands for all that is below it; the rest stays as it was drawn."""
     student, teacher = toys.mlp(hidden=(8, 8)), donor(hidden=(8, 8))
     before = copy.deepcopy(student)
-    Heritage(teacher, student, layers=["body.hidden"]).begin(student, [0, 1, 2])
+    WeightTransfer(teacher, student, layers=["body.hidden"]).begin(student, [0, 1, 2])
     for ours, theirs in zip(student.body.hidden, teacher.network.body.hidden, strict=True):
         assert torch.equal(ours.weight, theirs.weight)
     assert torch.equal(student.head.weight, before.head.weight)
@@ -81,7 +81,7 @@ def test_the_map_leads_to_layers_of_other_names() -> None:
     """The student's second layer may come from the teacher's third."""
     student, teacher = toys.mlp(hidden=(8, 8)), donor(hidden=(8, 8, 8))
     origins = {"body.hidden.1": Origin("body.hidden.2")}
-    Heritage(teacher, student, layers=[], origins=origins).begin(student, [0, 1, 2])
+    WeightTransfer(teacher, student, layers=[], origins=origins).begin(student, [0, 1, 2])
     assert torch.equal(student.body.hidden[1].weight, teacher.network.body.hidden[2].weight)
 
 
@@ -91,7 +91,7 @@ def test_a_slice_is_the_leading_block_that_both_have(ours: int, theirs: int) -> 
     student, teacher = toys.mlp(hidden=(ours,)), donor(hidden=(theirs,))
     before = copy.deepcopy(student)
     origins = {name: Origin(name, sliced=True) for name in ("body.hidden.0", "body.head")}
-    Heritage(teacher, student, layers=[], origins=origins).begin(student, [0, 1, 2])
+    WeightTransfer(teacher, student, layers=[], origins=origins).begin(student, [0, 1, 2])
     both = min(ours, theirs)
     assert torch.equal(student.body.hidden[0].weight[:both], teacher.network.body.hidden[0].weight[:both])
     assert torch.equal(student.body.hidden[0].weight[both:], before.body.hidden[0].weight[both:])
@@ -104,10 +104,10 @@ def test_shapes_that_do_not_agree_are_named() -> None:
     student, teacher = toys.mlp(hidden=(5,)), donor(hidden=(8,))
     said = r"body\.hidden\.0\.weight \[5, 6\] of the student .* body\.hidden\.0\.weight \[8, 6\] of the teacher"
     with pytest.raises(PluginError, match=said) as caught:
-        Heritage(teacher, student).begin(student, [0, 1, 2])
+        WeightTransfer(teacher, student).begin(student, [0, 1, 2])
     assert "fit: slice" in caught.value.fix
     with pytest.raises(PluginError, match=r"the head \[5\] .* body\.head \[8\]"):
-        Heritage(teacher, student, layers=["body.head"]).begin(student, [0, 1, 2])
+        WeightTransfer(teacher, student, layers=["body.head"]).begin(student, [0, 1, 2])
 
 
 @pytest.mark.parametrize(
@@ -122,20 +122,20 @@ def test_layers_that_are_not_there_are_named(options: dict[str, Any], said: str)
     """In the student or in the teacher: an error before anything is copied, with the known ones."""
     student = toys.mlp(hidden=(8, 8))
     with pytest.raises(PluginError, match=said):
-        Heritage(donor(hidden=(8,)), student, **options)
+        WeightTransfer(donor(hidden=(8,)), student, **options)
 
 
 def test_a_teacher_without_common_layers_is_refused() -> None:
     """Nothing to inherit is said, with the layers that it has."""
     with pytest.raises(PluginError, match="no layer of the teacher's names") as caught:
-        Heritage(Teacher(nn.Sequential(nn.Linear(6, 3)), [0, 1, 2]), toys.mlp())
+        WeightTransfer(Teacher(nn.Sequential(nn.Linear(6, 3)), [0, 1, 2]), toys.mlp())
     assert "0" in caught.value.fix
 
 
 def frozen_step(name: str, engine: str = "auto", **settings: Any) -> Any:
     student, teacher = toys.mlp(hidden=(8,)), donor()
-    heritage = Heritage(teacher, student, frozen=True)
-    heritage.begin(student, [0, 1, 2])
+    transfer = WeightTransfer(teacher, student, frozen=True)
+    transfer.begin(student, [0, 1, 2])
     gate = toys.scorer()
     return toys.make_step(
         student=student, optimizer=(name, settings), gate=gate, adapter=toys.adapter_of(gate, engine=engine)
@@ -181,19 +181,19 @@ def test_a_layer_of_which_only_a_part_is_inherited_is_trained_on() -> None:
     """Rows that nobody trained are never frozen."""
     student = toys.mlp(hidden=(12,))
     origins = {"body.hidden.0": Origin("body.hidden.0", sliced=True)}
-    Heritage(donor(), student, layers=["normalise"], origins=origins, frozen=True).begin(student, [0, 1, 2])
+    WeightTransfer(donor(), student, layers=["normalise"], origins=origins, frozen=True).begin(student, [0, 1, 2])
     assert all(p.requires_grad for p in student.parameters())
 
 
 def test_another_teacher_after_a_restart_is_refused() -> None:
     """Labels to come must inherit what they would have: classes and head rows may not change."""
 
-    def heritage(teacher: Teacher) -> Heritage:
+    def transfer(teacher: Teacher) -> WeightTransfer:
         student: Student = toys.mlp()
-        return Heritage(teacher, student)
+        return WeightTransfer(teacher, student)
 
-    state = heritage(donor()).state_dict()
-    heritage(donor()).load_state_dict(state)
+    state = transfer(donor()).state_dict()
+    transfer(donor()).load_state_dict(state)
     for other in (donor(seed=10), donor([0, 1, 3])):
         with pytest.raises(StateConflict, match="needed the teacher of the checkpoint"):
-            heritage(other).load_state_dict(state)
+            transfer(other).load_state_dict(state)

@@ -1,5 +1,6 @@
 """A step: its order, what it asks and stores, and layers that losses name."""
 
+import copy
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,9 @@ import toys
 from torch import Tensor
 
 from streamkd.errors import PluginError
-from streamkd.learning.step import Plan, Step, Term
+from streamkd.learning.batch import StepBatch
+from streamkd.learning.step import Step
+from streamkd.learning.terms import Term
 from streamkd.losses.match_gate import Lesson, MatchGate, MatchGateOptions
 from streamkd.replay.memory import Memory
 from streamkd.teachers.answers import Answers
@@ -176,7 +179,7 @@ def test_of_a_row_without_label_those_speak_who_know_every_class() -> None:
     known = torch.ones(len(y), 2, 3, dtype=torch.bool)
     known[:, 1, 2] = False
     known[2:4, 0, 0] = False
-    plan = Plan(x, y, len(y), 0, Answers(answers, known), unlabelled=True)
+    plan = StepBatch(x, y, len(y), 0, Answers(answers, known), unlabelled=True)
     heard = step.evidence(plan, torch.zeros(len(y), 3)).heard
     assert heard[:4].tolist() == [[True, False], [True, False], [True, True], [True, True]]
     assert heard[4:, 1].tolist() == (y[4:] != 2).tolist()
@@ -193,3 +196,36 @@ def test_what_is_said_of_records_that_came_before_tells_nothing_of_their_labels(
     for x, y in drawn:
         toys.train(step, x, y)
     assert step.pool.label_noise.state_dict()["count"] == heard
+
+
+EVENTS = ["before_training_iteration", "before_forward", "after_forward", "before_backward", "after_backward"]
+UPDATE = ["before_update", "after_update"]
+
+
+def test_a_step_has_one_order_and_a_listener_may_add_to_its_loss() -> None:
+    """The events by Avalanche's names; what is added before the backward pass moves the student."""
+    plain, heavier = toys.make_step(), toys.make_step()
+    x, y = toys.batches(1)[0]
+    heard = []
+    for (event, _), (_, taken) in zip(plain.take(x, y, 0), heavier.take(x, y, 0), strict=True):
+        heard.append(event)
+        if event == "before_backward":
+            taken.loss = taken.loss + sum((p**2).sum() for p in heavier.parameters)
+    assert heard == [*EVENTS, *UPDATE, "after_training_iteration"]
+    assert not torch.equal(*(next(iter(step.student.parameters())) for step in (plain, heavier)))
+
+
+def test_a_step_whose_loss_is_not_finite_has_no_update() -> None:
+    """Nothing moves, and it is said; no graph is left."""
+    step = toys.make_step()
+    before = copy.deepcopy(step.student.state_dict())
+    x, y = toys.batches(1)[0]
+    heard = []
+    for event, taken in step.take(x, y, 0):
+        heard.append(event)
+        if event == "before_backward":
+            taken.loss = taken.loss * torch.inf
+    assert heard == [*EVENTS, "after_training_iteration"]
+    assert taken.skipped
+    assert not taken.logits.requires_grad
+    assert all(torch.equal(value, before[name]) for name, value in step.student.state_dict().items())

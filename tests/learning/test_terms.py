@@ -14,7 +14,7 @@ from streamkd.hookspecs import Options
 from streamkd.learning import terms
 from streamkd.learning.step import Step
 from streamkd.learning.terms import Term
-from streamkd.losses.features import Feature, HintOptions
+from streamkd.losses.features import Feature, FeatureOptions
 from streamkd.losses.match_gate import Gated, MatchGate, MatchGateOptions, Trained
 from streamkd.plugins import Registry
 from streamkd.replay.memory import Memory
@@ -38,7 +38,7 @@ class Sees:
 
 
 def feature(student: str = "body.hidden.0", **teacher: str) -> Feature:
-    return Feature(HintOptions(student=student, teacher=teacher or {"ema": "body.hidden.1"}))
+    return Feature(FeatureOptions(student=student, teacher=teacher or {"ema": "body.hidden.1"}))
 
 
 def step_with(*given: Term, clip_norm: float | None = None) -> Step:

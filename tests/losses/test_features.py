@@ -15,7 +15,7 @@ from streamkd.losses.features import (
     Attention,
     AttentionOptions,
     Feature,
-    HintOptions,
+    FeatureOptions,
     attention_distance,
     attention_map,
     feature_distance,
@@ -27,7 +27,7 @@ NAMED: dict[str, Any] = {"student": "s", "teacher": {"t0": "a", "t2": "b"}}
 
 
 def feature(ours: tuple[int, ...] = (6,), theirs: tuple[int, ...] = (6,)) -> Feature:
-    loss = Feature(HintOptions(**NAMED))
+    loss = Feature(FeatureOptions(**NAMED))
     loss.prepare({"s": ours}, {"t0": {"a": theirs}, "t2": {"b": theirs}})
     for parameter in loss.parameters():
         parameter.data = parameter.data.double()

@@ -15,7 +15,6 @@ WHOLE = Artefact(
     learned_for={"gate": [{"name": "per-sample"}]},
     gate_weights={"0.score.0.weight": torch.arange(4.0).reshape(2, 2)},
     start={"body.head.weight": torch.ones(1, 3), "normalise.count": torch.tensor(7)},
-    rates={"body.head.weight": 2.5},
     gate_optimizer={"out.bias": torch.zeros(1)},
     trained_on={"stream": "known"},
     gate_notes={"0._extra_state": {"names": ["ema"]}},
@@ -44,10 +43,9 @@ def test_a_checkpoint_carries_it() -> None:
 
 
 def test_the_digest_is_of_what_decides(tmp_path: Path) -> None:
-    """A weight, a rate or a name changes it; where it was trained does not."""
+    """A weight or a name changes it; where it was trained does not."""
     changed = [
         {"start": {"body.head.weight": torch.zeros(1, 3)}},
-        {"rates": {}},
         {"learned_for": {}},
         {"gate_notes": {"0._extra_state": {"names": ["memory"]}}},
     ]

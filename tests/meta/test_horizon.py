@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from streamkd.meta import hypergradient
-from streamkd.meta.hypergradient import Moments, Update
+from streamkd.meta.hypergradient import OptimizerMoments, Update
 
 OPTIMIZERS = {
     "sgd": ("sgd", {"lr": 0.02}),
@@ -65,7 +65,7 @@ class Run:
         gradients = [p.grad.clone() for p in self.parameters]
         self.optimizer.step()
         moments = hypergradient.moments_of(self.optimizer, self.parameters)
-        kept = [Moments(m.first.clone(), m.second.clone(), m.count) for m in moments]
+        kept = [OptimizerMoments(m.first.clone(), m.second.clone(), m.count) for m in moments]
         return Update(before, gradients, None, kept)
 
     def table(self) -> list[Tensor]:
@@ -152,7 +152,7 @@ def test_a_parameter_that_has_grown_is_cut_back(kind: str) -> None:
     moments = list(last.moments)
     if moments:
         m = moments[2]
-        moments[2] = Moments(torch.cat([m.first, m.first[:1]]), torch.cat([m.second, m.second[:1]]), m.count)
+        moments[2] = OptimizerMoments(torch.cat([m.first, m.first[:1]]), torch.cat([m.second, m.second[:1]]), m.count)
     before, gradients = list(last.before), list(last.gradients)
     before[2], gradients[2] = wide
     outer = list(run.parameters)

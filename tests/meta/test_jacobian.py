@@ -25,9 +25,9 @@ def lesson(seed: int, **changes: Any) -> Lesson:
     return Lesson(*known, fresh=3, **changes)
 
 
-def tangent(logits: Tensor, seed: int = 1) -> jacobian.Tangent:
+def tangent(logits: Tensor, seed: int = 1) -> jacobian.ForwardMode:
     g = torch.Generator().manual_seed(seed)
-    return jacobian.Tangent((logits, torch.randn(logits.shape, generator=g, dtype=logits.dtype)), {})
+    return jacobian.ForwardMode((logits, torch.randn(logits.shape, generator=g, dtype=logits.dtype)), {})
 
 
 @pytest.mark.parametrize("seed", range(5))

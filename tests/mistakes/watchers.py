@@ -153,7 +153,7 @@ class Seeding(Watching):
         torch.manual_seed(record)
 
 
-class Settling(Watching):
+class RateDecay(Watching):
     """Leaves gradients off for everybody."""
 
     def on_step(self, record: int, loss: float, accuracy: float) -> None:
@@ -187,5 +187,5 @@ MISTAKES = (
     observer("writes into the offsets", "on_checkpoint takes its arguments", Noting),
     observer("async def", "on_published takes its arguments, and is done when it returns", Awaited),
     observer("seeds torch", ALOOF, Seeding),
-    observer("turns gradients off", ALOOF, Settling),
+    observer("turns gradients off", ALOOF, RateDecay),
 )

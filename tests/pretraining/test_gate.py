@@ -12,7 +12,7 @@ from streamkd import config as configuration
 from streamkd import wiring
 from streamkd.cli import cli
 from streamkd.errors import ConfigError, StateConflict, StateError
-from streamkd.gates.hedge import Arbiter
+from streamkd.gates.hedge import Hedge
 from streamkd.learner import Learner
 from streamkd.meta import artefact
 from streamkd.meta.learned_optimizer import LearnedOptimizer
@@ -22,7 +22,7 @@ from streamkd.state.tree import pack, unpack
 from streamkd.wiring import open_source, schema_of
 
 REGISTRY = Registry.load()
-QUICK = Phase2(episodes=3, start_episodes=4, records=30, gate_optimizer="learned", rates=True)
+QUICK = Phase2(episodes=3, start_episodes=4, records=30, gate_optimizer="learned")
 
 
 def _config(**changes: Any) -> configuration.Config:
@@ -84,8 +84,6 @@ def test_a_stream_begins_from_it(begun: Path) -> None:
     assert all(torch.equal(gate[name], value) for name, value in found.gate_weights.items())
     assert all(torch.equal(p, origin) for p, origin in zip(adapter.parameters, adapter.origin, strict=True))
     assert isinstance(adapter.optimizer, LearnedOptimizer)
-    rates = [group["lr"] for group in step.optimizer.param_groups for _ in group["params"]]
-    assert rates == pytest.approx([3 * 0.001 * found.rates[name] for name, _ in step.student.named_parameters()])
 
 
 def test_stopping_and_resuming_ends_in_the_same_bits(begun: Path) -> None:
@@ -108,7 +106,7 @@ def test_a_state_remembers_what_it_began_from(begun: Path, tmp_path: Path) -> No
     first = _learner(config, 5)
     tree = unpack(pack(first.state()))
     other = _config(meta=str(tmp_path / "other"))
-    artefact.write(tmp_path / "other", artefact.Artefact(rates={"body.head.bias": 2.0}))
+    artefact.write(tmp_path / "other", artefact.Artefact(start={"body.head.bias": torch.ones(1)}))
     for changed in (other, _config()):
         with pytest.raises(StateConflict, match="began from"):
             _learner(changed, 0).restore(tree, first.offsets, config)
@@ -133,27 +131,27 @@ def test_it_is_bound_to_gate_and_student(begun: Path) -> None:
 def test_parts_that_were_not_learned_leave_the_stream_free(tmp_path: Path) -> None:
     """A gate alone goes with any student; a start alone with any gate."""
     gate = meta_train(_config(), REGISTRY, tmp_path / "gate", Phase2(episodes=2, student_start="none", records=20))
-    assert (gate.start, gate.rates) == ({}, {})
+    assert gate.start == {}
     _learner(_config(meta=str(tmp_path / "gate"), student={"name": "mlp", "hidden": [8]}), 3)
     start = meta_train(
         _config(), REGISTRY, tmp_path / "start", Phase2(episodes=0, student_start="maml", start_episodes=2)
     )
-    assert (start.gate_weights, start.rates) == ({}, {})
+    assert start.gate_weights == {}
     _learner(_config(meta=str(tmp_path / "start"), gate={"name": "fixed"}), 3)
 
 
-ARBITER = {"name": "arbiter", "gate": {"name": "scalar"}}
+HEDGE = {"name": "hedge", "gate": {"name": "scalar"}}
 OWN = [{"name": "match-gate"}, {"name": "kd", "gate": {"name": "per-class"}}]
 GATES: dict[str, dict[str, Any]] = {
     "scalar": {"gate": {"name": "scalar"}},
     "per-class": {"gate": {"name": "per-class"}},
-    "arbiter": {"gate": ARBITER},
-    "arbiter-per-class": {"gate": {"name": "arbiter", "gate": {"name": "per-class"}}},
-    "arbiter-per-sample": {"gate": {"name": "arbiter"}},
+    "hedge": {"gate": HEDGE},
+    "hedge-per-class": {"gate": {"name": "hedge", "gate": {"name": "per-class"}}},
+    "hedge-per-sample": {"gate": {"name": "hedge"}},
     "of-a-term": {"gate": {"name": "fixed"}, "losses": [{"name": "match-gate", "gate": {"name": "scalar"}}]},
-    "several": {"gate": ARBITER, "losses": OWN},
+    "several": {"gate": HEDGE, "losses": OWN},
 }
-DRIVES = [*((name, "adam") for name in GATES), ("scalar", "learned"), ("per-class", "learned"), ("arbiter", "learned")]
+DRIVES = [*((name, "adam") for name in GATES), ("scalar", "learned"), ("per-class", "learned"), ("hedge", "learned")]
 
 
 @pytest.mark.parametrize(("name", "optimizer"), DRIVES)
@@ -185,20 +183,20 @@ def test_any_gate_with_parameters_is_learned_and_begun_from(name: str, optimizer
     assert whole.adapter.adaptations > 0
 
 
-def test_the_arbiters_frozen_policy_is_the_gate_that_was_learned(tmp_path: Path) -> None:
+def test_the_hedges_frozen_policy_is_the_gate_that_was_learned(tmp_path: Path) -> None:
     """And the stream begins with an even posterior, whatever the episodes, or an artefact's own, had come to."""
-    config = _config(gate={"name": "arbiter"})
+    config = _config(gate={"name": "hedge"})
     made = meta_train(config, REGISTRY, tmp_path, Phase2(episodes=3, student_start="none", records=20, horizon=2))
     untrained = wiring.make(REGISTRY, "gate", "gates", config.gate)
     assert any(not torch.equal(made.gate_weights[f"0.{name}"], p) for name, p in untrained.named_parameters())
     settled = {"0.posterior": torch.tensor([0.9, 0.025, 0.025, 0.025, 0.025]), "0.settled": torch.tensor(7.0)}
     before = {key: value for key, value in untrained.state_dict(prefix="0.").items() if key.startswith("0.frozen")}
     artefact.write(tmp_path, replace(made, gate_weights={**made.gate_weights, **before, **settled}))
-    learner = _learner(_config(gate={"name": "arbiter"}, meta=str(tmp_path)), 0)
+    learner = _learner(_config(gate={"name": "hedge"}, meta=str(tmp_path)), 0)
     learner.labels.learn([3, 1])
     learner._start()
     gate = learner.strategy.step.gate
-    assert isinstance(gate, Arbiter)
+    assert isinstance(gate, Hedge)
     for mine, learned in zip(gate.frozen.parameters(), gate.adapted.parameters(), strict=True):
         assert torch.equal(mine, learned)
     for name, parameter in gate.adapted.named_parameters():

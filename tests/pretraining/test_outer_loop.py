@@ -4,7 +4,7 @@ import torch
 from toys import adapter_of, make_step, mlp, scorer
 
 from streamkd.meta.learned_optimizer import Rule, RuleTrainer
-from streamkd.pretraining.episodes import Known, Shape
+from streamkd.pretraining.episodes import EpisodeShape, KnownTask
 from streamkd.pretraining.outer_loop import Played, learn, train_gate
 from streamkd.pretraining.synthetic import NATURES, stranger
 from streamkd.pretraining.teachers import fit
@@ -12,14 +12,14 @@ from streamkd.pretraining.teachers import fit
 CLASSES, FEATURES = 6, 6
 
 
-def _known(seed: int = 0) -> Known:
+def _known(seed: int = 0) -> KnownTask:
     g = torch.Generator().manual_seed(seed)
     y = torch.arange(CLASSES).repeat(60)
     centres = 1.5 * torch.randn(CLASSES, FEATURES, generator=g)
-    return Known(centres[y] + torch.randn(len(y), FEATURES, generator=g), y, [(0, 1, 2), (3, 4, 5)], seed)
+    return KnownTask(centres[y] + torch.randn(len(y), FEATURES, generator=g), y, [(0, 1, 2), (3, 4, 5)], seed)
 
 
-def _expert(known: Known):
+def _expert(known: KnownTask):
     student = mlp(CLASSES)
     x, y = known.support_rows()
     fit(student, torch.optim.Adam(student.parameters(), 0.02), x, y, 15, 32, 0)
@@ -36,7 +36,7 @@ def _play(gate, episodes: int, noise: float, optimizer=None) -> list[Played]:
 
     def each():
         for number in range(episodes):
-            course = known.draw(Shape(records=60), noise)
+            course = known.draw(EpisodeShape(records=60), noise)
             step = make_step(classes=len(course[0].classes), seed=number, gate=gate, adapter=adapter)
             for nature in ("expert", "permuted"):
                 guest = stranger(nature, nature, expert, mlp(CLASSES, seed=9), course[-1].classes, draw)

@@ -129,11 +129,11 @@ def test_what_the_server_has_forgotten_is_skipped_and_the_next_compared(
     assert server.values() == list(range(300))
 
 
-def test_the_clients_of_the_readme_may_be_called_twice(server: Any) -> None:
+def test_the_client_of_the_page_may_be_called_twice(server: Any) -> None:
     """``put`` of two tables under one name stores both; a table that is sent again counts once."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    page = (Path(__file__).parents[2] / "docs/how-to/push-records.md").read_text()
     names: dict[str, Any] = {}
-    exec(next(block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "def put" in block), names)
+    exec(next(block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "def put" in block), names)
     first, second = (pa.Table.from_batches(batches(1_200, 600, start=start)) for start in (0, 5_000))
     for table in (first, second, first):
         assert names["put"](server.flight, table, "me") == 1_200

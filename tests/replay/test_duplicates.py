@@ -1,4 +1,4 @@
-"""Recognition: the same bytes are known again, chance is told from repetition, and the table stays what it was."""
+"""Duplicates: the same bytes are known again, chance is told from repetition, and the table stays what it was."""
 
 import numpy as np
 import torch
@@ -6,15 +6,15 @@ import toys
 
 from streamkd.learning.step import Step
 from streamkd.replay import duplicates
-from streamkd.replay.duplicates import Recognition, marks
-from streamkd.replay.vicinal import Vicinity
+from streamkd.replay.duplicates import Duplicates, marks
+from streamkd.replay.vicinal import VicinalRows
 
 
 def distinct(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(1, 1 << 62, count, np.int64)
 
 
-def arriving(known: Recognition, stream: np.ndarray, batch: int = 10) -> np.ndarray:
+def arriving(known: Duplicates, stream: np.ndarray, batch: int = 10) -> np.ndarray:
     """Which rows of a stream, in batches, had come before."""
     parts = [known.arrive(stream[start : start + batch]) for start in range(0, len(stream), batch)]
     return np.concatenate(parts)
@@ -32,7 +32,7 @@ def test_a_mark_is_of_a_rows_bytes() -> None:
 
 def test_what_came_before_is_known() -> None:
     """A second pass is known whole, in another order and in other batches; a third stream is new."""
-    known, stream = Recognition(100), distinct(2_000)
+    known, stream = Duplicates(100), distinct(2_000)
     assert not arriving(known, stream).any()
     assert arriving(known, np.random.default_rng(1).permutation(stream), batch=33).all()
     assert not arriving(known, distinct(500, seed=2)).any()
@@ -42,12 +42,12 @@ def test_what_came_before_is_known() -> None:
 
 def test_a_row_knows_its_twin_in_the_same_batch() -> None:
     """The first of two is new, the second is not."""
-    assert Recognition(100).arrive(np.array([5, 6, 5, 5])).tolist() == [False, False, True, True]
+    assert Duplicates(100).arrive(np.array([5, 6, 5, 5])).tolist() == [False, False, True, True]
 
 
 def test_few_values_tell_no_records_apart() -> None:
     """Of inputs that come again by chance nothing is concluded; a source that begins anew is told from it."""
-    rng, few, anew = np.random.default_rng(0), Recognition(100), Recognition(100)
+    rng, few, anew = np.random.default_rng(0), Duplicates(100), Duplicates(100)
     arriving(few, rng.integers(1, 61, 2_000))
     arriving(anew, np.tile(distinct(150), 20))
     assert not few.tells_apart
@@ -56,7 +56,7 @@ def test_few_values_tell_no_records_apart() -> None:
 
 def test_the_share_follows_the_stream() -> None:
     """All of the newest records came before in a second pass, none after that many new ones."""
-    known, stream = Recognition(100), distinct(1_000)
+    known, stream = Duplicates(100), distinct(1_000)
     arriving(known, np.tile(stream, 2))
     assert known.share > 0.99
     arriving(known, distinct(1_000, seed=1))
@@ -65,7 +65,7 @@ def test_the_share_follows_the_stream() -> None:
 
 def test_the_table_forgets_and_does_not_grow() -> None:
     """Three times as many records as it has places: the newest tenth of them is known, what it holds is bounded."""
-    known, stream = Recognition(100), distinct(3 * duplicates.PLACES)
+    known, stream = Duplicates(100), distinct(3 * duplicates.PLACES)
     arriving(known, stream, batch=4_096)
     assert len(known.state_dict()["marks"]) <= duplicates.PLACES
     assert arriving(known, stream[-duplicates.PLACES // 10 :]).mean() > 0.9
@@ -73,7 +73,7 @@ def test_the_table_forgets_and_does_not_grow() -> None:
 
 def test_restored_it_knows_the_same() -> None:
     """Its state in another one answers and counts alike, whatever that one knew."""
-    one, other = Recognition(100), Recognition(100)
+    one, other = Duplicates(100), Duplicates(100)
     arriving(one, distinct(3_000))
     arriving(other, distinct(300, seed=1))
     other.load_state_dict(one.state_dict())
@@ -115,8 +115,8 @@ def test_nothing_is_drawn_near_a_twin() -> None:
     held.x[0] = 1e6
     held.mark[0] = int(marks(held.x[:1])[0])
     step.memory.recognition.arrive(marks(held.x[:1]))
-    step.vicinity = Vicinity(200, 0, seed=0)
-    step.vicinity.mass, step.vicinity.age = 1.0, 1
+    step.vicinal = VicinalRows(200, 0, seed=0)
+    step.vicinal.mass, step.vicinal.age = 1.0, 1
     plan = step.begin(held.x[:1].clone(), held.y[:1].clone(), 0)
     assert plan.offer.twins == [0]
     assert plan.drawn == 200

@@ -5,12 +5,12 @@ import torch
 import toys
 
 from streamkd.learning.step import Step
-from streamkd.replay.vicinal import EVERY, Vicinity, advantage, steadiness
+from streamkd.replay.vicinal import EVERY, VicinalRows, advantage, steadiness
 from streamkd.teachers.teacher import EmaOptions, EmaTeacher
 
 
-def drawing(rows: int = 8, shift: int = 2, seed: int = 0, mass: float = 1.0) -> Vicinity:
-    vicinity = Vicinity(rows, shift, seed)
+def drawing(rows: int = 8, shift: int = 2, seed: int = 0, mass: float = 1.0) -> VicinalRows:
+    vicinity = VicinalRows(rows, shift, seed)
     vicinity.mass = mass
     return vicinity
 
@@ -69,7 +69,7 @@ def test_the_state_brings_back_the_next_rows() -> None:
     """A restored vicinity draws what the other one draws."""
     one, x = drawing(), torch.rand(6, 3)
     one.draw(x)
-    other = Vicinity(8, 2, seed=9)
+    other = VicinalRows(8, 2, seed=9)
     other.load_state_dict(one.state_dict())
     assert torch.equal(one.draw(x), other.draw(x))
     assert other.mass == one.mass
@@ -77,7 +77,7 @@ def test_the_state_brings_back_the_next_rows() -> None:
 
 def test_the_state_brings_back_what_is_moved_next() -> None:
     """A restored vicinity replays the images where the other one does."""
-    one, other = (Vicinity(0, 2, seed, moved=0.5) for seed in (0, 9))
+    one, other = (VicinalRows(0, 2, seed, moved=0.5) for seed in (0, 9))
     one.measured(0.0, 0.9)
     one.replayed(images(20))
     other.load_state_dict(one.state_dict())
@@ -88,12 +88,12 @@ def test_the_state_brings_back_what_is_moved_next() -> None:
 
 def test_it_is_measured_now_and_then() -> None:
     """Due at the first step and every so many after it; never where no rows are wanted."""
-    vicinity = Vicinity(8, 2, seed=0)
+    vicinity = VicinalRows(8, 2, seed=0)
     due = [vicinity.due(torch.rand(2, 5)) for _ in range(2 * EVERY + 1)]
     assert [place for place, is_due in enumerate(due) if is_due] == [0, EVERY, 2 * EVERY]
-    for idle, x in ((Vicinity(0, 2, seed=0), images(2)), (Vicinity(0, 2, seed=0, moved=0.5), torch.rand(2, 5))):
+    for idle, x in ((VicinalRows(0, 2, seed=0), images(2)), (VicinalRows(0, 2, seed=0, moved=0.5), torch.rand(2, 5))):
         assert not any(idle.due(x) for _ in range(EVERY + 1))
-    assert Vicinity(0, 2, seed=0, moved=0.5).due(images(2))
+    assert VicinalRows(0, 2, seed=0, moved=0.5).due(images(2))
 
 
 def test_the_advantage_is_the_part_of_the_mistakes_that_is_spared() -> None:
@@ -142,7 +142,7 @@ def test_only_images_move_and_only_where_a_shift_is_asked_for() -> None:
 
 def test_a_row_counts_its_weight_times_what_is_spared() -> None:
     """A third of the mistakes spared, weight 3: as a record; half of the moved images known: a sixteenth of it."""
-    vicinity = Vicinity(8, 2, 0, weight=3.0)
+    vicinity = VicinalRows(8, 2, 0, weight=3.0)
     vicinity.measured(1 / 3, None)
     assert vicinity.mass == pytest.approx(1.0)
     vicinity.measured(1 / 3, 0.5)
@@ -159,7 +159,7 @@ def images(rows: int = 400) -> torch.Tensor:
 @pytest.mark.parametrize(("steady", "part"), [(0.0, 0.0), (0.75, 0.0), (0.8, 0.25), (0.85, 0.5), (1.0, 0.5)])
 def test_images_are_replayed_moved_as_far_as_they_are_still_known(steady: float, part: float) -> None:
     """Half of them at most; each by one pixel at most, into any of eight directions."""
-    vicinity = Vicinity(0, 2, seed=0, moved=0.5)
+    vicinity = VicinalRows(0, 2, seed=0, moved=0.5)
     vicinity.steady = steady
     x = images()
     moved = vicinity.replayed(x)
@@ -174,7 +174,10 @@ def test_images_are_replayed_moved_as_far_as_they_are_still_known(steady: float,
 
 def test_what_is_no_image_is_replayed_as_it_is() -> None:
     """Vectors, and images that are told to stay."""
-    for vicinity, x in ((Vicinity(0, 2, 0, moved=1.0), torch.rand(5, 6)), (Vicinity(0, 0, 0, moved=1.0), images(5))):
+    for vicinity, x in (
+        (VicinalRows(0, 2, 0, moved=1.0), torch.rand(5, 6)),
+        (VicinalRows(0, 0, 0, moved=1.0), images(5)),
+    ):
         vicinity.steady = 1.0
         assert vicinity.replayed(x) is None
 
@@ -225,7 +228,7 @@ def learned() -> torch.nn.Module:
 def taught_by(oracle: Oracle, rows: int) -> Step:
     """A fresh step whose only teacher is the oracle."""
     step = toys.make_step(teachers=[oracle], snapshots=0, seed=3)
-    step.vicinity = Vicinity(rows, 2, seed=0)
+    step.vicinal = VicinalRows(rows, 2, seed=0)
     return step
 
 
@@ -245,7 +248,7 @@ def test_drawn_rows_have_no_label_and_the_weight_of_the_advantage() -> None:
     step = taught_by(Oracle(learned()), rows=12)
     for x, y in toys.batches(10):
         step.memory.insert(x, y, 0, step.student(x).detach())
-    step.vicinity.mass, step.vicinity.age = 0.25, 1
+    step.vicinal.mass, step.vicinal.age = 0.25, 1
     x, y = toys.batches(11)[-1]
     plan = step.begin(x, y, 0)
     lesson = step.weigh(plan, step.forward(plan))
@@ -265,7 +268,7 @@ def test_rows_that_count_nothing_do_not_make_the_step_smaller() -> None:
         step = taught_by(Oracle(learned()), rows)
         for x, y in toys.batches(10):
             step.memory.insert(x, y, 0, step.student(x).detach())
-        step.vicinity.mass, step.vicinity.age = 1e-9, 1
+        step.vicinal.mass, step.vicinal.age = 1e-9, 1
         plan = step.begin(*toys.batches(1)[0], task=0)
         assert plan.drawn == rows
         loss = step.loss(step.weigh(plan, step.forward(plan)))
@@ -280,8 +283,8 @@ def test_frozen_snapshots_say_nothing_of_drawn_rows() -> None:
     for x, y in toys.batches(20):
         toys.train(step, x, y)
     step.pool.end_task(step.student)
-    step.vicinity = Vicinity(5, 2, seed=0)
-    step.vicinity.mass, step.vicinity.age = 1.0, 1
+    step.vicinal = VicinalRows(5, 2, seed=0)
+    step.vicinal.mass, step.vicinal.age = 1.0, 1
     plan = step.begin(*toys.batches(1)[0], task=1)
     place = step.pool.keys.index("snapshot-0")
     assert plan.drawn == 5
@@ -298,8 +301,8 @@ def test_a_moved_image_is_taught_as_it_lay() -> None:
     for place in range(6):
         x = images(8) + place
         step.memory.insert(x, torch.arange(8) % 3, 0, student(x).detach())
-    step.vicinity = Vicinity(0, 2, seed=0, moved=1.0)
-    step.vicinity.steady, step.vicinity.age = 1.0, 1
+    step.vicinal = VicinalRows(0, 2, seed=0, moved=1.0)
+    step.vicinal.steady, step.vicinal.age = 1.0, 1
     fresh = images(4)
     before = step.memory.replayed.x.clone()
     plan = step.begin(fresh, torch.arange(4) % 3, 0)
@@ -319,7 +322,7 @@ def test_a_moved_image_is_taught_as_it_lay() -> None:
 def test_before_the_first_snapshot_a_pool_of_snapshots_has_nothing_to_say() -> None:
     """Nobody is there to be asked about held-out records: nothing is drawn, and the steps go on."""
     step = toys.make_step(teachers=[], snapshots=1)
-    step.vicinity = Vicinity(12, 2, seed=0)
+    step.vicinal = VicinalRows(12, 2, seed=0)
     for x, y in toys.batches(EVERY + 2, batch=4):
         assert step.begin(x, y, 0).drawn == 0
         step.memory.insert(x, y, 0, step.student(x).detach())
@@ -332,9 +335,9 @@ def test_a_student_learns_what_the_memory_does_not_show() -> None:
 
     def apart(rows: int) -> float:
         step = toys.make_step(teachers=[oracle], snapshots=0, seed=3, size=8, replay=6)
-        step.vicinity = Vicinity(rows, 0, seed=0)
+        step.vicinal = VicinalRows(rows, 0, seed=0)
         for part in toys.batches(1, batch=6, seed=1) * 200:
-            step.vicinity.mass, step.vicinity.age = 1.0, 1
+            step.vicinal.mass, step.vicinal.age = 1.0, 1
             toys.train(step, *part)
         with torch.no_grad():
             return float((torch.softmax(step.student(x), 1) - torch.softmax(oracle.logits(x), 1)).abs().mean())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from streamkd.search import scratch
+from streamkd.serve import scratch
 from streamkd.serve.runtime import PREFIX, runtime_folder
 
 

@@ -58,9 +58,9 @@ def test_the_learned_temperature_is_told() -> None:
     assert gauges_of({"name": "fixed"}, limit=100).value("distillation_temperature") is None
 
 
-def test_the_arbiters_policies_are_told() -> None:
+def test_the_hedges_policies_are_told() -> None:
     """Once it was adapted, how far each policy is trusted stands in a gauge; the five sum to 1."""
-    exposition = gauges_of({"name": "arbiter", "gate": {"name": "scalar"}}, limit=200)
+    exposition = gauges_of({"name": "hedge", "gate": {"name": "scalar"}}, limit=200)
     policies = ("adapted", "frozen", "likelihood", "uniform", "hard-only")
     told = [exposition.value("gate_policy_ratio", policy=policy) for policy in policies]
     assert None not in told

@@ -46,7 +46,7 @@ def serve() -> Iterator[Callable[..., str]]:
 
 
 def put(url: str, *batches: pa.RecordBatch, producer: str | None = "p", first: int = 0, **client: Any) -> list[Any]:
-    """Put batches on one stream, the way of the README's client; the acks."""
+    """Put batches on one stream, the way of the client without streamkd; the acks."""
     acks: list[Any] = []
     options = client.pop("options", None)
     with fl.connect(url, **client) as connection:
@@ -544,7 +544,7 @@ def test_other_data_under_a_used_number_is_refused(open_way: Callable, serve: Ca
 
 
 def in_turn(url: str, *batches: pa.RecordBatch) -> list[Any]:
-    """Put batches of which each waits for the ack of the one before, as the README's client does."""
+    """Put batches of which each waits for the ack of the one before, as the client without streamkd does."""
     acks: list[Any] = []
     with fl.connect(url) as connection:
         writer, reader = connection.do_put(MAIN, batches[0].schema, fl.FlightCallOptions(timeout=20))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from streamkd.errors import ConfigError, PluginError
 from streamkd.learning.step import Step
 from streamkd.losses.match_gate import soft_answers
-from streamkd.teachers.guard import STRIKES, Questions
+from streamkd.teachers.guard import STRIKES, Guard
 from streamkd.teachers.pool import bytes_of
 from streamkd.teachers.teacher import Role, SnapshotTeacher, copy_of
 
@@ -487,7 +487,7 @@ def test_a_teacher_that_raises_is_off_after_three_strikes() -> None:
         def logits(self, x: Tensor) -> Tensor:
             raise RuntimeError("no")
 
-    questions, broken = Questions(), Broken("broken", toys.mlp())
+    questions, broken = Guard(), Broken("broken", toys.mlp())
     answers = [questions.ask(broken, torch.zeros(2, 3), 3) for _ in range(STRIKES + 2)]
     assert answers == [None] * (STRIKES + 2)
     assert questions.of("broken").failures == questions.of("broken").requests == STRIKES
@@ -495,7 +495,7 @@ def test_a_teacher_that_raises_is_off_after_three_strikes() -> None:
 
 def test_an_answer_of_another_shape_is_a_failure() -> None:
     """Logits that do not fit the label space are none."""
-    questions, teacher = Questions(), Counted("wide", toys.mlp())
+    questions, teacher = Guard(), Counted("wide", toys.mlp())
     assert questions.ask(teacher, torch.zeros(2, 3), classes=7) is None
     assert questions.of("wide").failures == 1
 
@@ -508,3 +508,39 @@ def test_snapshots_are_tallied_together() -> None:
         step.pool.end_task(step.student)
     assert set(step.pool.questions.tallies) <= {"ema", "memory", "snapshot"}
     assert step.pool.questions.of("snapshot").requests > 0
+
+
+def end_task(step: Step, seed: int) -> str | None:
+    for x, y in toys.batches(10, seed=seed):
+        toys.train(step, x, y, seed)
+    return step.pool.end_task(step.student)
+
+
+def test_an_evicted_snapshots_answers_are_nobody_elses() -> None:
+    """Cached answers, after any number of snapshots have gone, are what each says of the record."""
+    step = toys.make_step(teachers=[], snapshots=2, holdout_ratio=0.5, size=80, optimizer=("sgd", {"lr": 1.0}))
+    for task in range(6):
+        end_task(step, task)
+        x, y = toys.batches(1, seed=100 + task)[0]
+        plan = step.begin(x, y, task)
+        for k, teacher in enumerate(step.pool.teachers):
+            if isinstance(teacher, SnapshotTeacher):
+                known = plan.answers.known[:, k].any(1)
+                wanted = teacher.student(plan.x)
+                torch.testing.assert_close(plan.answers.logits[known, k], wanted[known], rtol=5e-3, atol=5e-3)
+        toys.train(step, x, y, task)
+
+
+def test_a_candidate_makes_room_only_where_it_is_worth_as_much() -> None:
+    """With every slot taken, a snapshot that the pool would miss is not given up for one that adds nothing."""
+    step = toys.make_step(teachers=[], snapshots=1, limit=1, holdout_ratio=0.5, optimizer=("sgd", {"lr": 0.2}))
+    for task in range(4):
+        end_task(step, task)
+    [kept] = [t for t in step.pool.teachers if isinstance(t, SnapshotTeacher)]
+    worth = step.pool.worth[kept.key]
+    with torch.no_grad():
+        for parameter in step.student.parameters():
+            parameter.mul_(0.05)
+    assert worth > 0.5
+    assert step.pool.end_task(step.student) is None
+    assert [t.key for t in step.pool.teachers] == [kept.key]

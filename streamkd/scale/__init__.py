@@ -1,1 +1,0 @@
-"""The door to Ray: clusters, and searches that run on them."""

@@ -1,0 +1,1 @@
+"""Searches over a configuration: the space, the trials and where they run, what came of them."""

@@ -1,0 +1,1 @@
+"""What a search came to: the verdict, the files, the page, and in words."""

@@ -1,0 +1,1 @@
+"""What may differ between trials: places of the configuration tree, and what each may be."""

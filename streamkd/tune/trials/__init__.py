@@ -1,0 +1,1 @@
+"""One trial: the stream that all share, the learner that runs on it, and what it is judged by."""

@@ -1,0 +1,137 @@
+"""A search on a real Ray: the same search as here, whatever becomes of its actors."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamkd.errors import ConfigError, StreamkdError
+from streamkd.tune import cluster
+from streamkd.tune.settings import Settings
+
+sys.path.append(str(Path(__file__).parent))
+import stand_ins
+from stand_ins import DEEDS, SPACE, here, tune
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[str]:
+    """The address of a Ray of two CPUs and a GPU that is not there, on loopback, with a token of its own."""
+    address = f"127.0.0.1:{free_port()}"
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef" * 4)
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # it warns of a future change otherwise
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+        options = f"--node-ip-address=127.0.0.1 --port={address.rpartition(':')[2]} --num-cpus=2 --num-gpus=1 --block"
+        options += f" --include-dashboard=false --object-store-memory={128 << 20} --temp-dir={folder}"
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *options.split()]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+            assert process.stdout is not None
+            try:
+                assert any("Ray runtime started" in line for line in process.stdout)
+                yield address
+            finally:
+                process.terminate()  # it ends its own
+
+
+def told(found: Any) -> list[Any]:
+    """What of the trials does not depend on when and where they ran."""
+    return [
+        (one.number, one.values, one.state, one.reason.partition(":")[0], [r["objectives"] for r in one.readings])
+        for one in found.trials
+    ]
+
+
+def test_a_search_on_ray_is_the_search_that_it_is_here(head: str, tmp_path: Path) -> None:
+    """One trial at a time, with proposals, halving and deeds of every kind: values, readings, states and reasons are
+    those of a search in this process, where no deed can be survived that ends it.
+    """
+    deeds = tuple(100 + DEEDS.index(deed) for deed in ("nothing", "nan", "raise"))
+    space = stand_ins.Space(
+        (SPACE.parameters[0], stand_ins.Parameter(stand_ins.DEED, stand_ins.Choice(deeds), integer=True))
+    )
+    asked: dict[str, Any] = {"space": space, "sampler": "optuna", "trials": 10, "concurrency": 1}
+    there = tune(tmp_path / "ray", cluster.seats, address=head, **asked)
+    assert told(there) == told(tune(tmp_path / "here", here(), **asked))
+    assert {"finished", "failed"} <= there.states.keys()
+
+
+class Looking(stand_ins.StandIn):
+    """Fails with what it sees of the GPUs."""
+
+    def advance(self, records: int) -> Any:
+        raise stand_ins.TrialFailed("error", f"sees {os.environ['CUDA_VISIBLE_DEVICES']!r}")
+
+
+class Taking(stand_ins.StandIn):
+    """On its way to the second reading it ends the actor that its process belongs to."""
+
+    def _do(self) -> None:
+        server = int(Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(server, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("gpus", "seen"), [(0.25, "'0'"), (0.0, "''")])
+def test_a_trial_sees_the_gpus_that_it_asked_for(head: str, tmp_path: Path, gpus: float, seen: str) -> None:
+    """One of a quarter sees the first GPU; one that asked for none sees none, whatever the machine has."""
+    with pytest.raises(StreamkdError, match=f"error: sees {seen}"):
+        tune(
+            tmp_path / "s", cluster.seats, Looking, address=head, trials=1, gpus_per_trial=gpus, cpus_per_trial=0.5,
+            concurrency=1,
+        )  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_an_actor_that_is_gone_takes_its_trial_alone(head: str, tmp_path: Path) -> None:
+    """Each trial ends its seat: that is named, what it had read is kept, and the next one has another seat."""
+    found = tune(tmp_path / "s", cluster.seats, Taking, address=head, trials=2, concurrency=1)
+    assert found.states == {"failed": 2}
+    for one in found.trials:
+        assert one.reason.startswith("crash: its machine or Ray's process there ended")
+        assert len(one.readings) == 1
+
+
+def test_a_trial_that_fits_nowhere_is_said(head: str) -> None:
+    """More than any machine has is an error at once, with what there is."""
+    settings = Settings(address=head, cpus_per_trial=100.0)
+    with (
+        pytest.raises(
+            StreamkdError, match="needed 100 CPUs and 0 GPUs on one machine for each trial, got 2 CPUs, 1 GPUs"
+        ),
+        cluster.seats(b"", "", settings, lambda: False),
+    ):
+        pass
+
+
+def test_nobody_at_the_address_is_said_at_once() -> None:
+    """A port that nobody listens at is an error in words, within seconds; so is the address of a Ray client."""
+    refused = Settings(address=f"127.0.0.1:{free_port()}")
+    with (
+        pytest.raises(StreamkdError, match=r"needed a Ray cluster, got: Connection refused"),
+        cluster.seats(b"", "", refused, lambda: False),
+    ):
+        pass
+    client = Settings(address="ray://127.0.0.1:10001")
+    with pytest.raises(ConfigError, match="not driven through a Ray client"), cluster.seats(b"", "", client, bool):
+        pass
+
+
+def test_shares_of_a_gpu_are_rays() -> None:
+    """Without a cluster they are refused, with the way out."""
+    with pytest.raises(ConfigError, match="--address auto"):
+        Settings(gpus_per_trial=0.25)
