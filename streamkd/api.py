@@ -23,10 +23,17 @@ from streamkd.errors import (
 from streamkd.hookspecs import Group, Kind, Options, SourceKind, hookimpl
 
 if TYPE_CHECKING:
-    from streamkd.gates.gate import Evidence as GateInputs
-    from streamkd.gates.gate import Gate, Hedging, at_labels, log_answers, share, weights_of
-    from streamkd.losses.match_gate import Gated, Loss, Relating, Shapes, Trained, cross_entropy, soft_answers
-    from streamkd.losses.match_gate import Lesson as LossInputs
+    from streamkd.gates.gate import Gate, GateInputs, Hedging, at_labels, log_answers, share, weights_of
+    from streamkd.losses.match_gate import (
+        Gated,
+        Loss,
+        LossInputs,
+        Relating,
+        Shapes,
+        Trained,
+        cross_entropy,
+        soft_answers,
+    )
     from streamkd.observe import Observer
     from streamkd.records import Chunk, InputColumn, Label, Records, RecordSchema, Repeating, Source
     from streamkd.students.columns import Columns
@@ -43,12 +50,12 @@ if TYPE_CHECKING:
         Stateful,
         Teacher,
         TeacherContext,
+        Versioned,
         capture,
         copy_of,
         layer_outputs,
         module_bytes,
     )
-    from streamkd.teachers.teacher import Settled as Versioned
 
 __all__ = [
     "Boundary",
@@ -110,10 +117,10 @@ __all__ = [
 ]
 
 _LATER = {
-    "streamkd.gates.gate": ("Evidence", "Gate", "Hedging", "at_labels", "log_answers", "share", "weights_of"),
+    "streamkd.gates.gate": ("GateInputs", "Gate", "Hedging", "at_labels", "log_answers", "share", "weights_of"),
     "streamkd.losses.match_gate": (
         "Gated",
-        "Lesson",
+        "LossInputs",
         "Loss",
         "Relating",
         "Shapes",
@@ -133,7 +140,7 @@ _LATER = {
         "Observing",
         "Recalling",
         "Role",
-        "Settled",
+        "Versioned",
         "Sized",
         "Stateful",
         "Teacher",
@@ -144,15 +151,13 @@ _LATER = {
         "module_bytes",
     ),
 }
-_INSIDE = {"GateInputs": "Evidence", "LossInputs": "Lesson", "Versioned": "Settled"}  # what the name is in its module
 
 
 def __getattr__(name: str) -> Any:
-    inside = _INSIDE.get(name, name)
-    home = next((module for module, names in _LATER.items() if name in __all__ and inside in names), None)
+    home = next((module for module, names in _LATER.items() if name in names), None)
     if home is None:
         raise AttributeError(f"module 'streamkd.api' has no attribute {name!r}")
-    return getattr(import_module(home), inside)
+    return getattr(import_module(home), name)
 
 
 def __dir__() -> list[str]:

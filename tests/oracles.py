@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from streamkd.gates.gate import Evidence
+from streamkd.gates.gate import GateInputs
 from streamkd.gates.per_sample import PerSampleOptions
 
 
@@ -57,7 +57,7 @@ def per_teacher(
     return total
 
 
-def gate_prior(evidence: Evidence, options: PerSampleOptions) -> list[list[float]]:
+def gate_prior(evidence: GateInputs, options: PerSampleOptions) -> list[list[float]]:
     """v_k ∝ ((1 - slip)·p_k(y) + slip / C)^(b·trust) · exp(c_k[y])^credit among those heard, · stale / n for n stale;
     w0 = max(hard, doubt·(1 - Σ v_k·exp(c_k[y]) / (1 - noise)))·b within [0.02, 0.98], and no less than floor·b. The
     belief b goes evenly, over a label's first 60 meetings, from 1 to 1 - (noise - 0.05) / 0.25 within [0.04, 1].

@@ -4,6 +4,7 @@
 them.
 """
 
+import ast
 import inspect
 import json
 import re
@@ -19,8 +20,10 @@ from streamkd.config import EMBEDDED, Config
 from streamkd.hookspecs import Group, Kind
 from streamkd.plugins import SINGULAR, Registry
 
-FOLDER = Path(__file__).parent.parent / "docs" / "reference"
+PACKAGE = Path(__file__).parent.parent / "streamkd"
+FOLDER = PACKAGE.parent / "docs" / "reference"
 MADE = "Made of {} by `pytest tests/test_reference.py --write-reference`; a test holds it to them."
+NUMBER = (ast.Constant, ast.Tuple, ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop, ast.Load)
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}  # JSON schema's words
 
 
@@ -86,13 +89,44 @@ def mistakes() -> str:
     return _page(["# Errors", MADE.format("`streamkd/errors.py`"), drawn, table, refused])
 
 
+def constants() -> str:
+    """The numbers in the rooms that learn, with what their comments say and the decisions of their modules."""
+    about = (
+        "Numbers that stand in a module, because nobody is meant to set them; those that one may set are in "
+        "[configuration](configuration.md). The pages are the [decisions](../decisions/README.md) about the module: "
+        "where there is none, its numbers have no figures."
+    )
+    lines = [
+        (f"`{names}`", f"`{value}`", said, f"`{module}`", _decisions(module))
+        for room in LEARNING
+        for file in sorted((PACKAGE / room).rglob("*.py"))
+        for module in (file.relative_to(PACKAGE.parent).as_posix(),)
+        for names, value, said in _numbers(file.read_text("utf-8"))
+    ]
+    table = rows(("constant", "value", "is", "module", "pages"), lines)
+    return _page(["# Constants", MADE.format("the modules"), about, table])
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "configuration.md": configuration,
     "commands.md": commands,
     "hooks.md": hooks,
     "metrics.md": metrics,
     "errors.md": mistakes,
+    "constants.md": constants,
 }
+LEARNING = (
+    "students",
+    "gates",
+    "losses",
+    "replay",
+    "teachers",
+    "analytic",
+    "learning",
+    "meta",
+    "avalanche",
+    "pretraining",
+)
 EXIT_CODES = (
     "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 a state directory whose parts do not fit, "
     "130 stopped."
@@ -177,6 +211,26 @@ def _kind(kind: Kind) -> str:
     schema = kind.options.model_json_schema()
     said = f"{kind.summary[:1].upper()}{kind.summary[1:]}."
     return "\n\n".join([f"### `{kind.name}`", said, _keys(schema, {})])
+
+
+def _numbers(source: str) -> Iterator[tuple[str, str, str]]:
+    """Names, value and comment of each constant of a module that is a number, or some."""
+    lines = source.splitlines()
+    for node in ast.parse(source).body:
+        if not isinstance(node, ast.Assign) or not all(isinstance(part, NUMBER) for part in ast.walk(node.value)):
+            continue
+        names, _, value = (ast.get_source_segment(source, node) or "").partition(" = ")
+        if names.isupper() and not re.search("[\"']", value):
+            above = lines[node.lineno - 2]
+            beside = lines[node.lineno - 1].partition("  # ")[2]
+            yield names, value, beside or (above.removeprefix("# ") if above.startswith("# ") else "")
+
+
+def _decisions(module: str) -> str:
+    """Links to the pages that say that they decide a module."""
+    pages = sorted((FOLDER.parent / "decisions").glob("0*.md"))
+    heads = {page: page.read_text("utf-8").partition("\n## ")[0] for page in pages}
+    return ", ".join(f"[{p.name[:4]}](../decisions/{p.name})" for p, head in heads.items() if f"`{module}`" in head)
 
 
 def _contexts(context: click.Context) -> Iterator[click.Context]:

@@ -6,13 +6,15 @@ import shlex
 import subprocess
 from functools import cache
 from pathlib import Path
+from typing import Any, get_args
 
 import click
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from streamkd.cli import cli
-from streamkd.config import from_tree
+from streamkd.config import Choice, Config, from_tree
 from streamkd.plugins import Registry
 
 ROOT = Path(__file__).parent.parent
@@ -43,6 +45,14 @@ TAKEN = {
     "docs/tutorials/first-plugin.md": "tests/test_plugins.py",
     "plugins/streamkd-vision/README.md": "plugins/streamkd-vision/tests/test_readme.py",
 }
+
+
+STREAM = {"source": {"name": "replay", "dataset": "digits"}}
+WRITTEN = [page for page in PAGES if page not in ("CHANGELOG.md", "docs/hardening.md")]
+# what has dots and is no key: names in code and in answers, figures of a benchmark, files
+OTHERS = ("accuracy", "average", "body", "evidence", "lesson", "repeats", "strategy", "streamkd", "teach")
+FIGURES = ("adaptation_seconds", "overhead_ratio")
+SUFFIXES = ("log", "html", "json", "parquet", "py", "service", "sqlite", "toml", "txt", "yaml", "yml")
 
 
 @cache
@@ -131,9 +141,41 @@ def test_the_flight_client_is_the_one_that_is_tried() -> None:
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in TAKEN and blocks(page, "yaml")])
 def test_yaml_is_part_of_a_configuration(page: str) -> None:
     """Blocks of YAML are taken as they stand, beside a stream where they have none."""
-    stream = {"source": {"name": "replay", "dataset": "digits"}}
     for block in blocks(page, "yaml"):
-        from_tree({"stream": stream, **yaml.safe_load(block)}, Registry.load())
+        from_tree({"stream": STREAM, **yaml.safe_load(block)}, Registry.load())
+
+
+@pytest.mark.parametrize("page", [page for page in WRITTEN if not page.startswith("plugins/")])
+def test_keys_that_a_page_names_are_there(page: str) -> None:
+    """What stands in a line of text as `memory.replay` or `pool: {limit: 8}` is taken by the configuration."""
+    words = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text(page), flags=re.S | re.M))
+    for word in words:
+        if re.fullmatch(r"[a-z_]+: \{[^A-Z]+\}", word) and "..." not in word:
+            from_tree({"stream": STREAM, **yaml.safe_load(word)}, Registry.load())
+        dotted = re.match(r"([a-z_]+(?:\.[a-z_]+)+)(?=$|=|: )", word)
+        if dotted and dotted[1].split(".")[0] not in OTHERS and dotted[1].split(".")[-1] not in FIGURES + SUFFIXES:
+            assert _is_key(Config, dotted[1].split(".")), word
+
+
+def _is_key(node: Any, names: list[str]) -> bool:
+    """Whether a path leads into the tree; behind a choice come a plugin's own options."""
+    models = [each for each in (node, *get_args(node)) if isinstance(each, type) and issubclass(each, BaseModel)]
+    if not names or not models:
+        return not names
+    fields = models[0].model_fields
+    if names[0] not in fields:
+        return issubclass(models[0], Choice)
+    return _is_key(fields[names[0]].annotation, names[1:])
+
+
+@pytest.mark.parametrize("page", WRITTEN)
+def test_files_that_a_page_names_are_there(page: str) -> None:
+    """Paths of this repository, as `tests/oracles.py`; a decision's, as long as it is in force."""
+    named = re.findall(
+        r"`((?:streamkd|tests|deploy|streams|plugins|results|docs)/[a-z0-9_./-]*)(?:::\w+)?`", text(page)
+    )
+    if not page.startswith("docs/decisions/0") or "\nIn force." in text(page):
+        assert [path for path in named if not (ROOT / path).exists()] == []
 
 
 def test_other_yaml_has_a_test() -> None:
@@ -165,22 +207,14 @@ def test_commands_are_there(page: str) -> None:
 
 
 def test_the_decisions_are_listed() -> None:
-    """Numbers go up by one, and the index has each page with its title and the modules that it decides."""
+    """Numbers go up by one, the index has each page with its title, and each in force names what it decides."""
     assert [page.name[:4] for page in DECISIONS] == [f"{number:04}" for number in range(1, len(DECISIONS) + 1)]
     index = text("docs/decisions/README.md")
     for page in DECISIONS:
         title = re.match(rf"# {page.name[:4]}\. (.+)\n", page.read_text("utf-8"))
         assert title, page.name
         assert f"| [{page.name[:4]}]({page.name}) | {title[1]} |" in index
-
-
-@pytest.mark.parametrize("page", DECISIONS, ids=[page.name[:4] for page in DECISIONS])
-def test_a_decision_in_force_decides_modules_that_exist(page: Path) -> None:
-    """Where a page says that it is in force it names what it decides."""
-    said = page.read_text("utf-8").partition("## ")[0]
-    modules = re.findall(r"`(streamkd/[^`]*)`", said)
-    assert modules or "In force" not in said
-    assert [module for module in modules if not (ROOT / module).exists()] == []
+        assert re.search(r"\nIn force\. Decides: `streamkd/|\nReplaced", page.read_text("utf-8")), page.name
 
 
 def test_make_help_lists_the_targets() -> None:

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamkd.gates.gate import Evidence, FixedGate, FixedOptions, Gate, Measured
+from streamkd.gates.gate import FixedGate, FixedOptions, Gate, GateInputs, Measured
 from streamkd.gates.per_sample import PerSampleGate, PerSampleOptions
 from streamkd.hookspecs import Kind, Options
 from streamkd.learning.step import Step, Term
-from streamkd.losses.match_gate import Gated, Lesson, MatchGate, MatchGateOptions
+from streamkd.losses.match_gate import Gated, LossInputs, MatchGate, MatchGateOptions
 from streamkd.meta.adaptation import GateAdapter
 from streamkd.records import InputColumn, RecordSchema
 from streamkd.replay.memory import Memory, Policy
@@ -53,14 +53,14 @@ def lesson(seed: int, batch: int = 5, teachers: int = 3, classes: int = 4, dtype
     return {"logits": logits, "labels": labels, "answers": answers, "known": known, "heard": heard, "weights": weights}
 
 
-def lesson_of(parts: dict, **more: Any) -> Lesson:
+def lesson_of(parts: dict, **more: Any) -> LossInputs:
     """``lesson`` as losses see it: two fresh rows, unless told."""
     keys = ("logits", "labels", "answers", "known", "weights")
     names = tuple(f"t{k}" for k in range(parts["answers"].shape[1]))
-    return Lesson(*(parts[k] for k in keys), **{"fresh": 2, "teachers": names, **more})
+    return LossInputs(*(parts[k] for k in keys), **{"fresh": 2, "teachers": names, **more})
 
 
-def check_per_source(loss: Gated, lesson: Lesson) -> None:
+def check_per_source(loss: Gated, lesson: LossInputs) -> None:
     """∂L/∂w and ``per_source`` have one derivative by whatever of the student the loss reads."""
     names = list(lesson.features)
     weights = lesson.weights.detach().clone().requires_grad_()
@@ -78,7 +78,7 @@ def check_per_source(loss: Gated, lesson: Lesson) -> None:
         torch.testing.assert_close(got, need, rtol=1e-8, atol=1e-10)
 
 
-def evidence(parts: dict, facts: Tensor | None = None) -> Evidence:
+def evidence(parts: dict, facts: Tensor | None = None) -> GateInputs:
     """What a gate sees of ``lesson``."""
     teachers = parts["answers"].shape[1]
     if facts is None:
@@ -87,7 +87,7 @@ def evidence(parts: dict, facts: Tensor | None = None) -> Evidence:
     keys = ("logits", "labels", "answers", "known", "heard")
     places = torch.arange(teachers).unsqueeze(1) * 0.7 + torch.arange(parts["logits"].shape[1]) * 0.3
     credit = -(0.1 + places % 2).to(parts["logits"].dtype)
-    return Evidence(*(parts[k] for k in keys), facts, names, measure=lambda: Measured(credit))
+    return GateInputs(*(parts[k] for k in keys), facts, names, measure=lambda: Measured(credit))
 
 
 def optimizer_of(name: str, parameters: Sequence[nn.Parameter], **settings: Any) -> torch.optim.Optimizer:

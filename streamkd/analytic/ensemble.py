@@ -27,9 +27,9 @@ from streamkd.gates.label_noise import doubt
 from streamkd.plugins import Registry
 from streamkd.replay.memory import Ring
 from streamkd.students import networks
-from streamkd.students.networks import Published, Student, at_rest
+from streamkd.students.networks import LoadedVersion, Student, at_rest
 
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the student, among which held-out records choose
 PULL = 3.0  # nats times the distance from one half: what so few held-out records say is partly chance
 FILE = "ensemble.safetensors"
 
@@ -122,7 +122,7 @@ def write(directory: Path, model: Model, meta: Mapping[str, Any]) -> dict[str, A
     )
 
 
-def load(directory: Path, registry: Registry, version: int = 0) -> Published:
+def load(directory: Path, registry: Registry, version: int = 0) -> LoadedVersion:
     """The version in a directory, ensemble or not.
 
     Raises:

@@ -24,7 +24,7 @@ from streamkd.records import RecordSchema
 from streamkd.students.images import is_image
 from streamkd.students.networks import Normalise, Student
 from streamkd.teachers import checkpoint
-from streamkd.teachers.checkpoint import CheckpointOptions, Model
+from streamkd.teachers.checkpoint import CheckpointOptions, FrozenModel
 
 FOLDER = "features"  # of a version: the network's files
 
@@ -38,7 +38,7 @@ class NetworkFeatures(nn.Module):
         PluginError: columns that are missing or do not fit, or an output that is no vector.
     """
 
-    def __init__(self, model: Model, options: CheckpointOptions, schema: RecordSchema) -> None:
+    def __init__(self, model: FrozenModel, options: CheckpointOptions, schema: RecordSchema) -> None:
         super().__init__()
         where = str(options.path)
         self._columns = checkpoint.columns_of(model, options.columns, schema, where)

@@ -9,7 +9,7 @@ class means μ_c and the covariance Σ within the classes, all classes being equ
     ridge  the affine map of least squares onto one-hot labels, from the same moments (``streamkd.analytic.ridge``)
 
 τ is the temperature whose likelihood was best on rows that had not been learned yet. The answers change only when
-the system is solved anew, so the pool keeps them like a frozen teacher's (role ``settled``).
+the system is solved anew, so the pool keeps them like a frozen teacher's (role ``versioned``).
 """
 
 import logging
@@ -88,7 +88,7 @@ class AnalyticTeacher:
     fitted, rows wait as they are, for at most ``FIT`` records.
     """
 
-    role: Role = "settled"
+    role: Role = "versioned"
     fresh = True
 
     def __init__(self, options: AnalyticOptions, context: TeacherContext) -> None:

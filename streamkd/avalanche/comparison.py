@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from streamkd.gates.gate import Evidence, Measured
+from streamkd.gates.gate import GateInputs, Measured
 from streamkd.gates.likelihood import PSEUDO, WORST
 from streamkd.losses.match_gate import fused_target, soft_answers
 
@@ -30,7 +30,7 @@ class Comparison:
         self._logs: dict[str, Tensor] = {}  # [2, classes] by teacher: Σ log p(y), records
         self._mistakes = torch.zeros(3, 0)  # the teachers', the model's, records
 
-    def heard(self, evidence: Evidence) -> None:
+    def heard(self, evidence: GateInputs) -> None:
         """Take in each teacher's log-likelihoods; those of before the gate has weighed, for it reads them."""
         columns = evidence.labels.view(-1, 1, 1).expand(-1, len(evidence.teachers), 1)
         logs = torch.log_softmax(evidence.answers.masked_fill(~evidence.known, -torch.inf), -1)
@@ -42,7 +42,7 @@ class Comparison:
             self._logs[key] = wider(old.to(new.device), new.shape[1]) * KEPT ** new[1] + new
         self._logs = {key: logs for key, logs in self._logs.items() if key in evidence.teachers}
 
-    def compared(self, evidence: Evidence, weights: Tensor) -> None:
+    def compared(self, evidence: GateInputs, weights: Tensor) -> None:
         """Count the mistakes of the teachers, mixed by the weights [batch, sources], and of the model."""
         taught = fused_target(soft_answers(evidence.answers, evidence.known, 1.0), weights)
         best, place = taught.max(1)

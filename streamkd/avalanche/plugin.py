@@ -33,7 +33,7 @@ from torch.func import functional_call
 from streamkd.avalanche.comparison import Comparison, wider
 from streamkd.avalanche.copies import MovingAverage, frozen
 from streamkd.errors import ConfigError
-from streamkd.gates.gate import Evidence, Hedging
+from streamkd.gates.gate import GateInputs, Hedging
 from streamkd.gates.per_sample import PerSampleGate, PerSampleOptions
 from streamkd.losses.match_gate import match_gate, soft_answers, source_losses
 from streamkd.meta import hypergradient
@@ -54,7 +54,7 @@ class _Lesson:
     y: Tensor
     t: Tensor
     logits: Tensor
-    evidence: Evidence
+    evidence: GateInputs
     soft: Tensor
 
 
@@ -206,7 +206,7 @@ class MatchGateDistillation(SupervisedPlugin):
                 fix="leave the plugin out there, or take a strategy with one backward pass a step (Naive, Replay, ...)",
             )
 
-    def _measure(self, strategy: Any, arriving: Evidence) -> None:
+    def _measure(self, strategy: Any, arriving: GateInputs) -> None:
         """Who is right more often, on rows before this step and now and then on the held-out ones."""
         self._judge(arriving)
         held = whole(self.memory.holdout) if self.memory is not None and self._steps % EVERY == 0 else None
@@ -217,7 +217,7 @@ class MatchGateDistillation(SupervisedPlugin):
             self._judge(self._lesson(held.x, held.y, tasks, logits, None).evidence)
         self.advantage = self._comparison.advantage()
 
-    def _judge(self, evidence: Evidence) -> None:
+    def _judge(self, evidence: GateInputs) -> None:
         self._comparison.heard(evidence)
         self._comparison.compared(evidence, self.gate(evidence))
 
@@ -247,7 +247,7 @@ class MatchGateDistillation(SupervisedPlugin):
         measure = partial(self._comparison.measured, keys, classes)
         met = None if recalled is None else recalled.met()
         stale = torch.tensor([key != "average" for key in keys], device=answers.device)
-        evidence = Evidence(logits.detach(), y, answers, known, heard, facts, keys, False, measure, met, stale)
+        evidence = GateInputs(logits.detach(), y, answers, known, heard, facts, keys, False, measure, met, stale)
         return _Lesson(x, y, t, logits, evidence, soft_answers(answers, known, self.temperature))
 
     def _asked(self) -> Sequence[tuple[str, nn.Module, Tensor, int]]:
@@ -336,14 +336,14 @@ class MatchGateDistillation(SupervisedPlugin):
         evidence, table = _joined([lesson.evidence for lesson in lessons]), torch.cat(priced)
         for part in self.gate.modules():
             if isinstance(part, Hedging):
-                part.settle(evidence, table)
+                part.feedback(evidence, table)
 
 
-def _joined(evidence: Sequence[Evidence]) -> Evidence:
-    """Evidence of the same teachers about the rows of several lessons, one behind the other."""
+def _joined(evidence: Sequence[GateInputs]) -> GateInputs:
+    """The inputs of the same teachers for the rows of several lessons, one behind the other."""
     first = evidence[0]
     met = [torch.zeros_like(e.labels) if e.met is None else e.met for e in evidence]
-    return Evidence(
+    return GateInputs(
         torch.cat([e.logits for e in evidence]),
         torch.cat([e.labels for e in evidence]),
         torch.cat([e.answers for e in evidence]),

@@ -32,7 +32,7 @@ Values = dict[str, dict[str, list[float]]]
 
 
 @dataclass(frozen=True)
-class Task:
+class GateRun:
     """One run. ``chosen_on``: on records to choose by; ``overrides``: merged into the configuration's first level."""
 
     scenario: str
@@ -65,7 +65,7 @@ def measure(
     ):
         book.require_known(what, asked, known, "bench gate")
     tasks = [
-        Task(scenario, policy, seed, stream)
+        GateRun(scenario, policy, seed, stream)
         for scenario in only
         for policy in policies.policies_of(scenario)
         if policy in names
@@ -94,7 +94,7 @@ def timed(result: dict[str, Any], progress: Progress = lambda done, total: None)
     return {**result, "figures": {**result["figures"], **costs}, "timing": timing}
 
 
-def run_one(task: Task) -> Row:
+def run_one(task: GateRun) -> Row:
     """One run, on one thread: the final average accuracies, the gate's part of the time by its own count, seconds."""
     torch.set_num_threads(1)
     made = _tree(task)
@@ -109,7 +109,7 @@ def run_one(task: Task) -> Row:
     }
 
 
-def _tree(task: Task) -> streams.Tree:
+def _tree(task: GateRun) -> streams.Tree:
     """The average is served, so that no other model of the pool answers for it."""
     made = scenarios.tree(task.scenario, task.stream, task.chosen_on)
     made = {**policies.under(made, task.policy), "publish": {"model": "ema"}}
@@ -118,7 +118,7 @@ def _tree(task: Task) -> streams.Tree:
     return made
 
 
-def _key(task: Task) -> str:
+def _key(task: GateRun) -> str:
     """A run by everything that decides it but the code; two policies that are the same gate are one run."""
     made = configuration.dump(configuration.from_tree({**_tree(task), "seed": task.seed}))
     return book.key_of(task.stream, task.chosen_on, made)

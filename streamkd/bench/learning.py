@@ -32,7 +32,7 @@ METHODS = (baselines.OURS, *baselines.BASELINES)
 
 
 @dataclass(frozen=True)
-class Task:
+class LearningRun:
     """One run: a method with its settings on a stream under a seed; ``chosen_on``: to choose settings by."""
 
     stream: str
@@ -59,7 +59,7 @@ def measure(
     book.require_known("stream", only, streams.STREAMS, "bench learning")
     book.require_known("method", methods, METHODS, "bench learning")
     tasks = [
-        Task(stream, method, seed, baselines.CHOSEN.get(method, {}))
+        LearningRun(stream, method, seed, baselines.CHOSEN.get(method, {}))
         for stream in only
         for method in methods
         for seed in seeds
@@ -82,7 +82,7 @@ def choose(
     book.require_known("stream", only, streams.STREAMS, "bench learning")
     asked = [name for name in methods if name != baselines.OURS and len(baselines.grid(name)) > 1]
     tasks = [
-        Task(stream, method, seed, settings, chosen_on=True)
+        LearningRun(stream, method, seed, settings, chosen_on=True)
         for method in asked
         for settings in baselines.grid(method)
         for stream in only
@@ -103,7 +103,7 @@ def choose(
     return {"schema": 1, "suite": "learning-choice", "chosen": chosen, "rows": scores, "environment": environment()}
 
 
-def run_all(tasks: Sequence[Task], work: Path, jobs: int, progress: Progress) -> list[Row]:
+def run_all(tasks: Sequence[LearningRun], work: Path, jobs: int, progress: Progress) -> list[Row]:
     """The rows of the tasks, in their order; new ones are appended to ``work``/learning.jsonl one by one.
 
     Two names of one configuration (the best fixed gate may be that of one average) share a run.
@@ -114,7 +114,7 @@ def run_all(tasks: Sequence[Task], work: Path, jobs: int, progress: Progress) ->
     return [row | asdict(task) for row, task in zip(rows, tasks, strict=True)]
 
 
-def run_one(task: Task) -> Row:
+def run_one(task: LearningRun) -> Row:
     """One run, on one thread: what came out, by name."""
     torch.set_num_threads(1)
     registry = Registry.load()
@@ -125,7 +125,7 @@ def run_one(task: Task) -> Row:
     return {**asdict(task), **found, "seconds": time.perf_counter() - begun}
 
 
-def _tree(task: Task) -> streams.Tree:
+def _tree(task: LearningRun) -> streams.Tree:
     made = streams.tree(task.stream, task.chosen_on)
     return baselines.gated(made, task.method, task.settings) if task.method in baselines.GATES else made
 
@@ -141,7 +141,7 @@ def _summary(report: dict[str, Any]) -> Row:
     return found
 
 
-def _in_memory(task: Task, config: configuration.Config, registry: Registry) -> Row:
+def _in_memory(task: LearningRun, config: configuration.Config, registry: Registry) -> Row:
     """Of a peer or a bound, which read tensors: the same network as ours, its head wide enough from the start."""
     data = streams.arrays(config, registry)
     network = student_of(config, registry, data.schema, len(data.labels))
@@ -155,7 +155,7 @@ def _in_memory(task: Task, config: configuration.Config, registry: Registry) -> 
         baselines.bound(task.method, x, y, network, config.stream.batch.size, task.settings, task.seed)
         after(network)
         return {"student": float(np.mean(matrix[-1]))}
-    budget = peers.Budget(config.stream.batch.size, config.memory.size)
+    budget = peers.RunBudget(config.stream.batch.size, config.memory.size)
     pairs = [(part.x, part.y) for part in data.train]
     peers.train(task.method, pairs, network, budget, task.settings, task.seed, after)
     scores = np.array(matrix)
@@ -167,7 +167,7 @@ def _in_memory(task: Task, config: configuration.Config, registry: Registry) -> 
 
 
 @torch.no_grad()
-def _accuracy(model: nn.Module, part: streams.Part) -> float:
+def _accuracy(model: nn.Module, part: streams.StreamPart) -> float:
     was = model.training
     model.eval()
     right = sum(int((model(x).argmax(1) == y).sum()) for x, y in zip(part.x.split(512), part.y.split(512), strict=True))
@@ -242,7 +242,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     return "\n\n".join(documents.table(*table(result["rows"], what)) for what in (ACCURACY, FORGETTING))
 
 
-def _key(task: Task, registry: Registry) -> str:
+def _key(task: LearningRun, registry: Registry) -> str:
     """A run by everything that decides it but the code: other defaults of ours make another run of ours alone."""
     made = configuration.dump(streams.config_of(_tree(task), registry, task.seed))
     if not _in_tensors(task.method):

@@ -75,7 +75,7 @@ def online_replay(
 
 
 @dataclass(frozen=True)
-class Budget:
+class RunBudget:
     """What every side gets: records of a batch, remembered records in all."""
 
     batch: int
@@ -97,7 +97,7 @@ def train(
     name: str,
     tasks: Sequence[tuple[Tensor, Tensor]],
     network: nn.Module,
-    budget: Budget,
+    budget: RunBudget,
     settings: Settings,
     seed: int,
     after: Callable[[nn.Module], None],
@@ -125,7 +125,9 @@ def optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     return kind(model.parameters(), lr=settings["learning_rate"])
 
 
-def _common(model: nn.Module, optimizer: torch.optim.Optimizer, budget: Budget, plugins: list[Any]) -> dict[str, Any]:
+def _common(
+    model: nn.Module, optimizer: torch.optim.Optimizer, budget: RunBudget, plugins: list[Any]
+) -> dict[str, Any]:
     return {
         "model": model,
         "optimizer": optimizer,
@@ -137,11 +139,11 @@ def _common(model: nn.Module, optimizer: torch.optim.Optimizer, budget: Budget, 
     }
 
 
-def _naive(plugins: Callable[[Budget, Settings], list[Any]]) -> Callable[..., Any]:
+def _naive(plugins: Callable[[RunBudget, Settings], list[Any]]) -> Callable[..., Any]:
     return lambda model, optimizer, budget, s: Naive(**_common(model, optimizer, budget, plugins(budget, s)))
 
 
-def _replay(budget: Budget, settings: Settings) -> list[Any]:
+def _replay(budget: RunBudget, settings: Settings) -> list[Any]:
     return [
         ReplayPlugin(
             budget.memory,
@@ -152,11 +154,11 @@ def _replay(budget: Budget, settings: Settings) -> list[Any]:
     ]
 
 
-def _er_ace(model: nn.Module, optimizer: torch.optim.Optimizer, budget: Budget, settings: Settings) -> Any:
+def _er_ace(model: nn.Module, optimizer: torch.optim.Optimizer, budget: RunBudget, settings: Settings) -> Any:
     return ER_ACE(**_common(model, optimizer, budget, []), mem_size=budget.memory, batch_size_mem=settings["replay"])
 
 
-def _der(model: nn.Module, optimizer: torch.optim.Optimizer, budget: Budget, settings: Settings) -> Any:
+def _der(model: nn.Module, optimizer: torch.optim.Optimizer, budget: RunBudget, settings: Settings) -> Any:
     """DER++ over Avalanche's own buffer, which is balanced by class."""
     return DER(
         **_common(model, optimizer, budget, []),
@@ -167,7 +169,7 @@ def _der(model: nn.Module, optimizer: torch.optim.Optimizer, budget: Budget, set
     )
 
 
-def _der_reservoir(model: nn.Module, optimizer: torch.optim.Optimizer, budget: Budget, settings: Settings) -> Any:
+def _der_reservoir(model: nn.Module, optimizer: torch.optim.Optimizer, budget: RunBudget, settings: Settings) -> Any:
     """DER++ over a reservoir, as in its paper."""
     strategy = _der(model, optimizer, budget, settings)
     strategy.storage_policy = ReservoirWithLogits(budget.memory)
@@ -185,7 +187,7 @@ class ReservoirWithLogits(ReservoirSamplingBuffer):
         self.update_from_dataset(make_avalanche_dataset(data, data_attributes=[attribute]))
 
 
-def _lamaml(model: nn.Module, optimizer: torch.optim.Optimizer, budget: Budget, settings: Settings) -> Any:
+def _lamaml(model: nn.Module, optimizer: torch.optim.Optimizer, budget: RunBudget, settings: Settings) -> Any:
     common = _common(model, optimizer, budget, [])
     return LaMAML(
         **common,

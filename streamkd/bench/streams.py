@@ -98,7 +98,7 @@ def _file(name: str) -> Path:
 
 
 @dataclass(frozen=True)
-class Part:
+class StreamPart:
     """Records of one task: x [n, *shape] as the stream has it, y [n] columns by arrival."""
 
     x: Tensor
@@ -109,8 +109,8 @@ class Part:
 class Arrays:
     """A whole stream in memory: what trains and what tests, task by task, and its labels by arrival."""
 
-    train: tuple[Part, ...]
-    test: tuple[Part, ...]
+    train: tuple[StreamPart, ...]
+    test: tuple[StreamPart, ...]
     labels: tuple[Label | None, ...]
     schema: RecordSchema
 
@@ -129,8 +129,10 @@ def arrays(config: Config, registry: Registry) -> Arrays:
     y = torch.tensor([column[label] for label in records.labels])
     tasks = np.array(records.tasks if records.tasks is not None else [0] * len(y)).astype(str)
     places = [torch.tensor(np.flatnonzero(tasks == task)) for task in dict.fromkeys(tasks.tolist())]
-    tested = [Part(torch.tensor(t.inputs), torch.tensor([column.get(label, -1) for label in t.labels])) for t in tests]
-    return Arrays(tuple(Part(inputs[at], y[at]) for at in places), tuple(tested), labels, schema)
+    tested = [
+        StreamPart(torch.tensor(t.inputs), torch.tensor([column.get(label, -1) for label in t.labels])) for t in tests
+    ]
+    return Arrays(tuple(StreamPart(inputs[at], y[at]) for at in places), tuple(tested), labels, schema)
 
 
 def config_of(made: Tree, registry: Registry, seed: int) -> Config:

@@ -1,6 +1,6 @@
 """Gates: how much each sample listens to its hard label and to each teacher.
 
-    Evidence (who says what of the labels) ─► gate ─► weights [batch, 1 + teachers], rows sum to 1
+    GateInputs (who says what of the labels) ─► gate ─► weights [batch, 1 + teachers], rows sum to 1
 
 Column 0 is the hard label and never falls below the gate's floor; a row without label (-1) gives it nothing. A
 gate's parameters are never trained by the loss that the student minimises: they have the outer loss of
@@ -27,7 +27,7 @@ class Measured(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class GateInputs:
     """What a gate may know of a lesson, without gradient.
 
     ``labels`` are columns, -1 where a record came without label. ``heard`` [batch, teachers] is where a teacher knows
@@ -76,7 +76,7 @@ class Gate(Protocol):
     Parameters may grow, in place and at their ends, when the pool or the label space has grown.
     """
 
-    def __call__(self, evidence: Evidence) -> Float[Tensor, "batch sources"]: ...
+    def __call__(self, evidence: GateInputs) -> Float[Tensor, "batch sources"]: ...
 
     def parameters(self) -> Iterable[nn.Parameter]: ...
 
@@ -87,9 +87,9 @@ class Gate(Protocol):
 
 @runtime_checkable
 class Hedging(Protocol):
-    """A gate that learns from prices: ``settle`` is called with each table that was measured, before it is used up."""
+    """A gate that learns from prices: ``feedback`` is called with each table that was measured."""
 
-    def settle(self, evidence: Evidence, table: Float[Tensor, "batch sources"]) -> None:
+    def feedback(self, evidence: GateInputs, table: Float[Tensor, "batch sources"]) -> None:
         """``table`` [i, k] is batch · dL_out/dw_ik at the weights that ``evidence`` led to."""
         ...
 
@@ -115,13 +115,13 @@ def weights_of(
     return torch.cat([first, (1.0 - first) * shares], dim=1)
 
 
-def log_answers(evidence: Evidence) -> Float[Tensor, "batch teachers classes"]:
+def log_answers(evidence: GateInputs) -> Float[Tensor, "batch teachers classes"]:
     """log p_k(c) over the classes that teacher k knows; -30 elsewhere, and where it knows nothing."""
     logs = torch.log_softmax(evidence.answers.masked_fill(~evidence.known, -torch.inf), dim=-1)
     return logs.nan_to_num(nan=-30.0, neginf=-30.0).clamp_min(-30.0)
 
 
-def at_labels(values: Float[Tensor, "batch teachers classes"], evidence: Evidence) -> Float[Tensor, "batch teachers"]:
+def at_labels(values: Float[Tensor, "batch teachers classes"], evidence: GateInputs) -> Float[Tensor, "batch teachers"]:
     """``values`` at each sample's label; without one, their mean under the teacher's own answer."""
     columns = evidence.labels.clamp_min(0).view(-1, 1, 1).expand(-1, values.shape[1], 1)
     picked = values.gather(2, columns).squeeze(2)
@@ -174,14 +174,14 @@ class FixedGate(nn.Module):
         """The teachers whose weight is written down."""
         return tuple(self._weights)
 
-    def forward(self, evidence: Evidence) -> Float[Tensor, "batch sources"]:
+    def forward(self, evidence: GateInputs) -> Float[Tensor, "batch sources"]:
         if not evidence.complete or not bool(evidence.labelled.all()):
             return self._shared_out(evidence)
         if self._row is None or self._row[0] != evidence.teachers:
             self._row = (evidence.teachers, self._shared_out(evidence)[:1].clone())
         return self._row[1].expand(len(evidence.labels), -1)
 
-    def _shared_out(self, evidence: Evidence) -> Float[Tensor, "batch sources"]:
+    def _shared_out(self, evidence: GateInputs) -> Float[Tensor, "batch sources"]:
         relative = evidence.logits.new_tensor([self._weights.get(name, self._others) for name in evidence.teachers])
         shares = relative * evidence.heard
         total = shares.sum(1, keepdim=True)

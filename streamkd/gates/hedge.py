@@ -21,7 +21,7 @@ from jaxtyping import Float
 from pydantic import Field, TypeAdapter, field_validator
 from torch import Tensor, nn
 
-from streamkd.gates.gate import Evidence, weights_of
+from streamkd.gates.gate import GateInputs, weights_of
 from streamkd.gates.likelihood import LikelihoodGate, LikelihoodOptions
 from streamkd.gates.per_sample import PerSampleGate, PerSampleOptions
 from streamkd.gates.shared import PerClassGate, ScalarGate, SharedOptions, SharedWeights
@@ -60,7 +60,7 @@ class HedgeOptions(Options):
 
 
 class Hedge(nn.Module):
-    """Weights mixed from those of ``POLICIES`` by the posterior π, which ``settle`` moves.
+    """Weights mixed from those of ``POLICIES`` by the posterior π, which ``feedback`` moves.
 
     The gradient is that of the adapted policy alone and in full, whatever its π: it learns as if it ruled, else one
     that has lost would never catch up. Every policy keeps the floor, so their mixture does.
@@ -100,13 +100,13 @@ class Hedge(nn.Module):
         self.spread.zero_()
         self.settled.zero_()
 
-    def forward(self, evidence: Evidence) -> Float[Tensor, "batch sources"]:
+    def forward(self, evidence: GateInputs) -> Float[Tensor, "batch sources"]:
         adapted = self.adapted(evidence)
         every = torch.stack([adapted, *self._others(evidence)])
         mixed = torch.einsum("p,pbs->bs", self.posterior.to(every.dtype), every.detach())
         return mixed + (adapted - adapted.detach())
 
-    def _others(self, evidence: Evidence) -> list[Float[Tensor, "batch sources"]]:
+    def _others(self, evidence: GateInputs) -> list[Float[Tensor, "batch sources"]]:
         """The weights of all policies but the first."""
         heard = evidence.heard
         count = heard.sum(1).to(evidence.logits.dtype)
@@ -116,7 +116,7 @@ class Hedge(nn.Module):
         return [self.frozen(evidence), self.likelihood(evidence), uniform, label]
 
     @torch.no_grad()
-    def settle(self, evidence: Evidence, table: Float[Tensor, "batch sources"]) -> None:
+    def feedback(self, evidence: GateInputs, table: Float[Tensor, "batch sources"]) -> None:
         """Move the posterior by what each policy would have paid; a table that is not finite moves nothing."""
         every = torch.stack([self.adapted(evidence), *self._others(evidence)])
         prices = (table * every).sum((1, 2)) / len(table)

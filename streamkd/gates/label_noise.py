@@ -30,8 +30,8 @@ BLOCK = 500  # labelled records; the surest tenth of fewer would be a handful
 TOGETHER = 10  # steps that are looked at at once: at each, it took 2 % of a learner's time
 BLOCKS = 40  # that are remembered: noise that begins later is seen once those before it are forgotten
 STRETCH = 2  # blocks whose floor is taken together
-SURE, LESS_SURE = 1 / 10, 1 / 3
-SKILL = 0.4
+SURE, LESS_SURE = 1 / 10, 1 / 3  # the parts of the answers whose mistakes are counted
+SKILL = 0.4  # right answers below which nothing is told
 QUIET, LOUD = 0.05, 0.25  # a small part is ignorance as often as error
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from streamkd.gates.gate import Evidence, Measured, at_labels, log_answers, share, weights_of
+from streamkd.gates.gate import GateInputs, Measured, at_labels, log_answers, share, weights_of
 from streamkd.hookspecs import Kind, Options, hookimpl
 
 EVERY = 10  # steps for which a measured credit is kept
@@ -94,7 +94,7 @@ class LikelihoodGate(nn.Module):
         super().__init__()
         self.floor, self.trust, self.doubt = options.floor, options.trust, options.doubt
 
-    def forward(self, evidence: Evidence) -> Float[Tensor, "batch sources"]:
+    def forward(self, evidence: GateInputs) -> Float[Tensor, "batch sources"]:
         credit = likelihood_of_samples(evidence)
         shares = share(self.trust * credit, evidence.heard)
         trusted = (shares * credit.exp()).sum(1)
@@ -102,7 +102,7 @@ class LikelihoodGate(nn.Module):
         return weights_of(hard, shares, evidence.heard, evidence.labelled)
 
 
-def likelihood_of_samples(evidence: Evidence) -> Float[Tensor, "batch teachers"]:
+def likelihood_of_samples(evidence: GateInputs) -> Float[Tensor, "batch teachers"]:
     """The credit of each teacher at each sample's label; what was not measured is filled from the others heard.
 
     Where nobody's was, it is log ½. Without a label it is the mean over what a teacher answers.
@@ -131,7 +131,7 @@ class ConfidenceGate(nn.Module):
         super().__init__()
         self.hard = options.hard
 
-    def forward(self, evidence: Evidence) -> Float[Tensor, "batch sources"]:
+    def forward(self, evidence: GateInputs) -> Float[Tensor, "batch sources"]:
         heard = evidence.heard
         logs = log_answers(evidence)
         wrong = share(-at_labels(logs, evidence), heard)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from streamkd.gates.gate import Evidence, at_labels, share, weights_of
+from streamkd.gates.gate import GateInputs, at_labels, share, weights_of
 from streamkd.gates.label_noise import doubt
 from streamkd.gates.likelihood import likelihood_of_samples
 from streamkd.hookspecs import Kind, Options, hookimpl
@@ -57,7 +57,7 @@ class PerSampleGate(nn.Module):
             torch.manual_seed(0)
             self.score, self.hard = _scorer(options.hidden), _scorer(options.hidden)
 
-    def forward(self, evidence: Evidence) -> Float[Tensor, "batch sources"]:
+    def forward(self, evidence: GateInputs) -> Float[Tensor, "batch sources"]:
         features, likelihood = _features(evidence)
         believed = _belief(evidence)
         scores, credit = self._prior(evidence, likelihood, believed)
@@ -70,7 +70,7 @@ class PerSampleGate(nn.Module):
         return weights_of(hard.maximum(self.options.floor * believed), shares, evidence.heard, evidence.labelled)
 
     def _prior(
-        self, evidence: Evidence, likelihood: Float[Tensor, "batch teachers"], believed: Float[Tensor, "batch"]
+        self, evidence: GateInputs, likelihood: Float[Tensor, "batch teachers"], believed: Float[Tensor, "batch"]
     ) -> tuple[Float[Tensor, "batch teachers"], Float[Tensor, "batch teachers"]]:
         """Scores of the teachers before anything was learned, and their credit."""
         options, classes = self.options, evidence.logits.shape[1]
@@ -83,7 +83,7 @@ class PerSampleGate(nn.Module):
         return scores, credit
 
 
-def _belief(evidence: Evidence) -> Float[Tensor, "batch"]:
+def _belief(evidence: GateInputs) -> Float[Tensor, "batch"]:
     if evidence.met is None:
         return torch.ones_like(evidence.logits[:, 0])
     return belief(evidence.noise, evidence.met.to(evidence.logits.dtype))
@@ -99,8 +99,8 @@ def belief(noise: float, met: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
     return 1 - min(doubt(noise), 1 - LEAST) * (met / OFTEN).clamp_max(1)
 
 
-LEAST, OFTEN = 0.04, 60
-FEATURES = 7
+LEAST, OFTEN = 0.04, 60  # belief that noise cannot take; replays after which a label is known by heart
+FEATURES = 7  # of a teacher on a sample
 CREDIT = 3.0  # a mean over records, so it varies less than what one label says
 
 
@@ -113,7 +113,7 @@ def _scorer(hidden: int) -> nn.Sequential:
 
 
 def _features(
-    evidence: Evidence,
+    evidence: GateInputs,
 ) -> tuple[Float[Tensor, "batch teachers features"], Float[Tensor, "batch teachers"]]:
     """Features of each teacher on each sample, about unit size, 0 where it is not heard; and log p_k(y)."""
     heard = evidence.heard
@@ -137,7 +137,7 @@ def _features(
 
 
 def _expected_credit(
-    evidence: Evidence, soft: Float[Tensor, "batch teachers classes"]
+    evidence: GateInputs, soft: Float[Tensor, "batch teachers classes"]
 ) -> Float[Tensor, "batch teachers"]:
     """Held-out log-likelihood of each teacher on the classes that it answers with, as it weighs them."""
     credit = evidence.credit.nan_to_num(nan=-2.0)

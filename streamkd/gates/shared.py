@@ -19,7 +19,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from streamkd.gates.gate import Evidence, at_labels, share, weights_of
+from streamkd.gates.gate import GateInputs, at_labels, share, weights_of
 from streamkd.hookspecs import Kind, Options, hookimpl
 
 
@@ -37,7 +37,7 @@ class SharedWeights(nn.Module):
     has left the pool keeps its row until a newcomer takes it, so that there are never more than the pool ever held at
     once. On a row without label a teacher stands as it would on average under its own answer.
 
-    Evidence of an earlier step has fewer classes, and may have teachers whose rows others hold now. It is looked at in
+    An earlier step has fewer classes, and may have teachers whose rows others hold now. It is looked at in
     evaluation mode, where the table does not follow: a teacher without row stands at the mean of the others.
     """
 
@@ -47,7 +47,7 @@ class SharedWeights(nn.Module):
         self.names: list[str] = []
         self.table = nn.Parameter(torch.zeros(1, 1))
 
-    def forward(self, evidence: Evidence) -> Float[Tensor, "batch sources"]:
+    def forward(self, evidence: GateInputs) -> Float[Tensor, "batch sources"]:
         columns = evidence.logits.shape[1] if self.by_class else 1
         self._widen(columns)
         if self.training:
@@ -57,7 +57,7 @@ class SharedWeights(nn.Module):
         first = self.floor + (1 - self.floor) * torch.softmax(masked, dim=1)[:, 0]
         return weights_of(first, share(scores[:, 1:], heard), heard, evidence.labelled)
 
-    def _scores(self, table: Float[Tensor, "sources columns"], evidence: Evidence) -> Float[Tensor, "batch sources"]:
+    def _scores(self, table: Float[Tensor, "sources columns"], evidence: GateInputs) -> Float[Tensor, "batch sources"]:
         rows = len(evidence.labels)
         if not self.by_class:
             return table.T.expand(rows, -1)

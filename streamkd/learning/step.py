@@ -2,8 +2,8 @@
 
     begin     fresh rows + replayed rows + vicinal rows ─► StepBatch: x, y, what each counts, what teachers answer
     forward   the student's logits
-    weigh     logits ─► gate ─► Lesson: weights per sample
-    loss      Lesson ─► one number; backward
+    weigh     logits ─► gate ─► LossInputs: weights per sample
+    loss      LossInputs ─► one number; backward
     update    the optimiser's step, between the adapter's two looks at it
     finish    teachers follow, fresh rows are offered to the memory
 
@@ -19,12 +19,12 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from streamkd.gates.gate import Evidence, Gate
+from streamkd.gates.gate import Gate, GateInputs
 from streamkd.learning import terms as sums
 from streamkd.learning.batch import StepBatch, Taken
 from streamkd.learning.sharing import WeightTransfer
 from streamkd.learning.terms import Term
-from streamkd.losses.match_gate import Lesson, fused_target, soft_answers
+from streamkd.losses.match_gate import LossInputs, fused_target, soft_answers
 from streamkd.records import Label
 from streamkd.replay.memory import Memory, whole
 from streamkd.replay.vicinal import VicinalRows, advantage, steadiness
@@ -54,7 +54,9 @@ class Adapter(Protocol):
         """
         ...
 
-    def before_update(self, step: "Step", plan: StepBatch, evidence: Evidence, lesson: Lesson, weights: Tensor) -> None:
+    def before_update(
+        self, step: "Step", plan: StepBatch, evidence: GateInputs, lesson: LossInputs, weights: Tensor
+    ) -> None:
         """The gradients are there, not yet clipped, and nothing has moved. ``weights`` are the gate's, perhaps with
         their graph; those of the lesson have none.
         """
@@ -97,7 +99,7 @@ class Step:
         self._own_gates = any(term.gate is not None for term in self.terms)
         self._captured: dict[str, Tensor] = {}
         self._buffers: list[tuple[Tensor, Tensor]] = []  # of the student, with what they were before the step
-        self._weighed: tuple[StepBatch, Evidence, Lesson, Tensor] | None = None
+        self._weighed: tuple[StepBatch, GateInputs, LossInputs, Tensor] | None = None
         if adapter is not None:
             adapter.attach(self)
         capture(student, self._student_layers, {})  # a layer that is not there is an error now, not at the first step
@@ -211,7 +213,7 @@ class Step:
         with capture(self.student, self._student_layers, self._captured):
             return self.student(plan.x)
 
-    def weigh(self, plan: StepBatch, logits: Tensor) -> Lesson:
+    def weigh(self, plan: StepBatch, logits: Tensor) -> LossInputs:
         """The gate's weights for the step; fresh rows that are held out have none."""
         wanted = self.adapter is not None and self.adapter.arrived(self, plan, logits)
         evidence = self.evidence(plan, logits)
@@ -226,7 +228,7 @@ class Step:
         self._weighed = plan, evidence, lesson, given
         return lesson
 
-    def evidence(self, plan: StepBatch, logits: Tensor) -> Evidence:
+    def evidence(self, plan: StepBatch, logits: Tensor) -> GateInputs:
         """What the gate may see of the step, without gradient."""
         known = plan.answers.known
         if plan.answers.complete:
@@ -237,7 +239,7 @@ class Step:
             if plan.unlabelled:
                 heard = torch.where((plan.y < 0).unsqueeze(1), _able(known), heard)
         facts = self.pool.facts(plan.y.device)
-        return Evidence(
+        return GateInputs(
             logits.detach(),
             plan.y,
             plan.answers.logits,
@@ -251,7 +253,9 @@ class Step:
             self.pool.stale(plan.y.device),
         )
 
-    def lesson(self, plan: StepBatch, logits: Tensor, weights: Tensor, evidence: Evidence | None = None) -> Lesson:
+    def lesson(
+        self, plan: StepBatch, logits: Tensor, weights: Tensor, evidence: GateInputs | None = None
+    ) -> LossInputs:
         """What the losses see of the step; terms with a gate of their own are weighed by it, from ``evidence``."""
         own: dict[int, Tensor] = {}
         if self._own_gates:
@@ -260,7 +264,7 @@ class Step:
                 if plan.mass is not None:
                     own = {place: weights * plan.mass.unsqueeze(1) for place, weights in own.items()}
         theirs = self.pool.features(plan.x[: plan.fresh], self._teacher_layers) if self._teacher_layers else {}
-        return Lesson(
+        return LossInputs(
             logits,
             plan.y,
             plan.answers.logits,
@@ -274,7 +278,7 @@ class Step:
             own,
         )
 
-    def loss(self, lesson: Lesson) -> Tensor:
+    def loss(self, lesson: LossInputs) -> Tensor:
         """Σ weight · mean over the rows, of every term."""
         return sums.total(self.terms, lesson)
 

@@ -1,7 +1,7 @@
 """The terms of the student's loss: each a loss with its weight, and perhaps a gate of its own.
 
 prepare    layers of student and teachers ─► shapes ─► the losses' own parameters, for the optimiser
-total      Lesson ─► Σ weight · mean over the rows
+total      LossInputs ─► Σ weight · mean over the rows
 state_of   what a checkpoint keeps of them
 """
 
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from streamkd.errors import PluginError
-from streamkd.gates.gate import Evidence, Gate
-from streamkd.losses.match_gate import Lesson, Loss, Trained
+from streamkd.gates.gate import Gate, GateInputs
+from streamkd.losses.match_gate import Loss, LossInputs, Trained
 from streamkd.records import RecordSchema
 from streamkd.students.networks import Student, at_rest, torch_dtype
 from streamkd.teachers.pool import Pool
@@ -93,18 +93,18 @@ def parameters_of(terms: Sequence[Term]) -> list[nn.Parameter]:
     return [p for term in terms if isinstance(term.loss, Trained) for p in term.loss.parameters()]
 
 
-def own_weights(terms: Sequence[Term], evidence: Evidence) -> dict[int, Tensor]:
+def own_weights(terms: Sequence[Term], evidence: GateInputs) -> dict[int, Tensor]:
     """By the place of each term with a gate of its own: that gate's weights [batch, 1 + teachers]."""
     return {place: term.gate(evidence) for place, term in enumerate(terms) if term.gate is not None}
 
 
-def total(terms: Sequence[Term], lesson: Lesson) -> Tensor:
+def total(terms: Sequence[Term], lesson: LossInputs) -> Tensor:
     """Σ weight · mean over the rows, each term under its own gate's weights or the lesson's."""
     parts = [term.weight * term.loss(seen(lesson, place)).mean() for place, term in enumerate(terms)]
     return sum(parts[1:], parts[0])
 
 
-def seen(lesson: Lesson, place: int) -> Lesson:
+def seen(lesson: LossInputs, place: int) -> LossInputs:
     """The lesson as the term at that place sees it."""
     own = lesson.own_weights.get(place)
     return lesson if own is None else dataclasses.replace(lesson, weights=own)

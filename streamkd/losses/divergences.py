@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from streamkd.hookspecs import Kind, Options, hookimpl
-from streamkd.losses.match_gate import Lesson, cross_entropy, soft_answers, soft_of, source_losses
+from streamkd.losses.match_gate import LossInputs, cross_entropy, soft_answers, soft_of, source_losses
 
 
 class KdOptions(Options):
@@ -52,10 +52,10 @@ class Kd:
     def __init__(self, options: KdOptions) -> None:
         self.temperature, self.labels = options.temperature, options.labels
 
-    def __call__(self, lesson: Lesson) -> Float[Tensor, "batch"]:
+    def __call__(self, lesson: LossInputs) -> Float[Tensor, "batch"]:
         return (lesson.weights * self.per_source(lesson)).sum(1)
 
-    def per_source(self, lesson: Lesson) -> Float[Tensor, "batch sources"]:
+    def per_source(self, lesson: LossInputs) -> Float[Tensor, "batch sources"]:
         """CE, and T²·KL(p_k^T ‖ s^T) of each teacher; without ``labels`` the first column is 0."""
         table = source_losses(lesson.logits, lesson.labels, soft_of(lesson, self.temperature), self.temperature)
         return table if self.labels else torch.cat([torch.zeros_like(table[:, :1]), table[:, 1:]], 1)
@@ -70,10 +70,10 @@ class DecoupledKd:
     def __init__(self, options: DecoupledKdOptions) -> None:
         self.options, self.temperature = options, options.temperature
 
-    def __call__(self, lesson: Lesson) -> Float[Tensor, "batch"]:
+    def __call__(self, lesson: LossInputs) -> Float[Tensor, "batch"]:
         return (lesson.weights * self.per_source(lesson)).sum(1)
 
-    def per_source(self, lesson: Lesson) -> Float[Tensor, "batch sources"]:
+    def per_source(self, lesson: LossInputs) -> Float[Tensor, "batch sources"]:
         """CE, and T²·(α·TCKD + β·NCKD) of each teacher; T²·KL where there is no label to take apart."""
         o = self.options
         parts = decoupled(lesson.logits, lesson.labels, lesson.answers, lesson.known, self.temperature)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from streamkd.errors import PluginError
 from streamkd.hookspecs import Kind, Options, hookimpl
-from streamkd.losses.match_gate import Lesson, Shapes
+from streamkd.losses.match_gate import LossInputs, Shapes
 
 FAINT = 1e-6  # norm below which a map fades to zero
 
@@ -49,10 +49,10 @@ class Feature:
         self.layers, self.teacher_layers = _names(options)
         self.adapters = nn.ModuleDict()
 
-    def __call__(self, lesson: Lesson) -> Float[Tensor, "batch"]:
+    def __call__(self, lesson: LossInputs) -> Float[Tensor, "batch"]:
         return (lesson.weights * self.per_source(lesson)).sum(1)
 
-    def per_source(self, lesson: Lesson) -> Float[Tensor, "batch sources"]:
+    def per_source(self, lesson: LossInputs) -> Float[Tensor, "batch sources"]:
         """½·mean (A_k(h) - h_k)² of each named teacher; 0 for the hard label, for others, and in remembered rows."""
         return hint_table(lesson, self.options, self._apart)
 
@@ -88,10 +88,10 @@ class Attention:
         self.options = options
         self.layers, self.teacher_layers = _names(options)
 
-    def __call__(self, lesson: Lesson) -> Float[Tensor, "batch"]:
+    def __call__(self, lesson: LossInputs) -> Float[Tensor, "batch"]:
         return (lesson.weights * self.per_source(lesson)).sum(1)
 
-    def per_source(self, lesson: Lesson) -> Float[Tensor, "batch sources"]:
+    def per_source(self, lesson: LossInputs) -> Float[Tensor, "batch sources"]:
         """Half the distance of the maps of each named teacher; 0 elsewhere, as for ``feature``."""
         return hint_table(lesson, self.options, self._apart)
 
@@ -176,7 +176,7 @@ Apart = Callable[[str, Tensor, Tensor, Tensor], Tensor]
 """(teacher, the student's outputs, the teacher's, the rows that count [batch] bool) ─► distance of each row [batch]."""
 
 
-def hint_table(lesson: Lesson, options: FeatureOptions, apart: Apart) -> Float[Tensor, "batch sources"]:
+def hint_table(lesson: LossInputs, options: FeatureOptions, apart: Apart) -> Float[Tensor, "batch sources"]:
     """``apart`` on the fresh rows, in the columns of the named teachers; 0 in all others."""
     fresh, rows = lesson.fresh, len(lesson.labels)
     ours = lesson.features[options.student][:fresh]

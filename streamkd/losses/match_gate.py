@@ -29,7 +29,7 @@ from streamkd.hookspecs import Kind, Options, hookimpl
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class LossInputs:
     """What a loss sees of one step. Rows up to ``fresh`` have just arrived, the others are remembered.
 
     ``labels`` are columns, -1 where a row has none.
@@ -65,7 +65,7 @@ class Loss(Protocol):
     teacher_layers: Mapping[str, tuple[str, ...]]
     """Per teacher, the layers whose outputs it wants in ``lesson.teacher_features``."""
 
-    def __call__(self, lesson: Lesson) -> Float[Tensor, "batch"]:
+    def __call__(self, lesson: LossInputs) -> Float[Tensor, "batch"]:
         """The loss of each sample; its gradient reaches the student through ``logits`` and ``features``."""
         ...
 
@@ -74,7 +74,7 @@ class Loss(Protocol):
 class Gated(Loss, Protocol):
     """A loss whose sources the gate weighs, so that the gate can be credited for it."""
 
-    def per_source(self, lesson: Lesson) -> Float[Tensor, "batch sources"]:
+    def per_source(self, lesson: LossInputs) -> Float[Tensor, "batch sources"]:
         """∂L_i/∂w_ik, up to what does not depend on the student; 0 where a source says nothing.
 
         Of a loss that is linear in the weights this is ℓ_ik, what source k alone would ask of sample i: the weights are
@@ -123,7 +123,7 @@ def soft_answers(
     return torch.softmax(masked, dim=-1).nan_to_num(0.0)
 
 
-def soft_of(lesson: Lesson, temperature: float) -> Float[Tensor, "batch teachers classes"]:
+def soft_of(lesson: LossInputs, temperature: float) -> Float[Tensor, "batch teachers classes"]:
     """``soft_answers`` of a lesson, without masking where everything is known."""
     if lesson.complete:
         return torch.softmax(lesson.answers / temperature, dim=-1)
@@ -191,11 +191,11 @@ class MatchGate:
     def __init__(self, options: MatchGateOptions) -> None:
         self.temperature = options.temperature
 
-    def __call__(self, lesson: Lesson) -> Float[Tensor, "batch"]:
+    def __call__(self, lesson: LossInputs) -> Float[Tensor, "batch"]:
         soft = soft_of(lesson, self.temperature)
         return match_gate(lesson.logits, lesson.labels, soft, lesson.weights, self.temperature)
 
-    def per_source(self, lesson: Lesson) -> Float[Tensor, "batch sources"]:
+    def per_source(self, lesson: LossInputs) -> Float[Tensor, "batch sources"]:
         """CE, and T²·KL(p_k^T ‖ s^T) of each teacher: ``source_losses``."""
         return source_losses(lesson.logits, lesson.labels, soft_of(lesson, self.temperature), self.temperature)
 

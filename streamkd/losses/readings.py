@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from streamkd.hookspecs import Kind, Options, hookimpl
-from streamkd.losses.match_gate import Lesson, cross_entropy
+from streamkd.losses.match_gate import LossInputs, cross_entropy
 
 MOST = 30.0  # a source more than e³⁰ times as likely as the mixture is as good as certain
 
@@ -43,10 +43,10 @@ class Literal:
 
     def __init__(self, options: LiteralOptions) -> None: ...
 
-    def __call__(self, lesson: Lesson) -> Float[Tensor, "batch"]:
+    def __call__(self, lesson: LossInputs) -> Float[Tensor, "batch"]:
         return (lesson.weights * self.per_source(lesson)).sum(1)
 
-    def per_source(self, lesson: Lesson) -> Float[Tensor, "batch sources"]:
+    def per_source(self, lesson: LossInputs) -> Float[Tensor, "batch sources"]:
         """The negative log-likelihood of the label under each source; 0 where a teacher does not know it."""
         likelihoods, told = label_likelihoods(lesson)
         return -likelihoods.masked_fill(~told, 0.0)
@@ -60,16 +60,16 @@ class Mixture:
 
     def __init__(self, options: MixtureOptions) -> None: ...
 
-    def __call__(self, lesson: Lesson) -> Float[Tensor, "batch"]:
+    def __call__(self, lesson: LossInputs) -> Float[Tensor, "batch"]:
         return -mixture_likelihood(lesson)[0]
 
-    def per_source(self, lesson: Lesson) -> Float[Tensor, "batch sources"]:
+    def per_source(self, lesson: LossInputs) -> Float[Tensor, "batch sources"]:
         """∂L/∂w = -p_k(y) / (the mixture's), at the lesson's weights, which enter it; at least -e³⁰."""
         mixture, likelihoods, told = mixture_likelihood(lesson)
         return -(likelihoods - mixture.unsqueeze(1)).clamp_max(MOST).exp().masked_fill(~told, 0.0)
 
 
-def label_likelihoods(lesson: Lesson) -> tuple[Float[Tensor, "batch sources"], Bool[Tensor, "batch sources"]]:
+def label_likelihoods(lesson: LossInputs) -> tuple[Float[Tensor, "batch sources"], Bool[Tensor, "batch sources"]]:
     """log S(y|x) and log p_k(y) of each teacher, and where the source knows the label; elsewhere the number is any."""
     columns = lesson.labels.clamp_min(0)
     teachers = lesson.answers.shape[1]
@@ -85,7 +85,7 @@ def label_likelihoods(lesson: Lesson) -> tuple[Float[Tensor, "batch sources"], B
 
 
 def mixture_likelihood(
-    lesson: Lesson,
+    lesson: LossInputs,
 ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch sources"], Bool[Tensor, "batch sources"]]:
     """log Σ_k w_k·p_k(y), 0 in rows where no source with weight knows a label; with ``label_likelihoods``."""
     likelihoods, told = label_likelihoods(lesson)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from streamkd.hookspecs import Kind, hookimpl
 from streamkd.losses.features import FeatureOptions, hint_table
-from streamkd.losses.match_gate import Lesson
+from streamkd.losses.match_gate import LossInputs
 
 NEAR = 1e-4  # of the mean distance: closer samples coincide
 
@@ -44,10 +44,10 @@ class Relational:
         self.layers = (options.student,)
         self.teacher_layers: Mapping[str, tuple[str, ...]] = {key: (name,) for key, name in options.teacher.items()}
 
-    def __call__(self, lesson: Lesson) -> Float[Tensor, "batch"]:
+    def __call__(self, lesson: LossInputs) -> Float[Tensor, "batch"]:
         return (lesson.weights * self.per_source(lesson)).sum(1)
 
-    def per_source(self, lesson: Lesson) -> Float[Tensor, "batch sources"]:
+    def per_source(self, lesson: LossInputs) -> Float[Tensor, "batch sources"]:
         """λ_D·distances + λ_A·angles of each named teacher; 0 elsewhere, as for other hints."""
         return hint_table(lesson, self.options, self._apart)
 

@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from streamkd.gates.gate import Evidence, Gate, Hedging, imbalance
+from streamkd.gates.gate import Gate, GateInputs, Hedging, imbalance
 from streamkd.learning.batch import StepBatch
 from streamkd.learning.step import Step
 from streamkd.learning.terms import layers_of, seen
-from streamkd.losses.match_gate import Gated, Lesson
+from streamkd.losses.match_gate import Gated, LossInputs
 from streamkd.meta import hypergradient, jacobian, maml
 from streamkd.meta.jacobian import Jvp
 from streamkd.meta.maml import SHARED
@@ -176,7 +176,9 @@ class GateAdapter:
             self.seconds += time.perf_counter() - begun
         return self._due and not self.trajectory.kept and not isinstance(step.gate, Hedging)
 
-    def before_update(self, step: Step, plan: StepBatch, evidence: Evidence, lesson: Lesson, weights: Tensor) -> None:
+    def before_update(
+        self, step: Step, plan: StepBatch, evidence: GateInputs, lesson: LossInputs, weights: Tensor
+    ) -> None:
         """The student's gradients are there, not yet clipped: the step is kept if an adaptation will look at it."""
         self._weights = weights if weights.requires_grad else None
         if self._wanted():
@@ -335,7 +337,7 @@ class GateAdapter:
         # a gate's rows sum to 1; where the step gave a row less, its weights enter by that factor
         table = table * seen(taken.lesson, key).weights.sum(1, keepdim=True)
         if newest and isinstance(gate, Hedging):
-            gate.settle(evidence, table)
+            gate.feedback(evidence, table)
         kept = self._weights if key == SHARED else None
         weights = gate(evidence) if kept is None else kept
         if not weights.requires_grad:

@@ -24,7 +24,7 @@ from torch import Tensor
 from streamkd.errors import ConfigError, StateError
 
 logger = logging.getLogger(__name__)
-SCHEMA = 1
+SCHEMA = 1  # of the format
 DOCUMENT, TENSORS = "meta.json", "meta.safetensors"
 Weights = dict[str, Tensor]
 

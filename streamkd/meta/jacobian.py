@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from streamkd.losses.match_gate import Gated, Lesson, MatchGate, soft_of
+from streamkd.losses.match_gate import Gated, LossInputs, MatchGate, soft_of
 from streamkd.meta.hypergradient import norm_of
 from streamkd.teachers.teacher import capture
 
@@ -32,7 +32,7 @@ def lacks_forward_mode(fault: RuntimeError) -> bool:
 class Jvp(Protocol):
     """How the student's outputs on a batch change along u."""
 
-    def table(self, loss: Gated, lesson: Lesson) -> Float[Tensor, "batch sources"]:
+    def table(self, loss: Gated, lesson: LossInputs) -> Float[Tensor, "batch sources"]:
         """A of that loss; ``lesson`` gives labels, answers and weights, the logits and features are the student's.
 
         Raises:
@@ -78,7 +78,7 @@ class ForwardMode:
     logits: tuple[Tensor, Tensor]
     features: Mapping[str, tuple[Tensor, Tensor]]
 
-    def table(self, loss: Gated, lesson: Lesson) -> Float[Tensor, "batch sources"]:
+    def table(self, loss: Gated, lesson: LossInputs) -> Float[Tensor, "batch sources"]:
         if type(loss) is MatchGate:
             return match_gate(*self.logits, lesson, loss.temperature)
         with forward_ad.dual_level(), torch.no_grad():
@@ -88,7 +88,10 @@ class ForwardMode:
 
 
 def match_gate(
-    logits: Float[Tensor, "batch classes"], slope: Float[Tensor, "batch classes"], lesson: Lesson, temperature: float
+    logits: Float[Tensor, "batch classes"],
+    slope: Float[Tensor, "batch classes"],
+    lesson: LossInputs,
+    temperature: float,
 ) -> Float[Tensor, "batch sources"]:
     """A_i0 = (s_i - e_yi)·ż_i, A_ik = T·(s_i^T - p_ik^T)·ż_i; 0 for a missing label and a silent teacher."""
     soft = soft_of(lesson, temperature)
@@ -130,7 +133,7 @@ class CentralDifference:
     below: tuple[Tensor, Mapping[str, Tensor]]
     eps: float
 
-    def table(self, loss: Gated, lesson: Lesson) -> Float[Tensor, "batch sources"]:
+    def table(self, loss: Gated, lesson: LossInputs) -> Float[Tensor, "batch sources"]:
         with torch.no_grad():
             high, low = (
                 loss.per_source(dataclasses.replace(lesson, logits=logits, features=features))

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 SHARPNESS = 10.0  # p of the preprocessing: gradients below e⁻ᵖ are given as they are
-HIDDEN = 16
+HIDDEN = 16  # cells, chosen by hand
 
 
 class Rule(nn.Module):

@@ -25,7 +25,7 @@ from streamkd.learning.terms import Term
 from streamkd.meta.trajectory import InnerStep
 from streamkd.teachers.teacher import capture
 
-SHARED = -1
+SHARED = -1  # a key: the gate that terms share
 """Key of the step's own gate among tables and weights; gates of single terms go by the term's place."""
 Weights = Mapping[int, Tensor]
 

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from streamkd.errors import ConfigError
-from streamkd.losses.match_gate import Gated, Lesson
+from streamkd.losses.match_gate import Gated, LossInputs
 from streamkd.meta.jacobian import Jvp
 
-LEAST, MOST = 0.5, 10.0
+LEAST, MOST = 0.5, 10.0  # chosen by hand
 
 
 @runtime_checkable
@@ -55,7 +55,7 @@ class Temperature:
         self._bounds = (min(LEAST, configured), max(MOST, configured))
         self.restore(math.log(configured))
 
-    def note(self, weight: float, slope: Jvp, lesson: Lesson, reach: float = 1e-3) -> None:
+    def note(self, weight: float, slope: Jvp, lesson: LossInputs, reach: float = 1e-3) -> None:
         """Add dL_out/d log T = T·Σ w·∂A/∂T / batch: two more readings of a slope that is there."""
         assert self.loss is not None
         here, sides = self.loss.temperature, []

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamkd.gates.gate import Evidence, Measured
+from streamkd.gates.gate import GateInputs, Measured
 from streamkd.learning.step import Step
-from streamkd.losses.match_gate import Lesson
+from streamkd.losses.match_gate import LossInputs
 from streamkd.meta.hypergradient import OptimizerMoments, Update, moments_of, norm_of, own_buffers
 
 
@@ -26,8 +26,8 @@ class InnerStep:
 
     number: int
     x: Tensor
-    evidence: Evidence
-    lesson: Lesson
+    evidence: GateInputs
+    lesson: LossInputs
     buffers: dict[str, Tensor]
     update: Update
 
@@ -44,7 +44,7 @@ class Trajectory:
         self.steps: list[InnerStep] = []
 
     @torch.no_grad()
-    def keep(self, step: Step, number: int, x: Tensor, evidence: Evidence, lesson: Lesson) -> None:
+    def keep(self, step: Step, number: int, x: Tensor, evidence: GateInputs, lesson: LossInputs) -> None:
         """A step whose gradients are there, unclipped, and whose parameters have not yet moved."""
         if self.steps and self.steps[-1].number != number - 1:
             self.steps.clear()
@@ -74,7 +74,7 @@ class Trajectory:
         before = [p.detach().clone() for p in step.parameters]
         return Update(before, gradients if shared else [g.clone() for g in gradients], norm, [])
 
-    def _lasting(self, evidence: Evidence) -> Evidence:
+    def _lasting(self, evidence: GateInputs) -> GateInputs:
         """With what is measured now, for a gate may ask for it when the pool is another."""
         if not self.kept or evidence.measure is None:
             return evidence
@@ -116,14 +116,16 @@ class _Kept:
 
 def _tree(taken: InnerStep) -> dict[str, Any]:
     evidence, lesson, update = taken.evidence, taken.lesson, taken.update
-    seen = {f.name: getattr(evidence, f.name) for f in dataclasses.fields(Evidence) if f.name != "measure"}
+    seen = {f.name: getattr(evidence, f.name) for f in dataclasses.fields(GateInputs) if f.name != "measure"}
     return {
         "number": taken.number,
         "x": taken.x,
         "evidence": seen | {"credit": None, "noise": 0.0} | (evidence.measure()._asdict() if evidence.measure else {}),
         # logits are the evidence's, features are taken anew
         "lesson": {
-            f.name: getattr(lesson, f.name) for f in dataclasses.fields(Lesson) if f.name not in ("logits", "features")
+            f.name: getattr(lesson, f.name)
+            for f in dataclasses.fields(LossInputs)
+            if f.name not in ("logits", "features")
         },
         "buffers": dict(taken.buffers),
         "update": {
@@ -139,16 +141,16 @@ def _taken(tree: Mapping[str, Any], device: torch.device) -> InnerStep:
     tree = _moved(tree, device)
     seen = dict(tree["evidence"])
     credit, noise = seen.pop("credit"), seen.pop("noise", 0.0)
-    here = {f.name for f in dataclasses.fields(Evidence)}  # an older state may know what no gate is told any more
+    here = {f.name for f in dataclasses.fields(GateInputs)}  # an older state may know what no gate is told any more
     seen = {name: value for name, value in seen.items() if name in here}
-    evidence = Evidence(**seen, measure=None if credit is None else _Kept(Measured(credit, noise)))
+    evidence = GateInputs(**seen, measure=None if credit is None else _Kept(Measured(credit, noise)))
     update = tree["update"]
     moments = [OptimizerMoments(*moment) for moment in update["moments"]]
     return InnerStep(
         tree["number"],
         tree["x"],
         evidence,
-        Lesson(logits=evidence.logits, **tree["lesson"]),
+        LossInputs(logits=evidence.logits, **tree["lesson"]),
         dict(tree["buffers"]),
         Update(update["before"], update["gradients"], update["norm"], moments),
     )

@@ -36,8 +36,8 @@ from streamkd.students.networks import Student
 from streamkd.wiring import device_of, schema_of
 
 Progress = Callable[[int, int | None], None]
-MOST_STRANGERS = 2
-EXPERT_EPOCHS = 20
+MOST_STRANGERS = 2  # of an episode, chosen by hand
+EXPERT_EPOCHS = 20  # chosen by hand
 NOISY = 0.3  # share of episodes whose labels are noisy, and of labels that are wrong in them
 
 

@@ -23,7 +23,7 @@ from streamkd.students.networks import Student
 
 How = Literal["none", "maml", "metasgd"]
 LEAST, MOST = 0.1, 10.0  # bounds of a rate's factor
-BETAS, EPS = (0.9, 0.999), 1e-8
+BETAS, EPS = (0.9, 0.999), 1e-8  # Adam's as torch has them
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from streamkd.wiring import device_of, open_source, schema_of, source_kind
 
 BLOCK = 4096  # records read at once
 PATIENCE = 5  # epochs without a better validation loss
-VALIDATION = 0.1
+VALIDATION = 0.1  # part of the records
 Progress = Callable[[int, int | None], None]
 
 

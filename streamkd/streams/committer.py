@@ -21,13 +21,13 @@ GROUP_BYTES = 32 << 20
 logger = logging.getLogger(__name__)
 
 Group = list[tuple[Entry, "Future[Receipt]"]]
-Settled = Callable[[Entry, Receipt | None], None]
+Versioned = Callable[[Entry, Receipt | None], None]
 
 
 class Committer:
     """One thread over one log. ``settled`` is told of every entry, with ``None`` where it was not written."""
 
-    def __init__(self, log: Log, settled: Settled) -> None:
+    def __init__(self, log: Log, settled: Versioned) -> None:
         self._log = log
         self._settled = settled
         self._waiting: deque[tuple[Entry, Future[Receipt]]] = deque()

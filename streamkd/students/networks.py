@@ -279,7 +279,7 @@ def at_rest(student: M) -> Iterator[M]:
 
 
 @dataclass(frozen=True)
-class Published:
+class LoadedVersion:
     """An immutable version, ready to predict; ``student`` may be an ensemble (``streamkd.analytic.ensemble``)."""
 
     student: nn.Module
@@ -307,7 +307,7 @@ def write_published(directory: Path, student: Student, meta: Mapping[str, Any]) 
     return dict(meta)
 
 
-def load_published(directory: Path, registry: Registry, version: int = 0) -> Published:
+def load_published(directory: Path, registry: Registry, version: int = 0) -> LoadedVersion:
     """The version in a directory.
 
     Raises:
@@ -315,7 +315,7 @@ def load_published(directory: Path, registry: Registry, version: int = 0) -> Pub
     """
     student, schema, meta = read_model(directory / "model.safetensors", directory / "model.json", registry)
     try:
-        return Published(student, meta["classes"], version, schema, meta["published_at"], meta["records"])
+        return LoadedVersion(student, meta["classes"], version, schema, meta["published_at"], meta["records"])
     except KeyError as fault:
         raise StateError(f"a published version cannot be loaded: no {fault}", where=str(directory)) from fault
 

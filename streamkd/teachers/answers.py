@@ -1,6 +1,6 @@
 """What the teachers answer on a step's rows: in person, or from the cache.
 
-    rows: fresh | remembered | unseen ─► live teachers all, settled ones the ends, cached answers the middle ─► Answers
+    rows: fresh | remembered | unseen ─► live teachers all, versioned ones the ends, cached the middle ─► Answers
 
 Called by the ``pool``, whose teachers these are.
 """
@@ -53,7 +53,7 @@ class TeacherPanel:
     def unseen(self, remembered: Remembered, classes: int) -> Answers:
         """What is said of remembered rows by those teachers alone who would answer had nobody ever seen them."""
         answers = self.answers(remembered.x, 0, remembered, classes)
-        able = [teacher.role in ("live", "settled") for teacher in self.teachers]
+        able = [teacher.role in ("live", "versioned") for teacher in self.teachers]
         heard = torch.tensor(able, dtype=torch.bool, device=answers.known.device)  # of no teacher, too
         return Answers(answers.logits, answers.known & heard.view(1, -1, 1))
 
@@ -92,6 +92,6 @@ def _asked(teacher: Teacher, fresh: int, end: int, rows: int) -> list[slice]:
     if teacher.role == "live":
         return [slice(0, rows)]
     # a snapshot would speak of rows between records with the labels of its time, and of no other
-    unseen = [slice(end, rows)] if rows > end and teacher.role == "settled" else []
-    # the fresh ones last: a settled teacher sees them again when it learns them, and may remember their features
-    return [*unseen, slice(0, fresh)] if fresh and (teacher.fresh or teacher.role == "settled") else unseen
+    unseen = [slice(end, rows)] if rows > end and teacher.role == "versioned" else []
+    # the fresh ones last: a versioned teacher sees them again when it learns them, and may remember their features
+    return [*unseen, slice(0, fresh)] if fresh and (teacher.fresh or teacher.role == "versioned") else unseen

@@ -1,7 +1,7 @@
-"""The cache: what frozen and settled teachers say of remembered rows, kept with the rows so that they are asked once.
+"""The cache: what frozen and versioned teachers say of remembered rows, kept with the rows so that they are asked once.
 
 rows are remembered ─► pending ─► annotate: each teacher is asked about its gaps, in one pass ─► answers of its slot
-                                     ▲ a settled teacher has changed: all of its answers are gaps
+                                     ▲ a versioned teacher has changed: all of its answers are gaps
 """
 
 from collections.abc import Collection, Sequence
@@ -12,14 +12,14 @@ from torch import Tensor
 
 from streamkd.replay.memory import Memory, Remembered, Ring
 from streamkd.teachers.guard import Guard
-from streamkd.teachers.teacher import Settled, Teacher
+from streamkd.teachers.teacher import Teacher, Versioned
 
 ANNOTATE_ROWS = 64  # remembered rows that wait before the teachers are asked about all of them at once
 
 
 def cached(teacher: Teacher) -> bool:
     """Whether its answers on remembered rows lie in the memory."""
-    return teacher.role in ("frozen", "settled")
+    return teacher.role in ("frozen", "versioned")
 
 
 class Cache:
@@ -29,7 +29,7 @@ class Cache:
         self._rings: tuple[Ring, Ring] = (memory.replayed, memory.holdout)
         self._questions = questions
         self.slots: dict[str, int] = {}
-        self._versions: dict[str, int] = {}  # of settled teachers, as their cached answers were given
+        self._versions: dict[str, int] = {}  # of versioned teachers, as their cached answers were given
         self._pending = 0
 
     @property
@@ -61,9 +61,9 @@ class Cache:
             self.refresh(teachers)
 
     def refresh(self, teachers: Sequence[Teacher]) -> None:
-        """Ask the settled teachers that have changed anew."""
+        """Ask the versioned teachers that have changed anew."""
         for teacher in teachers:
-            if teacher.role == "settled" and self._outdated(teacher):
+            if teacher.role == "versioned" and self._outdated(teacher):
                 self._ask(teacher)
 
     @torch.no_grad()
@@ -75,12 +75,12 @@ class Cache:
                 self._ask(teacher)
 
     def _outdated(self, teacher: Teacher) -> bool:
-        return isinstance(teacher, Settled) and teacher.version != self._versions.get(teacher.key)
+        return isinstance(teacher, Versioned) and teacher.version != self._versions.get(teacher.key)
 
     @torch.no_grad()
     def _ask(self, teacher: Teacher) -> None:
         """Fill the gaps of its answers, all of which are gaps where it has changed."""
-        if isinstance(teacher, Settled) and self._outdated(teacher):
+        if isinstance(teacher, Versioned) and self._outdated(teacher):
             self._versions[teacher.key] = teacher.version
             for ring in self._rings:
                 ring.forget(self.slots[teacher.key])

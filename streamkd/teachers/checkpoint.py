@@ -1,6 +1,6 @@
 """The teacher ``checkpoint``: a model from outside, read from a file, frozen, asked about fresh rows too.
 
-    path ─► Model (network, classes, how it sees a record) ─► its own columns of each record ─► its outputs,
+    path ─► FrozenModel (network, classes, how it sees a record) ─► its own columns of each record ─► its outputs,
     put into the columns of the stream's label space by label
 
 A path is a directory with ``model.safetensors`` and ``model.json`` (what is published, and what `streamkd teachers
@@ -49,7 +49,7 @@ class CheckpointOptions(Options):
 
 
 @dataclass(frozen=True)
-class Model:
+class FrozenModel:
     """A frozen network with what its outputs and inputs mean.
 
     ``outputs`` is how many it has. ``schema`` is how the network itself sees a record (``None``: it does not say),
@@ -68,10 +68,10 @@ class Model:
 class CheckpointTeacher:
     """A frozen model whose columns and classes are matched to the stream's by name.
 
-    Settled, not frozen: its answers in the label space's columns change when a label that it knows is new there.
+    Versioned, not frozen: its answers in the label space's columns change when a label that it knows is new there.
     """
 
-    role: Role = "settled"
+    role: Role = "versioned"
     fresh = True
 
     def __init__(self, options: CheckpointOptions, context: TeacherContext) -> None:
@@ -139,7 +139,7 @@ class CheckpointTeacher:
         return self._columns(x).reshape(len(x), *self._shape)
 
 
-def read(options: CheckpointOptions, schema: RecordSchema, registry: Registry) -> Model:
+def read(options: CheckpointOptions, schema: RecordSchema, registry: Registry) -> FrozenModel:
     """The model of a path; ``schema`` is the stream's.
 
     Raises:
@@ -164,10 +164,10 @@ def read(options: CheckpointOptions, schema: RecordSchema, registry: Registry) -
     weights, about = (path / "model.safetensors", path / "model.json") if path.is_dir() else (path, _beside(path))
     student, own, meta = read_model(weights, about, registry)
     files, classes = (weights, about), meta["classes"]
-    return Model(student, len(classes), classes, own, files, sha256(*files), module_bytes(student))
+    return FrozenModel(student, len(classes), classes, own, files, sha256(*files), module_bytes(student))
 
 
-def _read_onnx(options: CheckpointOptions, schema: RecordSchema) -> Model:
+def _read_onnx(options: CheckpointOptions, schema: RecordSchema) -> FrozenModel:
     """An ONNX model; what is said beside it about its records is how they are normalised before it sees them."""
     path, about = options.path, _beside(options.path)
     if not path.exists():
@@ -182,7 +182,7 @@ def _read_onnx(options: CheckpointOptions, schema: RecordSchema) -> Model:
     whole: nn.Module = nn.Sequential(Normalise(own), network) if own else network
     files = tuple(file for file in (path, about) if file.exists())
     classes = list(meta.get("classes", range(network.outputs)))
-    return Model(whole.eval(), network.outputs, classes, own, files, sha256(*files), path.stat().st_size)
+    return FrozenModel(whole.eval(), network.outputs, classes, own, files, sha256(*files), path.stat().st_size)
 
 
 _NAMES = "name the stream's labels in the order of its outputs: classes: [...]"
@@ -202,7 +202,7 @@ def sha256(*files: Path) -> str:
     return total.hexdigest()
 
 
-def columns_of(model: Model, names: Sequence[str], schema: RecordSchema, where: str) -> Columns:
+def columns_of(model: FrozenModel, names: Sequence[str], schema: RecordSchema, where: str) -> Columns:
     """The stream's columns that the model reads: those named, else those of its own names.
 
     Raises:
@@ -229,7 +229,7 @@ def _said(columns: Sequence[InputColumn]) -> str:
     return ", ".join(f"{column.name} {column.kind} {list(column.shape)}" for column in columns)
 
 
-def _classes_of(model: Model, options: CheckpointOptions, schema: RecordSchema, where: str) -> Sequence[Label]:
+def _classes_of(model: FrozenModel, options: CheckpointOptions, schema: RecordSchema, where: str) -> Sequence[Label]:
     """The stream's label that each output stands for.
 
     Raises:
@@ -252,7 +252,7 @@ def _classes_of(model: Model, options: CheckpointOptions, schema: RecordSchema, 
     return classes
 
 
-def identity(model: Model, schema: RecordSchema) -> dict[str, str]:
+def identity(model: FrozenModel, schema: RecordSchema) -> dict[str, str]:
     """What a model's answers follow from: its files, and the columns that it reads of ``schema``."""
     return {"sha256": model.sha256, "columns": json.dumps([column.name for column in schema.inputs])}
 

@@ -24,13 +24,13 @@ from streamkd.teachers.teacher import Role, TeacherContext, layer_outputs, modul
 class FrozenTeacher:
     """``module`` answers; ``classes`` are the labels of its outputs, in their order.
 
-    Settled, not frozen: its answers in the label space's columns change when a label that it knows is new there.
+    Versioned, not frozen: its answers in the label space's columns change when a label that it knows is new there.
 
     Raises:
         PluginError: no classes, one that comes twice, or one that is not of the stream's type.
     """
 
-    role: Role = "settled"
+    role: Role = "versioned"
     fresh = True
 
     def __init__(self, module: nn.Module, classes: Sequence[Label], context: TeacherContext) -> None:

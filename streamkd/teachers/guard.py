@@ -15,7 +15,7 @@ from torch import Tensor
 from streamkd.errors import PluginError
 from streamkd.teachers.teacher import Recalling, SnapshotTeacher, Teacher
 
-STRIKES = 3
+STRIKES = 3  # chosen by hand
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
     rows (fresh + remembered) ─► Pool.answers ─► logits, known [batch, teachers, classes] ─► gate, loss
 
-Live teachers are asked about every row. What frozen and settled ones say of remembered rows comes from the cache,
+Live teachers are asked about every row. What frozen and versioned ones say of remembered rows comes from the cache,
 so the cost of a step does not grow with the pool.
 
 Who comes, stays and goes is a matter of worth on held-out records (``worth``): of a pool over its budget the least

@@ -5,8 +5,8 @@
     snapshot   a frozen copy of the average, admitted when a task ends
 
 A *live* teacher changes at every step and is asked each time. A *frozen* one never changes, so its answer on a
-remembered sample is cached; whether it is asked about fresh rows too is its own choice (``fresh``). A *settled* one
-(``Settled``) changes now and then and says so: its cached answers are asked for anew when its version has risen.
+remembered sample is cached; whether it is asked about fresh rows too is its own choice (``fresh``). A *versioned* one
+(``Versioned``) changes now and then and says so: its cached answers are asked for anew when its version has risen.
 
 A ``Teacher`` answers, says what it knows, and follows the label space. What else it can do it shows by having the
 methods of ``Following``, ``Observing``, ``Recalling``, ``Layered``, ``Stateful`` or ``Sized``.
@@ -30,7 +30,7 @@ from streamkd.records import Label, RecordSchema
 from streamkd.students.networks import Student
 
 M = TypeVar("M", bound=nn.Module)
-Role = Literal["live", "remembered", "frozen", "settled", "snapshots"]
+Role = Literal["live", "remembered", "frozen", "versioned", "snapshots"]
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ class Sized(Protocol):
 
 
 @runtime_checkable
-class Settled(Protocol):
-    """A teacher of role ``settled``: ``logits`` and ``known`` change only when ``version`` rises.
+class Versioned(Protocol):
+    """A teacher of role ``versioned``: ``logits`` and ``known`` change only when ``version`` rises.
 
     The version is part of its state. ``grow`` may widen the answers without a new version: the new labels are unknown.
     """

@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from streamkd.gates.gate import Evidence, Hedging, Measured
+from streamkd.gates.gate import GateInputs, Hedging, Measured
 from streamkd.hookspecs import Kind, Options
 from streamkd.testing.clauses import Clause, Given, begin, carried, needs, same, shaped
 from streamkd.testing.specimens import evidence_of, of_teachers, part_of
@@ -36,7 +36,7 @@ def check_gate(kind: Kind, options: Given = None, floor: float = 0.0) -> None:
             gradients = torch.autograd.grad(gate(evidence_of(3))[:, :2].sum(), parameters, allow_unused=True)
             needs(any(g is not None for g in gradients), "a gradient to some parameter", "none")
             needs(all(g is None or bool(torch.isfinite(g).all()) for g in gradients), "finite gradients", "others")
-    if hasattr(gate, "settle"):
+    if hasattr(gate, "feedback"):
         _takes_prices(clause, gate, floor)
     _carries_over(clause, kind, chosen, gate)
 
@@ -50,7 +50,7 @@ def _weighs(clause: Clause, gate: nn.Module, floor: float, about: str) -> None:
     _takes_any_evidence(clause, gate, about)
 
 
-def _weighs_so_many(clause: Clause, gate: nn.Module, floor: float, about: str, evidence: Evidence) -> None:
+def _weighs_so_many(clause: Clause, gate: nn.Module, floor: float, about: str, evidence: GateInputs) -> None:
     with clause(f"rows of weights are not negative and sum to 1, {about}", WEIGHTS_OF):
         weights = gate(evidence)
         shaped(weights, (len(evidence.labels), 1 + len(evidence.teachers)))
@@ -72,7 +72,7 @@ def _changes_nothing(clause: Clause, gate: nn.Module, about: str) -> None:
     kept = first.detach().clone()
     with clause(
         f"weighing changes nothing: asked again it says the same, its parameters and buffers stay, {about}",
-        "learn in settle() or by the outer loss; draw nothing in forward",
+        "learn in feedback() or by the outer loss; draw nothing in forward",
     ):
         before = _state(gate)
         same(gate(shown), first, 0)
@@ -136,16 +136,16 @@ def _takes_any_evidence(clause: Clause, gate: nn.Module, about: str) -> None:
 
 
 def _takes_prices(clause: Clause, gate: nn.Module, floor: float) -> None:
-    settle = cast(Hedging, gate).settle
+    feedback = cast(Hedging, gate).feedback
     with clause(
-        "settle(evidence, table) takes any prices, and leaves them and the evidence as they are",
+        "feedback(evidence, table) takes any prices, and leaves them and the evidence as they are",
         "work on copies; move nothing where a price is not finite",
     ):
         evidence, shown = evidence_of(3), evidence_of(3)
         table = torch.randn(6, 4, generator=torch.Generator().manual_seed(5))
         for prices in (table, table * 1e6, torch.zeros_like(table), torch.full_like(table, torch.nan)):
             given = prices.clone()
-            settle(shown, given)
+            feedback(shown, given)
             shaped(gate(shown), (len(table), 4))
             same(given.nan_to_num(), prices.nan_to_num(), 0)
             for field in ("logits", "answers"):
@@ -162,10 +162,10 @@ def _carries_over(clause: Clause, kind: Kind, options: Options, gate: nn.Module)
         other.load_state_dict(carried(dict(gate.state_dict())))
         same(other(evidence_of(3)), gate(evidence_of(3)), 0)
     if isinstance(gate, Hedging):
-        with clause("restored, it takes prices as if never stopped", "make what settle() hangs on part of the state"):
+        with clause("restored, it takes prices as if never stopped", "make what feedback() hangs on part of the state"):
             table = torch.randn(6, 4, generator=torch.Generator().manual_seed(6))
             for one in (gate, other):
-                one.settle(evidence_of(3), table.clone())
+                one.feedback(evidence_of(3), table.clone())
             same(other(evidence_of(3)), gate(evidence_of(3)), 0)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from streamkd.hookspecs import Kind
-from streamkd.losses.match_gate import Gated, Lesson, Loss, Relating, Trained
+from streamkd.losses.match_gate import Gated, Loss, LossInputs, Relating, Trained
 from streamkd.testing.clauses import Clause, Given, begin, needs, same, shaped
 from streamkd.testing.specimens import (
     lesson_for,
@@ -62,7 +62,7 @@ def check_loss(kind: Kind, options: Given = None, feature_shape: tuple[int, ...]
         needs(bool((values >= -1e-9).all()), "values of 0 or more", f"{float(values.detach().min()):.3g}")
 
 
-def _values(clause: Clause, loss: Loss, lesson: Lesson) -> Tensor:
+def _values(clause: Clause, loss: Loss, lesson: LossInputs) -> Tensor:
     with clause("it gives one finite value per sample", "take no mean: the step does that"):
         values = loss(lesson)
         shaped(values, (len(lesson.labels),))
@@ -82,7 +82,7 @@ def _values(clause: Clause, loss: Loss, lesson: Lesson) -> Tensor:
     return values
 
 
-def _by_sample(clause: Clause, loss: Loss, lesson: Lesson, values: Tensor) -> None:
+def _by_sample(clause: Clause, loss: Loss, lesson: LossInputs, values: Tensor) -> None:
     if isinstance(loss, Relating):
         with clause("the order of the samples does not matter", "compare every sample with every other"):
             same(loss(turned(lesson)), values[turn(lesson)])
@@ -94,7 +94,7 @@ def _by_sample(clause: Clause, loss: Loss, lesson: Lesson, values: Tensor) -> No
             same(torch.cat(alone), values)
 
 
-def _by_teacher(clause: Clause, loss: Loss, lesson: Lesson, values: Tensor) -> None:
+def _by_teacher(clause: Clause, loss: Loss, lesson: LossInputs, values: Tensor) -> None:
     with clause("the order of the teachers does not matter", "know teachers by name, in lesson.teachers"):
         same(loss(taught_by(lesson, [2, 0, 1])), values)
     with clause(
@@ -115,7 +115,7 @@ def _by_teacher(clause: Clause, loss: Loss, lesson: Lesson, values: Tensor) -> N
         shaped(loss(dataclasses.replace(lesson, logits=lesson.logits * 1e4)), (len(lesson.labels),))
 
 
-def _by_label(clause: Clause, loss: Loss, lesson: Lesson) -> None:
+def _by_label(clause: Clause, loss: Loss, lesson: LossInputs) -> None:
     silent = unlabelled(lesson)
     with clause(
         "a row without label (-1, no weight on it; perhaps no weight at all) stays finite",
@@ -129,7 +129,7 @@ def _by_label(clause: Clause, loss: Loss, lesson: Lesson) -> None:
         same(loss(reclassed(silent)), loss(silent))
 
 
-def _by_weight(clause: Clause, loss: Loss, lesson: Lesson, values: Tensor) -> None:
+def _by_weight(clause: Clause, loss: Loss, lesson: LossInputs, values: Tensor) -> None:
     with clause(
         "one that reads how the gate weighs its sources is Gated: it has per_source()",
         "add per_source(lesson), the loss's slope in each weight; without it read only lesson.weights.sum(1)",
@@ -147,7 +147,7 @@ def _by_weight(clause: Clause, loss: Loss, lesson: Lesson, values: Tensor) -> No
             needs(not bool(slope.any()), "no gradient from the row", f"one of up to {float(slope.abs().max()):.3g}")
 
 
-def _followed(lesson: Lesson) -> tuple[list[Tensor], Lesson]:
+def _followed(lesson: LossInputs) -> tuple[list[Tensor], LossInputs]:
     """What a student gives, as variables, and the lesson that is made of them."""
     inputs = [lesson.logits, *lesson.features.values()]
     inputs = [tensor.detach().clone().requires_grad_() for tensor in inputs]
@@ -155,7 +155,7 @@ def _followed(lesson: Lesson) -> tuple[list[Tensor], Lesson]:
     return inputs, dataclasses.replace(lesson, logits=inputs[0], features=given)
 
 
-def _derived(clause: Clause, loss: Loss, lesson: Lesson) -> None:
+def _derived(clause: Clause, loss: Loss, lesson: LossInputs) -> None:
     with clause(
         "its gradient is its derivative, and reaches the student", "no detach() or argmax on logits and features"
     ):
@@ -176,7 +176,7 @@ def _derived(clause: Clause, loss: Loss, lesson: Lesson) -> None:
                 needs(gradient is None or bool(gradient.isfinite().all()), "finite gradients", f"{gradient}")
 
 
-def _prepared(clause: Clause, loss: Trained, lesson: Lesson) -> Lesson:
+def _prepared(clause: Clause, loss: Trained, lesson: LossInputs) -> LossInputs:
     """The loss with parameters for its layers, in float64; teachers' layers are made wider, so that it needs some."""
     wider = {
         key: {name: torch.cat([value, -value], 1) for name, value in layers.items()}
@@ -198,7 +198,7 @@ def _prepared(clause: Clause, loss: Trained, lesson: Lesson) -> Lesson:
     return dataclasses.replace(lesson, teacher_features=wider)
 
 
-def _credits(clause: Clause, loss: Gated, lesson: Lesson) -> None:
+def _credits(clause: Clause, loss: Gated, lesson: LossInputs) -> None:
     """``per_source`` against the derivative of the loss by each weight, both derived by what the student gives."""
     with clause("per_source(lesson) is a finite number per sample and source", "column 0 is the hard label"):
         table = loss.per_source(lesson)

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamkd.gates.gate import Evidence, Measured
+from streamkd.gates.gate import GateInputs, Measured
 from streamkd.hookspecs import Kind
-from streamkd.losses.match_gate import Lesson
+from streamkd.losses.match_gate import LossInputs
 from streamkd.records import InputColumn, Label, Records, RecordSchema
 from streamkd.students import networks
 
@@ -41,13 +41,13 @@ def plain_student(schema: RecordSchema, classes: int, seed: int) -> networks.Stu
     return networks.build(kind, networks.MlpOptions(hidden=(8,)), schema, classes, seed)
 
 
-def evidence_of(teachers: int) -> Evidence:
+def evidence_of(teachers: int) -> GateInputs:
     generator = torch.Generator().manual_seed(7)
     known = torch.rand(6, teachers, 4, generator=generator) > 0.3
     labels = torch.randint(0, 4, (6,), generator=generator)
     known[0] = False
     measured = Measured(-2 * torch.rand(teachers, 4, generator=generator))
-    return Evidence(
+    return GateInputs(
         logits=torch.randn(6, 4, generator=generator),
         labels=labels,
         answers=torch.randn(6, teachers, 4, generator=generator),
@@ -61,12 +61,12 @@ def evidence_of(teachers: int) -> Evidence:
     )
 
 
-def part_of(evidence: Evidence, rows: slice) -> Evidence:
+def part_of(evidence: GateInputs, rows: slice) -> GateInputs:
     per_sample = ("logits", "labels", "answers", "known", "heard", "met")
     return dataclasses.replace(evidence, **{name: getattr(evidence, name)[rows] for name in per_sample})
 
 
-def of_teachers(evidence: Evidence, order: list[int]) -> Evidence:
+def of_teachers(evidence: GateInputs, order: list[int]) -> GateInputs:
     """The evidence of those teachers, in that order."""
     return dataclasses.replace(
         evidence,
@@ -80,7 +80,7 @@ def of_teachers(evidence: Evidence, order: list[int]) -> Evidence:
     )
 
 
-def lesson_for(loss: Any, feature_shape: tuple[int, ...], teachers: int) -> Lesson:
+def lesson_for(loss: Any, feature_shape: tuple[int, ...], teachers: int) -> LossInputs:
     """Three fresh and two remembered rows in float64; the teachers that the loss names come first."""
     generator = torch.Generator().manual_seed(11)
 
@@ -91,7 +91,7 @@ def lesson_for(loss: Any, feature_shape: tuple[int, ...], teachers: int) -> Less
     known = torch.rand(5, teachers, 4, generator=generator) > 0.2
     known[:, :, 0] = True
     named = {key: {layer: normal(3, *feature_shape) for layer in layers} for key, layers in loss.teacher_layers.items()}
-    return Lesson(
+    return LossInputs(
         logits=normal(5, 4),
         labels=torch.randint(0, 4, (5,), generator=generator),
         answers=normal(5, teachers, 4),
@@ -104,7 +104,7 @@ def lesson_for(loss: Any, feature_shape: tuple[int, ...], teachers: int) -> Less
     )
 
 
-def row_of(lesson: Lesson, row: int) -> Lesson:
+def row_of(lesson: LossInputs, row: int) -> LossInputs:
     """One sample alone: fresh or remembered, as it was."""
     at, fresh = slice(row, row + 1), row < lesson.fresh
     per_sample = ("logits", "labels", "answers", "known", "weights")
@@ -125,13 +125,13 @@ def shapes_of(outputs: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape[1:]) for name, value in outputs.items()}
 
 
-def turn(lesson: Lesson) -> Tensor:
+def turn(lesson: LossInputs) -> Tensor:
     """Fresh rows in another order, remembered ones in another."""
     fresh = torch.arange(lesson.fresh).roll(1)
     return torch.cat([fresh, torch.arange(lesson.fresh, len(lesson.labels)).roll(1)])
 
 
-def turned(lesson: Lesson) -> Lesson:
+def turned(lesson: LossInputs) -> LossInputs:
     """The lesson with its rows in the order of ``turn``."""
     order = turn(lesson)
     per_sample = ("logits", "labels", "answers", "known", "weights")
@@ -147,7 +147,7 @@ def turned(lesson: Lesson) -> Lesson:
     )
 
 
-def unlabelled(lesson: Lesson) -> Lesson:
+def unlabelled(lesson: LossInputs) -> LossInputs:
     """The first three rows have no label; the first has no teacher either."""
     labels, weights, known = lesson.labels.clone(), lesson.weights.clone(), lesson.known.clone()
     labels[:3], weights[:3, 0] = -1, 0.0
@@ -156,7 +156,7 @@ def unlabelled(lesson: Lesson) -> Lesson:
     return dataclasses.replace(lesson, labels=labels, weights=weights, known=known)
 
 
-def reclassed(lesson: Lesson) -> Lesson:
+def reclassed(lesson: LossInputs) -> LossInputs:
     """The classes in another order, in logits and answers; labels are columns still, -1 where there is none."""
     order = torch.arange(lesson.logits.shape[1]).roll(1)
     labels = torch.where(lesson.labels < 0, -1, order.argsort()[lesson.labels.clamp_min(0)])
@@ -169,14 +169,14 @@ def reclassed(lesson: Lesson) -> Lesson:
     )
 
 
-def silenced(lesson: Lesson) -> Lesson:
+def silenced(lesson: LossInputs) -> LossInputs:
     """The first row, which is fresh and has a label, counts nothing: it is held out."""
     weights = lesson.weights.clone()
     weights[0] = 0.0
     return dataclasses.replace(lesson, weights=weights)
 
 
-def taught_by(lesson: Lesson, order: list[int]) -> Lesson:
+def taught_by(lesson: LossInputs, order: list[int]) -> LossInputs:
     """The lesson of those teachers, in that order; the hard label takes what the others leave."""
     kept = lesson.weights[:, [1 + index for index in order]]
     hard = 1 - kept.sum(1, keepdim=True)

@@ -16,12 +16,12 @@ from streamkd.teachers.teacher import (
     Layered,
     Observing,
     Recalling,
-    Settled,
     Sized,
     SnapshotMaker,
     Stateful,
     Teacher,
     TeacherContext,
+    Versioned,
 )
 from streamkd.testing.clauses import Clause, Given, begin, carried, needs, same, shaped
 from streamkd.testing.rows import answers_rows, leaves_input
@@ -102,7 +102,7 @@ class Said:
 
     @classmethod
     def by(cls, teacher: Teacher, x: Tensor) -> "Said":
-        version = teacher.version if teacher.role == "settled" and isinstance(teacher, Settled) else None
+        version = teacher.version if teacher.role == "versioned" and isinstance(teacher, Versioned) else None
         return cls(teacher.logits(x).clone(), teacher.known().clone(), version)
 
     def is_kept_by(self, teacher: Teacher, x: Tensor) -> None:
@@ -119,11 +119,15 @@ class Said:
 def _introduces_itself(clause: Clause, teacher: Teacher) -> None:
     with clause(
         "it goes by the key of its context, and has a role",
-        "take `key` from the context; role: live, remembered, frozen, or settled with an int `version`",
+        "take `key` from the context; role: live, remembered, frozen, or versioned with an int `version`",
     ):
         needs(teacher.key.startswith("its-key"), "the key 'its-key'", repr(teacher.key))
-        needs(teacher.role in ("live", "remembered", "frozen", "settled"), "a role", repr(teacher.role))
-        needs(teacher.role != "settled" or isinstance(teacher, Settled), "a version, as settled teachers have", "none")
+        needs(teacher.role in ("live", "remembered", "frozen", "versioned"), "a role", repr(teacher.role))
+        needs(
+            teacher.role != "versioned" or isinstance(teacher, Versioned),
+            "a version, as versioned teachers have",
+            "none",
+        )
         needs(isinstance(teacher.fresh, bool), "`fresh` to be a bool", repr(teacher.fresh))
     with clause(
         "one that learns from labels has observe() and end_task()",
@@ -177,11 +181,11 @@ def _grows(clause: Clause, teacher: Teacher, x: Tensor, early: Sequence[Label], 
         same(teacher.logits(x)[:, : len(early)], before.logits)
         needs(bool((teacher.known()[: len(early)] == before.known).all()), "the old labels known as before", "others")
     with clause(
-        "what is kept of its answers knows no new label: known() of a frozen or settled one, but for a new version",
-        "leave new labels out of known(), or be settled and raise `version` with them",
+        "what is kept of its answers knows no new label: known() of a frozen or versioned one, but for a new version",
+        "leave new labels out of known(), or be versioned and raise `version` with them",
     ):
         after = Said.by(teacher, x)
-        lasts = teacher.role == "frozen" or (teacher.role == "settled" and after.version == before.version)
+        lasts = teacher.role == "frozen" or (teacher.role == "versioned" and after.version == before.version)
         needs(not (lasts and bool(after.known[len(early) :].any())), "new labels unknown", f"{after.known}")
 
 
@@ -269,10 +273,10 @@ class Course:
         return said, states
 
     def _lasting(self, teacher: Teacher, before: Said) -> None:
-        """Answers are kept: those of a frozen teacher for ever, those of a settled one until its version rises."""
+        """Answers are kept: those of a frozen teacher for ever, those of a versioned one until its version rises."""
         with self.clause(
             "what it learns changes its answers only with a new version: only live teachers change without",
-            "role settled: raise `version`, never lower it, whenever logits or known change; role frozen: never change",
+            "versioned: raise `version`, never lower it, whenever logits or known change; frozen: never change",
         ):
             if teacher.role == "live":
                 return

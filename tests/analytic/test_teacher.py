@@ -20,7 +20,7 @@ from streamkd.records import RecordSchema
 from streamkd.state import tree
 from streamkd.students.networks import write_published
 from streamkd.teachers.pool import Pool
-from streamkd.teachers.teacher import Observing, Settled, Teacher, TeacherContext
+from streamkd.teachers.teacher import Observing, Teacher, TeacherContext, Versioned
 
 DIGITS = toys.schema_of(8, 8, scale=1 / 16)
 
@@ -62,7 +62,7 @@ def test_it_is_a_settled_teacher_that_observes() -> None:
     """The pool asks it anew when its version rises, and shows it the labels."""
     teacher = teacher_of()
     assert isinstance(teacher, Teacher)
-    assert isinstance(teacher, Settled)
+    assert isinstance(teacher, Versioned)
     assert isinstance(teacher, Observing)
 
 

@@ -44,7 +44,7 @@ def test_the_uniform_label_is_one_source_among_the_teachers() -> None:
 
 
 def _key(policy: str, **changed: object) -> str:
-    return gate._key(gate.Task("clean", policy, 0, "digits", **changed))  # type: ignore[arg-type]
+    return gate._key(gate.GateRun("clean", policy, 0, "digits", **changed))  # type: ignore[arg-type]
 
 
 def test_a_run_is_known_by_what_decides_it() -> None:
@@ -76,7 +76,7 @@ def test_two_tasks_of_one_key_are_one_run(tmp_path: Path) -> None:
 
 def test_overrides_are_merged_into_the_first_level() -> None:
     """A mapping changes the keys that it names; anything else takes the place of what was there."""
-    made = gate._tree(gate.Task("clean", "gate", 0, "digits", overrides={"memory": {"replay": 3}, "teachers": []}))
+    made = gate._tree(gate.GateRun("clean", "gate", 0, "digits", overrides={"memory": {"replay": 3}, "teachers": []}))
     assert made["memory"] == {"size": 200, "replay": 3}
     assert made["teachers"] == []
     assert made["publish"] == {"model": "ema"}
@@ -85,7 +85,7 @@ def test_overrides_are_merged_into_the_first_level() -> None:
 def test_a_run_is_whole() -> None:
     """The default gate beside a wrong teacher gives student and average, both better than hearing everyone alike."""
     ours, even = (
-        gate.run_one(gate.Task("permuted-teacher", name, 100, "digits", True)) for name in ("gate", "uniform")
+        gate.run_one(gate.GateRun("permuted-teacher", name, 100, "digits", True)) for name in ("gate", "uniform")
     )
     for side in gate.SIDES:
         assert even[side] + 0.1 < ours[side] <= 1

@@ -78,7 +78,7 @@ def test_every_strategy_learns(name: str) -> None:
         name,
         tasks,
         network,
-        peers.Budget(10, 40),
+        peers.RunBudget(10, 40),
         settings,
         0,
         lambda model: seen.append(float((model(tasks[len(seen)][0]).argmax(1) == tasks[len(seen)][1]).float().mean())),
@@ -104,15 +104,15 @@ def test_every_gate_is_a_configuration(name: str) -> None:
     configuration.from_tree(other, REGISTRY)
 
 
-def _task(method: str = "fine-tuning", seed: int = 0) -> learning.Task:
-    return learning.Task("digits", method, seed, baselines.CHOSEN.get(method, {}))
+def _task(method: str = "fine-tuning", seed: int = 0) -> learning.LearningRun:
+    return learning.LearningRun("digits", method, seed, baselines.CHOSEN.get(method, {}))
 
 
 def test_a_run_that_is_kept_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A killed benchmark goes on: kept runs are read, one that was cut off is done anew, the order is the asked one."""
-    done: list[learning.Task] = []
+    done: list[learning.LearningRun] = []
 
-    def run_one(task: learning.Task) -> learning.Row:
+    def run_one(task: learning.LearningRun) -> learning.Row:
         done.append(task)
         return {"stream": task.stream, "method": task.method, "seed": task.seed, "student": 0.5}
 
@@ -131,7 +131,7 @@ def test_another_run_has_another_key() -> None:
     """A run is known by what decides it: another seed, method, setting or stream has another key."""
     key = learning._key(_task(), REGISTRY)
     assert key == learning._key(_task(), REGISTRY)
-    others = [_task(seed=1), _task("iid"), learning.Task("digits", "fine-tuning", 0, {"optimizer": "sgd"})]
+    others = [_task(seed=1), _task("iid"), learning.LearningRun("digits", "fine-tuning", 0, {"optimizer": "sgd"})]
     assert len({key, *(learning._key(task, REGISTRY) for task in others)}) == 4
 
 
@@ -150,15 +150,18 @@ def test_other_defaults_are_another_run_of_ours_alone(
 
 def test_two_names_of_one_configuration_share_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fixed gate that is both the best of the grid and that of one average runs once; each row has its own name."""
-    done: list[learning.Task] = []
+    done: list[learning.LearningRun] = []
 
-    def run_one(task: learning.Task) -> learning.Row:
+    def run_one(task: learning.LearningRun) -> learning.Row:
         done.append(task)
         return {"method": task.method, "student": 0.5}
 
     monkeypatch.setattr(learning, "run_one", run_one)
     settings = {"hard": 0.3, "teachers": ["ema"]}
-    tasks = [learning.Task("digits", "one-ema", 0, {"hard": 0.3}), learning.Task("digits", "best-fixed", 0, settings)]
+    tasks = [
+        learning.LearningRun("digits", "one-ema", 0, {"hard": 0.3}),
+        learning.LearningRun("digits", "best-fixed", 0, settings),
+    ]
     rows = learning.run_all(tasks, tmp_path, 1, lambda d, t: None)
     assert len(done) == 1
     assert [row["method"] for row in rows] == ["one-ema", "best-fixed"]
@@ -248,9 +251,9 @@ def test_unknown_names_are_refused(tmp_path: Path) -> None:
 
 def test_the_best_of_the_grid_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings are ranked by their mean over streams and the seeds 100 and 101, on the form to choose by."""
-    asked: list[learning.Task] = []
+    asked: list[learning.LearningRun] = []
 
-    def run_one(task: learning.Task) -> learning.Row:
+    def run_one(task: learning.LearningRun) -> learning.Row:
         asked.append(task)
         return {"method": task.method, "settings": task.settings, "student": task.settings["learning_rate"]}
 

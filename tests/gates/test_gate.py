@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from streamkd.gates.gate import Evidence, FixedGate, FixedOptions, Gate, Measured, at_labels, imbalance
+from streamkd.gates.gate import FixedGate, FixedOptions, Gate, GateInputs, Measured, at_labels, imbalance
 from streamkd.gates.hedge import Hedge, HedgeOptions
 from streamkd.gates.likelihood import ConfidenceGate, ConfidenceOptions, LikelihoodGate, LikelihoodOptions
 from streamkd.gates.per_sample import PerSampleGate, belief
@@ -59,7 +59,7 @@ def gates() -> list[Gate]:
     ]
 
 
-def seen(seed: int, teachers: int = 3, batch: int = 5) -> tuple[dict, Evidence]:
+def seen(seed: int, teachers: int = 3, batch: int = 5) -> tuple[dict, GateInputs]:
     parts = toys.lesson(seed, teachers=teachers, batch=batch, dtype=torch.float32)
     return parts, toys.evidence(parts)
 
@@ -202,7 +202,7 @@ def test_where_the_teachers_know_little_the_label_counts_for_more() -> None:
 
 
 def test_a_gate_gives_no_gradient_to_the_student() -> None:
-    """Evidence carries no graph, and a gate's gradients end at its own parameters."""
+    """The inputs carry no graph, and a gate's gradients end at its own parameters."""
     step = toys.make_step(gate=learned())
     x, y = toys.batches(1)[0]
     plan = step.begin(x, y, 0)
@@ -284,7 +284,7 @@ def test_two_scorers_begin_equal_and_leave_the_global_generator_alone() -> None:
         assert torch.equal(a, b)
 
 
-def without_labels(parts: dict, rows: slice) -> Evidence:
+def without_labels(parts: dict, rows: slice) -> GateInputs:
     """The evidence where those rows came without label: whoever knows a class is heard."""
     labels = parts["labels"].clone()
     labels[rows] = -1

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from streamkd.gates.gate import Evidence, Hedging
+from streamkd.gates.gate import GateInputs, Hedging
 from streamkd.gates.hedge import POLICIES, Hedge, HedgeOptions
 from streamkd.gates.likelihood import LikelihoodGate, LikelihoodOptions
 from streamkd.gates.per_sample import PerSampleGate
@@ -28,7 +28,7 @@ def hedge(**options: object) -> Hedge:
     return gate
 
 
-def seen(seed: int) -> Evidence:
+def seen(seed: int) -> GateInputs:
     return toys.evidence(toys.lesson(seed))
 
 
@@ -36,7 +36,7 @@ def table_of(seed: int, scale: float = 1.0) -> torch.Tensor:
     return scale * torch.randn(5, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def policies(gate: Hedge, evidence: Evidence) -> list[list[list[float]]]:
+def policies(gate: Hedge, evidence: GateInputs) -> list[list[list[float]]]:
     """The weights of each policy, uniform and hard-only by hand."""
     uniform, label = [], []
     for heard, row in zip(evidence.heard.tolist(), evidence.labels.tolist(), strict=True):
@@ -50,7 +50,7 @@ def policies(gate: Hedge, evidence: Evidence) -> list[list[list[float]]]:
     return [*learned, uniform, label]
 
 
-def fixed_share(gate: Hedge, lessons: list[tuple[Evidence, torch.Tensor]]) -> list[float]:
+def fixed_share(gate: Hedge, lessons: list[tuple[GateInputs, torch.Tensor]]) -> list[float]:
     """Fixed share by its definition, one policy at a time."""
     count = len(POLICIES)
     posterior, spread = [1 / count] * count, 0.0
@@ -73,7 +73,7 @@ def test_the_posterior_is_fixed_share_hedge_on_prices(seed: int) -> None:
     gate = hedge(rate=0.7, share=0.05, memory=0.8)
     lessons = [(seen(seed + k), table_of(seed + k)) for k in range(7)]
     for evidence, table in lessons:
-        gate.settle(evidence, table)
+        gate.feedback(evidence, table)
     torch.testing.assert_close(gate.posterior.tolist(), fixed_share(gate, lessons), rtol=1e-7, atol=1e-9)
 
 
@@ -90,8 +90,8 @@ def test_the_unit_of_prices_does_not_matter() -> None:
     """Tables a million times larger lead to the same posterior."""
     one, other = hedge(), hedge()
     for k in range(10):
-        one.settle(seen(k), table_of(k))
-        other.settle(seen(k), table_of(k, scale=1e6))
+        one.feedback(seen(k), table_of(k))
+        other.feedback(seen(k), table_of(k, scale=1e6))
     torch.testing.assert_close(one.posterior, other.posterior)
 
 
@@ -107,7 +107,7 @@ def test_the_posterior_goes_to_the_policy_that_is_cheapest(best: int) -> None:
         table = -(every[winner] - mean) + 0.0
         cheapest = int((table * every).sum((1, 2)).argmin())
         for _ in range(400):
-            gate.settle(evidence, table)
+            gate.feedback(evidence, table)
         assert int(gate.posterior.argmax()) == cheapest
         assert float(gate.posterior.max()) > 0.4
         assert float(gate.posterior.min()) >= gate.share / len(POLICIES) - 1e-9
@@ -145,7 +145,7 @@ def test_a_stream_begins_with_the_gate_that_was_learned(name: str) -> None:
     """Both inner gates are what the adapted one had become, and no policy has been priced."""
     gate, evidence = hedge(gate={"name": name}), seen(2)
     for k in range(5):
-        gate.settle(seen(k), table_of(k))
+        gate.feedback(seen(k), table_of(k))
     gate(evidence)
     with torch.no_grad():
         for parameter in gate.adapted.parameters():
@@ -165,9 +165,9 @@ def test_a_stream_begins_with_the_gate_that_was_learned(name: str) -> None:
 def test_a_table_that_is_not_finite_moves_nothing(bad: float) -> None:
     """Posterior and scale stay as they are."""
     gate = hedge()
-    gate.settle(seen(1), table_of(1))
+    gate.feedback(seen(1), table_of(1))
     before = copy.deepcopy(gate.state_dict())
-    gate.settle(seen(2), table_of(2).index_fill(0, torch.tensor([0]), bad))
+    gate.feedback(seen(2), table_of(2).index_fill(0, torch.tensor([0]), bad))
     assert torch.equal(before["posterior"], gate.posterior)
     assert torch.equal(before["spread"], gate.spread)
 
@@ -175,9 +175,9 @@ def test_a_table_that_is_not_finite_moves_nothing(bad: float) -> None:
 def test_equal_prices_move_nothing() -> None:
     """A table of zeros, or a pool without teachers, leaves the posterior even."""
     gate = hedge()
-    gate.settle(seen(1), torch.zeros(5, 4, dtype=torch.float64))
+    gate.feedback(seen(1), torch.zeros(5, 4, dtype=torch.float64))
     torch.testing.assert_close(gate.posterior, torch.full((5,), 0.2, dtype=torch.float64))
-    gate.settle(toys.evidence(toys.lesson(1, teachers=0)), table_of(1)[:, :1])
+    gate.feedback(toys.evidence(toys.lesson(1, teachers=0)), table_of(1)[:, :1])
     torch.testing.assert_close(gate.posterior, torch.full((5,), 0.2, dtype=torch.float64))
 
 

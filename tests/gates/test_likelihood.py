@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamkd.gates import likelihood
-from streamkd.gates.gate import Evidence, Measured
+from streamkd.gates.gate import GateInputs, Measured
 from streamkd.gates.likelihood import (
     ConfidenceGate,
     ConfidenceOptions,
@@ -64,7 +64,7 @@ def test_a_class_without_records_has_the_teachers_mean() -> None:
     torch.testing.assert_close(got[:, 3], logs.mean(0))
 
 
-def by_credit(evidence: Evidence, floor: float, trust: float, doubt: float) -> list[list[float]]:
+def by_credit(evidence: GateInputs, floor: float, trust: float, doubt: float) -> list[list[float]]:
     """v ∝ exp(trust·likelihood), w0 = doubt·(1 - Σ v·exp(likelihood)) within the floor and 1."""
     rows = []
     for i, label in enumerate(evidence.labels.tolist()):
@@ -125,7 +125,7 @@ def test_trust_without_end_takes_the_best_teacher_of_each_class(seed: int) -> No
     torch.testing.assert_close(even, (evidence.heard * even.sum(1, keepdim=True) / count.clamp_min(1)))
 
 
-def ca_mkd(evidence: Evidence, hard: float) -> list[list[float]]:
+def ca_mkd(evidence: GateInputs, hard: float) -> list[list[float]]:
     """(1 - exp(CE_k)/Σ exp(CE_j)) / (K - 1), Zhang et al. 2022, equation 3."""
     rows = []
     for i, label in enumerate(evidence.labels.tolist()):

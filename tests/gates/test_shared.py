@@ -11,7 +11,7 @@ import toys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamkd.gates.gate import Evidence
+from streamkd.gates.gate import GateInputs
 from streamkd.gates.hedge import Hedge, HedgeOptions
 from streamkd.gates.shared import PerClassGate, ScalarGate, SharedOptions, SharedWeights
 from streamkd.replay.vicinal import VicinalRows
@@ -31,11 +31,11 @@ def gate_of(kind: type[Any], teachers: int = 3, classes: int = 4, floor: float =
     return gate
 
 
-def seen(seed: int, teachers: int = 3, classes: int = 4) -> Evidence:
+def seen(seed: int, teachers: int = 3, classes: int = 4) -> GateInputs:
     return toys.evidence(toys.lesson(seed, teachers=teachers, classes=classes))
 
 
-def softmax_over_sources(gate: SharedWeights, evidence: Evidence) -> list[list[float]]:
+def softmax_over_sources(gate: SharedWeights, evidence: GateInputs) -> list[list[float]]:
     """w_0 = floor + (1 - floor)·σ_0 of the hard label and the teachers heard, who share the rest by σ."""
     rows = []
     for i, label in enumerate(evidence.labels.tolist()):

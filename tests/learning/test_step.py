@@ -14,7 +14,7 @@ from streamkd.errors import PluginError
 from streamkd.learning.batch import StepBatch
 from streamkd.learning.step import Step
 from streamkd.learning.terms import Term
-from streamkd.losses.match_gate import Lesson, MatchGate, MatchGateOptions
+from streamkd.losses.match_gate import LossInputs, MatchGate, MatchGateOptions
 from streamkd.replay.memory import Memory
 from streamkd.teachers.answers import Answers
 from streamkd.teachers.pool import Pool
@@ -26,9 +26,9 @@ class Reads:
 
     def __init__(self, layers: tuple[str, ...], teacher_layers: Mapping[str, tuple[str, ...]]) -> None:
         self.layers, self.teacher_layers = layers, teacher_layers
-        self.seen: list[Lesson] = []
+        self.seen: list[LossInputs] = []
 
-    def __call__(self, lesson: Lesson) -> Tensor:
+    def __call__(self, lesson: LossInputs) -> Tensor:
         self.seen.append(lesson)
         return sum(v.pow(2).flatten(1).mean(1) for v in lesson.features.values())  # type: ignore[return-value]
 

@@ -20,7 +20,7 @@ from streamkd.losses.features import (
     attention_map,
     feature_distance,
 )
-from streamkd.losses.match_gate import Lesson
+from streamkd.losses.match_gate import LossInputs
 
 seeds = st.integers(0, 10_000)
 NAMED: dict[str, Any] = {"student": "s", "teacher": {"t0": "a", "t2": "b"}}
@@ -38,7 +38,7 @@ def attention(power: float = 2.0) -> Attention:
     return Attention(AttentionOptions(**NAMED, power=power))
 
 
-def shown(seed: int, ours: tuple[int, ...] = (6,), theirs: tuple[int, ...] = (6,), fresh: int = 3) -> Lesson:
+def shown(seed: int, ours: tuple[int, ...] = (6,), theirs: tuple[int, ...] = (6,), fresh: int = 3) -> LossInputs:
     """Three teachers, of which two show a layer on the fresh rows; those rows are answered by all."""
     parts = toys.lesson(seed)
     parts["known"][:fresh, :, 0] = True

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamkd.losses.match_gate import (
-    Lesson,
+    LossInputs,
     MatchGate,
     MatchGateOptions,
     fused_target,
@@ -227,5 +227,5 @@ def test_the_loss_of_a_lesson_is_the_formula_with_its_temperature() -> None:
     """``MatchGate`` hands the lesson's parts and its own temperature to the formula."""
     parts = toys.lesson(6)
     loss = MatchGate(MatchGateOptions(temperature=3.0))
-    lesson = Lesson(*(parts[k] for k in ("logits", "labels", "answers", "known", "weights")), fresh=2)
+    lesson = LossInputs(*(parts[k] for k in ("logits", "labels", "answers", "known", "weights")), fresh=2)
     assert torch.equal(loss(lesson), loss_of(parts, 3.0))

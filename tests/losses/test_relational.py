@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from streamkd.losses.match_gate import Lesson
+from streamkd.losses.match_gate import LossInputs
 from streamkd.losses.relational import Relational, RelationalOptions, relations_apart
 
 seeds = st.integers(0, 10_000)
@@ -24,7 +24,7 @@ def spaces(seed: int, rows: int = 5, features: int = 3, others: int = 4) -> tupl
     return (torch.randn(rows, n, generator=g, dtype=torch.float64) for n in (features, others))  # type: ignore[return-value]
 
 
-def shown(seed: int, fresh: int = 4) -> Lesson:
+def shown(seed: int, fresh: int = 4) -> LossInputs:
     """Two teachers that show a layer on the fresh rows, and answer all of these."""
     parts = toys.lesson(seed, teachers=2)
     parts["known"][:fresh, :, 0] = True

@@ -12,11 +12,11 @@ import toys
 from torch import Tensor, nn
 
 from streamkd.errors import ConfigError
-from streamkd.gates.gate import Evidence, imbalance, share, weights_of
+from streamkd.gates.gate import GateInputs, imbalance, share, weights_of
 from streamkd.learning.step import Step
 from streamkd.learning.terms import Term
 from streamkd.losses.divergences import DecoupledKd, DecoupledKdOptions, Kd, KdOptions
-from streamkd.losses.match_gate import Lesson, MatchGate, MatchGateOptions
+from streamkd.losses.match_gate import LossInputs, MatchGate, MatchGateOptions
 from streamkd.meta import jacobian
 from streamkd.meta.adaptation import GateAdapter
 from streamkd.replay.vicinal import VicinalRows
@@ -301,7 +301,7 @@ class Spread:
     layers: tuple[str, ...] = ()
     teacher_layers: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
-    def __call__(self, lesson: Lesson) -> Tensor:
+    def __call__(self, lesson: LossInputs) -> Tensor:
         return lesson.logits.pow(2).mean(1)
 
 
@@ -543,10 +543,10 @@ class Shouting:
     layers: tuple[str, ...] = ("body.hidden.0",)
     teacher_layers: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
-    def __call__(self, lesson: Lesson) -> Tensor:
+    def __call__(self, lesson: LossInputs) -> Tensor:
         return (lesson.weights * self.per_source(lesson)).sum(1)
 
-    def per_source(self, lesson: Lesson) -> Tensor:
+    def per_source(self, lesson: LossInputs) -> Tensor:
         hard = lesson.features["body.hidden.0"].pow(2).mean(1, keepdim=True)
         apart = (lesson.logits.unsqueeze(1) - lesson.answers).pow(2).mean(2)
         return torch.cat([hard, apart], 1)
@@ -639,14 +639,14 @@ class Growing(nn.Module):
         self.logits = nn.Parameter(torch.zeros(0))
         self.settled: list[Tensor] = []
 
-    def forward(self, evidence: Evidence) -> Tensor:
+    def forward(self, evidence: GateInputs) -> Tensor:
         more = len(evidence.teachers) - len(self.logits)
         if more > 0:
             self.logits.data = torch.cat([self.logits.data, torch.full((more,), 0.1)])
         shares = share(self.logits[: len(evidence.teachers)].expand(len(evidence.labels), -1), evidence.heard)
         return weights_of(torch.full((len(shares),), 0.5), shares, evidence.heard, evidence.labelled)
 
-    def settle(self, evidence: Evidence, table: Tensor) -> None:
+    def feedback(self, evidence: GateInputs, table: Tensor) -> None:
         self.settled.append(table)
 
 

@@ -10,7 +10,7 @@ import toys
 from torch import Tensor, nn
 
 from streamkd.errors import ConfigError
-from streamkd.losses.match_gate import Lesson, MatchGate, MatchGateOptions, match_gate, soft_answers, source_losses
+from streamkd.losses.match_gate import LossInputs, MatchGate, MatchGateOptions, match_gate, soft_answers, source_losses
 from streamkd.meta import hypergradient, jacobian
 from streamkd.meta.hypergradient import Update
 
@@ -99,7 +99,7 @@ class Problem:
 
     def table(self, measure: Any, u: list[Tensor]) -> Tensor:
         z = self.module(self.x).detach()
-        lesson = Lesson(z, self.labels, self.answers.to(z.dtype), self.known, self.weights, len(z))
+        lesson = LossInputs(z, self.labels, self.answers.to(z.dtype), self.known, self.weights, len(z))
         at = {name: p.detach() for name, p in self.module.named_parameters()} | dict(self.module.named_buffers())
         return measure(self.module, self.x, at, u).table(MatchGate(MatchGateOptions(temperature=TEMPERATURE)), lesson)
 

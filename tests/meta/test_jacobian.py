@@ -7,7 +7,7 @@ import torch
 import toys
 from torch import Tensor, nn
 
-from streamkd.losses.match_gate import Gated, Lesson, MatchGate, MatchGateOptions
+from streamkd.losses.match_gate import Gated, LossInputs, MatchGate, MatchGateOptions
 from streamkd.meta import jacobian
 from streamkd.plugins import Registry
 from streamkd.testing.specimens import lesson_for
@@ -19,10 +19,10 @@ class Plain(MatchGate):
     """The same loss as a stranger to its closed form: its table is read through ``per_source``."""
 
 
-def lesson(seed: int, **changes: Any) -> Lesson:
+def lesson(seed: int, **changes: Any) -> LossInputs:
     parts = toys.lesson(seed)
     known = [parts[key] for key in ("logits", "labels", "answers", "known", "weights")]
-    return Lesson(*known, fresh=3, **changes)
+    return LossInputs(*known, fresh=3, **changes)
 
 
 def tangent(logits: Tensor, seed: int = 1) -> jacobian.ForwardMode:
@@ -72,10 +72,10 @@ def test_layers_that_a_loss_names_are_read_along(measure: Any) -> None:
     class Hint:
         layers, teacher_layers = ("0",), {}
 
-        def __call__(self, lesson: Lesson) -> Tensor:
+        def __call__(self, lesson: LossInputs) -> Tensor:
             return self.per_source(lesson).sum(1)
 
-        def per_source(self, lesson: Lesson) -> Tensor:
+        def per_source(self, lesson: LossInputs) -> Tensor:
             return torch.stack([lesson.features["0"].sum(1), lesson.logits.sum(1)], 1)
 
     student = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 4, bias=False)).double()

@@ -96,7 +96,7 @@ class Forgetful(Base):
         super().__init__(options)
         self.count = 0.0
 
-    def settle(self, evidence: Any, table: Tensor) -> None:
+    def feedback(self, evidence: Any, table: Tensor) -> None:
         if bool(table.isfinite().all()):
             self.count = self.count + float(table.abs().mean().clamp_max(1))
 
@@ -107,12 +107,12 @@ class Forgetful(Base):
 class Poisoned(Base):
     """Learns from prices that are no numbers."""
 
-    def settle(self, evidence: Any, table: Tensor) -> None:
+    def feedback(self, evidence: Any, table: Tensor) -> None:
         self.tilt.data += table.mean()
 
 
 class Pricing(Base):
-    def settle(self, evidence: Any, table: Tensor) -> None:
+    def feedback(self, evidence: Any, table: Tensor) -> None:
         table.sub_(table.mean())
 
 
@@ -180,7 +180,7 @@ MISTAKES = (
     mistake("exp() of logits", "extreme logits give finite weights", Exponential),
     mistake("needs what was not measured", "what was not measured is None or NaN", Measuring),
     mistake("weighs complete evidence otherwise", "evidence that says that it is complete", Hasty),
-    mistake("takes prices that are no numbers", "settle(evidence, table) takes any prices", Poisoned),
-    mistake("writes into the prices", "settle(evidence, table) takes any prices, and leaves them", Pricing),
+    mistake("takes prices that are no numbers", "feedback(evidence, table) takes any prices", Poisoned),
+    mistake("writes into the prices", "feedback(evidence, table) takes any prices, and leaves them", Pricing),
     mistake("leaves what prices taught out of its state", "a state dict carries the gate over", Forgetful),
 )

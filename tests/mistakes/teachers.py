@@ -102,7 +102,7 @@ class Following(Stuck):
 class Counts:
     """A teacher that is right: class frequencies, solved when a task ends; its rows wait in between."""
 
-    role, fresh = "settled", True
+    role, fresh = "versioned", True
 
     def __init__(self, options: Any, context: Any) -> None:
         self.key, self.version = context.key, 0

@@ -152,9 +152,9 @@ def test_new_rows_are_masked_until_a_frozen_teacher_was_asked() -> None:
 
 
 class Growing(Counted):
-    """A settled teacher: whenever it has observed ``patience`` more rows, its answers change and its version rises."""
+    """Versioned: whenever it has observed ``patience`` more rows, its answers change and its version rises."""
 
-    role: Role = "settled"
+    role: Role = "versioned"
 
     def __init__(self, key: str, student: Any, patience: int = 40) -> None:
         super().__init__(key, student)

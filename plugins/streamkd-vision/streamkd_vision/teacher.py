@@ -66,10 +66,10 @@ class Answer:
 class TorchvisionTeacher:
     """A frozen network whose outputs are matched to the stream by label.
 
-    Settled, not frozen: its answers in the label space's columns change when a label that it knows is new there.
+    Versioned, not frozen: its answers in the label space's columns change when a label that it knows is new there.
     """
 
-    role: Role = "settled"
+    role: Role = "versioned"
     fresh = True
 
     def __init__(self, options: TorchvisionOptions, context: TeacherContext) -> None:

@@ -10,7 +10,7 @@ from streamkd_vision.transfer import AttentionTransfer, AttentionTransferOptions
 from torch import Tensor
 
 from streamkd.errors import PluginError
-from streamkd.losses.match_gate import Lesson
+from streamkd.losses.match_gate import LossInputs
 
 PAIRS = (("body.a", "x"), ("body.b", "y"))
 
@@ -34,9 +34,9 @@ def normal(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def lesson(features: dict[str, Tensor], theirs: dict[str, Tensor], fresh: int, key: str = "torchvision") -> Lesson:
+def lesson(features: dict[str, Tensor], theirs: dict[str, Tensor], fresh: int, key: str = "torchvision") -> LossInputs:
     rows = len(next(iter(features.values())))
-    return Lesson(
+    return LossInputs(
         logits=torch.zeros(rows, 2, dtype=torch.float64),
         labels=torch.zeros(rows, dtype=torch.int64),
         answers=torch.zeros(rows, 1, 2),
