@@ -21,6 +21,11 @@
 """
 
 
+def first_line(fault: BaseException) -> str:
+    """What a library says of its error, in a line; of one that says nothing, its name."""
+    return str(fault).splitlines()[0] if str(fault) else type(fault).__name__
+
+
 class StreamkdError(Exception):
     """What was needed and what came (``message``), ``where``, and how to ``fix`` it."""
 

@@ -9,11 +9,11 @@ import torch
 
 from streamkd.errors import StateError
 from streamkd.logs import one_line
-from streamkd.state.checkpoint import Checkpoints, Snapshot
+from streamkd.state.checkpoint import CheckpointStore, Snapshot
 from streamkd.state.directory import StateDirectory
-from streamkd.state.publish import Versions
-from streamkd.streams.dead_letters import DeadLetters
-from streamkd.streams.log import Log
+from streamkd.state.versions import VersionStore
+from streamkd.streams.log.dead_letters import DeadLetters
+from streamkd.streams.log.log import Log
 from streamkd.tune.record import JOURNAL
 
 
@@ -45,11 +45,11 @@ def learned(path: Path) -> dict[str, Any]:
         raise StateError(
             "is no state directory and no search", where=str(path), fix="name one that `serve` or `tune` made"
         )
-    checkpoints = Checkpoints(directory, read_only=True)
+    checkpoints = CheckpointStore(directory, read_only=True)
     snapshot = checkpoints.latest()
     if snapshot is None:
         raise StateError("holds no checkpoint yet", where=str(path), fix="let `streamkd serve` run a little longer")
-    versions = Versions(directory, read_only=True)
+    versions = VersionStore(directory, read_only=True)
     served = versions.served()
     return {
         **_learned(snapshot),

@@ -1,6 +1,6 @@
 """The learner: one student on one stream; ``advance`` trains on the next batch.
 
-    source ─► Cutter ─► codec ─► labels, tasks ─► strategy (memory, teachers, gate, loss, update) ─► live quality
+    source ─► Batcher ─► codec ─► labels, tasks ─► strategy (memory, teachers, gate, loss, update) ─► live quality
 
 Whatever decides the weights is in ``state()`` and comes from the log's order and from generators, never from the
 clock: a learner restored from a checkpoint ends where one that was never stopped ends, bit for bit on CPU.
@@ -33,8 +33,8 @@ from streamkd.plugins import Registry
 from streamkd.records import Chunk, Records, RecordSchema, Reject, Source
 from streamkd.replay.memory import Ring
 from streamkd.state.checkpoint import DeadBatch
-from streamkd.streams.cut import CutJournal, Cutter
-from streamkd.streams.decoder import Decoder
+from streamkd.streams.batcher import Batcher, CutJournal
+from streamkd.streams.encoding.decoder import Decoder
 from streamkd.students import optimizers
 from streamkd.students.networks import Student, at_rest
 from streamkd.tasks.boundary import Boundary, Tasks
@@ -80,7 +80,7 @@ class Learner:
         self.observers = Observers(wiring.make_all(registry, "observers", config.observers), self.recorder)
         self.dead: list[DeadBatch] = []
         self.last: Taken | None = None
-        self._cutter = Cutter(source, config.stream.batch.size, config.stream.batch.flush_seconds, journal)
+        self._batcher = Batcher(source, config.stream.batch.size, config.stream.batch.flush_seconds, journal)
         self._decoder = Decoder(source, schema)
         self._avalanche = (list(avalanche_plugins), list(avalanche_metrics))
         self._on_task_end = on_task_end
@@ -134,7 +134,7 @@ class Learner:
         Raises:
             SourceError: so many bad rows in a row that the source must be wrong.
         """
-        chunk = self._cutter.next(self.offsets)
+        chunk = self._batcher.next(self.offsets)
         if chunk is None:
             return False
         records, rejects = self._decoder.decode(chunk)

@@ -28,7 +28,7 @@ from streamkd.learner import Learner
 from streamkd.plugins import Registry
 from streamkd.records import RecordSchema
 from streamkd.state.environment import environment
-from streamkd.streams import codec
+from streamkd.streams.encoding import codec
 from streamkd.students.networks import at_rest
 from streamkd.tasks import boundary
 from streamkd.teachers.teacher import copy_of

@@ -30,9 +30,9 @@ from streamkd.plugins import Registry
 from streamkd.records import Label, RecordSchema, Source
 from streamkd.replay.memory import Memory
 from streamkd.replay.vicinal import VicinalRows
-from streamkd.streams.cut import CutJournal
-from streamkd.streams.log import Log, LogSource
-from streamkd.streams.review import first_records
+from streamkd.streams.batcher import CutJournal
+from streamkd.streams.log.log import Log, LogSource
+from streamkd.streams.replay.review import first_records
 from streamkd.students import networks, optimizers
 from streamkd.students.networks import Student
 from streamkd.teachers.pool import Pool

@@ -17,21 +17,15 @@ from . import test_check, test_cli, test_commands, test_config, test_plugins, te
 from .endtoend import test_attacks, test_bad_input
 from .endtoend.attacks import Http, Put
 from .producer import test_push
-from .serve import test_api, test_client, test_hosts, test_reader, test_supervisor
-from .state import test_coherence, test_publish
-from .streams import (
-    test_codec,
-    test_flight,
-    test_http,
-    test_intake,
-    test_jsonl,
-    test_log,
-    test_receipts,
-    test_replay,
-    test_strange_columns,
-    test_strange_files,
-    test_tokens,
-)
+from .serve import test_supervisor
+from .serve.http import test_api, test_hosts
+from .serve.predictions import test_client, test_reader
+from .state import test_coherence, test_versions
+from .streams.encoding import test_codec, test_strange_columns
+from .streams.files import test_strange_files
+from .streams.ingest import test_flight, test_http, test_intake, test_jsonl, test_tokens
+from .streams.log import test_log, test_receipts
+from .streams.replay import test_source
 
 PAGE = Path(__file__).parent.parent / "docs" / "hardening.md"
 Kind = Literal["input", "attack", "configuration", "plugin"]
@@ -399,7 +393,7 @@ TABLES = [
         "input",
         "Published versions that were changed",
         "Not served.",
-        test_publish.test_changed_files_are_not_served,
+        test_versions.test_changed_files_are_not_served,
         lambda damage: (damage, "needed sha256 …"),
     ),
     Table(
@@ -477,7 +471,7 @@ TABLES = [
         "configuration",
         "Sources that contradict themselves",
         "Options of `replay`.",
-        test_replay.test_options_that_contradict_each_other_are_refused,
+        test_source.test_options_that_contradict_each_other_are_refused,
         lambda options, said: (written(options), said),
     ),
     Table(

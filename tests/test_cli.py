@@ -169,11 +169,11 @@ def test_models_say_what_is_pinned_and_what_unpin_serves(tmp_path: Path) -> None
 
     from streamkd.cli import cli
     from streamkd.state.directory import StateDirectory
-    from streamkd.state.publish import Versions
+    from streamkd.state.versions import VersionStore
 
     directory = StateDirectory(tmp_path)
     with directory.lock():
-        versions = Versions(directory)
+        versions = VersionStore(directory)
         for records in (10, 20):
             versions.publish(lambda folder: (folder / "model.json").write_text("{}") and None, records=records)
         versions.close()

@@ -28,11 +28,11 @@ from streamkd.plugins import Registry
 from streamkd.pretraining import teachers as pretraining
 from streamkd.pretraining.gate import Phase2, meta_train
 from streamkd.run import run_seed
-from streamkd.serve.publisher import Publisher
-from streamkd.serve.supervisor import load_version
+from streamkd.serve.predictions.follower import load_version
+from streamkd.serve.processes.publisher import Publisher
 from streamkd.state.directory import StateDirectory
-from streamkd.state.publish import Versions
 from streamkd.state.tree import pack, unpack
+from streamkd.state.versions import VersionStore
 from streamkd.telemetry import Recorder
 from streamkd.tune.trials.objective import OBJECTIVES
 from streamkd.tune.trials.passage import Passage
@@ -178,7 +178,7 @@ def test_what_a_gpu_learned_is_served_from_files_on_the_cpu(tmp_path: Path) -> N
     with directory.lock():
         publisher = Publisher(directory, one.config, REGISTRY, Recorder())
         assert [publisher.publish(one), publisher.publish(run(one, 1))] == [1, 2]
-        versions = Versions(directory)
+        versions = VersionStore(directory)
         loaded = load_version(versions.read(2), versions.info(2), REGISTRY)
     ring = one.step.memory.replayed
     assert ring.x is not None

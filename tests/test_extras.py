@@ -13,7 +13,7 @@ from streamkd import extras
 from streamkd.errors import MissingExtra
 from streamkd.gates.per_sample import PerSampleGate, PerSampleOptions
 from streamkd.pretraining.initialization import learn2learn
-from streamkd.streams import datasets
+from streamkd.streams.replay import datasets
 from streamkd.teachers.onnx import OnnxNetwork
 from streamkd.tune import cluster
 

@@ -6,7 +6,7 @@ from streamkd import config as configuration
 from streamkd import inspection
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
-from streamkd.state.checkpoint import Checkpoints, environment
+from streamkd.state.checkpoint import CheckpointStore, environment
 from streamkd.state.directory import StateDirectory
 from streamkd.wiring import open_source, schema_of
 
@@ -24,7 +24,7 @@ def test_what_came_again_is_said(tmp_path: Path) -> None:
     directory = StateDirectory(tmp_path / "state")
     directory.create()
     with directory.lock():
-        Checkpoints(directory, 1).save(
+        CheckpointStore(directory, 1).save(
             one.state(),
             offsets=one.offsets,
             records=one.records,

@@ -268,9 +268,9 @@ def test_labels_have_a_limit_and_refused_records_are_kept(tmp_path: Any) -> None
     import pyarrow as pa
     import pyarrow.parquet
 
-    from streamkd.state.checkpoint import Checkpoints
+    from streamkd.state.checkpoint import CheckpointStore
     from streamkd.state.directory import StateDirectory
-    from streamkd.streams.dead_letters import DeadLetters
+    from streamkd.streams.log.dead_letters import DeadLetters
 
     labels = [0, 1, 2, 0, 99, 1, 77, 2, 1, 0] * 3 + list(range(1_000, 1_010)) + [0] * 10
     numbers = [float(label % 7) if at != 8 else float("nan") for at, label in enumerate(labels)]
@@ -282,7 +282,7 @@ def test_labels_have_a_limit_and_refused_records_are_kept(tmp_path: Any) -> None
     assert one.records == 50 - 14
     directory = StateDirectory(tmp_path / "state")
     with directory.lock():
-        Checkpoints(directory).save(
+        CheckpointStore(directory).save(
             one.state(), offsets=one.offsets, records=one.records, config={}, environment={}, dead_letters=one.dead
         )
     kept = [(letter.offset, letter.reason) for letter in DeadLetters(directory.connect()).list()]

@@ -16,13 +16,12 @@ from streamkd.learner import Learner
 from streamkd.plugins import Registry
 from streamkd.records import InputColumn, RecordSchema
 from streamkd.run import run_seed
-from streamkd.serve.predictor import Predictor
-from streamkd.serve.publisher import Publisher
-from streamkd.serve.supervisor import load_version
-from streamkd.serve.versions import Follower
+from streamkd.serve.predictions.follower import VersionFollower, load_version
+from streamkd.serve.predictions.predictor import Predictor
+from streamkd.serve.processes.publisher import Publisher
 from streamkd.state.directory import StateDirectory
-from streamkd.state.publish import Versions
 from streamkd.state.tree import pack, unpack
+from streamkd.state.versions import VersionStore
 from streamkd.students.networks import MlpOptions, build, write_published
 from streamkd.teachers.teacher import TeacherContext
 from streamkd.telemetry import Recorder
@@ -123,13 +122,15 @@ def test_an_ensemble_is_published_followed_and_rolled_back_to(tmp_path: Path) ->
         run(one, 10)
         later = publisher.publish(one)
         assert later is not None
-        versions = Versions(directory)
+        versions = VersionStore(directory)
         loaded = load_version(versions.read(version), versions.info(version), REGISTRY)
         assert isinstance(loaded.student, Ensemble)
         assert np.array_equal(loaded.predict(x.numpy()), wanted)
         predictor = Predictor(64, 64, Recorder())
         predictor.swap(loaded)
-        follower = Follower(directory, lambda folder, info: load_version(folder, info, REGISTRY), predictor, Recorder())
+        follower = VersionFollower(
+            directory, lambda folder, info: load_version(folder, info, REGISTRY), predictor, Recorder()
+        )
         try:
             assert np.array_equal(follower.get(version).predict(x.numpy()), wanted)
             again = follower.rollback(version)
@@ -158,7 +159,7 @@ def test_features_of_a_frozen_network_are_published_with_the_version(tmp_path: P
         version = Publisher(directory, one.config, REGISTRY, Recorder()).publish(one)
         assert version is not None
         shutil.rmtree(network)
-        versions = Versions(directory)
+        versions = VersionStore(directory)
         loaded = load_version(versions.read(version), versions.info(version), REGISTRY)
         versions.close()
     x = inputs(one)[:9].clone()

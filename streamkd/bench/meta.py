@@ -33,7 +33,7 @@ from streamkd.meta import artefact
 from streamkd.plugins import Registry
 from streamkd.pretraining.gate import Phase2, meta_train
 from streamkd.state.environment import environment
-from streamkd.streams import codec
+from streamkd.streams.encoding import codec
 from streamkd.students.networks import at_rest
 from streamkd.wiring import open_source, schema_of
 

@@ -20,7 +20,7 @@ from streamkd.bench import bare, peers
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
 from streamkd.state.environment import environment
-from streamkd.streams import codec
+from streamkd.streams.encoding import codec
 from streamkd.wiring import open_source, schema_of
 
 SHAPE = bare.Shape(

@@ -20,7 +20,8 @@ from streamkd.config import Config
 from streamkd.errors import SourceError
 from streamkd.plugins import Registry
 from streamkd.records import Label, RecordSchema
-from streamkd.streams import codec, datasets
+from streamkd.streams.encoding import codec
+from streamkd.streams.replay import datasets
 from streamkd.wiring import open_source, schema_of
 
 DATA = ("data", str(Path.home() / "data"))

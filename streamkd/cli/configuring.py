@@ -20,7 +20,7 @@ from streamkd.errors import StreamkdError
 )  # fmt: skip
 def init(file: Path, label: str | None, out: Path | None, force: bool, accept: tuple[str, ...]) -> None:
     """Look at a Parquet, Arrow or CSV FILE of your own and write a commented configuration for it."""
-    from streamkd.streams import describe, doubts
+    from streamkd.streams.files import describe, doubts
 
     target = out or Path(f"{file.stem}.yaml")
     if target.exists() and not force:
@@ -51,12 +51,12 @@ def check(config: Path | None, overrides: tuple[str, ...], show: bool) -> None:
 
     from streamkd import config as configuration
     from streamkd.plugins import Registry
-    from streamkd.serve.listen import check_doors
+    from streamkd.serve.http.listen import check_ports
     from streamkd.wiring import rehearse, rehearse_source, schema_of
 
     registry = Registry.load()
     tree = configuration.load(config, overrides, registry)
-    check_doors(tree.serve)
+    check_ports(tree.serve)
     schema = schema_of(tree, registry)
     rehearse(tree, registry, schema, torch.device("cpu"))
     rehearse_source(tree, registry, schema)

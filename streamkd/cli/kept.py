@@ -81,9 +81,9 @@ def models_unpin(state: Path) -> None:
 @contextmanager
 def _versions(state: Path) -> Iterator[Any]:
     from streamkd.state.directory import StateDirectory
-    from streamkd.state.publish import Versions
+    from streamkd.state.versions import VersionStore
 
-    versions = Versions(StateDirectory(state))
+    versions = VersionStore(StateDirectory(state))
     try:
         yield versions
     finally:

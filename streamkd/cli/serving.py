@@ -89,7 +89,7 @@ def push(source: str, url: str, **options: Any) -> None:
 @TOKEN
 def predict(file: Path, url: str, out: Path | None, token: str | None) -> None:
     """Predictions for the records of a FILE."""
-    from streamkd.serve import client
+    from streamkd.serve.predictions import client
 
     if out is not None:
         folder(out.parent)
@@ -111,6 +111,6 @@ def tokens() -> None:
 )
 def tokens_add(file: Path, name: str, scopes: tuple[str, ...]) -> None:
     """Add a token to FILE (hashed) and print it, once."""
-    from streamkd.streams import tokens as tokening
+    from streamkd.streams.ingest import tokens as tokening
 
     click.echo(tokening.create(file, name, scopes))

@@ -25,7 +25,7 @@ from streamkd.config import Choice, Config
 from streamkd.errors import ConfigError, SourceError, StateError
 from streamkd.plugins import Registry
 from streamkd.records import Label, RecordSchema
-from streamkd.streams import codec
+from streamkd.streams.encoding import codec
 from streamkd.students import networks, optimizers
 from streamkd.students.networks import Student
 from streamkd.wiring import device_of, open_source, schema_of, source_kind

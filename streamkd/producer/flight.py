@@ -1,4 +1,4 @@
-"""Arrow Flight as a wire of ``push``: DoPut with numbered batches, acks read in a thread of their own.
+"""Arrow Flight as a transport of ``push``: DoPut with numbered batches, acks read in a thread of their own.
 
 A client that does not read its acks would block the server, and then itself.
 """
@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.flight as fl
 
-from streamkd.errors import RecordError
+from streamkd.errors import RecordError, first_line
 from streamkd.producer.outbox import Outbox, Piece
-from streamkd.producer.wire import Disconnected, Target, conflict
+from streamkd.producer.transport import Disconnected, Target, conflict
 
 
 def deliver(outbox: Outbox, target: Target) -> None:
@@ -67,7 +67,9 @@ def _read_acks(acks: Any, outbox: Outbox, faults: list[Exception], ended: thread
     try:
         while (buffer := acks.read()) is not None:
             ack = json.loads(buffer.to_pybytes())
-            outbox.settle(ack["sequence"], ack["accepted"], ack["rejected"], ack["offset"], bool(ack.get("duplicate")))
+            outbox.acknowledge(
+                ack["sequence"], ack["accepted"], ack["rejected"], ack["offset"], bool(ack.get("duplicate"))
+            )
     except Exception as fault:  # told by the sending thread
         faults.append(fault)
     finally:
@@ -112,5 +114,4 @@ def _extra(fault: Exception) -> dict[str, Any]:
 
 
 def _line(fault: Exception) -> str:
-    said = str(fault).partition(". Detail: Python exception")[0]  # pyarrow's server adds its frames
-    return said.splitlines()[0] if said else type(fault).__name__
+    return first_line(fault).partition(". Detail: Python exception")[0]  # pyarrow's server adds its frames

@@ -1,4 +1,4 @@
-"""HTTP as a wire of ``push``: one request a batch, an Arrow IPC stream as its body.
+"""HTTP as a transport of ``push``: one request a batch, an Arrow IPC stream as its body.
 
 429 says when to come again; 502 to 504 and a broken connection are worth another try.
 """
@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from streamkd.errors import LimitExceeded, RecordError, SchemaMismatch, SourceError, StreamkdError
 from streamkd.producer.outbox import Outbox, Piece
-from streamkd.producer.wire import Disconnected, Target, conflict
+from streamkd.producer.transport import Disconnected, Target, conflict
 
 CONTENT_TYPE = "application/vnd.apache.arrow.stream"
 TIMEOUT_SECONDS = 60.0
@@ -45,7 +45,9 @@ def _post(client: httpx.Client, piece: Piece, outbox: Outbox, target: Target) ->
         raise Disconnected(f"{type(fault).__name__}: {fault}") from None
     said = _json(answer)
     if "sequence" in said:  # also where every row was refused
-        outbox.settle(piece.sequence, said["accepted"], said["rejected"], said["offset"], bool(said.get("duplicate")))
+        outbox.acknowledge(
+            piece.sequence, said["accepted"], said["rejected"], said["offset"], bool(said.get("duplicate"))
+        )
         return
     if answer.status_code == 409 and "forgotten" in said:  # else this server takes no records at all
         raise conflict(said, f"{target.url}{path}")

@@ -1,7 +1,7 @@
 """What a producer still owes: batches numbered in order, kept until the server has them on disk.
 
-    batches ─► pieces ─► next() at the rate, within the window ─► wire
-                              unacknowledged ◄── settle(sequence) ── acks
+    batches ─► pieces ─► next() at the rate, within the window ─► transport
+                              unacknowledged ◄── acknowledge(sequence) ── acks
                               └─► again() after a reconnect
 
 One thread sends and one reads acks; the lock is here.
@@ -36,7 +36,7 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One numbered batch on the wire."""
+    """One numbered batch on the transport."""
 
     sequence: int
     rows: pa.RecordBatch
@@ -49,13 +49,13 @@ class Outbox:
         self._pieces = enumerate(_pieces(batches, rate))
         self._rate = rate
         self._on_ack = on_ack
-        self._unsettled: deque[Piece] = deque()
-        self._unsettled_bytes = 0
+        self._in_flight: deque[Piece] = deque()
+        self._in_flight_bytes = 0
         self._changed = threading.Condition()
         self._began = time.monotonic()
         self._pending: Piece | None = None
         self._sent_twice = -1
-        self.sent = self.resent = self.accepted = self.rejected = self.settled = 0
+        self.sent = self.resent = self.accepted = self.rejected = self.acknowledged = 0
         self._pull()
         self.schema = self._pending.rows.schema if self._pending else None
 
@@ -63,12 +63,12 @@ class Outbox:
     def done(self) -> bool:
         """Whether everything is sent and acknowledged."""
         with self._changed:
-            return self._pending is None and not self._unsettled
+            return self._pending is None and not self._in_flight
 
     def again(self) -> list[Piece]:
         """What was sent and not acknowledged, in order."""
         with self._changed:
-            pieces = list(self._unsettled)
+            pieces = list(self._in_flight)
         self._sent_twice = max([self._sent_twice, *(piece.sequence for piece in pieces)])
         self.resent += sum(piece.rows.num_rows for piece in pieces)
         return pieces
@@ -87,37 +87,37 @@ class Outbox:
                 f"needed batches of one schema, got {self.schema} and then {piece.rows.schema}", where="push"
             )
         with self._changed:
-            self._unsettled.append(piece)
-            self._unsettled_bytes += piece.rows.nbytes
+            self._in_flight.append(piece)
+            self._in_flight_bytes += piece.rows.nbytes
         self.sent += piece.rows.num_rows
         self._pull()
         return piece
 
-    def settle(self, sequence: int, accepted: int, rejected: int, offset: int, duplicate: bool = False) -> None:
+    def acknowledge(self, sequence: int, accepted: int, rejected: int, offset: int, duplicate: bool = False) -> None:
         """The server has all pieces up to ``sequence``; a ``duplicate`` that we sent once it has from before."""
         with self._changed:
-            from_before = duplicate and bool(self._unsettled) and self._unsettled[0].sequence > self._sent_twice
+            from_before = duplicate and bool(self._in_flight) and self._in_flight[0].sequence > self._sent_twice
             records = self._forget(sequence)
         self.accepted += 0 if from_before else accepted
         self.rejected += 0 if from_before else rejected
-        self.settled += records
+        self.acknowledged += records
         self._on_ack(Ack(sequence, accepted, rejected, offset, records))
 
     def skip(self, sequence: int) -> bool:
         """Leave out all pieces up to ``sequence``, as the server has them; ``False`` where none is left after it."""
         with self._changed:
-            self.settled += self._forget(sequence)
+            self.acknowledged += self._forget(sequence)
         while self._pending and self._pending.sequence <= sequence:
-            self.settled += self._pending.rows.num_rows
+            self.acknowledged += self._pending.rows.num_rows
             self._pull()
         return not self.done
 
     def _forget(self, sequence: int) -> int:
-        """Drop what is settled; how many records that are."""
+        """Drop what is acknowledged; how many records that are."""
         records = 0
-        while self._unsettled and self._unsettled[0].sequence <= sequence:
-            piece = self._unsettled.popleft()
-            self._unsettled_bytes -= piece.rows.nbytes
+        while self._in_flight and self._in_flight[0].sequence <= sequence:
+            piece = self._in_flight.popleft()
+            self._in_flight_bytes -= piece.rows.nbytes
             records += piece.rows.num_rows
         self._changed.notify_all()
         return records
@@ -135,7 +135,7 @@ class Outbox:
         with self._changed:
             while connected():
                 early_seconds = self._began + self.sent / self._rate - time.monotonic() if self._rate else 0.0
-                full = len(self._unsettled) >= WINDOW_PIECES or self._unsettled_bytes >= WINDOW_BYTES
+                full = len(self._in_flight) >= WINDOW_PIECES or self._in_flight_bytes >= WINDOW_BYTES
                 if not full and early_seconds <= 0:
                     return True
                 self._changed.wait(None if full else early_seconds)

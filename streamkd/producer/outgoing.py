@@ -15,7 +15,8 @@ from streamkd.errors import ConfigError, SourceError
 from streamkd.hookspecs import SourceKind
 from streamkd.plugins import Registry
 from streamkd.records import Source
-from streamkd.streams import datasets, files
+from streamkd.streams.files import rows as files
+from streamkd.streams.replay import datasets
 
 BATCH_RECORDS = 500
 IDLE_SECONDS = 0.05

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from streamkd.errors import SourceError
 from streamkd.producer.outbox import Ack, Outbox
-from streamkd.producer.wire import ClientTls, Disconnected, Forgotten, Target, Wire
+from streamkd.producer.transport import ClientTls, Disconnected, Forgotten, Target, Transport
 
 __all__ = ["Ack", "ClientTls", "PushSummary", "push"]
 
@@ -65,16 +65,16 @@ def push(
     Raises:
         SourceError: the server stays away. RecordError: the server refuses the batches, or the token.
     """
-    wire, target = _target(url, stream, producer or f"push-{uuid.uuid4().hex[:12]}", token, tls or ClientTls())
+    transport, target = _target(url, stream, producer or f"push-{uuid.uuid4().hex[:12]}", token, tls or ClientTls())
     outbox = Outbox(batches, rate, on_ack)
     began = time.monotonic()
-    _outside(lambda: _deliver(wire, outbox, target, patience_seconds))
+    _outside(lambda: _deliver(transport, outbox, target, patience_seconds))
     seconds = time.monotonic() - began
-    duplicates = outbox.settled - outbox.accepted - outbox.rejected
+    duplicates = outbox.acknowledged - outbox.accepted - outbox.rejected
     return PushSummary(outbox.sent, outbox.accepted, outbox.rejected, max(0, duplicates), seconds, outbox.resent)
 
 
-def _target(url: str, stream: str, producer: str, token: str | None, tls: ClientTls) -> tuple[Wire, Target]:
+def _target(url: str, stream: str, producer: str, token: str | None, tls: ClientTls) -> tuple[Transport, Target]:
     parts = urlsplit(url)
     path = parts.path.strip("/").split("/") if parts.path.strip("/") else []
     if path[:2] == ["v1", "streams"] and len(path) == 3:
@@ -111,28 +111,28 @@ def _has_port(parts: SplitResult) -> bool:
         return False
 
 
-def _deliver(wire: Wire, outbox: Outbox, target: Target, patience_seconds: float) -> None:
+def _deliver(transport: Transport, outbox: Outbox, target: Target, patience_seconds: float) -> None:
     """Connect until everything is acknowledged; each progress renews the patience."""
     least, most = BACK_OFF_SECONDS
-    wait_seconds, last_progress, settled = least, time.monotonic(), 0
+    wait_seconds, last_progress, acknowledged = least, time.monotonic(), 0
     while not outbox.done:
         try:
-            wire(outbox, target)
+            transport(outbox, target)
         except Forgotten as fault:
             if not outbox.skip(fault.sequence):  # the piece after them is compared; without one nobody can say
                 raise fault.refusal from None
         except Disconnected as fault:
-            if outbox.settled > settled:
-                wait_seconds, last_progress, settled = least, time.monotonic(), outbox.settled
-            if time.monotonic() - last_progress > patience_seconds:
-                raise SourceError(
-                    f"no progress for {patience_seconds:g} s, {outbox.settled} records acknowledged: {fault}",
-                    where=target.url,
-                    fix="see whether the server runs; push again under the same --producer to go on",
-                ) from None
+            if outbox.acknowledged > acknowledged:
+                wait_seconds, last_progress, acknowledged = least, time.monotonic(), outbox.acknowledged
             # once for each time that it goes away, and not of a full one, which asks us to wait
             if wait_seconds == least and fault.retry_after_seconds is None:
                 logger.warning("%s: %s; tried again for %g s", target.url, fault, patience_seconds)
+            if time.monotonic() - last_progress > patience_seconds:
+                raise SourceError(
+                    f"no progress for {patience_seconds:g} s, {outbox.acknowledged} records acknowledged: {fault}",
+                    where=target.url,
+                    fix="see whether the server runs; push again under the same --producer to go on",
+                ) from None
             time.sleep(fault.retry_after_seconds if fault.retry_after_seconds is not None else wait_seconds)
             wait_seconds = min(2 * wait_seconds, most)
 

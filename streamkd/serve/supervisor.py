@@ -11,48 +11,38 @@ predictions go on. A learner that does not even say that it stops is killed; its
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
-import math
-import resource
-import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import uvicorn
 
 from streamkd import logs
 from streamkd.config import Config, dump
 from streamkd.hookspecs import SourceKind
 from streamkd.plugins import Registry
-from streamkd.serve.announce import announce
-from streamkd.serve.api import Services, application
-from streamkd.serve.board import Board
-from streamkd.serve.body import BodyPatience
-from streamkd.serve.door import Door
-from streamkd.serve.gateway import Gateway
-from streamkd.serve.keeper import Keeper, Message
-from streamkd.serve.listen import bind, check_exposure, tls_arguments, url_of
-from streamkd.serve.predictor import Predictor, Published
-from streamkd.serve.protocol import Patience, bounded
-from streamkd.serve.reader import Reader
-from streamkd.serve.runtime import runtime_folder
-from streamkd.serve.telling import STOPPING
-from streamkd.serve.versions import Follower
+from streamkd.serve.http.api import Services, application
+from streamkd.serve.http.body import BodyTimeouts
+from streamkd.serve.http.ingest_proxy import IngestProxy
+from streamkd.serve.http.listen import announce, bind, check_exposure, runtime_folder, tls_arguments, url_of
+from streamkd.serve.http.server import Server, Signals, http_server
+from streamkd.serve.predictions.follower import VersionFollower, load_version
+from streamkd.serve.predictions.predictor import Predictor
+from streamkd.serve.predictions.reader import Reader
+from streamkd.serve.processes import messages
+from streamkd.serve.processes.child import ChildProcess
+from streamkd.serve.processes.messages import Message
+from streamkd.serve.processes.reports import STOPPING
+from streamkd.serve.processes.server_status import IngestState, ServerStatus
 from streamkd.state.directory import StateDirectory
-from streamkd.state.publish import VersionInfo
-from streamkd.streams.tokens import Tokens
+from streamkd.streams.ingest.tokens import Tokens
 from streamkd.telemetry import Exposition, Recorder
 
-LEARNER = "streamkd.serve.learner"
-INGRESS = "streamkd.serve.ingress"
-DESCRIPTORS = 512  # for everything that is no connection: files, children, connections that are about to be closed
-GRACEFUL_SECONDS = 10  # for requests in flight
+LEARNER = "streamkd.serve.processes.learner"
+INGRESS = "streamkd.serve.processes.ingress"
 # from a signal to the end with everything hung: drain, ingress, hung, hurried, graceful; within 45 s
 INGRESS_SECONDS = 10.0
 INGRESS_HANGS = 0.25  # of the limit: it has no steps that take long
@@ -74,7 +64,7 @@ def serve(config: Config, state: Path, registry: Registry | None = None) -> int:
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a warning for every stranger's broken request
     check_exposure(config.serve)
     tls = tls_arguments(config.serve.tls)
-    tokens = Tokens.load(config.serve.tokens)
+    tokens = Tokens(config.serve.tokens)
     registry = registry or Registry.load()
     bound = bind(config.serve.host, config.serve.port)
     with bound, runtime_folder() as runtime:
@@ -93,91 +83,41 @@ class Supervisor:
         self._socket = runtime / "ingress.sock" if isinstance(kind, SourceKind) and kind.push else None
         self._flight_port = config.serve.flight_port
         self._listened = False  # the ingress, at least once
-        self._recorder, self._exposition = Recorder(), Exposition()
-        self._board = Board(config.name, source, Door() if self._socket else None)
-        self._predictor = Predictor(config.serve.batch_rows, config.serve.queue_rows, self._recorder)
-        self._follower = Follower(
-            StateDirectory(state),
-            lambda folder, info: load_version(folder, info, registry),
-            self._predictor,
-            self._recorder,
-            config.publish.keep,
-        )
-        self._patience = BodyPatience(config.serve.body_seconds, config.serve.idle_seconds)
-        self._gateway = Gateway(self._socket, source, config.serve.body_bytes, self._patience)
-        self._reader = Reader()
-        self._tokens = tokens
+        self._status = ServerStatus(config.name, source, IngestState() if self._socket else None)
+        self._services = _services(config, state, registry, tokens, self._status, self._socket)
         hang_seconds = config.serve.hang_seconds
-        self._learner = Keeper(
-            "learner",
-            LEARNER,
-            self._start_learner,
-            self._hear_learner,
-            self._board,
-            self._recorder,
-            hang_seconds,
-        )
-        self._ingress = Keeper(
+        told = (self._status, self._services.recorder)
+        self._learner = ChildProcess("learner", LEARNER, self._start_learner, self._hear_learner, *told, hang_seconds)
+        self._ingress = ChildProcess(
             "ingress",
             INGRESS,
             self._start_ingress,
             self._hear_ingress,
-            self._board,
-            self._recorder,
+            *told,
             max(hang_seconds * INGRESS_HANGS, INGRESS_HANGS_SECONDS),
             # the ingress bounds its address space: neither glibc nor mimalloc may reserve a gigabyte of it
             {"MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system"},
         )
         self._exit_code = 0
-        self._committed: Message | None = None
+        self._committed: messages.Committed | None = None
         self._signals = Signals()
 
     def run(self, bound: socket.socket, tls: dict[str, Any]) -> int:
         """Serve on a bound socket until the end."""
-        settings = self._config.serve
-        services = Services(
-            self._board,
-            self._predictor,
-            self._follower,
-            self._gateway,
-            self._tokens,
-            self._recorder,
-            self._exposition,
-            settings.body_bytes,
-            settings.queue_rows,
-            self._reader,
-            self._patience,
-            settings.hosts,
-        )
-        server = Server(
-            uvicorn.Config(
-                application(services),
-                http=bounded(Patience(connections(settings.connections), settings.head_seconds, settings.body_seconds)),
-                ws="none",
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                server_header=False,
-                proxy_headers=False,
-                timeout_keep_alive=math.ceil(settings.keep_alive_seconds),
-                timeout_graceful_shutdown=GRACEFUL_SECONDS,
-                **tls,
-            ),
-            self._signals,
-        )
+        server = http_server(self._config.serve, application(self._services), tls, self._signals)
         threading.excepthook = self._thread_died
         try:
             with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
                 runner.run(self._serve(server, bound, "https" if tls else "http"))
         finally:
-            for keeper in (self._ingress, self._learner):
-                keeper.kill()
-                keeper.join(HURRIED_SECONDS)
-            self._follower.close()
-            self._predictor.close()
+            for child in (self._ingress, self._learner):
+                child.kill()
+                child.join(HURRIED_SECONDS)
+            self._services.follower.close()
+            self._services.predictor.close()
         return self._exit_code
 
-    async def _serve(self, server: "Server", bound: socket.socket, scheme: str) -> None:
+    async def _serve(self, server: Server, bound: socket.socket, scheme: str) -> None:
         self._signals.bind(asyncio.get_running_loop())
         self._learner.start()
         ending = asyncio.create_task(self._end(server))
@@ -186,15 +126,15 @@ class Supervisor:
             await server.serve(sockets=[bound])
         finally:
             ending.cancel()
-            self._reader.close()
-            await self._gateway.close()
+            self._services.reader.close()
+            await self._services.proxy.close()
 
     def _say(self, name: str, url: str, what: str) -> None:
-        if self._board.urls.get(name) != url:
-            self._board.urls[name] = url
+        if self._status.urls.get(name) != url:
+            self._status.urls[name] = url
             announce(f"streamkd listens on {url}  ({what})", sys.stdout)
 
-    async def _end(self, server: "Server") -> None:
+    async def _end(self, server: Server) -> None:
         """Everything in order, once a signal or a fatal message has come."""
         await self._signals.first.wait()
         try:
@@ -203,12 +143,12 @@ class Supervisor:
             server.should_exit = True
 
     async def _stop_in_order(self) -> None:
-        self._board.draining = True
+        self._status.draining = True
         if self._exit_code == 0:
             logger.info("stopping: no longer ready, answering for %g s more", self._config.serve.drain_seconds)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._signals.second.wait(), self._config.serve.drain_seconds)
-        self._ingress.ask_to_end({"kind": "drain"})
+        self._ingress.ask_to_end(messages.Drain())
         await self._gone(self._ingress, INGRESS_SECONDS)
         self._ingress.kill()
         await self._stop_learner()
@@ -216,109 +156,101 @@ class Supervisor:
     async def _stop_learner(self) -> None:
         """Let it take its last checkpoint, as long as it says that it does, and until a second signal."""
         checkpoint = not self._signals.second.is_set()
-        self._learner.ask_to_end({"kind": "stop", "checkpoint": checkpoint})
+        self._learner.ask_to_end(messages.Stop(checkpoint))
         if checkpoint:
             gone = await self._gone(self._learner, HUNG_SECONDS)
             if not gone and self._learner.doing == STOPPING:
                 gone = await self._gone(self._learner, CHECKPOINT_SECONDS)
             if not gone:
-                self._learner.ask_to_end({"kind": "stop", "checkpoint": False})
+                self._learner.ask_to_end(messages.Stop(checkpoint=False))
         if not await self._gone(self._learner, HURRIED_SECONDS, hurry=False):
             logger.warning("the learner did not stop in time and is killed; its last checkpoint stands")
         self._learner.kill()
 
-    async def _gone(self, keeper: Keeper, seconds: float, hurry: bool = True) -> bool:
+    async def _gone(self, child: ChildProcess, seconds: float, hurry: bool = True) -> bool:
         """Wait for a child's end, not beyond a second signal where ``hurry``."""
         deadline = time.monotonic() + seconds
-        while keeper.alive and time.monotonic() < deadline and not (hurry and self._signals.second.is_set()):
+        while child.alive and time.monotonic() < deadline and not (hurry and self._signals.second.is_set()):
             await asyncio.sleep(0.02)
-        return not keeper.alive
+        return not child.alive
 
-    def _start_learner(self) -> Message:
-        return {"kind": "start", "config": dump(self._config), "state": str(self._state.absolute())}
+    def _start_learner(self) -> messages.Begin:
+        return messages.Begin(dump(self._config), str(self._state.absolute()))
 
-    def _start_ingress(self) -> Message:
+    def _start_ingress(self) -> messages.Begin:
         assert self._socket is not None
         self._socket.unlink(missing_ok=True)
         tree = dump(self._config)
         tree["serve"]["flight_port"] = self._flight_port  # a port that was picked stays over restarts
-        return {
-            "kind": "start",
-            "config": tree,
-            "entry_points": [self._origin],
-            "state": str(self._state.absolute()),
-            "http_socket": str(self._socket),
-            "again": self._listened,
-        }
+        return messages.Begin(tree, str(self._state.absolute()), (self._origin,), str(self._socket), self._listened)
 
     def _hear_learner(self, message: Message) -> None:
-        kind = message["kind"]
-        if kind == "status":
-            self._board.tell(message)
-        elif kind == "published":
-            self._follower.poke()
-        elif kind == "committed":
-            self._board.lag.hear({"offsets": message["offsets"]})
-            if self._socket:
-                self._committed = message
-                self._ingress.send(message)
-        elif kind == "ready":
-            self._exposition.forget("teacher")  # those of a learner that died; this one may have others
-            if self._socket:
-                self._ingress.start()  # only now: the learner has the lock of the state directory
-        elif kind == "fatal":
-            self._learner.finish()
-            self._fatal(message)
-        else:
-            self._hear_any(self._learner, message)
+        match message:
+            case messages.Status(status):
+                self._status.tell(status)
+            case messages.NewVersion():
+                self._services.follower.poke()
+            case messages.Committed():
+                self._status.lag.hear(message.offsets)
+                if self._socket:
+                    self._committed = message
+                    self._ingress.send(message)
+            case messages.Ready():
+                self._services.exposition.forget("teacher")  # those of a learner that died; this one may have others
+                if self._socket:
+                    self._ingress.start()  # only now: the learner has the lock of the state directory
+            case messages.Fatal():
+                self._fatal(self._learner, message)
+            case _:
+                self._hear_any(self._learner, message)
 
     def _hear_ingress(self, message: Message) -> None:
-        kind = message["kind"]
-        if kind in ("listening", "waiting", "ready") and self._committed:
+        if isinstance(message, messages.Listening | messages.Waiting) and self._committed:
             self._ingress.send(self._committed)  # it may have been told while there was no ingress to hear it
-        if kind == "waiting":
-            self._shut(message["reason"])
-        elif kind in ("listening", "ready"):
-            self._open({name: url for name, url in message.items() if name != "kind"})
-        elif kind == "fatal":
-            # later, predictions and learning go on, and the next start may find it mended; but not a damaged log
-            if not self._listened or message.get("damage"):
-                self._ingress.finish()
-                self._fatal(message)
-        else:
-            self._hear_any(self._ingress, message)
+        match message:
+            case messages.Waiting(reason):
+                self._shut(reason)
+            case messages.Listening(urls):
+                self._open(urls)
+            case messages.Fatal():
+                # later, predictions and learning go on, and the next start may find it mended; but not a damaged log
+                if not self._listened or message.damage:
+                    self._fatal(self._ingress, message)
+            case _:
+                self._hear_any(self._ingress, message)
 
-    def _open(self, urls: dict[str, str]) -> None:
+    def _open(self, urls: Mapping[str, str]) -> None:
         """Everything of the ingress listens."""
         self._listened = True
         for name, url in urls.items():
             if name == "flight":
                 self._flight_port = int(url.rpartition(":")[2])
             self._say(name, url, f"records over {name.capitalize()}")
-        assert self._board.door is not None
-        self._board.door.open()
+        assert self._status.ingest is not None
+        self._status.ingest.open()
 
     def _shut(self, reason: str) -> None:
         """One way in is shut; the ingress tries again, and the others take records meanwhile."""
-        assert self._board.door is not None
-        self._board.door.close(reason)
+        assert self._status.ingest is not None
+        self._status.ingest.close(reason)
         logger.error("%s", reason)
 
-    def _hear_any(self, keeper: Keeper, message: Message) -> None:
-        kind = message["kind"]
-        if kind == "beat":
-            self._board.lag.hear(message)
-        elif kind == "metrics":
-            self._exposition.apply(message["deltas"])
-        elif kind == "stopped":
-            keeper.finish()
-        else:
-            logger.warning("the %s said %r, which nobody knows", keeper.name, kind)
+    def _hear_any(self, child: ChildProcess, message: Message) -> None:
+        match message:
+            case messages.Beat():
+                self._status.lag.hear(message.offsets, message.ends)
+            case messages.Counted(deltas):
+                self._services.exposition.apply(deltas)
+            case messages.Stopped():
+                child.finish()
+            case _:
+                logger.warning("the %s said %r, which is not its to say", child.name, message)
 
-    def _fatal(self, message: Message) -> None:
+    def _fatal(self, child: ChildProcess, message: messages.Fatal) -> None:
         """A child can never work: say why, and end with its code."""
-        self._exit_code = int(message.get("exit_code", 1))
-        announce(logs.lines(f"error: {message['message']}"), sys.stderr)
+        child.finish()
+        self._exit_code = message.exit_code
+        announce(logs.lines(f"error: {message.message}"), sys.stderr)
         self._signals.end()
 
     def _thread_died(self, died: threading.ExceptHookArgs) -> None:
@@ -329,64 +261,30 @@ class Supervisor:
         self._signals.end()
 
 
-def connections(wanted: int) -> int:
-    """How many connections there may be: as many as wanted, if this process may have the descriptors for them."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    soft = 4 * wanted + DESCRIPTORS if hard == resource.RLIM_INFINITY else min(4 * wanted + DESCRIPTORS, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, resource.getrlimit(resource.RLIMIT_NOFILE)[0]), hard))
-    return max(1, min(wanted, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - DESCRIPTORS))
-
-
-class Signals:
-    """The first and the second request to end, from a signal or from any thread."""
-
-    def __init__(self) -> None:
-        self.first, self.second = asyncio.Event(), asyncio.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Take the loop that waits for the events."""
-        self._loop = loop
-
-    def end(self) -> None:
-        """Ask for the end; may be called from any thread."""
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self.first.set)
-
-    def received(self) -> None:
-        """A signal has come."""
-        (self.second if self.first.is_set() else self.first).set()
-
-    def hung_up(self) -> None:
-        """The terminal has gone. It may say so twice, so that this never counts as the second request."""
-        self.first.set()
-
-
-class Server(uvicorn.Server):
-    """uvicorn, with our order on signals instead of its own."""
-
-    def __init__(self, config: uvicorn.Config, signals: Signals) -> None:
-        super().__init__(config)
-        self._signals = signals
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        taken = {signal.SIGINT: self._signals.received, signal.SIGTERM: self._signals.received}
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup asks to be left alone
-            taken[signal.SIGHUP] = self._signals.hung_up
-        for name, handler in taken.items():
-            loop.add_signal_handler(name, handler)
-        try:
-            yield
-        finally:
-            for name in taken:
-                loop.remove_signal_handler(name)
-
-
-def load_version(folder: Path, info: VersionInfo, registry: Registry) -> Published:
-    """A published version from its folder; its time is its row's, so a rollback is published when it is made."""
-    from streamkd.analytic import ensemble
-
-    published = ensemble.load(folder, registry, info.version)
-    return dataclasses.replace(published, published_at=info.created)
+def _services(
+    config: Config, state: Path, registry: Registry, tokens: Tokens, status: ServerStatus, ingress: Path | None
+) -> Services:
+    """What the routes speak to, behind a server's settings."""
+    settings, recorder = config.serve, Recorder()
+    predictor = Predictor(settings.batch_rows, settings.queue_rows, recorder)
+    timeouts = BodyTimeouts(settings.body_seconds, settings.idle_seconds)
+    return Services(
+        status=status,
+        predictor=predictor,
+        follower=VersionFollower(
+            StateDirectory(state),
+            lambda folder, info: load_version(folder, info, registry),
+            predictor,
+            recorder,
+            config.publish.keep,
+        ),
+        proxy=IngestProxy(ingress, config.stream.source.name, settings.body_bytes, timeouts),
+        tokens=tokens,
+        recorder=recorder,
+        exposition=Exposition(),
+        body_bytes=settings.body_bytes,
+        queue_rows=settings.queue_rows,
+        reader=Reader(),
+        patience=timeouts,
+        hosts=settings.hosts,
+    )

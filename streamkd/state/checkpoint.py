@@ -10,28 +10,26 @@ committed is passed over for the one before it, and said.
 
 import json
 import logging
-import os
-import shutil
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from streamkd.errors import CheckpointDamaged, StateError
+from streamkd.errors import CheckpointDamaged
 from streamkd.records import Reject
 from streamkd.state import files
-from streamkd.state.directory import StateDirectory, fence, transaction
+from streamkd.state.directory import StateDirectory, fence
 from streamkd.state.environment import compare, environment
 from streamkd.state.leftovers import Leftovers
 from streamkd.state.tree import Parts, Tree, pack, unpack
-from streamkd.streams.dead_letters import DeadLetters, letters
+from streamkd.streams.log.database import insert
+from streamkd.streams.log.dead_letters import DeadLetters, letters
 
-__all__ = ["CheckpointInfo", "Checkpoints", "DeadBatch", "Skipped", "Snapshot", "compare", "environment"]
+__all__ = ["CheckpointInfo", "CheckpointStore", "DeadBatch", "SkippedCheckpoint", "Snapshot", "compare", "environment"]
 logger = logging.getLogger(__name__)
 _SELECT = "SELECT id, records, epoch, created, bytes, offsets, sha256 FROM checkpoints"
 
@@ -50,7 +48,7 @@ class CheckpointInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class Skipped:
+class SkippedCheckpoint:
     """A damaged checkpoint that was passed over, and what was wrong with it."""
 
     id: int
@@ -65,7 +63,7 @@ class Snapshot:
     tree: Tree
     config: dict[str, Any]
     environment: dict[str, Any]
-    skipped: tuple[Skipped, ...]
+    skipped: tuple[SkippedCheckpoint, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +76,7 @@ class DeadBatch:
     offsets: Sequence[int]
 
 
-class Checkpoints:
+class CheckpointStore:
     """The checkpoints of one state directory: ``checkpoints/<id>/`` and a row each, the newest ``keep``."""
 
     def __init__(self, directory: StateDirectory, keep: int = 3, read_only: bool = False) -> None:
@@ -87,10 +85,10 @@ class Checkpoints:
         self._damaged: set[int] = set()
         self._connection = directory.connect(read_only)
         self._letters = DeadLetters(self._connection)
-        self._leftovers = Leftovers(directory.checkpoints, self._connection)
+        self._leftovers = Leftovers(directory.checkpoints, self._connection, lambda: {info.id for info in self.list()})
         if directory.epoch is not None and not read_only:
             self._letters.create()
-            self._clean()
+            self._leftovers.clear()
 
     def save(
         self,
@@ -118,7 +116,7 @@ class Checkpoints:
             "offsets": dict(offsets),
             "environment": _plain(environment),
         }
-        with self._beside() as folder:
+        with self._leftovers.beside("the checkpoint was not saved, the one before is intact") as folder:
             fence(self._connection, self._directory.epoch, self._directory.path)
             hashes = files.write(folder, parts, state, _plain(config))
             size = sum((folder / name).stat().st_size for name in hashes)
@@ -147,7 +145,7 @@ class Checkpoints:
                     skipped[info.id] = str(fault)
                 continue
             self._damaged.update(skipped)
-            notes = tuple(Skipped(number, reason) for number, reason in skipped.items())
+            notes = tuple(SkippedCheckpoint(number, reason) for number, reason in skipped.items())
             return Snapshot(info, unpack(parts), unpack(Parts(config)), unpack(Parts(state["environment"])), notes)
         if skipped:
             raise CheckpointDamaged(
@@ -178,22 +176,16 @@ class Checkpoints:
         return left[-1] if left else None
 
     def _commit(self, folder: Path, row: Mapping[str, Any], dead_letters: Sequence[DeadBatch]) -> CheckpointInfo:
-        with transaction(self._connection) as writer:
+        with self._leftovers.commit() as writer:
             fence(writer, self._directory.epoch, self._directory.path)
-            self._leftovers.settle(self._known())
             if self._damaged:
                 self._forget()
             for batch in dead_letters:
                 self._letters.put(letters(batch.rejects, batch.rows, batch.source, batch.offsets))
-            values = (*row.values(), self._letters.total())
-            number = writer.execute(
-                f"INSERT INTO checkpoints ({', '.join(row)}, letters) VALUES ({', '.join('?' * len(values))})", values
-            ).lastrowid
-            assert number is not None  # an INSERT has a row id
+            number = insert(writer, "checkpoints", {**row, "letters": self._letters.total()})
             gone = self._retire(writer)
             self._leftovers.begin(number, gone)
             self._leftovers.name(folder, number)
-        self._settle()
         self._damaged.difference_update(gone)
         return self.list()[-1]
 
@@ -213,39 +205,6 @@ class Checkpoints:
         gone = sorted(set(numbers) - set(whole[: self._keep]))
         writer.executemany("DELETE FROM checkpoints WHERE id = ?", [(number,) for number in gone])
         return gone
-
-    @contextmanager
-    def _beside(self) -> Iterator[Path]:
-        """A fresh folder to write in; it goes where the block fails, and faults of the disk become ours."""
-        folder = self._directory.checkpoints / f".new-{os.getpid()}"
-        try:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(mode=0o700)
-            yield folder
-        except (OSError, sqlite3.Error) as fault:
-            self._settle()
-            raise StateError(
-                f"the checkpoint was not saved, the one before is intact: {fault}",
-                where=str(self._directory.checkpoints),
-                fix="free space, and see that this user may write there",
-            ) from fault
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    def _settle(self) -> None:
-        """Remove the folders of retired rows, or a renamed one whose row did not get committed."""
-        with suppress(sqlite3.Error, StateError), transaction(self._connection):
-            fence(self._connection, self._directory.epoch, self._directory.path)
-            self._leftovers.settle(self._known())
-
-    def _known(self) -> set[int]:
-        return {info.id for info in self.list()}
-
-    def _clean(self) -> None:
-        """Remove what was never committed, by a name that no database knows or with a mark; only the owner may."""
-        for folder in self._directory.checkpoints.glob(".new-*"):
-            shutil.rmtree(folder, ignore_errors=True)
-        self._leftovers.settle(self._known())
 
 
 def _refuse_other_place(info: CheckpointInfo, state: Mapping[str, Any]) -> None:

@@ -19,15 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from streamkd.errors import StateConflict, StateError
-from streamkd.state.directory import StateDirectory, about, note
+from streamkd.state.directory import StateDirectory
 from streamkd.state.leftovers import Leftovers
-from streamkd.streams.log import Log
+from streamkd.streams.log.database import about, note, transaction
+from streamkd.streams.log.log import Log
 
 _SHOWN = 6  # numbers of folders in a line
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class PartReport:
     """One part of a state directory, in words, and whether it fits the others."""
 
     name: str
@@ -36,7 +37,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class CheckpointRow:
     """What a checkpoint's row says of the log: the next offset of each partition, and what marks the record before."""
 
     offsets: Mapping[str, int]
@@ -44,10 +45,10 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class DatabaseContents:
     """What the database knows. ``given`` is the highest number ever given, to a checkpoint and to a version."""
 
-    rows: Mapping[int, Row] = field(default_factory=dict)
+    rows: Mapping[int, CheckpointRow] = field(default_factory=dict)
     versions: Sequence[int] = ()
     given: tuple[int, int] = (0, 0)
     unfinished: tuple[Sequence[int], Sequence[int]] = ((), ())
@@ -87,7 +88,7 @@ def refuse_other_log(directory: StateDirectory) -> None:
     """
     database, known = _database(directory)
     if not directory.exists():
-        database = Part(database.name, database.said, fits=False)
+        database = PartReport(database.name, database.said, fits=False)
     parts = [database, _log(directory, known, pushed=True)]
     if not all(part.fits for part in parts):
         raise _conflict(directory, parts)
@@ -99,10 +100,11 @@ def claim(directory: StateDirectory, log: Log) -> None:
         identity = about(connection)["identity"]
         if log.owner != identity:
             log.belong_to(identity)
-        note(connection, "log", log.partition)
+        with transaction(connection):
+            note(connection, "log", log.partition)
 
 
-def _conflict(directory: StateDirectory, parts: Sequence[Part]) -> StateConflict:
+def _conflict(directory: StateDirectory, parts: Sequence[PartReport]) -> StateConflict:
     lines = [f"\n  {part.name:13}{'' if part.fits else 'DOES NOT FIT: '}{part.said}" for part in parts]
     return StateConflict(
         "the parts of this state directory do not fit each other; nothing was changed" + "".join(lines),
@@ -112,11 +114,11 @@ def _conflict(directory: StateDirectory, parts: Sequence[Part]) -> StateConflict
     )
 
 
-def _database(directory: StateDirectory) -> tuple[Part, Known]:
+def _database(directory: StateDirectory) -> tuple[PartReport, DatabaseContents]:
     """The database in words, and what it knows; nothing where it is missing or cannot be read."""
     name = directory.database.name
     if not directory.exists():
-        return _no_database(directory), Known()
+        return _no_database(directory), DatabaseContents()
     try:
         with closing(directory.connect(read_only=True)) as connection:
             damage = str(connection.execute("PRAGMA integrity_check(1)").fetchone()[0])
@@ -125,23 +127,23 @@ def _database(directory: StateDirectory) -> tuple[Part, Known]:
         raise
     except (sqlite3.Error, StateError, ValueError) as fault:
         said = fault.message if isinstance(fault, StateError) else str(fault)
-        return Part(name, f"cannot be read: {said}", fits=False), Known()
+        return PartReport(name, f"cannot be read: {said}", fits=False), DatabaseContents()
     if damage != "ok":
-        return Part(name, f"is damaged: {damage.splitlines()[-1]}", fits=False), Known()
-    return Part(name, f"knows checkpoints {_some(known.rows)} and versions {_some(known.versions)}"), known
+        return PartReport(name, f"is damaged: {damage.splitlines()[-1]}", fits=False), DatabaseContents()
+    return PartReport(name, f"knows checkpoints {_some(known.rows)} and versions {_some(known.versions)}"), known
 
 
-def _no_database(directory: StateDirectory) -> Part:
+def _no_database(directory: StateDirectory) -> PartReport:
     """No database fits only where nothing else is there that one has known: a log alone can be learned anew."""
     rest = directory.database.with_name("state.sqlite-wal")
     said = "is empty" if directory.database.is_file() else "is missing"
     if _size(rest):
-        return Part(directory.database.name, f"{said}, {rest.name} is there", fits=False)
+        return PartReport(directory.database.name, f"{said}, {rest.name} is there", fits=False)
     others = _numbers(directory.checkpoints) or _numbers(directory.published)
-    return Part(directory.database.name, said, fits=not others)
+    return PartReport(directory.database.name, said, fits=not others)
 
 
-def _known(connection: sqlite3.Connection, directory: StateDirectory) -> Known:
+def _known(connection: sqlite3.Connection, directory: StateDirectory) -> DatabaseContents:
     said = about(connection)
     columns = {row[1] for row in connection.execute("PRAGMA table_info(checkpoints)")}
     marks = "marks" if "marks" in columns else "NULL"  # a database of an older version
@@ -150,8 +152,8 @@ def _known(connection: sqlite3.Connection, directory: StateDirectory) -> Known:
     for row in rows:
         _mapping(row[3])
     given = dict(connection.execute("SELECT name, seq FROM sqlite_sequence").fetchall())
-    return Known(
-        {row[0]: Row(_mapping(row[1]), _mapping(row[2] or "{}")) for row in rows},
+    return DatabaseContents(
+        {row[0]: CheckpointRow(_mapping(row[1]), _mapping(row[2] or "{}")) for row in rows},
         [row[0] for row in versions],
         (int(given.get("checkpoints", 0)), int(given.get("versions", 0))),
         (
@@ -175,39 +177,43 @@ def _mapping(text: Any) -> dict[str, Any]:
     return found
 
 
-def _folders(name: str, there: Sequence[int], known: Known, needed: Sequence[int], which: int) -> Part:
+def _folders(name: str, there: Sequence[int], known: DatabaseContents, needed: Sequence[int], which: int) -> PartReport:
     """Folders of one kind: at least one of those that are known, and none that the database has yet to number."""
     newer = [n for n in there if n > known.given[which] and n not in known.unfinished[which]]
     if newer:
         upto = f"up to {known.given[which]}" if known.given[which] else "none"
-        return Part(f"{name}/", f"has {_some(newer)}, which the database does not know (it knows {upto})", fits=False)
+        return PartReport(
+            f"{name}/", f"has {_some(newer)}, which the database does not know (it knows {upto})", fits=False
+        )
     if needed and not {*there} & {*needed}:
-        return Part(f"{name}/", f"needed {_some(needed)}, has {_some(there)}", fits=False)
-    return Part(f"{name}/", f"has {_some(there)}")
+        return PartReport(f"{name}/", f"needed {_some(needed)}, has {_some(there)}", fits=False)
+    return PartReport(f"{name}/", f"has {_some(there)}")
 
 
-def _log(directory: StateDirectory, known: Known, pushed: bool) -> Part:
+def _log(directory: StateDirectory, known: DatabaseContents, pushed: bool) -> PartReport:
     name = directory.log.name
     if not pushed:
-        return Part(name, "is not used: the stream is not pushed")
+        return PartReport(name, "is not used: the stream is not pushed")
     if not _size(directory.log):
         said = "is empty" if directory.log.is_file() else "is missing"
         rest = directory.log.with_name("log.sqlite-wal")
         if _size(rest):
-            return Part(name, f"{said}, {rest.name} is there", fits=False)
+            return PartReport(name, f"{said}, {rest.name} is there", fits=False)
         learned = max((offset for row in known.rows.values() for offset in row.offsets.values()), default=0)
-        return Part(name, f"{said}; {learned} of its records are learned" if known.had_log else said, not known.had_log)
+        return PartReport(
+            name, f"{said}; {learned} of its records are learned" if known.had_log else said, not known.had_log
+        )
     try:
         with closing(Log(directory.log, read_only=True)) as log:
             fault = _against_log(log, known)
-            return Part(name, fault or f"holds the records from {log.begin()} to {log.end()}", fits=fault is None)
+            return PartReport(name, fault or f"holds the records from {log.begin()} to {log.end()}", fits=fault is None)
     except StateError as fault:
-        return Part(name, fault.message, fits=False)
+        return PartReport(name, fault.message, fits=False)
     except (sqlite3.Error, OSError, ValueError) as fault:
-        return Part(name, f"cannot be read: {fault}", fits=False)
+        return PartReport(name, f"cannot be read: {fault}", fits=False)
 
 
-def _against_log(log: Log, known: Known) -> str | None:
+def _against_log(log: Log, known: DatabaseContents) -> str | None:
     """The first reason why this log is not the one that was learned."""
     if (damage := log.fault()) is not None:
         return f"is damaged: {damage}"
@@ -222,7 +228,7 @@ def _against_log(log: Log, known: Known) -> str | None:
     return next(filter(None, against), None) or _against_begin(begin, log.partition, known)
 
 
-def _against_row(log: Log, row: Row, end: int) -> str | None:
+def _against_row(log: Log, row: CheckpointRow, end: int) -> str | None:
     if log.partition not in row.offsets:
         return f"is of the stream {log.stream!r}, the checkpoint of {', '.join(row.offsets)}"
     offset = row.offsets[log.partition]
@@ -235,7 +241,7 @@ def _against_row(log: Log, row: Row, end: int) -> str | None:
     return None
 
 
-def _against_begin(begin: int, partition: str, known: Known) -> str | None:
+def _against_begin(begin: int, partition: str, known: DatabaseContents) -> str | None:
     newest = known.rows[max(known.rows)].offsets[partition] if known.rows else 0
     if begin <= newest:
         return None

@@ -6,7 +6,7 @@
       state.sqlite        the commit point: epoch, checkpoints, versions, dead letters of the learner
       log.sqlite          the durable log of a push source (written by the ingress)
       checkpoints/<id>/   streamkd.state.checkpoint
-      published/<n>/      streamkd.state.publish
+      published/<n>/      streamkd.state.versions
       teachers/           files of teachers that were added
       lock                held by the learner; names its process id
 
@@ -22,11 +22,12 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from streamkd.errors import StateConflict, StateError, StateInUse
-from streamkd.streams.wal import left_out
+from streamkd.streams.log.database import ABOUT, add_columns, transaction
+from streamkd.streams.log.wal import left_out
 
 FORMAT = 1
 _APPLICATION_ID = 0x736B6431  # "skd1": tells our database from any other file of that name
@@ -41,7 +42,6 @@ _SCHEMA = (
     " kind TEXT NOT NULL CHECK (kind IN ('learned', 'rollback')), source_version INTEGER, sha256 TEXT NOT NULL)",
     "CREATE TABLE pin (one INTEGER PRIMARY KEY CHECK (one = 1), version INTEGER NOT NULL)",
 )
-_ABOUT = "CREATE TABLE IF NOT EXISTS about (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
 
 
 class StateDirectory:
@@ -114,26 +114,21 @@ class StateDirectory:
         if (lost := left_out(self.database)) is not None:  # before a connection would forget it
             raise StateError(lost, where=str(self.path), fix="restore all parts of the directory from one backup")
         uri = f"{self.database.absolute().as_uri()}?mode={mode}"
-        connection = None
         try:
-            connection = sqlite3.connect(uri, uri=True, timeout=10.0, isolation_level=None, check_same_thread=False)
-            connection.execute("PRAGMA busy_timeout = 10000")
-            if mode == "rwc" and _is_empty(connection):
-                _fill(connection)
-            _check_format(connection, self.database)
-            connection.execute("PRAGMA synchronous = FULL")
+            with ExitStack() as on_error:
+                connection = sqlite3.connect(uri, uri=True, timeout=10.0, isolation_level=None, check_same_thread=False)
+                on_error.callback(connection.close)
+                if mode == "rwc" and _is_empty(connection):
+                    _fill(connection)
+                _check_format(connection, self.database)
+                connection.execute("PRAGMA synchronous = FULL")
+                on_error.pop_all()
         except sqlite3.Error as fault:
-            if connection:
-                connection.close()
             raise StateError(
                 f"needed streamkd's database, got: {fault}",
                 where=str(self.database),
                 fix="name another place with --state, or restore the directory from a copy",
             ) from fault
-        except StateError:
-            if connection:
-                connection.close()
-            raise
         return connection
 
     @contextmanager
@@ -172,26 +167,9 @@ class StateDirectory:
         os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
 
     def _begin_epoch(self) -> int:
-        connection = self.connect()
-        try:
-            with transaction(connection):
-                connection.execute("UPDATE owner SET epoch = epoch + 1, pid = ?, since = ?", (os.getpid(), time.time()))
-                return int(connection.execute("SELECT epoch FROM owner").fetchone()[0])
-        finally:
-            connection.close()
-
-
-@contextmanager
-def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    """One write transaction: committed at the end of the block, rolled back where the block or the commit fails."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield connection
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
+        with closing(self.connect()) as connection, transaction(connection):
+            connection.execute("UPDATE owner SET epoch = epoch + 1, pid = ?, since = ?", (os.getpid(), time.time()))
+            return int(connection.execute("SELECT epoch FROM owner").fetchone()[0])
 
 
 def fence(connection: sqlite3.Connection, epoch: int | None, where: Path) -> None:
@@ -222,26 +200,12 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def about(connection: sqlite3.Connection) -> dict[str, str]:
-    """What the database says of itself: ``identity``, and ``log`` once it has one; nothing where it is an old one."""
-    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'about'").fetchone():
-        return {}
-    return dict(connection.execute("SELECT key, value FROM about").fetchall())
-
-
-def note(connection: sqlite3.Connection, key: str, value: str) -> None:
-    """Let the database say something more of itself."""
-    with transaction(connection):
-        connection.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", (key, value))
-
-
 def _complete(connection: sqlite3.Connection) -> None:
     """Add what databases of older versions have not: an identity, and the marks of the log in the checkpoints."""
     with transaction(connection):
-        connection.execute(_ABOUT)
+        connection.execute(ABOUT)
         connection.execute("INSERT OR IGNORE INTO about VALUES ('identity', ?)", (uuid.uuid4().hex,))
-        if "marks" not in {row[1] for row in connection.execute("PRAGMA table_info(checkpoints)")}:
-            connection.execute("ALTER TABLE checkpoints ADD COLUMN marks TEXT")
+        add_columns(connection, "checkpoints", {"marks": "TEXT"})
 
 
 def _is_empty(connection: sqlite3.Connection) -> bool:

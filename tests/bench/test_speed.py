@@ -16,7 +16,7 @@ REGISTRY = Registry.load()
 
 def _fashion() -> None:
     from streamkd.errors import SourceError
-    from streamkd.streams import datasets
+    from streamkd.streams.replay import datasets
 
     try:
         datasets.load("fashion-mnist")

@@ -18,13 +18,14 @@ import pytest
 
 from streamkd import config as configuration
 from streamkd.inspection import weights_sha256
-from streamkd.serve import telling
-from streamkd.serve.channel import Channel, pair
-from streamkd.serve.learner import live
-from streamkd.state.checkpoint import Checkpoints
+from streamkd.serve.processes import reports as telling
+from streamkd.serve.processes.channel import Channel, pair
+from streamkd.serve.processes.learner import live
+from streamkd.serve.processes.messages import Begin, Stop
+from streamkd.state.checkpoint import CheckpointStore
 from streamkd.state.directory import StateDirectory
-from streamkd.state.publish import Versions
-from streamkd.streams.log import Log
+from streamkd.state.versions import VersionStore
+from streamkd.streams.log.log import Log
 
 from .test_restores import CONFIG, REGISTRY, hashes, in_folders, learn, rows, started, undisturbed
 
@@ -120,7 +121,7 @@ def lived(state: Path) -> tuple[int, str]:
     supervisor = threading.Thread(target=_supervise, args=[ours, said])
     supervisor.start()
     try:
-        code = live({"kind": "start", "config": configuration.dump(CUT), "state": str(state)}, channel)
+        code = live(Begin(configuration.dump(CUT), str(state)), channel)
     finally:
         theirs.close()
         supervisor.join()
@@ -140,7 +141,7 @@ def _supervise(channel: Channel, said: list[dict[str, Any]]) -> None:
         ends = message.get("ends")
         if message["kind"] == "beat" and ends is not None and ends == message["offsets"]:
             with contextlib.suppress(EOFError):
-                channel.tell({"kind": "stop", "checkpoint": True})
+                channel.try_to_say(Stop())
 
 
 def outcome(learned: Learned, state: Path, blow: Blow) -> str:
@@ -166,12 +167,12 @@ def right(learned: Learned, state: Path, blow: Blow) -> int:
     directory = StateDirectory(state)
     with contextlib.closing(Log(directory.log, read_only=True)) as log:
         end = log.end()
-    with contextlib.closing(Checkpoints(directory, read_only=True)) as checkpoints:
+    with contextlib.closing(CheckpointStore(directory, read_only=True)) as checkpoints:
         snapshot = checkpoints.latest()
     assert snapshot is not None, blow
     assert (snapshot.info.records, snapshot.info.offsets["main/0"], snapshot.tree["records"]) == (end, end, end), blow
     assert weights_sha256(snapshot.tree["learned"]["student"]) == learned.weights[end], f"{blow}: other weights"
-    with contextlib.closing(Versions(directory, read_only=True)) as versions:
+    with contextlib.closing(VersionStore(directory, read_only=True)) as versions:
         served = versions.served()
         assert served is not None, blow
         assert versions.read(served.version).is_dir()

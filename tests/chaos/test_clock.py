@@ -17,10 +17,10 @@ import pytest
 
 from streamkd.inspection import weights_sha256
 from streamkd.records import InputColumn, RecordSchema
-from streamkd.state.checkpoint import Checkpoints
+from streamkd.state.checkpoint import CheckpointStore
 from streamkd.state.directory import StateDirectory
-from streamkd.state.publish import Versions
-from streamkd.streams.log import Log
+from streamkd.state.versions import VersionStore
+from streamkd.streams.log.log import Log
 
 from ..endtoend.conftest import Serve, Server, merged, records, serve, streamkd, until
 from ..endtoend.test_kills import DISTURBED
@@ -63,10 +63,10 @@ def test_a_learner_has_the_same_bits_and_goes_on_from_its_last_checkpoint(
     for upto in (60, 105, 150):
         with started(directory.path, CUT) as process:
             learn(process, upto, 15)
-        with closing(Checkpoints(directory, read_only=True)) as checkpoints:
+        with closing(CheckpointStore(directory, read_only=True)) as checkpoints:
             snapshot = checkpoints.latest()
             dates += [info.created for info in checkpoints.list()]
-        with closing(Versions(directory, read_only=True)) as versions:
+        with closing(VersionStore(directory, read_only=True)) as versions:
             served = versions.served()
         assert snapshot is not None
         assert served is not None

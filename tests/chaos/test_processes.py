@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from streamkd.inspection import weights_sha256
-from streamkd.streams.log import Log
+from streamkd.streams.log.log import Log
 
 from ..endtoend.conftest import STREAMKD, Serve, Server, merged, records, serve, until
 from ..endtoend.test_kills import DISTURBED, by_a_learner, differences, learned, leaves
@@ -147,7 +147,7 @@ def reader_of(server: Server) -> int:
     for place in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended just now
             parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == server.process.pid and b"streamkd.serve.reader" in (place / "cmdline").read_bytes():
+            if parent == server.process.pid and b"serve.predictions.reader" in (place / "cmdline").read_bytes():
                 found.append(int(place.name))
     assert len(found) == 1, found
     return found[0]

@@ -25,8 +25,8 @@ from streamkd.errors import StateError
 from streamkd.inspection import weights_sha256
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
-from streamkd.serve.channel import pair
-from streamkd.serve.learner import LearnerProcess
+from streamkd.serve.processes.channel import pair
+from streamkd.serve.processes.learner import LearnerProcess
 from streamkd.state import coherence
 from streamkd.state.directory import StateDirectory
 from streamkd.wiring import open_source, schema_of
@@ -62,7 +62,7 @@ def rows(first: int, count: int) -> pa.RecordBatch:
 
 @contextmanager
 def started(state: Path, config: configuration.Config = CONFIG) -> Iterator[LearnerProcess]:
-    """The learner as ``python -m streamkd.serve.learner`` starts it, up to the point where it says ready."""
+    """The learner as ``python -m streamkd.serve.processes.learner`` starts it, up to the point where it says ready."""
     directory = StateDirectory(state)
     channel, theirs = pair()
     with theirs, closing(channel), directory.lock(lambda: coherence.refuse_misfits(directory, pushed=True)):

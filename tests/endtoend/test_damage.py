@@ -6,7 +6,7 @@ import sqlite3
 import pytest
 
 from streamkd.records import InputColumn, RecordSchema
-from streamkd.streams.log import Log
+from streamkd.streams.log.log import Log
 
 from .conftest import Serve, records
 

@@ -70,6 +70,15 @@ def test_it_answers_while_it_learns(server: Server) -> None:
     assert 0 <= said["lag_records"] < 1_000
 
 
+def test_the_readmes_request_is_answered(server: Server) -> None:
+    """What the README sends by curl is one digit, and one label comes back."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    [body] = re.findall(r"infer -d '(.*?)'", readme, re.S)
+    answer = server.post("/v2/models/student/infer", content=body)
+    assert answer.status_code == 200, answer.text
+    assert [len(output["data"]) for output in answer.json()["outputs"] if output["name"] == "label"] == [1]
+
+
 @pytest.mark.skipif(PROMTOOL is None, reason="no promtool: Debian's package prometheus has it")
 def test_promtool_has_nothing_to_say(server: Server) -> None:
     """`promtool check metrics` finds no fault in /metrics, and there are fewer than 500 series."""

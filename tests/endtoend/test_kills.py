@@ -19,7 +19,7 @@ from streamkd import config as configuration
 from streamkd.inspection import weights_sha256
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
-from streamkd.state.checkpoint import Checkpoints
+from streamkd.state.checkpoint import CheckpointStore
 from streamkd.state.directory import StateDirectory
 from streamkd.state.tree import pack, unpack
 from streamkd.wiring import open_source, schema_of
@@ -43,7 +43,7 @@ def kill(server: Server, what: str) -> None:
 
 def newest(state: Path) -> Any:
     """The tree of the newest checkpoint."""
-    checkpoints = Checkpoints(StateDirectory(state), read_only=True)
+    checkpoints = CheckpointStore(StateDirectory(state), read_only=True)
     snapshot = checkpoints.latest()
     checkpoints.close()
     assert snapshot is not None

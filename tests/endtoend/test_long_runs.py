@@ -47,7 +47,7 @@ def measure(steps: int, folder: Path, drawn: int) -> dict[str, list[float]]:
     from streamkd import config as configuration
     from streamkd.learner import Learner
     from streamkd.plugins import Registry
-    from streamkd.state.checkpoint import Checkpoints, environment
+    from streamkd.state.checkpoint import CheckpointStore, environment
     from streamkd.state.directory import StateDirectory
     from streamkd.wiring import open_source, schema_of
 
@@ -61,7 +61,7 @@ def measure(steps: int, folder: Path, drawn: int) -> dict[str, list[float]]:
     directory = StateDirectory(folder / "state")
     tenths = [Tenth() for _ in range(10)]
     with directory.lock():
-        checkpoints = Checkpoints(directory, keep=3)
+        checkpoints = CheckpointStore(directory, keep=3)
         for step in range(steps):
             tenth = tenths[step * 10 // steps]
             begun = time.process_time()

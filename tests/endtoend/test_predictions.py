@@ -76,7 +76,7 @@ def check_swaps(serve: Serve, swaps: int) -> Server:
 def test_swaps_under_load_drop_nothing(serve: Serve) -> None:
     """20 versions are swapped in while four clients ask: every request is answered, versions only rise; tasks recur.
 
-    200 of them in ``tests/serve/test_versions.py`` with the model alone, and below.
+    200 of them in ``tests/serve/predictions/test_follower.py`` with the model alone, and below.
     """
     server = check_swaps(serve, 20)
     until(lambda: _recurred(server), 60, "a task that comes again")

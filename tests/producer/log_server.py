@@ -11,11 +11,11 @@ from pathlib import Path
 
 from streamkd.config import Limits
 from streamkd.records import InputColumn, RecordSchema
-from streamkd.streams.flight import FlightListener, FlightOptions
-from streamkd.streams.http import HttpListener, HttpOptions
-from streamkd.streams.intake import Ingest, Intake
-from streamkd.streams.log import Log
-from streamkd.streams.tokens import Tokens
+from streamkd.streams.ingest.flight import FlightListener, FlightOptions
+from streamkd.streams.ingest.http import HttpListener, HttpOptions
+from streamkd.streams.ingest.intake import Ingest, Intake
+from streamkd.streams.ingest.tokens import Tokens
+from streamkd.streams.log.log import Log
 from streamkd.telemetry import Recorder
 
 SCHEMA = RecordSchema(inputs=(InputColumn(name="x", dtype="int64"),))
@@ -35,7 +35,7 @@ class Server:
     ) -> None:
         self.log = Log(path, schema, stream="main")
         self.intake = Intake(self.log, limits or Limits(), Recorder())
-        ingest = Ingest(self.intake, Tokens.load(tokens), flight_port=flight_port)
+        ingest = Ingest(self.intake, Tokens(tokens), flight_port=flight_port)
         self._flight = FlightListener(FlightOptions(), ingest)
         self.flight = self._flight.start()["flight"]
         self._http = http.server.ThreadingHTTPServer(

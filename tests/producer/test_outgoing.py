@@ -8,8 +8,8 @@ import pytest
 
 from streamkd.errors import ConfigError, SourceError
 from streamkd.producer.outgoing import open_outgoing
-from streamkd.streams import datasets
-from streamkd.streams.replay import PARTITION, ReplayOptions, describe, make
+from streamkd.streams.replay import datasets
+from streamkd.streams.replay.source import PARTITION, ReplayOptions, describe, make
 
 
 def test_a_dataset_is_its_train_half() -> None:

@@ -21,7 +21,7 @@ from streamkd.errors import RecordError, SchemaMismatch, SourceError
 from streamkd.producer import http as http_client
 from streamkd.producer import outbox
 from streamkd.producer.push import Ack, push
-from streamkd.streams import tokens
+from streamkd.streams.ingest import tokens
 
 SCRIPT = Path(__file__).with_name("log_server.py")
 _spec = importlib.util.spec_from_file_location("streams_log_server", SCRIPT)
@@ -44,15 +44,15 @@ def server(tmp_path: Path) -> Iterator[Any]:
     opened.close()
 
 
-def _url(server: Any, wire: str) -> str:
-    return server.flight if wire == "flight" else server.http
+def _url(server: Any, transport: str) -> str:
+    return server.flight if transport == "flight" else server.http
 
 
-@pytest.mark.parametrize("wire", ["flight", "http"])
-def test_all_records_arrive_in_order_and_are_acknowledged(server: Any, wire: str) -> None:
+@pytest.mark.parametrize("transport", ["flight", "http"])
+def test_all_records_arrive_in_order_and_are_acknowledged(server: Any, transport: str) -> None:
     """What is pushed is what the log holds, and the acks count every record once, in increasing sequences."""
     acks: list[Ack] = []
-    summary = push(batches(1000), _url(server, wire), on_ack=acks.append)
+    summary = push(batches(1000), _url(server, transport), on_ack=acks.append)
     assert server.values() == list(range(1000))
     assert (summary.sent, summary.accepted, summary.rejected, summary.duplicates, summary.resent) == (
         1000,
@@ -66,22 +66,22 @@ def test_all_records_arrive_in_order_and_are_acknowledged(server: Any, wire: str
     assert acks[-1].offset == 1000
 
 
-@pytest.mark.parametrize("wire", ["flight", "http"])
-def test_bad_rows_are_counted_and_the_others_arrive(server: Any, wire: str) -> None:
+@pytest.mark.parametrize("transport", ["flight", "http"])
+def test_bad_rows_are_counted_and_the_others_arrive(server: Any, transport: str) -> None:
     """A row without label is rejected, a batch of such rows too, and the push goes on."""
     good, bad = ({"x": [n, n + 1], "label": pa.array([label, 1], pa.int64())} for n, label in ((0, 1), (2, None)))
     worse = {"x": [9], "label": pa.array([None], pa.int64())}
     rows = [pa.RecordBatch.from_pydict(columns) for columns in (good, bad, worse, good)]
-    summary = push(rows, _url(server, wire))
+    summary = push(rows, _url(server, transport))
     assert server.values() == [0, 1, 3, 0, 1]
     assert (summary.sent, summary.accepted, summary.rejected) == (7, 5, 2)
 
 
-@pytest.mark.parametrize("wire", ["flight", "http"])
-def test_a_named_producer_may_push_again(server: Any, wire: str) -> None:
+@pytest.mark.parametrize("transport", ["flight", "http"])
+def test_a_named_producer_may_push_again(server: Any, transport: str) -> None:
     """The same batches from the same producer, after a crash of its own, are not stored twice."""
-    push(batches(300), _url(server, wire), producer="sensor")
-    summary = push(batches(500), _url(server, wire), producer="sensor")
+    push(batches(300), _url(server, transport), producer="sensor")
+    summary = push(batches(500), _url(server, transport), producer="sensor")
     assert server.values() == list(range(500))
     assert summary.sent == 500
 
@@ -94,31 +94,31 @@ def test_records_that_the_server_has_from_before_are_duplicates() -> None:
     box.again()
     for _ in range(2):
         box.next(lambda: True)
-    box.settle(1, 20, 0, 20, duplicate=True)
-    box.settle(2, 10, 0, 30, duplicate=True)
-    box.settle(3, 9, 1, 40)
+    box.acknowledge(1, 20, 0, 20, duplicate=True)
+    box.acknowledge(2, 10, 0, 30, duplicate=True)
+    box.acknowledge(3, 9, 1, 40)
     assert box.done
-    assert (box.settled, box.accepted, box.rejected) == (40, 29, 1)
+    assert (box.acknowledged, box.accepted, box.rejected) == (40, 29, 1)
 
 
-@pytest.mark.parametrize("wire", ["flight", "http"])
-def test_other_records_under_a_used_name_are_refused(server: Any, wire: str) -> None:
+@pytest.mark.parametrize("transport", ["flight", "http"])
+def test_other_records_under_a_used_name_are_refused(server: Any, transport: str) -> None:
     """`--producer day` with another file: nothing of it is stored, and the message says the way out."""
-    push(batches(30), _url(server, wire), producer="day")
+    push(batches(30), _url(server, transport), producer="day")
     with pytest.raises(RecordError, match=r"sequence 0 of producer 'day' was used[\s\S]*another --producer"):
-        push(batches(60, start=100), _url(server, wire), producer="day")
+        push(batches(60, start=100), _url(server, transport), producer="day")
     assert server.values() == list(range(30))
-    assert push(batches(60, start=100), _url(server, wire), producer="day-2").accepted == 60
+    assert push(batches(60, start=100), _url(server, transport), producer="day-2").accepted == 60
 
 
-@pytest.mark.parametrize("wire", ["flight", "http"])
+@pytest.mark.parametrize("transport", ["flight", "http"])
 def test_what_the_server_has_forgotten_is_skipped_and_the_next_compared(
-    server: Any, wire: str, monkeypatch: pytest.MonkeyPatch
+    server: Any, transport: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A long push goes on after a crash of its own; other data, or too little to compare, is refused."""
-    monkeypatch.setattr("streamkd.streams.receipts.FORGET", 1)
+    monkeypatch.setattr("streamkd.streams.log.receipts.FORGET", 1)
     server.log._receipts._keep = 5
-    url = _url(server, wire)
+    url = _url(server, transport)
     push(batches(200), url, producer="day")
     summary = push(batches(300), url, producer="day")
     assert server.values() == list(range(300))
@@ -161,15 +161,15 @@ def _kill(process: "subprocess.Popen[str]") -> None:
     process.stdout.close()
 
 
-@pytest.mark.parametrize("wire", ["flight", "http"])
-def test_a_server_that_is_killed_gets_every_record_once(tmp_path: Path, wire: str) -> None:
+@pytest.mark.parametrize("transport", ["flight", "http"])
+def test_a_server_that_is_killed_gets_every_record_once(tmp_path: Path, transport: str) -> None:
     """A server killed twice in the middle and started again holds every record exactly once, in order."""
     path = tmp_path / "log.sqlite"
     process, flight, http = _start(path, 0, 0)
     ports = int(flight.rpartition(":")[2]), int(http.rpartition(":")[2])
     acknowledged = threading.Semaphore(0)
     results: list[Any] = []
-    url = flight if wire == "flight" else http
+    url = flight if transport == "flight" else http
     work = lambda: results.append(  # noqa: E731
         push(batches(4000, 5), url, rate=2500, on_ack=lambda ack: acknowledged.release(max(1, ack.records)))
     )
@@ -251,12 +251,12 @@ def test_a_refusal_is_not_tried_again(mood: Exception) -> None:
         assert moody.streams == 1
 
 
-@pytest.mark.parametrize("wire", ["flight", "http"])
-def test_another_schema_is_refused_naming_both(server: Any, wire: str) -> None:
+@pytest.mark.parametrize("transport", ["flight", "http"])
+def test_another_schema_is_refused_naming_both(server: Any, transport: str) -> None:
     """A batch of another schema is refused with what is needed and what came; nothing is stored."""
     rows = pa.RecordBatch.from_pydict({"x": ["a"], "label": [1]})
     with pytest.raises(RecordError, match=r"'x': needed fixed_size_list<.*int64>\[1\], got string"):
-        push([rows], _url(server, wire))
+        push([rows], _url(server, transport))
     assert server.values() == []
 
 
@@ -267,17 +267,17 @@ def test_batches_of_two_schemas_are_refused(server: Any) -> None:
         push(rows, server.flight)
 
 
-@pytest.mark.parametrize("wire", ["flight", "http"])
-def test_a_token_opens_the_door(tmp_path: Path, wire: str) -> None:
+@pytest.mark.parametrize("transport", ["flight", "http"])
+def test_a_token_opens_the_door(tmp_path: Path, transport: str) -> None:
     """With a token of scope ingest records go in; without one, or with a wrong one, the push says --token."""
     path = tmp_path / "tokens.json"
     token = tokens.create(path, "producer", ["ingest"])
     server = log_server.Server(tmp_path / "log.sqlite", tokens=path)
     try:
-        assert push(batches(20), _url(server, wire), token=token).accepted == 20
+        assert push(batches(20), _url(server, transport), token=token).accepted == 20
         for wrong in (None, "skd_wrong"):
             with pytest.raises(RecordError, match=r"refuses the token[\s\S]*--token"):
-                push(batches(20), _url(server, wire), token=wrong)
+                push(batches(20), _url(server, transport), token=wrong)
     finally:
         server.close()
 
@@ -287,9 +287,9 @@ def test_a_full_server_holds_the_producer_back(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(http_client, "LONGEST_WAIT_SECONDS", 0.1)
     server = log_server.Server(tmp_path / "log.sqlite", limits=Limits(queue_records=100))
     try:
-        for wire in ("http", "flight"):
+        for transport in ("http", "flight"):
             before = server.log.end()
-            thread = threading.Thread(target=push, args=(batches(300), _url(server, wire)))
+            thread = threading.Thread(target=push, args=(batches(300), _url(server, transport)))
             thread.start()
             deadline = time.monotonic() + 20
             while thread.is_alive() and time.monotonic() < deadline:

@@ -15,24 +15,23 @@ import uvicorn
 
 from streamkd.plugins import Registry
 from streamkd.records import InputColumn, Label, RecordSchema
-from streamkd.serve.api import Services, application
-from streamkd.serve.board import Board
-from streamkd.serve.body import PATIENT, BodyPatience
-from streamkd.serve.gateway import Gateway
-from streamkd.serve.listen import bind, url_of
-from streamkd.serve.predictor import Predictor
-from streamkd.serve.protocol import Patience, bounded
-from streamkd.serve.reader import Reader
-from streamkd.serve.supervisor import load_version
-from streamkd.serve.versions import Follower
+from streamkd.serve.http.api import Services, application
+from streamkd.serve.http.body import BODY_TIMEOUTS, BodyTimeouts
+from streamkd.serve.http.connections import ConnectionLimits, bounded
+from streamkd.serve.http.ingest_proxy import IngestProxy
+from streamkd.serve.http.listen import bind, url_of
+from streamkd.serve.predictions.follower import VersionFollower, load_version
+from streamkd.serve.predictions.predictor import Predictor
+from streamkd.serve.predictions.reader import Reader
+from streamkd.serve.processes.server_status import ServerStatus
 from streamkd.state.directory import StateDirectory
-from streamkd.state.publish import Versions
-from streamkd.streams.tokens import Tokens
+from streamkd.state.versions import VersionStore
+from streamkd.streams.ingest.tokens import Tokens
 from streamkd.students.networks import Mlp, MlpOptions, Student, write_published
 from streamkd.telemetry import Exposition, Recorder
 
 torch.set_num_threads(1)
-PATIENCE = Patience()
+PATIENCE = ConnectionLimits()
 SCHEMA = RecordSchema(inputs=(InputColumn(name="image", shape=(2, 3), dtype="uint8", scale=1 / 255),))
 
 
@@ -43,7 +42,7 @@ class Publisher:
         self.directory = StateDirectory(path)
         self._lock = self.directory.lock()
         self._lock.__enter__()
-        self.versions = Versions(self.directory, keep=10)
+        self.versions = VersionStore(self.directory, keep=10)
 
     def publish(
         self,
@@ -122,14 +121,14 @@ def serving(
     socket: Path | None = None,
     queue_rows: int = 512,
     body_bytes: int = 1 << 20,
-    connections: Patience = PATIENCE,
-    bodies: BodyPatience = PATIENT,
+    connections: ConnectionLimits = PATIENCE,
+    bodies: BodyTimeouts = BODY_TIMEOUTS,
     hosts: tuple[str, ...] = (),
 ) -> Iterator[Running]:
     """A server over the publisher's state directory."""
     recorder = Recorder()
     predictor = Predictor(16, queue_rows, recorder)
-    follower = Follower(
+    follower = VersionFollower(
         StateDirectory(publisher.directory.path),
         lambda folder, info: load_version(folder, info, registry),
         predictor,
@@ -137,11 +136,11 @@ def serving(
         poll_seconds=0.02,
     )
     services = Services(
-        Board("test", "replay"),
+        ServerStatus("test", "replay"),
         predictor,
         follower,
-        Gateway(socket, "replay", body_bytes, bodies),
-        Tokens.load(tokens),
+        IngestProxy(socket, "replay", body_bytes, bodies),
+        Tokens(tokens),
         recorder,
         Exposition(),
         body_bytes,
@@ -159,7 +158,7 @@ def serving(
     async def serve() -> None:
         await server.serve(sockets=[bound])
         services.reader.close()
-        await services.gateway.close()
+        await services.proxy.close()
 
     def run() -> None:
         with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:  # the loop of `streamkd serve`

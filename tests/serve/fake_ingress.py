@@ -1,17 +1,14 @@
 """A child that speaks the ingress' side of the channel and answers one request on its unix socket."""
 
-import argparse
 import socket
 from pathlib import Path
 
 from streamkd.errors import LogDamaged
-from streamkd.serve.channel import Channel
+from streamkd.serve.processes.channel import Channel
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--fd", type=int)
-    channel = Channel.inherited(parser.parse_args().fd)
+    channel = Channel.inherited()
     start = channel.receive(30)
     assert start is not None
     state = Path(start["state"])
@@ -19,7 +16,7 @@ def main() -> None:
         channel.send({"kind": "fatal", "message": "the tokens cannot be read", "exit_code": 2})
         return
     with socket.create_server(("127.0.0.1", start["config"]["serve"]["flight_port"])) as flight:
-        channel.send({"kind": "listening", "flight": f"grpc://127.0.0.1:{flight.getsockname()[1]}"})
+        channel.send({"kind": "listening", "urls": {"flight": f"grpc://127.0.0.1:{flight.getsockname()[1]}"}})
         end = 9
         while True:
             message = channel.receive(0.1)

@@ -1,18 +1,15 @@
 """A child that speaks the learner's side of the channel and trains nothing; ``FAKE`` says how it behaves."""
 
-import argparse
 import os
 import sys
 import time
 from pathlib import Path
 
-from streamkd.serve.channel import Channel
+from streamkd.serve.processes.channel import Channel
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--fd", type=int)
-    channel = Channel.inherited(parser.parse_args().fd)
+    channel = Channel.inherited()
     start = channel.receive(30)
     assert start is not None
     state, manner = Path(start["state"]), os.environ.get("FAKE", "")
@@ -25,9 +22,9 @@ def main() -> None:
     while manner == "late" and not (state / "go").exists():
         time.sleep(0.05)
     channel.send({"kind": "nonsense"})
-    channel.send({"kind": "metrics", "deltas": [["no_such_family", [], 1]]})
-    channel.send({"kind": "metrics", "deltas": [["train_steps_total", [], 5]]})
-    channel.send({"kind": "status", "records_trained": 50, "task": "0"})
+    channel.send({"kind": "counted", "deltas": [["no_such_family", [], 1]]})
+    channel.send({"kind": "counted", "deltas": [["train_steps_total", [], 5]]})
+    channel.send({"kind": "status", "status": {"records_trained": 50, "task": "0"}})
     channel.send({"kind": "ready"})
     channel.send({"kind": "committed", "offsets": {"main/0": 5}})
     if manner == "finished":

@@ -21,8 +21,9 @@ from streamkd import config as configuration
 from streamkd.errors import ConfigError
 from streamkd.plugins import Registry
 from streamkd.serve import supervisor
-from streamkd.serve.listen import bind, check_exposure, is_loopback
-from streamkd.streams.tokens import create
+from streamkd.serve.http.listen import bind, check_exposure, is_loopback
+from streamkd.serve.http.server import GRACEFUL_SECONDS
+from streamkd.streams.ingest.tokens import create
 
 from .conftest import Publisher, until
 
@@ -35,9 +36,10 @@ import json, sys
 from pathlib import Path
 from streamkd import config
 from streamkd.plugins import Registry
-from streamkd.serve import door, supervisor
+from streamkd.serve.processes import server_status
+from streamkd.serve import supervisor
 supervisor.LEARNER, supervisor.INGRESS = "fake_learner", "fake_ingress"
-supervisor.HURRIED_SECONDS, supervisor.HUNG_SECONDS, door.GRACE_SECONDS = 1.0, 1.0, 0.5
+supervisor.HURRIED_SECONDS, supervisor.HUNG_SECONDS, server_status.GRACE_SECONDS = 1.0, 1.0, 0.5
 registry = Registry.load(["replay", "flight", "students"])
 sys.exit(supervisor.serve(config.from_tree(json.loads(sys.argv[1])), Path(sys.argv[2]), registry))
 """
@@ -221,7 +223,7 @@ def test_the_ingress_keeps_its_port_over_a_restart_and_is_drained_first(launch: 
     os.kill(pid, signal.SIGKILL)
     until(lambda: server.status()["processes"]["ingress"]["pid"] not in (pid, None))
     assert server.status()["urls"]["flight"] == before
-    time.sleep(0.3)
+    until(lambda: server.status()["processes"]["ingress"]["doing"] == "taking records")
     assert server.end() == 0
     assert server.heard("ingress-heard")[-1] == "drain"
     assert (server.state / "ingress-heard").stat().st_mtime <= (server.state / "heard").stat().st_mtime
@@ -267,7 +269,7 @@ def test_a_hung_servers_end_is_within_the_promise() -> None:
     """Drain, a hung ingress, a hung learner, open requests: within 45 s together, less than service managers wait."""
     learner = supervisor.HUNG_SECONDS + supervisor.HURRIED_SECONDS
     drain = configuration.Serve().drain_seconds
-    assert drain + supervisor.INGRESS_SECONDS + learner + supervisor.GRACEFUL_SECONDS <= 45
+    assert drain + supervisor.INGRESS_SECONDS + learner + GRACEFUL_SECONDS <= 45
 
 
 def test_a_learner_that_saves_is_waited_for(launch: Callable[..., Server]) -> None:
@@ -298,8 +300,10 @@ def test_nohup_is_respected(launch: Callable[..., Server]) -> None:
     finally:
         signal.signal(signal.SIGHUP, before)
     until(server.starts)
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    ignored = int(status.partition("SigIgn:")[2].split()[0], 16)
+    assert ignored >> (signal.SIGHUP - 1) & 1
     server.process.send_signal(signal.SIGHUP)
-    time.sleep(0.5)
     assert server.get("/v2/health/live").status_code == 200
     assert server.heard() == []
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import random
 import shutil
 import subprocess
@@ -19,9 +20,9 @@ import torch
 
 from streamkd.errors import CheckpointDamaged, StateConflict, StateError
 from streamkd.records import Reject
-from streamkd.state.checkpoint import CheckpointInfo, Checkpoints, DeadBatch, compare, environment
+from streamkd.state.checkpoint import CheckpointInfo, CheckpointStore, DeadBatch, compare, environment
 from streamkd.state.directory import StateDirectory
-from streamkd.streams.dead_letters import DeadLetters
+from streamkd.streams.log.dead_letters import DeadLetters
 
 torch.set_num_threads(1)
 
@@ -34,13 +35,13 @@ def directory(tmp_path: Path) -> Iterator[StateDirectory]:
 
 
 @pytest.fixture
-def checkpoints(directory: StateDirectory) -> Iterator[Checkpoints]:
-    checkpoints = Checkpoints(directory, keep=3)
+def checkpoints(directory: StateDirectory) -> Iterator[CheckpointStore]:
+    checkpoints = CheckpointStore(directory, keep=3)
     yield checkpoints
     checkpoints.close()
 
 
-def _save(checkpoints: Checkpoints, records: int, tree: Any = None) -> CheckpointInfo:
+def _save(checkpoints: CheckpointStore, records: int, tree: Any = None) -> CheckpointInfo:
     tree = {"w": torch.full((4,), float(records))} if tree is None else tree
     return checkpoints.save(tree, offsets={"main/0": records}, records=records, config={"seed": 3}, environment={})
 
@@ -49,12 +50,12 @@ def _names(directory: StateDirectory) -> list[str]:
     return sorted(path.name for path in directory.checkpoints.iterdir())
 
 
-def test_there_is_none_at_first(checkpoints: Checkpoints) -> None:
+def test_there_is_none_at_first(checkpoints: CheckpointStore) -> None:
     """A fresh directory has no checkpoint, which is no damage."""
     assert checkpoints.latest() is None
 
 
-def test_everything_comes_back_together(checkpoints: Checkpoints) -> None:
+def test_everything_comes_back_together(checkpoints: CheckpointStore) -> None:
     """Tree, tables, offsets, records, configuration and environment are those that were saved."""
     table = pa.table({"x": pa.array([[1, 2], None], pa.list_(pa.int32())), "s": ["é", ""]})
     place = {**environment(), "limit": float("inf")}
@@ -78,19 +79,19 @@ def test_everything_comes_back_together(checkpoints: Checkpoints) -> None:
     assert found.skipped == ()
 
 
-def test_equal_states_are_equal_files(checkpoints: Checkpoints) -> None:
+def test_equal_states_are_equal_files(checkpoints: CheckpointStore) -> None:
     """The same tree has the same tensor hash each time: hashes can be compared instead of weights."""
     hashes = {_save(checkpoints, 5).sha256["tensors.safetensors"] for _ in range(4)}
     assert len(hashes) == 1
 
 
-def test_the_configuration_lies_beside_as_json(directory: StateDirectory, checkpoints: Checkpoints) -> None:
+def test_the_configuration_lies_beside_as_json(directory: StateDirectory, checkpoints: CheckpointStore) -> None:
     """config.json is the resolved tree, to be read by people."""
     info = _save(checkpoints, 1)
     assert json.loads((directory.checkpoints / str(info.id) / "config.json").read_text()) == {"seed": 3}
 
 
-def test_retention_keeps_the_newest(directory: StateDirectory, checkpoints: Checkpoints) -> None:
+def test_retention_keeps_the_newest(directory: StateDirectory, checkpoints: CheckpointStore) -> None:
     """Rows and folders beyond the newest three are gone; the newest is read."""
     for records in range(1, 7):
         _save(checkpoints, records)
@@ -99,7 +100,7 @@ def test_retention_keeps_the_newest(directory: StateDirectory, checkpoints: Chec
     assert checkpoints.latest().info.records == 6  # type: ignore[union-attr]
 
 
-def test_the_oldest_offsets_bound_what_may_be_trimmed(checkpoints: Checkpoints) -> None:
+def test_the_oldest_offsets_bound_what_may_be_trimmed(checkpoints: CheckpointStore) -> None:
     """The smallest offset per partition over the kept checkpoints, so that a fall-back can be redone."""
     assert checkpoints.oldest_offsets() == {}
     for records in range(1, 7):
@@ -125,7 +126,7 @@ def _damage(path: Path, how: str) -> None:
 @pytest.mark.parametrize("how", ["truncate", "flip", "empty", "remove", "remove all"])
 @pytest.mark.parametrize("file", ["tensors.safetensors", "state.json", "config.json", "tables/0000.arrow"])
 def test_damage_falls_back_and_says_so(
-    directory: StateDirectory, checkpoints: Checkpoints, caplog: pytest.LogCaptureFixture, file: str, how: str
+    directory: StateDirectory, checkpoints: CheckpointStore, caplog: pytest.LogCaptureFixture, file: str, how: str
 ) -> None:
     """A truncated, changed or missing file: the checkpoint before is used, named in skipped and in the log."""
     for records in (1, 2):
@@ -139,7 +140,7 @@ def test_damage_falls_back_and_says_so(
     assert "checkpoint 2 is passed over" in caplog.text
 
 
-def test_all_damaged_is_an_error(directory: StateDirectory, checkpoints: Checkpoints) -> None:
+def test_all_damaged_is_an_error(directory: StateDirectory, checkpoints: CheckpointStore) -> None:
     """Where no checkpoint is whole the learner does not begin anew in silence."""
     for records in (1, 2):
         _save(checkpoints, records)
@@ -148,7 +149,9 @@ def test_all_damaged_is_an_error(directory: StateDirectory, checkpoints: Checkpo
         checkpoints.latest()
 
 
-def test_a_damaged_one_does_not_take_a_whole_ones_place(directory: StateDirectory, checkpoints: Checkpoints) -> None:
+def test_a_damaged_one_does_not_take_a_whole_ones_place(
+    directory: StateDirectory, checkpoints: CheckpointStore
+) -> None:
     """After a fall-back the next save drops the damaged one, and retention counts whole ones."""
     for records in (1, 2, 3):
         _save(checkpoints, records)
@@ -172,7 +175,7 @@ def _places(directory: StateDirectory) -> list[int | None]:
     return found
 
 
-def test_dead_letters_are_committed_with_the_offsets(directory: StateDirectory, checkpoints: Checkpoints) -> None:
+def test_dead_letters_are_committed_with_the_offsets(directory: StateDirectory, checkpoints: CheckpointStore) -> None:
     """Letters appear with the checkpoint that passes them, and not where that one fails."""
     save = partial(checkpoints.save, config={}, environment={})
     save({}, offsets={"main/0": 5}, records=4, dead_letters=[_dead(3)])
@@ -181,7 +184,7 @@ def test_dead_letters_are_committed_with_the_offsets(directory: StateDirectory, 
     assert _places(directory) == [3]
 
 
-def test_dead_letters_are_not_doubled_by_a_fall_back(directory: StateDirectory, checkpoints: Checkpoints) -> None:
+def test_dead_letters_are_not_doubled_by_a_fall_back(directory: StateDirectory, checkpoints: CheckpointStore) -> None:
     """Rows that are read again after a fall-back leave their letters once."""
     save = partial(checkpoints.save, config={}, environment={})
     save({}, offsets={"main/0": 5}, records=4, dead_letters=[_dead(3)])
@@ -196,7 +199,7 @@ def test_dead_letters_are_not_doubled_by_a_fall_back(directory: StateDirectory, 
     assert _places(directory) == [3, 8]
 
 
-def test_a_newer_format_is_a_conflict(directory: StateDirectory, checkpoints: Checkpoints) -> None:
+def test_a_newer_format_is_a_conflict(directory: StateDirectory, checkpoints: CheckpointStore) -> None:
     """A checkpoint of a later streamkd is not passed over as if it were damaged."""
     info = _save(checkpoints, 1)
     path = directory.checkpoints / "1" / "state.json"
@@ -209,7 +212,7 @@ def test_a_newer_format_is_a_conflict(directory: StateDirectory, checkpoints: Ch
         checkpoints.latest()
 
 
-def test_a_tree_that_cannot_be_stored_changes_nothing(directory: StateDirectory, checkpoints: Checkpoints) -> None:
+def test_a_tree_that_cannot_be_stored_changes_nothing(directory: StateDirectory, checkpoints: CheckpointStore) -> None:
     """A bad leaf, or an element type that safetensors has not, leaves the checkpoint before alone."""
     _save(checkpoints, 1)
     with pytest.raises(StateError, match="got object"):
@@ -224,10 +227,10 @@ def test_a_superseded_learner_cannot_save(tmp_path: Path) -> None:
     """Under an epoch that is not the newest nothing is written, and the successor's state stands."""
     old, new = StateDirectory(tmp_path), StateDirectory(tmp_path)
     with old.lock() as epoch:
-        stale = Checkpoints(old)
+        stale = CheckpointStore(old)
         _save(stale, 1)
     with new.lock():
-        fresh = Checkpoints(new)
+        fresh = CheckpointStore(new)
         _save(fresh, 2)
         old.epoch = epoch  # a learner that was believed dead goes on
         with pytest.raises(StateError, match=r"needed the newest epoch 2 .* got 1: another learner has taken over"):
@@ -238,11 +241,11 @@ def test_a_superseded_learner_cannot_save(tmp_path: Path) -> None:
     stale.close()
 
 
-def test_a_reader_neither_saves_nor_cleans(directory: StateDirectory, checkpoints: Checkpoints) -> None:
+def test_a_reader_neither_saves_nor_cleans(directory: StateDirectory, checkpoints: CheckpointStore) -> None:
     """Inspection beside a learner reads the newest and leaves what is being written alone."""
     _save(checkpoints, 1)
     (directory.checkpoints / ".new-1").mkdir()
-    reader = Checkpoints(StateDirectory(directory.path), read_only=True)
+    reader = CheckpointStore(StateDirectory(directory.path), read_only=True)
     assert reader.latest().info.records == 1  # type: ignore[union-attr]
     with pytest.raises(StateError, match="needed the lock"):
         _save(reader, 2)
@@ -251,24 +254,24 @@ def test_a_reader_neither_saves_nor_cleans(directory: StateDirectory, checkpoint
 
 
 def test_what_was_half_written_is_removed_when_the_owner_opens(
-    directory: StateDirectory, checkpoints: Checkpoints
+    directory: StateDirectory, checkpoints: CheckpointStore
 ) -> None:
     """A folder under a temporary name is nobody's checkpoint."""
     _save(checkpoints, 1)
-    (directory.checkpoints / ".new-77").mkdir()
-    Checkpoints(directory).close()
+    (directory.checkpoints / f".new-{os.getpid()}-1").mkdir()
+    CheckpointStore(directory).close()
     assert _names(directory) == ["1"]
 
 
 def test_a_folder_that_the_database_does_not_know_is_left_alone(
-    directory: StateDirectory, checkpoints: Checkpoints
+    directory: StateDirectory, checkpoints: CheckpointStore
 ) -> None:
     """Another database may know it: opening and saving neither remove nor replace it."""
     _save(checkpoints, 1)
     for name in ("2", "9"):
         (directory.checkpoints / name).mkdir()
         (directory.checkpoints / name / "state.json").write_text("theirs")
-    again = Checkpoints(directory)
+    again = CheckpointStore(directory)
     with pytest.raises(StateError, match=r"checkpoints/2: is there already, and this database does not know it"):
         _save(again, 2)
     again.close()
@@ -279,7 +282,7 @@ def test_a_folder_that_the_database_does_not_know_is_left_alone(
 KILLED = """
 import os, signal, sys, torch
 from streamkd.state import leftovers
-from streamkd.state.checkpoint import Checkpoints
+from streamkd.state.checkpoint import CheckpointStore
 from streamkd.state.directory import StateDirectory
 directory = StateDirectory(sys.argv[1])
 
@@ -287,13 +290,15 @@ def die(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)
 
 with directory.lock():
-    checkpoints = Checkpoints(directory, keep=2)
+    checkpoints = CheckpointStore(directory, keep=2)
     save = lambda n: checkpoints.save({"n": n}, offsets={"main/0": n}, records=n, config={}, environment={})
     save(1), save(2)
     if sys.argv[2] == "before":
         leftovers.sync = die  # named, and not committed
     else:
-        checkpoints._settle = die  # committed, and the retired one still there
+        real, runs = leftovers.Leftovers.clean_up, []
+        # the second is after the commit, and the retired one is still there
+        leftovers.Leftovers.clean_up = lambda self: die() if runs.append(1) or len(runs) > 1 else real(self)
     save(3)
 """
 
@@ -306,7 +311,7 @@ def test_what_a_killed_save_left_is_removed(tmp_path: Path, moment: str, left: l
     assert done.returncode == -9
     assert [name for name in _names(directory) if name.isdigit()] == left
     with directory.lock():
-        again = Checkpoints(directory, keep=2)
+        again = CheckpointStore(directory, keep=2)
         assert _names(directory) == [str(info.id) for info in again.list()] == [str(kept - 1), str(kept)]
         assert _save(again, 4).id == kept + 1
         again.close()
@@ -315,12 +320,12 @@ def test_what_a_killed_save_left_is_removed(tmp_path: Path, moment: str, left: l
 FULL = """
 import resource, sys, torch
 from streamkd.errors import StateError
-from streamkd.state.checkpoint import Checkpoints
+from streamkd.state.checkpoint import CheckpointStore
 from streamkd.state.directory import StateDirectory
 directory = StateDirectory(sys.argv[1])
 small, large = {"w": torch.ones(8)}, {"w": torch.ones(1 << 20)}
 with directory.lock():
-    checkpoints = Checkpoints(directory)
+    checkpoints = CheckpointStore(directory)
     save = lambda tree, n: checkpoints.save(tree, offsets={"main/0": n}, records=n, config={}, environment={})
     save(small, 1)
     if sys.argv[2] == "limit":
@@ -362,12 +367,12 @@ def test_a_full_disk_leaves_the_one_before(tmp_path: Path) -> None:
 
 ENDLESS = """
 import sys, torch
-from streamkd.state.checkpoint import Checkpoints
+from streamkd.state.checkpoint import CheckpointStore
 from streamkd.state.directory import StateDirectory
 torch.set_num_threads(1)
 directory = StateDirectory(sys.argv[1])
 with directory.lock():
-    checkpoints = Checkpoints(directory, keep=2)
+    checkpoints = CheckpointStore(directory, keep=2)
     found = checkpoints.latest()
     records = found.info.records if found else 0
     print("open", flush=True)
@@ -388,7 +393,7 @@ def test_kill_9_at_random_moments_leaves_a_whole_checkpoint(tmp_path: Path) -> N
         time.sleep(dice.uniform(0.03, 0.2))
         child.kill()
         child.communicate()
-        reader = Checkpoints(StateDirectory(tmp_path), read_only=True)
+        reader = CheckpointStore(StateDirectory(tmp_path), read_only=True)
         found = reader.latest()
         reader.close()
         if found is None:
@@ -402,7 +407,7 @@ def test_kill_9_at_random_moments_leaves_a_whole_checkpoint(tmp_path: Path) -> N
     assert before > 0
 
 
-def test_a_save_is_quick(checkpoints: Checkpoints) -> None:
+def test_a_save_is_quick(checkpoints: CheckpointStore) -> None:
     """500 remembered images, a student of 0.27 M parameters, its average and Adam's state: under 100 ms."""
     net = torch.nn.Sequential(torch.nn.Linear(784, 256), torch.nn.Linear(256, 256), torch.nn.Linear(256, 10))
     optimizer = torch.optim.Adam(net.parameters())

@@ -13,10 +13,10 @@ import pytest
 from streamkd.errors import StateConflict
 from streamkd.records import InputColumn, RecordSchema
 from streamkd.state import coherence
-from streamkd.state.checkpoint import Checkpoints
+from streamkd.state.checkpoint import CheckpointStore
 from streamkd.state.directory import StateDirectory
-from streamkd.state.publish import Versions
-from streamkd.streams.log import Log
+from streamkd.state.versions import VersionStore
+from streamkd.streams.log.log import Log
 
 SCHEMA = RecordSchema(inputs=(InputColumn(name="x"),))
 
@@ -28,11 +28,11 @@ def grow(log: Log, rows: int) -> None:
 
 
 @contextmanager
-def owned(path: Path) -> Iterator[tuple[Log, Checkpoints, Versions]]:
+def owned(path: Path) -> Iterator[tuple[Log, CheckpointStore, VersionStore]]:
     """The directory as a learner opens it: looked at, claimed, with its log."""
     directory = StateDirectory(path)
     with directory.lock(lambda: coherence.refuse_misfits(directory, pushed=True)):
-        log, checkpoints, versions = Log(directory.log, SCHEMA), Checkpoints(directory), Versions(directory)
+        log, checkpoints, versions = Log(directory.log, SCHEMA), CheckpointStore(directory), VersionStore(directory)
         coherence.claim(directory, log)
         try:
             yield log, checkpoints, versions
@@ -240,7 +240,7 @@ def test_a_rollback_meanwhile_is_no_misfit(state: Path, monkeypatch: pytest.Monk
 
     def look_and_roll_back(where: StateDirectory) -> object:
         found = look(where)
-        with closing(Versions(directory)) as versions:
+        with closing(VersionStore(directory)) as versions:
             assert versions.rollback(1) == 4
         return found
 

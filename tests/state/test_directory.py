@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from streamkd.errors import StateConflict, StateError, StateInUse
-from streamkd.state.directory import StateDirectory, fence, transaction
+from streamkd.state.directory import StateDirectory, fence
+from streamkd.streams.log.database import transaction
 
 HOLD = """
 import sys
@@ -140,6 +141,6 @@ def test_a_place_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 def test_directory_and_versions_need_no_torch() -> None:
     """Processes without torch can look at a state directory and at what is published."""
-    script = "import sys, streamkd.state.directory, streamkd.state.publish; print('torch' in sys.modules)"
+    script = "import sys, streamkd.state.directory, streamkd.state.versions; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -12,9 +12,9 @@ import pytest
 
 from streamkd.config import Limits, Retain
 from streamkd.records import InputColumn, RecordSchema
-from streamkd.streams.intake import Ingest, Intake
-from streamkd.streams.log import Log
-from streamkd.streams.tokens import Tokens
+from streamkd.streams.ingest.intake import Ingest, Intake
+from streamkd.streams.ingest.tokens import Tokens
+from streamkd.streams.log.log import Log
 from streamkd.telemetry import Recorder
 
 SCHEMA = RecordSchema(inputs=(InputColumn(name="x", shape=(2, 3), dtype="float32"),))
@@ -45,7 +45,7 @@ class Way:
         return self.sums.get((family, labels), 0.0)
 
     def ingest(self, tokens: Tokens | None = None, **where: Any) -> Ingest:
-        return Ingest(self.intake, tokens or Tokens.load(None), **where)
+        return Ingest(self.intake, tokens or Tokens(None), **where)
 
     def labels(self) -> list[Any]:
         """Every label in the log, in order."""

@@ -7,7 +7,8 @@ import pytest
 
 from streamkd import config
 from streamkd.plugins import Registry
-from streamkd.streams import datasets, replay
+from streamkd.streams.replay import datasets
+from streamkd.streams.replay import source as replay
 
 FOLDER = Path(__file__).parents[2] / "streams"
 FILES = sorted(FOLDER.glob("*.yaml"))

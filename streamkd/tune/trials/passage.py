@@ -24,7 +24,7 @@ from streamkd.errors import SourceError, TrialFailed
 from streamkd.evaluate import efficiency
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
-from streamkd.streams import codec
+from streamkd.streams.encoding import codec
 from streamkd.students.networks import at_rest
 from streamkd.tune.trials.objective import Curve, Objective, Point
 from streamkd.tune.trials.recording import Recording, ValidationTask

@@ -19,8 +19,8 @@ from streamkd.config import Choice, Config
 from streamkd.errors import ConfigError, SourceError
 from streamkd.plugins import Registry
 from streamkd.records import RecordSchema, Source
-from streamkd.streams import codec
-from streamkd.streams.cut import Cutter
+from streamkd.streams.batcher import Batcher
+from streamkd.streams.encoding import codec
 from streamkd.wiring import open_source, source_kind
 
 FIRST_SEED = 100
@@ -77,7 +77,7 @@ def _held_apart(config: Config, seed: int) -> Config:
 
 def _read(source: Source, size: int) -> Iterator[pa.RecordBatch]:
     """All records, partitions taking turns as the learner would take them."""
-    cutter = Cutter(source, READ if len(source.partitions) == 1 else size, 1.0)
+    cutter = Batcher(source, READ if len(source.partitions) == 1 else size, 1.0)
     offsets = dict.fromkeys(source.partitions, 0)
     since = time.monotonic()
     while any(offset != source.end(partition) for partition, offset in offsets.items()):

@@ -1,0 +1,195 @@
+"""How the learner stands: as the status that the page shows, and as the metrics that follow from it.
+
+Called by the learner process once a second; nothing here changes the learner.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+
+from streamkd.gates.hedge import Hedge
+from streamkd.learner import Learner
+from streamkd.records import Repeating
+from streamkd.serve.processes.messages import Json
+from streamkd.teachers.guard import Calls
+from streamkd.teachers.pool import bytes_of
+from streamkd.telemetry import Recorder
+
+TASKS = 1_000  # names that are told
+BOUNDARIES = 240  # the page's strip has as many points of history
+
+
+def status_of(learner: Learner, rate: float, version: int | None, answering: int | None = None) -> Json:
+    """How the learner stands, for the page and for `/v1/status`; ``answering``: the version scored as records come."""
+    quality, adapter = learner.quality, learner.adapter
+    weights = learner.gate_weights()
+    return {
+        "records_trained": learner.records,
+        "steps": learner.steps,
+        "version": version,
+        "task": learner.tasks.names[learner.tasks.current] if learner.tasks.names else None,
+        "tasks": learner.tasks.names[-TASKS:],
+        "classes": learner.labels.labels,
+        "accuracy": {
+            "served": learner.arrivals.accuracy,
+            "served_version": answering,
+            "student": learner.prequential.accuracy,
+            "holdout": quality.accuracy,
+            "per_task": quality.per_task,
+            "forgetting": quality.forgetting,
+        },
+        "repeats": _repeats(learner),
+        "teachers": _teachers(learner, weights),
+        "gate": {
+            "hard": weights.get("hard"),
+            "weights": {name: weight for name, weight in weights.items() if name != "hard"},
+            "adaptations": adapter.adaptations if adapter else 0,
+            "faults": adapter.faults.total() if adapter else 0,
+            "engine": adapter.engine_in_use if adapter else None,
+            "adaptation_seconds": adapter.seconds / adapter.adaptations if adapter and adapter.adaptations else None,
+            "label_noise": learner.step.pool.noise if learner.started else None,
+            "label_noise_asked": learner.started and learner.step.pool.asks_noise,
+            "temperature": adapter.temperature.value if adapter and adapter.temperature else None,
+        },
+        "boundaries": [
+            {"record": b.record, "detector": b.detector, "task": b.task} for b in learner.tasks.boundaries[-BOUNDARIES:]
+        ],
+        "samples_per_second": rate,
+        "loss": float(learner.last.loss) if learner.last else None,
+        "device": str(learner.device),
+        "history": quality.history,
+    }
+
+
+def _repeats(learner: Learner) -> Json:
+    """What came again: records, their part of the newest, the pass of a source that knows it.
+
+    ``told_apart``: whether the same inputs are taken for the same record.
+    """
+    source = learner.source
+    newest = [(partition, offset - 1) for partition, offset in learner.offsets.items() if offset]
+    turns = [source.turn(*place) for place in newest] if isinstance(source, Repeating) else []
+    known = learner.step.memory.recognition if learner.started else None
+    return {
+        "records": known.repeats if known else 0,
+        "share": known.share if known and known.records else None,
+        "told_apart": known is None or known.tells_apart,
+        "pass": max((turn for turn in turns if turn is not None), default=None),
+    }
+
+
+def _teachers(learner: Learner, weights: Mapping[str, float]) -> list[Json]:
+    if not learner.started:
+        return []
+    pool = learner.step.pool
+    kinds = {choice.key: choice.name for choice in learner.config.teachers}
+    return [
+        {
+            "name": teacher.key,
+            "kind": kinds.get(teacher.key, "snapshot"),
+            "worth": pool.worth.get(teacher.key),
+            "accuracy": pool.accuracy.get(teacher.key),
+            "weight": weights.get(teacher.key),
+            "classes": int(teacher.known().sum()) or None,
+            "bytes": bytes_of(teacher),
+        }
+        for teacher in pool.teachers
+    ]
+
+
+class Gauges:
+    """The metrics that follow from a status, and the counters that rose since the last one."""
+
+    def __init__(self, recorder: Recorder, learner: Learner) -> None:
+        self._recorder = recorder
+        adapter = learner.adapter
+        self._adaptations = (adapter.adaptations, adapter.seconds) if adapter else (0, 0.0)
+        self._faults: Counter[str] = Counter()
+        self._trained = (learner.steps, learner.records)
+        self._repeats = _repeats(learner)["records"]
+        self._tallies: dict[str, Calls] = {}
+        self._teachers: set[str] = set()
+
+    def record(self, status: Json, learner: Learner) -> None:
+        """Take a status and what the learner has counted."""
+        accuracy = status["accuracy"]
+        for window in ("served", "student", "holdout"):
+            self._set("eval_accuracy_ratio", accuracy[window], window=window)
+        self._set("eval_forgetting_ratio", accuracy["forgetting"], window="holdout")
+        self._set("train_loss", status["loss"], loss="total")
+        self._set("train_last_step_timestamp_seconds", learner.last_step_at)
+        self._record_training(learner)
+        self._record_repeats(status["repeats"], learner.config.stream.source.name)
+        self._record_teachers(status, learner)
+        self._record_adaptations(learner)
+
+    def _set(self, family: str, value: float | None, **labels: str) -> None:
+        """Of what is not known yet nothing is told."""
+        if value is not None:
+            self._recorder.set(family, value, **labels)
+
+    def _record_training(self, learner: Learner) -> None:
+        steps, records = self._trained
+        self._trained = (learner.steps, learner.records)
+        self._recorder.count("train_steps_total", learner.steps - steps)
+        for index, group in enumerate(learner.step.optimizer.param_groups if learner.started else []):
+            self._recorder.set("train_learning_rate", float(group["lr"]), group=str(index))
+        self._recorder.count("train_samples_total", learner.records - records)
+        if learner.pulled:
+            source = learner.config.stream.source.name
+            self._recorder.count("source_records_total", learner.records - records, source=source)
+
+    def _record_repeats(self, repeats: Json, source: str) -> None:
+        self._recorder.count("records_repeated_total", repeats["records"] - self._repeats, source=source)
+        self._repeats = repeats["records"]
+        self._set("records_repeated_ratio", repeats["share"], source=source)
+        self._set("source_pass", repeats["pass"], source=source)
+
+    def _record_teachers(self, status: Json, learner: Learner) -> None:
+        recorder = self._recorder
+        recorder.set("teachers", len(status["teachers"]))
+        for name, weight in learner.gate_weights().items():
+            recorder.set("gate_weight_ratio", weight, teacher=name)
+        if status["gate"]["label_noise_asked"]:
+            noise = status["gate"]["label_noise"]
+            recorder.set("label_noise_ratio", math.nan if noise is None else noise)
+        self._set("distillation_temperature", status["gate"]["temperature"])
+        for teacher in status["teachers"]:
+            self._set("teacher_worth_ratio", teacher["worth"], teacher=teacher["name"])
+        names = {teacher["name"] for teacher in status["teachers"]}
+        for gone in self._teachers - names:
+            recorder.remove("teacher_worth_ratio", teacher=gone)
+            recorder.remove("gate_weight_ratio", teacher=gone)
+        self._teachers = names
+        if learner.started:
+            for key, tally in learner.step.pool.questions.tallies.items():
+                self._record_tally(key, tally)
+
+    def _record_tally(self, key: str, tally: Calls) -> None:
+        last, self._tallies[key] = self._tallies.get(key, Calls()), replace(tally)
+        if (asked := tally.requests - last.requests) > 0:
+            self._recorder.count("teacher_requests_total", asked, teacher=key)
+            self._recorder.observe("teacher_duration_seconds", (tally.seconds - last.seconds) / asked, teacher=key)
+        if (failed := tally.failures - last.failures) > 0:
+            self._recorder.count("teacher_failures_total", failed, teacher=key, reason="raised")
+        if (cached := tally.cached - last.cached) > 0:
+            self._recorder.count("teacher_cache_hits_total", cached, teacher=key)
+
+    def _record_adaptations(self, learner: Learner) -> None:
+        adapter = learner.adapter
+        if adapter is None:
+            return
+        for reason, more in (adapter.faults - self._faults).items():
+            self._recorder.count("gate_adaptation_faults_total", more, reason=reason)
+        self._faults = adapter.faults.copy()
+        self._recorder.set("gate_forward_mode", float(adapter.lacking is None))
+        count, seconds = self._adaptations
+        if (more := adapter.adaptations - count) > 0:
+            self._recorder.count("gate_adaptations_total", more)
+            self._recorder.observe("gate_adaptation_duration_seconds", (adapter.seconds - seconds) / more)
+            self._recorder.set("gate_outer_loss", adapter.outer_loss)
+            if isinstance(gate := learner.step.gate, Hedge):
+                for policy, trusted in gate.odds().items():
+                    self._recorder.set("gate_policy_ratio", trusted, policy=policy)
+        self._adaptations = (adapter.adaptations, adapter.seconds)

@@ -1,0 +1,117 @@
+"""Training batches, cut from a source so that a replay cuts them the same.
+
+    source ─► full batches by count, in order ─► learner
+           ─► what waits longer than ``flush_seconds``: cut journaled first, then handed out
+
+A cut by count depends on the offset alone. A cut by the clock does not, so it is written down before
+it is used; after a crash the journaled cut at that offset wins, whatever has arrived meanwhile.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import pyarrow as pa
+
+from streamkd.errors import Overloaded, SourceError
+from streamkd.records import Chunk, Source
+
+logger = logging.getLogger(__name__)
+
+
+class CutJournal(Protocol):
+    """Where cuts are kept; ``put_cut`` returns when the cut is on disk, or raises ``Overloaded``."""
+
+    def put_cut(self, start: int, stop: int) -> None: ...
+
+    def cut_at(self, start: int) -> int | None: ...
+
+
+class Batcher:
+    """Cuts one source. The caller keeps the offsets: the next batch depends on them and the journal alone."""
+
+    def __init__(
+        self,
+        source: Source,
+        size: int,
+        flush_seconds: float,
+        journal: CutJournal | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if len(source.partitions) > 1 and not source.finite:
+            said = f"needed one partition, got {len(source.partitions)} of a source without end"
+            raise SourceError(said, where="batcher", fix="their interleaving would have to be journaled")
+        self._source = source
+        self._size = size
+        self._flush_seconds = flush_seconds
+        self._journal = journal
+        self._clock = clock
+        self._waiting: tuple[str, int, float] | None = None
+        self._refused = False
+
+    def next(self, offsets: Mapping[str, int]) -> Chunk | None:
+        """The batch at these offsets, or ``None`` when none is due now.
+
+        Partitions of a finite source take turns: always the one that has given least.
+        """
+        for partition in sorted(self._source.partitions, key=lambda name: (offsets.get(name, 0), name)):
+            start = offsets.get(partition, 0)
+            stop = self._journal.cut_at(start) if self._journal else None
+            chunk = self._gather(partition, start, self._size if stop is None else stop - start)
+            if self._due(chunk, start, stop):
+                self._waiting = None
+                return chunk
+            if not self._exhausted(partition, start):
+                return None  # no other partition may overtake: the order must not depend on time
+        return None
+
+    def _due(self, chunk: Chunk, start: int, stop: int | None) -> bool:
+        rows = chunk.rows.num_rows
+        if not rows:
+            return False
+        if stop is not None:
+            return chunk.next_offset >= stop  # a journaled cut is only handed out whole
+        return rows >= self._size or self._at_end(chunk) or self._flushed(chunk, start)
+
+    def _gather(self, partition: str, start: int, rows: int) -> Chunk:
+        """Up to ``rows`` rows; a source may give them in pieces."""
+        chunk = self._source.read(partition, start, rows)
+        if chunk.rows.num_rows in (0, rows):
+            return chunk
+        parts, at, missing = [chunk.rows], chunk.next_offset, rows - chunk.rows.num_rows
+        while missing and (more := self._source.read(partition, at, missing)).rows.num_rows:
+            parts.append(more.rows)
+            at, missing = more.next_offset, missing - more.rows.num_rows
+        joined = parts[0] if len(parts) == 1 else pa.concat_batches(parts)
+        return Chunk(joined, partition, start, at)
+
+    def _at_end(self, chunk: Chunk) -> bool:
+        return self._source.finite and chunk.next_offset == self._source.end(chunk.partition)
+
+    def _exhausted(self, partition: str, start: int) -> bool:
+        return self._source.finite and start == self._source.end(partition)
+
+    def _flushed(self, chunk: Chunk, start: int) -> bool:
+        """Whether the rows have waited too long; the cut is then on disk."""
+        if self._journal is None:
+            return False
+        now = self._clock()
+        if self._waiting is None or self._waiting[:2] != (chunk.partition, start):
+            self._waiting = (chunk.partition, start, now)
+        if now - self._waiting[2] < self._flush_seconds:
+            return False
+        return self._journaled(start, chunk)
+
+    def _journaled(self, start: int, chunk: Chunk) -> bool:
+        """Write the cut down; where that fails the rows wait on, since a cut that nobody knows of is no cut."""
+        assert self._journal is not None
+        try:
+            self._journal.put_cut(start, chunk.next_offset)
+        except Overloaded as fault:
+            if not self._refused:
+                logger.warning("%d records wait for a cut that cannot be journaled: %s", chunk.rows.num_rows, fault)
+            self._refused, self._waiting = True, None
+            return False
+        self._refused = False
+        return True

@@ -1,0 +1,159 @@
+"""What the columns of a file seem to hold: numbers, lists of numbers, text, categories, images, times.
+
+``look`` judges a sample of rows; ``describe`` picks inputs and label from what it says.
+"""
+
+import io
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from streamkd.records import ElementType
+from streamkd.streams.encoding.lists import element_type, is_list, to_values
+
+Holds = Literal["numbers", "tensor", "text", "categories", "image", "times", "other"]
+CATEGORIES = 50
+ELEMENTS: dict[pa.DataType, ElementType] = {
+    pa.uint8(): "uint8",
+    pa.int8(): "int8",
+    pa.int16(): "int16",
+    pa.int32(): "int32",
+    pa.int64(): "int64",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column as far as the sample shows it; ``shape`` and ``dtype`` are those of one record.
+
+    ``lengths``: shortest and longest list, where they vary. ``whole``: all numbers are whole. ``counting``: and rise or
+    fall, from record to record. ``values``: different values, nulls apart. ``mean`` and ``std`` are over all elements.
+    """
+
+    name: str
+    type: str
+    holds: Holds
+    nulls: int
+    values: int = 0
+    whole: bool = False
+    counting: bool = False
+    shape: tuple[int, ...] = ()
+    dtype: ElementType = "float32"
+    lengths: tuple[int, int] | None = None
+    sizes: int = 1
+    mean: float = 0.0
+    std: float = 1.0
+
+
+def look(sample: pa.Table) -> list[Column]:
+    """What each column of a sample seems to hold."""
+    return [_column(name, sample.column(place)) for place, name in enumerate(sample.column_names)]
+
+
+def _column(name: str, values: pa.ChunkedArray) -> Column:
+    kind, nulls = values.type, values.null_count
+    there = values.drop_null()
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return _numbers(name, there, nulls)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        different = pc.count_distinct(there).as_py()
+        holds: Holds = "categories" if different <= max(2, min(CATEGORIES, len(there) // 4)) else "text"
+        return Column(name, str(kind), holds, nulls, different)
+    if is_list(kind):
+        return _tensor(name, there, nulls)
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return _image(name, there, nulls)
+    return Column(name, str(kind), "times" if pa.types.is_temporal(kind) else "other", nulls)
+
+
+def _numbers(name: str, there: pa.ChunkedArray, nulls: int) -> Column:
+    numbers = there.to_numpy()
+    finite = numbers[np.isfinite(numbers)] if numbers.dtype.kind == "f" else numbers
+    whole = bool(numbers.dtype.kind != "f" or np.all(finite == np.floor(finite)))
+    before, after = numbers[:-1], numbers[1:]
+    counting = whole and len(numbers) > 2 and bool(np.all(before < after) or np.all(before > after))
+    return Column(name, str(there.type), "numbers", nulls, len(np.unique(numbers)), whole, counting)
+
+
+def _tensor(name: str, there: pa.ChunkedArray, nulls: int) -> Column:
+    element = element_type(there.type)
+    other = Column(name, str(there.type), "other", nulls)
+    if not (pa.types.is_integer(element) or pa.types.is_floating(element)):
+        return other
+    shape = _shape(_first(there))
+    lengths = None
+    if shape is None and not is_list(there.type.value_type):
+        found = pc.list_value_length(there).to_numpy()
+        # nine of ten records are whole at this length
+        lengths, shape = (int(found.min()), int(found.max())), (int(np.quantile(found, 0.9, method="lower")),)
+    if not shape or not np.prod(shape):
+        return other
+    numbers, good = to_values(_first(there), int(np.prod(shape)), pad=lengths is not None)
+    finite = numbers[good][np.isfinite(numbers[good])]
+    return Column(
+        name,
+        str(there.type),
+        "tensor",
+        nulls,
+        shape=_square(shape) if element == pa.uint8() and lengths is None else shape,
+        dtype=ELEMENTS.get(element, "float32"),
+        lengths=lengths,
+        mean=float(finite.mean(dtype=np.float64)) if finite.size else 0.0,
+        std=(float(finite.std(dtype=np.float64)) if finite.size else 0.0) or 1.0,
+    )
+
+
+def _first(there: pa.ChunkedArray) -> pa.Array:
+    chunks = there.slice(0, 1000).chunks
+    return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
+
+
+def _shape(lists: pa.Array) -> tuple[int, ...] | None:
+    """The shape of every record; ``None`` for lists of different lengths."""
+    if isinstance(lists.type, pa.FixedShapeTensorType):
+        return tuple(lists.type.shape)
+    shape: tuple[int, ...] = ()
+    while is_list(lists.type):
+        lengths = pc.unique(pc.list_value_length(lists)).to_pylist()
+        if len(lengths) != 1 or lengths[0] is None:
+            return None
+        shape, lists = (*shape, lengths[0]), lists.flatten()
+    return shape
+
+
+def _square(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Bytes whose number is a square of 8 or more are taken for a grey image."""
+    side = round(shape[0] ** 0.5)
+    return (side, side) if len(shape) == 1 and side**2 == shape[0] and side >= 8 else shape
+
+
+def _image(name: str, there: pa.ChunkedArray, nulls: int) -> Column:
+    from PIL import Image
+
+    arrays = []
+    for data in there.slice(0, 100).to_pylist():
+        try:
+            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+                arrays.append(np.asarray(image.convert("L" if image.mode in ("1", "L", "I;16") else "RGB")))
+        except (OSError, ValueError, Image.DecompressionBombError):
+            continue
+    if not arrays:
+        return Column(name, str(there.type), "other", nulls)
+    sizes = Counter(array.shape for array in arrays)
+    shape = sizes.most_common(1)[0][0]
+    pixels = np.concatenate([array.reshape(-1) for array in arrays if array.shape == shape])
+    return Column(
+        name,
+        str(there.type),
+        "image",
+        nulls,
+        shape=shape,
+        dtype="uint8",
+        sizes=len(sizes),
+        mean=float(pixels.mean()),
+        std=float(pixels.std()) or 1.0,
+    )

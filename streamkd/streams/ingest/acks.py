@@ -1,0 +1,122 @@
+"""Acknowledgements of one put stream: the receipts of its batches, in order, several in one message.
+
+    reader thread ─ expect(future) ─► pending ─► ack thread: wait for the oldest, fold all that are done, write
+
+A thread of its own, since a client may send one batch and wait for its ack before it sends the next, while
+the reader waits for that next. What is folded while a client does not read its acks takes no memory.
+"""
+
+import itertools
+import json
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+from streamkd.streams.log.receipts import Receipt
+
+IN_FLIGHT = 256
+
+
+class Acks:
+    """``write`` sends one message; its failure means that the client is gone, and the batches stay written.
+
+    ``failed`` is called when no more acks will come: the reader may be waiting for a client that waits for one.
+    """
+
+    def __init__(self, write: Callable[[bytes], None], failed: Callable[[], None] = lambda: None) -> None:
+        self._write, self._failed = write, failed
+        self._pending: deque[tuple[Future[Receipt], int]] = deque()
+        self._pending_bytes = 0
+        self._changed = threading.Condition()
+        self._finished = False
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="acks", daemon=True)
+        self._thread.start()
+
+    def expect(self, future: "Future[Receipt]", held_bytes: int, limit_bytes: int) -> None:
+        """The next receipt to acknowledge; waits while too many batches of this stream are under way.
+
+        Raises:
+            StreamkdError: an earlier batch was not written.
+        """
+        with self._changed:
+            self._pending.append((future, held_bytes))
+            self._pending_bytes += held_bytes
+            self._changed.notify_all()
+            while self._failure is None and (len(self._pending) > IN_FLIGHT or self._pending_bytes > limit_bytes):
+                self._changed.wait()
+        self.raise_failure()
+
+    def raise_failure(self) -> None:
+        """Raise why an earlier batch was not written, if one was not."""
+        if self._failure is not None:
+            raise self._failure
+
+    def finish(self) -> None:
+        """Wait until everything is written and acknowledged."""
+        with self._changed:
+            self._finished = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (receipts := self._next()) is not None:
+            if receipts and not self._send(receipts):
+                return
+
+    def _send(self, receipts: Sequence[Receipt]) -> bool:
+        try:
+            for _, alike in itertools.groupby(receipts, lambda receipt: receipt.duplicate):
+                self._write(fold(list(alike)))
+        except Exception as fault:  # the client is gone, or reads no more
+            self._fail(fault)
+            return False
+        return True
+
+    def _next(self) -> list[Receipt] | None:
+        """The receipts that are there, waiting for the first; ``None`` when there are no more."""
+        with self._changed:
+            while not self._pending and not self._finished:
+                self._changed.wait()
+            if not self._pending:
+                return None
+            oldest = self._pending[0][0]
+        try:
+            oldest.result()
+            return self._done()
+        except Exception as fault:  # why the batch was not written, told to the client by the reader
+            self._fail(fault)
+            return None
+
+    def _done(self) -> list[Receipt]:
+        receipts = []
+        with self._changed:
+            while self._pending and self._pending[0][0].done() and self._pending[0][0].exception() is None:
+                future, held_bytes = self._pending.popleft()
+                self._pending_bytes -= held_bytes
+                receipts.append(future.result())
+            self._changed.notify_all()
+        return receipts
+
+    def _fail(self, fault: Exception) -> None:
+        with self._changed:
+            self._failure = fault
+            self._changed.notify_all()
+        self._failed()
+
+
+def fold(receipts: Sequence[Receipt]) -> bytes:
+    """One acknowledgement of several batches, all new or all duplicates: the last sequence and offset, else sums.
+
+    A batch that was sent again counts as it counted the first time, so a producer's sums are right
+    whichever of its acks were lost.
+    """
+    body = {
+        "sequence": receipts[-1].sequence,
+        "accepted": sum(receipt.accepted for receipt in receipts),
+        "rejected": sum(receipt.rejected for receipt in receipts),
+        "offset": max(receipt.offset for receipt in receipts),
+        "duplicate": receipts[-1].duplicate,
+    }
+    return json.dumps(body).encode()

@@ -1,0 +1,319 @@
+"""The way into the log for everything that is pushed: room, order, bad rows in a row, numbers.
+
+    listener ─► admission ─► Intake.take ─► Committer ─► Receipt
+                                 ▲ room: records and bytes that no checkpoint holds yet, and the log's quota
+    learner's checkpoint ────────┘ committed(offset): makes room, and trims the log
+
+Flight waits for room and leaves its stream unread meanwhile; HTTP does not wait and answers 429.
+"""
+
+import contextlib
+import logging
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import pyarrow.compute as pc
+
+from streamkd.config import Limits, Retain, Tls
+from streamkd.errors import LimitExceeded, LogDamaged, NotReady, Overloaded, RecordError, SchemaMismatch, StreamkdError
+from streamkd.records import RecordSchema
+from streamkd.streams.ingest.admission import Sifted
+from streamkd.streams.ingest.committer import Committer
+from streamkd.streams.ingest.tokens import Tokens
+from streamkd.streams.log.log import Entry, Log, PutStream
+from streamkd.streams.log.receipts import Receipt, SequenceConflict, digest
+
+logger = logging.getLogger(__name__)
+RUNS = 10_000  # producers whose bad rows in a row are counted
+WAIT_SECONDS = 0.1
+
+
+class Meter(Protocol):
+    """Where numbers go; ``telemetry.Recorder`` is one."""
+
+    def count(self, family: str, amount: float = 1.0, **labels: str) -> None: ...
+
+    def set(self, family: str, value: float, **labels: str) -> None: ...
+
+
+class Listener(Protocol):
+    """What ``make`` of a push source builds."""
+
+    def start(self) -> Mapping[str, str]:
+        """Take records from now on; the URLs that are listened on, by what they are."""
+        ...
+
+    def drain(self, deadline_seconds: float) -> None:
+        """Wait for what is under way; the intake refuses new batches already."""
+        ...
+
+
+@dataclass(frozen=True)
+class Ingest:
+    """What a push listener is given: where records go, who may send them, and where to listen."""
+
+    intake: "Intake"
+    tokens: Tokens
+    host: str = "127.0.0.1"
+    flight_port: int = 0
+    tls: Tls | None = None
+
+
+class BadRun(RecordError):
+    """So many refused rows in a row that the stream is stopped instead of drained."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a batch was refused whole; ``reason``: the label of ``source_errors_total``."""
+
+    reason: str
+    said: str
+    retry_after_seconds: float | None = None
+    forgotten: int | None = None
+
+
+_REASONS = {SchemaMismatch: "schema", LimitExceeded: "limits", BadRun: "bad_in_a_row", RecordError: "protocol"}
+
+
+class Intake:
+    """One stream's way into its log. Thread safe."""
+
+    def __init__(
+        self,
+        log: Log,
+        limits: Limits,
+        meter: Meter,
+        retain: Retain | None = None,
+        source: str | None = None,
+    ) -> None:
+        """``source`` names the numbers; ``None``: the stream does."""
+        self.limits = limits
+        self._log = log
+        self._meter = meter
+        self._source = source or log.stream
+        self._retain = retain or Retain()
+        self._runs: OrderedDict[str, int] = OrderedDict()
+        self._changed = threading.Condition()
+        self._draining = False
+        self._end, self._committed = log.end(), log.committed()
+        self._backlog_bytes = log.bytes_between(self._committed, self._end)
+        self._pending_records, self._pending_bytes = 0, 0
+        self._trim_before: int | None = None
+        self._committer = Committer(log, self._written)
+        self._meter.set("queue_capacity_records", limits.queue_records, queue="log")
+        self._tell()
+
+    @property
+    def schema(self) -> RecordSchema:
+        return self._log.schema
+
+    @property
+    def stream(self) -> str:
+        return self._log.stream
+
+    @property
+    def draining(self) -> bool:
+        """Whether no more batches are taken."""
+        return self._draining
+
+    def take(
+        self,
+        sifted: Sifted,
+        producer: str | None,
+        sequence: int | None,
+        sender: str,
+        patient: Callable[[], bool] | None = None,
+        put_stream: PutStream | None = None,
+    ) -> "Future[Receipt]":
+        """Write a batch; the receipt is there when it is on disk.
+
+        ``sender`` is whom bad rows in a row are counted for. ``patient``: while it is true, full means wait.
+        ``line``: of batches that are sent without waiting for their receipts.
+
+        Raises:
+            NotReady: draining. Overloaded: full, and not to be waited for. BadRun: too many bad rows in a row.
+            SequenceConflict: the number was used for other data.
+        """
+        self._count_run(sifted, sender)
+        held = b"" if sequence is None else digest(sifted.rows, [each.row for each in sifted.rejects], sifted.letters)
+        if producer is not None and sequence is not None:  # a client that waits for this receipt sends nothing more
+            with contextlib.suppress(LogDamaged):  # the committer meets it too, which ends the process
+                self._log.refuse_conflict(producer, sequence, held)
+        entry = Entry(sifted.rows, producer, sequence, sifted.letters, held, put_stream or PutStream())
+        self._reserve(entry, patient)
+        return self._committer.submit(entry)
+
+    def refused(self, fault: Exception) -> Refusal:
+        """Count a batch that was refused whole; what its producer is told."""
+        refusal = _refusal(fault)
+        self.count_refusal(refusal.reason)
+        return refusal
+
+    def count_refusal(self, reason: str) -> None:
+        self._meter.count("source_errors_total", source=self._source, reason=reason)
+
+    def refuse_token(self, protocol: str) -> None:
+        """Count a request without the right token."""
+        self._meter.count("auth_failures_total", protocol=protocol)
+
+    def committed(self, offset: int, oldest: int | None = None) -> None:
+        """The newest checkpoint holds everything before ``offset``, which makes room.
+
+        The log is trimmed behind ``oldest``, from where on a checkpoint that is kept may have to read again;
+        the batch before stays, as it tells that this is the log that was learned (``Log.mark``).
+        """
+        backlog_bytes = self._log.bytes_between(offset, self._log.end())
+        with self._changed:
+            self._committed, self._backlog_bytes = offset, backlog_bytes
+            self._changed.notify_all()
+        self._tell()
+        try:
+            self._log.note_committed(offset)
+        except Overloaded as fault:  # the next checkpoint's message tries again
+            logger.warning("the log does not know of the checkpoint: %s", fault)
+        self._trim_before = offset if oldest is None else oldest
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Go on with what ``committed`` has left of the trim; to be called every so often."""
+        if self._trim_before is None:
+            return
+        # what is retained beyond need must leave room in the quota for what is needed
+        retain_bytes = min(self._retain.bytes, self._retain.quota_bytes // 2)
+        try:
+            if not self._log.trim(max(0, self._trim_before - 1), retain_bytes, self._retain.age_seconds):
+                self._trim_before = None
+        except Overloaded as fault:  # the next checkpoint's message tries again
+            self._trim_before = None
+            logger.warning("the log is not trimmed: %s", fault)
+
+    def drain(self) -> None:
+        """Take no more batches; those taken are still written."""
+        with self._changed:
+            self._draining = True
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Write what was taken, and end."""
+        self.drain()
+        self._committer.close()
+
+    def _count_run(self, sifted: Sifted, sender: str) -> None:
+        with self._changed:
+            longest, last = _runs(self._runs.get(sender, 0), sifted)
+            if longest < self.limits.bad_in_a_row:
+                self._runs[sender] = last
+                self._runs.move_to_end(sender)
+                while len(self._runs) > RUNS:
+                    self._runs.popitem(last=False)
+                return
+        first = sifted.rejects[0]
+        raise BadRun(
+            f"{longest} refused rows in a row, the last batch's first: row {first.row}: {first.reason}: {first.detail}",
+            where=f"stream {self.stream!r}",
+            fix="nothing of this batch was taken; send rows that fit stream.records",
+        )
+
+    def _reserve(self, entry: Entry, patient: Callable[[], bool] | None) -> None:
+        """Wait for room, or refuse; the room is taken when this returns."""
+        with self._changed:
+            while (full := self._full(entry)) is not None:
+                self._meter.set("source_paused", 1, source=self._source)
+                if self._look_again():
+                    continue
+                if patient is None or not patient():
+                    raise full
+                self._changed.wait(WAIT_SECONDS)
+            self._pending_records += entry.rows.num_rows
+            self._pending_bytes += entry.rows.nbytes
+
+    def _look_again(self) -> bool:
+        """Whether the log knows of a newer checkpoint than we were told of: a message can be lost with its process."""
+        if (offset := self._log.committed()) <= self._committed:
+            return False
+        self._committed, self._backlog_bytes = offset, self._log.bytes_between(offset, self._log.end())
+        return True
+
+    def _full(self, entry: Entry) -> StreamkdError | None:
+        if self._draining:
+            return NotReady("the server is shutting down", fix="send the batch again after the restart")
+        records = self._end - self._committed + self._pending_records
+        held_bytes = self._backlog_bytes + self._pending_bytes
+        limits = self.limits
+        if records and records + entry.rows.num_rows > limits.queue_records:
+            said = f"{records} records wait to be learned, at most {limits.queue_records}"
+            return Overloaded(said, where=f"stream {self.stream!r}")
+        if records and held_bytes + entry.rows.nbytes > limits.queue_bytes:
+            said = f"{held_bytes} bytes wait to be learned, at most {limits.queue_bytes}"
+            return Overloaded(said, where=f"stream {self.stream!r}")
+        try:
+            self._log.refuse_over_quota(self._pending_bytes + entry.rows.nbytes)
+        except Overloaded as full:
+            return full
+        return None
+
+    def _written(self, entry: Entry, receipt: Receipt | None) -> None:
+        with self._changed:
+            self._pending_records -= entry.rows.num_rows
+            self._pending_bytes -= entry.rows.nbytes
+            if receipt is not None and not receipt.duplicate:
+                self._end = receipt.offset
+                self._backlog_bytes += entry.rows.nbytes
+            self._changed.notify_all()
+        if receipt is not None:
+            self._count(entry, receipt)
+        self._tell()
+
+    def _count(self, entry: Entry, receipt: Receipt) -> None:
+        source = self._source
+        if receipt.duplicate:
+            self._meter.count("records_duplicate_total", entry.rows.num_rows, source=source)
+            return
+        self._meter.count("source_records_total", receipt.accepted, source=source)
+        self._meter.count("source_bytes_total", entry.rows.nbytes, source=source)
+        for letter in entry.letters:
+            self._meter.count("records_rejected_total", source=source, reason=letter.reason)
+            self._meter.count("dead_letter_records_total", source=source, reason=letter.reason)
+        if self.schema.event_time and receipt.accepted:
+            newest = pc.max(entry.rows.column(self.schema.event_time)).value  # microseconds: no ``datetime`` can fail
+            if newest is not None:
+                self._meter.set("source_watermark_timestamp_seconds", newest / 1e6, source=source)
+
+    def _tell(self) -> None:
+        with self._changed:
+            records = self._end - self._committed + self._pending_records
+        self._meter.set("queue_records", max(records, 0), queue="log")
+        self._meter.set("source_paused", float(records >= self.limits.queue_records), source=self._source)
+
+
+def _refusal(fault: Exception) -> Refusal:
+    if isinstance(fault, Overloaded):
+        return Refusal("overloaded", fault.message, fault.retry_after_seconds)
+    if isinstance(fault, NotReady):
+        return Refusal("draining", fault.message)
+    if isinstance(fault, MemoryError):
+        fault = LimitExceeded("a batch needs more memory than there is", where="batch")
+    if isinstance(fault, SequenceConflict):
+        return Refusal("conflict", str(fault), forgotten=fault.forgotten)
+    for kind, reason in _REASONS.items():
+        if isinstance(fault, kind):
+            return Refusal(reason, str(fault))
+    number = secrets.token_hex(4)
+    logger.error("a batch failed, error id %s", number, exc_info=fault)
+    return Refusal("internal", str(fault) if isinstance(fault, StreamkdError) else f"internal error, id {number}")
+
+
+def _runs(before: int, sifted: Sifted) -> tuple[int, int]:
+    """The longest run of bad rows, ``before`` of them just ahead of the batch, and the run at its end."""
+    if not sifted.rejects:
+        return (0, 0) if sifted.total else (before, before)
+    good = np.setdiff1d(np.arange(sifted.total), [reject.row for reject in sifted.rejects])
+    runs = np.diff(np.concatenate([[-1 - before], good, [sifted.total]])) - 1
+    return int(runs.max()), int(runs[-1])

@@ -1,0 +1,90 @@
+"""SQLite files that two processes share: WAL, full sync, and transactions that are begun in so many words."""
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+BUSY_SECONDS = 30.0
+ABOUT = "CREATE TABLE IF NOT EXISTS about (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
+PAGE_BYTES = 16_384  # rows of some 10 KB to some MB: fewer overflow pages than with the default 4,096
+
+
+def connect(path: Path, read_only: bool = False) -> sqlite3.Connection:
+    """A connection whose committed transactions are on disk; any thread may use it, one at a time.
+
+    One that is ``read_only`` leaves the files as they lie.
+    """
+    uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
+    connection = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    if read_only:
+        return connection
+    connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            break
+        except sqlite3.OperationalError as fault:  # the switch to WAL does not wait for another process's
+            if "locked" not in str(fault) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+    connection.execute("PRAGMA synchronous = FULL")
+    return connection
+
+
+@contextlib.contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """All or nothing; the write lock is taken at once, so that what is read inside still holds at the end."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield connection
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # a full disk may have ended it already
+            connection.execute("ROLLBACK")
+        raise
+
+
+def about(connection: sqlite3.Connection) -> dict[str, str]:
+    """What a database says of itself; nothing where it is an old one."""
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'about'").fetchone():
+        return {}
+    return dict(connection.execute("SELECT key, value FROM about").fetchall())
+
+
+def note(connection: sqlite3.Connection, key: str, value: str) -> None:
+    """Let the database say something more of itself."""
+    connection.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", (key, value))
+
+
+def insert(connection: sqlite3.Connection, table: str, row: Mapping[str, object]) -> int:
+    """Add a row; its number."""
+    marks = ", ".join("?" * len(row))
+    cursor = connection.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})", tuple(row.values()))
+    return int(cursor.lastrowid or 0)
+
+
+def add_columns(connection: sqlite3.Connection, table: str, columns: dict[str, str]) -> None:
+    """Give a table of an older version the columns that it lacks."""
+    there = {row[1] for row in connection.execute(f"PRAGMA table_info({table})").fetchall()}
+    for name, kind in columns.items():
+        if name not in there:
+            connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
+
+
+def is_damage(fault: sqlite3.Error) -> bool:
+    """Whether the file itself is broken, so that no second try will help."""
+    # of a text that is none SQLite knows nothing: the fault is Python's, and has no code
+    undecodable = isinstance(fault, sqlite3.OperationalError) and not _code(fault)
+    return undecodable or _code(fault).startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB"))
+
+
+def is_passing(fault: sqlite3.Error) -> bool:
+    """Whether a later try may help: the disk is full or does not answer, or another process has the file."""
+    return _code(fault).startswith(("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_BUSY"))
+
+
+def _code(fault: sqlite3.Error) -> str:
+    return getattr(fault, "sqlite_errorname", None) or ""

@@ -1,0 +1,157 @@
+"""Files of records: every format gives the same rows, whole or by number, held or by row group."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.feather
+import pyarrow.parquet
+import pytest
+
+from streamkd.errors import SourceError
+from streamkd.streams.files import rows as files
+
+TABLE = pa.table({"x": pa.array(np.arange(1000) / 8), "label": pa.array([f"c{n % 7}" for n in range(1000)])})
+
+
+def _stream(table: pa.Table, path: Path) -> None:
+    with pa.ipc.new_stream(str(path), table.schema) as writer:
+        writer.write_table(table, max_chunksize=300)
+
+
+def _file(table: pa.Table, path: Path) -> None:
+    with pa.ipc.new_file(str(path), table.schema) as writer:
+        writer.write_table(table, max_chunksize=300)
+
+
+WRITERS: dict[str, Callable[[pa.Table, Path], None]] = {
+    "rows.parquet": lambda table, path: pa.parquet.write_table(table, path, row_group_size=300),
+    "rows.arrow": _file,
+    "rows.arrows": _stream,
+    "rows.feather": lambda table, path: pa.feather.write_feather(table, path),
+    "rows.csv": lambda table, path: pa.csv.write_csv(table, path),
+}
+
+
+@pytest.fixture(params=WRITERS)
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    WRITERS[request.param](TABLE, tmp_path / request.param)
+    return tmp_path / request.param
+
+
+def test_batches_are_the_rows_in_order(path: Path) -> None:
+    """The batches of every format hold all rows in order, none longer than asked."""
+    batches = list(files.batches(path, 128))
+    assert pa.Table.from_batches(batches).equals(TABLE)
+    assert max(batch.num_rows for batch in batches) <= 128
+
+
+@pytest.mark.parametrize("held_bytes", [1, 1 << 30])
+def test_rows_by_number_are_the_same_rows(path: Path, held_bytes: int) -> None:
+    """Rows by number equal the table's rows, whether the file is held or read piece by piece."""
+    rows = files.open_rows(path, held_bytes)
+    assert len(rows) == 1000
+    assert rows.column("label").to_pylist() == TABLE["label"].to_pylist()
+    for picked in (np.arange(290, 310), np.random.default_rng(0).integers(0, 1000, 50), np.zeros(0, np.int64)):
+        assert rows.take(picked, ["label", "x"]).to_pylist() == TABLE.select(["label", "x"]).take(picked).to_pylist()
+
+
+def test_a_large_parquet_file_keeps_few_row_groups(tmp_path: Path) -> None:
+    """Reading a large file from end to end never keeps more than the last row groups."""
+    pa.parquet.write_table(TABLE, tmp_path / "rows.parquet", row_group_size=50)
+    rows = files.open_rows(tmp_path / "rows.parquet", held_bytes=1)
+    assert isinstance(rows, files.ParquetRows)
+    assert not rows.scattered
+    for start in range(0, 1000, 20):
+        rows.take(np.arange(start, start + 20), ["x"])
+        assert len(rows._kept) <= files.KEPT_GROUPS
+
+
+def test_count_is_known_without_reading(tmp_path: Path) -> None:
+    """Parquet and Arrow files say their number of rows; CSV and streams do not."""
+    said = {}
+    for name, write in WRITERS.items():
+        write(TABLE, tmp_path / name)
+        said[name] = files.count(tmp_path / name)
+    known = dict.fromkeys(("rows.parquet", "rows.arrow", "rows.feather"), 1000)
+    assert said == {**known, "rows.arrows": None, "rows.csv": None}
+
+
+def test_structs_and_dictionaries_become_plain_columns(tmp_path: Path) -> None:
+    """A struct column becomes outer.inner, a dictionary column its values."""
+    image = pa.array([{"bytes": b"a", "path": "p"}, {"bytes": b"b", "path": "q"}])
+    table = pa.table({"image": image, "label": pa.array(["x", "y"]).dictionary_encode()})
+    pa.parquet.write_table(table, tmp_path / "rows.parquet")
+    for held_bytes in (1, 1 << 30):
+        rows = files.open_rows(tmp_path / "rows.parquet", held_bytes)
+        assert rows.schema.names == ["image.bytes", "image.path", "label"]
+        assert rows.column("image.bytes").to_pylist() == [b"a", b"b"]
+        assert rows.take(np.array([1]), ["image.bytes", "label"]).to_pylist() == [{"image.bytes": b"b", "label": "y"}]
+
+
+def test_what_is_no_file_of_records_is_refused(tmp_path: Path) -> None:
+    """A missing file, an unknown format and a truncated file are refused with the path."""
+    with pytest.raises(SourceError, match=r"none\.parquet: there is no such file"):
+        files.open_rows(tmp_path / "none.parquet")
+    (tmp_path / "odd.bin").write_bytes(b"GIF89a..")
+    with pytest.raises(SourceError, match=r"odd\.bin: needed Parquet, Arrow IPC, Feather or CSV, got .*GIF89a"):
+        files.open_rows(tmp_path / "odd.bin")
+    pa.parquet.write_table(TABLE, tmp_path / "short.parquet")
+    (tmp_path / "short.parquet").write_bytes((tmp_path / "short.parquet").read_bytes()[:-40])
+    with pytest.raises(SourceError, match=r"short\.parquet: cannot be read"):
+        list(files.batches(tmp_path / "short.parquet", 10))
+
+
+PEAK = """
+import pathlib, sys
+import numpy as np, pyarrow as pa
+from streamkd.streams.files import rows as files
+rows = files.open_rows(pathlib.Path(sys.argv[1]))
+rows.column(sys.argv[2])
+rows.pick(np.arange(0, len(rows), 100))
+print(pa.default_memory_pool().max_memory())
+"""
+
+
+@pytest.mark.parametrize(("needed", "most"), [("x", 3.0), ("label", 1.5)])
+def test_a_parquet_file_of_lists_takes_little_more_than_what_is_needed_of_it(
+    needed: str, most: float, tmp_path: Path
+) -> None:
+    """One row group of lists of bytes peaks below three times what is held of it; at once it was 27 times as much."""
+    rows, size = 32_000, 1_024
+    values = np.random.default_rng(0).integers(0, 256, rows * size, dtype=np.uint8)
+    lists = pa.ListArray.from_arrays(pa.array(np.arange(rows + 1, dtype=np.int32) * size), pa.array(values))
+    pa.parquet.write_table(pa.table({"x": lists, "label": np.arange(rows) % 10}), tmp_path / "rows.parquet")
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "rows.parquet"), needed]
+    peak_bytes = int(subprocess.check_output(command, text=True, env={**os.environ, "PYTHONWARNINGS": ""}))
+    assert peak_bytes < most * values.nbytes
+
+
+def test_a_column_is_decoded_when_it_is_asked_for(tmp_path: Path) -> None:
+    """What the schema does not name is never held, and what is held is read once."""
+    pa.parquet.write_table(TABLE.append_column("more", TABLE["x"]), tmp_path / "rows.parquet")
+    rows = files.open_rows(tmp_path / "rows.parquet")
+    assert isinstance(rows, files.DecodedRows)
+    assert rows.take(np.arange(3), ["label"]).to_pylist() == TABLE.select(["label"]).slice(0, 3).to_pylist()
+    assert list(rows._held) == ["label"]
+
+
+def test_few_bytes_that_decode_to_many_are_not_held(tmp_path: Path) -> None:
+    """Whether a Parquet file is held depends on what its numbers are in memory, not on how well they are packed."""
+    pa.parquet.write_table(pa.table({"x": np.zeros(1 << 20)}), tmp_path / "zeros.parquet")
+    assert (tmp_path / "zeros.parquet").stat().st_size < 1 << 16
+    assert isinstance(files.open_rows(tmp_path / "zeros.parquet", held_bytes=1 << 22), files.ParquetRows)
+
+
+def test_rows_are_picked_from_the_whole_file(path: Path) -> None:
+    """Picked rows are the same whichever way the file is read, and nothing is kept for them."""
+    picked = np.array([0, 1, 299, 300, 700, 999])
+    for held_bytes in (1, 1 << 30):
+        rows = files.open_rows(path, held_bytes)
+        assert rows.pick(picked).to_pylist() == TABLE.take(picked).to_pylist()
+        assert not isinstance(rows, files.DecodedRows) or not rows._held
