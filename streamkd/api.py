@@ -23,10 +23,17 @@ from streamkd.errors import (
 from streamkd.hookspecs import Group, Kind, Options, SourceKind, hookimpl
 
 if TYPE_CHECKING:
-    from streamkd.gates.gate import Gate, Hedging, at_labels, log_answers, share, weights_of
-    from streamkd.gates.gate import GateInputs as GateInputs
-    from streamkd.losses.match_gate import Gated, Loss, Relating, Shapes, Trained, cross_entropy, soft_answers
-    from streamkd.losses.match_gate import LossInputs as LossInputs
+    from streamkd.gates.gate import Gate, GateInputs, Hedging, at_labels, log_answers, share, weights_of
+    from streamkd.losses.match_gate import (
+        Gated,
+        Loss,
+        LossInputs,
+        Relating,
+        Shapes,
+        Trained,
+        cross_entropy,
+        soft_answers,
+    )
     from streamkd.observe import Observer
     from streamkd.records import Chunk, InputColumn, Label, Records, RecordSchema, Repeating, Source
     from streamkd.students.columns import Columns
@@ -43,12 +50,12 @@ if TYPE_CHECKING:
         Stateful,
         Teacher,
         TeacherContext,
+        Versioned,
         capture,
         copy_of,
         layer_outputs,
         module_bytes,
     )
-    from streamkd.teachers.teacher import Versioned as Versioned
 
 __all__ = [
     "Boundary",

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -18,7 +18,6 @@ from streamkd import wiring
 from streamkd.analytic import ensemble
 from streamkd.analytic.ensemble import Model
 from streamkd.analytic.teacher import AnalyticTeacher
-from streamkd.avalanche.strategy import StreamStrategy, quiet_evaluator
 from streamkd.config import Config
 from streamkd.errors import SourceError
 from streamkd.evaluate.accuracy import Prequential
@@ -26,6 +25,7 @@ from streamkd.evaluate.arrival import Arrivals
 from streamkd.evaluate.live import LiveQuality
 from streamkd.learning import terms
 from streamkd.learning.batch import Taken
+from streamkd.learning.step import Step
 from streamkd.meta.adaptation import GateAdapter
 from streamkd.meta.artefact import Artefact
 from streamkd.observe import Observers
@@ -38,9 +38,12 @@ from streamkd.streams.encoding.decoder import Decoder
 from streamkd.students import optimizers
 from streamkd.students.networks import Student, at_rest
 from streamkd.tasks.boundary import Boundary, Tasks
-from streamkd.tasks.experience import tensors
+from streamkd.tasks.experience import TensorBatch, tensors
 from streamkd.tasks.labels import LabelSpace
 from streamkd.telemetry import Recorder
+
+if TYPE_CHECKING:
+    from streamkd.avalanche.strategy import StreamStrategy
 
 logger = logging.getLogger(__name__)
 WINDOW = 1_000  # records of the prequential accuracy
@@ -79,14 +82,14 @@ class Learner:
         self.last: Taken | None = None
         self._batcher = Batcher(source, config.stream.batch.size, config.stream.batch.flush_seconds, journal)
         self._decoder = Decoder(source, schema)
-        self._plugins = list(avalanche_plugins)
-        self._evaluator = quiet_evaluator(*avalanche_metrics, sink=self._log)
+        self._avalanche = (list(avalanche_plugins), list(avalanche_metrics))
         self._on_task_end = on_task_end
         self._on_batch = on_batch  # told when the offsets are past a batch that is about to be learned
         self.pulled = journal is None  # else records were counted when they were accepted
         self.last_step_at: float | None = None
         self._bad_in_a_row = 0
-        self._strategy: StreamStrategy | None = None
+        self._step: Step | None = None
+        self._strategy: StreamStrategy | None = None  # where Avalanche's plugins or metrics look on
         self._adapter: GateAdapter | None = None
         self._chosen: tuple[int, Model] | None = None  # what is served, as chosen after so many steps
         self._begun: Artefact | None = None
@@ -94,23 +97,23 @@ class Learner:
     @property
     def started(self) -> bool:
         """Whether a record has been learned, so that there is a student."""
-        return self._strategy is not None
+        return self._step is not None
 
     @property
-    def strategy(self) -> StreamStrategy:
-        """The Avalanche strategy; there once a record has been learned."""
-        assert self._strategy is not None, "no record has been learned yet"
-        return self._strategy
+    def step(self) -> Step:
+        """The parts that learn; there once a record has been learned."""
+        assert self._step is not None, "no record has been learned yet"
+        return self._step
 
     @property
     def student(self) -> Student:
         """The network that is trained."""
-        return self.strategy.step.student
+        return self.step.student
 
     @property
     def served(self) -> Model:
         """What is published: the student, its moving average, or that and the analytic teacher together."""
-        which, pool = self.config.publish.model, self.strategy.step.pool
+        which, pool = self.config.publish.model, self.step.pool
         average = pool.average if which != "student" else None
         student = average.student if average else self.student
         analytic = next((t for t in pool.teachers if isinstance(t, AnalyticTeacher) and t.version and t.served), None)
@@ -123,7 +126,7 @@ class Learner:
 
     @property
     def _holdout(self) -> Ring:
-        return self.strategy.step.memory.holdout
+        return self.step.memory.holdout
 
     def advance(self) -> bool:
         """Train on the next batch; ``False`` where the source has none now.
@@ -196,20 +199,20 @@ class Learner:
         new = self.labels.learn(records.labels)
         previous = self.tasks.current
         boundary = self.tasks.observe(records, new, self.records)
-        if self._strategy is None:
+        if self._step is None:
             self._start()
         elif boundary is not None:
             self._end_task(previous)
         self._on_batch()
         if len(self.labels) > self.student.classes:
-            self.strategy.step.grow(self.labels.labels)
+            self.step.grow(self.labels.labels)
         if boundary is not None:
             self._begin_task(boundary)
         batch = tensors(records, self.labels, self.tasks.current, self.device)
         self.arrivals.score(batch.x, batch.y)
         # a student with dropout draws from torch's own generator: by the step's number, so that resuming is exact
         torch.default_generator.manual_seed(self.config.seed * 1_000_003 + self.steps)
-        taken = self.last = self.strategy.learn(batch)
+        taken = self.last = self._take(batch)
         self.records += taken.fresh
         self.steps += 1
         self.last_step_at = time.time()
@@ -218,6 +221,14 @@ class Learner:
             self.prequential.add(right, labelled)
         self._count(taken, time.perf_counter() - begun)
         self.observers.tell("on_step", self.records, float(taken.loss), right / labelled if labelled else math.nan)
+
+    def _take(self, batch: TensorBatch) -> Taken:
+        if self._strategy is not None:
+            return self._strategy.learn(batch)
+        if not self.student.training:
+            self.student.train()
+        *_, (_, taken) = self.step.take(batch.x, batch.y, batch.task)
+        return taken
 
     def _count(self, taken: Taken, seconds: float) -> None:
         self.recorder.observe("train_step_duration_seconds", seconds)
@@ -234,10 +245,11 @@ class Learner:
         self.observers.tell("on_boundary", boundary)
 
     def _end_task(self, task: int) -> None:
-        pool = self.strategy.step.pool
+        pool = self.step.pool
         admitted = pool.end_task(self.student)
         self._chosen = None  # teachers have learned: what is served must not depend on whether somebody had asked
-        self.strategy.end_task(task)
+        if self._strategy is not None:
+            self._strategy.end_task(task)
         if admitted:
             logger.info("teacher %s is admitted; the pool has %s", admitted, ", ".join(pool.keys))
         self._on_task_end(self.tasks.names[task])
@@ -245,10 +257,15 @@ class Learner:
     def _start(self) -> None:
         """Wire the parts that need a student, for the labels so far."""
         self._begun = self._begun or wiring.artefact_of(self.config, self.schema)
-        step, self._adapter = wiring.step_of(
+        self._step, self._adapter = wiring.step_of(
             self.config, self.registry, self.schema, self.labels.labels, self.device, self._begun
         )
-        self._strategy = StreamStrategy(step=step, device=self.device, plugins=self._plugins, evaluator=self._evaluator)
+        plugins, metrics = self._avalanche
+        if plugins or metrics:
+            from streamkd.avalanche.strategy import StreamStrategy, quiet_evaluator  # torchvision and much else with it
+
+            evaluator = quiet_evaluator(*metrics, sink=self._log)
+            self._strategy = StreamStrategy(step=self._step, device=self.device, plugins=plugins, evaluator=evaluator)
 
     def fresh_student(self, classes: int) -> Student:
         """A student of the configuration as it was before the stream, on the device."""
@@ -274,7 +291,7 @@ class Learner:
             return {}
         weights = self.last.weights  # of rows that count alike, or not at all
         mean = (weights.sum(0) / weights.sum().clamp_min(1e-6)).tolist()
-        return dict(zip(("hard", *self.strategy.step.pool.keys), mean, strict=False))
+        return dict(zip(("hard", *self.step.pool.keys), mean, strict=False))
 
     @property
     def adapter(self) -> GateAdapter | None:
@@ -296,7 +313,7 @@ class Learner:
             "learned": None,
         }
         if self.started:
-            step = self.strategy.step
+            step = self.step
             tree["learned"] = {
                 "student": step.student.state_dict(),
                 "optimizer": optimizers.state_of(step.optimizer),
@@ -342,7 +359,7 @@ class Learner:
     def _restore_learned(self, learned: Mapping[str, Any], saved: Config) -> None:
         self._begun = wiring.begun_from(learned.get("begun"), saved, self.config, self.schema)
         self._start()
-        step = self.strategy.step
+        step = self.step
         step.student.load_state_dict(learned["student"])
         if step.transfer is not None:
             step.transfer.load_state_dict(learned["heritage"])

@@ -155,7 +155,7 @@ class _Trial:
         self.ended = [*(name for name in self.ended if name != task), task]
         for name, model in self._models().items():
             self.rows[name][task] = [self._accuracy(model, test) for test in self.tests]
-        for key, worth in self.learner.strategy.step.pool.worth.items():
+        for key, worth in self.learner.step.pool.worth.items():
             self.worth.setdefault(key, []).append({"record": self.learner.records, "worth": worth})
         self.test_seconds += time.perf_counter() - begun
 
@@ -192,7 +192,7 @@ class _Trial:
     def _upkeep_seconds(self) -> float:
         """What the gate took: weighing each step, and being adapted."""
         adapter = self.learner.adapter
-        return adapter.seconds + self.learner.strategy.step.weighing_seconds if adapter else 0.0
+        return adapter.seconds + self.learner.step.weighing_seconds if adapter else 0.0
 
     def result(self, seconds: float) -> dict[str, Any]:
         """The seed's part of the report."""
@@ -301,7 +301,7 @@ class _Trial:
         x = torch.cat([test.x for test in self.tests])
         ours = _probabilities(self.learner.student, x)
         rows = []
-        for teacher in self.learner.strategy.step.pool.teachers:
+        for teacher in self.learner.step.pool.teachers:
             known = teacher.known()
             if teacher.role != "remembered" and known.any():
                 theirs, mask = _probabilities_of(teacher.logits, known, x), known.cpu().numpy()

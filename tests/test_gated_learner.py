@@ -32,7 +32,7 @@ def learner(gate: dict[str, Any]) -> Learner:
 
 
 def hashes(one: Learner) -> list[str]:
-    step = one.strategy.step
+    step = one.step
     gate = {name: value for name, value in step.gate.state_dict().items() if not name.endswith("extra_state")}
     return [weights_sha256(step.student.state_dict()), *([weights_sha256(gate)] if gate else [])]
 

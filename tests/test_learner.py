@@ -1,5 +1,7 @@
 """The learner as a whole: what it learns, that stopping changes nothing, and what it refuses."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -39,7 +41,7 @@ def learner(changes: dict[str, Any] | None = None, **more: Any) -> Learner:
 
 def weights(one: Learner) -> list[str]:
     """Hashes of everything that was learned: student, average, gate."""
-    step = one.strategy.step
+    step = one.step
     average = step.pool.average
     assert average is not None
     return [weights_sha256(part.state_dict()) for part in (step.student, average.student, step.gate)]  # type: ignore[attr-defined]
@@ -66,6 +68,29 @@ def test_a_seed_and_a_configuration_give_one_result() -> None:
     first, second, other = run(learner()), run(learner()), run(learner({"seed": 1}))
     assert weights(first) == weights(second)
     assert weights(first) != weights(other)
+
+
+def test_it_learns_the_same_where_avalanche_looks_on() -> None:
+    """With a metric and a plugin of Avalanche it ends in the bits of a learner without, and its metric is told."""
+    from avalanche.core import SupervisedPlugin
+    from avalanche.evaluation.metrics import accuracy_metrics
+
+    plain = run(learner(), 20)
+    seen = run(
+        learner(avalanche_plugins=[SupervisedPlugin()], avalanche_metrics=[accuracy_metrics(minibatch=True)]), 20
+    )
+    assert weights(seen) == weights(plain)
+    told = [labels[0] for family, labels, _ in seen.recorder.drain() if family == "avalanche_metric"]
+    assert [name.split("/")[0] for name in told] == ["Top1_Acc_MB"]
+
+
+def test_it_imports_avalanche_only_where_it_looks_on() -> None:
+    """A learner and its server start without Avalanche, and so without torchvision, plots and exporters."""
+    code = (
+        "import sys, streamkd.run, streamkd.serve.learner, streamkd.serve.supervisor, streamkd.pretraining.gate\n"
+        "print([name for name in ('avalanche', 'torchvision', 'matplotlib', 'sklearn') if name in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
 @pytest.mark.parametrize("stop", [0, 1, 7, 20, 29])
@@ -108,7 +133,7 @@ def test_resuming_with_another_optimiser_rate_is_taken() -> None:
     stopped = run(learner(), 10)
     resumed = learner({"optimizer": {"learning_rate": 0.01, "start": 1.0}})
     resumed.restore(unpack(pack(stopped.state())), dict(stopped.offsets), stopped.config)
-    assert resumed.strategy.optimizer.param_groups[0]["lr"] == 0.01
+    assert resumed.step.optimizer.param_groups[0]["lr"] == 0.01
     assert run(resumed).records == 400
 
 
@@ -147,7 +172,7 @@ HINTED: dict[str, Any] = {
 
 
 def adapters(one: Learner) -> list[torch.Tensor]:
-    return [p.detach().clone() for p in one.strategy.step.trained[len(one.strategy.step.parameters) :]]
+    return [p.detach().clone() for p in one.step.trained[len(one.step.parameters) :]]
 
 
 def test_several_losses_go_on_exactly_where_they_stopped() -> None:
@@ -168,7 +193,7 @@ def test_losses_may_change_between_runs(before: str, after: str) -> None:
     kinds = {"plain": plain, "hinted": HINTED}
     stopped, resumed = run(learner(kinds[before]), 7), learner(kinds[after])
     resumed.restore(unpack(pack(stopped.state())), dict(stopped.offsets), stopped.config)
-    old, new = (one.strategy.step for one in (stopped, resumed))
+    old, new = (one.step for one in (stopped, resumed))
     for mine, its in zip(new.parameters, old.parameters, strict=True):
         assert torch.equal(new.optimizer.state[mine]["exp_avg"], old.optimizer.state[its]["exp_avg"])
     assert not any(p in new.optimizer.state for p in new.trained[len(new.parameters) :])
@@ -183,8 +208,8 @@ def test_teachers_and_pool_may_change_between_runs() -> None:
     resumed = learner(changes)
     resumed.restore(unpack(pack(stopped.state())), dict(stopped.offsets), stopped.config)
     run(resumed)
-    assert "memory" not in resumed.strategy.step.pool.keys
-    assert len(resumed.strategy.step.pool.keys) <= 3
+    assert "memory" not in resumed.step.pool.keys
+    assert len(resumed.step.pool.keys) <= 3
 
 
 def test_boundaries_are_told_before_the_task_is_learned() -> None:
@@ -231,8 +256,8 @@ def test_a_loss_that_is_not_finite_is_skipped_and_counted(monkeypatch: pytest.Mo
     """A step whose loss is NaN leaves the weights alone and goes on."""
     one = run(learner(), 5)
     before = weights(one)
-    real = one.strategy.step.loss
-    monkeypatch.setattr(one.strategy.step, "loss", lambda lesson: real(lesson) * torch.nan)
+    real = one.step.loss
+    monkeypatch.setattr(one.step, "loss", lambda lesson: real(lesson) * torch.nan)
     run(one, 1)
     assert weights(one)[0] == before[0]
     assert ["train_steps_skipped_total", ["not_finite"], 1.0] in one.recorder.drain()
@@ -274,6 +299,6 @@ def test_repeats_stopped_and_resumed_end_in_the_same_bits() -> None:
     whole, stopped, resumed = run(learner(repeating(3))), run(learner(repeating(3)), 31), learner(repeating(3))
     resumed.restore(unpack(pack(stopped.state())), dict(stopped.offsets), stopped.config)
     assert weights(run(resumed)) == weights(whole)
-    memories = [part.strategy.step.memory for part in (resumed, whole)]
+    memories = [part.step.memory for part in (resumed, whole)]
     assert str(memories[0].state_dict()) == str(memories[1].state_dict())
     assert memories[0].recognition.repeats == 2 * 200

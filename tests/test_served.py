@@ -57,7 +57,7 @@ def run(one: Learner, batches: int = 1_000) -> Learner:
 
 
 def inputs(one: Learner) -> torch.Tensor:
-    ring = one.strategy.step.memory.replayed
+    ring = one.step.memory.replayed
     assert ring.x is not None
     return ring.x[: ring.filled]
 
@@ -69,7 +69,7 @@ def inputs(one: Learner) -> torch.Tensor:
 def test_the_configuration_says_what_is_served(model: str, shares: set[float] | None) -> None:
     """``auto`` and ``ensemble`` serve the ensemble, ``ema`` the average, ``student`` the student."""
     one = run(learner(config_of(publish={"model": model})), 30)
-    served, average = one.served, one.strategy.step.pool.average
+    served, average = one.served, one.step.pool.average
     assert average is not None
     if shares is None:
         assert served is (average.student if model == "ema" else one.student)
@@ -81,7 +81,7 @@ def test_the_configuration_says_what_is_served(model: str, shares: set[float] | 
 def test_before_the_analytic_teacher_knows_anything_the_average_is_served() -> None:
     """With the first records there is no solution yet."""
     one = run(learner(config_of()), 2)
-    average = one.strategy.step.pool.average
+    average = one.step.pool.average
     assert average is not None
     assert one.served is average.student
 

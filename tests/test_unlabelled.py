@@ -68,7 +68,7 @@ def test_they_enter_neither_labels_nor_memory() -> None:
     """No class of their own, no remembered or held-out record without label."""
     one = run(learner())
     assert None not in one.labels.labels
-    memory = one.strategy.step.memory
+    memory = one.step.memory
     for ring in (memory.replayed, memory.holdout):
         assert (ring.y[: ring.filled] >= 0).all()
         assert -1 not in ring.seen

@@ -77,7 +77,10 @@ def tune(
     Ctrl-C and `--time-budget` keep what has finished; the same command with `--resume` goes on.
     """
     from streamkd import config as configuration
+    from streamkd import extras
     from streamkd.plugins import Registry
+
+    extras.need("optuna", "streamkd tune")
     from streamkd.tune import search
     from streamkd.tune.results import summary
     from streamkd.tune.space import file

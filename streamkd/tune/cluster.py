@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from streamkd import extras
 from streamkd.errors import ConfigError, StreamkdError, TrialFailed
 from streamkd.tune.settings import Settings
 from streamkd.tune.slot import TICK_SECONDS, ProcessSlot, Stopped
@@ -131,6 +132,7 @@ def _connected(address: str) -> Iterator[Any]:
             fix="give the command on a machine of the cluster; a search is not driven through a Ray client",
         )  # fmt: skip
     os.environ.update(_token())
+    extras.need("ray", "a search on a cluster", "--address")
     import ray
 
     try:

@@ -48,11 +48,11 @@ def test_stopping_and_resuming_ends_in_the_same_bits(adapt: dict[str, Any], stop
     resumed.restore(unpack(pack(stopped.state())), dict(stopped.offsets), stopped.config)
     finished(resumed)
     for part in ("student", "gate"):
-        one, other = (getattr(each.strategy.step, part).state_dict() for each in (whole, resumed))
+        one, other = (getattr(each.step, part).state_dict() for each in (whole, resumed))
         assert weights_sha256(one) == weights_sha256(other)
     assert whole.adapter is not None
     assert whole.adapter.adaptations == resumed.adapter.adaptations > 10
-    assert whole.strategy.step.terms[0].loss.temperature == resumed.strategy.step.terms[0].loss.temperature
+    assert whole.step.terms[0].loss.temperature == resumed.step.terms[0].loss.temperature
     assert all(torch.isfinite(p).all() for p in whole.adapter.parameters)
 
 

@@ -75,7 +75,7 @@ def test_a_stream_begins_from_it(begun: Path) -> None:
     learner = Learner(one.config, REGISTRY, one.source, one.schema)
     learner.labels.learn([3, 1, 4])
     learner._start()
-    step, adapter = learner.strategy.step, learner.adapter
+    step, adapter = learner.step, learner.adapter
     assert adapter is not None
     weights = step.student.state_dict()
     for name, value in found.start.items():
@@ -195,7 +195,7 @@ def test_the_hedges_frozen_policy_is_the_gate_that_was_learned(tmp_path: Path) -
     learner = _learner(_config(gate={"name": "hedge"}, meta=str(tmp_path)), 0)
     learner.labels.learn([3, 1])
     learner._start()
-    gate = learner.strategy.step.gate
+    gate = learner.step.gate
     assert isinstance(gate, Hedge)
     for mine, learned in zip(gate.frozen.parameters(), gate.adapted.parameters(), strict=True):
         assert torch.equal(mine, learned)
@@ -214,7 +214,7 @@ def test_a_learner_that_began_from_a_standing_gate_resumes_in_the_same_bits(tmp_
     second = _learner(config, 0)
     second.restore(unpack(pack(first.state())), first.offsets, config)
     _run(second, 7)
-    for one, other in ((whole.strategy.step.gate, second.strategy.step.gate), (whole.student, second.student)):
+    for one, other in ((whole.step.gate, second.step.gate), (whole.student, second.student)):
         mine, theirs = one.state_dict(), other.state_dict()
         for name, value in mine.items():
             assert torch.equal(value, theirs[name]) if isinstance(value, torch.Tensor) else value == theirs[name]

@@ -48,8 +48,8 @@ def status_of(learner: Learner, rate: float, version: int | None, answering: int
             "faults": adapter.faults.total() if adapter else 0,
             "engine": adapter.engine_in_use if adapter else None,
             "adaptation_seconds": adapter.seconds / adapter.adaptations if adapter and adapter.adaptations else None,
-            "label_noise": learner.strategy.step.pool.noise if learner.started else None,
-            "label_noise_asked": learner.started and learner.strategy.step.pool.asks_noise,
+            "label_noise": learner.step.pool.noise if learner.started else None,
+            "label_noise_asked": learner.started and learner.step.pool.asks_noise,
             "temperature": adapter.temperature.value if adapter and adapter.temperature else None,
         },
         "boundaries": [
@@ -70,7 +70,7 @@ def _repeats(learner: Learner) -> Json:
     source = learner.source
     newest = [(partition, offset - 1) for partition, offset in learner.offsets.items() if offset]
     turns = [source.turn(*place) for place in newest] if isinstance(source, Repeating) else []
-    known = learner.strategy.step.memory.recognition if learner.started else None
+    known = learner.step.memory.recognition if learner.started else None
     return {
         "records": known.repeats if known else 0,
         "share": known.share if known and known.records else None,
@@ -82,7 +82,7 @@ def _repeats(learner: Learner) -> Json:
 def _teachers(learner: Learner, weights: Mapping[str, float]) -> list[Json]:
     if not learner.started:
         return []
-    pool = learner.strategy.step.pool
+    pool = learner.step.pool
     kinds = {choice.key: choice.name for choice in learner.config.teachers}
     return [
         {
@@ -133,7 +133,7 @@ class Gauges:
         steps, records = self._trained
         self._trained = (learner.steps, learner.records)
         self._recorder.count("train_steps_total", learner.steps - steps)
-        for index, group in enumerate(learner.strategy.optimizer.param_groups if learner.started else []):
+        for index, group in enumerate(learner.step.optimizer.param_groups if learner.started else []):
             self._recorder.set("train_learning_rate", float(group["lr"]), group=str(index))
         self._recorder.count("train_samples_total", learner.records - records)
         if learner.pulled:
@@ -163,7 +163,7 @@ class Gauges:
             recorder.remove("gate_weight_ratio", teacher=gone)
         self._teachers = names
         if learner.started:
-            for key, tally in learner.strategy.step.pool.questions.tallies.items():
+            for key, tally in learner.step.pool.questions.tallies.items():
                 self._record_tally(key, tally)
 
     def _record_tally(self, key: str, tally: Calls) -> None:
@@ -189,7 +189,7 @@ class Gauges:
             self._recorder.count("gate_adaptations_total", more)
             self._recorder.observe("gate_adaptation_duration_seconds", (adapter.seconds - seconds) / more)
             self._recorder.set("gate_outer_loss", adapter.outer_loss)
-            if isinstance(gate := learner.strategy.step.gate, Hedge):
+            if isinstance(gate := learner.step.gate, Hedge):
                 for policy, trusted in gate.odds().items():
                     self._recorder.set("gate_policy_ratio", trusted, policy=policy)
         self._adaptations = (adapter.adaptations, adapter.seconds)

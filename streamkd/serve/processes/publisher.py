@@ -77,7 +77,7 @@ class Publisher:
         return ensemble.write(folder, clone, meta)
 
     def _refusal(self, clone: Model, learner: Learner) -> Refusal | None:
-        ring = learner.strategy.step.memory.holdout
+        ring = learner.step.memory.holdout
         x = ring.x[: ring.filled].cpu() if ring.x is not None else None
         y = ring.y[: ring.filled].cpu() if x is not None else None
         return refusal(

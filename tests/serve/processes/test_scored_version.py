@@ -60,7 +60,7 @@ def right(directory: StateDirectory, version: int, x: torch.Tensor, y: torch.Ten
 
 def scored(one: Learner) -> tuple[int, torch.Tensor, torch.Tensor]:
     """How many of what is remembered the learner counts as right for users, with these records."""
-    ring = one.strategy.step.memory.replayed
+    ring = one.step.memory.replayed
     assert ring.x is not None
     x, y = ring.x[: ring.filled], ring.y[: ring.filled]
     before = one.arrivals.state_dict()["prequential"]["right"]
