@@ -21,7 +21,7 @@ from typing import Any
 from streamkd import extras
 from streamkd.errors import ConfigError, StreamkdError, TrialFailed
 from streamkd.tune.settings import Settings
-from streamkd.tune.slot import TICK_SECONDS, ProcessSlot, Stopped
+from streamkd.tune.slot import TICK_SECONDS, ProcessSlot, SlotStopped
 from streamkd.tune.space.space import Values
 
 ASK_SECONDS = 10.0
@@ -81,7 +81,7 @@ class RaySlot:
                 self._actor = None
                 said = " ".join(str(fault).split())[:200]
                 raise TrialFailed("crash", f"its machine or Ray's process there ended: {said}") from None
-        raise Stopped
+        raise SlotStopped
 
 
 @contextmanager

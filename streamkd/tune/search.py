@@ -25,7 +25,7 @@ from streamkd.evaluate.seeds import plain
 from streamkd.plugins import Registry
 from streamkd.tune.record import DONE, TrialRecord
 from streamkd.tune.settings import Settings
-from streamkd.tune.slot import Slot, Stopped, slots
+from streamkd.tune.slot import Slot, SlotStopped, slots
 from streamkd.tune.space.space import Space
 from streamkd.tune.study import Asked, Study
 from streamkd.tune.trials.objective import objective
@@ -134,7 +134,7 @@ class Search:
             self._tell()
             try:
                 self._advance(slot, asked)
-            except Stopped:
+            except SlotStopped:
                 self._study.leave(asked)
             except TrialFailed as fault:
                 self._study.end(asked, "failed", reason_of(fault))

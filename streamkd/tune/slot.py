@@ -29,7 +29,7 @@ TICK_SECONDS = 0.25
 GRACE_SECONDS = 2.0
 
 
-class Stopped(Exception):
+class SlotStopped(Exception):
     """The search is being stopped; the trial is left where it is."""
 
 
@@ -40,14 +40,14 @@ class Slot(Protocol):
         """Begin a trial under these values.
 
         Raises:
-            TrialFailed, Stopped: as ``advance``.
+            TrialFailed, SlotStopped: as ``advance``.
         """
 
     def advance(self, milestone: int) -> Mapping[str, Any]:
         """Train to so many records a seed; the reading there.
 
         Raises:
-            TrialFailed: with its kind and what is known. Stopped: the search is stopping.
+            TrialFailed: with its kind and what is known. SlotStopped: the search is stopping.
         """
 
     def end(self) -> None:
@@ -93,7 +93,7 @@ class ProcessSlot:
             self._connection.send(milestone)
         while True:
             if self._stopping():
-                raise Stopped
+                raise SlotStopped
             what, said = self._said()
             if what == "read":
                 reading: Mapping[str, Any] = said

@@ -21,7 +21,7 @@ from streamkd.errors import TrialFailed
 from streamkd.plugins import Registry
 from streamkd.tune import search
 from streamkd.tune.settings import Settings
-from streamkd.tune.slot import Slot, Stopped
+from streamkd.tune.slot import Slot, SlotStopped
 from streamkd.tune.space.domains import Categorical, Interval, Parameter
 from streamkd.tune.space.space import Space
 from streamkd.tune.trials.trial import TrialReading
@@ -134,7 +134,7 @@ class Here:
 
     def advance(self, milestone: int) -> Mapping[str, Any]:
         if self._stopping():
-            raise Stopped
+            raise SlotStopped
         return asdict(self._guarded(lambda: self._trial.advance(milestone)))
 
     def end(self) -> None: ...

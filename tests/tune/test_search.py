@@ -137,7 +137,7 @@ def test_an_interrupted_search_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_resumed_search_is_the_one_that_was_never_stopped(tmp_path: Path) -> None:
-    """Stopped in a trial and resumed: the same trials with the same values, states and figures, by Optuna too."""
+    """SlotStopped in a trial and resumed: the same trials with the same values, states and figures, by Optuna too."""
     whole = tune(tmp_path / "whole", sampler="optuna", trials=12)
     with pytest.raises(KeyboardInterrupt):
         tune(tmp_path / "s", interrupt_at(5), sampler="optuna", trials=12)

@@ -80,7 +80,7 @@ def figures(reading: TrialReading) -> dict[str, Any]:
 
 
 def test_stopping_on_the_way_changes_nothing(recordings: dict[int, Recording]) -> None:
-    """Stopped at odd places or never, a trial ends with the same state bit for bit, and the same figures."""
+    """SlotStopped at odd places or never, a trial ends with the same state bit for bit, and the same figures."""
     through, stopped = (trial_of(recordings, "accuracy", "forgetting") for _ in range(2))
     for records in (7, 55, 150, 151, 290):
         assert records <= stopped.advance(records).records < records + 10
@@ -126,7 +126,7 @@ def test_task_by_task_a_trial_measures_what_a_run_measures(batch: int) -> None:
 
 
 def test_a_new_task_does_not_count_before_it_has_been_learned() -> None:
-    """Stopped at a task's end that is no multiple of the batch, the figure is of the tasks that are over."""
+    """SlotStopped at a task's end that is no multiple of the batch, the figure is of the tasks that are over."""
     changes = {"stream": {"source": {**SOURCE, "classes_per_task": 2}, "batch": {"size": 7}}}
     recording = record(config_of(**changes), REGISTRY, 100)
     tried = Trial(config_of(**changes), REGISTRY, {100: recording}, ("accuracy",))
