@@ -21,7 +21,6 @@ from typing import Any, Literal
 from streamkd.errors import CheckpointDamaged, StateError
 from streamkd.state.directory import StateDirectory, fence, sync
 from streamkd.state.leftovers import Leftovers
-from streamkd.state.tree import Tree
 from streamkd.streams.log.database import insert, transaction
 
 Kind = Literal["learned", "rollback"]
@@ -63,7 +62,7 @@ class VersionStore:
         if directory.epoch is not None and not read_only:
             self._leftovers.clear()
 
-    def publish(self, write: Callable[[Path], Mapping[str, Tree] | None], *, records: int) -> int:
+    def publish(self, write: Callable[[Path], Mapping[str, object] | None], *, records: int) -> int:
         """Let ``write`` fill an empty folder with a model, and give it the next number.
 
         What ``write`` returns is kept as ``meta`` in the folder's ``version.json``.
@@ -156,7 +155,7 @@ class VersionStore:
             rows = self._connection.execute(f"{_SELECT} {clause}", values).fetchall()
         return [VersionInfo(*(*row[:6], bool(row[6]))) for row in rows]
 
-    def _commit(self, folder: Path, records: int, kind: Kind, source: int | None, meta: dict[str, Tree]) -> int:
+    def _commit(self, folder: Path, records: int, kind: Kind, source: int | None, meta: dict[str, object]) -> int:
         row = {
             "records": records,
             "created": time.time(),
