@@ -6,8 +6,9 @@ from streamkd import config as configuration
 from streamkd import inspection
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
-from streamkd.state.checkpoint import CheckpointStore, environment
+from streamkd.state.checkpoint import CheckpointStore
 from streamkd.state.directory import StateDirectory
+from streamkd.state.environment import environment
 from streamkd.wiring import open_source, schema_of
 
 

@@ -37,7 +37,13 @@ def deliver(outbox: Outbox, target: Target) -> None:
         raise _told(faults, target)
 
 
-def _put(outbox: Outbox, target: Target, writer: Any, acks: Any, faults: list[Exception]) -> None:
+def _put(
+    outbox: Outbox,
+    target: Target,
+    writer: fl.FlightStreamWriter,
+    acks: fl.FlightMetadataReader,
+    faults: list[Exception],
+) -> None:
     """Write while another thread reads acks; whatever fails on either side is noted in ``faults``."""
     ended = threading.Event()
     reader = threading.Thread(target=_read_acks, args=(acks, outbox, faults, ended), name="push-acks", daemon=True)
@@ -58,12 +64,12 @@ def _put(outbox: Outbox, target: Target, writer: Any, acks: Any, faults: list[Ex
                 faults.append(fault)
 
 
-def _write(writer: Any, piece: Piece, target: Target) -> None:
+def _write(writer: fl.FlightStreamWriter, piece: Piece, target: Target) -> None:
     note = {"producer": target.producer, "sequence": piece.sequence}
     writer.write_with_metadata(piece.rows, json.dumps(note).encode())
 
 
-def _read_acks(acks: Any, outbox: Outbox, faults: list[Exception], ended: threading.Event) -> None:
+def _read_acks(acks: fl.FlightMetadataReader, outbox: Outbox, faults: list[Exception], ended: threading.Event) -> None:
     try:
         while (buffer := acks.read()) is not None:
             ack = json.loads(buffer.to_pybytes())

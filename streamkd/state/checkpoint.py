@@ -15,7 +15,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -23,13 +22,11 @@ from streamkd.errors import CheckpointDamaged
 from streamkd.records import Reject
 from streamkd.state import files
 from streamkd.state.directory import StateDirectory, fence
-from streamkd.state.environment import compare, environment
 from streamkd.state.leftovers import Leftovers
 from streamkd.state.tree import Parts, Tree, pack, unpack
 from streamkd.streams.log.database import insert
 from streamkd.streams.log.dead_letters import DeadLetters, letters
 
-__all__ = ["CheckpointInfo", "CheckpointStore", "DeadBatch", "SkippedCheckpoint", "Snapshot", "compare", "environment"]
 logger = logging.getLogger(__name__)
 _SELECT = "SELECT id, records, epoch, created, bytes, offsets, sha256 FROM checkpoints"
 
@@ -61,8 +58,8 @@ class Snapshot:
 
     info: CheckpointInfo
     tree: Tree
-    config: dict[str, Any]
-    environment: dict[str, Any]
+    config: dict[str, Tree]
+    environment: dict[str, Tree]
     skipped: tuple[SkippedCheckpoint, ...]
 
 
@@ -96,8 +93,8 @@ class CheckpointStore:
         *,
         offsets: Mapping[str, int],
         records: int,
-        config: Mapping[str, Any],
-        environment: Mapping[str, Any],
+        config: Mapping[str, Tree],
+        environment: Mapping[str, Tree],
         dead_letters: Sequence[DeadBatch] = (),
         marks: Mapping[str, str] | None = None,
     ) -> CheckpointInfo:
@@ -175,7 +172,7 @@ class CheckpointStore:
         left = [info for info in self.list() if info.id not in skipped]
         return left[-1] if left else None
 
-    def _commit(self, folder: Path, row: Mapping[str, Any], dead_letters: Sequence[DeadBatch]) -> CheckpointInfo:
+    def _commit(self, folder: Path, row: Mapping[str, Tree], dead_letters: Sequence[DeadBatch]) -> CheckpointInfo:
         with self._leftovers.commit() as writer:
             fence(writer, self._directory.epoch, self._directory.path)
             if self._damaged:
@@ -207,7 +204,7 @@ class CheckpointStore:
         return gone
 
 
-def _refuse_other_place(info: CheckpointInfo, state: Mapping[str, Any]) -> None:
+def _refuse_other_place(info: CheckpointInfo, state: Mapping[str, Tree]) -> None:
     """The row's offsets are hashed nowhere; the file's are.
 
     Raises:
@@ -219,6 +216,6 @@ def _refuse_other_place(info: CheckpointInfo, state: Mapping[str, Any]) -> None:
         raise CheckpointDamaged(said, where=f"checkpoints/{info.id}")
 
 
-def _plain(values: Mapping[str, Any]) -> Any:
+def _plain(values: Mapping[str, Tree]) -> Tree:
     """A document that is JSON also where a value is infinite."""
     return pack(values).document

@@ -7,12 +7,11 @@ it says nothing.
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import streamkd
 
 
-def environment() -> dict[str, Any]:
+def environment() -> dict[str, str | int | None]:
     """The versions, the threads and the processor of this process."""
     import numpy
     import torch
@@ -30,7 +29,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def compare(old: Mapping[str, object], new: Mapping[str, object]) -> list[str]:
     """One sentence for each thing that differs, in the order of ``old``."""
     names = [*old, *(name for name in new if name not in old)]
     return [

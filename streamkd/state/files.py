@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import safetensors.torch
@@ -19,12 +18,12 @@ import torch
 
 from streamkd.errors import CheckpointDamaged, StateConflict, StateError
 from streamkd.state.directory import sync
-from streamkd.state.tree import Parts
+from streamkd.state.tree import Parts, Tree
 
 FORMAT = 1
 
 
-def write(folder: Path, parts: Parts, state: Mapping[str, Any], config: Any) -> dict[str, str]:
+def write(folder: Path, parts: Parts, state: Mapping[str, Tree], config: Tree) -> dict[str, str]:
     """Write and sync every file into an empty folder; returns the hash of each.
 
     Raises:
@@ -46,7 +45,7 @@ def write(folder: Path, parts: Parts, state: Mapping[str, Any], config: Any) -> 
     return hashes
 
 
-def read(folder: Path, sha256: Mapping[str, str]) -> tuple[Parts, dict[str, Any], dict[str, Any]]:
+def read(folder: Path, sha256: Mapping[str, str]) -> tuple[Parts, dict[str, Tree], dict[str, Tree]]:
     """The parts, the state document and the configuration, of exactly the bytes that were hashed.
 
     Raises:
@@ -81,7 +80,7 @@ def _get(path: Path, expected: str) -> bytes:
     return content
 
 
-def _json(value: Any) -> bytes:
+def _json(value: Tree) -> bytes:
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
 
 

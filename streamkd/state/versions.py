@@ -62,7 +62,7 @@ class VersionStore:
         if directory.epoch is not None and not read_only:
             self._leftovers.clear()
 
-    def publish(self, write: Callable[[Path], Mapping[str, Any] | None], *, records: int) -> int:
+    def publish(self, write: Callable[[Path], Mapping[str, object] | None], *, records: int) -> int:
         """Let ``write`` fill an empty folder with a model, and give it the next number.
 
         What ``write`` returns is kept as ``meta`` in the folder's ``version.json``.
@@ -155,7 +155,7 @@ class VersionStore:
             rows = self._connection.execute(f"{_SELECT} {clause}", values).fetchall()
         return [VersionInfo(*(*row[:6], bool(row[6]))) for row in rows]
 
-    def _commit(self, folder: Path, records: int, kind: Kind, source: int | None, meta: dict[str, Any]) -> int:
+    def _commit(self, folder: Path, records: int, kind: Kind, source: int | None, meta: dict[str, object]) -> int:
         row = {
             "records": records,
             "created": time.time(),

@@ -138,8 +138,7 @@ def _supervise(channel: Channel, said: list[dict[str, Any]]) -> None:
             return
         assert message is not None, "nothing was heard for 10 seconds"
         said.append(message)
-        ends = message.get("ends")
-        if message["kind"] == "beat" and ends is not None and ends == message["offsets"]:
+        if message["kind"] == "beat" and message["ends"] and message["ends"] == message["offsets"]:
             with contextlib.suppress(EOFError):
                 channel.try_to_say(Stop())
 

@@ -47,8 +47,9 @@ def measure(steps: int, folder: Path, drawn: int) -> dict[str, list[float]]:
     from streamkd import config as configuration
     from streamkd.learner import Learner
     from streamkd.plugins import Registry
-    from streamkd.state.checkpoint import CheckpointStore, environment
+    from streamkd.state.checkpoint import CheckpointStore
     from streamkd.state.directory import StateDirectory
+    from streamkd.state.environment import environment
     from streamkd.wiring import open_source, schema_of
 
     torch.set_num_threads(1)

@@ -20,8 +20,9 @@ import torch
 
 from streamkd.errors import CheckpointDamaged, StateConflict, StateError
 from streamkd.records import Reject
-from streamkd.state.checkpoint import CheckpointInfo, CheckpointStore, DeadBatch, compare, environment
+from streamkd.state.checkpoint import CheckpointInfo, CheckpointStore, DeadBatch
 from streamkd.state.directory import StateDirectory
+from streamkd.state.environment import compare, environment
 from streamkd.streams.log.dead_letters import DeadLetters
 
 torch.set_num_threads(1)

@@ -26,13 +26,14 @@ DATATYPES = {
     "float32": "FP32",
     "float64": "FP64",
 }
+Values = np.ndarray | list[str] | list[bytes]
 _FLOAT_CHARACTERS = 24  # -1.7976931348623157e+308
 _ROW_CHARACTERS = 64  # brackets
 
 
 def read_tensor(
-    tensor: Mapping[str, Any], column: InputColumn, tail: memoryview, limit_rows: int
-) -> tuple[Any, int, Any]:
+    tensor: Mapping[str, object], column: InputColumn, tail: memoryview, limit_rows: int
+) -> tuple[Values, int, memoryview]:
     """Values and number of records of one input, and what is left of the binary part."""
     datatype, where = datatype_of(column), f"input {column.name}"
     if tensor.get("datatype") != datatype:
@@ -51,7 +52,7 @@ def read_tensor(
     return _from_binary(tail[:size], column, rows, where), rows, tail[size:]
 
 
-def _rows(shape: Any, column: InputColumn, where: str, limit_rows: int) -> int:
+def _rows(shape: object, column: InputColumn, where: str, limit_rows: int) -> int:
     wire = wire_shape(column)
     if not isinstance(shape, list) or not all(isinstance(n, int) and not isinstance(n, bool) for n in shape):
         raise RecordError(f"{where}: needed a shape of whole numbers, got {shape!r:.80}")
@@ -64,7 +65,7 @@ def _rows(shape: Any, column: InputColumn, where: str, limit_rows: int) -> int:
     return shape[0]
 
 
-def _from_binary(raw: memoryview, column: InputColumn, rows: int, where: str) -> Any:
+def _from_binary(raw: memoryview, column: InputColumn, rows: int, where: str) -> Values:
     if column.kind != "tensor":
         return _elements(raw, column, rows, where)
     needed = rows * column.size * np.dtype(column.dtype).itemsize
@@ -74,7 +75,7 @@ def _from_binary(raw: memoryview, column: InputColumn, rows: int, where: str) ->
     return values.astype(column.dtype).reshape(rows, *column.shape)  # a copy: torch takes no read-only memory
 
 
-def _elements(raw: memoryview, column: InputColumn, rows: int, where: str) -> list[Any]:
+def _elements(raw: memoryview, column: InputColumn, rows: int, where: str) -> list[str] | list[bytes]:
     values: list[Any] = []
     place = 0
     while place < len(raw):
@@ -99,7 +100,7 @@ def _text(element: bytes, column: InputColumn, where: str) -> str | bytes:
         raise RecordError(f"{where}: needed UTF-8 text, got {element[:20]!r}") from None
 
 
-def _from_json(data: Any, column: InputColumn, rows: int, where: str) -> Any:
+def _from_json(data: object, column: InputColumn, rows: int, where: str) -> Values:
     if not isinstance(data, list):
         raise RecordError(f"{where}: needed a list as data, got {kind_of(data)}")
     if column.kind != "tensor":
@@ -124,7 +125,7 @@ def _narrow(values: np.ndarray, target: np.dtype, where: str) -> np.ndarray:
     return values.astype(target)
 
 
-def _strings(data: list[Any], column: InputColumn, rows: int, where: str) -> list[Any]:
+def _strings(data: list[Any], column: InputColumn, rows: int, where: str) -> list[str] | list[bytes]:
     flat = [v for value in data for v in (value if isinstance(value, list) else [value])]
     if len(flat) != rows or not all(isinstance(value, str) for value in flat):
         raise RecordError(f"{where}: needed {rows} strings, got {_sample(data)}")
@@ -136,7 +137,7 @@ def _strings(data: list[Any], column: InputColumn, rows: int, where: str) -> lis
         raise RecordError(f"{where}: needed image bytes as base64 in JSON, got {_sample(data)}") from None
 
 
-def to_json(content: Any) -> bytes:
+def to_json(content: object) -> bytes:
     """JSON; numbers that are not finite become null, since no other reader takes NaN."""
     try:
         text = json.dumps(content, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
@@ -145,7 +146,7 @@ def to_json(content: Any) -> bytes:
     return text.encode("utf-8", "replace")
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -155,7 +156,7 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def to_binary(values: Any, datatype: str) -> bytes:
+def to_binary(values: Values, datatype: str) -> bytes:
     if datatype != "BYTES":
         return np.ascontiguousarray(values, dtype="<f4" if datatype == "FP32" else "<i8").tobytes()
     elements = [str(value).encode("utf-8", "replace") for value in values]
@@ -180,13 +181,13 @@ def datatype_of(column: InputColumn) -> str:
     return DATATYPES[column.dtype] if column.kind == "tensor" else "BYTES"
 
 
-def as_mapping(value: Any, what: str) -> Mapping[str, Any]:
+def as_mapping(value: object, what: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise RecordError(f"needed a JSON object as {what}, got {kind_of(value)}")
     return value
 
 
-def kind_of(value: Any) -> str:
+def kind_of(value: object) -> str:
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
     return names.get(type(value), "nothing")
 

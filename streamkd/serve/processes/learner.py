@@ -27,8 +27,9 @@ from streamkd.serve.processes.messages import Begin, Committed, Message, NewVers
 from streamkd.serve.processes.publisher import Publisher, ScoredVersion
 from streamkd.serve.processes.reports import CHECKPOINT, STARTING, STOPPING, Reporter
 from streamkd.state import coherence
-from streamkd.state.checkpoint import CheckpointStore, Snapshot, compare, environment
+from streamkd.state.checkpoint import CheckpointStore, Snapshot
 from streamkd.state.directory import StateDirectory
+from streamkd.state.environment import compare, environment
 from streamkd.streams.log.database import is_passing
 from streamkd.streams.log.log import Log
 from streamkd.telemetry import Recorder

@@ -91,7 +91,7 @@ def _shrunk(tree: Json, surplus: int, left_out: dict[str, int]) -> bool:
     return surplus <= 0
 
 
-def _cut(value: Any, path: str, left_out: dict[str, int]) -> Any:
+def _cut(value: object, path: str, left_out: dict[str, int]) -> Any:
     """A copy whose texts, lists and tables have at most their size."""
     if isinstance(value, str):
         return value[:TEXT]
@@ -103,7 +103,7 @@ def _cut(value: Any, path: str, left_out: dict[str, int]) -> Any:
     return value
 
 
-def _under(path: str, key: Any, holder: Mapping[str, Any]) -> str:
+def _under(path: str, key: object, holder: Mapping[str, object]) -> str:
     """The path of a key; all keys of a table share their table's."""
     return path if len(holder) > TABLE else f"{path}.{key}".lstrip(".")
 
