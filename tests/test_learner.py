@@ -87,7 +87,7 @@ def test_it_learns_the_same_where_avalanche_looks_on() -> None:
 def test_it_imports_avalanche_only_where_it_looks_on() -> None:
     """A learner and its server start without Avalanche, and so without torchvision, plots and exporters."""
     code = (
-        "import sys, streamkd.run, streamkd.serve.learner, streamkd.serve.supervisor, streamkd.pretraining.gate\n"
+        "import sys, streamkd.run, streamkd.serve.processes.learner, streamkd.serve.supervisor, streamkd.pretraining.gate\n"
         "print([name for name in ('avalanche', 'torchvision', 'matplotlib', 'sklearn') if name in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
