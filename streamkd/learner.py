@@ -19,7 +19,7 @@ from streamkd.analytic import ensemble
 from streamkd.analytic.ensemble import Model
 from streamkd.analytic.teacher import AnalyticTeacher
 from streamkd.config import Config
-from streamkd.errors import SourceError
+from streamkd.errors import ConfigError, SourceError, first_line
 from streamkd.evaluate.accuracy import Prequential
 from streamkd.evaluate.arrival import Arrivals
 from streamkd.evaluate.live import LiveQuality
@@ -82,14 +82,15 @@ class Learner:
         self.last: Taken | None = None
         self._batcher = Batcher(source, config.stream.batch.size, config.stream.batch.flush_seconds, journal)
         self._decoder = Decoder(source, schema)
-        self._avalanche = (list(avalanche_plugins), list(avalanche_metrics))
+        self._avalanche = _avalanche([*avalanche_plugins, *avalanche_metrics])
+        self._plugins, self._metrics = list(avalanche_plugins), list(avalanche_metrics)
         self._on_task_end = on_task_end
         self._on_batch = on_batch  # told when the offsets are past a batch that is about to be learned
         self.pulled = journal is None  # else records were counted when they were accepted
         self.last_step_at: float | None = None
         self._bad_in_a_row = 0
         self._step: Step | None = None
-        self._strategy: StreamStrategy | None = None  # where Avalanche's plugins or metrics look on
+        self._strategy: StreamStrategy | None = None  # none where Avalanche cannot be imported
         self._adapter: GateAdapter | None = None
         self._chosen: tuple[int, Model] | None = None  # what is served, as chosen after so many steps
         self._begun: Artefact | None = None
@@ -225,8 +226,7 @@ class Learner:
     def _take(self, batch: TensorBatch) -> Taken:
         if self._strategy is not None:
             return self._strategy.learn(batch)
-        if not self.student.training:
-            self.student.train()
+        self.student.train()
         *_, (_, taken) = self.step.take(batch.x, batch.y, batch.task)
         return taken
 
@@ -260,12 +260,11 @@ class Learner:
         self._step, self._adapter = wiring.step_of(
             self.config, self.registry, self.schema, self.labels.labels, self.device, self._begun
         )
-        plugins, metrics = self._avalanche
-        if plugins or metrics:
-            from streamkd.avalanche.strategy import StreamStrategy, quiet_evaluator  # torchvision and much else with it
-
-            evaluator = quiet_evaluator(*metrics, sink=self._log)
-            self._strategy = StreamStrategy(step=self._step, device=self.device, plugins=plugins, evaluator=evaluator)
+        if self._avalanche is not None:
+            evaluator = self._avalanche.quiet_evaluator(*self._metrics, sink=self._log)
+            self._strategy = self._avalanche.StreamStrategy(
+                step=self._step, device=self.device, plugins=self._plugins, evaluator=evaluator
+            )
 
     def fresh_student(self, classes: int) -> Student:
         """A student of the configuration as it was before the stream, on the device."""
@@ -381,3 +380,22 @@ class Learner:
             before, now = getattr(saved, what), getattr(self.config, what)
             if before != now:
                 logger.warning("%s has changed since the checkpoint: was %s, is %s", what, before, now)
+
+
+def _avalanche(asked: Sequence[Any]) -> Any:
+    """The loop as Avalanche knows it, a module; ``None`` where Avalanche cannot be imported.
+
+    Raises:
+        ConfigError: it cannot, and plugins or metrics of it are ``asked`` for.
+    """
+    try:
+        from streamkd.avalanche import strategy
+    except (ImportError, RuntimeError) as fault:  # torchvision beside a torch of another build
+        fix = "install torch and torchvision of one index: CPU builds both, or neither"
+        if asked:
+            raise ConfigError(
+                f"Avalanche cannot be imported: {first_line(fault)}", where="avalanche", fix=fix
+            ) from None
+        logger.warning("steps are taken without Avalanche, to the same bits (%s); %s", first_line(fault), fix)
+        return None
+    return strategy

@@ -1,6 +1,5 @@
 """The learner as a whole: what it learns, that stopping changes nothing, and what it refuses."""
 
-import subprocess
 import sys
 from typing import Any
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 
 from streamkd import config as configuration
-from streamkd.errors import SourceError, StateConflict
+from streamkd.errors import ConfigError, SourceError, StateConflict
 from streamkd.inspection import weights_sha256
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
@@ -84,13 +83,17 @@ def test_it_learns_the_same_where_avalanche_looks_on() -> None:
     assert [name.split("/")[0] for name in told] == ["Top1_Acc_MB"]
 
 
-def test_it_imports_avalanche_only_where_it_looks_on() -> None:
-    """A learner and its server start without Avalanche, and so without torchvision, plots and exporters."""
-    code = (
-        "import sys, streamkd.run, streamkd.serve.processes.learner, streamkd.serve.supervisor, streamkd.pretraining.gate\n"
-        "print([name for name in ('avalanche', 'torchvision', 'matplotlib', 'sklearn') if name in sys.modules])"
-    )
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+def test_where_avalanche_cannot_be_imported_steps_are_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said once; whoever asks for Avalanche's plugins there is refused."""
+    plain = run(learner(), 20)
+    monkeypatch.setitem(sys.modules, "streamkd.avalanche.strategy", None)
+    monkeypatch.delattr("streamkd.avalanche.strategy")
+    assert weights(run(learner(), 20)) == weights(plain)
+    assert caplog.text.count("without Avalanche") == 1
+    with pytest.raises(ConfigError, match="Avalanche cannot be imported"):
+        learner(avalanche_plugins=[object()])
 
 
 @pytest.mark.parametrize("stop", [0, 1, 7, 20, 29])

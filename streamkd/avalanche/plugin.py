@@ -24,14 +24,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from avalanche.benchmarks import OnlineCLExperience
-from avalanche.core import SupervisedPlugin
-from avalanche.models.utils import avalanche_forward, is_multi_task_module
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from streamkd.avalanche.comparison import Comparison, wider
 from streamkd.avalanche.copies import MovingAverage, frozen
+from streamkd.avalanche.deferred import AVALANCHES, deferred
 from streamkd.errors import ConfigError
 from streamkd.gates.gate import GateInputs, Hedging
 from streamkd.gates.per_sample import PerSampleGate, PerSampleOptions
@@ -40,6 +38,11 @@ from streamkd.meta import hypergradient
 from streamkd.replay.memory import Memory, Remembered, whole
 from streamkd.students.networks import at_rest
 from streamkd.students.optimizers import follow
+
+with deferred(*AVALANCHES):
+    from avalanche.benchmarks import OnlineCLExperience
+    from avalanche.core import SupervisedPlugin
+    from avalanche.models.utils import avalanche_forward, is_multi_task_module
 
 ANCHOR = 1e-3  # pull of the gate's parameters towards where they began
 EVERY = 10  # steps between two measurements on the held-out rows

@@ -12,21 +12,24 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from avalanche.benchmarks import OnlineCLExperience
-from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
-from avalanche.core import SupervisedPlugin
-from avalanche.logging import BaseLogger
-from avalanche.training.plugins import EvaluationPlugin
-from avalanche.training.templates import SupervisedTemplate
-from avalanche.training.templates.base_sgd import PeriodicEval
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from streamkd.avalanche.deferred import AVALANCHES, deferred
 from streamkd.learning.batch import Taken
 from streamkd.learning.step import Step
 from streamkd.replay.memory import Ring
 from streamkd.tasks.experience import TensorBatch
 from streamkd.tasks.labels import NONE
+
+with deferred(*AVALANCHES):
+    from avalanche.benchmarks import OnlineCLExperience
+    from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
+    from avalanche.core import SupervisedPlugin
+    from avalanche.logging import BaseLogger
+    from avalanche.training.plugins import EvaluationPlugin
+    from avalanche.training.templates import SupervisedTemplate
+    from avalanche.training.templates.base_sgd import PeriodicEval
 
 EVENTS = (
     "before_training",
