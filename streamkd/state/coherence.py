@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from streamkd.errors import StateConflict, StateError
-from streamkd.state.directory import StateDirectory
+from streamkd.state.directory import StateDirectory, make
 from streamkd.state.leftovers import Leftovers
-from streamkd.streams.log.database import about, note, transaction
+from streamkd.streams.log.database import about, note, schema_fault, transaction
 from streamkd.streams.log.log import Log
 
 _SHOWN = 6  # numbers of folders in a line
@@ -122,6 +122,7 @@ def _database(directory: StateDirectory) -> tuple[PartReport, DatabaseContents]:
     try:
         with closing(directory.connect(read_only=True)) as connection:
             damage = str(connection.execute("PRAGMA integrity_check(1)").fetchone()[0])
+            strange = schema_fault(connection, make)
             known = _known(connection, directory)
     except StateConflict:
         raise
@@ -130,6 +131,8 @@ def _database(directory: StateDirectory) -> tuple[PartReport, DatabaseContents]:
         return PartReport(name, f"cannot be read: {said}", fits=False), DatabaseContents()
     if damage != "ok":
         return PartReport(name, f"is damaged: {damage.splitlines()[-1]}", fits=False), DatabaseContents()
+    if strange is not None:
+        return PartReport(name, f"is damaged: it {strange}", fits=False), DatabaseContents()
     return PartReport(name, f"knows checkpoints {_some(known.rows)} and versions {_some(known.versions)}"), known
 
 

@@ -27,6 +27,7 @@ from pathlib import Path
 
 from streamkd.errors import StateConflict, StateError, StateInUse
 from streamkd.streams.log.database import ABOUT, add_columns, transaction
+from streamkd.streams.log.dead_letters import DeadLetters
 from streamkd.streams.log.wal import left_out
 
 FORMAT = 1
@@ -198,6 +199,13 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def make(connection: sqlite3.Connection) -> None:
+    """Every table that a state's database may have."""
+    _fill(connection)
+    _complete(connection)
+    DeadLetters(connection).create()
 
 
 def _complete(connection: sqlite3.Connection) -> None:

@@ -220,6 +220,16 @@ CELLS = [
     ("log.sqlite", "INSERT OR REPLACE INTO about VALUES ('committed', '1e')"),
     ("log.sqlite", "UPDATE batches SET producer = CAST(x'ff' AS TEXT)"),
     ("log.sqlite", "UPDATE cuts SET stop = stop - 1"),
+    *[
+        (name, f"PRAGMA writable_schema = 1; UPDATE sqlite_master SET sql = replace(sql, '{old}', '{new}')")
+        for name, old, new in (
+            ("state.sqlite", "learned", "leqrned"),
+            ("state.sqlite", "source_version", "source_versinn"),
+            ("state.sqlite", "one = 1", "one = 3"),
+            ("log.sqlite", "receipts", "receipps"),
+            ("log.sqlite", "checksum INTEGER", "checksum INTEGES"),
+        )
+    ],
 ]
 
 
@@ -232,7 +242,7 @@ def test_a_cell_that_says_something_else_is_refused_or_changes_nothing(
     shutil.copytree(learned.folder / "ended", state)
     shutil.rmtree(state / "checkpoints" / "10")  # the newest, so that there is something to learn again
     with contextlib.closing(sqlite3.connect(state / name)) as connection:
-        connection.execute(statement)
+        connection.executescript(statement)
         connection.commit()
     outcome(learned, state, Blow("ended", name, statement, 0))
 

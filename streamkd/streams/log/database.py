@@ -1,9 +1,10 @@
 """SQLite files that two processes share: WAL, full sync, and transactions that are begun in so many words."""
 
 import contextlib
+import re
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 BUSY_SECONDS = 30.0
@@ -88,3 +89,29 @@ def is_passing(fault: sqlite3.Error) -> bool:
 
 def _code(fault: sqlite3.Error) -> str:
     return getattr(fault, "sqlite_errorname", None) or ""
+
+
+def schema_fault(connection: sqlite3.Connection, make: Callable[[sqlite3.Connection], None]) -> str | None:
+    """What in the definitions of tables and indices ``make`` never wrote, in a line; ``None`` where there is nothing.
+
+    They are text to SQLite: a damaged column is another column to it, a damaged condition another condition. Those of
+    older versions are made of the same words.
+    """
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as blank:
+        make(blank)
+        known = {name: _words(sql) for name, sql in _definitions(blank)}
+    for name, sql in _definitions(connection):
+        if name not in known:
+            return f"has {name!r:.60}, which was never made"
+        if strange := _words(sql) - known[name]:
+            return f"the definition of {name} holds {min(strange)!r:.60}, which was never written"
+    return None
+
+
+def _definitions(connection: sqlite3.Connection) -> list[tuple[str, str]]:
+    rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+    return [(name, sql) for name, sql in rows if not name.startswith("sqlite_")]
+
+
+def _words(sql: str) -> set[str]:
+    return set(re.findall(r"\w+|[^\w\s]", sql))

@@ -23,7 +23,17 @@ from streamkd.errors import LogDamaged, Overloaded, RecordError, StateConflict, 
 from streamkd.records import Chunk, RecordSchema, Reject
 from streamkd.streams.encoding.codec import arrow_schema
 from streamkd.streams.log.batches import DAMAGED, Batches, checksum, no_rows
-from streamkd.streams.log.database import ABOUT, about, add_columns, connect, is_damage, is_passing, note, transaction
+from streamkd.streams.log.database import (
+    ABOUT,
+    about,
+    add_columns,
+    connect,
+    is_damage,
+    is_passing,
+    note,
+    schema_fault,
+    transaction,
+)
 from streamkd.streams.log.dead_letters import DeadLetter, DeadLetters, letters
 from streamkd.streams.log.receipts import Receipt, Receipts, SequenceConflict, digest
 from streamkd.streams.log.wal import left_out
@@ -99,12 +109,7 @@ class Log:
         """Write who the log belongs to, or check it."""
         if schema is not None and not self._read_only:
             with transaction(self._writer):
-                for statement in (ABOUT, _CUTS):
-                    self._writer.execute(statement)
-                self._putting.create()
-                add_columns(self._writer, "cuts", {"checksum": "INTEGER"})
-                self.letters.create()
-                self._receipts.create()
+                _make(self._writer)
                 for item in {"schema": schema.model_dump_json(), "stream": stream or "main"}.items():
                     self._writer.execute("INSERT OR IGNORE INTO about VALUES (?, ?)", item)
         said = about(self._writer)
@@ -274,8 +279,10 @@ class Log:
             return self._batches.mark(offset)
 
     def fault(self) -> str | None:
-        """What is wrong with the file as a whole, in a line: a gap between batches, or damaged pages."""
+        """What is wrong with the file as a whole, in a line: other tables, a gap between batches, or damaged pages."""
         with self._read():
+            if (strange := schema_fault(self._reader, _make)) is not None:
+                return strange
             if (gap := self._batches.gap()) is not None:
                 return f"the records from {gap[0]} to {gap[1]} are not in it"
             if self.path.stat().st_size > CHECKED_BYTES:
@@ -387,3 +394,12 @@ class LogSource:
 
 def _in_words(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name} {field.type}" for field in schema)
+
+
+def _make(connection: sqlite3.Connection) -> None:
+    """Every table of a log, where it is missing, and the columns that an older one has not."""
+    for statement in (ABOUT, _CUTS):
+        connection.execute(statement)
+    add_columns(connection, "cuts", {"checksum": "INTEGER"})
+    for part in (Batches(connection, Path()), DeadLetters(connection), Receipts(connection)):
+        part.create()

@@ -13,14 +13,14 @@ import torch
 
 from streamkd.errors import LimitExceeded, NotReady, Overloaded
 from streamkd.serve.predictions.predictor import Predictor
-from streamkd.students.networks import Published
+from streamkd.students.networks import LoadedVersion
 from streamkd.telemetry import Exposition, Recorder
 
 from ..conftest import SCHEMA, make_student
 
 
-def published(version: int) -> Published:
-    return Published(make_student(version), [7, 3, 5], version, SCHEMA, 0.0, 100 * version)
+def published(version: int) -> LoadedVersion:
+    return LoadedVersion(make_student(version), [7, 3, 5], version, SCHEMA, 0.0, 100 * version)
 
 
 def images(count: int, seed: int = 0) -> np.ndarray:
