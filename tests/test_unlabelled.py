@@ -188,6 +188,7 @@ def test_the_choice_is_made_in_one_place() -> None:
         configuration.from_tree({"stream": {"source": {"name": "flight"}, "records": records}})
 
 
+@pytest.mark.soak
 def test_distilling_them_ends_better_than_refusing_them() -> None:
     """Where four of five labels are gone the student knows more in the end if its teachers speak for them."""
     gained: list[float] = []

@@ -46,6 +46,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
+@pytest.mark.soak
 def test_the_learner_goes_on_without_checkpoints(serve: Serve, disk: Disk) -> None:
     """No room for checkpoints and versions: counted and said; training and predictions go on, and saving comes back."""
     fast = ("--set", "checkpoint.every_seconds=0.5", "--set", "stream.source.rate=200")

@@ -143,6 +143,7 @@ def by_a_server(serve: Serve) -> Callable[[Path, int], Any]:
     return consume
 
 
+@pytest.mark.soak  # tests/chaos has kills of every process in `make test`
 def test_kills_change_no_bit_of_what_is_learned(serve: Serve, tmp_path: Path) -> None:
     """Learner, ingress and the whole group are killed in mid-push: weights, memory and gate as if nothing had been."""
     check_kills(serve, tmp_path, 3_000, 300, ["learner", "ingress", "group"], 0, by_a_learner)

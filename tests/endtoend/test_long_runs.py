@@ -127,6 +127,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="n
 
 
 @needs_proc
+@pytest.mark.soak
 def test_fifty_tasks(tmp_path: Path) -> None:
     """1,500 experiences: fifty tasks, memory within 5 %, a step at most 25 % slower (short tenths are noisy)."""
     figures = run(1_500, tmp_path)

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from sklearn.datasets import load_breast_cancer
 
 from .conftest import Serve, streamkd, until
 
 
+@pytest.mark.soak  # the first tutorial does the same to the letter
 def test_a_stranger_s_file_is_learned(serve: Serve, tmp_path: Path) -> None:
     """569 tumours as thirty columns, string labels: three commands, and most of them are told apart."""
     data = load_breast_cancer(as_frame=True)

@@ -73,6 +73,7 @@ def check_swaps(serve: Serve, swaps: int) -> Server:
     return server
 
 
+@pytest.mark.soak
 def test_swaps_under_load_drop_nothing(serve: Serve) -> None:
     """20 versions are swapped in while four clients ask: every request is answered, versions only rise; tasks recur.
 

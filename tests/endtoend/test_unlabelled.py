@@ -3,6 +3,7 @@
 import signal
 
 import pyarrow as pa
+import pytest
 
 from . import bare_flight
 from .conftest import PUSHED, Serve, records, until
@@ -20,6 +21,7 @@ def without(rows: pa.RecordBatch, how: str) -> pa.RecordBatch:
     return rows.set_column(rows.schema.get_field_index("label"), "label", pa.array(kept, pa.int64()))
 
 
+@pytest.mark.soak
 def test_records_without_label_are_trained_once_each(serve: Serve) -> None:
     """Null labels, none at all, no column; over Flight, as Arrow and as JSON; after kill -9 they count once."""
     server = serve({**PUSHED, "stream": {**PUSHED["stream"], "unlabelled": "distil"}})

@@ -82,6 +82,7 @@ def test_a_trial_sees_the_gpus_that_it_asked_for(head: str, tmp_path: Path, gpus
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.soak
 def test_an_actor_that_is_gone_takes_its_trial_alone(head: str, tmp_path: Path) -> None:
     """Each trial ends its slot: that is named, what it had read is kept, and the next one has another slot."""
     found = tune(tmp_path / "s", cluster.slots, stand_ins.Taking, address=head, trials=2, concurrency=1)
