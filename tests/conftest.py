@@ -14,7 +14,6 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -103,15 +102,5 @@ def _one_thread_and_deterministic() -> Iterator[None]:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(0)
-    with _products():
-        yield
+    yield
     torch.use_deterministic_algorithms(False)
-
-
-def _products() -> AbstractContextManager[object]:
-    """Products as they are, or as a processor has them that rounds by their shapes."""
-    if os.environ.get("STREAMKD_TEST_PRODUCTS") != "by-shape":
-        return nullcontext()
-    from kernels import ByShape
-
-    return ByShape()
