@@ -1,6 +1,8 @@
 """A step: its order, what it asks and stores, and layers that losses name."""
 
 import copy
+import gc
+import weakref
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -229,3 +231,17 @@ def test_a_step_whose_loss_is_not_finite_has_no_update() -> None:
     assert taken.skipped
     assert not taken.logits.requires_grad
     assert all(torch.equal(value, before[name]) for name, value in step.student.state_dict().items())
+
+
+@pytest.mark.parametrize("skipped", [False, True])
+def test_a_step_that_is_over_leaves_no_graph(skipped: bool) -> None:
+    """Taken or not: a graph that lives on would pin the shapes of parameters that grow."""
+    step = toys.make_step(gate=toys.scorer(), adapter=toys.adapter_of(toys.scorer()))
+    x, y = toys.batches(1)[0]
+    for event, taken in step.take(x, y, 0):
+        if event == "after_forward":
+            graph = weakref.ref(taken.logits)  # what was computed, with how
+        if event == "before_backward" and skipped:
+            taken.loss = taken.loss * torch.inf
+    gc.collect()
+    assert graph() is None
