@@ -1,5 +1,6 @@
 """A search on a real Ray: the same search as here, whatever becomes of its actors."""
 
+import logging
 import os
 import socket
 import subprocess
@@ -115,6 +116,36 @@ def test_nobody_at_the_address_is_said_at_once() -> None:
     client = Settings(address="ray://127.0.0.1:10001")
     with pytest.raises(ConfigError, match="not driven through a Ray client"), cluster.slots(b"", "", client, bool):
         pass
+
+
+@pytest.mark.timeout(300)  # Ray Tune's actors make their imports
+def test_ray_tune_searches_over_trials_that_measure_as_here(head: str, tmp_path: Path) -> None:
+    """Its own search, by dotted paths: each trial ends with what the same values end with in this process."""
+    import ray
+    from ray import tune as ray_tune
+
+    from streamkd.tune.space.places import Places
+    from streamkd.tune.trainable import trainable
+    from streamkd.tune.trials import recording
+    from streamkd.tune.trials.trial import Trial
+
+    config, rates = stand_ins.config(student={"name": "mlp", "hidden": [16]}), [0.001, 0.01]
+    ray.init(address=head, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        tuner = ray_tune.Tuner(
+            trainable(config, stand_ins.REGISTRY, seeds=(100,)),
+            param_space={stand_ins.RATE: ray_tune.grid_search(rates)},
+            run_config=ray_tune.RunConfig(storage_path=str(tmp_path), verbose=0),
+        )
+        found = {one.config[stand_ins.RATE]: one.metrics for one in tuner.fit()}
+    finally:
+        ray.shutdown()
+    recordings = {100: recording.record(config, stand_ins.REGISTRY, 100)}
+    for rate in rates:
+        changed = Places(config, stand_ins.REGISTRY).changed({stand_ins.RATE: rate})
+        reading = Trial(changed, stand_ins.REGISTRY, recordings).advance(recordings[100].total)
+        assert found[rate]["accuracy"] == reading.objectives["accuracy"]
+        assert found[rate]["records"] == reading.records
 
 
 def test_shares_of_a_gpu_are_rays() -> None:
