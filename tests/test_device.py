@@ -85,7 +85,7 @@ def run(one: Learner, batches: int = 1 << 30) -> Learner:
     while batches and one.advance():
         batches -= 1
     pool, adapter = one.step.pool, one.adapter
-    assert {name: tally.failures for name, tally in pool.questions.tallies.items() if tally.failures} == {}
+    assert {name: tally.failures for name, tally in pool.guard.tallies.items() if tally.failures} == {}
     assert adapter is not None
     assert adapter.lacking is None
     assert not adapter.faults

@@ -304,4 +304,4 @@ def test_repeats_stopped_and_resumed_end_in_the_same_bits() -> None:
     assert weights(run(resumed)) == weights(whole)
     memories = [part.step.memory for part in (resumed, whole)]
     assert str(memories[0].state_dict()) == str(memories[1].state_dict())
-    assert memories[0].recognition.repeats == 2 * 200
+    assert memories[0].duplicates.repeats == 2 * 200

@@ -226,7 +226,7 @@ class Memory:
         self.holdout_ratio = holdout_ratio
         self.replayed = Ring(size - held, policy, teacher_slots)
         self.holdout = Ring(held, "class-balanced", teacher_slots)
-        self.recognition = Duplicates(size)
+        self.duplicates = Duplicates(size)
         self._generator = torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
@@ -275,8 +275,8 @@ class Memory:
 
     def _again(self, mark: np.ndarray) -> list[int]:
         """The rows that came before; none where inputs tell no records apart."""
-        again = self.recognition.arrive(mark)
-        return np.flatnonzero(again).tolist() if self.recognition.tells_apart else []
+        again = self.duplicates.arrive(mark)
+        return np.flatnonzero(again).tolist() if self.duplicates.tells_apart else []
 
     def _twins(self, mark: np.ndarray, again: set[int]) -> list[int]:
         """Of the rows that came before, those that are held out since."""
@@ -319,7 +319,7 @@ class Memory:
         return {
             "replayed": self.replayed.state_dict(),
             "holdout": self.holdout.state_dict(),
-            "recognition": self.recognition.state_dict(),
+            "recognition": self.duplicates.state_dict(),
             "generator": self._generator.get_state(),
         }
 
@@ -328,7 +328,7 @@ class Memory:
         self.holdout.load_state_dict(state["holdout"], device)
         self._generator.set_state(state["generator"])
         if "recognition" in state:
-            self.recognition.load_state_dict(state["recognition"])
+            self.duplicates.load_state_dict(state["recognition"])
         else:
             self._recognise()
 
@@ -337,7 +337,7 @@ class Memory:
         for ring in (self.replayed, self.holdout):
             if ring.x is not None and ring.filled:
                 known_by = marks(ring.x[: ring.filled])
-                self.recognition.learn(known_by)
+                self.duplicates.learn(known_by)
                 ring.mark[: ring.filled] = torch.from_numpy(known_by).to(ring.mark.device)
 
 

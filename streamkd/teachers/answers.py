@@ -30,8 +30,8 @@ class Answers:
 class TeacherPanel:
     """The pool's teachers as those who answer; ``teachers`` is the pool's own list, which changes."""
 
-    def __init__(self, teachers: Sequence[Teacher], questions: Guard, cache: Cache) -> None:
-        self.teachers, self.questions, self.cache = teachers, questions, cache
+    def __init__(self, teachers: Sequence[Teacher], guard: Guard, cache: Cache) -> None:
+        self.teachers, self.guard, self.cache = teachers, guard, cache
         self._complete: tuple[tuple[int, int], bool] = ((-1, -1), False)
         self._everything = torch.ones(1, 1, 1, dtype=torch.bool)
 
@@ -42,7 +42,7 @@ class TeacherPanel:
         An answer that is not finite is none: it is masked, so that a broken teacher hurts only itself.
         """
         if self._all_known(classes):
-            every = [self.questions.ask(teacher, x, classes) for teacher in self.teachers]
+            every = [self.guard.ask(teacher, x, classes) for teacher in self.teachers]
             if all(answer is not None for answer in every):
                 parts = [answer[0] for answer in every if answer is not None]
                 logits = torch.stack(parts, 1) if len(parts) > 1 else parts[0].unsqueeze(1)
@@ -71,7 +71,7 @@ class TeacherPanel:
         known = torch.zeros((rows, len(self.teachers), classes), dtype=torch.bool, device=x.device)
         for index, teacher in enumerate(self.teachers):
             for part in _asked(teacher, fresh, end, rows):
-                if (answer := self.questions.ask(teacher, x[part], classes)) is not None:
+                if (answer := self.guard.ask(teacher, x[part], classes)) is not None:
                     logits[part, index], known[part, index] = answer
             if remembered is None or teacher.role == "live":
                 continue
@@ -80,7 +80,7 @@ class TeacherPanel:
                 columns = torch.arange(classes, device=x.device)
                 known[fresh:end, index] = columns < remembered.width().unsqueeze(1)
             else:
-                self.questions.of(group(teacher)).cached += end - fresh
+                self.guard.of(group(teacher)).cached += end - fresh
                 kept, answered = self.cache.answers(teacher, remembered)
                 logits[fresh:end, index] = kept.float()
                 known[fresh:end, index] = teacher.known().to(x.device) & answered.unsqueeze(1)

@@ -25,9 +25,9 @@ def cached(teacher: Teacher) -> bool:
 class Cache:
     """A slot of the memory's rings for each teacher with cached answers."""
 
-    def __init__(self, memory: Memory, questions: Guard) -> None:
+    def __init__(self, memory: Memory, guard: Guard) -> None:
         self._rings: tuple[Ring, Ring] = (memory.replayed, memory.holdout)
-        self._questions = questions
+        self._guard = guard
         self.slots: dict[str, int] = {}
         self._versions: dict[str, int] = {}  # of versioned teachers, as their cached answers were given
         self._pending = 0
@@ -96,7 +96,7 @@ class Cache:
             return
         # nobody has learned from rows that are held out, so there is nothing to leave out of what is said of them
         learned = ring.y[places] if ring is self._rings[0] else None
-        answer = self._questions.ask(teacher, ring.x[places], ring.logits.shape[1], learned)
+        answer = self._guard.ask(teacher, ring.x[places], ring.logits.shape[1], learned)
         if answer is not None:
             ring.frozen[places, slot] = answer[0].half()
             ring.answered[places, slot] = True

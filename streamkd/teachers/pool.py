@@ -63,9 +63,9 @@ class Pool:
         self.ages: dict[str, int] = {t.key: 0 for t in self.teachers}
         self.taken = 0
         self._observers = [t for t in self.teachers if isinstance(t, Observing)]
-        self.questions = Guard()
-        self.cache = Cache(memory, self.questions)
-        self._panel = TeacherPanel(self.teachers, self.questions, self.cache)
+        self.guard = Guard()
+        self.cache = Cache(memory, self.guard)
+        self._panel = TeacherPanel(self.teachers, self.guard, self.cache)
         self._facts: Tensor | None = None
         self._ledger = Measurements()
         self.label_noise = LabelNoise()
@@ -125,7 +125,7 @@ class Pool:
     def observe(self, x: Tensor, y: Tensor) -> None:
         """Teachers that learn from labels themselves see a step's fresh labelled rows: raw x [n, *shape], columns y."""
         for teacher in self._observers:
-            self.questions.guarded(cast(Teacher, teacher), partial(teacher.observe, x, y))
+            self.guard.guarded(cast(Teacher, teacher), partial(teacher.observe, x, y))
 
     def heard(self, logits: Tensor, answers: Answers, y: Tensor) -> None:
         """What student, logits [n, classes], and teachers said of a step's fresh rows as they came tells of the labels.
@@ -155,7 +155,7 @@ class Pool:
         for key in self.ages:
             self.ages[key] += 1
         for teacher in self._observers:
-            self.questions.guarded(cast(Teacher, teacher), teacher.end_task)
+            self.guard.guarded(cast(Teacher, teacher), teacher.end_task)
         admitted = self._admit(student) if self.snapshots else None
         self.annotate()
         self.assess(student)
@@ -223,7 +223,7 @@ class Pool:
         for book in (self.worth, self.accuracy, self.ages):
             book.pop(teacher.key, None)
         self.cache.close(teacher.key)
-        self.questions.strikes.pop(teacher.key, None)
+        self.guard.strikes.pop(teacher.key, None)
         self._facts = None
 
     @torch.no_grad()
@@ -296,7 +296,7 @@ class Pool:
             "teachers": {t.key: t.state_dict() for t in self.teachers if isinstance(t, Stateful)},
             "snapshots": [t.key for t in self.teachers if isinstance(t, SnapshotTeacher)],
             **self.cache.state_dict(),
-            "strikes": self.questions.strikes,
+            "strikes": self.guard.strikes,
             "worth": dict(self.worth),
             "accuracy": dict(self.accuracy),
             "ages": dict(self.ages),
@@ -327,7 +327,7 @@ class Pool:
             self._ledger.load_state_dict(state["credit"])
         if "label_noise" in state:
             self.label_noise.load_state_dict(state["label_noise"])
-        self.questions.strikes = {k: n for k, n in state["strikes"].items() if k in here}
+        self.guard.strikes = {k: n for k, n in state["strikes"].items() if k in here}
         # by count alone: bytes grow with the labels within a task, and are looked at when it ends
         self._evict(self._too_many)
         for teacher in self.teachers:

@@ -114,7 +114,7 @@ def test_nothing_is_drawn_near_a_twin() -> None:
     assert held.x is not None
     held.x[0] = 1e6
     held.mark[0] = int(marks(held.x[:1])[0])
-    step.memory.recognition.arrive(marks(held.x[:1]))
+    step.memory.duplicates.arrive(marks(held.x[:1]))
     step.vicinal = VicinalRows(200, 0, seed=0)
     step.vicinal.mass, step.vicinal.age = 1.0, 1
     plan = step.begin(held.x[:1].clone(), held.y[:1].clone(), 0)

@@ -360,7 +360,7 @@ def test_twins_of_a_batch_are_held_out_together() -> None:
     target = memory(100, ratio=0.5)
     for start in range(0, 60, 3):
         x = torch.arange(start, start + 3).float().repeat(2).unsqueeze(1)
-        target.recognition.common = 0.0  # such a source is taken for chance in time
+        target.duplicates.common = 0.0  # such a source is taken for chance in time
         offer = target.hold(x, torch.zeros(6, dtype=torch.int64), 0, lambda of: torch.zeros(len(of), 1))
         assert {row % 3 for row in offer.untaught} == {row % 3 for row in offer.held.values()}
         assert len(offer.untaught) == 2 * len(offer.held)

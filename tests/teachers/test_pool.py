@@ -222,7 +222,7 @@ def test_a_teacher_that_fails_to_observe_hurts_only_itself() -> None:
 
     step = toys.make_step(teachers=[Deaf("deaf", toys.mlp())], snapshots=0)
     run(step, STRIKES + 1)
-    assert step.pool.questions.of("deaf").failures == STRIKES
+    assert step.pool.guard.of("deaf").failures == STRIKES
 
 
 def test_a_settled_teachers_cache_goes_round() -> None:
@@ -506,8 +506,8 @@ def test_snapshots_are_tallied_together() -> None:
     for seed in range(5):
         run(step, 20, seed=seed)
         step.pool.end_task(step.student)
-    assert set(step.pool.questions.tallies) <= {"ema", "memory", "snapshot"}
-    assert step.pool.questions.of("snapshot").requests > 0
+    assert set(step.pool.guard.tallies) <= {"ema", "memory", "snapshot"}
+    assert step.pool.guard.of("snapshot").requests > 0
 
 
 def test_a_candidate_makes_room_only_where_it_is_worth_as_much() -> None:

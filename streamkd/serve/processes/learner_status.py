@@ -70,7 +70,7 @@ def _repeats(learner: Learner) -> Json:
     source = learner.source
     newest = [(partition, offset - 1) for partition, offset in learner.offsets.items() if offset]
     turns = [source.turn(*place) for place in newest] if isinstance(source, Repeating) else []
-    known = learner.step.memory.recognition if learner.started else None
+    known = learner.step.memory.duplicates if learner.started else None
     return {
         "records": known.repeats if known else 0,
         "share": known.share if known and known.records else None,
@@ -163,7 +163,7 @@ class Gauges:
             recorder.remove("gate_weight_ratio", teacher=gone)
         self._teachers = names
         if learner.started:
-            for key, tally in learner.step.pool.questions.tallies.items():
+            for key, tally in learner.step.pool.guard.tallies.items():
                 self._record_tally(key, tally)
 
     def _record_tally(self, key: str, tally: Calls) -> None:
