@@ -419,7 +419,7 @@ def from_tree(tree: Mapping[str, Any], registry: Registry | None = None) -> Conf
 
 
 GONE = {
-    "pool.merge": "two snapshots are not merged any more: of 36 tried none was worth as much as the better of the two",
+    "pool.merge": "of 36 mergers tried on growing streams none was worth as much as the better of the two",
 }
 RENAMED = {"vicinity": "vicinal", "optimizer.settle_steps": "decay_steps"}
 """Keys of earlier versions, by their new name in the same place. They are still taken for one release, and say so."""
