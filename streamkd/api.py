@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from streamkd.teachers.frozen import FrozenTeacher
     from streamkd.teachers.teacher import (
         Following,
+        Incremental,
         Layered,
         Observing,
         Recalling,
@@ -70,6 +71,7 @@ __all__ = [
     "Gated",
     "Group",
     "Hedging",
+    "Incremental",
     "InputColumn",
     "Kind",
     "Label",
@@ -136,6 +138,7 @@ _LATER = {
     "streamkd.teachers.frozen": ("FrozenTeacher",),
     "streamkd.teachers.teacher": (
         "Following",
+        "Incremental",
         "Layered",
         "Observing",
         "Recalling",

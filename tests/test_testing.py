@@ -95,6 +95,7 @@ RIGHT: list[tuple[Group, Any]] = [
     ("students", mistakes.students.Body),
     ("teachers", mistakes.teachers.Average),
     ("teachers", mistakes.teachers.Counts),
+    ("teachers", mistakes.teachers.Tally),
     ("losses", mistakes.losses.Plain),
     ("gates", mistakes.gates.Base),
     ("sources", mistakes.sources.Counting),

@@ -8,6 +8,7 @@ import toys
 
 from streamkd import config as configuration
 from streamkd.errors import ConfigError
+from streamkd.hookspecs import Options
 from streamkd.inspection import weights_sha256
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
@@ -15,6 +16,7 @@ from streamkd.records import Records
 from streamkd.run import run_seed
 from streamkd.state.tree import pack, unpack
 from streamkd.tasks.labels import LabelSpace
+from streamkd.teachers.recall import RecallTeacher
 from streamkd.wiring import open_source, schema_of
 
 REGISTRY = Registry.load()
@@ -154,10 +156,16 @@ def test_the_gate_is_adapted_with_them_in_the_batch() -> None:
 
 
 def test_observing_teachers_do_not_see_them() -> None:
-    """``observe`` gets labelled rows alone."""
+    """``observe`` gets labelled rows alone, and is not called without any."""
     seen: list[torch.Tensor] = []
-    step = toys.make_step(holdout_ratio=0.0)
-    step.pool.observe = lambda x, y: seen.append(y)  # type: ignore[method-assign]
+
+    class Watching(RecallTeacher):
+        def observe(self, x: torch.Tensor, y: torch.Tensor) -> None:
+            seen.append(y)
+
+        def end_task(self) -> None: ...
+
+    step = toys.make_step(holdout_ratio=0.0, teachers=[Watching(Options(), toys.context_of("w", toys.mlp()))])
     x, y = toys.batches(1)[0]
     y[::2] = -1
     toys.train(step, x, y)

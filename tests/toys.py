@@ -17,7 +17,8 @@ from streamkd.records import InputColumn, RecordSchema
 from streamkd.replay.memory import Memory, Policy
 from streamkd.students.networks import Mlp, MlpOptions, Student, build
 from streamkd.teachers.pool import Pool
-from streamkd.teachers.teacher import EmaOptions, EmaTeacher, RecallTeacher, SnapshotMaker, TeacherContext
+from streamkd.teachers.recall import RecallTeacher
+from streamkd.teachers.teacher import EmaOptions, EmaTeacher, SnapshotMaker, TeacherContext
 
 FEATURES = 6
 

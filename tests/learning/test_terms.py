@@ -19,7 +19,8 @@ from streamkd.losses.match_gate import Gated, MatchGate, MatchGateOptions, Train
 from streamkd.plugins import Registry
 from streamkd.replay.memory import Memory
 from streamkd.teachers.pool import Pool
-from streamkd.teachers.teacher import EmaOptions, EmaTeacher, RecallTeacher
+from streamkd.teachers.recall import RecallTeacher
+from streamkd.teachers.teacher import EmaOptions, EmaTeacher
 from streamkd.testing.specimens import lesson_for, shapes_of
 
 REGISTRY = Registry.load()
