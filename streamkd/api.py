@@ -20,7 +20,7 @@ from streamkd.errors import (
     StateError,
     StreamkdError,
 )
-from streamkd.hookspecs import Group, Kind, Options, SourceKind, hookimpl
+from streamkd.hookspecs import Group, Kind, Options, SourceKind, Stateful, hookimpl
 
 if TYPE_CHECKING:
     from streamkd.gates.gate import Gate, GateInputs, Hedging, at_labels, log_answers, share, weights_of
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from streamkd.observe import Observer
     from streamkd.records import Chunk, InputColumn, Label, Records, RecordSchema, Repeating, Source
+    from streamkd.replay.policy import Accounting, Contents, Offered, Policy
     from streamkd.students.columns import Columns
     from streamkd.students.networks import Student
     from streamkd.tasks.boundary import Boundary, Detector
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
         Recalling,
         Role,
         Sized,
-        Stateful,
         Teacher,
         TeacherContext,
         Versioned,
@@ -59,10 +59,12 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Accounting",
     "Boundary",
     "Chunk",
     "Columns",
     "ConfigError",
+    "Contents",
     "Detector",
     "Following",
     "FrozenTeacher",
@@ -81,8 +83,10 @@ __all__ = [
     "MissingExtra",
     "Observer",
     "Observing",
+    "Offered",
     "Options",
     "PluginError",
+    "Policy",
     "Recalling",
     "RecordError",
     "RecordSchema",
@@ -132,6 +136,7 @@ _LATER = {
     ),
     "streamkd.observe": ("Observer",),
     "streamkd.records": ("Chunk", "InputColumn", "Label", "RecordSchema", "Records", "Repeating", "Source"),
+    "streamkd.replay.policy": ("Accounting", "Contents", "Offered", "Policy"),
     "streamkd.students.columns": ("Columns",),
     "streamkd.students.networks": ("Student",),
     "streamkd.tasks.boundary": ("Boundary", "Detector"),
@@ -145,7 +150,6 @@ _LATER = {
         "Role",
         "Versioned",
         "Sized",
-        "Stateful",
         "Teacher",
         "TeacherContext",
         "capture",

@@ -33,6 +33,7 @@ CHECKS: dict[Group, Callable[..., None]] = {
     "sources": testing.check_source,
     "detectors": testing.check_detector,
     "observers": testing.check_observer,
+    "policies": testing.check_policy,
 }
 OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
     ("sources", "replay"): {"dataset": "digits"},
@@ -101,6 +102,7 @@ RIGHT: list[tuple[Group, Any]] = [
     ("sources", mistakes.sources.Counting),
     ("detectors", mistakes.watchers.Counter),
     ("observers", mistakes.watchers.Watching),
+    ("policies", mistakes.policies.Oldest),
 ]
 
 

@@ -20,6 +20,7 @@ from streamkd.errors import ConfigError, PluginError
 from streamkd.gates.gate import Measured
 from streamkd.gates.label_noise import LabelNoise
 from streamkd.gates.likelihood import Measurements, held_out_likelihood
+from streamkd.hookspecs import Stateful
 from streamkd.records import Label
 from streamkd.replay.memory import Memory, Remembered, whole
 from streamkd.students.networks import Student
@@ -35,7 +36,6 @@ from streamkd.teachers.teacher import (
     Sized,
     SnapshotMaker,
     SnapshotTeacher,
-    Stateful,
     Teacher,
     copy_of,
 )

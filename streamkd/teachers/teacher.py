@@ -88,15 +88,6 @@ class Layered(Protocol):
 
 
 @runtime_checkable
-class Stateful(Protocol):
-    """A teacher with something to keep in the checkpoint: dicts with string keys, lists, JSON scalars, tensors."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-@runtime_checkable
 class Sized(Protocol):
     """A teacher that counts towards ``pool.bytes``."""
 

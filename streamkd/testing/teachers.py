@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamkd.hookspecs import Kind, Options
+from streamkd.hookspecs import Kind, Options, Stateful
 from streamkd.records import Label, RecordSchema
 from streamkd.students import networks
 from streamkd.teachers.teacher import (
@@ -19,7 +19,6 @@ from streamkd.teachers.teacher import (
     Recalling,
     Sized,
     SnapshotMaker,
-    Stateful,
     Teacher,
     TeacherContext,
     Versioned,
