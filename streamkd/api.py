@@ -23,7 +23,9 @@ from streamkd.errors import (
 from streamkd.hookspecs import Group, Kind, Options, SourceKind, hookimpl
 
 if TYPE_CHECKING:
-    from streamkd.gates.gate import Gate, GateInputs, Hedging, at_labels, log_answers, share, weights_of
+    from streamkd.gates.gate import Gate, GateInputs, Hedging, Mixing, at_labels, log_answers, share, weights_of
+    from streamkd.gates.likelihood import LikelihoodGate, LikelihoodOptions
+    from streamkd.gates.per_sample import PerSampleGate, PerSampleOptions
     from streamkd.losses.match_gate import (
         Gated,
         Loss,
@@ -33,7 +35,9 @@ if TYPE_CHECKING:
         Trained,
         cross_entropy,
         soft_answers,
+        source_losses,
     )
+    from streamkd.meta.adaptation import Beginning
     from streamkd.observe import Observer
     from streamkd.records import Chunk, InputColumn, Label, Records, RecordSchema, Repeating, Source
     from streamkd.students.columns import Columns
@@ -58,6 +62,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Beginning",
     "Boundary",
     "Chunk",
     "Columns",
@@ -74,12 +79,17 @@ __all__ = [
     "Kind",
     "Label",
     "Layered",
+    "LikelihoodGate",
+    "LikelihoodOptions",
     "Loss",
     "LossInputs",
     "MissingExtra",
+    "Mixing",
     "Observer",
     "Observing",
     "Options",
+    "PerSampleGate",
+    "PerSampleOptions",
     "PluginError",
     "Recalling",
     "RecordError",
@@ -113,11 +123,23 @@ __all__ = [
     "module_bytes",
     "share",
     "soft_answers",
+    "source_losses",
     "weights_of",
 ]
 
 _LATER = {
-    "streamkd.gates.gate": ("GateInputs", "Gate", "Hedging", "at_labels", "log_answers", "share", "weights_of"),
+    "streamkd.gates.gate": (
+        "GateInputs",
+        "Gate",
+        "Hedging",
+        "Mixing",
+        "at_labels",
+        "log_answers",
+        "share",
+        "weights_of",
+    ),
+    "streamkd.gates.likelihood": ("LikelihoodGate", "LikelihoodOptions"),
+    "streamkd.gates.per_sample": ("PerSampleGate", "PerSampleOptions"),
     "streamkd.losses.match_gate": (
         "Gated",
         "LossInputs",
@@ -127,7 +149,9 @@ _LATER = {
         "Trained",
         "cross_entropy",
         "soft_answers",
+        "source_losses",
     ),
+    "streamkd.meta.adaptation": ("Beginning",),
     "streamkd.observe": ("Observer",),
     "streamkd.records": ("Chunk", "InputColumn", "Label", "RecordSchema", "Records", "Repeating", "Source"),
     "streamkd.students.columns": ("Columns",),
