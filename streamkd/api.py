@@ -23,7 +23,9 @@ from streamkd.errors import (
 from streamkd.hookspecs import Group, Kind, Options, SourceKind, Stateful, hookimpl
 
 if TYPE_CHECKING:
-    from streamkd.gates.gate import Gate, GateInputs, Hedging, at_labels, log_answers, share, weights_of
+    from streamkd.gates.gate import Gate, GateInputs, Hedging, Mixing, at_labels, log_answers, share, weights_of
+    from streamkd.gates.likelihood import LikelihoodGate, LikelihoodOptions
+    from streamkd.gates.per_sample import PerSampleGate, PerSampleOptions
     from streamkd.losses.match_gate import (
         Gated,
         Loss,
@@ -33,7 +35,9 @@ if TYPE_CHECKING:
         Trained,
         cross_entropy,
         soft_answers,
+        source_losses,
     )
+    from streamkd.meta.adaptation import Beginning
     from streamkd.observe import Observer
     from streamkd.records import Chunk, InputColumn, Label, Records, RecordSchema, Repeating, Source
     from streamkd.replay.policy import Accounting, Contents, Offered, Policy
@@ -60,6 +64,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Accounting",
+    "Beginning",
     "Boundary",
     "Chunk",
     "Columns",
@@ -78,13 +83,18 @@ __all__ = [
     "Kind",
     "Label",
     "Layered",
+    "LikelihoodGate",
+    "LikelihoodOptions",
     "Loss",
     "LossInputs",
     "MissingExtra",
+    "Mixing",
     "Observer",
     "Observing",
     "Offered",
     "Options",
+    "PerSampleGate",
+    "PerSampleOptions",
     "PluginError",
     "Policy",
     "Recalling",
@@ -119,11 +129,23 @@ __all__ = [
     "module_bytes",
     "share",
     "soft_answers",
+    "source_losses",
     "weights_of",
 ]
 
 _LATER = {
-    "streamkd.gates.gate": ("GateInputs", "Gate", "Hedging", "at_labels", "log_answers", "share", "weights_of"),
+    "streamkd.gates.gate": (
+        "GateInputs",
+        "Gate",
+        "Hedging",
+        "Mixing",
+        "at_labels",
+        "log_answers",
+        "share",
+        "weights_of",
+    ),
+    "streamkd.gates.likelihood": ("LikelihoodGate", "LikelihoodOptions"),
+    "streamkd.gates.per_sample": ("PerSampleGate", "PerSampleOptions"),
     "streamkd.losses.match_gate": (
         "Gated",
         "LossInputs",
@@ -133,7 +155,9 @@ _LATER = {
         "Trained",
         "cross_entropy",
         "soft_answers",
+        "source_losses",
     ),
+    "streamkd.meta.adaptation": ("Beginning",),
     "streamkd.observe": ("Observer",),
     "streamkd.records": ("Chunk", "InputColumn", "Label", "RecordSchema", "Records", "Repeating", "Source"),
     "streamkd.replay.policy": ("Accounting", "Contents", "Offered", "Policy"),

@@ -44,7 +44,6 @@ def registry() -> Registry:
             "gates",
             "per-sample",
             "match-gate",
-            "features",
         ]
     )
 
@@ -149,8 +148,6 @@ def test_no_file_is_the_embedded_stream(registry: Registry) -> None:
         ("name: mine", "losses: []", "c.yaml:1: losses", "at least 1 item", ""),
         ("name: mine", "losses: [{name: match-gate, weight: 0}]", "c.yaml", "learn nothing", ""),
         ("name: mine", "publish: {model: ensemble}", "c.yaml", "needs the teacher analytic", ""),
-        ("name: mine", "losses: [{name: feature, student: body.head}]", "c.yaml:1: losses.0.teacher",
-         "is missing", ""),
     ],
 )  # fmt: skip
 def test_a_mistake_is_refused_with_its_place(

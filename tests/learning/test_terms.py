@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
 import toys
+from streamkd_baselines.features import Feature, FeatureOptions
 from torch import Tensor
 
 from streamkd.errors import PluginError
@@ -14,7 +15,6 @@ from streamkd.hookspecs import Options
 from streamkd.learning import terms
 from streamkd.learning.step import Step
 from streamkd.learning.terms import Term
-from streamkd.losses.features import Feature, FeatureOptions
 from streamkd.losses.match_gate import Gated, MatchGate, MatchGateOptions, Trained
 from streamkd.plugins import Registry
 from streamkd.replay.memory import Memory
