@@ -318,6 +318,7 @@ class Learner:
                 "optimizer": optimizers.state_of(step.optimizer),
                 "memory": step.memory.state_dict(),
                 "vicinity": step.vicinal.state_dict(),
+                "held_out": step.held_out.state_dict(),
                 "settling": step.rate_decay.state_dict(),
                 "pool": step.pool.state_dict(),
                 "gate": step.gate.state_dict(),
@@ -370,6 +371,8 @@ class Learner:
         step.memory.load_state_dict(learned["memory"], self.device)
         if "vicinity" in learned:
             step.vicinal.load_state_dict(learned["vicinity"])
+        if "held_out" in learned:
+            step.held_out.load_state_dict(learned["held_out"])
         if "settling" in learned:
             step.rate_decay.load_state_dict(learned["settling"])
         step.pool.load_state_dict(learned["pool"], self.fresh_student, self.labels.labels)

@@ -218,7 +218,7 @@ def step_of(
         clip_norm=config.optimizer.clip_norm,
         adapter=adapter,
         transfer=transfer,
-        vicinal=VicinalRows(near.rows, near.shift, config.seed + 1, near.weight, near.moved),
+        vicinal=VicinalRows(near.rows, near.shift, config.seed + 1, near.weight),
         rate_decay=optimizers.RateDecay(optimizer, config.optimizer.start, config.optimizer.decay_steps),
     )
     return step, adapter

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from streamkd.gates.gate import FixedGate, FixedOptions, Gate, GateInputs, Measured
 from streamkd.gates.per_sample import PerSampleGate, PerSampleOptions
 from streamkd.hookspecs import Kind, Options
+from streamkd.learning.held_out import Look
 from streamkd.learning.step import Step, Term
 from streamkd.losses.match_gate import Gated, LossInputs, MatchGate, MatchGateOptions
 from streamkd.meta.adaptation import GateAdapter
@@ -152,6 +153,13 @@ def make_step(
         clip_norm=clip_norm,
         adapter=adapter,
     )
+
+
+def spare(step: Step, error_reduction: float, invariance: float = 1.0) -> None:
+    """The next few steps take it that the teachers would spare the student that part of its mistakes."""
+    credit = torch.full((len(step.pool.keys), step.student.classes), torch.nan)
+    step.held_out.last = Look(step.pool.keys, Measured(credit), error_reduction, invariance)
+    step.held_out.age = 0
 
 
 def context_of(key: str, student: Student) -> TeacherContext:

@@ -140,6 +140,7 @@ class Run:
                 "optimizer": optimizers.state_of(step.optimizer),
                 "memory": step.memory.state_dict(),
                 "pool": step.pool.state_dict(),
+                "held_out": step.held_out.state_dict(),
                 "gate": self.gate.state_dict(),
                 "adapter": self.adapter.state_dict(),
                 "at": self.at,
@@ -154,6 +155,7 @@ class Run:
         optimizers.restore(step.optimizer, state["optimizer"])
         step.memory.load_state_dict(state["memory"], CPU)
         step.pool.load_state_dict(state["pool"], toys.mlp, range(state["classes"]))
+        step.held_out.load_state_dict(state["held_out"])
         run.gate.load_state_dict(state["gate"])
         run.adapter.load_state_dict(state["adapter"])
         run.at = state["at"]
