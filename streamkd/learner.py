@@ -236,8 +236,6 @@ class Learner:
             self.recorder.count("train_steps_skipped_total", reason="not_finite")
 
     def _begin_task(self, boundary: Boundary) -> None:
-        if self._adapter is not None:
-            self._adapter.new_task()
         self.recorder.count("task_boundaries_total", detector=boundary.detector)
         if self.tasks.names.count(boundary.task) and self.tasks.count == len(self.tasks.names):
             self.recorder.count("tasks_total")

@@ -142,7 +142,7 @@ def make_step(
     maker = SnapshotMaker("snapshot", snapshots) if snapshots else None
     pool = Pool(teachers, maker, memory, limit=limit, limit_bytes=limit_bytes)
     name, settings = optimizer
-    return Step(
+    step = Step(
         student,
         optimizer_of(name, list(student.parameters()), **settings),
         memory,
@@ -151,8 +151,10 @@ def make_step(
         [Term(MatchGate(MatchGateOptions(temperature=temperature)), 1.0)],
         replay=replay,
         clip_norm=clip_norm,
-        adapter=adapter,
     )
+    if adapter is not None:
+        adapter.attach(step)
+    return step
 
 
 def spare(step: Step, error_reduction: float, invariance: float = 1.0) -> None:

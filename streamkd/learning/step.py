@@ -13,7 +13,7 @@ over its events, whoever has not exhausts it. Everything random comes from gener
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -34,31 +34,14 @@ from streamkd.teachers.pool import Pool
 from streamkd.teachers.teacher import EmaTeacher, capture
 
 
-@runtime_checkable
 class Adapter(Protocol):
-    """Whoever adapts the gate (``streamkd.meta.adaptation``): told of each moment of a step, in this order."""
+    """Whoever adapts the gate (``streamkd.meta.adaptation``): told of the two moments between which the student moves.
 
-    def attach(self, step: "Step") -> None:
-        """The step is put together; an adapter that does not fit it raises."""
-        ...
+    A step that is not taken is told of neither.
+    """
 
-    def new_task(self) -> None:
-        """A task has begun."""
-        ...
-
-    def arrived(self, step: "Step", plan: StepBatch, logits: Tensor) -> bool:
-        """A batch has come and the gate has not weighed it yet; ``logits`` still carry their graph.
-
-        Whether the gate's weights are to carry theirs.
-        """
-        ...
-
-    def before_update(
-        self, step: "Step", plan: StepBatch, evidence: GateInputs, lesson: LossInputs, weights: Tensor
-    ) -> None:
-        """The gradients are there, not yet clipped, and nothing has moved. ``weights`` are the gate's, perhaps with
-        their graph; those of the lesson have none.
-        """
+    def before_update(self, step: "Step", plan: StepBatch, evidence: GateInputs, lesson: LossInputs) -> None:
+        """The gradients are there, not yet clipped, and nothing has moved: neither student nor optimiser."""
         ...
 
     def after_update(self, step: "Step") -> None:
@@ -80,7 +63,6 @@ class Step:
         *,
         replay: int,
         clip_norm: float | None = None,
-        adapter: Adapter | None = None,
         transfer: WeightTransfer | None = None,
         vicinal: VicinalRows | None = None,
         rate_decay: RateDecay | None = None,
@@ -88,7 +70,8 @@ class Step:
         self.rate_decay = rate_decay or RateDecay(optimizer, 1.0, 1)
         self.transfer, self.vicinal = transfer, vicinal or VicinalRows(0, 0, seed=0)
         self.student, self.optimizer, self.memory, self.pool = student, optimizer, memory, pool
-        self.gate, self.terms, self.adapter = gate, tuple(terms), adapter
+        self.gate, self.terms = gate, tuple(terms)
+        self.adapter: Adapter | None = None
         self.held_out = HeldOut(student, memory, pool)
         self.replay, self.clip_norm = replay, clip_norm
         self.weighing_seconds = 0.0
@@ -99,9 +82,7 @@ class Step:
         self._own_gates = any(term.gate is not None for term in self.terms)
         self._captured: dict[str, Tensor] = {}
         self._buffers: list[tuple[Tensor, Tensor]] = []  # of the student, with what they were before the step
-        self._weighed: tuple[StepBatch, GateInputs, LossInputs, Tensor] | None = None
-        if adapter is not None:
-            adapter.attach(self)
+        self._weighed: tuple[StepBatch, GateInputs, LossInputs] | None = None
         capture(student, self._student_layers, {})  # a layer that is not there is an error now, not at the first step
 
     def grow(self, labels: Sequence[Label]) -> None:
@@ -194,17 +175,15 @@ class Step:
 
     def weigh(self, plan: StepBatch, logits: Tensor) -> LossInputs:
         """The gate's weights for the step; fresh rows that are held out have none."""
-        wanted = self.adapter is not None and self.adapter.arrived(self, plan, logits)
         evidence = self.evidence(plan, logits)
         begun = time.perf_counter()
-        with torch.set_grad_enabled(wanted):
-            given = self.gate(evidence)
-        weights = given.detach()
+        with torch.no_grad():
+            weights = self.gate(evidence)
         if plan.mass is not None:
             weights = weights * plan.mass.unsqueeze(1)
         self.weighing_seconds += time.perf_counter() - begun
         lesson = self.lesson(plan, logits, weights, evidence)
-        self._weighed = plan, evidence, lesson, given
+        self._weighed = plan, evidence, lesson
         return lesson
 
     def evidence(self, plan: StepBatch, logits: Tensor) -> GateInputs:

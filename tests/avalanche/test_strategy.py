@@ -123,7 +123,6 @@ class Run:
             if within == 0 and self.at:
                 step.pool.end_task(step.student)
                 self.strategy.end_task(task - 1)
-                self.adapter.new_task()
             if classes > step.student.classes:
                 step.student.grow(classes, step.optimizer)
                 step.pool.grow(range(classes))
