@@ -189,17 +189,11 @@ class MemorySettings(Model):
 
 
 class VicinalSettings(Model):
-    """Inputs drawn near a step's records, on which the teachers alone are heard, and how images are replayed."""
+    """Inputs drawn near a step's records, on which the teachers alone are heard."""
 
     rows: int = Field(default=120, ge=0, description="so many a step; 0: none")
     shift: int = Field(default=2, ge=0, le=8, description="images among them move by up to so many pixels; 0: none do")
     weight: float = Field(default=2.0, gt=0, description="what each counts, were all of the student's mistakes spared")
-    moved: float = Field(
-        default=0.5,
-        ge=0,
-        le=1,
-        description="part of the replayed images that move by a pixel, where teachers still know them",
-    )
 
 
 class PoolSettings(Model):
@@ -428,6 +422,7 @@ def from_tree(tree: Mapping[str, Any], registry: Registry | None = None) -> Conf
 
 GONE = {
     "pool.merge": "of 36 mergers tried on growing streams none was worth as much as the better of the two",
+    "vicinal.moved": "remembered images lie as they were: on four streams and five seeds that made no difference",
 }
 RENAMED = {"vicinity": "vicinal", "optimizer.settle_steps": "decay_steps"}
 """Keys of earlier versions, by their new name in the same place. They are still taken for one release, and say so."""

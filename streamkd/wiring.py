@@ -217,11 +217,11 @@ def step_of(
         losses,
         replay=kept.replay,
         clip_norm=config.optimizer.clip_norm,
-        adapter=adapter,
         transfer=transfer,
-        vicinal=VicinalRows(near.rows, near.shift, config.seed + 1, near.weight, near.moved),
+        vicinal=VicinalRows(near.rows, near.shift, config.seed + 1, near.weight),
         rate_decay=optimizers.RateDecay(optimizer, config.optimizer.start, config.optimizer.decay_steps),
     )
+    adapter.attach(step)
     return step, adapter
 
 

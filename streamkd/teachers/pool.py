@@ -17,9 +17,7 @@ import torch
 from torch import Tensor
 
 from streamkd.errors import ConfigError, PluginError
-from streamkd.gates.gate import Measured
 from streamkd.gates.label_noise import LabelNoise
-from streamkd.gates.likelihood import Measurements, held_out_likelihood
 from streamkd.hookspecs import Stateful
 from streamkd.records import Label
 from streamkd.replay.memory import Memory, Remembered, whole
@@ -71,8 +69,8 @@ class Pool:
         self.cache = Cache(memory, self.guard)
         self._panel = TeacherPanel(self.teachers, self.guard, self.cache)
         self._facts: Tensor | None = None
-        self._ledger = Measurements()
         self.label_noise = LabelNoise()
+        self.asks_noise = False  # whether a gate wants to know of label noise
         if len(self.teachers) > limit:
             raise ConfigError(
                 f"{len(self.teachers)} teachers are configured, the pool takes {limit}",
@@ -106,9 +104,9 @@ class Pool:
         """
         return self._panel.answers(x, fresh, remembered, classes)
 
-    def answers_unseen(self, remembered: Remembered, classes: int) -> Answers:
-        """What is said of remembered rows by those teachers alone who would answer had nobody ever seen them."""
-        return self._panel.unseen(remembered, classes)
+    def unseen(self, answers: Answers) -> Answers:
+        """Of what is said of rows the part of those teachers who would answer had nobody ever seen them."""
+        return self._panel.unseen(answers)
 
     def features(self, x: Tensor, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, dict[str, Tensor]]:
         """Outputs of the teachers' named layers on fresh rows.
@@ -154,7 +152,6 @@ class Pool:
 
     def after_step(self, student: Student, inserted: int) -> None:
         """Live teachers follow; cached answers are asked for once enough rows wait, or their teacher has changed."""
-        self._ledger.age += 1
         for teacher in self.teachers:
             if teacher.role == "live" and isinstance(teacher, Following):
                 teacher.after_step(student)
@@ -283,11 +280,6 @@ class Pool:
         return self._facts
 
     @property
-    def asks_noise(self) -> bool:
-        """Whether a gate wants to know of label noise."""
-        return self._ledger.values is not None
-
-    @property
     def noise(self) -> float | None:
         """The part of the labels that seems to be wrong, in [0, 1); ``None`` where that cannot be told."""
         return self.label_noise.share
@@ -296,19 +288,6 @@ class Pool:
         """[teachers] for the gate: whose answers were given on another day, and are only looked up."""
         stale = [teacher.role in ("remembered", "frozen") for teacher in self.teachers]
         return torch.tensor(stale, dtype=torch.bool, device=device)
-
-    @torch.no_grad()
-    def measured(self, classes: int, device: torch.device) -> Measured:
-        """For the gate, every few steps: held-out log-likelihood [teachers, classes], NaN where none; label noise."""
-        measured = self._ledger.fresh(self.keys, classes, device)
-        if measured is not None:
-            return measured
-        remembered = whole(self.memory.holdout)
-        if remembered is None or not len(remembered.y):
-            return Measured(torch.full((len(self.teachers), classes), torch.nan, device=device))
-        answers = self.answers(remembered.x, 0, remembered, classes)
-        credit = held_out_likelihood(answers.logits, answers.known, remembered.y)
-        return self._ledger.write(self.keys, Measured(credit, self.noise or 0.0))
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -320,7 +299,7 @@ class Pool:
             "accuracy": dict(self.accuracy),
             "ages": dict(self.ages),
             "taken": self.taken,
-            "credit": self._ledger.state_dict(),
+            "asks_noise": self.asks_noise,
             "label_noise": self.label_noise.state_dict(),
         }
 
@@ -342,8 +321,7 @@ class Pool:
         self.ages = {k: state["ages"].get(k, 0) for k in self.keys}
         self.cache.load_state_dict(state, here)
         self.taken = state["taken"]
-        if "credit" in state:
-            self._ledger.load_state_dict(state["credit"])
+        self.asks_noise = state.get("asks_noise", False)
         if "label_noise" in state:
             self.label_noise.load_state_dict(state["label_noise"])
         self.guard.strikes = {k: n for k, n in state["strikes"].items() if k in here}
