@@ -20,7 +20,7 @@ from streamkd.errors import (
     StateError,
     StreamkdError,
 )
-from streamkd.hookspecs import Group, Kind, Options, SourceKind, Stateful, hookimpl
+from streamkd.hookspecs import Group, Kind, Options, SourceKind, Stateful, TeacherKind, hookimpl
 
 if TYPE_CHECKING:
     from streamkd.gates.gate import Gate, GateInputs, Hedging, at_labels, log_answers, share, weights_of
@@ -41,12 +41,15 @@ if TYPE_CHECKING:
     from streamkd.students.networks import Student
     from streamkd.tasks.boundary import Boundary, Detector
     from streamkd.teachers.frozen import FrozenTeacher
+    from streamkd.teachers.served import Candidates, Selector, Served
     from streamkd.teachers.teacher import (
         Following,
         Layered,
         Observing,
+        Part,
         Recalling,
         Role,
+        Servable,
         Sized,
         Teacher,
         TeacherContext,
@@ -60,6 +63,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Accounting",
     "Boundary",
+    "Candidates",
     "Chunk",
     "Columns",
     "ConfigError",
@@ -83,6 +87,7 @@ __all__ = [
     "Observing",
     "Offered",
     "Options",
+    "Part",
     "PluginError",
     "Policy",
     "Recalling",
@@ -93,6 +98,9 @@ __all__ = [
     "Repeating",
     "Role",
     "SchemaMismatch",
+    "Selector",
+    "Servable",
+    "Served",
     "Shapes",
     "Sized",
     "Source",
@@ -105,6 +113,7 @@ __all__ = [
     "Student",
     "Teacher",
     "TeacherContext",
+    "TeacherKind",
     "Trained",
     "Versioned",
     "at_labels",
@@ -139,12 +148,15 @@ _LATER = {
     "streamkd.students.networks": ("Student",),
     "streamkd.tasks.boundary": ("Boundary", "Detector"),
     "streamkd.teachers.frozen": ("FrozenTeacher",),
+    "streamkd.teachers.served": ("Candidates", "Selector", "Served"),
     "streamkd.teachers.teacher": (
         "Following",
         "Layered",
         "Observing",
+        "Part",
         "Recalling",
         "Role",
+        "Servable",
         "Versioned",
         "Sized",
         "Teacher",
