@@ -20,7 +20,7 @@ from streamkd.errors import (
     StateError,
     StreamkdError,
 )
-from streamkd.hookspecs import Group, Kind, Options, SourceKind, Stateful, hookimpl
+from streamkd.hookspecs import Group, Kind, Options, SourceKind, Stateful, TeacherKind, hookimpl
 
 if TYPE_CHECKING:
     from streamkd.gates.gate import Gate, GateInputs, Hedging, Mixing, at_labels, log_answers, share, weights_of
@@ -44,14 +44,18 @@ if TYPE_CHECKING:
     from streamkd.students.columns import Columns
     from streamkd.students.networks import Student
     from streamkd.tasks.boundary import Boundary, Detector
+    from streamkd.teachers.admission import Admission, Applicant
     from streamkd.teachers.frozen import FrozenTeacher
+    from streamkd.teachers.served import Candidates, Selector, Served
     from streamkd.teachers.teacher import (
         Following,
         Incremental,
         Layered,
         Observing,
+        Part,
         Recalling,
         Role,
+        Servable,
         Sized,
         Teacher,
         TeacherContext,
@@ -61,11 +65,16 @@ if TYPE_CHECKING:
         layer_outputs,
         module_bytes,
     )
+    from streamkd.teachers.worth import Assessment
 
 __all__ = [
     "Accounting",
+    "Admission",
+    "Applicant",
+    "Assessment",
     "Beginning",
     "Boundary",
+    "Candidates",
     "Chunk",
     "Columns",
     "ConfigError",
@@ -93,6 +102,7 @@ __all__ = [
     "Observing",
     "Offered",
     "Options",
+    "Part",
     "PerSampleGate",
     "PerSampleOptions",
     "PluginError",
@@ -105,6 +115,9 @@ __all__ = [
     "Repeating",
     "Role",
     "SchemaMismatch",
+    "Selector",
+    "Servable",
+    "Served",
     "Shapes",
     "Sized",
     "Source",
@@ -117,6 +130,7 @@ __all__ = [
     "Student",
     "Teacher",
     "TeacherContext",
+    "TeacherKind",
     "Trained",
     "Versioned",
     "at_labels",
@@ -164,14 +178,18 @@ _LATER = {
     "streamkd.students.columns": ("Columns",),
     "streamkd.students.networks": ("Student",),
     "streamkd.tasks.boundary": ("Boundary", "Detector"),
+    "streamkd.teachers.admission": ("Admission", "Applicant"),
     "streamkd.teachers.frozen": ("FrozenTeacher",),
+    "streamkd.teachers.served": ("Candidates", "Selector", "Served"),
     "streamkd.teachers.teacher": (
         "Following",
         "Incremental",
         "Layered",
         "Observing",
+        "Part",
         "Recalling",
         "Role",
+        "Servable",
         "Versioned",
         "Sized",
         "Teacher",
@@ -181,6 +199,7 @@ _LATER = {
         "layer_outputs",
         "module_bytes",
     ),
+    "streamkd.teachers.worth": ("Assessment",),
 }
 
 

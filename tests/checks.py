@@ -119,7 +119,7 @@ CHECKS: list[tuple[str, int, str]] = [
     ("pool.bytes=0", 2, "pool.bytes: Input should be greater than 0, got 0"),
     ("pool.limit=1", 2, "pool.limit: 3 teachers are configured, the pool takes 1"),
     ("pool.bytes=1", 0, ""),
-    ("pool.admit_margin=-0.1", 2, "pool.admit_margin: Input should be greater than or equal to 0, got -0.1"),
+    ("pool.admit_margin=-0.1", 2, "pool.admission.margin: Input should be greater than or equal to 0, got -0.1"),
     ("optimizer.name=rmsprop", 2, "optimizer.name: Input should be 'sgd', 'adam' or 'adamw', got 'rmsprop'"),
     (
         "optimizer.learning_rate=1e99",
@@ -141,7 +141,7 @@ CHECKS: list[tuple[str, int, str]] = [
         "checkpoint.every_seconds: Input should be a valid number, unable to parse string as a number, got",
     ),
     ("publish.every_seconds=-1", 2, "publish.every_seconds: Input should be greater than 0, got -1"),
-    ("publish.model=best", 2, "publish.model: Input should be 'auto', 'ema', 'student' or 'ensemble', got 'best'"),
+    ("publish.model=best", 2, "publish.model.name: there is no selector 'best'"),
     ("publish.regression=2", 2, "publish.regression: Input should be less than or equal to 1, got 2"),
     ("publish.keep=0", 2, "publish.keep: Input should be greater than 0, got 0"),
     ("serve.port=-1", 2, "serve.port: Input should be greater than or equal to 0, got -1"),
