@@ -380,16 +380,18 @@ class Elsewhere(Serving):
         return Constant(self.student.head.bias.detach() + 1)
 
 
-class Unwritten(Constant):
-    """Does not write what it answers."""
+class Blank(Constant):
+    """Writes zeros."""
 
     def write(self, directory: Path) -> dict[str, Any]:
         return {"given": [0.0] * len(self.given)}
 
 
 class Unwritten(Serving):
+    """Does not write what it answers."""
+
     def part(self) -> Any:
-        return Unwritten(self.student.head.bias.detach().clone())
+        return Blank(self.student.head.bias.detach().clone())
 
 
 def mistake(name: str, clause: str, make: Callable[..., Any], load: Callable[..., Any] | None = None) -> Mistake:
