@@ -280,7 +280,8 @@ class GateAdapter:
     def _adapt(self, step: Step, trajectory: Sequence[InnerStep], tables: Sequence[dict[int, Tensor]]) -> None:
         """One outer step; tables that are not finite move nothing."""
         if not all(bool(torch.isfinite(table).all()) for each in tables for table in each.values()):
-            return self._skip("not_finite", "a table is not finite")
+            self._skip("not_finite", "a table is not finite")
+            return
         if self.optimizer is not None:
             self.optimizer.zero_grad()
         with torch.enable_grad(), self._looking_back():
@@ -293,7 +294,8 @@ class GateAdapter:
         if isinstance(total, Tensor):
             total.backward()
         if not self._slopes_finite():
-            return self._skip("not_finite", "a gradient of the gate, or of the temperature, is not finite")
+            self._skip("not_finite", "a gradient of the gate, or of the temperature, is not finite")
+            return
         self._move()
         self.adaptations += 1
 

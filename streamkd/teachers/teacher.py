@@ -363,7 +363,7 @@ class capture:  # noqa: N801 - reads as a verb: `with capture(...)`
         self._handles = [m.register_forward_hook(self._keep(name)) for name, m in self._modules]
 
     def _keep(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
             self._into[name] = output
 
         return hook

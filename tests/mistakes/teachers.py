@@ -427,7 +427,7 @@ MISTAKES = (
     mistake("recall() gives fewer columns", "recall(x, y) gives finite logits of learned rows", Short),
     mistake("prequential, without test_then_train()", "it goes by the key of its context, and has a role", Orderless),
     mistake("observe() beside test_then_train()", "is not shown the rows again", Twice),
-    mistake("no answer to what it does not learn", "test_then_train(x, y, learn) gives finite logits", Unwritten),
+    mistake("no answer to what it does not learn", "test_then_train(x, y, learn) gives finite logits", Silent),
     mistake("learns when all is answered", "each row is answered before it is learned, and after those", ByBatch),
     mistake("looks at the label first", "no row is answered with its own label", Peeking),
     mistake("learns what is held out", "a row that is not to be learned teaches nothing", Greedy),

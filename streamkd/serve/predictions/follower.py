@@ -164,7 +164,7 @@ class VersionFollower:
         try:
             with self._loading:
                 published = self._ready(info.version)
-        except Exception as fault:  # a plugin's student may fail on anything: the version before stays
+        except Exception as fault:  # noqa: BLE001 - a plugin's student may fail on anything: the version before stays
             self._refuse(info.version, fault)
             return False
         self._predictor.swap(published)

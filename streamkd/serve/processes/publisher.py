@@ -149,7 +149,7 @@ def against_canary(predict: Callable[[], torch.Tensor]) -> Refusal | None:
         found = predict()
         is_table = found.dim() == 2 and found.numel() > 0 and bool(torch.isfinite(found).all() and (found >= 0).all())
         return None if is_table and torch.allclose(found.sum(1), found.new_ones(len(found)), atol=1e-3) else "canary"
-    except Exception as fault:  # a student may be a stranger's code: it must not stop the learner
+    except Exception as fault:  # noqa: BLE001 - a student may be a stranger's code: it must not stop the learner
         logger.warning("the candidate failed on the canary records: %r", fault)
         return "canary"
 
