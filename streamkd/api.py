@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from streamkd.replay.policy import Accounting, Contents, Offered, Policy
     from streamkd.students.columns import Columns
     from streamkd.students.networks import Student
-    from streamkd.tasks.boundary import Boundary, Detector
+    from streamkd.tasks.boundary import Boundary, Detector, Scored
     from streamkd.teachers.frozen import FrozenTeacher
     from streamkd.teachers.teacher import (
         Following,
@@ -105,6 +105,7 @@ __all__ = [
     "Repeating",
     "Role",
     "SchemaMismatch",
+    "Scored",
     "Shapes",
     "Sized",
     "Source",
@@ -163,7 +164,7 @@ _LATER = {
     "streamkd.replay.policy": ("Accounting", "Contents", "Offered", "Policy"),
     "streamkd.students.columns": ("Columns",),
     "streamkd.students.networks": ("Student",),
-    "streamkd.tasks.boundary": ("Boundary", "Detector"),
+    "streamkd.tasks.boundary": ("Boundary", "Detector", "Scored"),
     "streamkd.teachers.frozen": ("FrozenTeacher",),
     "streamkd.teachers.teacher": (
         "Following",
