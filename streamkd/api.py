@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from streamkd.replay.policy import Accounting, Contents, Offered, Policy
     from streamkd.students.columns import Columns
     from streamkd.students.networks import Student
-    from streamkd.tasks.boundary import Boundary, Detector
+    from streamkd.tasks.boundary import Boundary, Detector, Scored
     from streamkd.teachers.admission import Admission, Applicant
     from streamkd.teachers.frozen import FrozenTeacher
     from streamkd.teachers.served import Candidates, Selector, Served
@@ -115,6 +115,7 @@ __all__ = [
     "Repeating",
     "Role",
     "SchemaMismatch",
+    "Scored",
     "Selector",
     "Servable",
     "Served",
@@ -177,7 +178,7 @@ _LATER = {
     "streamkd.replay.policy": ("Accounting", "Contents", "Offered", "Policy"),
     "streamkd.students.columns": ("Columns",),
     "streamkd.students.networks": ("Student",),
-    "streamkd.tasks.boundary": ("Boundary", "Detector"),
+    "streamkd.tasks.boundary": ("Boundary", "Detector", "Scored"),
     "streamkd.teachers.admission": ("Admission", "Applicant"),
     "streamkd.teachers.frozen": ("FrozenTeacher",),
     "streamkd.teachers.served": ("Candidates", "Selector", "Served"),

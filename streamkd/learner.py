@@ -212,6 +212,8 @@ class Learner:
         labelled, right = taken.known()
         if labelled:
             self.prequential.add(right, labelled)
+        if self.tasks.scoring:
+            self.tasks.score(taken.wrong())
         self._count(taken, time.perf_counter() - begun)
         self.observers.tell("on_step", self.records, float(taken.loss), right / labelled if labelled else math.nan)
 
