@@ -20,7 +20,7 @@ from streamkd.errors import (
     StateError,
     StreamkdError,
 )
-from streamkd.hookspecs import Group, Kind, Options, SourceKind, Stateful, hookimpl
+from streamkd.hookspecs import Group, Kind, Options, SourceKind, Stateful, TeacherKind, hookimpl
 
 if TYPE_CHECKING:
     from streamkd.gates.gate import Gate, GateInputs, Hedging, Mixing, at_labels, log_answers, share, weights_of
@@ -45,13 +45,16 @@ if TYPE_CHECKING:
     from streamkd.students.networks import Student
     from streamkd.tasks.boundary import Boundary, Detector
     from streamkd.teachers.frozen import FrozenTeacher
+    from streamkd.teachers.served import Candidates, Selector, Served
     from streamkd.teachers.teacher import (
         Following,
         Incremental,
         Layered,
         Observing,
+        Part,
         Recalling,
         Role,
+        Servable,
         Sized,
         Teacher,
         TeacherContext,
@@ -66,6 +69,7 @@ __all__ = [
     "Accounting",
     "Beginning",
     "Boundary",
+    "Candidates",
     "Chunk",
     "Columns",
     "ConfigError",
@@ -93,6 +97,7 @@ __all__ = [
     "Observing",
     "Offered",
     "Options",
+    "Part",
     "PerSampleGate",
     "PerSampleOptions",
     "PluginError",
@@ -105,6 +110,9 @@ __all__ = [
     "Repeating",
     "Role",
     "SchemaMismatch",
+    "Selector",
+    "Servable",
+    "Served",
     "Shapes",
     "Sized",
     "Source",
@@ -117,6 +125,7 @@ __all__ = [
     "Student",
     "Teacher",
     "TeacherContext",
+    "TeacherKind",
     "Trained",
     "Versioned",
     "at_labels",
@@ -165,13 +174,16 @@ _LATER = {
     "streamkd.students.networks": ("Student",),
     "streamkd.tasks.boundary": ("Boundary", "Detector"),
     "streamkd.teachers.frozen": ("FrozenTeacher",),
+    "streamkd.teachers.served": ("Candidates", "Selector", "Served"),
     "streamkd.teachers.teacher": (
         "Following",
         "Incremental",
         "Layered",
         "Observing",
+        "Part",
         "Recalling",
         "Role",
+        "Servable",
         "Versioned",
         "Sized",
         "Teacher",

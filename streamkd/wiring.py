@@ -132,6 +132,7 @@ def rehearse(config: Config, registry: Registry, schema: RecordSchema, device: t
     with torch.random.fork_rng(devices=[]):
         labels: list[Label] = [0 if schema.label_type == "int" else ""]
         _, adapter = step_of(config, registry, schema, labels, device, artefact_of(config, schema))
+        make(registry, "publish.model", "selectors", config.publish.model)
     wanted = adapter.active and (adapter.every or adapter.on_task_steps) and adapter.engine != "prequential"
     if wanted and not config.memory.holdout_ratio:
         logger.warning(

@@ -143,7 +143,7 @@ CHECKS: list[tuple[str, int, str]] = [
         "checkpoint.every_seconds: Input should be a valid number, unable to parse string as a number, got",
     ),
     ("publish.every_seconds=-1", 2, "publish.every_seconds: Input should be greater than 0, got -1"),
-    ("publish.model=best", 2, "publish.model: Input should be 'auto', 'ema', 'student' or 'ensemble', got 'best'"),
+    ("publish.model=best", 2, "publish.model.name: there is no selector 'best'"),
     ("publish.regression=2", 2, "publish.regression: Input should be less than or equal to 1, got 2"),
     ("publish.keep=0", 2, "publish.keep: Input should be greater than 0, got 0"),
     ("serve.port=-1", 2, "serve.port: Input should be greater than or equal to 0, got -1"),

@@ -38,6 +38,7 @@ def registry() -> Registry:
             "replay",
             "detectors",
             "policies",
+            "selectors",
             "students",
             "teachers",
             "analytic",

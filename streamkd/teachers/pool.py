@@ -27,12 +27,14 @@ from streamkd.students.networks import Student
 from streamkd.teachers.answers import Answers, TeacherPanel
 from streamkd.teachers.cache import Cache, cached
 from streamkd.teachers.guard import Guard
+from streamkd.teachers.served import Candidates
 from streamkd.teachers.teacher import (
     EmaTeacher,
     Following,
     Incremental,
     Layered,
     Observing,
+    Servable,
     Sized,
     SnapshotMaker,
     SnapshotTeacher,
@@ -274,6 +276,13 @@ class Pool:
         snapshot.grow(range(self.memory.holdout.logits.shape[1]))
         logits = snapshot.logits(remembered.x).unsqueeze(1)
         return assessment(logits, snapshot.known().to(logits.device).expand_as(logits), remembered.y)
+
+    def candidates(self, student: Student) -> Candidates:
+        """What may be served now, the student of the stream among it."""
+        parts = {t.key: part for t in self.teachers if isinstance(t, Servable) and (part := t.part()) is not None}
+        ring, average = self.memory.holdout, self.average
+        held = (ring.x[: ring.filled], ring.y[: ring.filled]) if ring.x is not None and ring.filled else None
+        return Candidates(student, average.student if average else None, parts, held, self.noise or 0.0)
 
     def facts(self, device: torch.device) -> Tensor:
         """[teachers, 2] for the gate: held-out accuracy, and 1 / (1 + age in tasks)."""

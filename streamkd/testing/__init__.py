@@ -16,6 +16,7 @@ from streamkd.testing.clauses import ContractBroken, Given
 from streamkd.testing.gates import check_gate
 from streamkd.testing.losses import check_loss
 from streamkd.testing.policies import check_policy
+from streamkd.testing.selectors import check_selector
 from streamkd.testing.sources import check_source
 from streamkd.testing.streaming import check_detector, check_observer
 from streamkd.testing.students import check_student
@@ -29,6 +30,7 @@ __all__ = [
     "check_loss",
     "check_observer",
     "check_policy",
+    "check_selector",
     "check_source",
     "check_student",
     "check_teacher",
@@ -50,5 +52,6 @@ def check(group: Group, kind: Kind, options: Given = None) -> None:
         "detectors": check_detector,
         "observers": check_observer,
         "policies": check_policy,
+        "selectors": check_selector,
     }
     checks[group](kind, options)
