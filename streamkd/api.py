@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from streamkd.students.columns import Columns
     from streamkd.students.networks import Student
     from streamkd.tasks.boundary import Boundary, Detector
+    from streamkd.teachers.admission import Admission, Applicant
     from streamkd.teachers.frozen import FrozenTeacher
     from streamkd.teachers.served import Candidates, Selector, Served
     from streamkd.teachers.teacher import (
@@ -64,9 +65,13 @@ if TYPE_CHECKING:
         layer_outputs,
         module_bytes,
     )
+    from streamkd.teachers.worth import Assessment
 
 __all__ = [
     "Accounting",
+    "Admission",
+    "Applicant",
+    "Assessment",
     "Beginning",
     "Boundary",
     "Candidates",
@@ -173,6 +178,7 @@ _LATER = {
     "streamkd.students.columns": ("Columns",),
     "streamkd.students.networks": ("Student",),
     "streamkd.tasks.boundary": ("Boundary", "Detector"),
+    "streamkd.teachers.admission": ("Admission", "Applicant"),
     "streamkd.teachers.frozen": ("FrozenTeacher",),
     "streamkd.teachers.served": ("Candidates", "Selector", "Served"),
     "streamkd.teachers.teacher": (
@@ -193,6 +199,7 @@ _LATER = {
         "layer_outputs",
         "module_bytes",
     ),
+    "streamkd.teachers.worth": ("Assessment",),
 }
 
 

@@ -207,9 +207,16 @@ class PoolSettings(Model):
 
     limit: Positive = 8
     bytes: Bytes = 256 << 20
-    admit_margin: float = Field(
-        default=0.0, ge=0, le=1, description="held-out accuracy on its own classes above chance"
-    )
+    admission: Choice = Field(default=Choice(name="worth"), description="which snapshots join")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _takes_its_old_margin(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and "admit_margin" in given and "admission" not in given:
+            logger.warning("pool.admit_margin is called pool.admission.margin now; the next release refuses it")
+            rest = {key: value for key, value in given.items() if key != "admit_margin"}
+            return {**rest, "admission": {"name": "worth", "margin": given["admit_margin"]}}
+        return given
 
 
 class Adapt(Model):
@@ -364,6 +371,7 @@ class Config(Model):
         yield "stream.source", "sources", self.stream.source
         yield "student", "students", self.student
         yield "gate", "gates", self.gate
+        yield "pool.admission", "admissions", self.pool.admission
         yield "publish.model", "selectors", self.publish.model
         yield "memory.policy", "policies", self.memory.policy
         yield "memory.holdout_policy", "policies", self.memory.holdout_policy

@@ -16,7 +16,18 @@ from pydantic import BaseModel, ConfigDict
 hookspec = pluggy.HookspecMarker("streamkd")
 hookimpl = pluggy.HookimplMarker("streamkd")
 
-Group = Literal["students", "teachers", "losses", "gates", "sources", "detectors", "observers", "policies", "selectors"]
+Group = Literal[
+    "students",
+    "teachers",
+    "losses",
+    "gates",
+    "sources",
+    "detectors",
+    "observers",
+    "policies",
+    "admissions",
+    "selectors",
+]
 
 VERSIONS: Mapping[Group, int] = dict.fromkeys(get_args(Group), 1)
 """The version of each hook: it rises when kinds that were written for it have to change."""
@@ -116,6 +127,11 @@ def streamkd_observers() -> Iterable[Kind]:
 @hookspec
 def streamkd_policies() -> Iterable[Kind]:
     """Policies of the memory: ``make(options) -> streamkd.api.Policy``, places for the rows that it is offered."""
+
+
+@hookspec
+def streamkd_admissions() -> Iterable[Kind]:
+    """Admission to the pool: ``make(options) -> streamkd.api.Admission``, whether a snapshot joins."""
 
 
 @hookspec

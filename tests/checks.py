@@ -121,7 +121,7 @@ CHECKS: list[tuple[str, int, str]] = [
     ("pool.bytes=0", 2, "pool.bytes: Input should be greater than 0, got 0"),
     ("pool.limit=1", 2, "pool.limit: 3 teachers are configured, the pool takes 1"),
     ("pool.bytes=1", 0, ""),
-    ("pool.admit_margin=-0.1", 2, "pool.admit_margin: Input should be greater than or equal to 0, got -0.1"),
+    ("pool.admit_margin=-0.1", 2, "pool.admission.margin: Input should be greater than or equal to 0, got -0.1"),
     ("optimizer.name=rmsprop", 2, "optimizer.name: Input should be 'sgd', 'adam' or 'adamw', got 'rmsprop'"),
     (
         "optimizer.learning_rate=1e99",

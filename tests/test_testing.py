@@ -34,6 +34,7 @@ CHECKS: dict[Group, Callable[..., None]] = {
     "detectors": testing.check_detector,
     "observers": testing.check_observer,
     "policies": testing.check_policy,
+    "admissions": testing.check_admission,
     "selectors": testing.check_selector,
 }
 OPTIONS: dict[tuple[str, str], dict[str, Any]] = {("sources", "replay"): {"dataset": "digits"}}
@@ -102,6 +103,7 @@ RIGHT: list[tuple[Group, Any]] = [
     ("observers", mistakes.watchers.Watching),
     ("policies", mistakes.policies.Oldest),
     ("selectors", mistakes.selectors.Even),
+    ("admissions", mistakes.admissions.Half),
 ]
 
 

@@ -12,6 +12,7 @@ built-in passes these checks. They run on small random data from fixed seeds, in
 from collections.abc import Callable
 
 from streamkd.hookspecs import Group, Kind
+from streamkd.testing.admissions import check_admission
 from streamkd.testing.clauses import ContractBroken, Given
 from streamkd.testing.gates import check_gate
 from streamkd.testing.losses import check_loss
@@ -25,6 +26,7 @@ from streamkd.testing.teachers import check_teacher
 __all__ = [
     "ContractBroken",
     "check",
+    "check_admission",
     "check_detector",
     "check_gate",
     "check_loss",
@@ -52,6 +54,7 @@ def check(group: Group, kind: Kind, options: Given = None) -> None:
         "detectors": check_detector,
         "observers": check_observer,
         "policies": check_policy,
+        "admissions": check_admission,
         "selectors": check_selector,
     }
     checks[group](kind, options)
