@@ -20,7 +20,7 @@ from streamkd.errors import (
     StateError,
     StreamkdError,
 )
-from streamkd.hookspecs import Group, Kind, Options, SourceKind, hookimpl
+from streamkd.hookspecs import Group, Kind, Options, SourceKind, Stateful, hookimpl
 
 if TYPE_CHECKING:
     from streamkd.gates.gate import Gate, GateInputs, Hedging, Mixing, at_labels, log_answers, share, weights_of
@@ -40,18 +40,19 @@ if TYPE_CHECKING:
     from streamkd.meta.adaptation import Beginning
     from streamkd.observe import Observer
     from streamkd.records import Chunk, InputColumn, Label, Records, RecordSchema, Repeating, Source
+    from streamkd.replay.policy import Accounting, Contents, Offered, Policy
     from streamkd.students.columns import Columns
     from streamkd.students.networks import Student
     from streamkd.tasks.boundary import Boundary, Detector
     from streamkd.teachers.frozen import FrozenTeacher
     from streamkd.teachers.teacher import (
         Following,
+        Incremental,
         Layered,
         Observing,
         Recalling,
         Role,
         Sized,
-        Stateful,
         Teacher,
         TeacherContext,
         Versioned,
@@ -62,11 +63,13 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Accounting",
     "Beginning",
     "Boundary",
     "Chunk",
     "Columns",
     "ConfigError",
+    "Contents",
     "Detector",
     "Following",
     "FrozenTeacher",
@@ -75,6 +78,7 @@ __all__ = [
     "Gated",
     "Group",
     "Hedging",
+    "Incremental",
     "InputColumn",
     "Kind",
     "Label",
@@ -87,10 +91,12 @@ __all__ = [
     "Mixing",
     "Observer",
     "Observing",
+    "Offered",
     "Options",
     "PerSampleGate",
     "PerSampleOptions",
     "PluginError",
+    "Policy",
     "Recalling",
     "RecordError",
     "RecordSchema",
@@ -154,19 +160,20 @@ _LATER = {
     "streamkd.meta.adaptation": ("Beginning",),
     "streamkd.observe": ("Observer",),
     "streamkd.records": ("Chunk", "InputColumn", "Label", "RecordSchema", "Records", "Repeating", "Source"),
+    "streamkd.replay.policy": ("Accounting", "Contents", "Offered", "Policy"),
     "streamkd.students.columns": ("Columns",),
     "streamkd.students.networks": ("Student",),
     "streamkd.tasks.boundary": ("Boundary", "Detector"),
     "streamkd.teachers.frozen": ("FrozenTeacher",),
     "streamkd.teachers.teacher": (
         "Following",
+        "Incremental",
         "Layered",
         "Observing",
         "Recalling",
         "Role",
         "Versioned",
         "Sized",
-        "Stateful",
         "Teacher",
         "TeacherContext",
         "capture",

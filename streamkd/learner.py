@@ -236,8 +236,6 @@ class Learner:
             self.recorder.count("train_steps_skipped_total", reason="not_finite")
 
     def _begin_task(self, boundary: Boundary) -> None:
-        if self._adapter is not None:
-            self._adapter.new_task()
         self.recorder.count("task_boundaries_total", detector=boundary.detector)
         if self.tasks.names.count(boundary.task) and self.tasks.count == len(self.tasks.names):
             self.recorder.count("tasks_total")
@@ -318,6 +316,7 @@ class Learner:
                 "optimizer": optimizers.state_of(step.optimizer),
                 "memory": step.memory.state_dict(),
                 "vicinity": step.vicinal.state_dict(),
+                "held_out": step.held_out.state_dict(),
                 "settling": step.rate_decay.state_dict(),
                 "pool": step.pool.state_dict(),
                 "gate": step.gate.state_dict(),
@@ -370,6 +369,8 @@ class Learner:
         step.memory.load_state_dict(learned["memory"], self.device)
         if "vicinity" in learned:
             step.vicinal.load_state_dict(learned["vicinity"])
+        if "held_out" in learned:
+            step.held_out.load_state_dict(learned["held_out"])
         if "settling" in learned:
             step.rate_decay.load_state_dict(learned["settling"])
         step.pool.load_state_dict(learned["pool"], self.fresh_student, self.labels.labels)

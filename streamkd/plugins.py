@@ -20,7 +20,7 @@ from streamkd.errors import PluginError
 from streamkd.hookspecs import VERSIONS, Group, Kind, Options, SourceKind
 
 GROUP = "streamkd"
-SINGULAR: dict[Group, str] = {group: "loss" if group == "losses" else group[:-1] for group in get_args(Group)}
+SINGULAR: dict[Group, str] = {group: group[:-1] for group in get_args(Group)} | {"losses": "loss", "policies": "policy"}
 # Keys that a choice in the configuration keeps for itself: an option of that name would never be filled.
 RESERVED: dict[Group, tuple[str, ...]] = {"teachers": ("name", "id"), "losses": ("name", "weight", "gate")}
 # What distributions of ours bring, to name them where they are missing.

@@ -189,7 +189,8 @@ def step_of(
     transfer = _heritage(config, registry, student, TeacherContext("share", student, schema, labels, device, registry))
     rates = config.optimizer.rates
     kept = config.memory
-    memory = Memory(kept.size, kept.holdout_ratio, kept.policy, config.pool.limit, seed=config.seed)
+    policies = (make(registry, f"memory.{key}", "policies", getattr(kept, key)) for key in ("policy", "holdout_policy"))
+    memory = Memory(kept.size, kept.holdout_ratio, config.pool.limit, config.seed, *policies)
     teachers, snapshots = _teachers(config, registry, schema, labels, student, device)
     limits = config.pool
     pool = Pool(
@@ -216,11 +217,11 @@ def step_of(
         losses,
         replay=kept.replay,
         clip_norm=config.optimizer.clip_norm,
-        adapter=adapter,
         transfer=transfer,
-        vicinal=VicinalRows(near.rows, near.shift, config.seed + 1, near.weight, near.moved),
+        vicinal=VicinalRows(near.rows, near.shift, config.seed + 1, near.weight),
         rate_decay=optimizers.RateDecay(optimizer, config.optimizer.start, config.optimizer.decay_steps),
     )
+    adapter.attach(step)
     return step, adapter
 
 

@@ -33,6 +33,7 @@ CHECKS: dict[Group, Callable[..., None]] = {
     "sources": testing.check_source,
     "detectors": testing.check_detector,
     "observers": testing.check_observer,
+    "policies": testing.check_policy,
 }
 OPTIONS: dict[tuple[str, str], dict[str, Any]] = {("sources", "replay"): {"dataset": "digits"}}
 
@@ -92,11 +93,13 @@ RIGHT: list[tuple[Group, Any]] = [
     ("students", mistakes.students.Body),
     ("teachers", mistakes.teachers.Average),
     ("teachers", mistakes.teachers.Counts),
+    ("teachers", mistakes.teachers.Tally),
     ("losses", mistakes.losses.Plain),
     ("gates", mistakes.gates.Base),
     ("sources", mistakes.sources.Counting),
     ("detectors", mistakes.watchers.Counter),
     ("observers", mistakes.watchers.Watching),
+    ("policies", mistakes.policies.Oldest),
 ]
 
 

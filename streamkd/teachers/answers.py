@@ -50,9 +50,8 @@ class TeacherPanel:
                 return Answers(logits, self._everything.expand(logits.shape), complete=True)
         return self._partial(x, fresh, remembered, classes)
 
-    def unseen(self, remembered: Remembered, classes: int) -> Answers:
-        """What is said of remembered rows by those teachers alone who would answer had nobody ever seen them."""
-        answers = self.answers(remembered.x, 0, remembered, classes)
+    def unseen(self, answers: Answers) -> Answers:
+        """Of what is said of rows the part of those teachers who would answer had nobody ever seen them."""
         able = [teacher.role in ("live", "versioned") for teacher in self.teachers]
         heard = torch.tensor(able, dtype=torch.bool, device=answers.known.device)  # of no teacher, too
         return Answers(answers.logits, answers.known & heard.view(1, -1, 1))
@@ -73,7 +72,7 @@ class TeacherPanel:
             for part in _asked(teacher, fresh, end, rows):
                 if (answer := self.guard.ask(teacher, x[part], classes)) is not None:
                     logits[part, index], known[part, index] = answer
-            if remembered is None or teacher.role == "live":
+            if remembered is None or teacher.role in ("live", "prequential"):
                 continue
             if teacher.role == "remembered":
                 logits[fresh:end, index] = remembered.logits().float()
@@ -91,6 +90,8 @@ def _asked(teacher: Teacher, fresh: int, end: int, rows: int) -> list[slice]:
     """The rows that a teacher is asked about in person; those between ``fresh`` and ``end`` are remembered ones."""
     if teacher.role == "live":
         return [slice(0, rows)]
+    if teacher.role == "prequential":
+        return [slice(0, fresh)] if fresh and teacher.fresh else []
     # a snapshot would speak of rows between records with the labels of its time, and of no other
     unseen = [slice(end, rows)] if rows > end and teacher.role == "versioned" else []
     # the fresh ones last: a versioned teacher sees them again when it learns them, and may remember their features

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from streamkd.errors import ConfigError, PluginError
-from streamkd.gates.gate import Measured
 from streamkd.gates.label_noise import LabelNoise
-from streamkd.gates.likelihood import Measurements, held_out_likelihood
+from streamkd.hookspecs import Stateful
 from streamkd.records import Label
 from streamkd.replay.memory import Memory, Remembered, whole
 from streamkd.students.networks import Student
@@ -29,12 +28,12 @@ from streamkd.teachers.guard import Guard
 from streamkd.teachers.teacher import (
     EmaTeacher,
     Following,
+    Incremental,
     Layered,
     Observing,
     Sized,
     SnapshotMaker,
     SnapshotTeacher,
-    Stateful,
     Teacher,
     copy_of,
 )
@@ -63,12 +62,15 @@ class Pool:
         self.ages: dict[str, int] = {t.key: 0 for t in self.teachers}
         self.taken = 0
         self._observers = [t for t in self.teachers if isinstance(t, Observing)]
+        self._incremental = [t for t in self.teachers if isinstance(t, Incremental)]
+        self.prequential: dict[str, Tensor] = {}
+        """What incremental teachers said of the last step's fresh rows, each before it was learned: [n, classes]."""
         self.guard = Guard()
         self.cache = Cache(memory, self.guard)
         self._panel = TeacherPanel(self.teachers, self.guard, self.cache)
         self._facts: Tensor | None = None
-        self._ledger = Measurements()
         self.label_noise = LabelNoise()
+        self.asks_noise = False  # whether a gate wants to know of label noise
         if len(self.teachers) > limit:
             raise ConfigError(
                 f"{len(self.teachers)} teachers are configured, the pool takes {limit}",
@@ -102,9 +104,9 @@ class Pool:
         """
         return self._panel.answers(x, fresh, remembered, classes)
 
-    def answers_unseen(self, remembered: Remembered, classes: int) -> Answers:
-        """What is said of remembered rows by those teachers alone who would answer had nobody ever seen them."""
-        return self._panel.unseen(remembered, classes)
+    def unseen(self, answers: Answers) -> Answers:
+        """Of what is said of rows the part of those teachers who would answer had nobody ever seen them."""
+        return self._panel.unseen(answers)
 
     def features(self, x: Tensor, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, dict[str, Tensor]]:
         """Outputs of the teachers' named layers on fresh rows.
@@ -122,8 +124,18 @@ class Pool:
                 )
         return {key: _features(by_key[key], x, layers) for key, layers in wanted.items()}
 
-    def observe(self, x: Tensor, y: Tensor) -> None:
-        """Teachers that learn from labels themselves see a step's fresh labelled rows: raw x [n, *shape], columns y."""
+    def observe(self, x: Tensor, y: Tensor, learn: Tensor) -> None:
+        """Teachers that learn from labels themselves see a step's fresh rows: raw x [n, *shape], columns y, -1 without
+        label. They learn those of ``learn`` [n]; who learns record by record answers all of them on the way.
+        """
+        self.prequential = {}
+        for incremental in self._incremental:
+            answers = self.guard.test_then_train(incremental, x, y, learn)
+            if answers is not None:
+                self.prequential[incremental.key] = answers
+        if not self._observers or not learn.any():
+            return
+        x, y = x[learn], y[learn]
         for teacher in self._observers:
             self.guard.guarded(cast(Teacher, teacher), partial(teacher.observe, x, y))
 
@@ -140,7 +152,6 @@ class Pool:
 
     def after_step(self, student: Student, inserted: int) -> None:
         """Live teachers follow; cached answers are asked for once enough rows wait, or their teacher has changed."""
-        self._ledger.age += 1
         for teacher in self.teachers:
             if teacher.role == "live" and isinstance(teacher, Following):
                 teacher.after_step(student)
@@ -235,8 +246,13 @@ class Pool:
         self._facts = None
         held = self._verdict(student.classes)
         if held is not None:
-            self.worth = dict(zip(self.keys, held.marginal().tolist(), strict=True))
-            self.accuracy = dict(zip(self.keys, held.accuracy().tolist(), strict=True))
+            self.worth = self._measured(held.marginal())
+            self.accuracy = self._measured(held.accuracy())
+
+    def _measured(self, values: Tensor) -> dict[str, float]:
+        """By teacher, of those that are asked about held-out records."""
+        pairs = zip(self.teachers, values.tolist(), strict=True)
+        return {teacher.key: value for teacher, value in pairs if teacher.role != "prequential"}
 
     def _verdict(self, classes: int) -> Assessment | None:
         """Of all teachers on the held-out records; ``None`` without any."""
@@ -264,11 +280,6 @@ class Pool:
         return self._facts
 
     @property
-    def asks_noise(self) -> bool:
-        """Whether a gate wants to know of label noise."""
-        return self._ledger.values is not None
-
-    @property
     def noise(self) -> float | None:
         """The part of the labels that seems to be wrong, in [0, 1); ``None`` where that cannot be told."""
         return self.label_noise.share
@@ -277,19 +288,6 @@ class Pool:
         """[teachers] for the gate: whose answers were given on another day, and are only looked up."""
         stale = [teacher.role in ("remembered", "frozen") for teacher in self.teachers]
         return torch.tensor(stale, dtype=torch.bool, device=device)
-
-    @torch.no_grad()
-    def measured(self, classes: int, device: torch.device) -> Measured:
-        """For the gate, every few steps: held-out log-likelihood [teachers, classes], NaN where none; label noise."""
-        measured = self._ledger.fresh(self.keys, classes, device)
-        if measured is not None:
-            return measured
-        remembered = whole(self.memory.holdout)
-        if remembered is None or not len(remembered.y):
-            return Measured(torch.full((len(self.teachers), classes), torch.nan, device=device))
-        answers = self.answers(remembered.x, 0, remembered, classes)
-        credit = held_out_likelihood(answers.logits, answers.known, remembered.y)
-        return self._ledger.write(self.keys, Measured(credit, self.noise or 0.0))
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -301,7 +299,7 @@ class Pool:
             "accuracy": dict(self.accuracy),
             "ages": dict(self.ages),
             "taken": self.taken,
-            "credit": self._ledger.state_dict(),
+            "asks_noise": self.asks_noise,
             "label_noise": self.label_noise.state_dict(),
         }
 
@@ -323,8 +321,7 @@ class Pool:
         self.ages = {k: state["ages"].get(k, 0) for k in self.keys}
         self.cache.load_state_dict(state, here)
         self.taken = state["taken"]
-        if "credit" in state:
-            self._ledger.load_state_dict(state["credit"])
+        self.asks_noise = state.get("asks_noise", False)
         if "label_noise" in state:
             self.label_noise.load_state_dict(state["label_noise"])
         self.guard.strikes = {k: n for k, n in state["strikes"].items() if k in here}

@@ -19,7 +19,8 @@ from streamkd.losses.match_gate import Gated, MatchGate, MatchGateOptions, Train
 from streamkd.plugins import Registry
 from streamkd.replay.memory import Memory
 from streamkd.teachers.pool import Pool
-from streamkd.teachers.teacher import EmaOptions, EmaTeacher, RecallTeacher
+from streamkd.teachers.recall import RecallTeacher
+from streamkd.teachers.teacher import EmaOptions, EmaTeacher
 from streamkd.testing.specimens import lesson_for, shapes_of
 
 REGISTRY = Registry.load()
@@ -44,7 +45,7 @@ def feature(student: str = "body.hidden.0", **teacher: str) -> Feature:
 def step_with(*given: Term, clip_norm: float | None = None) -> Step:
     """A student of two hidden layers, 8 and 5 wide, taught by its average and its memory."""
     student = toys.mlp(hidden=(8, 5))
-    memory = Memory(20, 0.0, "class-balanced", 8, 0)
+    memory = Memory(20, 0.0, 8, 0)
     teachers = [
         EmaTeacher(EmaOptions(), toys.context_of("ema", student)),
         RecallTeacher(Options(), toys.context_of("memory", student)),
