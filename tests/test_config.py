@@ -40,6 +40,7 @@ def registry() -> Registry:
             "policies",
             "students",
             "teachers",
+            "recall",
             "analytic",
             "gates",
             "per-sample",
