@@ -114,33 +114,35 @@ class Adwin:
 
 
 class PageHinkley:
-    """The sum of (number - mean so far - δ), old terms fading, has risen by more than the threshold above its least."""
+    """The sum of (number - mean so far - δ), never below 0, is above the threshold.
 
-    SHORTEST, FADING = 30, 0.9999
+    Old terms do not fade, as they do in other versions: a sum that is far below its start, after errors have become
+    fewer, would rise by fading alone.
+    """
+
+    SHORTEST = 30
 
     def __init__(self, delta: float, threshold: float) -> None:
         self._delta, self._threshold = delta, threshold
         self.restart()
 
     def restart(self) -> None:
-        self._count, self._mean, self._sum, self._least = 0, 0.0, 0.0, 0.0
+        self._count, self._mean, self._sum = 0, 0.0, 0.0
 
     def update(self, value: float) -> bool:
         self._count += 1
         self._mean += (value - self._mean) / self._count
-        self._sum = self.FADING * self._sum + value - self._mean - self._delta
-        self._least = min(self._least, self._sum)
-        risen = self._count >= self.SHORTEST and self._sum - self._least > self._threshold
+        self._sum = max(0.0, self._sum + value - self._mean - self._delta)
+        risen = self._count >= self.SHORTEST and self._sum > self._threshold
         if risen:
             self.restart()
         return risen
 
     def state_dict(self) -> dict[str, Any]:
-        return {"count": self._count, "mean": self._mean, "sum": self._sum, "least": self._least}
+        return {"count": self._count, "mean": self._mean, "sum": self._sum}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._count, self._mean = state["count"], state["mean"]
-        self._sum, self._least = state["sum"], state["least"]
+        self._count, self._mean, self._sum = state["count"], state["mean"], state["sum"]
 
 
 class DriftOptions(Options):
