@@ -42,6 +42,7 @@ def registry() -> Registry:
             "selectors",
             "students",
             "teachers",
+            "recall",
             "analytic",
             "gates",
             "per-sample",
