@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from streamkd import config as configuration
-from streamkd.analytic.ensemble import Model
 from streamkd.bench import book, documents, drifting, online_peers, prequential
 from streamkd.bench.book import Progress, Row
 from streamkd.errors import ConfigError
@@ -33,6 +32,7 @@ from streamkd.plugins import Registry
 from streamkd.run import REFRESH
 from streamkd.state.environment import environment
 from streamkd.students.networks import at_rest
+from streamkd.teachers.served import Model
 from streamkd.teachers.teacher import copy_of
 from streamkd.wiring import open_source, schema_of
 
