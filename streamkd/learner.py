@@ -37,7 +37,7 @@ from streamkd.students.networks import Student, at_rest
 from streamkd.tasks.boundary import Boundary, Tasks
 from streamkd.tasks.experience import TensorBatch, tensors
 from streamkd.tasks.labels import LabelSpace
-from streamkd.teachers.served import Model, Selector
+from streamkd.teachers.served import Candidates, Model, Selector
 from streamkd.telemetry import Recorder
 
 if TYPE_CHECKING:
@@ -114,8 +114,12 @@ class Learner:
     def served(self) -> Model:
         """What is published: the student, another part, or several together."""
         if self._chosen is None or self._chosen[0] != self.steps:
-            self._chosen = (self.steps, self._selector.choose(self.step.pool.candidates(self.student)))
+            self._chosen = (self.steps, self._selector.choose(self._candidates))
         return self._chosen[1]
+
+    @property
+    def _candidates(self) -> Candidates:
+        return self.step.pool.candidates(self.student, self.step.mixture.share.weights)
 
     @property
     def _holdout(self) -> Ring:
@@ -311,6 +315,7 @@ class Learner:
                 "memory": step.memory.state_dict(),
                 "vicinity": step.vicinal.state_dict(),
                 "held_out": step.held_out.state_dict(),
+                "mixture": step.mixture.state_dict(),
                 "settling": step.rate_decay.state_dict(),
                 "pool": step.pool.state_dict(),
                 "gate": step.gate.state_dict(),
@@ -365,6 +370,8 @@ class Learner:
             step.vicinal.load_state_dict(learned["vicinity"])
         if "held_out" in learned:
             step.held_out.load_state_dict(learned["held_out"])
+        if "mixture" in learned:
+            step.mixture.load_state_dict(learned["mixture"])
         if "settling" in learned:
             step.rate_decay.load_state_dict(learned["settling"])
         step.pool.load_state_dict(learned["pool"], self.fresh_student, self.labels.labels)

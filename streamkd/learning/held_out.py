@@ -20,6 +20,7 @@ from torch import Tensor
 from streamkd.gates.gate import Gate, GateInputs, Measured
 from streamkd.gates.likelihood import held_out_likelihood
 from streamkd.learning.batch import StepBatch
+from streamkd.learning.mixture import Held, probabilities
 from streamkd.losses.match_gate import fused_target, soft_answers
 from streamkd.replay.memory import Memory, whole
 from streamkd.students.images import is_image, shifted
@@ -39,6 +40,7 @@ class Look:
     measured: Measured
     error_reduction: float = 0.0
     invariance: float = 0.0
+    held: Held | None = None
 
 
 class HeldOut:
@@ -98,7 +100,7 @@ class HeldOut:
             x = shifted(held.x, 1, torch.Generator().manual_seed(0))
             kept = invariance(lying, taught(x, self._said(x), self.pool.answers(x, 0, None, classes)), held.y)
         spared = error_reduction(lying, torch.softmax(logits, 1), held.y)
-        self.last = Look(self.pool.keys, measured, spared, kept)
+        self.last = Look(self.pool.keys, measured, spared, kept, probabilities(self.pool, held, logits, answers))
 
     def _said(self, x: Tensor) -> Tensor:
         with at_rest(self.student) as student:
@@ -110,14 +112,18 @@ class HeldOut:
         credit, noise = self.last.measured
         look = {"teachers": list(self.last.teachers), "credit": credit, "noise": noise}
         found = {"error_reduction": self.last.error_reduction, "invariance": self.last.invariance}
-        return {"last": {**look, **found}, "age": self.age}
+        held = self.last.held and self.last.held.state_dict()
+        return {"last": {**look, **found, "held": held}, "age": self.age}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore, on the student's device."""
         look, self.age, self.last = state["last"], state["age"], None
         if look is not None:
             measured = Measured(look["credit"].to(next(self.student.parameters()).device), look["noise"])
-            self.last = Look(tuple(look["teachers"]), measured, look["error_reduction"], look["invariance"])
+            held = look.get("held") and Held.from_state(look["held"])
+            self.last = Look(
+                tuple(look["teachers"]), measured, look["error_reduction"], look["invariance"], held or None
+            )
 
 
 def error_reduction(

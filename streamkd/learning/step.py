@@ -22,6 +22,7 @@ from streamkd.gates.gate import Gate, GateInputs
 from streamkd.learning import terms as sums
 from streamkd.learning.batch import StepBatch, Taken
 from streamkd.learning.held_out import HeldOut
+from streamkd.learning.mixture import Mixture
 from streamkd.learning.sharing import WeightTransfer
 from streamkd.learning.terms import Term
 from streamkd.losses.match_gate import LossInputs
@@ -73,6 +74,7 @@ class Step:
         self.gate, self.terms = gate, tuple(terms)
         self.adapter: Adapter | None = None
         self.held_out = HeldOut(student, memory, pool)
+        self.mixture = Mixture(pool)
         self.replay, self.clip_norm = replay, clip_norm
         self.weighing_seconds = 0.0
         self.parameters = [p for p in student.parameters() if p.requires_grad]
@@ -137,7 +139,7 @@ class Step:
             x, y = torch.cat([x, remembered.x]), torch.cat([y, remembered.y])
             met = torch.cat([met, remembered.met()])
         offer = self.memory.hold(x[:fresh], y[:fresh], task, lambda rows: self._at_rest(x[rows]))
-        if self.vicinal.rows or self.pool.asks_noise:
+        if self.vicinal.rows or self.pool.asks_noise or self.mixture.asks_held_out:
             self.held_out.begin(self.gate, self.evidence)
         counts = self.vicinal.mass(x, self.held_out.error_reduction, self.held_out.invariance)
         near = self.vicinal.draw(_without(x, offer.untaught)) if counts else None
@@ -276,6 +278,7 @@ class Step:
         learn = y >= 0
         learn[plan.offer.untaught] = False
         self.pool.observe(x, y, learn)
+        self.mixture.test(plan, logits, self.held_out.last and self.held_out.last.held)
         self.pool.after_step(self.student, plan.fresh)
         self.rate_decay.step()
 
@@ -283,7 +286,7 @@ class Step:
     def abandon(self, plan: StepBatch) -> None:
         """The step was not taken, for its loss or gradients were not finite: nothing of its fresh rows is kept."""
         self._weighed = None
-        self.pool.prequential = {}
+        self.pool.prequential, self.mixture.last = {}, None
         self.memory.withdraw(plan.offer)
         for buffer, before in self._buffers:  # one infinite activation would stay in a running mean for ever
             buffer.copy_(before)

@@ -267,12 +267,13 @@ class Pool:
         logits = snapshot.logits(remembered.x).unsqueeze(1)
         return assessment(logits, snapshot.known().to(logits.device).expand_as(logits), remembered.y)
 
-    def candidates(self, student: Student) -> Candidates:
-        """What may be served now, the student of the stream among it."""
+    def candidates(self, student: Student, weights: Mapping[str, float]) -> Candidates:
+        """What may be served now, the student of the stream among it; ``weights`` by teacher, and of the student."""
         parts = {t.key: part for t in self.teachers if isinstance(t, Servable) and (part := t.part()) is not None}
         ring, average = self.memory.holdout, self.average
         held = (ring.x[: ring.filled], ring.y[: ring.filled]) if ring.x is not None and ring.filled else None
-        return Candidates(student, average.student if average else None, parts, held, self.noise or 0.0)
+        named = {"average" if average and key == average.key else key: weight for key, weight in weights.items()}
+        return Candidates(student, average.student if average else None, parts, held, self.noise or 0.0, named)
 
     def facts(self, device: torch.device) -> Tensor:
         """[teachers, 2] for the gate: held-out accuracy, and 1 / (1 + age in tasks)."""

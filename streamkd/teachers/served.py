@@ -10,7 +10,7 @@ that selector to combine what its parts say.
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 
@@ -70,7 +70,8 @@ class Candidates:
 
     ``teachers`` are the parts of those that can answer requests now, by key, in the pool's order; ``held`` the
     held-out records x [n, *shape] and their columns y [n], ``None`` where nothing is held out; ``noise`` the part of
-    their labels that seems to be wrong.
+    their labels that seems to be wrong. ``weights`` are shares of an answer by what has come true, of ``student``,
+    ``average`` and the teachers.
     """
 
     student: Student
@@ -78,6 +79,7 @@ class Candidates:
     teachers: Mapping[str, Part]
     held: tuple[Tensor, Tensor] | None
     noise: float
+    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 @runtime_checkable
