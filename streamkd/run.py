@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from streamkd import config as configuration
-from streamkd.analytic.ensemble import Model
 from streamkd.config import Config
 from streamkd.errors import ConfigError, SourceError
 from streamkd.evaluate import efficiency, fidelity, report
@@ -31,6 +30,7 @@ from streamkd.state.environment import environment
 from streamkd.streams.encoding import codec
 from streamkd.students.networks import at_rest
 from streamkd.tasks import boundary
+from streamkd.teachers.served import Model
 from streamkd.teachers.teacher import copy_of
 from streamkd.wiring import device_of, open_source, schema_of, source_kind
 

@@ -201,7 +201,7 @@ def standardised(x: np.ndarray) -> np.ndarray:
 
 
 def main(arguments: list[str]) -> None:
-    """What this file is started for, in an environment of its own: the list of the peers, or one run in a file."""
+    """``--list``: who there is, as JSON; else: a stream's file, a peer, delay, seed, where its predictions go."""
     if arguments == ["--list"]:
         sys.stdout.write(json.dumps(available()))
         return

@@ -22,15 +22,18 @@ from streamkd.hookspecs import Stateful
 from streamkd.records import Label
 from streamkd.replay.memory import Memory, Remembered, whole
 from streamkd.students.networks import Student
+from streamkd.teachers.admission import Admission, Applicant, Worth, WorthOptions
 from streamkd.teachers.answers import Answers, TeacherPanel
 from streamkd.teachers.cache import Cache, cached
 from streamkd.teachers.guard import Guard
+from streamkd.teachers.served import Candidates
 from streamkd.teachers.teacher import (
     EmaTeacher,
     Following,
     Incremental,
     Layered,
     Observing,
+    Servable,
     Sized,
     SnapshotMaker,
     SnapshotTeacher,
@@ -51,12 +54,13 @@ class Pool:
         *,
         limit: int,
         limit_bytes: int,
-        admit_margin: float = 0.0,
+        admission: Admission | None = None,
     ) -> None:
         self.teachers: list[Teacher] = list(teachers)
         self.snapshots = snapshots
         self.memory = memory
-        self.limit, self.limit_bytes, self.admit_margin = limit, limit_bytes, admit_margin
+        self.limit, self.limit_bytes = limit, limit_bytes
+        self.admission = admission or Worth(WorthOptions())
         self.worth: dict[str, float] = {}
         self.accuracy: dict[str, float] = {}
         self.ages: dict[str, int] = {t.key: 0 for t in self.teachers}
@@ -176,34 +180,24 @@ class Pool:
         return admitted.key if admitted in self.teachers else None
 
     def _admit(self, student: Student) -> SnapshotTeacher | None:
-        """Take a snapshot, unless it is no better than chance, or worth less than any that would have to make room."""
+        """Take a snapshot, if it may join; where there is no slot left, the least worthy one gives up its own."""
         assert self.snapshots is not None
         source = self.average.student if self.average else student
         candidate = self.snapshots.take(source, self.taken)
         self.taken += 1
-        alone = self._verdict_of(candidate)
-        if alone is not None and alone.heard.any():
-            chance = 1 / max(candidate.student.classes, 1)
-            if float(alone.accuracy()) < chance + self.admit_margin:
-                return None
-        if self.cache.full and not self._makes_room(alone, student):
+        if self.cache.full and not self._mine():
             return None
+        self.annotate()
+        pool, alone = self.assess(student), self._verdict_of(candidate)
+        leaving = self._least() if self.cache.full else None
+        if pool is not None and alone is not None:
+            key = leaving.key if leaving else None
+            if not self.admission.admits(Applicant(alone, candidate.student.classes, pool, self.keys, key)):
+                return None
+        if leaving is not None:
+            self._drop(leaving)
         self._join(candidate)
         return candidate
-
-    def _makes_room(self, candidate: Assessment | None, student: Student) -> bool:
-        """Whether the least worthy snapshot has given its slot up for one that is worth as much."""
-        if not self._mine():
-            return False
-        self.annotate()
-        self.assess(student)
-        least, held = self._least(), self._verdict(student.classes)
-        if held is not None and candidate is not None:
-            others = [k for k, teacher in enumerate(self.teachers) if teacher is not least]
-            if float(held.gain(others, candidate.likelihood[:, 0])) < self.worth[least.key]:
-                return False
-        self._drop(least)
-        return True
 
     def _join(self, teacher: SnapshotTeacher) -> None:
         self.teachers.append(teacher)
@@ -238,16 +232,17 @@ class Pool:
         self._facts = None
 
     @torch.no_grad()
-    def assess(self, student: Student) -> None:
+    def assess(self, student: Student) -> Assessment | None:
         """Accuracy of each teacher on held-out records of labels that it knows, and its marginal worth.
 
-        Worth is what the mean over held-out records of max_k p_k(y) loses without the teacher.
+        Worth is what the mean over held-out records of max_k p_k(y) loses without the teacher; ``None`` without any.
         """
         self._facts = None
         held = self._verdict(student.classes)
         if held is not None:
             self.worth = self._measured(held.marginal())
             self.accuracy = self._measured(held.accuracy())
+        return held
 
     def _measured(self, values: Tensor) -> dict[str, float]:
         """By teacher, of those that are asked about held-out records."""
@@ -271,6 +266,13 @@ class Pool:
         snapshot.grow(range(self.memory.holdout.logits.shape[1]))
         logits = snapshot.logits(remembered.x).unsqueeze(1)
         return assessment(logits, snapshot.known().to(logits.device).expand_as(logits), remembered.y)
+
+    def candidates(self, student: Student) -> Candidates:
+        """What may be served now, the student of the stream among it."""
+        parts = {t.key: part for t in self.teachers if isinstance(t, Servable) and (part := t.part()) is not None}
+        ring, average = self.memory.holdout, self.average
+        held = (ring.x[: ring.filled], ring.y[: ring.filled]) if ring.x is not None and ring.filled else None
+        return Candidates(student, average.student if average else None, parts, held, self.noise or 0.0)
 
     def facts(self, device: torch.device) -> Tensor:
         """[teachers, 2] for the gate: held-out accuracy, and 1 / (1 + age in tasks)."""
