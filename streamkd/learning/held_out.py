@@ -68,6 +68,11 @@ class HeldOut:
         return 0.0 if self.last is None else self.last.error_reduction
 
     @property
+    def said(self) -> Held | None:
+        """What everybody said of them; ``None`` before anything is held out."""
+        return None if self.last is None else self.last.held
+
+    @property
     def invariance(self) -> float:
         """What part of the images that the teachers know they still know moved by a pixel, in [0, 1)."""
         return 0.0 if self.last is None else self.last.invariance

@@ -278,7 +278,7 @@ class Step:
         learn = y >= 0
         learn[plan.offer.untaught] = False
         self.pool.observe(x, y, learn)
-        self.mixture.test(plan, logits, self.held_out.last and self.held_out.last.held)
+        self.mixture.test(plan, logits, self.held_out.said)
         self.pool.after_step(self.student, plan.fresh)
         self.rate_decay.step()
 
