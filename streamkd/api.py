@@ -20,10 +20,12 @@ from streamkd.errors import (
     StateError,
     StreamkdError,
 )
-from streamkd.hookspecs import Group, Kind, Options, SourceKind, hookimpl
+from streamkd.hookspecs import Group, Kind, Options, SourceKind, Stateful, TeacherKind, hookimpl
 
 if TYPE_CHECKING:
-    from streamkd.gates.gate import Gate, GateInputs, Hedging, at_labels, log_answers, share, weights_of
+    from streamkd.gates.gate import Gate, GateInputs, Hedging, Mixing, at_labels, log_answers, share, weights_of
+    from streamkd.gates.likelihood import LikelihoodGate, LikelihoodOptions
+    from streamkd.gates.per_sample import PerSampleGate, PerSampleOptions
     from streamkd.losses.match_gate import (
         Gated,
         Loss,
@@ -33,22 +35,28 @@ if TYPE_CHECKING:
         Trained,
         cross_entropy,
         soft_answers,
+        source_losses,
     )
+    from streamkd.meta.adaptation import Beginning
     from streamkd.observe import Observer
     from streamkd.records import Chunk, InputColumn, Label, Records, RecordSchema, Repeating, Source
+    from streamkd.replay.policy import Accounting, Contents, Offered, Policy
     from streamkd.students.columns import Columns
     from streamkd.students.networks import Student
-    from streamkd.tasks.boundary import Boundary, Detector
+    from streamkd.tasks.boundary import Boundary, Detector, Scored
+    from streamkd.teachers.admission import Admission, Applicant
     from streamkd.teachers.frozen import FrozenTeacher
+    from streamkd.teachers.served import Candidates, Selector, Served
     from streamkd.teachers.teacher import (
         Following,
         Incremental,
         Layered,
         Observing,
+        Part,
         Recalling,
         Role,
+        Servable,
         Sized,
-        Stateful,
         Teacher,
         TeacherContext,
         Versioned,
@@ -57,12 +65,20 @@ if TYPE_CHECKING:
         layer_outputs,
         module_bytes,
     )
+    from streamkd.teachers.worth import Assessment
 
 __all__ = [
+    "Accounting",
+    "Admission",
+    "Applicant",
+    "Assessment",
+    "Beginning",
     "Boundary",
+    "Candidates",
     "Chunk",
     "Columns",
     "ConfigError",
+    "Contents",
     "Detector",
     "Following",
     "FrozenTeacher",
@@ -76,13 +92,21 @@ __all__ = [
     "Kind",
     "Label",
     "Layered",
+    "LikelihoodGate",
+    "LikelihoodOptions",
     "Loss",
     "LossInputs",
     "MissingExtra",
+    "Mixing",
     "Observer",
     "Observing",
+    "Offered",
     "Options",
+    "Part",
+    "PerSampleGate",
+    "PerSampleOptions",
     "PluginError",
+    "Policy",
     "Recalling",
     "RecordError",
     "RecordSchema",
@@ -91,6 +115,10 @@ __all__ = [
     "Repeating",
     "Role",
     "SchemaMismatch",
+    "Scored",
+    "Selector",
+    "Servable",
+    "Served",
     "Shapes",
     "Sized",
     "Source",
@@ -103,6 +131,7 @@ __all__ = [
     "Student",
     "Teacher",
     "TeacherContext",
+    "TeacherKind",
     "Trained",
     "Versioned",
     "at_labels",
@@ -115,11 +144,23 @@ __all__ = [
     "module_bytes",
     "share",
     "soft_answers",
+    "source_losses",
     "weights_of",
 ]
 
 _LATER = {
-    "streamkd.gates.gate": ("GateInputs", "Gate", "Hedging", "at_labels", "log_answers", "share", "weights_of"),
+    "streamkd.gates.gate": (
+        "GateInputs",
+        "Gate",
+        "Hedging",
+        "Mixing",
+        "at_labels",
+        "log_answers",
+        "share",
+        "weights_of",
+    ),
+    "streamkd.gates.likelihood": ("LikelihoodGate", "LikelihoodOptions"),
+    "streamkd.gates.per_sample": ("PerSampleGate", "PerSampleOptions"),
     "streamkd.losses.match_gate": (
         "Gated",
         "LossInputs",
@@ -129,23 +170,29 @@ _LATER = {
         "Trained",
         "cross_entropy",
         "soft_answers",
+        "source_losses",
     ),
+    "streamkd.meta.adaptation": ("Beginning",),
     "streamkd.observe": ("Observer",),
     "streamkd.records": ("Chunk", "InputColumn", "Label", "RecordSchema", "Records", "Repeating", "Source"),
+    "streamkd.replay.policy": ("Accounting", "Contents", "Offered", "Policy"),
     "streamkd.students.columns": ("Columns",),
     "streamkd.students.networks": ("Student",),
-    "streamkd.tasks.boundary": ("Boundary", "Detector"),
+    "streamkd.tasks.boundary": ("Boundary", "Detector", "Scored"),
+    "streamkd.teachers.admission": ("Admission", "Applicant"),
     "streamkd.teachers.frozen": ("FrozenTeacher",),
+    "streamkd.teachers.served": ("Candidates", "Selector", "Served"),
     "streamkd.teachers.teacher": (
         "Following",
         "Incremental",
         "Layered",
         "Observing",
+        "Part",
         "Recalling",
         "Role",
+        "Servable",
         "Versioned",
         "Sized",
-        "Stateful",
         "Teacher",
         "TeacherContext",
         "capture",
@@ -153,6 +200,7 @@ _LATER = {
         "layer_outputs",
         "module_bytes",
     ),
+    "streamkd.teachers.worth": ("Assessment",),
 }
 
 

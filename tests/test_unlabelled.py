@@ -73,7 +73,7 @@ def test_they_enter_neither_labels_nor_memory() -> None:
     memory = one.step.memory
     for ring in (memory.replayed, memory.holdout):
         assert (ring.y[: ring.filled] >= 0).all()
-        assert -1 not in ring.seen
+        assert -1 not in ring.policy.seen
 
 
 def test_they_are_told_to_no_detector_of_new_labels() -> None:
@@ -119,12 +119,12 @@ def test_a_batch_without_any_label_learns_from_the_teachers() -> None:
     step = toys.make_step()
     for x, y in toys.batches(20):
         toys.train(step, x, y)
-    before = {"weights": weights_sha256(step.student.state_dict()), "seen": dict(step.memory.replayed.seen)}
+    before = {"weights": weights_sha256(step.student.state_dict()), "seen": dict(step.memory.replayed.policy.seen)}
     x, _ = toys.batches(1, seed=9)[0]
     loss = toys.train(step, x, torch.full((len(x),), -1))
     assert loss.isfinite()
     assert weights_sha256(step.student.state_dict()) != before["weights"]
-    assert step.memory.replayed.seen == before["seen"]
+    assert step.memory.replayed.policy.seen == before["seen"]
 
 
 @pytest.mark.parametrize("gate", ["fixed", "per-sample"])

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from streamkd.gates.gate import FixedGate, FixedOptions, Gate, GateInputs, Measured
 from streamkd.gates.per_sample import PerSampleGate, PerSampleOptions
 from streamkd.hookspecs import Kind, Options
+from streamkd.learning.held_out import Look
 from streamkd.learning.step import Step, Term
 from streamkd.losses.match_gate import Gated, LossInputs, MatchGate, MatchGateOptions
 from streamkd.meta.adaptation import GateAdapter
 from streamkd.records import InputColumn, RecordSchema
-from streamkd.replay.memory import Memory, Policy
+from streamkd.replay.memory import Memory
 from streamkd.students.networks import Mlp, MlpOptions, Student, build
 from streamkd.teachers.pool import Pool
 from streamkd.teachers.recall import RecallTeacher
@@ -117,7 +118,6 @@ def make_step(
     seed: int = 0,
     size: int = 40,
     replay: int = 6,
-    policy: Policy = "class-balanced",
     holdout_ratio: float = 0.25,
     optimizer: tuple[str, dict[str, Any]] = ("sgd", {"lr": 0.05}),
     gate: Gate | None = None,
@@ -133,7 +133,7 @@ def make_step(
     """A whole step of small parts: a student, EMA, memory and snapshot teachers, a gate and the match-gate loss."""
     student = student or mlp(classes, hidden, seed)
     classes = student.classes
-    memory = Memory(size, holdout_ratio, policy, limit, seed)
+    memory = Memory(size, holdout_ratio, limit, seed)
     if teachers is None:
         teachers = [
             EmaTeacher(EmaOptions(), context_of("ema", student)),
@@ -142,7 +142,7 @@ def make_step(
     maker = SnapshotMaker("snapshot", snapshots) if snapshots else None
     pool = Pool(teachers, maker, memory, limit=limit, limit_bytes=limit_bytes)
     name, settings = optimizer
-    return Step(
+    step = Step(
         student,
         optimizer_of(name, list(student.parameters()), **settings),
         memory,
@@ -151,8 +151,18 @@ def make_step(
         [Term(MatchGate(MatchGateOptions(temperature=temperature)), 1.0)],
         replay=replay,
         clip_norm=clip_norm,
-        adapter=adapter,
     )
+    if adapter is not None:
+        adapter.attach(step)
+    return step
+
+
+def spare(step: Step, error_reduction: float, invariance: float = 1.0) -> None:
+    """The next few steps take it that the teachers would spare the student that part of its mistakes."""
+    device = next(step.student.parameters()).device
+    credit = torch.full((len(step.pool.keys), step.student.classes), torch.nan, device=device)
+    step.held_out.last = Look(step.pool.keys, Measured(credit), error_reduction, invariance)
+    step.held_out.age = 0
 
 
 def context_of(key: str, student: Student) -> TeacherContext:

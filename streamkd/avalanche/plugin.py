@@ -133,7 +133,7 @@ class MatchGateDistillation(SupervisedPlugin):
                 where="MatchGateDistillation.gate",
                 fix="give the plugin a memory, MatchGateDistillation(gate=..., memory=500), or take another gate",
             )
-        self.memory = Memory(memory, holdout_ratio, "class-balanced", SLOTS, seed) if memory else None
+        self.memory = Memory(memory, holdout_ratio, SLOTS, seed) if memory else None
         self.snapshots: list[_Snapshot] = []
         self.weights: dict[str, float] = {}
         """Mean weight of each source on the last step's rows, the hard label's under ``hard``."""

@@ -226,8 +226,6 @@ class StreamStrategy(SupervisedTemplate):
             self.step.pool.end_task(self.step.student)
             self.end_task(self._task)
         self._task += 1
-        if self.step.adapter is not None:
-            self.step.adapter.new_task()
 
     def training_epoch(self, **kwargs: Any) -> None:
         """Avalanche's own experiences take the same step, batch by batch."""

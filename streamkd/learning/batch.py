@@ -5,6 +5,7 @@ arrived rows | replayed rows | vicinal rows ─► StepBatch ─► Taken: logit
 
 from dataclasses import dataclass, field
 
+import numpy as np
 from torch import Tensor
 
 from streamkd.replay.memory import Offer
@@ -60,3 +61,9 @@ class Taken:
         labels = self.plan.y[: self.fresh].cpu().numpy()
         right = int((self.logits[: self.fresh].detach().cpu().numpy().argmax(1) == labels).sum())
         return int((labels >= 0).sum()) if self.plan.unlabelled else self.fresh, right
+
+    def wrong(self) -> np.ndarray:
+        """[labelled fresh rows] whether the student's first choice was another than the label."""
+        labels = self.plan.y[: self.fresh].cpu().numpy()
+        chosen = self.logits[: self.fresh].detach().cpu().numpy().argmax(1)
+        return (chosen != labels)[labels >= 0]

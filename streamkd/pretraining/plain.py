@@ -222,7 +222,7 @@ def _wire(
     pairs = [_pair(batch, "query") for batch in (() if query is None else query)]
     held = [(x, _classes(y, student.classes, "query")) for x, y in pairs]
     size = sum(len(y) for _, y in held)
-    memory = Memory(max(size, 1), 1.0, "class-balanced", 1, seed=0)
+    memory = Memory(max(size, 1), 1.0, 1, seed=0)
     memory.holdout_ratio = 0.0  # nothing that arrives is held out
     columns = range(student.classes)
     pool = Pool(
@@ -233,9 +233,8 @@ def _wire(
         limit_bytes=1,
     )
     loss = Term(MatchGate(MatchGateOptions(temperature=temperature)), 1.0)
-    step = Step(
-        student, optimizer, memory, pool, cast(Gate, gate), [loss], replay=0, clip_norm=clip_norm, adapter=adapter
-    )
+    step = Step(student, optimizer, memory, pool, cast(Gate, gate), [loss], replay=0, clip_norm=clip_norm)
+    adapter.attach(step)
     for x, y in held:
         hold_out(step, Batch(x, y), task=0)
     pool.assess(student)

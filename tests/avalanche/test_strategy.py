@@ -52,7 +52,7 @@ def equal(one: nn.Module, other: nn.Module) -> bool:
 def test_learning_is_the_plain_loop(kind: Any, clip: float | None) -> None:
     """Bitwise: the strategy's weights are those of the same steps written out by hand, teacher and memory included."""
     strategy = strategy_of(toys.make_step(optimizer=kind, clip_norm=clip, snapshots=0, holdout_ratio=0.0))
-    student, memory = toys.mlp(), Memory(40, 0.0, "class-balanced", 8, 0)
+    student, memory = toys.mlp(), Memory(40, 0.0, 8, 0)
     average = copy.deepcopy(student)
     optimizer = toys.optimizer_of(kind[0], list(student.parameters()), **kind[1])
     for t, (x, y) in enumerate(toys.batches(40)):
@@ -123,7 +123,6 @@ class Run:
             if within == 0 and self.at:
                 step.pool.end_task(step.student)
                 self.strategy.end_task(task - 1)
-                self.adapter.new_task()
             if classes > step.student.classes:
                 step.student.grow(classes, step.optimizer)
                 step.pool.grow(range(classes))
@@ -140,6 +139,7 @@ class Run:
                 "optimizer": optimizers.state_of(step.optimizer),
                 "memory": step.memory.state_dict(),
                 "pool": step.pool.state_dict(),
+                "held_out": step.held_out.state_dict(),
                 "gate": self.gate.state_dict(),
                 "adapter": self.adapter.state_dict(),
                 "at": self.at,
@@ -154,6 +154,7 @@ class Run:
         optimizers.restore(step.optimizer, state["optimizer"])
         step.memory.load_state_dict(state["memory"], CPU)
         step.pool.load_state_dict(state["pool"], toys.mlp, range(state["classes"]))
+        step.held_out.load_state_dict(state["held_out"])
         run.gate.load_state_dict(state["gate"])
         run.adapter.load_state_dict(state["adapter"])
         run.at = state["at"]

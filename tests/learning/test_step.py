@@ -37,7 +37,7 @@ class Reads:
 
 def with_terms(*terms: Term) -> Step:
     student = toys.mlp()
-    memory = Memory(20, 0.25, "class-balanced", 8, 0)
+    memory = Memory(20, 0.25, 8, 0)
     pool = Pool([EmaTeacher(EmaOptions(), toys.context_of("ema", student))], None, memory, limit=8, limit_bytes=1 << 30)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
     return Step(student, optimizer, memory, pool, toys.scorer(), terms, replay=5)

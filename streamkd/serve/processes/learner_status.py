@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
-from streamkd.gates.hedge import Hedge
+from streamkd.gates.gate import Mixing
 from streamkd.learner import Learner
 from streamkd.records import Repeating
 from streamkd.serve.processes.messages import Json
@@ -88,7 +88,7 @@ def _teachers(learner: Learner, weights: Mapping[str, float]) -> list[Json]:
         {
             "name": teacher.key,
             "kind": kinds.get(teacher.key, "snapshot"),
-            "worth": pool.worth.get(teacher.key),
+            "marginal_gain": pool.worth.get(teacher.key),
             "accuracy": pool.accuracy.get(teacher.key),
             "weight": weights.get(teacher.key),
             "classes": int(teacher.known().sum()) or None,
@@ -156,10 +156,10 @@ class Gauges:
             recorder.set("label_noise_ratio", math.nan if noise is None else noise)
         self._set("distillation_temperature", status["gate"]["temperature"])
         for teacher in status["teachers"]:
-            self._set("teacher_worth_ratio", teacher["worth"], teacher=teacher["name"])
+            self._set("teacher_marginal_gain_ratio", teacher["marginal_gain"], teacher=teacher["name"])
         names = {teacher["name"] for teacher in status["teachers"]}
         for gone in self._teachers - names:
-            recorder.remove("teacher_worth_ratio", teacher=gone)
+            recorder.remove("teacher_marginal_gain_ratio", teacher=gone)
             recorder.remove("gate_weight_ratio", teacher=gone)
         self._teachers = names
         if learner.started:
@@ -189,7 +189,7 @@ class Gauges:
             self._recorder.count("gate_adaptations_total", more)
             self._recorder.observe("gate_adaptation_duration_seconds", (adapter.seconds - seconds) / more)
             self._recorder.set("gate_outer_loss", adapter.outer_loss)
-            if isinstance(gate := learner.step.gate, Hedge):
+            if isinstance(gate := learner.step.gate, Mixing):
                 for policy, trusted in gate.odds().items():
                     self._recorder.set("gate_policy_ratio", trusted, policy=policy)
         self._adaptations = (adapter.adaptations, adapter.seconds)
