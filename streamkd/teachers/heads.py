@@ -16,7 +16,7 @@ FILE = "heads.safetensors"
 
 
 class Heads(nn.Module):
-    """Raw inputs [batch, *shape] to log-probabilities [batch, classes]; those of classes not known are 0.
+    """Raw inputs [batch, *shape] to log-probabilities [batch, classes].
 
     ``weight`` [heads, features + 1, classes], the last row for a constant; ``share`` [heads] sums to 1. ``map`` makes
     features of standardised inputs; without one they are the features. What is not finite counts as its mean.
@@ -40,7 +40,7 @@ class Heads(nn.Module):
         h = self.map((torch.where(rows.isfinite(), rows, self.mean) - self.mean) * self.gain)
         z = torch.einsum("bf,hfc->hbc", F.pad(h, (0, 1), value=1.0), self.weight)
         p = torch.softmax(z.masked_fill(~self.known, -torch.inf), 2)
-        return (torch.einsum("h,hbc->bc", self.share, p) + 1e-9).log().masked_fill(~self.known, 0.0)
+        return (torch.einsum("h,hbc->bc", self.share, p) + 1e-9).log()
 
     def write(self, directory: Path) -> dict[str, Any]:
         """Put its numbers into a version's directory."""
