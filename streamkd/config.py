@@ -319,6 +319,9 @@ class Config(Model):
         TeacherChoice(name="memory"),
         TeacherChoice(name="analytic"),
         TeacherChoice(name="snapshot"),
+        TeacherChoice(name="last-label"),
+        TeacherChoice(name="linear"),
+        TeacherChoice(name="forgetting"),
     )
     pool: PoolSettings = PoolSettings()
     gate: GateChoice = GateChoice(name="per-sample")

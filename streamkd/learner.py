@@ -74,6 +74,7 @@ class Learner:
         self.tasks = Tasks(dict(wiring.make_all(registry, "detectors", config.detectors)))
         self.prequential = Prequential(WINDOW)
         self.arrivals = Arrivals(WINDOW)
+        self.answered = Prequential(WINDOW)  # by the mixture as each record found it
         self.quality = LiveQuality()
         self.observers = Observers(wiring.make_all(registry, "observers", config.observers), self.recorder)
         self._selector: Selector = wiring.make(registry, "publish.model", "selectors", config.publish.model)
@@ -216,10 +217,18 @@ class Learner:
         labelled, right = taken.known()
         if labelled:
             self.prequential.add(right, labelled)
+            self._count_answered(taken)
         if self.tasks.scoring:
             self.tasks.score(taken.wrong())
         self._count(taken, time.perf_counter() - begun)
         self.observers.tell("on_step", self.records, float(taken.loss), right / labelled if labelled else math.nan)
+
+    def _count_answered(self, taken: Taken) -> None:
+        said = self.step.mixture.last
+        if said is not None:
+            labels = taken.plan.y[: taken.fresh].cpu().numpy()
+            right = (said.mixed.argmax(1) == labels) & (labels >= 0)
+            self.answered.add(int(right.sum()), int((labels >= 0).sum()))
 
     def _take(self, batch: TensorBatch) -> Taken:
         if self._strategy is not None:
@@ -303,6 +312,7 @@ class Learner:
             "tasks": self.tasks.state_dict(),
             "prequential": self.prequential.state_dict(),
             "arrivals": self.arrivals.state_dict(),
+            "answered": self.answered.state_dict(),
             "quality": self.quality.state_dict(),
             "bad_in_a_row": self._bad_in_a_row,
             "learned": None,
@@ -341,6 +351,8 @@ class Learner:
         self.prequential.load_state_dict(tree["prequential"])
         if "arrivals" in tree:
             self.arrivals.load_state_dict(tree["arrivals"])
+        if "answered" in tree:
+            self.answered.load_state_dict(tree["answered"])
         self.quality.load_state_dict(tree["quality"])
         self._bad_in_a_row = tree["bad_in_a_row"]
         if tree["learned"] is not None:

@@ -61,10 +61,7 @@ class Ensemble:
 @hookimpl
 def streamkd_selectors() -> Iterable[Kind]:
     """The built-in selectors."""
-    yield Kind(
-        "auto", lambda options: Ensemble(True, SHARES), summary="of the following, what held-out records bear out"
-    )
-    yield Kind("ensemble", lambda options: Ensemble(True, SHARES[1:-1]), summary="the average and the analytic teacher")
+    yield Kind("ensemble", lambda options: Ensemble(True, SHARES), summary="the average and the analytic teacher")
     yield Kind("ema", lambda options: Ensemble(True, ()), summary="the moving average")
     yield Kind("student", lambda options: Ensemble(False, ()), summary="the student")
 

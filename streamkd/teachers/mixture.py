@@ -1,4 +1,4 @@
-"""The selector ``mixture``: Σ_k w_k p_k over student, average and teachers, weighed by what has come true.
+"""The selector ``auto``: Σ_k w_k p_k over student, average and teachers, weighed by what has come true.
 
 weights of ``streamkd.learning.mixture`` ─► the parts that can be served, those that hardly count left out ─► Served
 """
@@ -53,4 +53,4 @@ class MixtureSelector:
 @hookimpl
 def streamkd_selectors() -> Iterable[Kind]:
     """The mixture."""
-    yield Kind("mixture", lambda options: MixtureSelector(), summary="everybody, weighed by what has come true")
+    yield Kind("auto", lambda options: MixtureSelector(), summary="everybody, weighed by what has come true")

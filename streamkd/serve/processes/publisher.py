@@ -83,9 +83,7 @@ class Publisher:
         return {"name": choice.name, "options": options.model_dump(mode="json")}
 
     def _refusal(self, clone: Model, learner: Learner) -> Refusal | None:
-        ring = learner.step.memory.holdout
-        x = ring.x[: ring.filled].cpu() if ring.x is not None else None
-        y = ring.y[: ring.filled].cpu() if x is not None else None
+        x, y = _still_true(learner)
         return refusal(
             clone.state_dict(),
             learner.served.state_dict(),
@@ -94,6 +92,23 @@ class Publisher:
             _accuracy(self.model, x, y) if self.model is not None else None,
             self._config.publish.regression,
         )
+
+
+def _still_true(learner: Learner) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The held-out records by which a candidate is judged, on the CPU.
+
+    Where answers as good as the served version's are given to what comes now, held-out records of classes that come
+    now are of a world that may be over: then those of the other classes judge alone.
+    """
+    ring = learner.step.memory.holdout
+    if ring.x is None:
+        return None, None
+    x, y = ring.x[: ring.filled].cpu(), ring.y[: ring.filled].cpu()
+    now, served = learner.answered.accuracy, learner.arrivals.accuracy
+    if now is None or served is None or now < served:
+        return x, y
+    away = torch.from_numpy(learner.step.mixture.share.absent())[y]
+    return x[away], y[away]
 
 
 @torch.no_grad()
