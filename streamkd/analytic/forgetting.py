@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from streamkd.analytic.random_features import RandomFeatures
 from streamkd.gates.fixed_share import NOBODY, FixedShare
@@ -48,6 +48,19 @@ class ForgettingOptions(Options):
         description="records after which a lesson counts half; one regression for each",
     )
     width: int = Field(default=128, ge=8, le=2_048, description="random features of a record")
+
+
+class Hidden(nn.Module):
+    """Random features of standardised inputs [batch, features], and those inputs themselves where they are no more."""
+
+    def __init__(self, features: int, width: int, seed: int) -> None:
+        super().__init__()
+        self.random = RandomFeatures((features,), 0, width, seed)
+        self._with_inputs = features <= width
+
+    def forward(self, x: Tensor) -> Float[Tensor, "batch hidden"]:
+        h = self.random(x)
+        return torch.cat([h, x], 1) if self._with_inputs else h
 
 
 class Head:
@@ -116,21 +129,20 @@ class Head:
 def load(directory: Path, about: Mapping[str, Any], _schema: RecordSchema, _classes: int, _all: Registry) -> Heads:
     """The part that wrote itself there; the random features follow from their seed."""
     numbers = read(directory)
-    width = numbers["weight"].shape[1] - 1
-    return Forgotten(numbers, RandomFeatures((len(numbers["mean"]),), 0, width, about["seed"]))
+    return Forgotten(numbers, Hidden(len(numbers["mean"]), about["width"], about["seed"]))
 
 
 class Forgotten(Heads):
     """What is served of the teacher."""
 
-    map: RandomFeatures
+    map: Hidden
 
-    def __init__(self, numbers: dict[str, Tensor], features: RandomFeatures) -> None:
+    def __init__(self, numbers: dict[str, Tensor], features: Hidden) -> None:
         super().__init__("forgetting", numbers, features)
 
     def write(self, directory: Path) -> dict[str, Any]:
         """Put its numbers into a version's directory."""
-        return {**super().write(directory), "seed": self.map.seed}
+        return {**super().write(directory), "width": self.map.random.width, "seed": self.map.random.seed}
 
 
 class ForgettingTeacher:
@@ -143,9 +155,10 @@ class ForgettingTeacher:
         self.key = context.key
         self._columns = Columns(context.schema, context.schema.student)
         features = int(np.prod(self._columns.schema.shape))
-        self._map = RandomFeatures((features,), 0, options.width, context.student.seed)
+        self._map = Hidden(features, options.width, context.student.seed)
         self._standard = Standard(features)
-        self.heads = [Head(half_life, options.width + 1, len(context.labels)) for half_life in options.half_lives]
+        width = self._features(np.zeros((1, features))).shape[1]
+        self.heads = [Head(half_life, width, len(context.labels)) for half_life in options.half_lives]
         self.share = FixedShare()
         self._names = tuple(map(str, options.half_lives))
         self._learned = np.zeros(len(context.labels), dtype=bool)
