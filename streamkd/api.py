@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from streamkd.observe import Observer
     from streamkd.records import Chunk, InputColumn, Label, Records, RecordSchema, Repeating, Source
+    from streamkd.replay.rows import HeldOutFigures, RowsContext, RowSource, StepRows
     from streamkd.students.columns import Columns
     from streamkd.students.networks import Student
     from streamkd.tasks.boundary import Boundary, Detector
@@ -70,6 +71,7 @@ __all__ = [
     "Gated",
     "Group",
     "Hedging",
+    "HeldOutFigures",
     "InputColumn",
     "Kind",
     "Label",
@@ -88,6 +90,8 @@ __all__ = [
     "Relating",
     "Repeating",
     "Role",
+    "RowSource",
+    "RowsContext",
     "SchemaMismatch",
     "Shapes",
     "Sized",
@@ -97,6 +101,7 @@ __all__ = [
     "StateConflict",
     "StateError",
     "Stateful",
+    "StepRows",
     "StreamkdError",
     "Student",
     "Teacher",
@@ -130,6 +135,7 @@ _LATER = {
     ),
     "streamkd.observe": ("Observer",),
     "streamkd.records": ("Chunk", "InputColumn", "Label", "RecordSchema", "Records", "Repeating", "Source"),
+    "streamkd.replay.rows": ("HeldOutFigures", "RowSource", "RowsContext", "StepRows"),
     "streamkd.students.columns": ("Columns",),
     "streamkd.students.networks": ("Student",),
     "streamkd.tasks.boundary": ("Boundary", "Detector"),

@@ -1,4 +1,4 @@
-"""The whole extension surface: seven hooks, each yielding kinds of one thing.
+"""The whole extension surface: eight hooks, each yielding kinds of one thing.
 
 A distribution offers an entry point in the group ``streamkd`` that names a module (or object)
 with some of these functions marked ``@streamkd.api.hookimpl``. Built-ins come in the same way.
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 hookspec = pluggy.HookspecMarker("streamkd")
 hookimpl = pluggy.HookimplMarker("streamkd")
 
-Group = Literal["students", "teachers", "losses", "gates", "sources", "detectors", "observers"]
+Group = Literal["students", "teachers", "losses", "gates", "rows", "sources", "detectors", "observers"]
 
 VERSIONS: Mapping[Group, int] = dict.fromkeys(get_args(Group), 1)
 """The version of each hook: it rises when kinds that were written for it have to change."""
@@ -76,6 +76,14 @@ def streamkd_losses() -> Iterable[Kind]:
 @hookspec
 def streamkd_gates() -> Iterable[Kind]:
     """Gates: ``make(options) -> streamkd.api.Gate``, weights over the hard label and the teachers."""
+
+
+@hookspec
+def streamkd_rows() -> Iterable[Kind]:
+    """Sources of rows for a step, beside those that arrive: ``make(options, context) -> streamkd.api.RowSource``.
+
+    ``context`` is a ``streamkd.api.RowsContext``: key, schema, and a seed for a generator of the source's own.
+    """
 
 
 @hookspec

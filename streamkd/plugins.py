@@ -20,9 +20,14 @@ from streamkd.errors import PluginError
 from streamkd.hookspecs import VERSIONS, Group, Kind, Options, SourceKind
 
 GROUP = "streamkd"
-SINGULAR: dict[Group, str] = {group: "loss" if group == "losses" else group[:-1] for group in get_args(Group)}
+ODD: dict[str, str] = {"losses": "loss", "rows": "rows"}
+SINGULAR: dict[Group, str] = {group: ODD.get(group, group[:-1]) for group in get_args(Group)}
 # Keys that a choice in the configuration keeps for itself: an option of that name would never be filled.
-RESERVED: dict[Group, tuple[str, ...]] = {"teachers": ("name", "id"), "losses": ("name", "weight", "gate")}
+RESERVED: dict[Group, tuple[str, ...]] = {
+    "teachers": ("name", "id"),
+    "rows": ("name", "id"),
+    "losses": ("name", "weight", "gate"),
+}
 logger = logging.getLogger(__name__)
 
 
