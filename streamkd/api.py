@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from streamkd.observe import Observer
     from streamkd.records import Chunk, InputColumn, Label, Records, RecordSchema, Repeating, Source
     from streamkd.replay.policy import Accounting, Contents, Offered, Policy
+    from streamkd.replay.rows import HeldOutFigures, RowsContext, RowSource, StepRows
     from streamkd.students.columns import Columns
     from streamkd.students.networks import Student
     from streamkd.tasks.boundary import Boundary, Detector, Scored
@@ -87,6 +88,7 @@ __all__ = [
     "Gated",
     "Group",
     "Hedging",
+    "HeldOutFigures",
     "Incremental",
     "InputColumn",
     "Kind",
@@ -114,6 +116,8 @@ __all__ = [
     "Relating",
     "Repeating",
     "Role",
+    "RowSource",
+    "RowsContext",
     "SchemaMismatch",
     "Scored",
     "Selector",
@@ -127,6 +131,7 @@ __all__ = [
     "StateConflict",
     "StateError",
     "Stateful",
+    "StepRows",
     "StreamkdError",
     "Student",
     "Teacher",
@@ -176,6 +181,7 @@ _LATER = {
     "streamkd.observe": ("Observer",),
     "streamkd.records": ("Chunk", "InputColumn", "Label", "RecordSchema", "Records", "Repeating", "Source"),
     "streamkd.replay.policy": ("Accounting", "Contents", "Offered", "Policy"),
+    "streamkd.replay.rows": ("HeldOutFigures", "RowSource", "RowsContext", "StepRows"),
     "streamkd.students.columns": ("Columns",),
     "streamkd.students.networks": ("Student",),
     "streamkd.tasks.boundary": ("Boundary", "Detector", "Scored"),

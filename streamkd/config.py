@@ -58,8 +58,8 @@ class GateChoice(Choice):
         return given
 
 
-class TeacherChoice(Choice):
-    """A teacher; two of one kind need different ids."""
+class KeyedChoice(Choice):
+    """One of several; two of one kind need different ids."""
 
     # a label of metrics, a key of checkpoints, the name of a file
     id: str = Field(default="", pattern=r"^([^.\x00-\x1f\x7f/\\][^\x00-\x1f\x7f/\\]{0,127})?$")
@@ -68,6 +68,20 @@ class TeacherChoice(Choice):
     def key(self) -> str:
         """The name it goes by in metrics, reports and the pool."""
         return self.id or self.name
+
+
+class TeacherChoice(KeyedChoice):
+    """A teacher; two of one kind need different ids."""
+
+
+class RowsChoice(KeyedChoice):
+    """A source of further rows; two of one kind need different ids."""
+
+
+class VicinalChoice(Choice):
+    """The built-in source of rows, whose options are keys of its own; ``rows: 0`` is none."""
+
+    name: str = Field(default="vicinal", pattern="^vicinal$")
 
 
 class LossChoice(Choice):
@@ -188,14 +202,6 @@ class MemorySettings(Model):
     holdout_policy: Choice = Field(default=Choice(name="class-balanced"), description="the same, of held-out records")
 
 
-class VicinalSettings(Model):
-    """Inputs drawn near a step's records, on which the teachers alone are heard."""
-
-    rows: int = Field(default=120, ge=0, description="so many a step; 0: none")
-    shift: int = Field(default=2, ge=0, le=8, description="images among them move by up to so many pixels; 0: none do")
-    weight: float = Field(default=2.0, gt=0, description="what each counts, were all of the student's mistakes spared")
-
-
 class PoolSettings(Model):
     """How many teachers may be kept, and how many bytes they may take."""
 
@@ -313,7 +319,8 @@ class Config(Model):
     share: ShareSettings | None = None
     optimizer: Optimizer = Optimizer()
     memory: MemorySettings = MemorySettings()
-    vicinal: VicinalSettings = VicinalSettings()
+    vicinal: VicinalChoice = VicinalChoice()
+    rows: tuple[RowsChoice, ...] = Field(default=(), description="further sources of rows for each step")
     teachers: tuple[TeacherChoice, ...] = (
         TeacherChoice(name="ema"),
         TeacherChoice(name="memory"),
@@ -342,11 +349,15 @@ class Config(Model):
         return self
 
     @model_validator(mode="after")
-    def _teachers_differ(self) -> "Config":
-        keys = [teacher.key for teacher in self.teachers]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        if twice:
-            raise ValueError(f"two teachers go by the name {twice[0]!r}; give one of them another id")
+    def _keys_differ(self) -> "Config":
+        taken = ["arrived", "replayed", "vicinal"]
+        for what, keys in (
+            ("teachers", [teacher.key for teacher in self.teachers]),
+            ("sources of rows", [*taken, *(source.key for source in self.rows)]),
+        ):
+            twice = sorted({key for key in keys if keys.count(key) > 1})
+            if twice:
+                raise ValueError(f"two {what} go by the name {twice[0]!r}; give one of them another id")
         return self
 
     @model_validator(mode="after")
@@ -372,10 +383,12 @@ class Config(Model):
         yield "publish.model", "selectors", self.publish.model
         yield "memory.policy", "policies", self.memory.policy
         yield "memory.holdout_policy", "policies", self.memory.holdout_policy
+        yield "vicinal", "rows", self.vicinal
         many: tuple[tuple[str, Group, Sequence[Choice]], ...] = (
             ("detectors", "detectors", self.detectors),
             ("teachers", "teachers", self.teachers),
             ("losses", "losses", self.losses),
+            ("rows", "rows", self.rows),
             ("observers", "observers", self.observers),
         )
         for path, group, choices in many:

@@ -24,6 +24,7 @@ Group = Literal[
     "sources",
     "detectors",
     "observers",
+    "rows",
     "policies",
     "admissions",
     "selectors",
@@ -107,6 +108,14 @@ def streamkd_losses() -> Iterable[Kind]:
 @hookspec
 def streamkd_gates() -> Iterable[Kind]:
     """Gates: ``make(options) -> streamkd.api.Gate``, weights over the hard label and the teachers."""
+
+
+@hookspec
+def streamkd_rows() -> Iterable[Kind]:
+    """Sources of rows for a step, beside those that arrive: ``make(options, context) -> streamkd.api.RowSource``.
+
+    ``context`` is a ``streamkd.api.RowsContext``: key, schema, and a seed for a generator of the source's own.
+    """
 
 
 @hookspec

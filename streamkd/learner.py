@@ -323,7 +323,7 @@ class Learner:
                 "student": step.student.state_dict(),
                 "optimizer": optimizers.state_of(step.optimizer),
                 "memory": step.memory.state_dict(),
-                "vicinity": step.vicinal.state_dict(),
+                "rows": step.sources.state_dict(),
                 "held_out": step.held_out.state_dict(),
                 "mixture": step.mixture.state_dict(),
                 "settling": step.rate_decay.state_dict(),
@@ -378,8 +378,8 @@ class Learner:
             first = None if adapters else len([*step.student.parameters()])
             optimizers.restore(step.optimizer, learned["optimizer"], first)
         step.memory.load_state_dict(learned["memory"], self.device)
-        if "vicinity" in learned:
-            step.vicinal.load_state_dict(learned["vicinity"])
+        if "rows" in learned:
+            step.sources.load_state_dict(learned["rows"])
         if "held_out" in learned:
             step.held_out.load_state_dict(learned["held_out"])
         if "mixture" in learned:
@@ -390,7 +390,7 @@ class Learner:
         if saved.gate == self.config.gate:
             step.gate.load_state_dict(learned["gate"])
             self._restore_adapter(learned["adapter"], saved)
-        for what in ("optimizer", "gate", "teachers", "pool", "losses", "adapt", "vicinal"):
+        for what in ("optimizer", "gate", "teachers", "pool", "losses", "adapt", "vicinal", "rows"):
             before, now = getattr(saved, what), getattr(self.config, what)
             if before != now:
                 logger.warning("%s has changed since the checkpoint: was %s, is %s", what, before, now)

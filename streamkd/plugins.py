@@ -20,9 +20,14 @@ from streamkd.errors import PluginError
 from streamkd.hookspecs import VERSIONS, Group, Kind, Options, SourceKind
 
 GROUP = "streamkd"
-SINGULAR: dict[Group, str] = {group: group[:-1] for group in get_args(Group)} | {"losses": "loss", "policies": "policy"}
+ODD: dict[Group, str] = {"losses": "loss", "policies": "policy", "rows": "rows"}
+SINGULAR: dict[Group, str] = {group: ODD.get(group, group[:-1]) for group in get_args(Group)}
 # Keys that a choice in the configuration keeps for itself: an option of that name would never be filled.
-RESERVED: dict[Group, tuple[str, ...]] = {"teachers": ("name", "id"), "losses": ("name", "weight", "gate")}
+RESERVED: dict[Group, tuple[str, ...]] = {
+    "teachers": ("name", "id"),
+    "rows": ("name", "id"),
+    "losses": ("name", "weight", "gate"),
+}
 # What distributions of ours bring, to name them where they are missing.
 BROUGHT: dict[Group, dict[str, str]] = {
     "gates": dict.fromkeys(("confidence", "hedge", "per-class", "scalar"), "streamkd-baselines"),
@@ -31,7 +36,7 @@ BROUGHT: dict[Group, dict[str, str]] = {
         **dict.fromkeys(("attention", "decoupled-kd", "feature", "kd"), "streamkd-baselines"),
         **dict.fromkeys(("match-gate-literal", "match-gate-mixture", "relational"), "streamkd-baselines"),
     },
-    "teachers": {"torchvision": "streamkd-vision"},
+    "teachers": {"river": "streamkd-river", "torchvision": "streamkd-vision"},
 }
 logger = logging.getLogger(__name__)
 

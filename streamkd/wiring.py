@@ -29,7 +29,7 @@ from streamkd.meta.artefact import Artefact
 from streamkd.plugins import Registry
 from streamkd.records import Label, RecordSchema, Source
 from streamkd.replay.memory import Memory
-from streamkd.replay.vicinal import VicinalRows
+from streamkd.replay.rows import RowsContext, RowSource
 from streamkd.streams.batcher import CutJournal
 from streamkd.streams.log.log import Log, LogSource
 from streamkd.streams.replay.review import first_records
@@ -207,7 +207,6 @@ def step_of(
         adapter.optimizer = learned_optimizer.learned(begun.gate_optimizer, adapter.parameters)
     adapters = terms.prepare(losses, student, pool, schema)
     optimizer = optimizers.build(config.optimizer.name, [*student.parameters(), *adapters], **rates)
-    near = config.vicinal
     step = Step(
         student,
         optimizer,
@@ -218,11 +217,20 @@ def step_of(
         replay=kept.replay,
         clip_norm=config.optimizer.clip_norm,
         transfer=transfer,
-        vicinal=VicinalRows(near.rows, near.shift, config.seed + 1, near.weight),
+        sources=_row_sources(config, registry, schema),
         rate_decay=optimizers.RateDecay(optimizer, config.optimizer.start, config.optimizer.decay_steps),
     )
     adapter.attach(step)
     return step, adapter
+
+
+def _row_sources(config: Config, registry: Registry, schema: RecordSchema) -> dict[str, RowSource]:
+    """The built-in source first, then the further ones in their order; each has a seed of its own."""
+    named = [("vicinal", "vicinal", config.vicinal), *((f"rows.{at}", c.key, c) for at, c in enumerate(config.rows))]
+    return {
+        key: make(registry, path, "rows", choice, RowsContext(key, schema, config.seed + 1 + number))
+        for number, (path, key, choice) in enumerate(named)
+    }
 
 
 def _term(config: Config, registry: Registry, index: int, device: torch.device) -> Term:

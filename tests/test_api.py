@@ -1,15 +1,20 @@
 """What a plugin may import: the names, that they lead where they say, and that a stranger's plugin needs no others."""
 
 import ast
+import copy
 import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from streamkd import api, testing
+from streamkd import api, testing, wiring
+from streamkd import config as configuration
+from streamkd.learner import Learner
 from streamkd.plugins import Registry
 
 ROOT = Path(__file__).parent.parent
@@ -77,7 +82,7 @@ def acme(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
     """A registry with the stranger's plugin in it."""
     monkeypatch.syspath_prepend(str(ACME))
     registry = Registry()
-    for part in ("teacher", "loss"):
+    for part in ("teacher", "loss", "rows"):
         registry.register(import_module(f"acme_streamkd.{part}"), f"acme-{part}", "acme-streamkd")
     yield registry
     for name in [name for name in sys.modules if name.startswith("acme_streamkd")]:
@@ -85,9 +90,44 @@ def acme(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
 
 
 def test_a_strangers_plugin_keeps_its_contracts(acme: Registry) -> None:
-    """A teacher and a loss that were written against the surface alone pass the checks."""
+    """A teacher, a loss and a source of rows that were written against the surface alone pass the checks."""
     testing.check_teacher(acme.kind("teachers", "centroids"), {"sharpness": 2.0})
     testing.check_loss(acme.kind("losses", "brier"))
+    testing.check_rows(acme.kind("rows", "echo"))
+
+
+def test_a_strangers_rows_are_learned_and_drawn_alike_after_a_restart(acme: Registry) -> None:
+    """`rows: [{name: echo}]`: each step has them, and a learner that was stopped ends in the same bits."""
+    registry = Registry.load()
+    registry.register(import_module("acme_streamkd.rows"), "acme-rows", "acme-streamkd")
+    source = {"name": "replay", "dataset": "digits", "classes_per_task": 2, "per_class": 20}
+    tree = {
+        "stream": {"source": source},
+        "student": {"name": "mlp", "hidden": [8]},
+        "memory": {"size": 40, "replay": 10},
+        "vicinal": {"rows": 4},
+        "rows": [{"name": "echo", "rows": 5}, {"name": "echo", "id": "louder", "noise": 1.0}],
+    }
+    whole, first, second = (_learner(tree, registry) for _ in range(3))
+    for one, steps in ((whole, 20), (first, 12)):
+        for _ in range(steps):
+            assert one.advance()
+    second.restore(copy.deepcopy(first.state()), first.offsets, first.config)
+    for _ in range(8):
+        assert second.advance()
+    assert whole.last is not None
+    origins = whole.last.plan.origins
+    assert (origins["arrived"], origins["replayed"], origins["echo"], origins["louder"]) == (10, 10, 5, 8)
+    assert not whole.step.sources.strikes
+    pairs = zip(whole.student.parameters(), second.student.parameters(), strict=True)
+    assert all(torch.equal(mine, theirs) for mine, theirs in pairs)
+
+
+def _learner(tree: dict[str, Any], registry: Registry) -> Learner:
+    config = configuration.from_tree(tree, registry)
+    schema = wiring.schema_of(config, registry)
+    source, _ = wiring.open_source(config, registry, schema)
+    return Learner(config, registry, source, schema)
 
 
 @pytest.mark.slow

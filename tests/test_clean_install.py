@@ -154,7 +154,7 @@ def test_a_strangers_plugin_is_at_home_there(environment: Environment) -> None:
     environment.install("./acme", "mypy")
     listed = environment.run("streamkd", "plugins", "list", "--json")
     kinds = {row["name"]: row["kinds"] for row in json.loads(listed.stdout) if row["distribution"].startswith("acme")}
-    assert kinds == {"acme-loss": ["losses/brier"], "acme-teacher": ["teachers/centroids"]}
+    assert kinds == {"acme-loss": ["losses/brier"], "acme-rows": ["rows/echo"], "acme-teacher": ["teachers/centroids"]}
     code = (
         "from acme_streamkd import loss, teacher; from streamkd.testing import check_loss, check_teacher; "
         "[check_teacher(kind) for kind in teacher.streamkd_teachers()]; "

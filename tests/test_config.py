@@ -36,6 +36,7 @@ def registry() -> Registry:
     return Registry.load(
         only=[
             "replay",
+            "vicinal",
             "detectors",
             "policies",
             "admission",
@@ -370,16 +371,18 @@ def test_a_key_that_is_gone_is_taken_and_said(tmp_path: Path, caplog: pytest.Log
     assert tree["pool"] == {"limit": 3, "merge": False}
 
 
-def test_a_key_of_another_name_is_taken_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_key_of_another_name_is_taken_and_said(
+    tmp_path: Path, registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
     """For one release; what is wrong under the old name is said with its line."""
     path = tmp_path / "c.yaml"
     text = "stream: {source: {name: replay, dataset: digits}}\nvicinity:\n  rows: 7\n"
     path.write_text(text)
-    assert load(path).vicinal.rows == 7
+    assert load(path).vicinal.values == {"rows": 7}
     assert "c.yaml:2: vicinity is called vicinal now" in caplog.text
     path.write_text(text.replace("7", "many"))
     with pytest.raises(ConfigError, match=r"c\.yaml:3: vicinal\.rows"):
-        load(path)
+        load(path, registry=registry)
 
 
 def test_a_gate_of_an_older_name_is_taken(caplog: pytest.LogCaptureFixture) -> None:

@@ -191,7 +191,7 @@ def test_rows_from_the_vicinity_are_drawn_on_the_gpu() -> None:
     ones = [run(learner(device, {}), 3) for device in ("cpu", "cuda")]
     for one in ones:
         toys.spare(one.step, 1.0)
-        assert run(one, 1).last.plan.drawn == 12
+        assert run(one, 1).last.plan.origins["vicinal"] == 12
     assert learned(ones[0]) == learned(ones[1])
 
 

@@ -16,6 +16,9 @@ from streamkd.losses.match_gate import Gated, LossInputs, MatchGate, MatchGateOp
 from streamkd.meta.adaptation import GateAdapter
 from streamkd.records import InputColumn, RecordSchema
 from streamkd.replay.memory import Memory
+from streamkd.replay.rows import HeldOutFigures, RowsContext
+from streamkd.replay.sources import RowSources
+from streamkd.replay.vicinal import VicinalOptions, VicinalRows
 from streamkd.students.networks import Mlp, MlpOptions, Student, build
 from streamkd.teachers.pool import Pool
 from streamkd.teachers.recall import RecallTeacher
@@ -161,8 +164,14 @@ def spare(step: Step, error_reduction: float, invariance: float = 1.0) -> None:
     """The next few steps take it that the teachers would spare the student that part of its mistakes."""
     device = next(step.student.parameters()).device
     credit = torch.full((len(step.pool.keys), step.student.classes), torch.nan, device=device)
-    step.held_out.last = Look(step.pool.keys, Measured(credit), error_reduction, invariance)
+    step.held_out.last = Look(step.pool.keys, Measured(credit), HeldOutFigures(error_reduction, invariance))
     step.held_out.age = 0
+
+
+def vicinal(step: Step, rows: int, shift: int = 0, weight: float = 1.0, seed: int = 0) -> None:
+    """The step's only source of further rows."""
+    options = VicinalOptions(rows=rows, shift=shift, weight=weight)
+    step.sources = RowSources({"vicinal": VicinalRows(options, RowsContext("vicinal", schema_of(FEATURES), seed))})
 
 
 def context_of(key: str, student: Student) -> TeacherContext:

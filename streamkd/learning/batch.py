@@ -1,46 +1,64 @@
 """What a step is about: its rows as one batch, and how far it has come.
 
-arrived rows | replayed rows | vicinal rows ─► StepBatch ─► Taken: logits, weights, loss
+arrived rows | replayed rows | those of each source ─► StepBatch ─► Taken: logits, weights, loss
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
 
 from streamkd.replay.memory import Offer
+from streamkd.replay.rows import StepRows
 from streamkd.teachers.answers import Answers
 
 NOTHING = Offer({}, [], [])
+ARRIVED, REPLAYED = "arrived", "replayed"
 
 
 @dataclass(frozen=True, slots=True)
 class StepBatch:
-    """A step's rows, fresh ones first: x [batch, *shape], y [batch], and the teachers' answers.
+    """A step's rows and the teachers' answers to them.
 
-    A row without label has -1 in y; ``unlabelled`` says that there are such. Remembered rows all have one; the last
-    ``drawn`` rows, from the vicinity of the others, have none. ``mass`` [batch] is what each counts, 0 where it is held
-    out; ``None``: all alike. ``met`` [batch] is how often each label was learned before. ``offer`` says which fresh
-    rows the memory takes: those that it holds out teach nobody, now or when they come again.
+    ``origins`` says in their order how many rows came from where: ``arrived``, ``replayed``, each source by its key.
+    ``unlabelled``: some have no label. ``offer`` says which of the arrived rows the memory takes: those that it holds
+    out have no mass, and teach nobody, now or when they come again.
     """
 
-    x: Tensor
-    y: Tensor
-    fresh: int
+    rows: StepRows
+    origins: Mapping[str, int]
     task: int
     answers: Answers
     unlabelled: bool = False
-    drawn: int = 0
-    met: Tensor | None = None
     offer: Offer = NOTHING
-    mass: Tensor | None = None
+
+    @property
+    def x(self) -> Tensor:
+        """[batch, *shape], the arrived rows first."""
+        return self.rows.x
+
+    @property
+    def y(self) -> Tensor:
+        """[batch] columns, -1 without label."""
+        return self.rows.y
+
+    @property
+    def fresh(self) -> int:
+        """How many rows have arrived."""
+        return self.origins[ARRIVED]
+
+    @property
+    def records(self) -> int:
+        """How many rows are records: those that arrived, and replayed ones behind them."""
+        return self.fresh + self.origins.get(REPLAYED, 0)
 
 
 @dataclass(slots=True)
 class Taken:
     """A step as far as it has come; a listener may add to ``loss`` before the backward pass.
 
-    ``weights`` [records, sources] are the gate's; rows from the records' vicinity would only dilute them.
+    ``weights`` [records, sources] are the gate's; rows that are no records would only dilute them.
     ``skipped``: loss or gradients were not finite, and nothing moved.
     """
 

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from streamkd.gates.gate import Gate, GateInputs, Measured
 from streamkd.gates.likelihood import held_out_likelihood
-from streamkd.learning.batch import StepBatch
+from streamkd.learning.batch import ARRIVED, StepBatch
 from streamkd.learning.mixture import Held, probabilities
 from streamkd.losses.match_gate import fused_target, soft_answers
 from streamkd.replay.memory import Memory, whole
+from streamkd.replay.rows import HeldOutFigures, StepRows
 from streamkd.students.images import is_image, shifted
 from streamkd.students.networks import Student, at_rest
 from streamkd.teachers.answers import Answers
@@ -30,21 +31,21 @@ from streamkd.teachers.pool import Pool
 
 Evidence = Callable[[StepBatch, Tensor], GateInputs]
 EVERY = 10  # steps that a look lasts: a class has held-out records for some time before its teachers are much better
+NOTHING_KNOWN = HeldOutFigures()
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What was found: of each of these teachers, and of all of them together (``error_reduction``, ``invariance``)."""
+    """What was found: of each of these teachers, and of all of them together."""
 
     teachers: tuple[str, ...]
     measured: Measured
-    error_reduction: float = 0.0
-    invariance: float = 0.0
+    figures: HeldOutFigures = NOTHING_KNOWN
     held: Held | None = None
 
 
 class HeldOut:
-    """The last look at the held-out part of the memory; ``asked``: somebody wants one whatever the gate wants."""
+    """The last look at the held-out part of the memory; where nobody asks, nobody looks."""
 
     def __init__(self, student: Student, memory: Memory, pool: Pool) -> None:
         self.student, self.memory, self.pool = student, memory, pool
@@ -63,25 +64,22 @@ class HeldOut:
         return Measured(like.new_full((len(self.pool.keys), self.student.classes), torch.nan))
 
     @property
-    def error_reduction(self) -> float:
-        """What part of the student's mistakes the teachers would spare it, in [0, 1); 0 before anything is held out."""
-        return 0.0 if self.last is None else self.last.error_reduction
-
-    @property
     def said(self) -> Held | None:
         """What everybody said of them; ``None`` before anything is held out."""
         return None if self.last is None else self.last.held
 
-    @property
-    def invariance(self) -> float:
-        """What part of the images that the teachers know they still know moved by a pixel, in [0, 1)."""
-        return 0.0 if self.last is None else self.last.invariance
-
-    def begin(self, gate: Gate, evidence: Evidence) -> None:
-        """A step begins: look, unless the last look still holds. ``evidence`` is what a gate sees of rows."""
+    def begin(self) -> None:
+        """A step begins."""
         self.age += 1
+
+    def figures(self, gate: Gate, evidence: Evidence) -> HeldOutFigures:
+        """What the teachers are worth together; a new look where the last does not hold any more.
+
+        ``evidence`` is what a gate sees of rows. Before anything is held out all is 0.
+        """
         if self.last is None or self.age >= EVERY or not self._met_all(self.last):
             self._look(gate, evidence)
+        return NOTHING_KNOWN if self.last is None else self.last.figures
 
     def _met_all(self, look: Look) -> bool:
         return look.teachers == self.pool.keys and look.measured.credit.shape[1] == self.student.classes
@@ -97,7 +95,7 @@ class HeldOut:
         self.last, self.age = Look(self.pool.keys, measured), 0  # the gate goes by it in what follows
 
         def taught(x: Tensor, logits: Tensor, answers: Answers) -> Tensor:
-            rows = StepBatch(x, torch.full_like(held.y, -1), 0, 0, answers, unlabelled=True)
+            rows = StepBatch(StepRows.of(x), {ARRIVED: 0}, 0, answers, unlabelled=True)
             return fused_target(soft_answers(answers.logits, answers.known, 1.0), gate(evidence(rows, logits)))
 
         lying, kept = taught(held.x, logits, self.pool.unseen(answers)), 0.0
@@ -105,7 +103,8 @@ class HeldOut:
             x = shifted(held.x, 1, torch.Generator().manual_seed(0))
             kept = invariance(lying, taught(x, self._said(x), self.pool.answers(x, 0, None, classes)), held.y)
         spared = error_reduction(lying, torch.softmax(logits, 1), held.y)
-        self.last = Look(self.pool.keys, measured, spared, kept, probabilities(self.pool, held, logits, answers))
+        figures = HeldOutFigures(spared, kept)
+        self.last = Look(self.pool.keys, measured, figures, probabilities(self.pool, held, logits, answers))
 
     def _said(self, x: Tensor) -> Tensor:
         with at_rest(self.student) as student:
@@ -116,19 +115,17 @@ class HeldOut:
             return {"last": None, "age": self.age}
         credit, noise = self.last.measured
         look = {"teachers": list(self.last.teachers), "credit": credit, "noise": noise}
-        found = {"error_reduction": self.last.error_reduction, "invariance": self.last.invariance}
         held = self.last.held and self.last.held.state_dict()
-        return {"last": {**look, **found, "held": held}, "age": self.age}
+        return {"last": {**look, **self.last.figures._asdict(), "held": held}, "age": self.age}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore, on the student's device."""
         look, self.age, self.last = state["last"], state["age"], None
         if look is not None:
             measured = Measured(look["credit"].to(next(self.student.parameters()).device), look["noise"])
-            held = look.get("held") and Held.from_state(look["held"])
-            self.last = Look(
-                tuple(look["teachers"]), measured, look["error_reduction"], look["invariance"], held or None
-            )
+            figures = HeldOutFigures(look["error_reduction"], look["invariance"])
+            held = Held.from_state(look["held"]) if look.get("held") else None
+            self.last = Look(tuple(look["teachers"]), measured, figures, held)
 
 
 def error_reduction(

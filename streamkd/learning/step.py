@@ -1,6 +1,6 @@
 """One training step, in the order of the data::
 
-    begin     fresh rows + replayed rows + vicinal rows ─► StepBatch: x, y, what each counts, what teachers answer
+    begin     arrived rows + replayed rows + those of other sources ─► StepBatch: what each counts, what teachers answer
     forward   the student's logits
     weigh     logits ─► gate ─► LossInputs: weights per sample
     loss      LossInputs ─► one number; backward
@@ -12,7 +12,9 @@ over its events, whoever has not exhausts it. Everything random comes from gener
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 
 from streamkd.gates.gate import Gate, GateInputs
 from streamkd.learning import terms as sums
-from streamkd.learning.batch import StepBatch, Taken
+from streamkd.learning.batch import ARRIVED, REPLAYED, StepBatch, Taken
 from streamkd.learning.held_out import HeldOut
 from streamkd.learning.mixture import Mixture
 from streamkd.learning.sharing import WeightTransfer
@@ -28,7 +30,8 @@ from streamkd.learning.terms import Term
 from streamkd.losses.match_gate import LossInputs
 from streamkd.records import Label
 from streamkd.replay.memory import Memory
-from streamkd.replay.vicinal import VicinalRows
+from streamkd.replay.rows import HeldOutFigures, RowSource, StepRows
+from streamkd.replay.sources import RowSources
 from streamkd.students.networks import Student, at_rest
 from streamkd.students.optimizers import RateDecay
 from streamkd.teachers.pool import Pool
@@ -50,6 +53,9 @@ class Adapter(Protocol):
         ...
 
 
+NO_SOURCES: Mapping[str, RowSource] = MappingProxyType({})
+
+
 class Step:
     """The parts that one step moves, and the arithmetic between a batch and its loss."""
 
@@ -65,11 +71,11 @@ class Step:
         replay: int,
         clip_norm: float | None = None,
         transfer: WeightTransfer | None = None,
-        vicinal: VicinalRows | None = None,
+        sources: Mapping[str, RowSource] = NO_SOURCES,
         rate_decay: RateDecay | None = None,
     ) -> None:
         self.rate_decay = rate_decay or RateDecay(optimizer, 1.0, 1)
-        self.transfer, self.vicinal = transfer, vicinal or VicinalRows(0, 0, seed=0)
+        self.transfer, self.sources = transfer, RowSources(sources)
         self.student, self.optimizer, self.memory, self.pool = student, optimizer, memory, pool
         self.gate, self.terms = gate, tuple(terms)
         self.adapter: Adapter | None = None
@@ -109,7 +115,7 @@ class Step:
         taken.logits = self.forward(taken.plan)
         yield "after_forward", taken
         lesson = self.weigh(taken.plan, taken.logits)
-        taken.weights = lesson.weights[: len(lesson.weights) - taken.plan.drawn]
+        taken.weights = lesson.weights[: taken.plan.records]
         taken.loss = self.loss(lesson)
         yield "before_backward", taken
         taken.loss.backward()
@@ -130,37 +136,36 @@ class Step:
 
     @torch.no_grad()
     def begin(self, x: Tensor, y: Tensor, task: int) -> StepBatch:
-        """Join the fresh rows with replayed ones and some of their vicinity, and ask the teachers about all of them."""
-        remembered = self.memory.sample(self.replay)
-        fresh, unlabelled, met = len(y), bool((y < 0).any()), torch.zeros_like(y)
+        """Join arrived rows, replayed ones and those of other sources, and ask the teachers about all of them."""
+        remembered, unlabelled = self.memory.sample(self.replay), bool((y < 0).any())
         if self.student.normalise.fit:
             self.student.normalise.observe(x)
+        offer = self.memory.hold(x, y, task, lambda rows: self._at_rest(x[rows]))
+        rows, origins = StepRows.of(x, y), {ARRIVED: len(y)}
+        rows.mass[offer.untaught] = 0.0
         if remembered is not None:
-            x, y = torch.cat([x, remembered.x]), torch.cat([y, remembered.y])
-            met = torch.cat([met, remembered.met()])
-        offer = self.memory.hold(x[:fresh], y[:fresh], task, lambda rows: self._at_rest(x[rows]))
-        if self.vicinal.rows or self.pool.asks_noise or self.mixture.asks_held_out:
-            self.held_out.begin(self.gate, self.evidence)
-        counts = self.vicinal.mass(x, self.held_out.error_reduction, self.held_out.invariance)
-        near = self.vicinal.draw(_without(x, offer.untaught)) if counts else None
-        if near is not None:
-            x, y = torch.cat([x, near]), torch.cat([y, y.new_full((len(near),), -1)])
-            met = torch.cat([met, met.new_zeros(len(near))])
-        drawn = 0 if near is None else len(near)
-        mass = self._mass(y, drawn, counts, offer.untaught) if drawn or offer.untaught else None
-        answers = self.pool.answers(x, fresh, remembered, self.student.classes)
-        return StepBatch(x, y, fresh, task, answers, unlabelled or drawn > 0, drawn, met, offer, mass)
+            rows = rows.and_(StepRows.of(remembered.x, remembered.y, met=remembered.met()))
+            origins[REPLAYED] = len(remembered.y)
+        self.held_out.begin()
+        taught = rows[rows.mass > 0] if offer.untaught else rows
+        for key, drawn in self.sources.draw(taught, self.student.classes, self._figures):
+            rows, origins[key] = rows.and_(drawn), len(drawn.y)
+            unlabelled = unlabelled or bool((drawn.y < 0).any())
+        if self.pool.asks_noise or self.mixture.asks_held_out:
+            self._figures()  # the gate's as well: it must not look while it weighs
+        answers = self.pool.answers(rows.x, len(y), remembered, self.student.classes)
+        return StepBatch(self._shared_out(rows), origins, task, answers, unlabelled, offer)
 
-    def _mass(self, y: Tensor, drawn: int, counts: float, untaught: Sequence[int]) -> Tensor:
-        """[batch] what each row counts: nothing where it is held out, ``counts`` where it was drawn, else alike.
+    def _figures(self) -> HeldOutFigures:
+        return self.held_out.figures(self.gate, self.evidence)
 
-        They sum to the rows, so that the mean over the rows is the mean over what they count: the loss of a step in
-        which many rows count little would be a small one, and Adam's step as small.
+    def _shared_out(self, rows: StepRows) -> StepRows:
+        """Masses that sum to the rows, so that the mean over the rows is the mean over what they count.
+
+        The loss of a step in which many rows count little would be a small one, and Adam's step as small.
         """
-        mass = torch.ones(len(y), dtype=next(self.student.parameters()).dtype, device=y.device)
-        mass[list(untaught)] = 0.0
-        mass[len(y) - drawn :] = counts
-        return mass * (len(y) / mass.sum().clamp_min(1e-6))
+        mass = rows.mass.to(next(self.student.parameters()).dtype)
+        return replace(rows, mass=mass * (len(mass) / mass.sum().clamp_min(1e-6)))
 
     def _at_rest(self, x: Tensor) -> Tensor:
         with at_rest(self.student) as student:
@@ -181,8 +186,7 @@ class Step:
         begun = time.perf_counter()
         with torch.no_grad():
             weights = self.gate(evidence)
-        if plan.mass is not None:
-            weights = weights * plan.mass.unsqueeze(1)
+        weights = weights * plan.rows.mass.unsqueeze(1)
         self.weighing_seconds += time.perf_counter() - begun
         lesson = self.lesson(plan, logits, weights, evidence)
         self._weighed = plan, evidence, lesson
@@ -209,7 +213,7 @@ class Step:
             self.pool.keys,
             plan.answers.complete,
             self.held_out.measured,
-            plan.met,
+            plan.rows.met,
             self.pool.stale(plan.y.device),
         )
 
@@ -221,8 +225,7 @@ class Step:
         if self._own_gates:
             with torch.no_grad():
                 own = sums.own_weights(self.terms, evidence or self.evidence(plan, logits))
-                if plan.mass is not None:
-                    own = {place: weights * plan.mass.unsqueeze(1) for place, weights in own.items()}
+                own = {place: weights * plan.rows.mass.unsqueeze(1) for place, weights in own.items()}
         theirs = self.pool.features(plan.x[: plan.fresh], self._teacher_layers) if self._teacher_layers else {}
         return LossInputs(
             logits,
@@ -297,15 +300,6 @@ def _finite(tensors: list[Tensor]) -> Tensor:
     if not tensors:
         return torch.ones(0, dtype=torch.bool)
     return torch.stack([norm.float() for norm in torch._foreach_norm(tensors)]).isfinite()
-
-
-def _without(x: Tensor, rows: Sequence[int]) -> Tensor:
-    """x [batch, *shape] without these rows."""
-    if not rows:
-        return x
-    left = torch.ones(len(x), dtype=torch.bool, device=x.device)
-    left[list(rows)] = False
-    return x[left]
 
 
 def _unless(y: Tensor, rows: Sequence[int]) -> Tensor:

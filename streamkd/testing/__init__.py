@@ -17,6 +17,7 @@ from streamkd.testing.clauses import ContractBroken, Given
 from streamkd.testing.gates import check_gate
 from streamkd.testing.losses import check_loss
 from streamkd.testing.policies import check_policy
+from streamkd.testing.row_sources import check_rows
 from streamkd.testing.selectors import check_selector
 from streamkd.testing.sources import check_source
 from streamkd.testing.streaming import check_detector, check_observer
@@ -32,6 +33,7 @@ __all__ = [
     "check_loss",
     "check_observer",
     "check_policy",
+    "check_rows",
     "check_selector",
     "check_source",
     "check_student",
@@ -50,6 +52,7 @@ def check(group: Group, kind: Kind, options: Given = None) -> None:
         "teachers": check_teacher,
         "losses": check_loss,
         "gates": check_gate,
+        "rows": check_rows,
         "sources": check_source,
         "detectors": check_detector,
         "observers": check_observer,

@@ -11,7 +11,6 @@ from torch import Tensor
 from streamkd.gates.likelihood import LikelihoodGate, LikelihoodOptions
 from streamkd.learning.held_out import EVERY, error_reduction, invariance
 from streamkd.learning.step import Step
-from streamkd.replay.vicinal import VicinalRows
 from streamkd.teachers.answers import Answers
 from streamkd.teachers.pool import Pool
 from streamkd.teachers.teacher import EmaOptions, EmaTeacher
@@ -47,7 +46,7 @@ def test_whom_nobody_asks_does_not_look() -> None:
 def test_all_share_one_look_every_few_steps(rows: int, asks: bool) -> None:
     """The gate and the vicinal rows together cost what either costs alone."""
     step = watched(**({"gate": LikelihoodGate(LikelihoodOptions())} if asks else {}))
-    step.vicinal = VicinalRows(rows, 0, seed=0)
+    toys.vicinal(step, rows)
     for x, y in toys.batches(1 + 3 * EVERY):  # a gate is known to ask once it has
         toys.train(step, x, y)
     assert step.pool.looks == 3 * (asks or rows > 0) + (rows > 0)
@@ -68,19 +67,19 @@ def test_the_look_goes_round_bitwise() -> None:
     """A restored step goes by what the other one saw, and looks anew when that one does."""
     gate = LikelihoodGate(LikelihoodOptions())
     step = toys.make_step(gate=gate)
-    step.vicinal = VicinalRows(4, 0, seed=0)
+    toys.vicinal(step, 4)
     for x, y in toys.batches(EVERY + 3):
         toys.train(step, x, y)
     twin = toys.make_step(gate=gate)
-    twin.vicinal = VicinalRows(4, 0, seed=1)
-    for part in ("student", "vicinal", "held_out"):
+    toys.vicinal(twin, 4, seed=1)
+    for part in ("student", "sources", "held_out"):
         getattr(twin, part).load_state_dict(copy.deepcopy(getattr(step, part).state_dict()))
     twin.memory.load_state_dict(copy.deepcopy(step.memory.state_dict()), torch.device("cpu"))
     twin.pool.load_state_dict(copy.deepcopy(step.pool.state_dict()), lambda classes: toys.mlp(classes), [0, 1, 2])
     for x, y in toys.batches(EVERY + 2, seed=3):
         assert torch.equal(toys.train(step, x, y), toys.train(twin, x, y))
     assert torch.equal(step.held_out.measured().credit, twin.held_out.measured().credit)
-    assert step.held_out.error_reduction == twin.held_out.error_reduction
+    assert step.held_out.last.figures.error_reduction == twin.held_out.last.figures.error_reduction
 
 
 def test_before_anything_is_held_out_nothing_is_measured() -> None:
@@ -91,7 +90,7 @@ def test_before_anything_is_held_out_nothing_is_measured() -> None:
     table = step.held_out.measured().credit
     assert table.shape == (2, 3)
     assert table.isnan().all()
-    assert step.held_out.error_reduction == 0.0
+    assert step.held_out.figures(step.gate, step.evidence).error_reduction == 0.0
 
 
 def test_the_error_reduction_is_the_part_of_the_mistakes_that_is_spared() -> None:
@@ -121,9 +120,9 @@ def test_images_are_looked_at_moved_too() -> None:
     student = toys.mlp(classes=3, schema=toys.schema_of(10, 10))
     average = EmaTeacher(EmaOptions(), toys.context_of("ema", student))
     step = toys.make_step(student=student, snapshots=0, teachers=[average], optimizer=("sgd", {"lr": 0.01}))
-    step.vicinal = VicinalRows(4, 2, seed=0)
+    toys.vicinal(step, 4, shift=2)
     centres = torch.randn(3, 1, 10, generator=torch.Generator().manual_seed(0)).expand(-1, 10, -1)
     for number in range(60):
         y = torch.randint(3, (8,), generator=torch.Generator().manual_seed(number))
         toys.train(step, centres[y] + 0.1, y)
-    assert step.held_out.invariance > 0.0
+    assert step.held_out.last.figures.invariance > 0.0

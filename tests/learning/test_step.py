@@ -18,6 +18,7 @@ from streamkd.learning.step import Step
 from streamkd.learning.terms import Term
 from streamkd.losses.match_gate import LossInputs, MatchGate, MatchGateOptions
 from streamkd.replay.memory import Memory
+from streamkd.replay.rows import StepRows
 from streamkd.teachers.answers import Answers
 from streamkd.teachers.pool import Pool
 from streamkd.teachers.teacher import EmaOptions, EmaTeacher
@@ -67,9 +68,9 @@ def test_the_gate_is_told_how_often_each_label_was_learned() -> None:
         plan = step.begin(x, y, 0)
         evidence = step.evidence(plan, step.student(plan.x))
         assert evidence.met is not None
-        end = len(plan.y) - plan.drawn
+        end = plan.records
         rows = [tuple(row) for row in plan.x[:end].tolist()]
-        assert evidence.met[end:].tolist() == [0] * plan.drawn
+        assert evidence.met[end:].tolist() == [0] * (len(plan.y) - end)
         assert evidence.met[:end].tolist() == [counts[row] for row in rows]
         counts.update(rows)
         step.finish(plan, step.student(plan.x))
@@ -181,7 +182,7 @@ def test_of_a_row_without_label_those_speak_who_know_every_class() -> None:
     known = torch.ones(len(y), 2, 3, dtype=torch.bool)
     known[:, 1, 2] = False
     known[2:4, 0, 0] = False
-    plan = StepBatch(x, y, len(y), 0, Answers(answers, known), unlabelled=True)
+    plan = StepBatch(StepRows.of(x, y), {"arrived": len(y)}, 0, Answers(answers, known), unlabelled=True)
     heard = step.evidence(plan, torch.zeros(len(y), 3)).heard
     assert heard[:4].tolist() == [[True, False], [True, False], [True, True], [True, True]]
     assert heard[4:, 1].tolist() == (y[4:] != 2).tolist()

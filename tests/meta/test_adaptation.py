@@ -19,7 +19,6 @@ from streamkd.learning.terms import Term
 from streamkd.losses.match_gate import LossInputs, MatchGate, MatchGateOptions
 from streamkd.meta import jacobian
 from streamkd.meta.adaptation import GateAdapter
-from streamkd.replay.vicinal import VicinalRows
 from streamkd.state import tree
 from streamkd.teachers.answers import Answers
 from streamkd.teachers.pool import Pool
@@ -311,7 +310,7 @@ def _through_everything(step: Any, engine: str) -> Tensor:
     given = gate(evidence)
     masses = torch.ones(len(given), 1, dtype=given.dtype)
     masses[list(plan.offer.held.values())] = 0.0
-    masses[len(masses) - plan.drawn :] = step.held_out.error_reduction
+    masses[len(masses) - plan.origins.get("vicinal", 0) :] = step.held_out.last.figures.error_reduction
     weights = given * masses * len(masses) / masses.sum()
     inner = step.loss(step.lesson(plan, logits, weights, evidence))
     grads = torch.autograd.grad(inner, step.parameters, create_graph=True)
@@ -709,10 +708,10 @@ def test_a_row_that_the_step_counts_less_pulls_less(engine: Any) -> None:
     gate = _opinionated()
     adapter = toys.adapter_of(gate, every=1, engine=engine, anchor=0.0)
     step = ready(adapter, gate)
-    step.vicinal = VicinalRows(4, 0, seed=0)
+    toys.vicinal(step, 4)
     toys.spare(step, 0.4)
     adapter.attach(exact(step))
     wanted = _through_everything(copy.deepcopy(step), engine)
     toys.train(step, *toys.batches(1, seed=6)[0])
-    assert step.held_out.error_reduction == 0.4
+    assert step.held_out.last.figures.error_reduction == 0.4
     assert float((gradient_of(gate) - wanted).norm() / wanted.norm()) < 1e-10

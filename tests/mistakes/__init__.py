@@ -1,6 +1,6 @@
 """Deliberate mistakes: plugins that are right but for one thing, each with the clause that finds it."""
 
-from mistakes import admissions, gates, losses, policies, selectors, sources, students, teachers, watchers
+from mistakes import admissions, gates, losses, policies, rows, selectors, sources, students, teachers, watchers
 from mistakes.mistake import Mistake
 
 MISTAKES: tuple[Mistake, ...] = (
@@ -8,6 +8,7 @@ MISTAKES: tuple[Mistake, ...] = (
     *teachers.MISTAKES,
     *losses.MISTAKES,
     *gates.MISTAKES,
+    *rows.MISTAKES,
     *sources.MISTAKES,
     *watchers.MISTAKES,
     *policies.MISTAKES,

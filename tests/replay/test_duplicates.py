@@ -7,7 +7,6 @@ import toys
 from streamkd.learning.step import Step
 from streamkd.replay import duplicates
 from streamkd.replay.duplicates import Duplicates, marks
-from streamkd.replay.vicinal import VicinalRows
 
 
 def distinct(count: int, seed: int = 0) -> np.ndarray:
@@ -115,9 +114,9 @@ def test_nothing_is_drawn_near_a_twin() -> None:
     held.x[0] = 1e6
     held.mark[0] = int(marks(held.x[:1])[0])
     step.memory.duplicates.arrive(marks(held.x[:1]))
-    step.vicinal = VicinalRows(200, 0, seed=0)
+    toys.vicinal(step, 200)
     toys.spare(step, 1.0)
     plan = step.begin(held.x[:1].clone(), held.y[:1].clone(), 0)
     assert plan.offer.twins == [0]
-    assert plan.drawn == 200
+    assert plan.origins.get("vicinal", 0) == 200
     assert plan.x[-200:].max() < 100

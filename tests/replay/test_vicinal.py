@@ -6,18 +6,27 @@ import toys
 
 from streamkd.learning.held_out import EVERY
 from streamkd.learning.step import Step
-from streamkd.replay.vicinal import VicinalRows
+from streamkd.replay.rows import HeldOutFigures, RowsContext, StepRows
+from streamkd.replay.vicinal import VicinalOptions, VicinalRows
 
 
-def drawing(rows: int = 8, shift: int = 2, seed: int = 0) -> VicinalRows:
-    return VicinalRows(rows, shift, seed)
+def source(rows: int = 8, shift: int = 2, seed: int = 0, weight: float = 1.0) -> VicinalRows:
+    options = VicinalOptions(rows=rows, shift=shift, weight=weight)
+    return VicinalRows(options, RowsContext("vicinal", toys.schema_of(toys.FEATURES), seed))
+
+
+def near(x: torch.Tensor, one: VicinalRows | None = None, **settings: int) -> torch.Tensor:
+    """Inputs that are drawn near these, where the teachers know better."""
+    drawn = (one or source(**settings)).draw(StepRows.of(x), lambda: HeldOutFigures(0.5, 1.0))
+    assert drawn is not None
+    assert (drawn.y == -1).all()
+    return drawn.x
 
 
 def test_a_drawn_row_lies_between_two_rows_of_the_step() -> None:
     """Of vectors, each drawn row is one point of the line between two given ones."""
     x = torch.tensor([[0.0, 0.0], [1.0, 10.0]])
-    drawn = drawing(rows=50).draw(x)
-    assert drawn is not None
+    drawn = near(x, rows=50)
     assert drawn.shape == (50, 2)
     torch.testing.assert_close(drawn[:, 1], 10 * drawn[:, 0])
     assert float(drawn.min()) >= 0
@@ -27,8 +36,7 @@ def test_a_drawn_row_lies_between_two_rows_of_the_step() -> None:
 def test_bytes_stay_bytes() -> None:
     """Images of bytes give images of bytes, so that they can stand in one batch."""
     x = torch.randint(256, (5, 28, 28), dtype=torch.uint8)
-    drawn = drawing().draw(x)
-    assert drawn is not None
+    drawn = near(x)
     assert drawn.dtype == torch.uint8
     assert drawn.shape == (8, 28, 28)
 
@@ -36,8 +44,7 @@ def test_bytes_stay_bytes() -> None:
 def test_an_image_moves_as_a_whole_and_repeats_its_edge() -> None:
     """Mixing an image with itself leaves shifts alone: each row is the image moved by at most ``shift``."""
     image = torch.arange(10 * 10, dtype=torch.float32).reshape(10, 10)
-    drawn = drawing(rows=30, shift=2).draw(image.expand(2, -1, -1).clone())
-    assert drawn is not None
+    drawn = near(image.expand(2, -1, -1).clone(), rows=30)
     rows = torch.arange(10)
     possible = [
         image[(rows + down).clamp(0, 9)][:, (rows + across).clamp(0, 9)]
@@ -52,24 +59,32 @@ def test_an_image_moves_as_a_whole_and_repeats_its_edge() -> None:
 @pytest.mark.parametrize("x", [torch.zeros(4, 3, dtype=torch.int64), torch.zeros(1, 3)])
 def test_between_names_and_beside_one_row_there_is_nothing(x: torch.Tensor) -> None:
     """Whole numbers other than bytes are tokens; one row has no other to be mixed with."""
-    assert drawing().draw(x) is None
+    assert source().draw(StepRows.of(x), lambda: HeldOutFigures(0.5, 1.0)) is None
 
 
 def test_the_state_brings_back_the_next_rows() -> None:
-    """A restored vicinity draws what the other one draws."""
-    one, x = drawing(), torch.rand(6, 3)
-    one.draw(x)
-    other = VicinalRows(8, 2, seed=9)
+    """A restored source draws what the other one draws."""
+    one, other, x = source(), source(seed=9), torch.rand(6, 3)
+    near(x, one)
     other.load_state_dict(one.state_dict())
-    assert torch.equal(one.draw(x), other.draw(x))
+    assert torch.equal(near(x, one), near(x, other))
+
+
+def test_where_nobody_knows_better_nothing_is_drawn_and_nothing_random_is_used() -> None:
+    """Mass 0 costs nothing and leaves the generator where it was."""
+    one = source()
+    before = one.state_dict()["generator"].clone()
+    assert one.draw(StepRows.of(torch.rand(4, 3)), HeldOutFigures) is None
+    assert torch.equal(one.state_dict()["generator"], before)
 
 
 def test_a_row_counts_its_weight_times_what_is_spared() -> None:
     """A third of the mistakes spared, weight 3: as a record; where half of the moved images are known, a sixteenth."""
-    vicinity = VicinalRows(8, 2, 0, weight=3.0)
-    assert vicinity.mass(torch.zeros(2, 5), 1 / 3, 0.0) == pytest.approx(1.0)
-    assert vicinity.mass(torch.zeros(2, 10, 10), 1 / 3, 0.5) == pytest.approx(1 / 16)
-    assert VicinalRows(8, 0, 0, weight=3.0).mass(torch.zeros(2, 10, 10), 1 / 3, 0.5) == pytest.approx(1.0)
+    vectors, pictures, known = torch.zeros(2, 5), torch.zeros(2, 10, 10), HeldOutFigures(1 / 3, 0.5)
+    for x, shift, counts in ((vectors, 2, 1.0), (pictures, 2, 1 / 16), (pictures, 0, 1.0)):
+        drawn = source(shift=shift, weight=3.0).draw(StepRows.of(x), lambda: known)
+        assert drawn is not None
+        assert drawn.mass.tolist() == pytest.approx([counts] * 8)
 
 
 class Oracle:
@@ -118,7 +133,7 @@ def learned() -> torch.nn.Module:
 def taught_by(oracle: Oracle, rows: int) -> Step:
     """A fresh step whose only teacher is the oracle."""
     step = toys.make_step(teachers=[oracle], snapshots=0, seed=3)
-    step.vicinal = VicinalRows(rows, 2, seed=0)
+    toys.vicinal(step, rows, shift=2)
     return step
 
 
@@ -129,7 +144,7 @@ def test_rows_are_drawn_where_a_teacher_knows_better() -> None:
         for x, y in toys.batches(EVERY + 2, batch=4):
             plan = step.begin(x, y, 0)
             step.memory.insert(x, y, 0, step.student(x).detach())
-        assert plan.drawn == (12 if knows else 0)
+        assert plan.origins.get("vicinal", 0) == (12 if knows else 0)
 
 
 def test_drawn_rows_have_no_label_and_the_weight_of_the_advantage() -> None:
@@ -159,7 +174,7 @@ def test_rows_that_count_nothing_do_not_make_the_step_smaller() -> None:
             step.memory.insert(x, y, 0, step.student(x).detach())
         toys.spare(step, 1e-9)
         plan = step.begin(*toys.batches(1)[0], task=0)
-        assert plan.drawn == rows
+        assert plan.origins.get("vicinal", 0) == rows
         loss = step.loss(step.weigh(plan, step.forward(plan)))
         return torch.autograd.grad(loss, step.parameters)[0]
 
@@ -172,11 +187,11 @@ def test_frozen_snapshots_say_nothing_of_drawn_rows() -> None:
     for x, y in toys.batches(20):
         toys.train(step, x, y)
     step.pool.end_task(step.student)
-    step.vicinal = VicinalRows(5, 2, seed=0)
+    toys.vicinal(step, 5, shift=2)
     toys.spare(step, 1.0)
     plan = step.begin(*toys.batches(1)[0], task=1)
     place = step.pool.keys.index("snapshot-0")
-    assert plan.drawn == 5
+    assert plan.origins.get("vicinal", 0) == 5
     assert not plan.answers.known[-5:, place].any()
     assert plan.answers.known[-5:, step.pool.keys.index("ema")].all()
 
@@ -184,9 +199,9 @@ def test_frozen_snapshots_say_nothing_of_drawn_rows() -> None:
 def test_before_the_first_snapshot_a_pool_of_snapshots_has_nothing_to_say() -> None:
     """Nobody is there to be asked about held-out records: nothing is drawn, and the steps go on."""
     step = toys.make_step(teachers=[], snapshots=1)
-    step.vicinal = VicinalRows(12, 2, seed=0)
+    toys.vicinal(step, 12, shift=2)
     for x, y in toys.batches(EVERY + 2, batch=4):
-        assert step.begin(x, y, 0).drawn == 0
+        assert step.begin(x, y, 0).origins.get("vicinal", 0) == 0
         step.memory.insert(x, y, 0, step.student(x).detach())
 
 
@@ -197,7 +212,7 @@ def test_a_student_learns_what_the_memory_does_not_show() -> None:
 
     def apart(rows: int) -> float:
         step = toys.make_step(teachers=[oracle], snapshots=0, seed=3, size=8, replay=6)
-        step.vicinal = VicinalRows(rows, 0, seed=0)
+        toys.vicinal(step, rows)
         for part in toys.batches(1, batch=6, seed=1) * 200:
             toys.spare(step, 1.0)
             toys.train(step, *part)

@@ -14,7 +14,6 @@ from streamkd_baselines.hedge import Hedge, HedgeOptions
 from streamkd_baselines.shared import PerClassGate, ScalarGate, SharedOptions, SharedWeights
 
 from streamkd.gates.gate import GateInputs
-from streamkd.replay.vicinal import VicinalRows
 from streamkd.students import optimizers
 
 seeds = st.integers(0, 10_000)
@@ -166,7 +165,7 @@ def test_steps_from_before_a_class_came_are_looked_at(engine: Any, make: Any, ow
     if own:
         step.terms = (dataclasses.replace(step.terms[0], gate=gate),)
         step._own_gates = True
-    step.vicinal = VicinalRows(4, 0, seed=0, weight=1.0)
+    toys.vicinal(step, 4)
     for number, (x, y) in enumerate(toys.batches(20)):
         grown(step, number)
         y[::4] = -1

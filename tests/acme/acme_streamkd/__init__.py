@@ -1,1 +1,1 @@
-"""A stranger's plugin: a teacher and a loss, each in a file of its own."""
+"""A stranger's plugin: a teacher, a loss and a source of rows, each in a file of its own."""
