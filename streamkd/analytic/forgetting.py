@@ -164,9 +164,11 @@ class ForgettingTeacher:
         self._learned = np.zeros(len(context.labels), dtype=bool)
 
     def logits(self, x: Tensor) -> Float[Tensor, "batch classes"]:
+        if not self._learned.any():
+            return torch.zeros(len(x), len(self._learned), device=x.device)
         said = self._said(self._features(self._standard(self._rows(x))))
         mixed = self.share.mixed(self._names, said)
-        return torch.from_numpy(np.log(mixed + 1e-9)).to(x.device, torch.float32)
+        return torch.from_numpy(np.log(mixed)).to(x.device, torch.float32)
 
     def known(self) -> Bool[Tensor, "classes"]:
         return torch.from_numpy(self._learned.copy())
@@ -185,13 +187,14 @@ class ForgettingTeacher:
         for place, row in enumerate(rows):
             h = self._features(self._standard(row[None]))
             tested = np.where(taught[place], labels[place : place + 1], -1)
-            answers[place] = self.share.test(self._names, self._said(h), tested, *NOBODY)[0]
+            answer = self.share.test(self._names, self._said(h), tested, *NOBODY)[0]
+            answers[place] = answer if self._learned.any() else 1.0
             if taught[place]:
                 self._learned[labels[place]] = True
                 self._standard.learn(row)
                 for head in self.heads:
                     head.learn(h[0], int(labels[place]))
-        return torch.from_numpy(np.log(answers + 1e-9)).to(x.device, torch.float32)
+        return torch.from_numpy(np.log(answers)).to(x.device, torch.float32)
 
     def _said(self, h: np.ndarray) -> np.ndarray:
         """[n, heads, classes] the probabilities of each regression; even before it has learned."""

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from streamkd.gates.presence import Presence
+
 RATES, SHARES = (0.02, 0.1, 0.5), (1e-4, 1e-3, 1e-2)  # decision 31
 SWITCH = 1e-3  # share of the pairs of rate and share among each other
 LEAST = 1e-3  # of each source's probability is spread evenly: one sure mistake must not end it
-RECENT = 30  # records a class by which it is told whether a class comes now, if all came alike
-FEW = 0.2  # of the records that a class would have then: below that it does not come now
 
 NOBODY = np.zeros((0, 0)), np.zeros(0, dtype=np.int64)
 """No held-out records."""
@@ -38,7 +38,7 @@ class FixedShare:
         self._rates, self._shares = (np.array(column)[:, None] for column in zip(*pairs, strict=True))
         self._table = np.zeros((len(pairs), 0))
         self._trust = np.full(len(pairs), 1 / len(pairs))
-        self._recent = np.zeros(0)
+        self.presence = Presence()
 
     @property
     def weights(self) -> dict[str, float]:
@@ -48,12 +48,7 @@ class FixedShare:
     def mixed(self, names: Sequence[str], said: np.ndarray) -> np.ndarray:
         """The mixture of these sources' probabilities [n, sources, classes] as it is now; even shares at first."""
         known = self.weights or dict.fromkeys(names, 1 / len(names))
-        return np.tensordot(np.array([known[name] for name in names]), said, (0, 1))
-
-    def absent(self) -> np.ndarray:
-        """[classes] which of the classes that have come do not come now."""
-        seen = self._recent > 0
-        return seen & (self._recent < FEW * self._recent.sum() / max(int(seen.sum()), 1))
+        return np.tensordot(np.array([known[name] for name in names]), _spread(said), (0, 1))
 
     def test(
         self, names: Sequence[str], said: np.ndarray, labels: np.ndarray, held: np.ndarray, held_labels: np.ndarray
@@ -63,19 +58,18 @@ class FixedShare:
         ``said`` [n, sources, classes] are the sources' probabilities, ``labels`` [n] what was true (-1: not known, and
         nothing told). ``held`` [m, sources] is the probability of the true label on held-out records.
         """
-        self._meet(tuple(names), said.shape[2])
-        said = (1 - LEAST) * said + LEAST / said.shape[2]
+        self._meet(tuple(names))
+        said = _spread(said)
         mixed = np.empty((len(said), said.shape[2]))
         for row, label in enumerate(labels.tolist()):
             mixed[row] = self._trust @ self._table @ said[row]
             if label >= 0:
-                self._count(label)
-                self._learn(said[row, :, label], *self._still_true(held, held_labels))
+                self.presence.see(label)
+                self._learn(said[row, :, label], *self._still_true(held, held_labels, said.shape[2]))
         return mixed
 
-    def _meet(self, names: tuple[str, ...], classes: int) -> None:
-        """Sources and classes as they are now."""
-        self._recent = np.pad(self._recent, (0, max(0, classes - len(self._recent))))
+    def _meet(self, names: tuple[str, ...]) -> None:
+        """The sources as they are now."""
         if names == self.names:
             return
         even = np.full((len(self._table), 1), 1 / len(names))
@@ -84,23 +78,17 @@ class FixedShare:
         self._table /= self._table.sum(1, keepdims=True)
         self.names = names
 
-    def _count(self, label: int) -> None:
-        seen = int((self._recent > 0).sum())
-        self._recent *= 1 - 1 / (RECENT * max(seen, 1))
-        self._recent[label] += 1
-
-    def _still_true(self, held: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _still_true(self, held: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
         """Probabilities [m, sources] of the held-out records of absent classes, and what each counts beside one that
         comes: as many classes, as many times one of those that come.
         """
-        absent = self.absent()
-        away = absent[labels] if len(labels) else np.zeros(0, dtype=bool)
+        absent = np.pad(self.presence.absent(), (0, classes))
+        away = absent[labels]
         rows, mine = held[away], labels[away]
         if not len(rows):
             return rows, np.zeros(0)
-        present = int((self._recent > 0).sum()) - int(absent.sum())
-        counts = np.bincount(mine, minlength=len(absent))
-        return (1 - LEAST) * rows + LEAST / len(absent), 1 / (counts[mine] * max(present, 1))
+        counts = np.bincount(mine)
+        return (1 - LEAST) * rows + LEAST / classes, 1 / (counts[mine] * max(self.presence.coming(), 1))
 
     def _learn(self, told: np.ndarray, held: np.ndarray, counts: np.ndarray) -> None:
         """One step by the probabilities [sources] of a record's label, and those of the held-out ones beside it."""
@@ -119,10 +107,16 @@ class FixedShare:
 
     def state_dict(self) -> dict[str, Any]:
         """What the next weights follow from."""
-        arrays = {"table": self._table, "trust": self._trust, "recent": self._recent}
-        return {"names": list(self.names), **{name: torch.from_numpy(array.copy()) for name, array in arrays.items()}}
+        arrays = {"table": torch.from_numpy(self._table.copy()), "trust": torch.from_numpy(self._trust.copy())}
+        return {"names": list(self.names), "presence": self.presence.state_dict(), **arrays}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state."""
         self.names = tuple(state["names"])
-        self._table, self._trust, self._recent = (state[name].numpy().copy() for name in ("table", "trust", "recent"))
+        self._table, self._trust = (state[name].numpy().copy() for name in ("table", "trust"))
+        self.presence.load_state_dict(state["presence"])
+
+
+def _spread(said: np.ndarray) -> np.ndarray:
+    """Probabilities [..., classes] with a least part for every class."""
+    return (1 - LEAST) * said + LEAST / said.shape[-1]

@@ -70,7 +70,7 @@ class Mixture:
     @property
     def asks_held_out(self) -> bool:
         """Whether there are classes that do not come now, so that held-out records speak for them."""
-        return bool(self.share.absent().any())
+        return bool(self.share.presence.absent().any())
 
     def test(self, plan: StepBatch, logits: Tensor, held: Held | None) -> None:
         """The step's fresh rows test the sources; call it when the teachers have answered and learned them.

@@ -12,6 +12,8 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from streamkd.gates.fixed_share import LEAST
+
 FILE = "heads.safetensors"
 
 
@@ -40,7 +42,8 @@ class Heads(nn.Module):
         h = self.map((torch.where(rows.isfinite(), rows, self.mean) - self.mean) * self.gain)
         z = torch.einsum("bf,hfc->hbc", F.pad(h, (0, 1), value=1.0), self.weight)
         p = torch.softmax(z.masked_fill(~self.known, -torch.inf), 2)
-        return (torch.einsum("h,hbc->bc", self.share, p) + 1e-9).log()
+        mixed = torch.einsum("h,hbc->bc", self.share, p)
+        return ((1 - LEAST) * mixed + LEAST / mixed.shape[1]).log()
 
     def write(self, directory: Path) -> dict[str, Any]:
         """Put its numbers into a version's directory."""

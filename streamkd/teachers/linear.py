@@ -57,6 +57,8 @@ class LinearTeacher:
         self.share = FixedShare()
 
     def logits(self, x: Tensor) -> Float[Tensor, "batch classes"]:
+        if not self._learned.any():
+            return torch.zeros(len(x), len(self._learned), device=x.device)
         said = self._said(self._standard(self._rows(x)))
         return self._given(self.share.mixed(self._names, said), x)
 
@@ -77,7 +79,8 @@ class LinearTeacher:
         for place, row in enumerate(rows):
             said = self._said(self._standard(row[None]))
             tested = np.where(taught[place], labels[place : place + 1], -1)
-            answers[place] = self.share.test(self._names, said, tested, *NOBODY)[0]
+            answer = self.share.test(self._names, said, tested, *NOBODY)[0]
+            answers[place] = answer if self._learned.any() else 1.0
             if taught[place]:
                 self._learn(row, int(labels[place]))
         return self._given(answers, x)
@@ -104,7 +107,7 @@ class LinearTeacher:
 
     @staticmethod
     def _given(answers: np.ndarray, x: Tensor) -> Tensor:
-        return torch.from_numpy(np.log(answers + 1e-9)).to(x.device, torch.float32)
+        return torch.from_numpy(np.log(answers)).to(x.device, torch.float32)
 
     def part(self) -> Heads | None:
         """A copy as it is now; nothing before it has learned."""

@@ -78,9 +78,9 @@ def test_records_of_classes_that_do_not_come_are_not_forgotten() -> None:
     for records in (NOBODY, held):
         one = FixedShare()
         one.test(("present", "whole"), np.full((300, 2, 2), 0.5), before, *NOBODY)
-        assert not one.absent().any()
+        assert not one.presence.absent().any()
         one.test(("present", "whole"), told, now, *records)
-        assert one.absent().tolist() == [True, False]
+        assert one.presence.absent().tolist() == [True, False]
         shares.append(one.weights["whole"])
     assert shares[0] < 0.3 < 0.9 < shares[1]
 

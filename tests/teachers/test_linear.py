@@ -26,7 +26,7 @@ def test_each_record_is_one_step_of_gradient_descent() -> None:
     expected = []
     for row in range(len(y)):
         h = _standard(rows[row], rows[:row])
-        known = torch.tensor([not row or label in y[:row] for label in range(3)])
+        known = torch.tensor([not row or label in y[:row] for label in range(3)])  # nothing at first: zeros
         expected.append(
             torch.softmax((weights @ h).detach(), 0) * known / (torch.softmax(weights @ h, 0) * known).sum().detach()
         )
@@ -35,7 +35,7 @@ def test_each_record_is_one_step_of_gradient_descent() -> None:
         weights = (weights - 0.1 * slope).detach().requires_grad_()
     got = teacher(0.1).test_then_train(x, y, torch.ones_like(y, dtype=torch.bool))
     wanted = (1 - LEAST) * torch.stack(expected) + LEAST / 3
-    torch.testing.assert_close(got.exp(), wanted.float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got.softmax(1), wanted.float(), rtol=1e-5, atol=1e-5)
 
 
 def _standard(row: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:

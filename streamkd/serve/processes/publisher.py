@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from streamkd import config as configuration
@@ -107,7 +108,8 @@ def _still_true(learner: Learner) -> tuple[torch.Tensor | None, torch.Tensor | N
     now, served = learner.answered.accuracy, learner.arrivals.accuracy
     if now is None or served is None or now < served:
         return x, y
-    away = torch.from_numpy(learner.step.mixture.share.absent())[y]
+    absent = learner.step.mixture.share.presence.absent()
+    away = torch.from_numpy(np.isin(y.numpy(), np.flatnonzero(absent)))
     return x[away], y[away]
 
 
