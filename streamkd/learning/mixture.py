@@ -43,10 +43,9 @@ class Held:
     labels: np.ndarray
 
     def of(self, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-        """By these sources; nobody's where one of them was not asked."""
-        if not set(names) <= set(self.names):
-            return NOBODY
-        return self.probabilities[:, [self.names.index(name) for name in names]], self.labels
+        """By these sources; who was not asked yet stands where the student does."""
+        places = [self.names.index(name if name in self.names else STUDENT) for name in names]
+        return self.probabilities[:, places], self.labels
 
     def state_dict(self) -> dict[str, Any]:
         """Names, probabilities and labels."""

@@ -1,16 +1,20 @@
 """The policy ``contradicted``: class-balanced, and what newer records contradict makes room for them.
 
     a row that is offered ─► its nearest remembered neighbours, of its own class and of another that comes now
-    the other one is nearer, and that has become commoner among what comes than it is among what is remembered
+    the other one is nearer: contradicted. Is that more than chance would have it?
         ─► the row takes the place of that neighbour; else as class-balanced does
 
-Age by contradiction, not by time: of a class that does not come nothing is contradicted (``Presence``), and where
-classes merely overlap the remembered records contradict each other as often as the new ones do them. Only what is
-beyond that is taken for a world that has changed: the two-sample test by nearest neighbours (Henze 1988). What is
-cleaned is a memory as in self-adjusting memory (Losing, Hammer and Wersing 2016), by the present alone.
+Age by contradiction, not by time: of a class that does not come nothing is contradicted (``Presence``). Where classes
+merely overlap, remembered records contradict each other as often as new ones do them, and those that are contradicted
+are as old as others. Only what is beyond that is taken for a world that has changed: more contradictions than among the
+remembered (the two-sample test by nearest neighbours, Henze 1988), or, once old and new lie side by side, more of them
+against the older half, of which then room is made. The memory is cleaned by the present as in self-adjusting memory
+(Losing, Hammer and Wersing 2016).
 """
 
+import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,8 +25,34 @@ from streamkd.hookspecs import Kind, hookimpl
 from streamkd.replay.policy import ClassBalanced, Contents, Offered
 
 RECENT = 200  # rows after which a contradiction, or none, counts half
-SURE = 2.0  # standard errors by which new rows are contradicted more often than remembered ones
+SURE = 4.0  # standard errors by which it is more than chance: it is asked at every batch
 FEWER = 0.5  # a class with so much fewer neighbours than the other has them farther away: nothing is told of it
+
+
+SHARES = ("contradicted", "known", "older")
+
+
+@dataclass(slots=True)
+class Share:
+    """The share of rows of which something is so, the older ones fading; the rows that it comes from."""
+
+    value: float = 0.5
+    rows: float = 0.0
+
+    def add(self, found: Tensor) -> None:
+        """Take some rows [n], true or false."""
+        count = len(found)
+        if count:
+            kept = 0.5 ** (count / RECENT) * self.rows
+            self.value = (kept * self.value + float(found.sum())) / (kept + count)
+            self.rows = kept + count
+
+    @property
+    def error(self) -> float:
+        """Its standard error, with two rows to spare on either side (Agresti and Coull 1998)."""
+        rows = self.rows + 4
+        value = (self.value * self.rows + 2) / rows
+        return math.sqrt(value * (1 - value) / rows)
 
 
 class Contradicted(ClassBalanced):
@@ -31,8 +61,7 @@ class Contradicted(ClassBalanced):
     def __init__(self) -> None:
         super().__init__()
         self.presence = Presence()
-        self._rates = torch.zeros(2).double()  # contradicted: new rows, remembered ones
-        self._rows = 0.0  # that the rates come from, as they fade
+        self.contradicted, self.known, self.older = Share(), Share(), Share()
 
     def places(self, rows: Offered, ring: Contents) -> list[int | None]:
         for label in rows.labels:
@@ -54,43 +83,43 @@ class Contradicted(ClassBalanced):
         held = ring.x.flatten(1).float()
         scale = 1 / held.std(0, correction=0).clamp_min(1e-6)
         held, labels = held * scale, torch.tensor(rows.labels, device=ring.y.device)
-        places = _contradicted(rows.x.flatten(1).float() * scale, labels, held, ring.y, self._told(ring.y))
+        told = self._told(ring.y)
+        places = _contradicted(rows.x.flatten(1).float() * scale, labels, held, ring.y, told)
         asked = torch.arange(len(labels), device=held.device) + ring.offered
         asked = asked % len(held)
-        known = _contradicted(held[asked], ring.y[asked], held, ring.y, self._told(ring.y), asked)
-        self._count(places, known)
-        return [place if place >= 0 else None for place in places.tolist()] if self._changed() else [None] * len(labels)
+        known = _contradicted(held[asked], ring.y[asked], held, ring.y, told, asked)
+        old = ring.age > ring.age[told].median() if bool(told.any()) else ring.age < 0
+        kept = self._judged(places, known, old)
+        return [place if place >= 0 and kept[place] else None for place in places.tolist()]
+
+    def _judged(self, places: Tensor, known: Tensor, old: Tensor) -> list[bool]:
+        """[places] of which room may be made, by what new rows contradict, remembered ones, and how old that is."""
+        able = (places > -2) & (known > -2)
+        self.contradicted.add(places[able] >= 0)
+        self.known.add(known[able] >= 0)
+        self.older.add(old[places[places >= 0]])
+        error = math.hypot(self.contradicted.error, self.known.error)
+        if self.contradicted.value - self.known.value > SURE * error:
+            return [True] * len(old)
+        if self.older.value - 0.5 > SURE * self.older.error:
+            return old.tolist()
+        return [False] * len(old)
 
     def _told(self, y: Tensor) -> Tensor:
         """[places] whose class comes now."""
         absent = torch.from_numpy(self.presence.absent().copy()).to(y.device)
         return ~absent[y.clamp_max(len(absent) - 1)] & (y < len(absent))
 
-    def _count(self, new: Tensor, known: Tensor) -> None:
-        """Rates of contradiction among the rows for which it can be told; -2: it cannot."""
-        told = (new > -2) & (known > -2)
-        count = int(told.sum())
-        if not count:
-            return
-        kept = 0.5 ** (count / RECENT) * self._rows
-        rates = torch.stack([(each[told] >= 0).double().mean() for each in (new, known)]).cpu()
-        self._rates = (kept * self._rates + count * rates) / (kept + count)
-        self._rows = kept + count
-
-    def _changed(self) -> bool:
-        """Whether what comes is contradicted by what is remembered more than chance would have it."""
-        error = (self._rates * (1 - self._rates)).sum() / max(self._rows, 1.0)
-        return bool(self._rates[0] - self._rates[1] > SURE * error.sqrt() + 1e-9)
-
     def state_dict(self) -> dict[str, Any]:
-        changed = {"presence": self.presence.state_dict(), "rates": self._rates, "rows": self._rows}
-        return {**super().state_dict(), **changed}
+        shares = {name: [getattr(self, name).value, getattr(self, name).rows] for name in SHARES}
+        return {**super().state_dict(), "presence": self.presence.state_dict(), "shares": shares}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(dict(state))
         if "presence" in state:  # not in a state of the policy class-balanced
             self.presence.load_state_dict(state["presence"])
-            self._rates, self._rows = state["rates"].clone(), state["rows"]
+            for name in SHARES:
+                setattr(self, name, Share(*state["shares"][name]))
 
 
 def _contradicted(
