@@ -247,8 +247,8 @@ class Publish(Model):
     every_seconds: Seconds = 2.0
     model: Choice = Field(
         default=Choice(name="auto"),
-        description="moving average (ema), student, the average with the analytic teacher (ensemble), or of these what "
-        "held-out records bear out (auto)",
+        description="moving average (ema), student, the average with the analytic teacher (ensemble), or everybody, "
+        "weighed by what has come true (auto)",
     )
     regression: Ratio = Field(default=0.15, description="largest loss of held-out accuracy that is still published")
     keep: Positive = 10
