@@ -23,7 +23,7 @@ def test_what_a_source_does_not_know_is_the_students() -> None:
 
 
 def test_everybody_who_speaks_of_fresh_rows_is_weighed() -> None:
-    """Student and average, not the memory, whose answers are about remembered rows; probabilities as they were given."""
+    """Student and average, not the memory, whose answers are about remembered rows; as given."""
     step = toys.make_step()
     for x, y in toys.batches(12):
         toys.train(step, x, y)
