@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from streamkd.gates.gate import Gate, GateInputs
 from streamkd.learning import terms as sums
 from streamkd.learning.batch import ARRIVED, REPLAYED, StepBatch, Taken
+from streamkd.learning.contradiction import Contradiction
 from streamkd.learning.held_out import HeldOut
 from streamkd.learning.mixture import Mixture
 from streamkd.learning.sharing import WeightTransfer
@@ -81,6 +82,7 @@ class Step:
         self.adapter: Adapter | None = None
         self.held_out = HeldOut(student, memory, pool)
         self.mixture = Mixture(pool)
+        self.contradiction = Contradiction(memory, pool, self.mixture)
         self.replay, self.clip_norm = replay, clip_norm
         self.weighing_seconds = 0.0
         self.parameters = [p for p in student.parameters() if p.requires_grad]
@@ -282,6 +284,7 @@ class Step:
         learn[plan.offer.untaught] = False
         self.pool.observe(x, y, learn)
         self.mixture.test(plan, logits, self.held_out.said)
+        self.contradiction.after_step(x, _unless(y, plan.offer.again))
         self.pool.after_step(self.student, plan.fresh)
         self.rate_decay.step()
 

@@ -23,7 +23,7 @@ from streamkd.hookspecs import Stateful
 from streamkd.replay.duplicates import Duplicates, marks
 from streamkd.replay.policy import Accounting, ClassBalanced, Contents, Offered, Policy
 
-TENSORS = ("x", "y", "task", "mark", "logits", "width", "met", "frozen", "answered", "since", "numbers")
+TENSORS = ("x", "y", "task", "mark", "logits", "width", "met", "frozen", "answered", "since", "numbers", "contradicted")
 
 
 class Remembered:
@@ -81,6 +81,7 @@ class Ring:
         self.frozen = torch.zeros((places, self.teacher_slots, classes), dtype=torch.float16, device=device)
         self.answered = torch.zeros((places, self.teacher_slots), dtype=torch.bool, device=device)
         self.since = torch.zeros(places, dtype=torch.int64, device=device)
+        self.contradicted = torch.zeros(places, dtype=torch.bool, device=device)
         self.numbers = torch.zeros((places, self.policy.columns), dtype=torch.float64, device=device)
 
     def grow(self, classes: int) -> None:
@@ -116,7 +117,9 @@ class Ring:
         assert self.x is not None
         held = slice(self.filled)
         age = self.offered - self.since[held]
-        return Contents(self.capacity, self.offered, self.x[held], self.y[held], age, self.numbers)
+        return Contents(
+            self.capacity, self.offered, self.x[held], self.y[held], age, self.numbers, self.contradicted[held]
+        )
 
     def take(self, places: Tensor, x: Tensor, y: Tensor, task: int, logits: Tensor, mark: Tensor | None = None) -> None:
         """Write rows into places; their cached teacher answers are forgotten. ``mark`` is what they are known by."""
@@ -128,6 +131,7 @@ class Ring:
         self.width[places] = logits.shape[1]
         self.met[places] = 0
         self.since[places] = self.offered
+        self.contradicted[places] = False
         self.answered[places] = False
 
     def marks(self) -> list[int]:
@@ -164,7 +168,7 @@ class Ring:
             self._allocate(state["x"].to(device), state["logits"].shape[1])
             for name in ("x", "y", "task", "logits", "width"):
                 getattr(self, name)[: self.filled] = state[name].to(device)
-            for name in ("met", "mark", "since", "numbers"):  # not in older checkpoints
+            for name in ("met", "mark", "since", "numbers", "contradicted"):  # not in older checkpoints
                 if name in state:
                     getattr(self, name)[: self.filled] = state[name].to(device)
             slots = min(self.teacher_slots, state["frozen"].shape[1])
@@ -285,7 +289,10 @@ class Memory:
         self.holdout.drop(offer.held)
 
     def sample(self, count: int) -> Remembered | None:
-        """Up to ``count`` different samples of the replayed part; they are learned now, and that is counted."""
+        """Up to ``count`` different samples of the replayed part; they are learned now, and that is counted.
+
+        What newer records contradict is not replayed.
+        """
         sample = self._draw(self.replayed, count)
         if sample is not None:
             self.replayed.met[sample.slots] += 1
@@ -298,8 +305,9 @@ class Memory:
     def _draw(self, ring: Ring, count: int) -> Remembered | None:
         if not ring.filled or not count:
             return None
-        slots = torch.randperm(ring.filled, generator=self._generator)[:count]
-        return Remembered(ring, slots if ring.y.device.type == "cpu" else slots.to(ring.y.device))
+        slots = torch.randperm(ring.filled, generator=self._generator).to(ring.y.device)
+        slots = slots[~ring.contradicted[slots]][:count]
+        return Remembered(ring, slots) if len(slots) else None
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -328,5 +336,5 @@ class Memory:
 
 
 def whole(ring: Ring) -> Remembered | None:
-    """All samples of a ring, in the order of their places."""
-    return Remembered(ring, torch.arange(ring.filled, device=ring.y.device)) if ring.x is not None else None
+    """All samples of a ring that nothing contradicts, in the order of their places."""
+    return Remembered(ring, torch.nonzero(~ring.contradicted[: ring.filled]).flatten()) if ring.x is not None else None

@@ -16,7 +16,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from streamkd.hookspecs import Kind, hookimpl
@@ -40,6 +41,7 @@ class Contents:
 
     ``numbers`` are the policy's to write, of places that it fills too: [capacity, columns], 0 at first. ``age`` is how
     many rows have been offered since the batch that brought the row, ``offered`` how many in all before these.
+    ``contradicted`` is what newer records contradict (``streamkd.learning.contradiction``).
     """
 
     capacity: int
@@ -48,6 +50,7 @@ class Contents:
     y: Int[Tensor, "filled"]
     age: Int[Tensor, "filled"]
     numbers: Float[Tensor, "capacity columns"]
+    contradicted: Bool[Tensor, "filled"]
 
 
 @runtime_checkable
@@ -85,7 +88,10 @@ class Reservoir:
 
 
 class ClassBalanced:
-    """As many records of each class as of any other, as far as they came; within a class, a reservoir."""
+    """As many records of each class as of any other, as far as they came; within a class, a reservoir.
+
+    What newer records contradict makes room first: for a row of its own class, else for any.
+    """
 
     columns = 0
 
@@ -96,8 +102,21 @@ class ClassBalanced:
         self._full: set[int] = set()
 
     def places(self, rows: Offered, ring: Contents) -> list[int | None]:
-        pairs = zip(rows.labels, rows.draws, strict=True)
-        return [self._place(label, chance, pick, ring.capacity) for label, (chance, pick) in pairs]
+        stale = [*torch.nonzero(ring.contradicted).flatten().tolist()]
+        found = list[int | None]()
+        for label, (chance, pick) in zip(rows.labels, rows.draws, strict=True):
+            found.append(self._instead(stale, label, pick) if stale else None)
+            if found[-1] is None:
+                found[-1] = self._place(label, chance, pick, ring.capacity)
+        return found
+
+    def _instead(self, stale: list[int], label: int, pick: float) -> int:
+        """The place of a contradicted record, which is one no longer."""
+        mine = [place for place in stale if self._labels[place] == label] or stale
+        place = mine[int(pick * len(mine))]
+        stale.remove(place)
+        self.seen[label] = self.seen.get(label, 0) + 1
+        return self._replace(place, label)
 
     def _place(self, label: int, chance: float, pick: float, capacity: int) -> int | None:
         seen = self.seen[label] = self.seen.get(label, 0) + 1
