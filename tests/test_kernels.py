@@ -12,6 +12,7 @@ from kernels import ByShape
 ROOT = Path(__file__).parent.parent
 COMPUTING = (
     "tests/students", "tests/gates", "tests/losses", "tests/replay", "tests/teachers", "tests/analytic",
+    "tests/incremental",
     "tests/learning", "tests/avalanche", "tests/pretraining", "tests/meta", "tests/evaluate", "tests/tasks",
     "tests/state", "tests/bench",
     "tests/test_device.py", "tests/test_gated_learner.py", "tests/test_learner.py", "tests/test_restlessness.py",

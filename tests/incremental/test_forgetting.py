@@ -4,8 +4,8 @@ import numpy as np
 import torch
 import toys
 
-from streamkd.analytic import forgetting
-from streamkd.analytic.forgetting import ForgettingOptions, ForgettingTeacher, Head
+from streamkd.incremental import forgetting
+from streamkd.incremental.forgetting import ForgettingOptions, ForgettingTeacher, Head
 
 
 def teacher(*half_lives: int) -> ForgettingTeacher:

@@ -4,8 +4,8 @@ import torch
 import toys
 from torch import Tensor
 
-from streamkd.teachers.last_label import LastLabel, LastLabelOptions
-from streamkd.teachers.linear import LinearOptions, LinearTeacher
+from streamkd.incremental.last_label import LastLabel, LastLabelOptions
+from streamkd.incremental.linear import LinearOptions, LinearTeacher
 from streamkd.teachers.teacher import Incremental
 
 

@@ -5,7 +5,7 @@ import torch
 import toys
 
 from streamkd.gates.fixed_share import LEAST
-from streamkd.teachers.linear import LinearOptions, LinearTeacher
+from streamkd.incremental.linear import LinearOptions, LinearTeacher
 
 
 def teacher(*rates: float) -> LinearTeacher:

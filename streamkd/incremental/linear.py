@@ -22,11 +22,11 @@ from torch import Tensor
 
 from streamkd.gates.fixed_share import NOBODY, FixedShare
 from streamkd.hookspecs import Options, TeacherKind, hookimpl
+from streamkd.incremental.heads import Heads, read
+from streamkd.incremental.standard import Standard
 from streamkd.plugins import Registry
 from streamkd.records import Label, RecordSchema
 from streamkd.students.columns import Columns
-from streamkd.teachers.heads import Heads, read
-from streamkd.teachers.standard import Standard
 from streamkd.teachers.teacher import Role, TeacherContext
 
 HELD = ("weights", "bias", "learned")

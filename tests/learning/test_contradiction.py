@@ -1,0 +1,86 @@
+"""What newer records contradict: found where the world has changed, and nowhere else."""
+
+import pytest
+import torch
+import toys
+
+from streamkd.incremental.forgetting import ForgettingOptions, ForgettingTeacher
+from streamkd.learning.step import Step
+from streamkd.replay.memory import Ring
+from streamkd.teachers.teacher import EmaOptions, EmaTeacher
+
+
+def made(classes: int = 3) -> Step:
+    student = toys.mlp(classes)
+    options = ForgettingOptions(half_lives=(60, 600), width=32)
+    teachers = [
+        EmaTeacher(EmaOptions(), toys.context_of("ema", student)),
+        ForgettingTeacher(options, toys.context_of("forgetting", student)),
+    ]
+    return toys.make_step(student=student, teachers=teachers, size=100)
+
+
+def train(step: Step, count: int, seed: int, turn: int = 0, shift: float = 0.0, noise: float = 0.0) -> None:
+    """Separable records; labels are ``turn`` further on, or by chance where there is noise."""
+    draw = torch.Generator().manual_seed(seed)
+    for x, y in toys.batches(count, seed=seed, shift=shift):
+        labels = torch.where(torch.rand(len(y), generator=draw) < noise, torch.randint(3, y.shape, generator=draw), y)
+        toys.train(step, x, (labels + turn) % 3)
+
+
+def kept(ring: Ring, seed_batches: int, turn: int) -> float:
+    """The share of remembered records with a label of before a turn, by the nearest centre."""
+    centres = 2 * torch.randn(3, toys.FEATURES, generator=torch.Generator().manual_seed(99))
+    true = torch.cdist(ring.x[: ring.filled], centres).argmin(1)
+    return float((ring.y[: ring.filled] != (true + turn) % 3).float().mean())
+
+
+def test_a_world_that_turns_round_is_remembered_as_it_is_now() -> None:
+    """Every label changes its meaning: 800 records later a tenth of the memory is of before, at most."""
+    step = made()
+    train(step, 100, 0)
+    assert kept(step.memory.replayed, 100, 0) < 0.1
+    train(step, 100, 1, turn=1)
+    assert kept(step.memory.replayed, 100, 1) < 0.1
+    assert kept(step.memory.holdout, 100, 1) < 0.3
+
+
+def test_what_is_contradicted_is_not_replayed() -> None:
+    """Nor is it among the held-out records by which teachers are judged."""
+    step = made()
+    train(step, 20, 0)
+    ring = step.memory.replayed
+    ring.contradicted[: ring.filled] = True
+    ring.contradicted[2] = False
+    assert step.memory.sample(50).slots.tolist() == [2]
+    ring.contradicted[2] = True
+    assert step.memory.sample(50) is None
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_where_nothing_changes_nothing_is_contradicted(noise: float) -> None:
+    """However many labels are wrong: at none of two hundred looks."""
+    step = made()
+    for part in range(200):
+        train(step, 10, part, noise=noise)
+        assert not step.contradiction.changed
+        assert not step.memory.replayed.contradicted.any()
+
+
+def test_another_domain_contradicts_nothing() -> None:
+    """The same classes elsewhere, under other labels: what is unlike anything that comes stays as it is."""
+    step = made()
+    train(step, 60, 0)
+    train(step, 60, 1, turn=1, shift=30.0)
+    old = step.memory.replayed.x[: step.memory.replayed.filled].mean(1) < 15
+    assert not step.memory.replayed.contradicted[: len(old)][old].any()
+    assert int(old.sum()) > 20
+
+
+def test_it_goes_on_from_its_state() -> None:
+    """Look, flag and what has been gathered for the next one."""
+    step, other = made(), made()
+    train(step, 53, 0)
+    other.contradiction.load_state_dict(step.contradiction.state_dict(), torch.device("cpu"))
+    assert other.contradiction.age == step.contradiction.age == 3
+    assert torch.equal(other.contradiction.state_dict()["likely"], step.contradiction.state_dict()["likely"])
