@@ -35,6 +35,17 @@ class StepBatch:
     mass: Tensor | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Hosted:
+    """Fresh rows of somebody else's loop, which goes forward, back and on itself: between the step's events.
+
+    ``logits`` [fresh, classes] are its own, with their graph. The memory is offered the first ``offered`` of the rows.
+    """
+
+    logits: Tensor
+    offered: int
+
+
 @dataclass(slots=True)
 class Taken:
     """A step as far as it has come; a listener may add to ``loss`` before the backward pass.

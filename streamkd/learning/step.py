@@ -8,7 +8,7 @@
     finish    teachers follow, fresh rows are offered to the memory
 
 ``take`` is that order, written once: whoever has to see or add something on the way (Avalanche's plugins) iterates
-over its events, whoever has not exhausts it. Everything random comes from generators that are part of the state.
+over its events, whoever has not calls ``learn``. Everything random comes from generators that are part of the state.
 """
 
 import time
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from streamkd.gates.gate import Gate, GateInputs
 from streamkd.learning import terms as sums
-from streamkd.learning.batch import StepBatch, Taken
+from streamkd.learning.batch import NOTHING, Hosted, StepBatch, Taken
 from streamkd.learning.sharing import WeightTransfer
 from streamkd.learning.terms import Term
 from streamkd.losses.match_gate import LossInputs, fused_target, soft_answers
@@ -113,23 +113,30 @@ class Step:
             averages = [teacher.student for teacher in self.pool.teachers if isinstance(teacher, EmaTeacher)]
             self.transfer.follow([self.student, *averages], labels, before)
 
-    def take(self, x: Tensor, y: Tensor, task: int) -> Iterator[tuple[str, Taken]]:
+    def learn(self, x: Tensor, y: Tensor, task: int = 0) -> Taken:
+        """The whole step, for whoever has nothing to see or add on the way."""
+        *_, (_, taken) = self.take(x, y, task)
+        return taken
+
+    def take(self, x: Tensor, y: Tensor, task: int, host: Hosted | None = None) -> Iterator[tuple[str, Taken]]:
         """The whole step on fresh rows x [batch, *shape], y [batch]: its events by Avalanche's names, as they come.
 
-        Where loss or gradients are not finite, nothing moves: there is no update then.
+        Where loss or gradients are not finite, nothing moves: there is no update then. A ``host`` goes back after
+        ``before_backward``, from ``taken.loss``, and moves the student after ``before_update``.
         """
-        taken = Taken(self.begin(x, y, task))
+        taken = Taken(self.begin(x, y, task, None if host is None else host.offered))
         yield "before_training_iteration", taken
-        for parameter in self.trained:  # what zero_grad does, without its bookkeeping
+        for parameter in self.trained if host is None else ():  # what zero_grad does, without its bookkeeping
             parameter.grad = None
         yield "before_forward", taken
-        taken.logits = self.forward(taken.plan)
+        taken.logits = self.forward(taken.plan, None if host is None else host.logits)
         yield "after_forward", taken
         lesson = self.weigh(taken.plan, taken.logits)
         taken.weights = lesson.weights[: len(lesson.weights) - taken.plan.drawn]
         taken.loss = self.loss(lesson)
         yield "before_backward", taken
-        taken.loss.backward()
+        if host is None:
+            taken.loss.backward()
         taken.loss = taken.loss.detach()
         loss = taken.loss.item()
         yield "after_backward", taken
@@ -137,7 +144,8 @@ class Step:
         if not taken.skipped:
             self.clip()
             yield "before_update", taken
-            self.optimizer.step()
+            if host is None:
+                self.optimizer.step()
             yield "after_update", taken
             self.finish(taken.plan, taken.logits)
         else:
@@ -146,10 +154,14 @@ class Step:
         yield "after_training_iteration", taken
 
     @torch.no_grad()
-    def begin(self, x: Tensor, y: Tensor, task: int) -> StepBatch:
-        """Join the fresh rows with replayed ones and some of their vicinity, and ask the teachers about all of them."""
+    def begin(self, x: Tensor, y: Tensor, task: int, offered: int | None = None) -> StepBatch:
+        """Join the fresh rows with replayed ones and some of their vicinity, and ask the teachers about all of them.
+
+        The memory is offered the first ``offered`` of the fresh rows, all unless that is said.
+        """
         remembered = self.memory.sample(self.replay)
         fresh, unlabelled, met = len(y), bool((y < 0).any()), torch.zeros_like(y)
+        offered = fresh if offered is None else offered
         if self.student.normalise.fit:
             self.student.normalise.observe(x)
         if remembered is not None:
@@ -157,7 +169,9 @@ class Step:
             met = torch.cat([met, remembered.met()])
         if self.vicinal.due(x):
             self.vicinal.measured(*self._compared(task))
-        offer = self.memory.hold(x[:fresh], y[:fresh], task, lambda rows: self._at_rest(x[rows]))
+        offer = NOTHING
+        if offered:
+            offer = self.memory.hold(x[:offered], y[:offered], task, lambda rows: self._at_rest(x[rows]))
         if (near := self.vicinal.draw(_without(x, offer.twins))) is not None:
             x, y = torch.cat([x, near]), torch.cat([y, y.new_full((len(near),), -1)])
             met = torch.cat([met, met.new_zeros(len(near))])
@@ -204,9 +218,15 @@ class Step:
         weights = self.gate(self.evidence(StepBatch(x, unknown, 0, 0, answers, unlabelled=True), logits))
         return fused_target(soft_answers(answers.logits, answers.known, 1.0), weights)
 
-    def forward(self, plan: StepBatch) -> Tensor:
-        """The student's logits, and the outputs of the layers that losses named; running statistics move."""
+    def forward(self, plan: StepBatch, given: Tensor | None = None) -> Tensor:
+        """The student's logits, and the outputs of the layers that losses named; running statistics move.
+
+        ``given`` are the logits of the first rows that a host has.
+        """
         self._buffers = [(buffer, buffer.clone()) for buffer in self.student.buffers()]
+        if given is not None:
+            rest = plan.x[len(given) :]
+            return torch.cat([given, self.student(rest)]) if len(rest) else given
         if not self._student_layers:
             return self.student(plan.x)
         self._captured = {}

@@ -13,7 +13,7 @@ import toys
 from torch import Tensor
 
 from streamkd.errors import PluginError
-from streamkd.learning.batch import StepBatch
+from streamkd.learning.batch import Hosted, StepBatch
 from streamkd.learning.step import Step
 from streamkd.learning.terms import Term
 from streamkd.losses.match_gate import LossInputs, MatchGate, MatchGateOptions
@@ -215,6 +215,36 @@ def test_a_step_has_one_order_and_a_listener_may_add_to_its_loss() -> None:
             taken.loss = taken.loss + sum((p**2).sum() for p in heavier.parameters)
     assert heard == [*EVENTS, *UPDATE, "after_training_iteration"]
     assert not torch.equal(*(next(iter(step.student.parameters())) for step in (plain, heavier)))
+
+
+def test_in_a_hosts_loop_it_is_the_same_step() -> None:
+    """Who goes forward, back and on itself ends where the step does that goes on its own: student, average, memory."""
+    alone, hosted = (
+        with_terms(Term(MatchGate(MatchGateOptions()), 1.0)),
+        with_terms(Term(MatchGate(MatchGateOptions()), 1.0)),
+    )
+    for x, y in toys.batches(6):
+        alone.learn(x, y)
+        hosted.optimizer.zero_grad()
+        for event, taken in hosted.take(x, y, 0, Hosted(hosted.student(x), len(y))):
+            if event == "before_backward":
+                taken.loss.backward()
+            if event == "before_update":
+                hosted.optimizer.step()
+    for one, other in ((alone.student, hosted.student), (alone.pool.average.student, hosted.pool.average.student)):
+        for ours, theirs in zip(one.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs)
+    assert torch.equal(alone.memory.replayed.y, hosted.memory.replayed.y)
+    assert torch.equal(alone.memory.holdout.x, hosted.memory.holdout.x)
+
+
+def test_a_host_says_which_rows_the_memory_is_offered() -> None:
+    """The others are taught on like any, and never seen again."""
+    step = with_terms(Term(MatchGate(MatchGateOptions()), 1.0))
+    (x, y), *_ = toys.batches(1)
+    *_, (_, taken) = step.take(x, y, 0, Hosted(step.student(x), 3))
+    assert taken.fresh == len(y) > 3
+    assert len(step.memory) == 3
 
 
 def test_a_step_whose_loss_is_not_finite_has_no_update() -> None:
