@@ -13,12 +13,12 @@ help: ## this list
 
 setup: $(READY) ## make .venv with everything pinned
 
-$(READY): requirements.txt requirements-dev.txt constraints.txt pyproject.toml
+$(READY): requirements.txt requirements-dev.txt constraints.txt pyproject.toml plugins/streamkd-baselines/pyproject.toml
 	@command -v $(PYTHON) >/dev/null 2>&1 || { echo "needs $(PYTHON); name another with: make PYTHON=python3 setup"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "needs Python 3.11, got $$($(PYTHON) --version)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -r requirements.txt -r requirements-dev.txt -c constraints.txt
-	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e . -e plugins/streamkd-baselines
 	@touch $(READY)
 
 serve: setup ## learn from the embedded stream and answer on http://127.0.0.1:8470

@@ -20,10 +20,12 @@ from streamkd.errors import (
     StateError,
     StreamkdError,
 )
-from streamkd.hookspecs import Group, Kind, Options, SourceKind, hookimpl
+from streamkd.hookspecs import Group, Kind, Options, SourceKind, Stateful, hookimpl
 
 if TYPE_CHECKING:
-    from streamkd.gates.gate import Gate, GateInputs, Hedging, at_labels, log_answers, share, weights_of
+    from streamkd.gates.gate import Gate, GateInputs, Hedging, Mixing, at_labels, log_answers, share, weights_of
+    from streamkd.gates.likelihood import LikelihoodGate, LikelihoodOptions
+    from streamkd.gates.per_sample import PerSampleGate, PerSampleOptions
     from streamkd.losses.match_gate import (
         Gated,
         Loss,
@@ -33,21 +35,24 @@ if TYPE_CHECKING:
         Trained,
         cross_entropy,
         soft_answers,
+        source_losses,
     )
+    from streamkd.meta.adaptation import Beginning
     from streamkd.observe import Observer
     from streamkd.records import Chunk, InputColumn, Label, Records, RecordSchema, Repeating, Source
+    from streamkd.replay.policy import Accounting, Contents, Offered, Policy
     from streamkd.students.columns import Columns
     from streamkd.students.networks import Student
     from streamkd.tasks.boundary import Boundary, Detector
     from streamkd.teachers.frozen import FrozenTeacher
     from streamkd.teachers.teacher import (
         Following,
+        Incremental,
         Layered,
         Observing,
         Recalling,
         Role,
         Sized,
-        Stateful,
         Teacher,
         TeacherContext,
         Versioned,
@@ -58,10 +63,13 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Accounting",
+    "Beginning",
     "Boundary",
     "Chunk",
     "Columns",
     "ConfigError",
+    "Contents",
     "Detector",
     "Following",
     "FrozenTeacher",
@@ -70,17 +78,25 @@ __all__ = [
     "Gated",
     "Group",
     "Hedging",
+    "Incremental",
     "InputColumn",
     "Kind",
     "Label",
     "Layered",
+    "LikelihoodGate",
+    "LikelihoodOptions",
     "Loss",
     "LossInputs",
     "MissingExtra",
+    "Mixing",
     "Observer",
     "Observing",
+    "Offered",
     "Options",
+    "PerSampleGate",
+    "PerSampleOptions",
     "PluginError",
+    "Policy",
     "Recalling",
     "RecordError",
     "RecordSchema",
@@ -113,11 +129,23 @@ __all__ = [
     "module_bytes",
     "share",
     "soft_answers",
+    "source_losses",
     "weights_of",
 ]
 
 _LATER = {
-    "streamkd.gates.gate": ("GateInputs", "Gate", "Hedging", "at_labels", "log_answers", "share", "weights_of"),
+    "streamkd.gates.gate": (
+        "GateInputs",
+        "Gate",
+        "Hedging",
+        "Mixing",
+        "at_labels",
+        "log_answers",
+        "share",
+        "weights_of",
+    ),
+    "streamkd.gates.likelihood": ("LikelihoodGate", "LikelihoodOptions"),
+    "streamkd.gates.per_sample": ("PerSampleGate", "PerSampleOptions"),
     "streamkd.losses.match_gate": (
         "Gated",
         "LossInputs",
@@ -127,22 +155,25 @@ _LATER = {
         "Trained",
         "cross_entropy",
         "soft_answers",
+        "source_losses",
     ),
+    "streamkd.meta.adaptation": ("Beginning",),
     "streamkd.observe": ("Observer",),
     "streamkd.records": ("Chunk", "InputColumn", "Label", "RecordSchema", "Records", "Repeating", "Source"),
+    "streamkd.replay.policy": ("Accounting", "Contents", "Offered", "Policy"),
     "streamkd.students.columns": ("Columns",),
     "streamkd.students.networks": ("Student",),
     "streamkd.tasks.boundary": ("Boundary", "Detector"),
     "streamkd.teachers.frozen": ("FrozenTeacher",),
     "streamkd.teachers.teacher": (
         "Following",
+        "Incremental",
         "Layered",
         "Observing",
         "Recalling",
         "Role",
         "Versioned",
         "Sized",
-        "Stateful",
         "Teacher",
         "TeacherContext",
         "capture",

@@ -30,10 +30,15 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 class Choice(BaseModel):
-    """A plugin by name; every further key is one of its options."""
+    """A plugin by name, which may stand alone; every further key is one of its options."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
     name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _its_name_will_do(cls, given: Any) -> Any:
+        return {"name": given} if isinstance(given, str) else given
 
     @property
     def values(self) -> dict[str, Any]:
@@ -179,7 +184,8 @@ class MemorySettings(Model):
     size: Positive = 500
     holdout_ratio: float = Field(default=0.2, ge=0, lt=1)
     replay: int = Field(default=100, ge=0, description="remembered samples added to each step")
-    policy: Literal["reservoir", "class-balanced"] = "class-balanced"
+    policy: Choice = Field(default=Choice(name="class-balanced"), description="which records keep their places")
+    holdout_policy: Choice = Field(default=Choice(name="class-balanced"), description="the same, of held-out records")
 
 
 class VicinalSettings(Model):
@@ -357,6 +363,8 @@ class Config(Model):
         yield "stream.source", "sources", self.stream.source
         yield "student", "students", self.student
         yield "gate", "gates", self.gate
+        yield "memory.policy", "policies", self.memory.policy
+        yield "memory.holdout_policy", "policies", self.memory.holdout_policy
         many: tuple[tuple[str, Group, Sequence[Choice]], ...] = (
             ("detectors", "detectors", self.detectors),
             ("teachers", "teachers", self.teachers),

@@ -150,8 +150,6 @@ class Document:
             near = difflib.get_close_matches(loc[-1], known, 1)
             message = f"unknown key {loc[-1]!r}"
             fix = (f"did you mean {near[0]!r}? " if near else "") + f"known keys: {', '.join(known)}"
-        elif isinstance(first["input"], str) and first.get("ctx", {}).get("class_name", "").endswith("Choice"):
-            fix = f"write {{name: {first['input']:.80}}}"
         elif first["type"] == "missing":
             message = f"the key {loc[-1]!r} is missing"
         if len(errors) > 1:

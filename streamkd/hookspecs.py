@@ -1,4 +1,4 @@
-"""The whole extension surface: seven hooks, each yielding kinds of one thing.
+"""The whole extension surface: hooks, each yielding kinds of one thing.
 
 A distribution offers an entry point in the group ``streamkd`` that names a module (or object)
 with some of these functions marked ``@streamkd.api.hookimpl``. Built-ins come in the same way.
@@ -8,7 +8,7 @@ all by position; ``options`` is an instance of the kind's own ``options`` class.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import pluggy
 from pydantic import BaseModel, ConfigDict
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 hookspec = pluggy.HookspecMarker("streamkd")
 hookimpl = pluggy.HookimplMarker("streamkd")
 
-Group = Literal["students", "teachers", "losses", "gates", "sources", "detectors", "observers"]
+Group = Literal["students", "teachers", "losses", "gates", "sources", "detectors", "observers", "policies"]
 
 VERSIONS: Mapping[Group, int] = dict.fromkeys(get_args(Group), 1)
 """The version of each hook: it rises when kinds that were written for it have to change."""
@@ -26,6 +26,15 @@ class Options(BaseModel):
     """What a kind can be configured with; subclass it and give every field a type and a default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A part with something to keep in the checkpoint: dicts with string keys, lists, JSON scalars, tensors."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -91,3 +100,8 @@ def streamkd_detectors() -> Iterable[Kind]:
 @hookspec
 def streamkd_observers() -> Iterable[Kind]:
     """Observers: ``make(options) -> object`` with any of the methods of ``streamkd.api.Observer``."""
+
+
+@hookspec
+def streamkd_policies() -> Iterable[Kind]:
+    """Policies of the memory: ``make(options) -> streamkd.api.Policy``, places for the rows that it is offered."""

@@ -20,9 +20,19 @@ from streamkd.errors import PluginError
 from streamkd.hookspecs import VERSIONS, Group, Kind, Options, SourceKind
 
 GROUP = "streamkd"
-SINGULAR: dict[Group, str] = {group: "loss" if group == "losses" else group[:-1] for group in get_args(Group)}
+SINGULAR: dict[Group, str] = {group: group[:-1] for group in get_args(Group)} | {"losses": "loss", "policies": "policy"}
 # Keys that a choice in the configuration keeps for itself: an option of that name would never be filled.
 RESERVED: dict[Group, tuple[str, ...]] = {"teachers": ("name", "id"), "losses": ("name", "weight", "gate")}
+# What distributions of ours bring, to name them where they are missing.
+BROUGHT: dict[Group, dict[str, str]] = {
+    "gates": dict.fromkeys(("confidence", "hedge", "per-class", "scalar"), "streamkd-baselines"),
+    "losses": {
+        "attention-transfer": "streamkd-vision",
+        **dict.fromkeys(("attention", "decoupled-kd", "feature", "kd"), "streamkd-baselines"),
+        **dict.fromkeys(("match-gate-literal", "match-gate-mixture", "relational"), "streamkd-baselines"),
+    },
+    "teachers": {"torchvision": "streamkd-vision"},
+}
 logger = logging.getLogger(__name__)
 
 
@@ -106,17 +116,23 @@ class Registry:
         """The kind of that name.
 
         Raises:
-            PluginError: unknown; the known and the nearest are named, and the broken plugins.
+            PluginError: unknown; named are the distribution of ours that brings it, or the known and the nearest, and
+                the broken plugins.
         """
         if name in self._kinds[group]:
             return self._kinds[group][name][0]
-        near = difflib.get_close_matches(name, self.names(group), 1)
         broken = [f"{s.name} ({s.error})" for s in self._statuses if s.error]
-        fix = f"did you mean {near[0]!r}? " if near else ""
-        fix += f"known {group}: {', '.join(self.names(group)) or 'none'}"
+        fix = self._way_to(group, name)
         if broken:
             fix += f"; plugins that did not load: {'; '.join(broken)}"
         raise PluginError(f"there is no {SINGULAR[group]} {name!r}", where=where or group, fix=fix)
+
+    def _way_to(self, group: Group, name: str) -> str:
+        if distribution := BROUGHT.get(group, {}).get(name):
+            return f"{distribution} brings it: pip install {distribution} (plugins/{distribution} of the sources)"
+        near = difflib.get_close_matches(name, self.names(group), 1)
+        guess = f"did you mean {near[0]!r}? " if near else ""
+        return f"{guess}known {group}: {', '.join(self.names(group)) or 'none'}"
 
     def origin(self, group: Group, name: str) -> str:
         """The entry point that brought a kind."""

@@ -303,7 +303,7 @@ class _Trial:
         rows = []
         for teacher in self.learner.step.pool.teachers:
             known = teacher.known()
-            if teacher.role != "remembered" and known.any():
+            if teacher.role not in ("remembered", "prequential") and known.any():
                 theirs, mask = _probabilities_of(teacher.logits, known, x), known.cpu().numpy()
                 agreement, kl = fidelity.agreement(ours, theirs, mask), fidelity.kl(ours, theirs, mask)
                 rows.append({"teacher": teacher.key, "agreement": agreement, "kl": kl})

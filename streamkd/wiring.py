@@ -189,7 +189,8 @@ def step_of(
     transfer = _heritage(config, registry, student, TeacherContext("share", student, schema, labels, device, registry))
     rates = config.optimizer.rates
     kept = config.memory
-    memory = Memory(kept.size, kept.holdout_ratio, kept.policy, config.pool.limit, seed=config.seed)
+    policies = (make(registry, f"memory.{key}", "policies", getattr(kept, key)) for key in ("policy", "holdout_policy"))
+    memory = Memory(kept.size, kept.holdout_ratio, config.pool.limit, config.seed, *policies)
     teachers, snapshots = _teachers(config, registry, schema, labels, student, device)
     limits = config.pool
     pool = Pool(

@@ -1,10 +1,10 @@
 """What every test has: one torch thread, deterministic kernels, shapes checked in the modules that state them (of a
 function that a test calls often the first calls, and some of the later ones).
 
-``oracles`` (slow and obvious formulas), ``toys`` (small parts to test with), ``gaussians`` (rows of known moments),
-``mistakes`` (plugins that break their contract), ``pages`` (what a browser would make of one), ``devices`` (a GPU that
-is not there) and ``kernels`` (a processor that rounds otherwise, for all tests under
-``STREAMKD_TEST_PRODUCTS=by-shape``) are importable by name.
+``baselines`` (the registry with streamkd-baselines in it), ``oracles`` (slow and obvious formulas), ``toys`` (small
+parts to test with), ``gaussians`` (rows of known moments), ``mistakes`` (plugins that break their contract), ``pages``
+(what a browser would make of one), ``devices`` (a GPU that is not there) and ``kernels`` (a processor that rounds
+otherwise, for all tests under ``STREAMKD_TEST_PRODUCTS=by-shape``) are importable by name.
 """
 
 import functools
@@ -50,7 +50,7 @@ def _sampled(function: Callable[..., Any] | type | None = None, **options: Any) 
 
 jaxtyping.jaxtyped = _sampled
 _CHECKED = ("students", "gates", "losses", "replay", "teachers", "analytic", "learning", "meta", "pretraining")
-jaxtyping.install_import_hook([f"streamkd.{room}" for room in _CHECKED], "beartype.beartype")
+jaxtyping.install_import_hook([*(f"streamkd.{room}" for room in _CHECKED), "streamkd_baselines"], "beartype.beartype")
 # the same examples on every run, and no deadline on a busy machine
 settings.register_profile("streamkd", deadline=None, derandomize=True, max_examples=25, database=None)
 settings.load_profile("streamkd")
@@ -61,7 +61,7 @@ class _Late:
 
     @staticmethod
     def find_spec(name: str, path: object = None, target: object = None) -> object:
-        if name in ("devices", "gaussians", "kernels", "oracles", "pages", "toys"):
+        if name in ("baselines", "devices", "gaussians", "kernels", "oracles", "pages", "toys"):
             return importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
         if name == "mistakes":
             return importlib.util.spec_from_file_location(name, Path(__file__).with_name(name) / "__init__.py")

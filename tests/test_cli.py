@@ -76,7 +76,6 @@ def test_a_wrong_configuration_is_exit_code_2(tmp_path: Path) -> None:
         ("teachers=[{name: checkpoint, path: nowhere}]", "there is no such model"),
         ("share={teacher: mm}", "'mm' is neither a teacher nor a model's path"),
         ("gate={name: fixed, teachers: {emma: 1}, others: 0}", "there is no teacher 'emma'"),
-        ("losses=[{name: feature, student: body.9, teacher: body.9}]", "body.9"),
     ],
 )
 def test_check_builds_what_is_named(override: str, message: str) -> None:

@@ -37,13 +37,13 @@ def registry() -> Registry:
         only=[
             "replay",
             "detectors",
+            "policies",
             "students",
             "teachers",
             "analytic",
             "gates",
             "per-sample",
             "match-gate",
-            "features",
         ]
     )
 
@@ -75,6 +75,15 @@ def test_a_good_file_is_taken(tmp_path: Path, registry: Registry) -> None:
     assert config.stream.records.inputs[0].shape == (8, 8)
 
 
+def test_a_plugin_without_options_is_its_name(tmp_path: Path, registry: Registry) -> None:
+    """Wherever a plugin is named, the name alone does, and is kept as a choice of that name."""
+    path = tmp_path / "c.yaml"
+    path.write_text(changed("size: 100", "policy: reservoir").replace("  - name: ema\n", "  - ema\n") + "gate: fixed\n")
+    config = load(path, registry=registry)
+    assert (config.memory.policy.name, config.teachers[0].key, config.gate.name) == ("reservoir", "ema", "fixed")
+    assert from_tree(dump(config), registry) == config
+
+
 def test_no_file_is_the_embedded_stream(registry: Registry) -> None:
     """Without a file there is a whole configuration, and its plugins exist."""
     config = load(None, registry=registry)
@@ -103,12 +112,13 @@ def test_no_file_is_the_embedded_stream(registry: Registry) -> None:
         ("limit: 2", "limit: yes", "c.yaml:13: teachers.1.limit", "needed a number, got yes", ""),
         ("size: 100", "size:", "c.yaml:10: memory.size", "valid integer, got None", ""),
         ("  size: 100", "  - 100", "c.yaml:9: memory", "needed a mapping of keys", ""),
-        ("  - name: ema\n", "  - ema\n", "c.yaml:12: teachers.0", "got 'ema'", ""),
+        ("  - name: ema\n", "  - 5\n", "c.yaml:12: teachers.0", "got 5", ""),
         ("name: mine", "name: [a]", "c.yaml:1: name", "valid string, got ['a']", ""),
         # impossible values
         ("size: 100", "size: 0", "c.yaml:10: memory.size", "greater than 0, got 0", ""),
         ("size: 100", "holdout_ratio: 1.0", "c.yaml:10: memory.holdout_ratio", "less than 1, got 1.0", ""),
-        ("size: 100", "policy: lifo", "c.yaml:10: memory.policy", "'reservoir' or 'class-balanced', got 'lifo'", ""),
+        ("size: 100", "policy: lifo", "c.yaml:10: memory.policy.name", "there is no policy 'lifo'",
+         "known policies: class-balanced, reservoir"),
         ("name: mine", "optimizer: {learning_rate: .inf}", "c.yaml:1: optimizer.learning_rate", "finite number", ""),
         ("name: mine", "optimizer: {learning_rate: .nan}", "c.yaml:1: optimizer.learning_rate", "got nan", ""),
         ("name: mine", "optimizer: {nesterov: true}", "c.yaml:1: optimizer", "nesterov needs momentum above 0", ""),
@@ -138,8 +148,6 @@ def test_no_file_is_the_embedded_stream(registry: Registry) -> None:
         ("name: mine", "losses: []", "c.yaml:1: losses", "at least 1 item", ""),
         ("name: mine", "losses: [{name: match-gate, weight: 0}]", "c.yaml", "learn nothing", ""),
         ("name: mine", "publish: {model: ensemble}", "c.yaml", "needs the teacher analytic", ""),
-        ("name: mine", "losses: [{name: feature, student: body.head}]", "c.yaml:1: losses.0.teacher",
-         "is missing", ""),
     ],
 )  # fmt: skip
 def test_a_mistake_is_refused_with_its_place(
@@ -234,7 +242,7 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
 
 def test_several_mistakes_are_counted(tmp_path: Path) -> None:
     """The first is explained, the others are named."""
-    error = refused(tmp_path, changed("size: 100", "size: 0\n  replay: -1\n  policy: x"))
+    error = refused(tmp_path, changed("size: 100", "size: 0\n  replay: -1\n  policy: 1"))
     assert error.where == "c.yaml:10: memory.size"
     assert "and 2 more: memory.replay, memory.policy" in error.message
 

@@ -16,6 +16,7 @@ from avalanche.benchmarks import benchmark_from_datasets
 from avalanche.logging import BaseLogger
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import Naive
+from baselines import REGISTRY
 from torch import nn
 
 import streamkd
@@ -24,7 +25,6 @@ from streamkd.avalanche.strategy import dataset_of
 from streamkd.errors import ConfigError
 from streamkd.inspection import weights_sha256
 from streamkd.learner import Learner
-from streamkd.plugins import Registry
 from streamkd.pretraining import teachers as pretraining
 from streamkd.pretraining.gate import Phase2, meta_train
 from streamkd.run import run_seed
@@ -38,8 +38,6 @@ from streamkd.tune.trials.objective import OBJECTIVES
 from streamkd.tune.trials.recording import record
 from streamkd.tune.trials.seed_run import SeedRun
 from streamkd.wiring import device_of, open_source, schema_of
-
-REGISTRY = Registry.load()
 
 
 @pytest.fixture

@@ -40,6 +40,7 @@ RUN = {
 }
 # who takes the YAML of a page that is no part of a configuration, or of one with a plugin
 TAKEN = {
+    "plugins/streamkd-baselines/README.md": "plugins/streamkd-baselines/tests/test_readme.py",
     "deploy/README.md": "tests/test_deploy.py",
     "docs/tune.md": "tests/tune/space/test_space.py",
     "docs/tutorials/first-plugin.md": "tests/test_plugins.py",

@@ -3,15 +3,14 @@
 from typing import Any
 
 import pytest
+from baselines import REGISTRY
 
 from streamkd import config as configuration
 from streamkd.inspection import weights_sha256
 from streamkd.learner import Learner
-from streamkd.plugins import Registry
 from streamkd.state.tree import pack, unpack
 from streamkd.wiring import open_source, schema_of
 
-REGISTRY = Registry.load()
 GATES = [{"name": name} for name in ("likelihood", "confidence", "scalar", "per-class", "hedge")]
 GATES.append({"name": "hedge", "gate": {"name": "per-class"}})
 

@@ -5,17 +5,15 @@ from typing import Any
 
 import pytest
 import torch
+from baselines import REGISTRY
 
 from streamkd import config as configuration
 from streamkd.errors import ConfigError, SourceError, StateConflict
 from streamkd.inspection import weights_sha256
 from streamkd.learner import Learner
-from streamkd.plugins import Registry
 from streamkd.state.tree import pack, unpack
 from streamkd.teachers.teacher import copy_of
 from streamkd.wiring import open_source, schema_of
-
-REGISTRY = Registry.load()
 
 
 def tree(**changes: Any) -> dict[str, Any]:

@@ -233,6 +233,13 @@ def test_an_unknown_name_is_told_the_nearest_the_known_and_the_broken(install: I
     assert "acme_broken (RuntimeError: no licence)" in text
 
 
+def test_a_kind_that_a_distribution_of_ours_brings_is_told_what_to_install() -> None:
+    """A configuration from when it was built in, or one of another installation, is led to it."""
+    for group, name in (("gates", "hedge"), ("losses", "kd")):
+        with pytest.raises(PluginError, match="fix: streamkd-baselines brings it: pip install streamkd-baselines"):
+            Registry().kind(group, name)  # type: ignore[arg-type]
+
+
 def test_only_the_named_entry_points_are_imported(install: Install) -> None:
     """A process that needs one source imports no other plugin."""
     install("acme-heavy", GOOD.format(kind="steady"))

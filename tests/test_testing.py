@@ -23,8 +23,8 @@ from streamkd.testing.specimens import IMAGES
 torch.set_num_threads(1)
 
 REGISTRY = Registry.load()
-KINDS = [(group, name) for group in get_args(Group) for name in REGISTRY.names(group)]
-LAYERS = {"student": "body.layer", "teacher": {"ema": "its.layer"}}
+OWN = {kind for status in REGISTRY.report() if status.distribution == "streamkd" for kind in status.kinds}
+KINDS = [(group, name) for group in get_args(Group) for name in REGISTRY.names(group) if f"{group}/{name}" in OWN]
 CHECKS: dict[Group, Callable[..., None]] = {
     "students": testing.check_student,
     "teachers": testing.check_teacher,
@@ -33,15 +33,13 @@ CHECKS: dict[Group, Callable[..., None]] = {
     "sources": testing.check_source,
     "detectors": testing.check_detector,
     "observers": testing.check_observer,
+    "policies": testing.check_policy,
 }
-OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
-    ("sources", "replay"): {"dataset": "digits"},
-    **{("losses", name): LAYERS for name in ("feature", "attention", "relational")},
-}
+OPTIONS: dict[tuple[str, str], dict[str, Any]] = {("sources", "replay"): {"dataset": "digits"}}
 
 
 @pytest.mark.parametrize(("group", "name"), KINDS, ids=["/".join(kind) for kind in KINDS])
-def test_every_registered_kind_keeps_its_contract(group: Group, name: str, tmp_path: Path) -> None:
+def test_every_built_in_keeps_its_contract(group: Group, name: str, tmp_path: Path) -> None:
     """Whatever a configuration can name passes the checks of its group."""
     model = OPTIONS | {("teachers", "checkpoint"): {"path": _written(tmp_path)}}
     testing.check(group, REGISTRY.kind(group, name), model.get((group, name)))
@@ -95,11 +93,13 @@ RIGHT: list[tuple[Group, Any]] = [
     ("students", mistakes.students.Body),
     ("teachers", mistakes.teachers.Average),
     ("teachers", mistakes.teachers.Counts),
+    ("teachers", mistakes.teachers.Tally),
     ("losses", mistakes.losses.Plain),
     ("gates", mistakes.gates.Base),
     ("sources", mistakes.sources.Counting),
     ("detectors", mistakes.watchers.Counter),
     ("observers", mistakes.watchers.Watching),
+    ("policies", mistakes.policies.Oldest),
 ]
 
 

@@ -8,6 +8,7 @@ import toys
 
 from streamkd import config as configuration
 from streamkd.errors import ConfigError
+from streamkd.hookspecs import Options
 from streamkd.inspection import weights_sha256
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
@@ -15,6 +16,7 @@ from streamkd.records import Records
 from streamkd.run import run_seed
 from streamkd.state.tree import pack, unpack
 from streamkd.tasks.labels import LabelSpace
+from streamkd.teachers.recall import RecallTeacher
 from streamkd.wiring import open_source, schema_of
 
 REGISTRY = Registry.load()
@@ -71,7 +73,7 @@ def test_they_enter_neither_labels_nor_memory() -> None:
     memory = one.step.memory
     for ring in (memory.replayed, memory.holdout):
         assert (ring.y[: ring.filled] >= 0).all()
-        assert -1 not in ring.seen
+        assert -1 not in ring.policy.seen
 
 
 def test_they_are_told_to_no_detector_of_new_labels() -> None:
@@ -117,12 +119,12 @@ def test_a_batch_without_any_label_learns_from_the_teachers() -> None:
     step = toys.make_step()
     for x, y in toys.batches(20):
         toys.train(step, x, y)
-    before = {"weights": weights_sha256(step.student.state_dict()), "seen": dict(step.memory.replayed.seen)}
+    before = {"weights": weights_sha256(step.student.state_dict()), "seen": dict(step.memory.replayed.policy.seen)}
     x, _ = toys.batches(1, seed=9)[0]
     loss = toys.train(step, x, torch.full((len(x),), -1))
     assert loss.isfinite()
     assert weights_sha256(step.student.state_dict()) != before["weights"]
-    assert step.memory.replayed.seen == before["seen"]
+    assert step.memory.replayed.policy.seen == before["seen"]
 
 
 @pytest.mark.parametrize("gate", ["fixed", "per-sample"])
@@ -154,10 +156,16 @@ def test_the_gate_is_adapted_with_them_in_the_batch() -> None:
 
 
 def test_observing_teachers_do_not_see_them() -> None:
-    """``observe`` gets labelled rows alone."""
+    """``observe`` gets labelled rows alone, and is not called without any."""
     seen: list[torch.Tensor] = []
-    step = toys.make_step(holdout_ratio=0.0)
-    step.pool.observe = lambda x, y: seen.append(y)  # type: ignore[method-assign]
+
+    class Watching(RecallTeacher):
+        def observe(self, x: torch.Tensor, y: torch.Tensor) -> None:
+            seen.append(y)
+
+        def end_task(self) -> None: ...
+
+    step = toys.make_step(holdout_ratio=0.0, teachers=[Watching(Options(), toys.context_of("w", toys.mlp()))])
     x, y = toys.batches(1)[0]
     y[::2] = -1
     toys.train(step, x, y)

@@ -14,10 +14,11 @@ from streamkd.learning.step import Step, Term
 from streamkd.losses.match_gate import Gated, LossInputs, MatchGate, MatchGateOptions
 from streamkd.meta.adaptation import GateAdapter
 from streamkd.records import InputColumn, RecordSchema
-from streamkd.replay.memory import Memory, Policy
+from streamkd.replay.memory import Memory
 from streamkd.students.networks import Mlp, MlpOptions, Student, build
 from streamkd.teachers.pool import Pool
-from streamkd.teachers.teacher import EmaOptions, EmaTeacher, RecallTeacher, SnapshotMaker, TeacherContext
+from streamkd.teachers.recall import RecallTeacher
+from streamkd.teachers.teacher import EmaOptions, EmaTeacher, SnapshotMaker, TeacherContext
 
 FEATURES = 6
 
@@ -116,7 +117,6 @@ def make_step(
     seed: int = 0,
     size: int = 40,
     replay: int = 6,
-    policy: Policy = "class-balanced",
     holdout_ratio: float = 0.25,
     optimizer: tuple[str, dict[str, Any]] = ("sgd", {"lr": 0.05}),
     gate: Gate | None = None,
@@ -132,7 +132,7 @@ def make_step(
     """A whole step of small parts: a student, EMA, memory and snapshot teachers, a gate and the match-gate loss."""
     student = student or mlp(classes, hidden, seed)
     classes = student.classes
-    memory = Memory(size, holdout_ratio, policy, limit, seed)
+    memory = Memory(size, holdout_ratio, limit, seed)
     if teachers is None:
         teachers = [
             EmaTeacher(EmaOptions(), context_of("ema", student)),

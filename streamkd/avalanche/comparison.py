@@ -22,10 +22,10 @@ from streamkd.replay.memory import Memory, whole
 from streamkd.students.networks import Student, at_rest
 from streamkd.teachers.answers import Answers
 from streamkd.teachers.pool import Pool
+from streamkd.teachers.recall import RecallTeacher
 from streamkd.teachers.teacher import (
     EmaOptions,
     EmaTeacher,
-    RecallTeacher,
     SnapshotMaker,
     SnapshotTeacher,
     Teacher,

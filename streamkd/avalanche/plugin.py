@@ -98,7 +98,7 @@ class MatchGateDistillation(SupervisedPlugin):
         if temperature <= 0:
             raise ConfigError(f"needed more than 0, got {temperature}", where="MatchGateDistillation.temperature")
         self.gate = PerSampleGate(PerSampleOptions()) if gate is None else gate
-        self.memory = Memory(memory, holdout_ratio, "class-balanced", snapshots, seed)
+        self.memory = Memory(memory, holdout_ratio, snapshots, seed)
         self._adapts = bool(adapt_every and self.memory.holdout.capacity)
         if not self._adapts and any(isinstance(part, Hedging) for part in self.gate.modules()):
             raise ConfigError(

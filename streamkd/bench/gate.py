@@ -56,7 +56,8 @@ def measure(
     """Every policy in every scenario under every seed; runs that ``work`` holds already are not done again.
 
     Raises:
-        ConfigError: a scenario, policy or stream that there is not. SourceError: the stream's data is not here.
+        ConfigError: a scenario, policy or stream that there is not. PluginError: a policy's gate is not installed.
+        SourceError: the stream's data is not here.
     """
     for what, asked, known in (
         ("scenario", only, scenarios.NAMES),
@@ -64,6 +65,7 @@ def measure(
         ("stream", [stream], streams.STREAMS),
     ):
         book.require_known(what, asked, known, "bench gate")
+    policies.require_gates(names)
     tasks = [
         GateRun(scenario, policy, seed, stream)
         for scenario in only

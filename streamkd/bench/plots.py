@@ -22,21 +22,21 @@ Panels = Mapping[str, Mapping[str, Sequence[float]]]
 """By name of the file, and in it by name of the line, a value for each seed."""
 
 
-def write(panels: Panels, folder: Path) -> list[Path]:
+def write(panels: Panels, folder: Path, measure: str = "final average accuracy") -> list[Path]:
     """``folder``/NAME.svg for every panel, its best line on top; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for name, values in panels.items():
         ranked = dict(sorted(values.items(), key=lambda item: -statistics.mean(item[1])))
         files.append(folder / f"{name}.svg")
-        files[-1].write_text(dots(ranked, title=name), "utf-8")
+        files[-1].write_text(dots(ranked, title=f"{name}: {measure}"), "utf-8")
     return files
 
 
 def dots(values: Mapping[str, Sequence[float]], *, title: str) -> str:
     """A strip chart from 0 to 1; names that begin with ``streamkd`` stand out."""
     height = _TOP + _LINE * len(values) + 30
-    drawn = [f'<text x="8" y="20" class="title">{escape(title)}: final average accuracy</text>']
+    drawn = [f'<text x="8" y="20" class="title">{escape(title)}</text>']
     for tenth in range(0, 11, 2):
         x = _x(tenth / 10)
         drawn.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{height - 26}" class="grid"/>')

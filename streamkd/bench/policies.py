@@ -2,7 +2,8 @@
 
     gate             the default configuration's gate
     uniform          fixed: the label is one source among the teachers
-    ca-mkd, likelihood, scalar, per-class, hedge       other gates with their defaults
+    likelihood       another gate with its defaults
+    ca-mkd, scalar, per-class, hedge       gates of streamkd-baselines, with theirs
     adapted-never    per-sample, as it begins
     hard-only        fixed: no teacher is heard
     fixed-H-WHO      fixed: H for the label, the rest evenly among WHO; of rows drawn without label WHO has all
@@ -12,10 +13,12 @@ whoever stands beside the base pool; where nobody does it is not run. A teacher 
 that what is served, and what a step costs, is the same under every policy.
 """
 
+from collections.abc import Iterable
 from itertools import product
 
 from streamkd.bench.scenarios import BASE, scenarios
 from streamkd.bench.streams import Tree
+from streamkd.plugins import Registry
 
 DEFAULT = "gate"
 HARD = (0.3, 0.5)
@@ -42,6 +45,17 @@ GATES: dict[str, Tree] = {
 }
 NEVER = "adapted-never"
 POLICIES = (DEFAULT, "uniform", *GATES, NEVER, *FIXED)
+
+
+def require_gates(names: Iterable[str]) -> None:
+    """Nothing, where the gates of these policies are all here.
+
+    Raises:
+        PluginError: one is not; the distribution that brings it is named.
+    """
+    registry = Registry.load()
+    for name in names:
+        registry.kind("gates", GATES.get(name, {"name": "fixed"})["name"], f"policy {name}")
 
 
 def policies_of(scenario: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The benchmarks: ``bench speed``, ``learning``, ``gate``, ``meta``."""
+"""The benchmarks: ``bench speed``, ``learning``, ``gate``, ``drift``, ``meta``."""
 
 import json
 from pathlib import Path
@@ -113,6 +113,46 @@ def bench_gate(out: Path | None, document: Path | None, seeds: int, only: tuple[
     if how["timing"]:
         costs = [(name, show(value)) for name, value in result["figures"].items() if name.startswith("gate.")]
         table(("figure", "value"), costs)
+
+
+@bench.command("drift")
+@FIGURES
+@click.option("--table", "document", type=click.Path(path_type=Path, dir_okay=False), help="Write Markdown into this.")
+@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="So many, from 0 on.")
+@click.option(
+    "--only", multiple=True, metavar="STREAM", help="This stream; may be repeated. Default all that are here."
+)
+@click.option("--methods", help="Comma-separated, `streamkd` for our learner. Default it and every peer.")
+@click.option(
+    "--data", type=click.Path(path_type=Path, file_okay=False, exists=True), help="Folder of electricity.parquet, ..."
+)
+@click.option("--peers", "python", metavar="PYTHON", help="A Python that has River or CapyMOA. Default: no peers.")
+@click.option("--limit", type=click.IntRange(1), help="At most so many records of each stream.")
+@click.option(
+    "--work", type=click.Path(path_type=Path, file_okay=False), default=Path("out/drift"), show_default=True,
+    help="Keeps each run's result; what is there is not run again.",
+)  # fmt: skip
+@click.option("--jobs", default=1, show_default=True, help="Runs at the same time, a process each.")
+@click.option("--plots", type=click.Path(path_type=Path, file_okay=False), help="Folder for an SVG of each stream.")
+def bench_drift(
+    out: Path | None, document: Path | None, seeds: int, only: tuple[str, ...], methods: str | None, **how: Any
+) -> None:
+    """Tables whose world changes, record by record, beside stream learners of River and CapyMOA."""
+    from streamkd.bench import documents, drift, drifting, plots
+
+    place = {name: how[name] for name in ("work", "data", "python", "limit", "jobs")}
+    named = methods.split(",") if methods else None
+    with bar("runs", None) as advance:
+        streams = only or drifting.available(how["data"])
+        result = drift.measure(streams, range(seeds), methods=named, progress=advance, **place)
+    if out:
+        _write(result, out)
+    if document:
+        documents.write(document, drift.markdown(result))
+    if how["plots"]:
+        plots.write(drift.panels(result["rows"]), how["plots"], "prequential accuracy")
+    for measure in drift.MEASURES:
+        table(*drift.table(result["rows"], measure))
 
 
 @bench.command("meta")

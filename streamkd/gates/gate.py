@@ -94,6 +94,15 @@ class Hedging(Protocol):
         ...
 
 
+@runtime_checkable
+class Mixing(Protocol):
+    """A gate that mixes the weights of several policies: ``odds`` is told as the metric ``gate_policy_ratio``."""
+
+    def odds(self) -> dict[str, float]:
+        """How far each policy is trusted, by its name; they sum to 1."""
+        ...
+
+
 def share(
     scores: Float[Tensor, "batch teachers"], heard: Bool[Tensor, "batch teachers"]
 ) -> Float[Tensor, "batch teachers"]:

@@ -1,7 +1,6 @@
-"""Credit: gates that go by how likely a teacher finds the labels, with nothing to learn.
+"""Credit: how likely a teacher finds the labels, and a gate that goes by it, with nothing to learn.
 
-    likelihood   v_k ∝ exp(trust · credit_k[y]), credit_k[c] = mean log p_k(c) on held-out records of class c
-    confidence   v_k = (1 - softmax_k(CE_k)) / (K - 1), on the sample itself
+    v_k ∝ exp(trust · credit_k[y]), credit_k[c] = mean log p_k(c) on held-out records of class c
 
 The credit is the signal that the literal formula L = -g·log S - (1-g)·log F gives its gate: dL/dg = log F - log S,
 whoever puts more probability on the true label is trusted. Held-out records, so that a teacher earns nothing by having
@@ -17,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from streamkd.gates.gate import GateInputs, Measured, at_labels, log_answers, share, weights_of
+from streamkd.gates.gate import GateInputs, Measured, at_labels, share, weights_of
 from streamkd.hookspecs import Kind, Options, hookimpl
 
 EVERY = 10  # steps for which a measured credit is kept
@@ -130,34 +129,7 @@ def likelihood_of_samples(evidence: GateInputs) -> Float[Tensor, "batch teachers
     return torch.where(told, credit, torch.where(count > 0, mean, math.log(0.5)))
 
 
-class ConfidenceOptions(Options):
-    """Teachers by the cross entropy of their answer on the sample itself (CA-MKD)."""
-
-    hard: float = Field(default=0.5, ge=0, le=1, description="weight of the hard label, and so its floor")
-
-
-class ConfidenceGate(nn.Module):
-    """v_k = (1 - exp(CE_k)/Σ_j exp(CE_j)) / (K - 1) over the K teachers heard; K = 1 gives that one all.
-
-    CA-MKD, Zhang et al. 2022, equation 3. Without a label a teacher's CE is that of its own answer: its entropy.
-    """
-
-    def __init__(self, options: ConfidenceOptions) -> None:
-        super().__init__()
-        self.hard = options.hard
-
-    def forward(self, evidence: GateInputs) -> Float[Tensor, "batch sources"]:
-        heard = evidence.heard
-        logs = log_answers(evidence)
-        wrong = share(-at_labels(logs, evidence), heard)
-        others = heard.sum(1, keepdim=True) - 1
-        shares = torch.where(others > 0, (1 - wrong) / others.clamp_min(1), 1.0) * heard
-        hard = torch.full_like(evidence.logits[:, 0], self.hard)
-        return weights_of(hard, shares, heard, evidence.labelled)
-
-
 @hookimpl
 def streamkd_gates() -> Iterable[Kind]:
-    """The gates without parameters that go by likelihood."""
+    """The gate without parameters that goes by likelihood."""
     yield Kind("likelihood", LikelihoodGate, LikelihoodOptions, "teachers by held-out likelihood of the class")
-    yield Kind("confidence", ConfidenceGate, ConfidenceOptions, "teachers by cross entropy on the sample (CA-MKD)")

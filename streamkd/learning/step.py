@@ -335,12 +335,9 @@ class Step:
         self.memory.remember(plan.offer, plan.x, plan.y, plan.task, logits.detach())
         x, y = plan.x[: plan.fresh], plan.y[: plan.fresh]
         self.pool.heard(logits[: plan.fresh].detach(), plan.answers, _unless(y, plan.offer.again))
-        if plan.unlabelled or plan.offer.untaught:
-            seen = y >= 0
-            seen[plan.offer.untaught] = False
-            x, y = x[seen], y[seen]
-        if len(y):
-            self.pool.observe(x, y)
+        learn = y >= 0
+        learn[plan.offer.untaught] = False
+        self.pool.observe(x, y, learn)
         self.pool.after_step(self.student, plan.fresh)
         self.rate_decay.step()
 
@@ -348,6 +345,7 @@ class Step:
     def abandon(self, plan: StepBatch) -> None:
         """The step was not taken, for its loss or gradients were not finite: nothing of its fresh rows is kept."""
         self._weighed = None
+        self.pool.prequential = {}
         self.memory.withdraw(plan.offer)
         for buffer, before in self._buffers:  # one infinite activation would stay in a running mean for ever
             buffer.copy_(before)

@@ -1,7 +1,7 @@
 """Losses: one value per sample of a lesson, whatever the number of teachers.
 
 A term of the student's loss is a ``Loss``; one whose sources the gate weighs is ``Gated`` too, one with parameters
-of its own ``Trained``. ``match-gate`` lives here, others in ``readings``, ``divergences``, ``hints``, ``relations``.
+of its own ``Trained``. ``match-gate`` lives here, others are plugins (``streamkd-baselines``).
 
 ``match-gate`` is the expected-log reading of L = -g·log S(y|x) - (1-g)·log F(y|x), F's term taken over
 all classes::

@@ -72,12 +72,12 @@ def play(adapter: GateAdapter, course: Course, step: Step, batch: int) -> Played
 def hold_out(step: Step, query: Batch, task: int) -> None:
     """Offer records to the held-out part of the memory."""
     ring = step.memory.holdout
-    draws = torch.rand(2 * len(query.y), generator=torch.Generator().manual_seed(task)).tolist()
-    chosen = ring.offer(query.y.tolist(), draws)
-    places, rows = torch.tensor(list(chosen)), torch.tensor(list(chosen.values()))
+    draws = torch.rand(len(query.y), 2, generator=torch.Generator().manual_seed(task)).tolist()
     device = next(step.student.parameters()).device
-    x, y = query.x[rows].to(device), query.y[rows].to(device)
-    ring.take(places.to(device), x, y, task, step.student(x))
+    x, y = query.x.to(device), query.y.to(device)
+    chosen = ring.offer(x, y.tolist(), [(chance, pick) for chance, pick in draws])
+    places, rows = torch.tensor(list(chosen), device=device), torch.tensor(list(chosen.values()), device=device)
+    ring.take(places, x[rows], y[rows], task, step.student(x[rows]))
 
 
 @torch.no_grad()

@@ -4,9 +4,7 @@ Each sample carries the logits that the student gave at insertion and those of f
 so that a frozen teacher is never asked twice about it. All rows live in tensors of a fixed size: the memory
 never holds on to a batch that it saw.
 
-The class-balanced policy is CBRS (Chrysakis & Moens 2020, algorithm 1): a class that has once been the largest of a
-filled memory is full from then on, and only reservoir sampling within itself replaces its records; any other takes
-a place from the largest. Reservoir sampling is Vitter 1985, algorithm R.
+Which place an offered row takes is said by a policy (``streamkd.replay.policy``).
 
 On a stream that repeats its records, one that is held out comes again and is not learned; one that was learned comes
 again and is not held out (``streamkd.replay.duplicates``).
@@ -14,16 +12,18 @@ again and is not held out (``streamkd.replay.duplicates``).
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from streamkd.errors import PluginError
+from streamkd.hookspecs import Stateful
 from streamkd.replay.duplicates import Duplicates, marks
+from streamkd.replay.policy import Accounting, ClassBalanced, Contents, Offered, Policy
 
-Policy = Literal["reservoir", "class-balanced"]
-TENSORS = ("x", "y", "task", "mark", "logits", "width", "met", "frozen", "answered")
+TENSORS = ("x", "y", "task", "mark", "logits", "width", "met", "frozen", "answered", "since", "numbers")
 
 
 class Remembered:
@@ -63,10 +63,7 @@ class Ring:
     def __init__(self, capacity: int, policy: Policy, teacher_slots: int) -> None:
         self.capacity, self.policy, self.teacher_slots = capacity, policy, teacher_slots
         self.filled = 0
-        self.seen: dict[int, int] = {}
-        self._places: dict[int, list[int]] = {}
-        self._labels: list[int] = []
-        self._full: set[int] = set()
+        self.offered = 0
         self.x: Tensor | None = None
 
     def __len__(self) -> int:
@@ -83,6 +80,8 @@ class Ring:
         self.met = torch.zeros(places, dtype=torch.int64, device=device)
         self.frozen = torch.zeros((places, self.teacher_slots, classes), dtype=torch.float16, device=device)
         self.answered = torch.zeros((places, self.teacher_slots), dtype=torch.bool, device=device)
+        self.since = torch.zeros(places, dtype=torch.int64, device=device)
+        self.numbers = torch.zeros((places, self.policy.columns), dtype=torch.float64, device=device)
 
     def grow(self, classes: int) -> None:
         """Widen the cached answers to ``classes`` columns."""
@@ -90,54 +89,45 @@ class Ring:
             self.logits = torch.nn.functional.pad(self.logits, (0, more))
             self.frozen = torch.nn.functional.pad(self.frozen, (0, more))
 
-    def offer(self, labels: list[int], draws: list[float]) -> dict[int, int]:
-        """Which row goes to which place: {place: row}; ``draws`` are two uniform numbers per row."""
+    def offer(self, x: Tensor, labels: Sequence[int], draws: Sequence[tuple[float, float]]) -> dict[int, int]:
+        """Which of the rows x [n, *shape] goes to which place: {place: row}; ``draws`` are two uniform numbers per row.
+
+        Raises:
+            PluginError: the policy gives a place that there is not.
+        """
+        if self.x is None:
+            self._allocate(x, 0)
         chosen: dict[int, int] = {}
-        for row, label in enumerate(labels):
-            place = self._place(label, draws[2 * row], draws[2 * row + 1])
-            if place is not None:
-                chosen[place] = row
+        places = self.policy.places(Offered(x, labels, draws), self._contents())
+        for row, place in zip(range(len(labels)), places, strict=True):
+            if place is None:
+                continue
+            if not 0 <= place < min(self.filled + 1, self.capacity):
+                raise PluginError(
+                    f"needed a place of the {self.filled} filled ones, or the next of {self.capacity}, got {place}",
+                    where=f"memory.policy {type(self.policy).__name__}",
+                )
+            self.filled = max(self.filled, place + 1)
+            chosen[place] = row
+        self.offered += len(labels)
         return chosen
 
-    def _place(self, label: int, chance: float, pick: float) -> int | None:
-        seen = self.seen[label] = self.seen.get(label, 0) + 1
-        if self.filled < self.capacity:
-            place = self.filled
-            self.filled += 1
-            self._labels.append(label)
-            self._places.setdefault(label, []).append(place)
-            return place
-        if self.policy == "reservoir":
-            place = int(chance * sum(self.seen.values()))
-            return self._replace(place, label) if place < self.capacity else None
-        most = max(map(len, self._places.values()))
-        self._full.update(known for known, places in self._places.items() if len(places) == most)
-        if label not in self._full or label not in self._places:
-            largest = [place for places in self._places.values() if len(places) == most for place in places]
-            return self._replace(largest[int(pick * len(largest))], label)
-        mine = self._places[label]
-        return mine[int(pick * len(mine))] if chance * seen < len(mine) else None
-
-    def _replace(self, place: int, label: int) -> int:
-        old = self._labels[place]
-        if old != label:
-            self._places[old].remove(place)
-            if not self._places[old]:
-                del self._places[old]
-            self._places.setdefault(label, []).append(place)
-            self._labels[place] = label
-        return place
+    def _contents(self) -> Contents:
+        assert self.x is not None
+        held = slice(self.filled)
+        age = self.offered - self.since[held]
+        return Contents(self.capacity, self.offered, self.x[held], self.y[held], age, self.numbers)
 
     def take(self, places: Tensor, x: Tensor, y: Tensor, task: int, logits: Tensor, mark: Tensor | None = None) -> None:
         """Write rows into places; their cached teacher answers are forgotten. ``mark`` is what they are known by."""
-        if self.x is None:
-            self._allocate(x, logits.shape[1])
-        assert self.x is not None
+        assert self.x is not None, "rows are offered before they are taken"
+        self.grow(logits.shape[1])
         self.x[places], self.y[places], self.task[places] = x, y, task
         self.mark[places] = 0 if mark is None else mark.to(self.mark.device)
         self.logits[places] = logits.half()
         self.width[places] = logits.shape[1]
         self.met[places] = 0
+        self.since[places] = self.offered
         self.answered[places] = False
 
     def marks(self) -> list[int]:
@@ -153,40 +143,28 @@ class Ring:
         """Empty some places; the last rows move up into them."""
         for place in sorted(places, reverse=True):
             self.filled -= 1
-            label, moved = self._labels[place], self._labels.pop()
-            self._places[label].remove(place)
-            if not self._places[label]:
-                del self._places[label]
-            if place == self.filled:
-                continue
-            self._labels[place] = moved
-            mine = self._places[moved]
-            mine[mine.index(self.filled)] = place
+            if isinstance(self.policy, Accounting):
+                self.policy.dropped(place, self.filled)
             for name in TENSORS if self.x is not None else ():
                 getattr(self, name)[place] = getattr(self, name)[self.filled]
 
     def state_dict(self) -> dict[str, Any]:
         tensors = {} if self.x is None else {name: getattr(self, name)[: self.filled] for name in TENSORS}
-        # the order of each class's places decides later replacements, so it is state
-        places = [[label, *places] for label, places in self._places.items()]
-        seen = [list(item) for item in self.seen.items()]
-        return {"filled": self.filled, "seen": seen, "places": places, "full": sorted(self._full), **tensors}
+        policy = self.policy.state_dict() if isinstance(self.policy, Stateful) else {}
+        return {"filled": self.filled, "offered": self.offered, "policy": policy, **tensors}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Restore; with another number of teacher slots, cached answers that have no place any more are dropped."""
         self.filled = state["filled"]
-        self._full = set(state["full"])
-        self.seen = dict(map(tuple, state["seen"]))
-        self._places = {label: list(places) for label, *places in state["places"]}
-        self._labels = [0] * self.filled
-        for label, places in self._places.items():
-            for place in places:
-                self._labels[place] = label
+        # older checkpoints have what a policy keeps beside the rows
+        self.offered = state["offered"] if "offered" in state else sum(count for _, count in state["seen"])
+        if isinstance(self.policy, Stateful):
+            self.policy.load_state_dict(state.get("policy", state))
         if "x" in state:
             self._allocate(state["x"].to(device), state["logits"].shape[1])
             for name in ("x", "y", "task", "logits", "width"):
                 getattr(self, name)[: self.filled] = state[name].to(device)
-            for name in ("met", "mark"):  # not in older checkpoints
+            for name in ("met", "mark", "since", "numbers"):  # not in older checkpoints
                 if name in state:
                     getattr(self, name)[: self.filled] = state[name].to(device)
             slots = min(self.teacher_slots, state["frozen"].shape[1])
@@ -213,19 +191,27 @@ class Offer:
         """The rows that nobody may learn from."""
         return [*self.held.values(), *self.twins]
 
-    def pairs(self, rows: Sequence[int]) -> list[float]:
+    def pairs(self, rows: Sequence[int]) -> list[tuple[float, float]]:
         """The two numbers of each row that decide its place."""
-        return [draw for row in rows for draw in self.draws[3 * row + 1 : 3 * row + 3]]
+        return [(self.draws[3 * row + 1], self.draws[3 * row + 2]) for row in rows]
 
 
 class Memory:
-    """A replayed ring and a held-out one, ``size`` places in all."""
+    """A replayed ring and a held-out one, ``size`` places in all; each has a policy of its own, else class-balanced."""
 
-    def __init__(self, size: int, holdout_ratio: float, policy: Policy, teacher_slots: int, seed: int) -> None:
+    def __init__(
+        self,
+        size: int,
+        holdout_ratio: float,
+        teacher_slots: int,
+        seed: int,
+        policy: Policy | None = None,
+        holdout_policy: Policy | None = None,
+    ) -> None:
         held = round(size * holdout_ratio)
         self.holdout_ratio = holdout_ratio
-        self.replayed = Ring(size - held, policy, teacher_slots)
-        self.holdout = Ring(held, "class-balanced", teacher_slots)
+        self.replayed = Ring(size - held, policy or ClassBalanced(), teacher_slots)
+        self.holdout = Ring(held, holdout_policy or ClassBalanced(), teacher_slots)
         self.duplicates = Duplicates(size)
         self._generator = torch.Generator().manual_seed(seed)
 
@@ -259,7 +245,7 @@ class Memory:
             said = logits(drawn)
             fine = torch.isfinite(said).all(1).tolist()
             sane, said = [row for row, ok in zip(drawn, fine, strict=True) if ok], said[fine]
-            chosen = self.holdout.offer([labels[row] for row in sane], offer.pairs(sane))
+            chosen = self.holdout.offer(x[sane], [labels[row] for row in sane], offer.pairs(sane))
             offer.held.update({place: sane[index] for place, index in chosen.items()})
             if chosen:
                 rows = [*offer.held.values()]
@@ -288,7 +274,7 @@ class Memory:
         if not self.replayed.capacity:
             return
         labels = y.tolist()
-        chosen = self.replayed.offer([labels[row] for row in offer.rows], offer.pairs(offer.rows))
+        chosen = self.replayed.offer(x[offer.rows], [labels[row] for row in offer.rows], offer.pairs(offer.rows))
         if chosen:
             rows = [offer.rows[index] for index in chosen.values()]
             places = torch.tensor([*chosen], device=x.device)

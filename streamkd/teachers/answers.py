@@ -73,7 +73,7 @@ class TeacherPanel:
             for part in _asked(teacher, fresh, end, rows):
                 if (answer := self.guard.ask(teacher, x[part], classes)) is not None:
                     logits[part, index], known[part, index] = answer
-            if remembered is None or teacher.role == "live":
+            if remembered is None or teacher.role in ("live", "prequential"):
                 continue
             if teacher.role == "remembered":
                 logits[fresh:end, index] = remembered.logits().float()
@@ -91,6 +91,8 @@ def _asked(teacher: Teacher, fresh: int, end: int, rows: int) -> list[slice]:
     """The rows that a teacher is asked about in person; those between ``fresh`` and ``end`` are remembered ones."""
     if teacher.role == "live":
         return [slice(0, rows)]
+    if teacher.role == "prequential":
+        return [slice(0, fresh)] if fresh and teacher.fresh else []
     # a snapshot would speak of rows between records with the labels of its time, and of no other
     unseen = [slice(end, rows)] if rows > end and teacher.role == "versioned" else []
     # the fresh ones last: a versioned teacher sees them again when it learns them, and may remember their features

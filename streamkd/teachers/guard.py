@@ -13,7 +13,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from streamkd.errors import PluginError
-from streamkd.teachers.teacher import Recalling, SnapshotTeacher, Teacher
+from streamkd.teachers.teacher import Incremental, Recalling, SnapshotTeacher, Teacher
 
 STRIKES = 3  # chosen by hand
 T = TypeVar("T")
@@ -56,6 +56,15 @@ class Guard:
         return self.guarded(
             teacher, lambda: self._checked(_said(teacher, x, y), teacher.known().to(x.device), len(x), classes)
         )
+
+    def test_then_train(self, teacher: Incremental, x: Tensor, y: Tensor, learn: Tensor) -> Tensor | None:
+        """What it says of each row before it learns it, [n, classes] on the rows' device; ``None``: it failed."""
+
+        def call() -> Tensor:
+            known = teacher.known()
+            return self._checked(teacher.test_then_train(x, y, learn).to(x.device), known, len(x), len(known))[0]
+
+        return self.guarded(teacher, call)
 
     def guarded(self, teacher: Teacher, call: Callable[[], T]) -> T | None:
         """What a teacher's own code gives, timed; ``None``: it failed, or did so too often."""

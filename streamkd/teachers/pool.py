@@ -20,6 +20,7 @@ from streamkd.errors import ConfigError, PluginError
 from streamkd.gates.gate import Measured
 from streamkd.gates.label_noise import LabelNoise
 from streamkd.gates.likelihood import Measurements, held_out_likelihood
+from streamkd.hookspecs import Stateful
 from streamkd.records import Label
 from streamkd.replay.memory import Memory, Remembered, whole
 from streamkd.students.networks import Student
@@ -29,12 +30,12 @@ from streamkd.teachers.guard import Guard
 from streamkd.teachers.teacher import (
     EmaTeacher,
     Following,
+    Incremental,
     Layered,
     Observing,
     Sized,
     SnapshotMaker,
     SnapshotTeacher,
-    Stateful,
     Teacher,
     copy_of,
 )
@@ -63,6 +64,9 @@ class Pool:
         self.ages: dict[str, int] = {t.key: 0 for t in self.teachers}
         self.taken = 0
         self._observers = [t for t in self.teachers if isinstance(t, Observing)]
+        self._incremental = [t for t in self.teachers if isinstance(t, Incremental)]
+        self.prequential: dict[str, Tensor] = {}
+        """What incremental teachers said of the last step's fresh rows, each before it was learned: [n, classes]."""
         self.guard = Guard()
         self.cache = Cache(memory, self.guard)
         self._panel = TeacherPanel(self.teachers, self.guard, self.cache)
@@ -122,8 +126,18 @@ class Pool:
                 )
         return {key: _features(by_key[key], x, layers) for key, layers in wanted.items()}
 
-    def observe(self, x: Tensor, y: Tensor) -> None:
-        """Teachers that learn from labels themselves see a step's fresh labelled rows: raw x [n, *shape], columns y."""
+    def observe(self, x: Tensor, y: Tensor, learn: Tensor) -> None:
+        """Teachers that learn from labels themselves see a step's fresh rows: raw x [n, *shape], columns y, -1 without
+        label. They learn those of ``learn`` [n]; who learns record by record answers all of them on the way.
+        """
+        self.prequential = {}
+        for incremental in self._incremental:
+            answers = self.guard.test_then_train(incremental, x, y, learn)
+            if answers is not None:
+                self.prequential[incremental.key] = answers
+        if not self._observers or not learn.any():
+            return
+        x, y = x[learn], y[learn]
         for teacher in self._observers:
             self.guard.guarded(cast(Teacher, teacher), partial(teacher.observe, x, y))
 
@@ -235,8 +249,13 @@ class Pool:
         self._facts = None
         held = self._verdict(student.classes)
         if held is not None:
-            self.worth = dict(zip(self.keys, held.marginal().tolist(), strict=True))
-            self.accuracy = dict(zip(self.keys, held.accuracy().tolist(), strict=True))
+            self.worth = self._measured(held.marginal())
+            self.accuracy = self._measured(held.accuracy())
+
+    def _measured(self, values: Tensor) -> dict[str, float]:
+        """By teacher, of those that are asked about held-out records."""
+        pairs = zip(self.teachers, values.tolist(), strict=True)
+        return {teacher.key: value for teacher, value in pairs if teacher.role != "prequential"}
 
     def _verdict(self, classes: int) -> Assessment | None:
         """Of all teachers on the held-out records; ``None`` without any."""

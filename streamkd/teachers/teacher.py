@@ -1,15 +1,15 @@
 """Teachers: whoever answers a batch with logits that the student may learn from.
 
     ema        a moving average of the student, asked about every row; also the default served model
-    memory     the student's own logits at the time a sample was remembered
     snapshot   a frozen copy of the average, admitted when a task ends
 
 A *live* teacher changes at every step and is asked each time. A *frozen* one never changes, so its answer on a
 remembered sample is cached; whether it is asked about fresh rows too is its own choice (``fresh``). A *versioned* one
 (``Versioned``) changes now and then and says so: its cached answers are asked for anew when its version has risen.
+A *prequential* one (``Incremental``) speaks of the rows that have just arrived alone, in the order of the stream.
 
 A ``Teacher`` answers, says what it knows, and follows the label space. What else it can do it shows by having the
-methods of ``Following``, ``Observing``, ``Recalling``, ``Layered``, ``Stateful`` or ``Sized``.
+methods of ``Following``, ``Observing``, ``Incremental``, ``Recalling``, ``Layered``, ``Stateful`` or ``Sized``.
 """
 
 import copy
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -30,7 +30,7 @@ from streamkd.records import Label, RecordSchema
 from streamkd.students.networks import Student
 
 M = TypeVar("M", bound=nn.Module)
-Role = Literal["live", "remembered", "frozen", "versioned", "snapshots"]
+Role = Literal["live", "remembered", "frozen", "versioned", "prequential", "snapshots"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Teacher(Protocol):
     key: str
     role: Role
     fresh: bool
-    """Frozen teachers only: asked about rows that have just arrived, not only about remembered ones."""
+    """Frozen and prequential teachers only: asked about rows that have just arrived, before the step is taken."""
 
     def logits(self, x: Tensor) -> Float[Tensor, "batch classes"]:
         """Answers on raw inputs [batch, *shape], one column per label of the label space."""
@@ -85,15 +85,6 @@ class Layered(Protocol):
     def features(self, x: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
         """Outputs of named layers on raw inputs."""
         ...
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """A teacher with something to keep in the checkpoint: dicts with string keys, lists, JSON scalars, tensors."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 @runtime_checkable
@@ -126,6 +117,22 @@ class Observing(Protocol):
 
     def end_task(self) -> None:
         """A task has ended: what it has put off it does now, before it is judged."""
+        ...
+
+
+@runtime_checkable
+class Incremental(Teacher, Protocol):
+    """A teacher that learns record by record, each one a test before it is learned (prequential, Gama et al. 2013)."""
+
+    def test_then_train(
+        self, x: Tensor, y: Int[Tensor, "batch"], learn: Bool[Tensor, "batch"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Answer row i having learned those rows before it that are to be learned, then learn it; on to the next.
+
+        Once a step, when it has been taken, of all its fresh rows in the order of the stream: raw inputs [n, *shape],
+        columns y, -1 without label. Rows that are held out or have no label are answered and not learned. It takes
+        the place of ``observe``; what it keeps of the rows it copies.
+        """
         ...
 
 
@@ -213,29 +220,6 @@ class _Pairs:
         names = [name for name, _ in student.named_buffers() if name not in fixed]
         kept, new = ([module.get_buffer(name) for name in names] for module in (average, student))
         return cls(student, [*average.parameters()], [*student.parameters()], kept, new)
-
-
-class RecallTeacher:
-    """The student's logits as they were when a sample was remembered (DER++, Buzzega et al. 2020, equation 6).
-
-    It answers nothing by itself: its answers lie in the memory.
-    """
-
-    role: Role = "remembered"
-    fresh = False
-
-    def __init__(self, options: Options, context: TeacherContext) -> None:
-        self.key = context.key
-        self._width = len(context.labels)
-
-    def logits(self, x: Tensor) -> Float[Tensor, "batch classes"]:
-        return torch.zeros(len(x), self._width, device=x.device)
-
-    def known(self) -> Bool[Tensor, "classes"]:
-        return torch.zeros(self._width, dtype=torch.bool)
-
-    def grow(self, labels: Sequence[Label]) -> None:
-        self._width = len(labels)
 
 
 class SnapshotOptions(Options):
@@ -367,7 +351,6 @@ def _make_snapshots(options: SnapshotOptions, context: TeacherContext) -> Snapsh
 
 @hookimpl
 def streamkd_teachers() -> Iterable[Kind]:
-    """The built-in teachers."""
+    """Teachers that are made of the student."""
     yield Kind("ema", EmaTeacher, EmaOptions, "moving average of the student")
-    yield Kind("memory", RecallTeacher, Options, "the student's own remembered logits")
     yield Kind("snapshot", _make_snapshots, SnapshotOptions, "frozen copies of the average, taken when tasks end")

@@ -15,6 +15,7 @@ from streamkd.hookspecs import Group, Kind
 from streamkd.testing.clauses import ContractBroken, Given
 from streamkd.testing.gates import check_gate
 from streamkd.testing.losses import check_loss
+from streamkd.testing.policies import check_policy
 from streamkd.testing.sources import check_source
 from streamkd.testing.streaming import check_detector, check_observer
 from streamkd.testing.students import check_student
@@ -27,6 +28,7 @@ __all__ = [
     "check_gate",
     "check_loss",
     "check_observer",
+    "check_policy",
     "check_source",
     "check_student",
     "check_teacher",
@@ -47,5 +49,6 @@ def check(group: Group, kind: Kind, options: Given = None) -> None:
         "sources": check_source,
         "detectors": check_detector,
         "observers": check_observer,
+        "policies": check_policy,
     }
     checks[group](kind, options)

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamkd.hookspecs import Kind, Options
+from streamkd.hookspecs import Kind, Options, Stateful
 from streamkd.records import Label, RecordSchema
 from streamkd.students import networks
 from streamkd.teachers.teacher import (
     Following,
+    Incremental,
     Layered,
     Observing,
     Recalling,
     Sized,
     SnapshotMaker,
-    Stateful,
     Teacher,
     TeacherContext,
     Versioned,
@@ -37,8 +37,8 @@ def check_teacher(
 ) -> None:
     """A teacher: answers without gradient in the label space's columns, follows it as it grows, and comes back whole.
 
-    One that learns from labels (``Observing``) learns two tasks here: the same of the same rows, of copies, and as
-    if never stopped. The last of ``labels`` arrives late. ``layers`` are names that ``features`` is asked for.
+    One that learns from labels (``Observing``, ``Incremental``) learns two tasks here: the same of the same rows, of
+    copies, and as if never stopped. The last of ``labels`` arrives late. ``layers`` are names for ``features``.
 
     Raises:
         ContractBroken: a clause is broken; the text names it.
@@ -57,8 +57,10 @@ def check_teacher(
     _shows(clause, teacher, x, layers)
     _is_sized(clause, teacher)
     _comes_back(clause, nursery, teacher, x)
-    if isinstance(teacher, Observing):
+    if isinstance(teacher, Observing | Incremental):
         Course(clause, nursery).check()
+    if isinstance(teacher, Incremental):
+        _tests_then_trains(clause, nursery)
 
 
 @dataclass(frozen=True)
@@ -119,13 +121,19 @@ class Said:
 def _introduces_itself(clause: Clause, teacher: Teacher) -> None:
     with clause(
         "it goes by the key of its context, and has a role",
-        "take `key` from the context; role: live, remembered, frozen, or versioned with an int `version`",
+        "take `key` from the context; role: live, remembered, frozen, prequential, or versioned with an int `version`",
     ):
         needs(teacher.key.startswith("its-key"), "the key 'its-key'", repr(teacher.key))
-        needs(teacher.role in ("live", "remembered", "frozen", "versioned"), "a role", repr(teacher.role))
+        roles = ("live", "remembered", "frozen", "versioned", "prequential")
+        needs(teacher.role in roles, "a role", repr(teacher.role))
         needs(
             teacher.role != "versioned" or isinstance(teacher, Versioned),
             "a version, as versioned teachers have",
+            "none",
+        )
+        needs(
+            teacher.role != "prequential" or isinstance(teacher, Incremental),
+            "test_then_train(), as prequential teachers have",
             "none",
         )
         needs(isinstance(teacher.fresh, bool), "`fresh` to be a bool", repr(teacher.fresh))
@@ -135,6 +143,11 @@ def _introduces_itself(clause: Clause, teacher: Teacher) -> None:
     ):
         has = [name for name in ("observe", "end_task") if hasattr(teacher, name)]
         needs(len(has) != 1, "both", f"{has} alone")
+    with clause(
+        "one that learns record by record is not shown the rows again",
+        "leave out observe() and end_task(): test_then_train() takes their place",
+    ):
+        needs(not isinstance(teacher, Incremental) or not has, "no observe()", "both")
 
 
 def _answers(clause: Clause, teacher: Teacher, x: Tensor, labels: Sequence[Label]) -> None:
@@ -223,10 +236,76 @@ def _comes_back(clause: Clause, nursery: Nursery, teacher: Teacher, x: Tensor) -
         Said.by(teacher, x).is_kept_by(nursery.restored(_state_of(teacher), nursery.labels), x)
 
 
+def _tests_then_trains(clause: Clause, nursery: Nursery) -> None:
+    """The fresh rows of three steps, every third of which is held out, and what is said of them."""
+    x, y = (torch.cat(part) for part in zip(*lessons_of(nursery.schema, len(nursery.early), 3), strict=True))
+    learn = torch.arange(len(y)) % 3 > 0
+    whole, _ = nursery.build()
+    with clause(
+        "test_then_train(x, y, learn) gives finite logits [batch, classes], without gradient",
+        "one row of answers for each row, also for those that are not learned",
+    ):
+        said = _learned(whole, x, y, learn)
+        shaped(said, (len(x), len(nursery.early)))
+        needs(not said.requires_grad, "no gradient", "one")
+    with clause(
+        "each row is answered before it is learned, and after those before it",
+        "row by row: what logits() says of it now, then learn it, then the next",
+    ):
+        other, _ = nursery.build()
+        for row in range(len(y)):
+            part = slice(row, row + 1)
+            with torch.no_grad():
+                asked = other.logits(x[part]).clone()
+            same(asked, said[part])
+            same(_learned(other, x[part], y[part], learn[part]), said[part])
+        same(other.logits(x), whole.logits(x))
+    with clause(
+        "no row is answered with its own label or a later one",
+        "look at y[i] only once row i has been answered",
+    ):
+        for row in (1, len(y) // 2, len(y) - 1):
+            changed = y.clone()
+            changed[row:] = (changed[row:] + 1) % len(nursery.early)
+            same(_learned(nursery.build()[0], x, changed, learn)[: row + 1], said[: row + 1], 0)
+    with clause(
+        "a row that is not to be learned teaches nothing, labelled or not",
+        "look at x[i] and y[i] of rows with learn[i] only to answer, never to learn, nor to count",
+    ):
+        none, empty = torch.zeros_like(learn), torch.full_like(y, -1)
+        before = Said.by(whole, x)
+        state = _state_of(whole)
+        _learned(whole, x, y, none)
+        _learned(whole, x, empty, none)
+        before.is_kept_by(whole, x)
+        needs(not _differ(state, _state_of(whole)), "the same state", "another")
+        same(_learned(nursery.build()[0], x[learn], y[learn], learn[learn]), said[learn])
+    with clause("what it has learned shows", "learn the rows of `learn`"):
+        needs(not torch.equal(nursery.build()[0].logits(x), whole.logits(x)), "other answers than at first", "the same")
+
+
+def _learned(teacher: Any, x: Tensor, y: Tensor, learn: Tensor) -> Tensor:
+    with torch.no_grad():
+        answers: Tensor = teacher.test_then_train(x.clone(), y.clone(), learn.clone())
+    return answers.clone()
+
+
+def _differ(one: Any, other: Any) -> bool:
+    """Whether two states are not the same, tensors bit for bit."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return not torch.equal(one, other)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() != other.keys() or any(_differ(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) != len(other) or any(map(_differ, one, other))
+    return bool(one != other)
+
+
 class Course:
     """Two tasks that an observing teacher learns, the second with a label more; what it says is asked after each step.
 
-    As in a learner's step: ``logits`` on the fresh rows, then ``observe`` of them, without gradient.
+    As in a learner's step: ``logits`` on the fresh rows, then ``observe`` of them, without gradient. One that learns
+    record by record is given them once, and hears of no task's end.
     """
 
     def __init__(self, clause: Clause, nursery: Nursery) -> None:
@@ -255,12 +334,12 @@ class Course:
         said, states = [Said.by(teacher, self.x)], [_state_of(teacher)]
         for name, labels, lesson in self.steps:
             with self.clause(
-                "observe(x, y), end_task() and grow(labels) are taken at any time, in any order, without gradient",
+                "rows, the end of a task and grow(labels) are taken at any time, in any order, without gradient",
                 "do not count on rows before a task's end, or on some of every label; torch.enable_grad() to train",
             ):
                 given = None if lesson is None else (lesson[0].clone(), lesson[1].clone())
                 self._take(teacher, name, labels, given)
-            with self.clause("observe leaves the rows that it is given as they are", "work on copies of x and y"):
+            with self.clause("learning leaves the rows that it is given as they are", "work on copies of x and y"):
                 if lesson is not None and given is not None:
                     same(given[0], lesson[0], 0)
                     same(given[1], lesson[1], 0)
@@ -278,7 +357,7 @@ class Course:
             "what it learns changes its answers only with a new version: only live teachers change without",
             "versioned: raise `version`, never lower it, whenever logits or known change; frozen: never change",
         ):
-            if teacher.role == "live":
+            if teacher.role in ("live", "prequential"):
                 return
             now = Said.by(teacher, self.x)
             if before.version is not None and now.version != before.version:
@@ -355,8 +434,11 @@ class Course:
             with torch.no_grad():
                 if asked:
                     teacher.logits(lesson[0])
-                teacher.observe(*lesson)
+                if isinstance(teacher, Incremental):
+                    teacher.test_then_train(*lesson, torch.ones_like(lesson[1], dtype=torch.bool))
+                else:
+                    teacher.observe(*lesson)
         elif name == "grow":
             teacher.grow(labels)
-        else:
+        elif isinstance(teacher, Observing):
             teacher.end_task()

@@ -20,6 +20,7 @@ from streamkd.analytic.teacher import AnalyticOptions, AnalyticTeacher
 from streamkd.errors import StateError
 from streamkd.plugins import Registry
 from streamkd.replay.memory import Ring
+from streamkd.replay.policy import ClassBalanced
 from streamkd.students.networks import Student, load_published
 from streamkd.teachers.teacher import TeacherContext, copy_of
 
@@ -110,8 +111,9 @@ def test_wrong_labels_do_not_make_the_unsure_one_the_better() -> None:
 
 
 def ring_of(x: Tensor, y: Tensor) -> Ring:
-    ring = Ring(len(y), "class-balanced", 0)
-    ring.take(torch.tensor(list(ring.offer(y.tolist(), [0.0] * 2 * len(y)))), x, y, 0, torch.zeros(len(y), 3))
+    ring = Ring(len(y), ClassBalanced(), 0)
+    places = ring.offer(x, y.tolist(), [(0.0, 0.0)] * len(y))
+    ring.take(torch.tensor(list(places)), x, y, 0, torch.zeros(len(y), 3))
     return ring
 
 
@@ -123,7 +125,7 @@ def test_what_is_served_is_chosen_on_held_out_records() -> None:
     assert isinstance(better, Ensemble)
     assert better.share <= 0.5
     assert chosen(student, teacher, ring_of(x, teacher.logits(x).argmin(1))) is student
-    unsure = chosen(student, teacher, Ring(8, "class-balanced", 0))
+    unsure = chosen(student, teacher, Ring(8, ClassBalanced(), 0))
     assert isinstance(unsure, Ensemble)
     assert unsure.share == 0.5
 

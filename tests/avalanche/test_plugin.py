@@ -18,6 +18,9 @@ from avalanche.training.plugins import EvaluationPlugin, EWCPlugin, ReplayPlugin
 from avalanche.training.supervised import DER, ER_ACE, Naive
 from avalanche.training.supervised.lamaml_v2 import LaMAML
 from sklearn.datasets import load_digits
+from streamkd_baselines.confidence import ConfidenceGate, ConfidenceOptions
+from streamkd_baselines.hedge import Hedge, HedgeOptions
+from streamkd_baselines.shared import PerClassGate, ScalarGate, SharedOptions
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -26,10 +29,8 @@ from streamkd.avalanche.copies import grown
 from streamkd.avalanche.plugin import MatchGateDistillation
 from streamkd.errors import ConfigError
 from streamkd.gates.gate import FixedGate, FixedOptions
-from streamkd.gates.hedge import Hedge, HedgeOptions
-from streamkd.gates.likelihood import ConfidenceGate, ConfidenceOptions, LikelihoodGate, LikelihoodOptions
+from streamkd.gates.likelihood import LikelihoodGate, LikelihoodOptions
 from streamkd.gates.per_sample import PerSampleGate, PerSampleOptions
-from streamkd.gates.shared import PerClassGate, ScalarGate, SharedOptions
 from streamkd.students.foreign import Foreign
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Avalanche warns of itself

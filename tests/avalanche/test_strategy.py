@@ -52,7 +52,7 @@ def equal(one: nn.Module, other: nn.Module) -> bool:
 def test_learning_is_the_plain_loop(kind: Any, clip: float | None) -> None:
     """Bitwise: the strategy's weights are those of the same steps written out by hand, teacher and memory included."""
     strategy = strategy_of(toys.make_step(optimizer=kind, clip_norm=clip, snapshots=0, holdout_ratio=0.0))
-    student, memory = toys.mlp(), Memory(40, 0.0, "class-balanced", 8, 0)
+    student, memory = toys.mlp(), Memory(40, 0.0, 8, 0)
     average = copy.deepcopy(student)
     optimizer = toys.optimizer_of(kind[0], list(student.parameters()), **kind[1])
     for t, (x, y) in enumerate(toys.batches(40)):

@@ -5,20 +5,24 @@ import statistics
 from pathlib import Path
 
 import pytest
+from baselines import with_baselines
 
 from streamkd import config as configuration
 from streamkd.bench import book, documents, gate, plots, policies, scenarios, streams, upkeep
 from streamkd.bench.book import Row
-from streamkd.errors import ConfigError
+from streamkd.errors import ConfigError, PluginError
+from streamkd.gates import gate as gates
+from streamkd.plugins import Registry
 
 
 @pytest.mark.parametrize("policy", policies.POLICIES)
 @pytest.mark.parametrize("scenario", ["clean", "experts"])
-def test_a_policy_changes_the_gate_alone(scenario: str, policy: str) -> None:
+def test_a_policy_changes_the_gate_alone(scenario: str, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Teachers, stream and student stay; the configuration is one that can be run."""
     made = scenarios.tree(scenario, "digits")
     other = policies.under(made, policy)
     assert {key for key in other if other[key] != made.get(key)} <= {"gate", "adapt"}
+    monkeypatch.setattr(Registry, "load", with_baselines)
     configuration.from_tree({**other, "seed": 0}, scenarios.registry_for(made, 0))
 
 
@@ -200,6 +204,20 @@ def test_what_the_gate_costs_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert figures["gate.overhead_ratio"] == (turn["gated"] - turn["fixed"]) / turn["gated"]
     assert len(bursts) == 4
     assert 0 < figures["gate.adaptation_seconds"] == statistics.median(bursts)
+
+
+def test_a_policy_whose_gate_is_not_installed_is_refused_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without streamkd-baselines the grid and our own gates can be run; hedge and the like say what to install."""
+    bare = Registry()
+    bare.register(gates, "gates")
+    monkeypatch.setattr(Registry, "load", lambda: bare)
+    policies.require_gates(["gate", "uniform", "adapted-never", "fixed-0.3-ema"])
+    with pytest.raises(
+        PluginError, match=r"policy hedge: there is no gate 'hedge'[\s\S]*pip install streamkd-baselines"
+    ):
+        gate.measure(["clean"], ["uniform", "hedge"], [0], tmp_path)
 
 
 def test_unknown_names_are_refused(tmp_path: Path) -> None:

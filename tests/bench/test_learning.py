@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from baselines import REGISTRY
 
 from streamkd import config as configuration
 from streamkd.bench import baselines, documents, learning, peers, plots, streams
 from streamkd.errors import ConfigError, SourceError
-from streamkd.plugins import Registry
 from streamkd.wiring import student_of
 
 FOLDER = Path(__file__).parents[2] / "streams"
-REGISTRY = Registry.load()
 pytestmark = pytest.mark.filterwarnings("ignore")  # Avalanche warns of itself
 
 

@@ -10,12 +10,13 @@ import toys
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from streamkd_baselines.confidence import ConfidenceGate, ConfidenceOptions
+from streamkd_baselines.hedge import Hedge, HedgeOptions
+from streamkd_baselines.shared import PerClassGate, ScalarGate, SharedOptions, SharedWeights
 
 from streamkd.gates.gate import FixedGate, FixedOptions, Gate, GateInputs, Measured, at_labels, imbalance
-from streamkd.gates.hedge import Hedge, HedgeOptions
-from streamkd.gates.likelihood import ConfidenceGate, ConfidenceOptions, LikelihoodGate, LikelihoodOptions
+from streamkd.gates.likelihood import LikelihoodGate, LikelihoodOptions
 from streamkd.gates.per_sample import PerSampleGate, belief
-from streamkd.gates.shared import PerClassGate, ScalarGate, SharedOptions, SharedWeights
 
 seeds = st.integers(0, 10_000)
 
@@ -46,7 +47,7 @@ def hedge() -> Hedge:
 
 
 def gates() -> list[Gate]:
-    """Every built-in gate, with 0.4 as the least weight of the hard label."""
+    """Every gate, built in or of streamkd-baselines, with 0.4 as the least weight of the hard label."""
     return [
         FixedGate(FixedOptions(hard=0.4, teachers={"t1": 3.0})),
         toys.scorer(floor=0.4),

@@ -1,4 +1,4 @@
-"""Credit: what is measured of teachers on held-out records, and the gates that go by likelihood."""
+"""Credit: what is measured of teachers on held-out records, and the gate that goes by it."""
 
 import copy
 import dataclasses
@@ -13,13 +13,7 @@ from hypothesis import strategies as st
 
 from streamkd.gates import likelihood
 from streamkd.gates.gate import GateInputs, Measured
-from streamkd.gates.likelihood import (
-    ConfidenceGate,
-    ConfidenceOptions,
-    LikelihoodGate,
-    LikelihoodOptions,
-    held_out_likelihood,
-)
+from streamkd.gates.likelihood import LikelihoodGate, LikelihoodOptions, held_out_likelihood
 from streamkd.teachers.teacher import EmaOptions, EmaTeacher
 
 CPU = torch.device("cpu")
@@ -123,30 +117,6 @@ def test_trust_without_end_takes_the_best_teacher_of_each_class(seed: int) -> No
     even = LikelihoodGate(LikelihoodOptions(trust=0.0))(evidence)[:, 1:]
     count = evidence.heard.sum(1, keepdim=True)
     torch.testing.assert_close(even, (evidence.heard * even.sum(1, keepdim=True) / count.clamp_min(1)))
-
-
-def ca_mkd(evidence: GateInputs, hard: float) -> list[list[float]]:
-    """(1 - exp(CE_k)/Σ exp(CE_j)) / (K - 1), Zhang et al. 2022, equation 3."""
-    rows = []
-    for i, label in enumerate(evidence.labels.tolist()):
-        wrong = {}
-        for k in range(len(evidence.teachers)):
-            if evidence.heard[i, k]:
-                p = oracles.softmax(evidence.answers[i, k].tolist(), evidence.known[i, k].tolist())
-                wrong[k] = 1 / p[label]
-        count = len(wrong)
-        v = {k: (1 - e / sum(wrong.values())) / (count - 1) if count > 1 else 1.0 for k, e in wrong.items()}
-        w0 = hard if count else 1.0
-        rows.append([w0] + [(1 - w0) * v.get(k, 0.0) for k in range(len(evidence.teachers))])
-    return rows
-
-
-@given(seeds)
-def test_confidence_is_ca_mkd(seed: int) -> None:
-    """Equation 3 of the paper over the teachers heard; one teacher alone has all."""
-    evidence = toys.evidence(toys.lesson(seed))
-    wanted = torch.tensor(ca_mkd(evidence, 0.5), dtype=torch.float64)
-    torch.testing.assert_close(ConfidenceGate(ConfidenceOptions())(evidence), wanted, rtol=1e-9, atol=1e-9)
 
 
 def test_the_pool_measures_only_when_asked_and_no_more_than_every_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:

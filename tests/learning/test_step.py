@@ -37,7 +37,7 @@ class Reads:
 
 def with_terms(*terms: Term) -> Step:
     student = toys.mlp()
-    memory = Memory(20, 0.25, "class-balanced", 8, 0)
+    memory = Memory(20, 0.25, 8, 0)
     pool = Pool([EmaTeacher(EmaOptions(), toys.context_of("ema", student))], None, memory, limit=8, limit_bytes=1 << 30)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
     return Step(student, optimizer, memory, pool, toys.scorer(), terms, replay=5)
@@ -128,7 +128,7 @@ def test_rows_that_are_held_out_teach_nobody() -> None:
     """They have no weight, so that the student's gradient is that of the other rows; teachers do not observe them."""
     step = toys.make_step(holdout_ratio=0.5)
     observed: list[Tensor] = []
-    step.pool.observe = lambda x, y: observed.append(x)  # type: ignore[method-assign]
+    step.pool.observe = lambda x, y, learn: observed.append(x[learn])  # type: ignore[method-assign]
     for x, y in toys.batches(5):
         plan = step.begin(x, y, 0)
         lesson = step.weigh(plan, logits := step.forward(plan))

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
 import toys
+from streamkd_baselines.features import Feature, FeatureOptions
 from torch import Tensor
 
 from streamkd.errors import PluginError
@@ -14,12 +15,12 @@ from streamkd.hookspecs import Options
 from streamkd.learning import terms
 from streamkd.learning.step import Step
 from streamkd.learning.terms import Term
-from streamkd.losses.features import Feature, FeatureOptions
 from streamkd.losses.match_gate import Gated, MatchGate, MatchGateOptions, Trained
 from streamkd.plugins import Registry
 from streamkd.replay.memory import Memory
 from streamkd.teachers.pool import Pool
-from streamkd.teachers.teacher import EmaOptions, EmaTeacher, RecallTeacher
+from streamkd.teachers.recall import RecallTeacher
+from streamkd.teachers.teacher import EmaOptions, EmaTeacher
 from streamkd.testing.specimens import lesson_for, shapes_of
 
 REGISTRY = Registry.load()
@@ -44,7 +45,7 @@ def feature(student: str = "body.hidden.0", **teacher: str) -> Feature:
 def step_with(*given: Term, clip_norm: float | None = None) -> Step:
     """A student of two hidden layers, 8 and 5 wide, taught by its average and its memory."""
     student = toys.mlp(hidden=(8, 5))
-    memory = Memory(20, 0.0, "class-balanced", 8, 0)
+    memory = Memory(20, 0.0, 8, 0)
     teachers = [
         EmaTeacher(EmaOptions(), toys.context_of("ema", student)),
         RecallTeacher(Options(), toys.context_of("memory", student)),

@@ -9,13 +9,13 @@ import oracles
 import pytest
 import torch
 import toys
+from streamkd_baselines.divergences import DecoupledKd, DecoupledKdOptions, Kd, KdOptions
 from torch import Tensor, nn
 
 from streamkd.errors import ConfigError
 from streamkd.gates.gate import GateInputs, imbalance, share, weights_of
 from streamkd.learning.step import Step
 from streamkd.learning.terms import Term
-from streamkd.losses.divergences import DecoupledKd, DecoupledKdOptions, Kd, KdOptions
 from streamkd.losses.match_gate import LossInputs, MatchGate, MatchGateOptions
 from streamkd.meta import jacobian
 from streamkd.meta.adaptation import GateAdapter

@@ -5,14 +5,12 @@ from typing import Any
 import pytest
 import torch
 import toys
+from baselines import REGISTRY
 from torch import Tensor, nn
 
 from streamkd.losses.match_gate import Gated, LossInputs, MatchGate, MatchGateOptions
 from streamkd.meta import jacobian
-from streamkd.plugins import Registry
 from streamkd.testing.specimens import lesson_for
-
-REGISTRY = Registry.load()
 
 
 class Plain(MatchGate):

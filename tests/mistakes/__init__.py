@@ -1,6 +1,6 @@
 """Deliberate mistakes: plugins that are right but for one thing, each with the clause that finds it."""
 
-from mistakes import gates, losses, sources, students, teachers, watchers
+from mistakes import gates, losses, policies, sources, students, teachers, watchers
 from mistakes.mistake import Mistake
 
 MISTAKES: tuple[Mistake, ...] = (
@@ -10,4 +10,5 @@ MISTAKES: tuple[Mistake, ...] = (
     *gates.MISTAKES,
     *sources.MISTAKES,
     *watchers.MISTAKES,
+    *policies.MISTAKES,
 )

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mistakes.mistake import ALOOF, Mistake
-from streamkd.teachers.teacher import EmaOptions, EmaTeacher, RecallTeacher, SnapshotTeacher, copy_of
+from streamkd.teachers.recall import RecallTeacher
+from streamkd.teachers.teacher import EmaOptions, EmaTeacher, SnapshotTeacher, copy_of
 
 
 class Average(EmaTeacher):
@@ -254,6 +255,92 @@ class Short(Counts):
         return self.logits(x)[:, :1]
 
 
+class Tally:
+    """A teacher that is right: class frequencies, learned record by record."""
+
+    role, fresh = "prequential", True
+
+    def __init__(self, options: Any, context: Any) -> None:
+        self.key, self.counts = context.key, torch.zeros(len(context.labels))
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.counts.repeat(len(x), 1)
+
+    def known(self) -> Tensor:
+        return self.counts > 0
+
+    def grow(self, labels: Sequence[Any]) -> None:
+        self.counts = F.pad(self.counts, (0, len(labels) - len(self.counts)))
+
+    def test_then_train(self, x: Tensor, y: Tensor, learn: Tensor) -> Tensor:
+        answers = []
+        for row in range(len(y)):
+            answers.append(self.answer(x[row : row + 1], y[row]))
+            if learn[row]:
+                self.learn(y[row])
+        return torch.cat(answers)
+
+    def answer(self, x: Tensor, label: Tensor) -> Tensor:
+        return self.logits(x)
+
+    def learn(self, label: Tensor) -> None:
+        self.counts[label] += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"counts": self.counts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.counts = state["counts"]
+
+
+class Twice(Tally):
+    """Is shown the rows by ``observe`` too."""
+
+    def observe(self, x: Tensor, y: Tensor) -> None: ...
+
+    def end_task(self) -> None: ...
+
+
+class Silent(Tally):
+    """Answers the rows that it learns alone."""
+
+    def test_then_train(self, x: Tensor, y: Tensor, learn: Tensor) -> Tensor:
+        return super().test_then_train(x, y, learn)[learn]
+
+
+class ByBatch(Tally):
+    """Answers a batch as a whole, then learns it."""
+
+    def test_then_train(self, x: Tensor, y: Tensor, learn: Tensor) -> Tensor:
+        answers = self.logits(x)
+        super().test_then_train(x, y, learn)
+        return answers
+
+
+class Peeking(Tally):
+    """Looks at the label before it answers, just enough to be a little better."""
+
+    def answer(self, x: Tensor, label: Tensor) -> Tensor:
+        return self.logits(x) + 1e-6 * F.one_hot(label.clamp_min(0), len(self.counts))
+
+
+class Greedy(Tally):
+    """Learns every label that it sees."""
+
+    def test_then_train(self, x: Tensor, y: Tensor, learn: Tensor) -> Tensor:
+        return super().test_then_train(x, y, y >= 0)
+
+
+class Deaf(Tally):
+    def learn(self, label: Tensor) -> None: ...
+
+
+class Orderless(RecallTeacher):
+    """Says that it answers in the order of the stream, and cannot."""
+
+    role = "prequential"
+
+
 def mistake(name: str, clause: str, make: Callable[..., Any]) -> Mistake:
     return Mistake("teachers", name, clause, make)
 
@@ -273,7 +360,7 @@ MISTAKES = (
     mistake("an object in its state", "its state brings another one to the same answers", Pickled),
     mistake("observe() raises on a single row", "are taken at any time, in any order", Raising),
     mistake("observe() needs a gradient", "are taken at any time, in any order", Training),
-    mistake("observe() sorts the labels in place", "observe leaves the rows that it is given as they are", Sorting),
+    mistake("observe() sorts the labels in place", "learning leaves the rows that it is given as they are", Sorting),
     mistake("other answers without a new version", "changes its answers only with a new version", Eager),
     mistake("a version that falls", "changes its answers only with a new version", Falling),
     mistake("learns, and says that it is frozen", "changes its answers only with a new version", Frozen),
@@ -285,4 +372,11 @@ MISTAKES = (
     mistake("integer keys in its state", "stopped anywhere and restored, it goes on as if never stopped", Numbered),
     mistake("recall() learns", "recall(x, y) gives finite logits of learned rows", Recalling),
     mistake("recall() gives fewer columns", "recall(x, y) gives finite logits of learned rows", Short),
+    mistake("prequential, without test_then_train()", "it goes by the key of its context, and has a role", Orderless),
+    mistake("observe() beside test_then_train()", "is not shown the rows again", Twice),
+    mistake("no answer to what it does not learn", "test_then_train(x, y, learn) gives finite logits", Silent),
+    mistake("learns when all is answered", "each row is answered before it is learned, and after those", ByBatch),
+    mistake("looks at the label first", "no row is answered with its own label", Peeking),
+    mistake("learns what is held out", "a row that is not to be learned teaches nothing", Greedy),
+    mistake("never learns", "what it has learned shows", Deaf),
 )

@@ -1,4 +1,4 @@
-"""A fresh environment with the wheel of streamkd-vision in it, and a teacher that has really learned digits."""
+"""A fresh environment with the wheels of our distributions in it."""
 
 import subprocess
 import sys
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-VISION = Path(__file__).parents[2] / "plugins" / "streamkd-vision"
+DISTRIBUTIONS = ("streamkd-baselines", "streamkd-vision")
+PLUGINS = Path(__file__).parents[2] / "plugins"
 OFFLINE = ("--no-deps", "--no-index", "--disable-pip-version-check", "--quiet")
 
 
@@ -20,17 +21,17 @@ def run(*command: str | Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The plugin's wheel, built as a user would, without network."""
-    folder = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "pip", "wheel", *OFFLINE, "--no-build-isolation", "--wheel-dir", folder, VISION)
-    [built] = folder.glob("*.whl")
-    return built
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Each plugin's wheel, built as a user would, without network."""
+    folder = tmp_path_factory.mktemp("wheels")
+    sources = [PLUGINS / name for name in DISTRIBUTIONS]
+    run(sys.executable, "-m", "pip", "wheel", *OFFLINE, "--no-build-isolation", "--wheel-dir", folder, *sources)
+    return {name: folder / f"{name.replace('-', '_')}-0.1.0-py3-none-any.whl" for name in DISTRIBUTIONS}
 
 
 @pytest.fixture(scope="session")
-def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of a fresh environment: this one's packages, and the wheel installed."""
+def python(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of a fresh environment: this one's packages, and the wheels installed."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, symlinks=True)
     packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
@@ -38,5 +39,5 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for key in ("purelib", "platlib"):
         (packages / f"running-{key}.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path(key)!r})\n")
     interpreter = folder / "bin" / "python"
-    run(sys.executable, "-m", "pip", "--python", interpreter, "install", *OFFLINE, wheel)
+    run(sys.executable, "-m", "pip", "--python", interpreter, "install", *OFFLINE, *wheels.values())
     return interpreter

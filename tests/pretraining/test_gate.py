@@ -6,22 +6,21 @@ from typing import Any
 
 import pytest
 import torch
+from baselines import REGISTRY
 from click.testing import CliRunner
+from streamkd_baselines.hedge import Hedge
 
 from streamkd import config as configuration
 from streamkd import wiring
 from streamkd.cli import cli
 from streamkd.errors import ConfigError, StateConflict, StateError
-from streamkd.gates.hedge import Hedge
 from streamkd.learner import Learner
 from streamkd.meta import artefact
 from streamkd.meta.learned_optimizer import LearnedOptimizer
-from streamkd.plugins import Registry
 from streamkd.pretraining.gate import Phase2, meta_train, phase_of
 from streamkd.state.tree import pack, unpack
 from streamkd.wiring import open_source, schema_of
 
-REGISTRY = Registry.load()
 QUICK = Phase2(episodes=3, start_episodes=4, records=30, gate_optimizer="learned")
 
 

@@ -10,14 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from streamkd.replay.memory import Memory, Policy, Ring, whole
+from streamkd.errors import PluginError
+from streamkd.replay.memory import Memory, Ring, whole
+from streamkd.replay.policy import ClassBalanced, Contents, Offered, Policy, Reservoir
 
 CPU = torch.device("cpu")
-policies = pytest.mark.parametrize("policy", ["reservoir", "class-balanced"])
+policies = pytest.mark.parametrize("policy", [Reservoir, ClassBalanced])
 
 
-def memory(size: int = 50, policy: Policy = "class-balanced", ratio: float = 0.2, seed: int = 0) -> Memory:
-    return Memory(size, ratio, policy, 2, seed)
+def memory(size: int = 50, policy: type[Policy] = ClassBalanced, ratio: float = 0.2, seed: int = 0) -> Memory:
+    return Memory(size, ratio, 2, seed, policy())
 
 
 def numbered(labels: list[int], start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -37,6 +39,10 @@ def numbers(ring: Ring) -> list[int]:
     return [] if ring.x is None else [int(v) for v in ring.x[: ring.filled, 0]]
 
 
+def labels_of(ring: Ring) -> list[int]:
+    return [] if ring.x is None else ring.y[: ring.filled].tolist()
+
+
 def drawn(seed: int, count: int, classes: int = 4, skew: float = 1.0) -> list[int]:
     chances = torch.tensor([skew**c for c in range(classes)])
     return torch.multinomial(chances, count, True, generator=torch.Generator().manual_seed(seed)).tolist()
@@ -44,7 +50,7 @@ def drawn(seed: int, count: int, classes: int = 4, skew: float = 1.0) -> list[in
 
 @policies
 @given(seed=st.integers(0, 1000), size=st.integers(1, 60), ratio=st.sampled_from([0.0, 0.1, 0.2, 0.5, 0.9]))
-def test_sizes_never_exceed_what_was_asked_for(policy: Policy, seed: int, size: int, ratio: float) -> None:
+def test_sizes_never_exceed_what_was_asked_for(policy: type[Policy], seed: int, size: int, ratio: float) -> None:
     """Replayed and held-out part together hold at most ``size``, at every prefix of the stream."""
     target = memory(size, policy, ratio, seed)
     labels = drawn(seed, 150)
@@ -59,7 +65,7 @@ def test_sizes_never_exceed_what_was_asked_for(policy: Policy, seed: int, size: 
 
 @policies
 @given(seed=st.integers(0, 1000))
-def test_held_out_records_are_never_replayed(policy: Policy, seed: int) -> None:
+def test_held_out_records_are_never_replayed(policy: type[Policy], seed: int) -> None:
     """No record that was ever held out is, or was, in the replayed part, and what is drawn says where it is from."""
     target = memory(30, policy, 0.3, seed)
     replayed: set[int] = set()
@@ -76,7 +82,7 @@ def test_held_out_records_are_never_replayed(policy: Policy, seed: int) -> None:
 
 
 @policies
-def test_rows_stay_together(policy: Policy) -> None:
+def test_rows_stay_together(policy: type[Policy]) -> None:
     """Each place holds one record's input, label, logits and task, whatever has been replaced."""
     target = memory(20, policy, 0.3)
     labels = drawn(3, 400)
@@ -86,7 +92,7 @@ def test_rows_stay_together(policy: Policy) -> None:
         assert rows is not None
         assert [labels[int(v)] for v in rows.x[:, 0]] == rows.y.tolist()
         assert rows.logits().argmax(1).tolist() == rows.y.tolist()
-        assert ring._labels == rows.y.tolist()
+        assert not isinstance(ring.policy, ClassBalanced) or ring.policy._labels == rows.y.tolist()
         assert len(set(numbers(ring))) == ring.filled
 
 
@@ -97,7 +103,7 @@ def test_class_balance_follows_the_stream() -> None:
         g = torch.Generator().manual_seed(task)
         labels = [classes[int(i)] for i in torch.randint(2, (400,), generator=g)]
         fill(target, labels)
-        counts = Counter(target.replayed._labels)
+        counts = Counter(labels_of(target.replayed))
         assert len(counts) == 2 * task + 2
         assert max(counts.values()) - min(counts.values()) <= 1
         assert sum(counts.values()) == 61
@@ -120,15 +126,15 @@ def test_a_class_that_was_pushed_out_comes_back() -> None:
     fill(target, [0, 1, 2, 3, 4, 5] * 10)
     for label in range(6):
         fill(target, [label])
-        assert label in target.replayed._labels
+        assert label in labels_of(target.replayed)
 
 
 def _chi_square(counts: list[int], expected: float) -> float:
     return sum((count - expected) ** 2 / expected for count in counts)
 
 
-@pytest.mark.parametrize(("policy", "classes"), [("reservoir", 4), ("class-balanced", 1), ("class-balanced", 3)])
-def test_every_record_has_the_same_chance(policy: Policy, classes: int) -> None:
+@pytest.mark.parametrize(("policy", "classes"), [(Reservoir, 4), (ClassBalanced, 1), (ClassBalanced, 3)])
+def test_every_record_has_the_same_chance(policy: type[Policy], classes: int) -> None:
     """A full memory is a uniform sample of the stream (within each class), early records and late ones alike.
 
     Chi-square over ten equal stretches of the stream; 27.9 is the 0.1 % quantile of nine degrees of freedom.
@@ -152,7 +158,7 @@ def test_the_held_out_share_is_a_fair_draw() -> None:
 
 
 @policies
-def test_incremental_is_the_same_however_batches_are_cut(policy: Policy) -> None:
+def test_incremental_is_the_same_however_batches_are_cut(policy: type[Policy]) -> None:
     """Which records are kept depends on the stream and the seed, at every prefix, not on the batches."""
     one, many = memory(20, policy), memory(20, policy)
     labels = drawn(4, 120)
@@ -204,7 +210,7 @@ def test_draws_are_different_records() -> None:
 
 
 @policies
-def test_it_is_counted_how_often_each_record_was_learned(policy: Policy) -> None:
+def test_it_is_counted_how_often_each_record_was_learned(policy: type[Policy]) -> None:
     """Once as it came, and whenever it was sampled; a record in a place that is taken over begins anew."""
     target = memory(10, policy, ratio=0.3)
     counts: Counter[int] = Counter()
@@ -261,7 +267,7 @@ def test_growing_an_empty_memory_is_nothing() -> None:
 
 @policies
 @pytest.mark.parametrize("before", [0, 5, 90])
-def test_a_restored_memory_has_the_same_future(policy: Policy, before: int) -> None:
+def test_a_restored_memory_has_the_same_future(policy: type[Policy], before: int) -> None:
     """State → fresh memory: the same rows, the same draws, the same replacements from there on."""
     target, other = memory(20, policy, seed=1), memory(20, policy, seed=99)
     labels = drawn(5, 300)
@@ -292,17 +298,17 @@ def test_a_restored_memory_may_have_more_or_fewer_places_for_answers() -> None:
     target.replayed.answered[:] = True
     state = target.state_dict()
     for slots in (1, 4):
-        other = Memory(20, 0.2, "class-balanced", slots, 0)
+        other = Memory(20, 0.2, slots, 0)
         other.load_state_dict(copy.deepcopy(state), CPU)
         assert numbers(other.replayed) == numbers(target.replayed)
         assert other.replayed.answered[: other.replayed.filled].sum(1).unique().tolist() == [min(slots, 2)]
 
 
-@pytest.mark.parametrize("policy", ["reservoir", "class-balanced"])
+@policies
 @pytest.mark.parametrize("seed", range(5))
-def test_withdrawn_rows_leave_no_trace_among_the_others(policy: Policy, seed: int) -> None:
+def test_withdrawn_rows_leave_no_trace_among_the_others(policy: type[Policy], seed: int) -> None:
     """After any withdrawals, labels, places and rows of a memory still belong together, and it fills up again."""
-    target = Memory(20, 0.25, policy, teacher_slots=2, seed=seed)
+    target = memory(20, policy, 0.25, seed)
     generator = torch.Generator().manual_seed(seed)
     for turn in range(30):
         y = torch.randint(4, (6,), generator=generator)
@@ -314,10 +320,11 @@ def test_withdrawn_rows_leave_no_trace_among_the_others(policy: Policy, seed: in
             target.remember(offer, x, y, 0, torch.zeros(6, 4))
         for ring in (target.replayed, target.holdout):
             assert ring.filled <= ring.capacity
-            places = sorted(place for mine in ring._places.values() for place in mine)
-            assert places == list(range(ring.filled))
+            if isinstance(ring.policy, ClassBalanced):
+                places = sorted(place for mine in ring.policy._places.values() for place in mine)
+                assert places == list(range(ring.filled))
+                assert labels_of(ring) == ring.policy._labels
             if ring.filled:
-                assert ring.y[: ring.filled].tolist() == ring._labels
                 assert torch.equal(ring.x[: ring.filled, 0].long(), ring.y[: ring.filled])
     assert len(target) == 20
 
@@ -382,3 +389,80 @@ def test_an_older_memory_knows_its_own_rows() -> None:
         offer = after.hold(x, y, 0, lambda of: torch.zeros(len(of), 6))
         assert len(offer.twins) == twins
         assert not offer.held
+
+
+class Oldest:
+    """Replaces whoever is oldest; numbers each row as it comes, and notes what it was shown."""
+
+    columns = 1
+
+    def __init__(self) -> None:
+        self.shown: list[Contents] = []
+
+    def places(self, rows: Offered, ring: Contents) -> list[int | None]:
+        self.shown.append(copy.deepcopy(ring))
+        filled, found = len(ring.y), list[int | None]()
+        for count in range(ring.offered, ring.offered + len(rows.labels)):
+            place = filled if filled < ring.capacity else int(ring.numbers[:, 0].argmin())
+            filled += filled < ring.capacity
+            ring.numbers[place, 0] = count
+            found.append(place)
+        return found
+
+
+def test_a_policy_sees_what_is_offered_and_what_is_there() -> None:
+    """Inputs, labels and ages of the places, how many rows came, and its own numbers as it wrote them."""
+    policy = Oldest()
+    target = Memory(6, 0.0, 2, 0, policy)
+    fill(target, [0, 1, 2, 0, 1, 2, 3, 4], batch=2)
+    *_, seen = policy.shown
+    assert (seen.capacity, seen.offered) == (6, 6)
+    assert [int(v) for v in seen.x[:, 0]] == [0, 1, 2, 3, 4, 5]
+    assert seen.y.tolist() == [0, 1, 2, 0, 1, 2]
+    assert seen.age.tolist() == [4, 4, 2, 2, 0, 0]
+    assert target.replayed.numbers[:, 0].tolist() == [6, 7, 2, 3, 4, 5]
+    assert numbers(target.replayed) == [6, 7, 2, 3, 4, 5]
+
+
+def test_a_policys_numbers_go_with_their_rows_and_are_kept() -> None:
+    """Where a row is withdrawn the last one brings its number; restored, the next replacement is the same."""
+    target, other = Memory(6, 0.0, 2, 0, Oldest()), Memory(6, 0.0, 2, 9, Oldest())
+    fill(target, list(range(6)))
+    target.replayed.drop([1])
+    assert target.replayed.numbers[:5, 0].tolist() == [0, 5, 2, 3, 4]
+    other.load_state_dict(copy.deepcopy(target.state_dict()), CPU)
+    for one in (target, other):
+        fill(one, [3, 3, 3])
+    assert torch.equal(target.replayed.y, other.replayed.y)
+    assert target.replayed.numbers.tolist() == other.replayed.numbers.tolist() == [[7], [5], [8], [3], [4], [6]]
+
+
+@pytest.mark.parametrize("place", [-1, 3, 6])
+def test_a_place_that_there_is_not_is_refused(place: int) -> None:
+    """A policy that names no filled place nor the next free one is told what there is, and nothing is taken."""
+
+    class Lost(Oldest):
+        def places(self, rows: Offered, ring: Contents) -> list[int | None]:
+            return [place] * len(rows.labels)
+
+    target = Memory(6, 0.0, 2, 0, Lost())
+    with pytest.raises(PluginError, match=rf"of the 0 filled ones, or the next of 6, got {place}"):
+        fill(target, [0])
+    assert not len(target)
+
+
+@policies
+def test_a_memory_of_before_policies_had_a_state_of_their_own_restores(policy: type[Policy]) -> None:
+    """What a checkpoint had beside the rows then is the policy's: its replacements go on."""
+    target, other = memory(20, policy), memory(20, policy, seed=9)
+    fill(target, drawn(5, 100))
+    state = copy.deepcopy(target.state_dict())
+    for ring, books in ((state["replayed"], target.replayed), (state["holdout"], target.holdout)):
+        policy_state = ring.pop("policy") or {"seen": [[0, books.offered]], "places": [], "full": []}
+        del ring["offered"], ring["since"], ring["numbers"]
+        ring |= policy_state
+    other.load_state_dict(state, CPU)
+    for one in (target, other):
+        fill(one, drawn(6, 100))
+    assert numbers(other.replayed) == numbers(target.replayed)
+    assert numbers(other.holdout) == numbers(target.holdout)

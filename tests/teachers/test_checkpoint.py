@@ -81,7 +81,7 @@ def test_a_label_that_comes_later_is_heard_from_then_on(tmp_path: Path) -> None:
 def test_remembered_answers_follow_a_label_that_comes_later(tmp_path: Path) -> None:
     """The cache holds the true logits of the new column before the next step asks, not the zeros that it grew by."""
     answers = teacher(published(tmp_path, SOUND, [7, 3], hidden=(5,)), [7])
-    memory = Memory(8, 0.0, "reservoir", 2, seed=0)
+    memory = Memory(8, 0.0, 2, seed=0)
     pool = Pool([answers], None, memory, limit=2, limit_bytes=1 << 20)
     memory.insert(rows(4), torch.zeros(4, dtype=torch.int64), 0, torch.zeros(4, 1))
     pool.annotate()

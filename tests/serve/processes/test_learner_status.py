@@ -4,10 +4,10 @@ import math
 from typing import Any
 
 import torch
+from baselines import REGISTRY
 
 from streamkd import config as configuration
 from streamkd.learner import Learner
-from streamkd.plugins import Registry
 from streamkd.serve.processes.learner_status import Gauges, status_of
 from streamkd.telemetry import Exposition
 from streamkd.wiring import open_source, schema_of
@@ -25,7 +25,6 @@ def gauges_of(gate: dict[str, Any], *, temperature: bool = False, **source: Any)
 
 
 def learner_of(gate: dict[str, Any], *, temperature: bool = False, **source: Any) -> Learner:
-    registry = Registry.load()
     config = configuration.from_tree(
         {
             "stream": {"source": {"name": "replay", "dataset": "digits", **source}},
@@ -35,10 +34,10 @@ def learner_of(gate: dict[str, Any], *, temperature: bool = False, **source: Any
             "gate": gate,
             "device": "cpu",
         },
-        registry,
+        REGISTRY,
     )
-    schema = schema_of(config, registry)
-    return Learner(config, registry, open_source(config, registry, schema)[0], schema)
+    schema = schema_of(config, REGISTRY)
+    return Learner(config, REGISTRY, open_source(config, REGISTRY, schema)[0], schema)
 
 
 def test_the_label_noise_is_told_by_gates_that_measure_it() -> None:

@@ -34,7 +34,7 @@ def test_a_search_is_told_from_a_state_directory(tmp_path: Path) -> None:
     assert "search toy: 16 trials (1 running, " in text
     assert f"{found.records:,} records over 3 seeds, {100 * found.records / found.whole:.0f} % of" in text
     assert sentence(found) in text
-    assert re.search(r"^  memory.policy +(reservoir|class-balanced)", text, re.M)
+    assert re.search(r"^  memory.policy.name +(reservoir|class-balanced)", text, re.M)
     assert re.search(r"^importance: \S+ 0\.\d\d, ", text, re.M)
     assert "1 trial was under way when it was stopped; the same command with --resume goes on" in text
     for one in found.failures:

@@ -7,18 +7,17 @@ from typing import Any
 
 import optuna
 import pytest
+from baselines import REGISTRY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streamkd.config import Config, from_tree
 from streamkd.document import Document
 from streamkd.errors import ConfigError
-from streamkd.plugins import Registry
 from streamkd.tune.space import defaults, file
 from streamkd.tune.space.domains import Categorical, Interval, Parameter
 from streamkd.tune.space.space import Space
 
-REGISTRY = Registry.load()
 STREAM: dict[str, Any] = {"source": {"name": "replay", "dataset": "digits"}}
 CONFIG = from_tree({"stream": STREAM}, REGISTRY)
 DEFAULT = file.load(None, CONFIG, REGISTRY)

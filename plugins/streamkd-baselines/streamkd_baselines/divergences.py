@@ -19,8 +19,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from streamkd.hookspecs import Kind, Options, hookimpl
-from streamkd.losses.match_gate import LossInputs, cross_entropy, soft_answers, soft_of, source_losses
+from streamkd.api import Kind, LossInputs, Options, cross_entropy, hookimpl, soft_answers, source_losses
 
 
 class KdOptions(Options):
@@ -57,7 +56,9 @@ class Kd:
 
     def per_source(self, lesson: LossInputs) -> Float[Tensor, "batch sources"]:
         """CE, and T²·KL(p_k^T ‖ s^T) of each teacher; without ``labels`` the first column is 0."""
-        table = source_losses(lesson.logits, lesson.labels, soft_of(lesson, self.temperature), self.temperature)
+        table = source_losses(
+            lesson.logits, lesson.labels, soft_answers(lesson.answers, lesson.known, self.temperature), self.temperature
+        )
         return table if self.labels else torch.cat([torch.zeros_like(table[:, :1]), table[:, 1:]], 1)
 
 
@@ -79,7 +80,7 @@ class DecoupledKd:
         parts = decoupled(lesson.logits, lesson.labels, lesson.answers, lesson.known, self.temperature)
         apart = o.target * parts[0] + o.others * parts[1]
         if bool((lesson.labels < 0).any()):
-            soft = soft_of(lesson, self.temperature)
+            soft = soft_answers(lesson.answers, lesson.known, self.temperature)
             whole = source_losses(lesson.logits, lesson.labels, soft, self.temperature)[:, 1:]
             apart = torch.where((lesson.labels < 0).unsqueeze(1), whole, apart)
         hard = cross_entropy(lesson.logits, lesson.labels)

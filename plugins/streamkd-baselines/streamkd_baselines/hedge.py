@@ -21,11 +21,18 @@ from jaxtyping import Float
 from pydantic import Field, TypeAdapter, field_validator
 from torch import Tensor, nn
 
-from streamkd.gates.gate import GateInputs, weights_of
-from streamkd.gates.likelihood import LikelihoodGate, LikelihoodOptions
-from streamkd.gates.per_sample import PerSampleGate, PerSampleOptions
-from streamkd.gates.shared import PerClassGate, ScalarGate, SharedOptions, SharedWeights
-from streamkd.hookspecs import Kind, Options, hookimpl
+from streamkd.api import (
+    GateInputs,
+    Kind,
+    LikelihoodGate,
+    LikelihoodOptions,
+    Options,
+    PerSampleGate,
+    PerSampleOptions,
+    hookimpl,
+    weights_of,
+)
+from streamkd_baselines.shared import PerClassGate, ScalarGate, SharedOptions, SharedWeights
 
 POLICIES = ("adapted", "frozen", "likelihood", "uniform", "hard-only")
 LEARNED = {

@@ -9,12 +9,12 @@ import toys
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from streamkd_baselines.hedge import POLICIES, Hedge, HedgeOptions
+from streamkd_baselines.shared import PerClassGate, ScalarGate, SharedWeights
 
 from streamkd.gates.gate import GateInputs, Hedging
-from streamkd.gates.hedge import POLICIES, Hedge, HedgeOptions
 from streamkd.gates.likelihood import LikelihoodGate, LikelihoodOptions
 from streamkd.gates.per_sample import PerSampleGate
-from streamkd.gates.shared import PerClassGate, ScalarGate, SharedWeights
 
 seeds = st.integers(0, 10_000)
 

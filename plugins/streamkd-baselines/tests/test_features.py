@@ -8,10 +8,7 @@ import torch
 import toys
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
-
-from streamkd.errors import PluginError
-from streamkd.losses.features import (
+from streamkd_baselines.features import (
     Attention,
     AttentionOptions,
     Feature,
@@ -20,6 +17,9 @@ from streamkd.losses.features import (
     attention_map,
     feature_distance,
 )
+from torch import Tensor
+
+from streamkd.errors import PluginError
 from streamkd.losses.match_gate import LossInputs
 
 seeds = st.integers(0, 10_000)

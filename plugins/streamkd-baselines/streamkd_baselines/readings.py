@@ -21,8 +21,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from streamkd.hookspecs import Kind, Options, hookimpl
-from streamkd.losses.match_gate import LossInputs, cross_entropy
+from streamkd.api import Kind, LossInputs, Options, cross_entropy, hookimpl
 
 MOST = 30.0  # a source more than e³⁰ times as likely as the mixture is as good as certain
 

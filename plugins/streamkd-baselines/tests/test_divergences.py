@@ -6,8 +6,8 @@ import torch
 import toys
 from hypothesis import given
 from hypothesis import strategies as st
+from streamkd_baselines.divergences import DecoupledKd, DecoupledKdOptions, Kd, KdOptions, decoupled
 
-from streamkd.losses.divergences import DecoupledKd, DecoupledKdOptions, Kd, KdOptions, decoupled
 from streamkd.losses.match_gate import Gated, MatchGate, MatchGateOptions, soft_answers, source_losses
 
 seeds = st.integers(0, 10_000)

@@ -6,10 +6,10 @@ import torch
 import toys
 from hypothesis import given
 from hypothesis import strategies as st
+from streamkd_baselines.relational import Relational, RelationalOptions, relations_apart
 from torch import Tensor
 
 from streamkd.losses.match_gate import LossInputs
-from streamkd.losses.relational import Relational, RelationalOptions, relations_apart
 
 seeds = st.integers(0, 10_000)
 

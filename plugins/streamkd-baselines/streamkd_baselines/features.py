@@ -21,9 +21,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from streamkd.errors import PluginError
-from streamkd.hookspecs import Kind, Options, hookimpl
-from streamkd.losses.match_gate import LossInputs, Shapes
+from streamkd.api import Kind, LossInputs, Options, PluginError, Shapes, hookimpl
 
 FAINT = 1e-6  # norm below which a map fades to zero
 

@@ -20,9 +20,8 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from streamkd.hookspecs import Kind, hookimpl
-from streamkd.losses.features import FeatureOptions, hint_table
-from streamkd.losses.match_gate import LossInputs
+from streamkd.api import Kind, LossInputs, hookimpl
+from streamkd_baselines.features import FeatureOptions, hint_table
 
 NEAR = 1e-4  # of the mean distance: closer samples coincide
 

@@ -10,10 +10,10 @@ import torch
 import toys
 from hypothesis import given
 from hypothesis import strategies as st
+from streamkd_baselines.hedge import Hedge, HedgeOptions
+from streamkd_baselines.shared import PerClassGate, ScalarGate, SharedOptions, SharedWeights
 
 from streamkd.gates.gate import GateInputs
-from streamkd.gates.hedge import Hedge, HedgeOptions
-from streamkd.gates.shared import PerClassGate, ScalarGate, SharedOptions, SharedWeights
 from streamkd.replay.vicinal import VicinalRows
 from streamkd.students import optimizers
 

@@ -6,9 +6,9 @@ import torch
 import toys
 from hypothesis import given
 from hypothesis import strategies as st
+from streamkd_baselines.readings import Literal, LiteralOptions, Mixture, MixtureOptions
 
 from streamkd.losses.match_gate import Gated
-from streamkd.losses.readings import Literal, LiteralOptions, Mixture, MixtureOptions
 
 seeds = st.integers(0, 10_000)
 literal, mixture = Literal(LiteralOptions()), Mixture(MixtureOptions())

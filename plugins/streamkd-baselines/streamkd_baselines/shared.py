@@ -19,8 +19,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from streamkd.gates.gate import GateInputs, at_labels, share, weights_of
-from streamkd.hookspecs import Kind, Options, hookimpl
+from streamkd.api import GateInputs, Kind, Options, at_labels, hookimpl, share, weights_of
 
 
 class SharedOptions(Options):

@@ -1,0 +1,1 @@
+"""Gates and losses of the literature, to set beside streamkd's own."""

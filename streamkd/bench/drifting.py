@@ -1,0 +1,106 @@
+"""The streams of ``streamkd bench drift``: tables whose world changes, as the configurations by which we learn them.
+
+Four are files, which lie in a folder that the user names; the others are drawn (``streams.replay.generators``). No
+learner is told where a concept begins: that is only for the figures.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from streamkd.bench.streams import Tree, config_of
+from streamkd.config import Config
+from streamkd.errors import SourceError
+from streamkd.plugins import Registry
+from streamkd.records import InputColumn, RecordSchema
+from streamkd.streams.encoding import codec
+from streamkd.streams.replay import datasets, generators
+from streamkd.wiring import open_source, schema_of
+
+FILES = ("electricity", "weather", "sea", "transient-chessboard")
+NAMES = (*FILES, *generators.NAMES)
+NOT_INPUTS = ("label", "concept")
+HIDDEN = (100, 100)
+
+
+@dataclass(frozen=True)
+class Drifting:
+    """x [n, inputs] float32, y [n] classes by arrival; concept [n], ``None`` where nobody knows."""
+
+    x: np.ndarray
+    y: np.ndarray
+    concept: np.ndarray | None
+
+
+def tree(name: str, data: Path | None, limit: int | None = None) -> Tree:
+    """Our learner's configuration with its defaults on a stream, the first ``limit`` records of it.
+
+    Raises:
+        SourceError: the stream's file is not in ``data``.
+    """
+    source: Tree
+    if name in generators.NAMES:
+        schema, source = datasets.describe(name), {"dataset": name}
+    else:
+        path = _file(name, data)
+        named = [column for column in pq.read_schema(path).names if column not in NOT_INPUTS]
+        schema = RecordSchema(inputs=tuple(InputColumn(name=column, fit=datasets.FITTED) for column in named))
+        source = {"path": str(path), "test_ratio": 0.0}
+    return {
+        "name": name,
+        "device": "cpu",
+        "stream": {
+            "source": {"name": "replay", "order": "given", "limit": limit, **source},
+            "records": schema.model_copy(update={"task": None}).model_dump(mode="json", exclude_defaults=True),
+            "batch": {"size": 10},
+        },
+        "student": {"name": "mlp", "hidden": list(HIDDEN)},
+    }
+
+
+def available(data: Path | None) -> tuple[str, ...]:
+    """The streams that can be had here."""
+    return tuple(name for name in NAMES if name in generators.NAMES or _path(name, data).exists())
+
+
+def drifting(name: str, config: Config, registry: Registry) -> Drifting:
+    """The records of a configuration's stream, as every learner gets them."""
+    schema = schema_of(config, registry)
+    source, _ = open_source(config, registry, schema)
+    partition = source.partitions[0]
+    records, _ = codec.encode(source.read(partition, 0, source.end(partition) or 0).rows, schema, 0)
+    source.close()
+    column = {label: number for number, label in enumerate(dict.fromkeys(records.labels))}
+    y = np.array([column[label] for label in records.labels])
+    concept = _concepts(name, config)
+    return Drifting(np.array(records.inputs, np.float32), y, None if concept is None else concept[: len(y)])
+
+
+def _concepts(name: str, config: Config) -> np.ndarray | None:
+    """Of every record, where they are known and more than one."""
+    if name in generators.NAMES:
+        found = generators.generate(name, config.seed).concept
+    else:
+        path = config.stream.source.values["path"]
+        if "concept" not in pq.read_schema(path).names:
+            return None
+        found = pq.read_table(path, columns=["concept"])["concept"].to_numpy()
+    return found if len(np.unique(found)) > 1 else None
+
+
+def _path(name: str, data: Path | None) -> Path:
+    return (data or Path("data")) / f"{name}.parquet"
+
+
+def _file(name: str, data: Path | None) -> Path:
+    path = _path(name, data)
+    if not path.exists():
+        raise SourceError(f"{path} is not there", where=name, fix="name its folder with --data")
+    return path.resolve()
+
+
+def checked(name: str, data: Path | None, limit: int | None, registry: Registry, seed: int) -> Config:
+    """The configuration of a stream under a seed."""
+    return config_of(tree(name, data, limit), registry, seed)

@@ -1,0 +1,79 @@
+"""Logistic regression by records: the formula, what it cannot use, and one record like many."""
+
+import numpy as np
+import torch
+import toys
+
+from streamkd.teachers.linear import LinearOptions, LinearTeacher
+
+
+def teacher(rate: float = 0.1) -> LinearTeacher:
+    return LinearTeacher(LinearOptions(rate=rate), toys.context_of("linear", toys.mlp()))
+
+
+def stream(count: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and labels, one after the other."""
+    drawn = toys.batches(count)
+    return torch.cat([x for x, _ in drawn]), torch.cat([y for _, y in drawn])
+
+
+def test_each_record_is_one_step_of_gradient_descent() -> None:
+    """In float64: moments of all records so far by their definition, the gradient by autograd."""
+    x, y = stream()
+    rows = x.double()
+    weights = torch.zeros(3, toys.FEATURES + 1, dtype=torch.float64, requires_grad=True)
+    expected = []
+    for row in range(len(y)):
+        h = _standard(rows[row], rows[:row])
+        expected.append((weights @ h).detach())
+        loss = torch.nn.functional.cross_entropy(weights @ _standard(rows[row], rows[: row + 1]), y[row])
+        (slope,) = torch.autograd.grad(loss, weights)
+        weights = (weights - 0.1 * slope).detach().requires_grad_()
+    got = teacher().test_then_train(x, y, torch.ones_like(y, dtype=torch.bool))
+    torch.testing.assert_close(got, torch.stack(expected).float(), rtol=1e-5, atol=1e-5)
+
+
+def _standard(row: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """(x - mean) / std and a one; zeros while nothing has varied."""
+    if len(seen) < 2:
+        return torch.cat([torch.zeros_like(row), row.new_ones(1)])
+    return torch.cat([(row - seen.mean(0)) / seen.std(0, correction=0), row.new_ones(1)])
+
+
+def test_however_the_stream_is_cut_it_learns_the_same() -> None:
+    """Batches of any size give the bits of one long batch."""
+    x, y = stream()
+    learn = torch.arange(len(y)) % 4 > 0
+    whole, cut = teacher(), teacher()
+    said = whole.test_then_train(x, y, learn)
+    parts = [cut.test_then_train(*part) for part in zip(x.split(7), y.split(7), learn.split(7), strict=True)]
+    assert torch.equal(torch.cat(parts), said)
+    assert torch.equal(cut.logits(x), whole.logits(x))
+
+
+def test_what_is_not_finite_is_answered_and_not_learned() -> None:
+    """A missing value counts as the mean; the record leaves no trace."""
+    x, y = stream()
+    learned, other = teacher(), teacher()
+    learned.test_then_train(x, y, torch.ones_like(y, dtype=torch.bool))
+    other.test_then_train(x, y, torch.ones_like(y, dtype=torch.bool))
+    holes = x[:2].clone()
+    holes[0, 1], holes[1, 2] = torch.nan, torch.inf
+    assert learned.test_then_train(holes, y[:2], torch.ones(2, dtype=torch.bool)).isfinite().all()
+    assert torch.equal(learned.logits(x), other.logits(x))
+
+
+def test_a_feature_that_never_varies_says_nothing() -> None:
+    """However large it is: its weights stay 0, and answers finite."""
+    x, y = stream()
+    x[:, 2] = 1e7
+    one = teacher()
+    assert one.test_then_train(x, y, torch.ones_like(y, dtype=torch.bool)).isfinite().all()
+    assert not np.any(one.state_dict()["weights"][:, 2].numpy())
+
+
+def test_it_learns_a_table() -> None:
+    """On separable records nine of ten are told in time."""
+    x, y = stream(40)
+    said = teacher().test_then_train(x, y, torch.ones_like(y, dtype=torch.bool))
+    assert float((said.argmax(1) == y)[100:].float().mean()) > 0.9
