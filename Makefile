@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # rooms whose tests compute and neither serve nor start anybody
 UNIT := analytic gates losses students replay teachers tasks learning streams state evaluate
-FAST := $(wildcard $(addprefix tests/,$(UNIT))) $(wildcard $(patsubst %,tests/test_%.py,config plugins api extras package))
+FAST := $(wildcard $(addprefix tests/,$(UNIT))) $(wildcard $(patsubst %,tests/test_%.py,config plugins api extras package)) plugins/streamkd-baselines/tests
 
 .PHONY: help setup serve test test-fast check bench soak clean
 help: ## this list

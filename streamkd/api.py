@@ -20,7 +20,7 @@ from streamkd.errors import (
     StateError,
     StreamkdError,
 )
-from streamkd.hookspecs import Group, Kind, Options, SourceKind, Stateful, hookimpl
+from streamkd.hookspecs import Group, Kind, Options, SourceKind, Stateful, TeacherKind, hookimpl
 
 if TYPE_CHECKING:
     from streamkd.gates.gate import Gate, GateInputs, Hedging, Mixing, at_labels, log_answers, share, weights_of
@@ -43,15 +43,19 @@ if TYPE_CHECKING:
     from streamkd.replay.policy import Accounting, Contents, Offered, Policy
     from streamkd.students.columns import Columns
     from streamkd.students.networks import Student
-    from streamkd.tasks.boundary import Boundary, Detector
+    from streamkd.tasks.boundary import Boundary, Detector, Scored
+    from streamkd.teachers.admission import Admission, Applicant
     from streamkd.teachers.frozen import FrozenTeacher
+    from streamkd.teachers.served import Candidates, Selector, Served
     from streamkd.teachers.teacher import (
         Following,
         Incremental,
         Layered,
         Observing,
+        Part,
         Recalling,
         Role,
+        Servable,
         Sized,
         Teacher,
         TeacherContext,
@@ -61,11 +65,16 @@ if TYPE_CHECKING:
         layer_outputs,
         module_bytes,
     )
+    from streamkd.teachers.worth import Assessment
 
 __all__ = [
     "Accounting",
+    "Admission",
+    "Applicant",
+    "Assessment",
     "Beginning",
     "Boundary",
+    "Candidates",
     "Chunk",
     "Columns",
     "ConfigError",
@@ -93,6 +102,7 @@ __all__ = [
     "Observing",
     "Offered",
     "Options",
+    "Part",
     "PerSampleGate",
     "PerSampleOptions",
     "PluginError",
@@ -105,6 +115,10 @@ __all__ = [
     "Repeating",
     "Role",
     "SchemaMismatch",
+    "Scored",
+    "Selector",
+    "Servable",
+    "Served",
     "Shapes",
     "Sized",
     "Source",
@@ -117,6 +131,7 @@ __all__ = [
     "Student",
     "Teacher",
     "TeacherContext",
+    "TeacherKind",
     "Trained",
     "Versioned",
     "at_labels",
@@ -163,15 +178,19 @@ _LATER = {
     "streamkd.replay.policy": ("Accounting", "Contents", "Offered", "Policy"),
     "streamkd.students.columns": ("Columns",),
     "streamkd.students.networks": ("Student",),
-    "streamkd.tasks.boundary": ("Boundary", "Detector"),
+    "streamkd.tasks.boundary": ("Boundary", "Detector", "Scored"),
+    "streamkd.teachers.admission": ("Admission", "Applicant"),
     "streamkd.teachers.frozen": ("FrozenTeacher",),
+    "streamkd.teachers.served": ("Candidates", "Selector", "Served"),
     "streamkd.teachers.teacher": (
         "Following",
         "Incremental",
         "Layered",
         "Observing",
+        "Part",
         "Recalling",
         "Role",
+        "Servable",
         "Versioned",
         "Sized",
         "Teacher",
@@ -181,6 +200,7 @@ _LATER = {
         "layer_outputs",
         "module_bytes",
     ),
+    "streamkd.teachers.worth": ("Assessment",),
 }
 
 

@@ -189,17 +189,11 @@ class MemorySettings(Model):
 
 
 class VicinalSettings(Model):
-    """Inputs drawn near a step's records, on which the teachers alone are heard, and how images are replayed."""
+    """Inputs drawn near a step's records, on which the teachers alone are heard."""
 
     rows: int = Field(default=120, ge=0, description="so many a step; 0: none")
     shift: int = Field(default=2, ge=0, le=8, description="images among them move by up to so many pixels; 0: none do")
     weight: float = Field(default=2.0, gt=0, description="what each counts, were all of the student's mistakes spared")
-    moved: float = Field(
-        default=0.5,
-        ge=0,
-        le=1,
-        description="part of the replayed images that move by a pixel, where teachers still know them",
-    )
 
 
 class PoolSettings(Model):
@@ -207,9 +201,16 @@ class PoolSettings(Model):
 
     limit: Positive = 8
     bytes: Bytes = 256 << 20
-    admit_margin: float = Field(
-        default=0.0, ge=0, le=1, description="held-out accuracy on its own classes above chance"
-    )
+    admission: Choice = Field(default=Choice(name="worth"), description="which snapshots join")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _takes_its_old_margin(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and "admit_margin" in given and "admission" not in given:
+            logger.warning("pool.admit_margin is called pool.admission.margin now; the next release refuses it")
+            rest = {key: value for key, value in given.items() if key != "admit_margin"}
+            return {**rest, "admission": {"name": "worth", "margin": given["admit_margin"]}}
+        return given
 
 
 class Adapt(Model):
@@ -238,10 +239,10 @@ class Publish(Model):
     """How often the served model is replaced, and when a candidate is refused."""
 
     every_seconds: Seconds = 2.0
-    model: Literal["auto", "ema", "student", "ensemble"] = Field(
-        default="auto",
-        description="moving average, student, the average with the analytic teacher, or of these what held-out "
-        "records bear out (auto)",
+    model: Choice = Field(
+        default=Choice(name="auto"),
+        description="moving average (ema), student, the average with the analytic teacher (ensemble), or of these what "
+        "held-out records bear out (auto)",
     )
     regression: Ratio = Field(default=0.15, description="largest loss of held-out accuracy that is still published")
     keep: Positive = 10
@@ -347,9 +348,10 @@ class Config(Model):
 
     @model_validator(mode="after")
     def _what_is_served_is_there(self) -> "Config":
-        needed = {"ensemble": "analytic", "ema": "ema"}.get(self.publish.model)
+        model = self.publish.model.name
+        needed = {"ensemble": "analytic", "ema": "ema"}.get(model)
         if needed and all(teacher.name != needed for teacher in self.teachers):
-            raise ValueError(f"publish.model {self.publish.model} needs the teacher {needed}; name it, or publish auto")
+            raise ValueError(f"publish.model {model} needs the teacher {needed}; name it, or publish auto")
         return self
 
     @model_validator(mode="after")
@@ -363,6 +365,8 @@ class Config(Model):
         yield "stream.source", "sources", self.stream.source
         yield "student", "students", self.student
         yield "gate", "gates", self.gate
+        yield "pool.admission", "admissions", self.pool.admission
+        yield "publish.model", "selectors", self.publish.model
         yield "memory.policy", "policies", self.memory.policy
         yield "memory.holdout_policy", "policies", self.memory.holdout_policy
         many: tuple[tuple[str, Group, Sequence[Choice]], ...] = (
@@ -428,6 +432,7 @@ def from_tree(tree: Mapping[str, Any], registry: Registry | None = None) -> Conf
 
 GONE = {
     "pool.merge": "of 36 mergers tried on growing streams none was worth as much as the better of the two",
+    "vicinal.moved": "remembered images lie as they were: on four streams and five seeds that made no difference",
 }
 RENAMED = {"vicinity": "vicinal", "optimizer.settle_steps": "decay_steps"}
 """Keys of earlier versions, by their new name in the same place. They are still taken for one release, and say so."""

@@ -16,7 +16,18 @@ from pydantic import BaseModel, ConfigDict
 hookspec = pluggy.HookspecMarker("streamkd")
 hookimpl = pluggy.HookimplMarker("streamkd")
 
-Group = Literal["students", "teachers", "losses", "gates", "sources", "detectors", "observers", "policies"]
+Group = Literal[
+    "students",
+    "teachers",
+    "losses",
+    "gates",
+    "sources",
+    "detectors",
+    "observers",
+    "policies",
+    "admissions",
+    "selectors",
+]
 
 VERSIONS: Mapping[Group, int] = dict.fromkeys(get_args(Group), 1)
 """The version of each hook: it rises when kinds that were written for it have to change."""
@@ -64,6 +75,17 @@ class SourceKind(Kind):
     describe: Callable[[Any], Any] = lambda options: None
 
 
+@dataclass(frozen=True)
+class TeacherKind(Kind):
+    """A teacher that may be served (``streamkd.api.Servable``).
+
+    ``load(directory, about, schema, classes, registry)`` gives back the part that wrote itself into that directory and
+    gave ``about`` to be kept; ``schema`` is that of the records that requests bring.
+    """
+
+    load: Callable[..., Any] = field(kw_only=True)
+
+
 @hookspec
 def streamkd_students() -> Iterable[Kind]:
     """Students: ``make(options, shape, classes) -> torch.nn.Module`` that maps [batch, *shape] to [batch, classes].
@@ -105,3 +127,13 @@ def streamkd_observers() -> Iterable[Kind]:
 @hookspec
 def streamkd_policies() -> Iterable[Kind]:
     """Policies of the memory: ``make(options) -> streamkd.api.Policy``, places for the rows that it is offered."""
+
+
+@hookspec
+def streamkd_admissions() -> Iterable[Kind]:
+    """Admission to the pool: ``make(options) -> streamkd.api.Admission``, whether a snapshot joins."""
+
+
+@hookspec
+def streamkd_selectors() -> Iterable[Kind]:
+    """Selectors of the served model: ``make(options) -> streamkd.api.Selector``, one student or several parts."""

@@ -78,7 +78,7 @@ def _learned(snapshot: Snapshot) -> dict[str, Any]:
         "teachers": [
             {
                 "name": name,
-                "worth": pool["worth"].get(name),
+                "marginal_gain": pool["worth"].get(name),
                 "accuracy": pool["accuracy"].get(name),
                 "age": pool["ages"].get(name),
                 "bytes": _bytes(state),

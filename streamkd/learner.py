@@ -15,9 +15,6 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from streamkd import wiring
-from streamkd.analytic import ensemble
-from streamkd.analytic.ensemble import Model
-from streamkd.analytic.teacher import AnalyticTeacher
 from streamkd.config import Config
 from streamkd.errors import ConfigError, SourceError, first_line
 from streamkd.evaluate.accuracy import Prequential
@@ -40,6 +37,7 @@ from streamkd.students.networks import Student, at_rest
 from streamkd.tasks.boundary import Boundary, Tasks
 from streamkd.tasks.experience import TensorBatch, tensors
 from streamkd.tasks.labels import LabelSpace
+from streamkd.teachers.served import Candidates, Model, Selector
 from streamkd.telemetry import Recorder
 
 if TYPE_CHECKING:
@@ -78,6 +76,7 @@ class Learner:
         self.arrivals = Arrivals(WINDOW)
         self.quality = LiveQuality()
         self.observers = Observers(wiring.make_all(registry, "observers", config.observers), self.recorder)
+        self._selector: Selector = wiring.make(registry, "publish.model", "selectors", config.publish.model)
         self.dead: list[DeadBatch] = []
         self.last: Taken | None = None
         self._batcher = Batcher(source, config.stream.batch.size, config.stream.batch.flush_seconds, journal)
@@ -113,17 +112,14 @@ class Learner:
 
     @property
     def served(self) -> Model:
-        """What is published: the student, its moving average, or that and the analytic teacher together."""
-        which, pool = self.config.publish.model, self.step.pool
-        average = pool.average if which != "student" else None
-        student = average.student if average else self.student
-        analytic = next((t for t in pool.teachers if isinstance(t, AnalyticTeacher) and t.version and t.served), None)
-        if analytic is None or which in ("student", "ema"):
-            return student
+        """What is published: the student, another part, or several together."""
         if self._chosen is None or self._chosen[0] != self.steps:
-            shares = ensemble.SHARES if which == "auto" else ensemble.SHARES[1:-1]
-            self._chosen = (self.steps, ensemble.chosen(student, analytic, self._holdout, shares, pool.noise or 0.0))
+            self._chosen = (self.steps, self._selector.choose(self._candidates))
         return self._chosen[1]
+
+    @property
+    def _candidates(self) -> Candidates:
+        return self.step.pool.candidates(self.student, self.step.mixture.share.weights)
 
     @property
     def _holdout(self) -> Ring:
@@ -220,6 +216,8 @@ class Learner:
         labelled, right = taken.known()
         if labelled:
             self.prequential.add(right, labelled)
+        if self.tasks.scoring:
+            self.tasks.score(taken.wrong())
         self._count(taken, time.perf_counter() - begun)
         self.observers.tell("on_step", self.records, float(taken.loss), right / labelled if labelled else math.nan)
 
@@ -235,8 +233,6 @@ class Learner:
             self.recorder.count("train_steps_skipped_total", reason="not_finite")
 
     def _begin_task(self, boundary: Boundary) -> None:
-        if self._adapter is not None:
-            self._adapter.new_task()
         self.recorder.count("task_boundaries_total", detector=boundary.detector)
         if self.tasks.names.count(boundary.task) and self.tasks.count == len(self.tasks.names):
             self.recorder.count("tasks_total")
@@ -317,6 +313,8 @@ class Learner:
                 "optimizer": optimizers.state_of(step.optimizer),
                 "memory": step.memory.state_dict(),
                 "vicinity": step.vicinal.state_dict(),
+                "held_out": step.held_out.state_dict(),
+                "mixture": step.mixture.state_dict(),
                 "settling": step.rate_decay.state_dict(),
                 "pool": step.pool.state_dict(),
                 "gate": step.gate.state_dict(),
@@ -369,6 +367,10 @@ class Learner:
         step.memory.load_state_dict(learned["memory"], self.device)
         if "vicinity" in learned:
             step.vicinal.load_state_dict(learned["vicinity"])
+        if "held_out" in learned:
+            step.held_out.load_state_dict(learned["held_out"])
+        if "mixture" in learned:
+            step.mixture.load_state_dict(learned["mixture"])
         if "settling" in learned:
             step.rate_decay.load_state_dict(learned["settling"])
         step.pool.load_state_dict(learned["pool"], self.fresh_student, self.labels.labels)

@@ -54,13 +54,15 @@ class Observers:
         for name, method in list(self._listeners[event]):
             try:
                 method(*arguments)
-            except Exception:  # a plugin is a stranger's code: it hurts only itself
+            except Exception:  # noqa: BLE001 - a plugin is a stranger's code: it hurts only itself
                 self._strike(name, event)
 
     def _strike(self, name: str, event: str) -> None:
         self._strikes[name] = self._strikes.get(name, 0) + 1
         self._recorder.count("plugin_errors_total", plugin=name, hook=event)
-        logger.exception("observer %s failed in %s (%d of %d)", name, event, self._strikes[name], STRIKES)
+        logger.exception(  # noqa: LOG004 - called where an error is handled
+            "observer %s failed in %s (%d of %d)", name, event, self._strikes[name], STRIKES
+        )
         if self._strikes[name] >= STRIKES:
             logger.error("observer %s is off until the next start", name)
             self._recorder.set("plugin_enabled", 0, plugin=name)

@@ -72,7 +72,7 @@ class Registry:
         try:
             kinds = self.register(entry.load(), entry.name, distribution)
             status = PluginStatus(entry.name, distribution, version, tuple(kinds))
-        except (Exception, SystemExit) as fault:  # a plugin is a stranger's code: it hurts only itself
+        except (Exception, SystemExit) as fault:  # noqa: BLE001 - a plugin is a stranger's code: it hurts only itself
             logger.warning("plugin %s of %s %s is off: %r", entry.name, distribution, version, fault)
             said = f"{type(fault).__name__}: {fault}"
             status = PluginStatus(entry.name, distribution, version, (), said, traceback.format_exc())

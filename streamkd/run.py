@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from streamkd import config as configuration
-from streamkd.analytic.ensemble import Model
 from streamkd.config import Config
 from streamkd.errors import ConfigError, SourceError
 from streamkd.evaluate import efficiency, fidelity, report
@@ -31,6 +30,7 @@ from streamkd.state.environment import environment
 from streamkd.streams.encoding import codec
 from streamkd.students.networks import at_rest
 from streamkd.tasks import boundary
+from streamkd.teachers.served import Model
 from streamkd.teachers.teacher import copy_of
 from streamkd.wiring import device_of, open_source, schema_of, source_kind
 
@@ -145,7 +145,7 @@ class _Trial:
         self.ended: list[str] = []
         self.taken = -REFRESH
         self.refused = 0
-        self.worth: dict[str, list[dict[str, float]]] = {}
+        self.gains: dict[str, list[dict[str, float]]] = {}
         self.weights: list[dict[str, Any]] = []
         self.test_seconds = 0.0
 
@@ -155,8 +155,8 @@ class _Trial:
         self.ended = [*(name for name in self.ended if name != task), task]
         for name, model in self._models().items():
             self.rows[name][task] = [self._accuracy(model, test) for test in self.tests]
-        for key, worth in self.learner.step.pool.worth.items():
-            self.worth.setdefault(key, []).append({"record": self.learner.records, "worth": worth})
+        for key, gain in self.learner.step.pool.worth.items():
+            self.gains.setdefault(key, []).append({"record": self.learner.records, "marginal_gain": gain})
         self.test_seconds += time.perf_counter() - begun
 
     def refresh(self) -> None:
@@ -218,7 +218,7 @@ class _Trial:
                 "seconds": seconds,
                 "records": learner.records,
             },
-            "teachers": [{"name": name, "worth": worth} for name, worth in self.worth.items()],
+            "teachers": [{"name": name, "marginal_gain": gains} for name, gains in self.gains.items()],
             "boundaries": [
                 {"record": b.record, "detector": b.detector, "task": b.task} for b in learner.tasks.boundaries
             ],

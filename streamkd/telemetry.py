@@ -52,7 +52,7 @@ def _histogram(help: str, buckets: tuple[float, ...], *labels: str) -> Family:
 
 FAMILIES: Mapping[str, Family] = {
     "build_info": _gauge("Always 1; the labels say what runs.", "version", "python", "torch", "platform"),
-    "ready": _gauge("1 when every door that the configuration opens is open."),
+    "ready": _gauge("1 when every endpoint of the configuration accepts connections."),
     "process_up": _gauge("1 while the child process runs.", "process"),
     "process_restarts_total": _counter("Child processes started again after they died.", "process"),
     "process_hangs_total": _counter("Child processes killed because they were silent for too long.", "process"),
@@ -70,7 +70,7 @@ FAMILIES: Mapping[str, Family] = {
     "records_duplicate_total": _counter("Records that a producer sent again.", "source"),
     "records_repeated_total": _counter("Records whose inputs had come before, as far as that is remembered.", "source"),
     "records_repeated_ratio": _gauge("Part of the newest records whose inputs had come before.", "source"),
-    "source_pass": _gauge("In which pass over its records a source is that begins anew, from 1 on.", "source"),
+    "source_pass": _gauge("Pass (epoch) over its records of a source that repeats them, from 1 on.", "source"),
     "queue_records": _gauge("Records waiting in the queue.", "queue"),
     "queue_capacity_records": _gauge("Records that the queue can hold.", "queue"),
     "train_steps_total": _counter("Optimiser steps."),
@@ -89,10 +89,14 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "eval_forgetting_ratio": _gauge("What each task had at best on held-out records minus now, mean.", "window"),
     "avalanche_metric": _gauge("Last value of an Avalanche metric, by Avalanche's name for it.", "metric"),
-    "gate_weight_ratio": _gauge("Mean weight of the last step; the hard label is a teacher here.", "teacher"),
-    "gate_policy_ratio": _gauge("How far the hedge trusts a policy.", "policy"),
+    "gate_weight_ratio": _gauge(
+        "Mean gate weight over the rows of the last step, by teacher; `hard` is the label's own.", "teacher"
+    ),
+    "gate_policy_ratio": _gauge(
+        "Weight of a policy in a gate that mixes several: the posterior of the hedge.", "policy"
+    ),
     "label_noise_ratio": _gauge(
-        "Part of the labels that the gate takes for wrong, NaN where it cannot tell; below 0.05 it makes nothing of it."
+        "Estimated label noise: part of the labels that are wrong; NaN where it cannot be told, ignored below 0.05."
     ),
     "distillation_temperature": _gauge("The adapted temperature of a loss, where `adapt.temperature` asks for one."),
     "gate_adaptations_total": _counter("Meta-adaptations of the gate."),
@@ -104,13 +108,15 @@ FAMILIES: Mapping[str, Family] = {
     "gate_adaptation_duration_seconds": _histogram("Duration of a meta-adaptation.", SLOW),
     "gate_outer_loss": _gauge("Outer loss of the last meta-adaptation."),
     "teachers": _gauge("Teachers in the pool."),
-    "teacher_worth_ratio": _gauge("Held-out worth of the teacher.", "teacher"),
-    "teacher_requests_total": _counter("Batches put to the teacher.", "teacher"),
+    "teacher_marginal_gain_ratio": _gauge(
+        "Held-out probability of the label that the pool would lose without the teacher.", "teacher"
+    ),
+    "teacher_requests_total": _counter("Batches that the teacher was asked about.", "teacher"),
     "teacher_failures_total": _counter("Batches that the teacher failed on.", "teacher", "reason"),
     "teacher_duration_seconds": _histogram(
         "Mean duration of a teacher's answers between two reports.", SLOW, "teacher"
     ),
-    "teacher_cache_hits_total": _counter("Samples whose remembered logits spared a question.", "teacher"),
+    "teacher_cache_hits_total": _counter("Samples answered by logits that are kept in the memory.", "teacher"),
     "predict_requests_total": _counter("Prediction requests.", "protocol"),
     "predict_failures_total": _counter("Prediction requests without a prediction.", "protocol", "reason"),
     "predict_duration_seconds": _histogram("Duration of a prediction request.", FAST, "protocol"),

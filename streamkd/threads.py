@@ -42,7 +42,7 @@ def run_process(main: Callable[[], int]) -> NoReturn:
     """
     try:
         code = main()
-    except BaseException as fault:
+    except BaseException as fault:  # noqa: BLE001 - whatever it is, the process ends with words
         end_process(fault, "main")
     _end(code)
 

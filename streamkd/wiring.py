@@ -132,6 +132,7 @@ def rehearse(config: Config, registry: Registry, schema: RecordSchema, device: t
     with torch.random.fork_rng(devices=[]):
         labels: list[Label] = [0 if schema.label_type == "int" else ""]
         _, adapter = step_of(config, registry, schema, labels, device, artefact_of(config, schema))
+        make(registry, "publish.model", "selectors", config.publish.model)
     wanted = adapter.active and (adapter.every or adapter.on_task_steps) and adapter.engine != "prequential"
     if wanted and not config.memory.holdout_ratio:
         logger.warning(
@@ -193,9 +194,8 @@ def step_of(
     memory = Memory(kept.size, kept.holdout_ratio, config.pool.limit, config.seed, *policies)
     teachers, snapshots = _teachers(config, registry, schema, labels, student, device)
     limits = config.pool
-    pool = Pool(
-        teachers, snapshots, memory, limit=limits.limit, limit_bytes=limits.bytes, admit_margin=limits.admit_margin
-    )
+    admission = make(registry, "pool.admission", "admissions", limits.admission)
+    pool = Pool(teachers, snapshots, memory, limit=limits.limit, limit_bytes=limits.bytes, admission=admission)
     gate = _gate(config, registry, "gate", config.gate).to(device)
     losses = [_term(config, registry, index, device) for index in range(len(config.losses))]
     gates = torch.nn.ModuleList([gate, *(term.gate for term in losses if isinstance(term.gate, torch.nn.Module))])
@@ -217,11 +217,11 @@ def step_of(
         losses,
         replay=kept.replay,
         clip_norm=config.optimizer.clip_norm,
-        adapter=adapter,
         transfer=transfer,
-        vicinal=VicinalRows(near.rows, near.shift, config.seed + 1, near.weight, near.moved),
+        vicinal=VicinalRows(near.rows, near.shift, config.seed + 1, near.weight),
         rate_decay=optimizers.RateDecay(optimizer, config.optimizer.start, config.optimizer.decay_steps),
     )
+    adapter.attach(step)
     return step, adapter
 
 

@@ -80,8 +80,11 @@ _LONG = ("tune", "endtoend", "plugins", "pretraining", "test_unlabelled.py", "te
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Pages that tests make: ``--write-record`` docs/hardening.md, ``--write-reference`` those of docs/reference/."""
+    """Pages that tests make: ``--write-record`` docs/hardening.md, ``--write-reference`` those of docs/reference/,
+    ``--write-changelog`` CHANGELOG.md.
+    """
     parser.addoption("--write-record", action="store_true", help="write docs/hardening.md of the tests' rows")
+    parser.addoption("--write-changelog", action="store_true", help="gather changes/ into CHANGELOG.md, for a release")
     parser.addoption("--write-reference", action="store_true", help="write what is generated of docs/reference/")
 
 

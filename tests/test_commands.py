@@ -140,6 +140,8 @@ TYPED: list[tuple[str, int, str]] = [
     ("bench learning --only nothing", 2, "there is no stream 'nothing' fix: one of "),
     ("bench learning --seeds 0", 2, "0 is not in the range x>=1"),
     ("bench gate --policies nothing", 2, "there is no policy 'nothing' fix: one of "),
+    ("bench drift --only nothing", 2, "there is no stream 'nothing' fix: one of "),
+    ("bench drift --only weather --data . --methods streamkd", 1, "weather.parquet is not there"),
 ]
 
 

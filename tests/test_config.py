@@ -38,8 +38,11 @@ def registry() -> Registry:
             "replay",
             "detectors",
             "policies",
+            "admission",
+            "selectors",
             "students",
             "teachers",
+            "recall",
             "analytic",
             "gates",
             "per-sample",
@@ -82,6 +85,18 @@ def test_a_plugin_without_options_is_its_name(tmp_path: Path, registry: Registry
     config = load(path, registry=registry)
     assert (config.memory.policy.name, config.teachers[0].key, config.gate.name) == ("reservoir", "ema", "fixed")
     assert from_tree(dump(config), registry) == config
+
+
+def test_the_margin_of_admission_has_its_old_name_for_a_release(
+    tmp_path: Path, registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`pool.admit_margin` is the option of the admission, and says so; beside the new one it is refused."""
+    path = tmp_path / "c.yaml"
+    path.write_text(GOOD + "pool: {admit_margin: 0.3}\n")
+    assert load(path, registry=registry).pool.admission.values == {"margin": 0.3}
+    assert "pool.admit_margin is called pool.admission.margin now" in caplog.text
+    both = "pool: {admit_margin: 0.3, admission: {name: worth, margin: 0.1}}\n"
+    assert "unknown key 'admit_margin'" in refused(tmp_path, GOOD + both, registry=registry).message
 
 
 def test_no_file_is_the_embedded_stream(registry: Registry) -> None:

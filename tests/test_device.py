@@ -190,7 +190,7 @@ def test_rows_from_the_vicinity_are_drawn_on_the_gpu() -> None:
     """Where they count, those that the CPU would draw are mixed, moved and answered there."""
     ones = [run(learner(device, {}), 3) for device in ("cpu", "cuda")]
     for one in ones:
-        one.step.vicinal.measured(1.0, None)
+        toys.spare(one.step, 1.0)
         assert run(one, 1).last.plan.drawn == 12
     assert learned(ones[0]) == learned(ones[1])
 

@@ -44,6 +44,7 @@ TAKEN = {
     "deploy/README.md": "tests/test_deploy.py",
     "docs/tune.md": "tests/tune/space/test_space.py",
     "docs/tutorials/first-plugin.md": "tests/test_plugins.py",
+    "plugins/streamkd-river/README.md": "plugins/streamkd-river/tests/test_readme.py",
     "plugins/streamkd-vision/README.md": "plugins/streamkd-vision/tests/test_readme.py",
 }
 

@@ -109,6 +109,32 @@ def test_stopping_and_resuming_ends_in_the_same_bits(stop: int) -> None:
     assert resumed.tasks.names == whole.tasks.names
 
 
+def permuted(detector: str) -> dict[str, Any]:
+    """All digits, then all of them in another order of their pixels, and nobody says where: from record 1,000 on."""
+    image = {"name": "image", "shape": [8, 8], "dtype": "uint8", "scale": 1 / 16}
+    source = {"name": "replay", "dataset": "digits", "permuted": 2, "per_class": 100, "limit": 1_500}
+    return {
+        "stream": {"source": source, "records": {"inputs": [image]}},
+        "teachers": [{"name": "ema"}, {"name": "memory"}],
+        "adapt": {"every": 0, "on_task_steps": 1},
+        "vicinal": {"rows": 0},
+        "detectors": [{"name": detector}],
+    }
+
+
+@pytest.mark.parametrize("detector", ["adwin", "page-hinkley", "two-sample"])
+def test_a_change_that_nobody_names_is_found(detector: str) -> None:
+    """One boundary within 500 records, by errors as by inputs, though the learner was stopped and resumed before."""
+    stopped = run(learner(permuted(detector)), 101)
+    resumed = learner(permuted(detector))
+    resumed.restore(unpack(pack(stopped.state())), dict(stopped.offsets), stopped.config)
+    run(resumed)
+    start, found = resumed.tasks.boundaries
+    assert (start.detector, found.detector) == ("start", detector)
+    assert 1_000 < found.record <= 1_500
+    assert run(learner(permuted(detector))).tasks.boundaries == [start, found]
+
+
 def test_asking_what_is_served_reaches_no_weights() -> None:
     """A learner whose arriving records a served copy answers first ends in the bits of one that nobody asks."""
     whole, asked = run(learner()), learner()

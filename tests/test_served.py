@@ -2,16 +2,19 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from mistakes.selectors import Even
 
 from streamkd import config as configuration
-from streamkd.analytic.ensemble import SHARES, Ensemble
+from streamkd.analytic.ensemble import SHARES
 from streamkd.analytic.teacher import AnalyticOptions, AnalyticTeacher
-from streamkd.errors import ConfigError
+from streamkd.errors import ConfigError, PluginError
+from streamkd.hookspecs import Kind, hookimpl
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
 from streamkd.records import InputColumn, RecordSchema
@@ -23,6 +26,7 @@ from streamkd.state.directory import StateDirectory
 from streamkd.state.tree import pack, unpack
 from streamkd.state.versions import VersionStore
 from streamkd.students.networks import MlpOptions, build, write_published
+from streamkd.teachers.served import Served
 from streamkd.teachers.teacher import TeacherContext
 from streamkd.telemetry import Recorder
 from streamkd.wiring import open_source, schema_of
@@ -74,7 +78,7 @@ def test_the_configuration_says_what_is_served(model: str, shares: set[float] | 
     if shares is None:
         assert served is (average.student if model == "ema" else one.student)
     else:
-        assert (served.share if isinstance(served, Ensemble) else 1.0) in shares
+        assert (served.how["share"] if isinstance(served, Served) else 1.0) in shares
         assert one.served is served
 
 
@@ -124,7 +128,7 @@ def test_an_ensemble_is_published_followed_and_rolled_back_to(tmp_path: Path) ->
         assert later is not None
         versions = VersionStore(directory)
         loaded = load_version(versions.read(version), versions.info(version), REGISTRY)
-        assert isinstance(loaded.student, Ensemble)
+        assert isinstance(loaded.student, Served)
         assert np.array_equal(loaded.predict(x.numpy()), wanted)
         predictor = Predictor(64, 64, Recorder())
         predictor.swap(loaded)
@@ -194,3 +198,34 @@ def test_a_run_reports_the_ensemble_as_served() -> None:
     assert served > max(student, 0.9)
     assert result["efficiency"]["parameters"] > 10 * (8 * 16 + 64)
     assert {"analytic"} <= {row["teacher"] for row in result["fidelity"]}
+
+
+def test_a_plugin_serves_a_mixture_of_several_parts(tmp_path: Path) -> None:
+    """Student, average and two analytic teachers, by a rule that a plugin brings: a version has all, to the same bits.
+
+    Where the plugin is not installed the version is refused, with its name.
+    """
+    registry = Registry.load()
+    kind = Kind("even", Even)
+    registry.register(SimpleNamespace(streamkd_selectors=hookimpl(lambda: [kind])), "even")
+    teachers = [*TEACHERS, {"name": "analytic", "id": "ridge", "method": "ridge", "channels": 8, "dense": 32}]
+    tree = configuration.dump(config_of(teachers=teachers)) | {"publish": {"model": "even"}}
+    config = configuration.from_tree(tree, registry)
+    schema = schema_of(config, registry)
+    source, _ = open_source(config, registry, schema)
+    one = run(Learner(config, registry, source, schema), 35)
+    assert isinstance(one.served, Served)
+    assert one.served.names == ("student", "analytic", "ridge", "average")
+    directory = StateDirectory(tmp_path)
+    directory.create()
+    with directory.lock():
+        version = Publisher(directory, config, registry, Recorder()).publish(one)
+        assert version is not None
+        versions = VersionStore(directory)
+        loaded = load_version(versions.read(version), versions.info(version), registry)
+        x = inputs(one)[:9].clone()
+        with torch.no_grad():
+            assert np.array_equal(loaded.predict(x.numpy()), torch.softmax(one.served(x), 1).numpy())
+        with pytest.raises(PluginError, match="no selector 'even'"):
+            load_version(versions.read(version), versions.info(version), REGISTRY)
+        versions.close()

@@ -63,13 +63,13 @@ def test_deltas_of_several_processes_add_up() -> None:
 def test_gauges_keep_the_last_value_and_can_go() -> None:
     """A gauge shows its last value; a removed series is gone."""
     exposition, recorder = Exposition(), Recorder()
-    recorder.set("teacher_worth_ratio", 0.1, teacher="a")
-    recorder.set("teacher_worth_ratio", 0.2, teacher="a")
+    recorder.set("teacher_marginal_gain_ratio", 0.1, teacher="a")
+    recorder.set("teacher_marginal_gain_ratio", 0.2, teacher="a")
     exposition.apply(recorder.drain())
-    assert exposition.value("teacher_worth_ratio", teacher="a") == 0.2
-    recorder.remove("teacher_worth_ratio", teacher="a")
+    assert exposition.value("teacher_marginal_gain_ratio", teacher="a") == 0.2
+    recorder.remove("teacher_marginal_gain_ratio", teacher="a")
     exposition.apply(recorder.drain())
-    assert exposition.value("teacher_worth_ratio", teacher="a") is None
+    assert exposition.value("teacher_marginal_gain_ratio", teacher="a") is None
 
 
 @pytest.mark.parametrize(
@@ -149,11 +149,11 @@ def test_gauges_of_a_label_can_be_forgotten() -> None:
     recorder.count("teacher_requests_total", teacher="ema")
     recorder.set("teachers", 3)
     exposition.apply(recorder.drain())
-    exposition.apply([["teacher_worth_ratio", [str(i)], 1.0] for i in range(2_000)])
+    exposition.apply([["teacher_marginal_gain_ratio", [str(i)], 1.0] for i in range(2_000)])
     exposition.forget("teacher")
-    exposition.apply([["teacher_worth_ratio", ["ema"], 0.5]])
-    assert exposition.value("teacher_worth_ratio", teacher="ema") == 0.5
-    assert exposition.value("teacher_worth_ratio", teacher="0") is None
+    exposition.apply([["teacher_marginal_gain_ratio", ["ema"], 0.5]])
+    assert exposition.value("teacher_marginal_gain_ratio", teacher="ema") == 0.5
+    assert exposition.value("teacher_marginal_gain_ratio", teacher="0") is None
     assert exposition.value("teachers") == 3
     assert exposition.value("teacher_requests_total", teacher="ema") == 1
 

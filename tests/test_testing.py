@@ -34,6 +34,8 @@ CHECKS: dict[Group, Callable[..., None]] = {
     "detectors": testing.check_detector,
     "observers": testing.check_observer,
     "policies": testing.check_policy,
+    "admissions": testing.check_admission,
+    "selectors": testing.check_selector,
 }
 OPTIONS: dict[tuple[str, str], dict[str, Any]] = {("sources", "replay"): {"dataset": "digits"}}
 
@@ -100,6 +102,8 @@ RIGHT: list[tuple[Group, Any]] = [
     ("detectors", mistakes.watchers.Counter),
     ("observers", mistakes.watchers.Watching),
     ("policies", mistakes.policies.Oldest),
+    ("selectors", mistakes.selectors.Even),
+    ("admissions", mistakes.admissions.Half),
 ]
 
 

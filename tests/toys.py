@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from streamkd.gates.gate import FixedGate, FixedOptions, Gate, GateInputs, Measured
 from streamkd.gates.per_sample import PerSampleGate, PerSampleOptions
 from streamkd.hookspecs import Kind, Options
+from streamkd.learning.held_out import Look
 from streamkd.learning.step import Step, Term
 from streamkd.losses.match_gate import Gated, LossInputs, MatchGate, MatchGateOptions
 from streamkd.meta.adaptation import GateAdapter
@@ -141,7 +142,7 @@ def make_step(
     maker = SnapshotMaker("snapshot", snapshots) if snapshots else None
     pool = Pool(teachers, maker, memory, limit=limit, limit_bytes=limit_bytes)
     name, settings = optimizer
-    return Step(
+    step = Step(
         student,
         optimizer_of(name, list(student.parameters()), **settings),
         memory,
@@ -150,8 +151,18 @@ def make_step(
         [Term(MatchGate(MatchGateOptions(temperature=temperature)), 1.0)],
         replay=replay,
         clip_norm=clip_norm,
-        adapter=adapter,
     )
+    if adapter is not None:
+        adapter.attach(step)
+    return step
+
+
+def spare(step: Step, error_reduction: float, invariance: float = 1.0) -> None:
+    """The next few steps take it that the teachers would spare the student that part of its mistakes."""
+    device = next(step.student.parameters()).device
+    credit = torch.full((len(step.pool.keys), step.student.classes), torch.nan, device=device)
+    step.held_out.last = Look(step.pool.keys, Measured(credit), error_reduction, invariance)
+    step.held_out.age = 0
 
 
 def context_of(key: str, student: Student) -> TeacherContext:

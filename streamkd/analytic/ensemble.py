@@ -1,57 +1,72 @@
 """The ensemble: the averaged student and the analytic teacher together, p ∝ p_student^share · p_analytic^(1-share).
 
-    held-out records ─► both models' logits ─► share of the best likelihood ─► Ensemble ─► published version
+    held-out records ─► both models' logits ─► share of the best likelihood ─► Served ─► published version
 
 The two err differently: one was trained by gradient on what the memory replays, the other in closed form on every
-record once. A version directory of an ensemble holds the student as any other does, and ``ensemble.safetensors``
-beside it; whoever reads the student alone (the teacher ``checkpoint``) finds it where it always is.
+record once.
 """
 
-import dataclasses
-import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 
-from streamkd.analytic import features as extractor
 from streamkd.analytic.readout import Readout
-from streamkd.analytic.teacher import AnalyticTeacher
-from streamkd.errors import StateError
 from streamkd.gates.label_noise import doubt
-from streamkd.plugins import Registry
-from streamkd.replay.memory import Ring
-from streamkd.students import networks
-from streamkd.students.networks import LoadedVersion, Student, at_rest
+from streamkd.hookspecs import Kind, hookimpl
+from streamkd.students.networks import at_rest
+from streamkd.teachers.served import Candidates, Model, Served
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the student, among which held-out records choose
 PULL = 3.0  # nats times the distance from one half: what so few held-out records say is partly chance
-FILE = "ensemble.safetensors"
 
 
-class Ensemble(nn.Module):
-    """Raw inputs [batch, *shape] to log-probabilities [batch, classes] of the pool, to be read as logits."""
+class Ensemble:
+    """The average where there is one (and it is asked for), else the student, pooled with the first analytic teacher.
 
-    def __init__(self, student: Student, analytic: Readout, share: float) -> None:
-        super().__init__()
-        self.student, self.analytic, self.share = student, analytic, share
+    Of the ``shares`` held-out records choose; without any it is half and half. Without shares the student is alone.
+    """
 
-    def forward(self, x: Tensor) -> Float[Tensor, "batch classes"]:
-        return pooled(self.student(x), self.analytic(x), self.analytic.known, self.share)
+    def __init__(self, average: bool, shares: tuple[float, ...]) -> None:
+        self.average, self.shares = average, shares
 
-    @property
-    def classes(self) -> int:
-        """Width of its answers."""
-        return self.student.classes
+    @torch.no_grad()
+    def choose(self, candidates: Candidates) -> Model:
+        average = candidates.average if self.average else None
+        student = candidates.student if average is None else average
+        analytic = next((part for part in candidates.teachers.values() if isinstance(part, Readout)), None)
+        if analytic is None or not self.shares:
+            return student
+        share = 0.5
+        if candidates.held is not None:
+            x, y = candidates.held
+            with at_rest(student):
+                tolerance = doubt(candidates.noise)
+                share = best_share(student(x), analytic(x), analytic.known, y, self.shares, tolerance)
+        if share == 1.0:
+            return student
+        return Served({"student": student, "analytic": analytic}, self.combine, {"share": share})
+
+    def combine(
+        self,
+        logits: Float[Tensor, "batch parts classes"],
+        known: Bool[Tensor, "parts classes"],
+        how: Mapping[str, Any],
+    ) -> Float[Tensor, "batch classes"]:
+        return pooled(logits[:, 0], logits[:, 1], known[1], how["share"])
 
 
-Model = Student | Ensemble
-"""What may be served."""
+@hookimpl
+def streamkd_selectors() -> Iterable[Kind]:
+    """The built-in selectors."""
+    yield Kind(
+        "auto", lambda options: Ensemble(True, SHARES), summary="of the following, what held-out records bear out"
+    )
+    yield Kind("ensemble", lambda options: Ensemble(True, SHARES[1:-1]), summary="the average and the analytic teacher")
+    yield Kind("ema", lambda options: Ensemble(True, ()), summary="the moving average")
+    yield Kind("student", lambda options: Ensemble(False, ()), summary="the student")
 
 
 def pooled(
@@ -92,52 +107,3 @@ def best_share(
         return float(surprise.sum()) + PULL * abs(share - 0.5)
 
     return min(shares, key=lost)
-
-
-@torch.no_grad()
-def chosen(
-    student: Student, teacher: AnalyticTeacher, holdout: Ring, shares: tuple[float, ...] = SHARES, noise: float = 0.0
-) -> Model:
-    """The pool that held-out records bear out, or the student where that is it alone; without any, half and half.
-
-    ``noise`` is the part of their labels that seems to be wrong.
-    """
-    share = 0.5
-    if holdout.x is not None and holdout.filled:
-        x, y = holdout.x[: holdout.filled], holdout.y[: holdout.filled]
-        with at_rest(student):
-            share = best_share(student(x), teacher.network(x), teacher.known(), y, shares, doubt(noise))
-    return student if share == 1.0 else Ensemble(student, teacher.network, share)
-
-
-def write(directory: Path, model: Model, meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Write a version into an empty directory; ``meta`` as for ``students.write_published``."""
-    if isinstance(model, Student):
-        return networks.write_published(directory, model, meta)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.analytic.learned().items()}
-    (directory / FILE).write_bytes(save(weights))
-    features = extractor.write(directory, model.analytic.extractor)
-    return networks.write_published(
-        directory, model.student, {**meta, "ensemble": {"share": model.share, "features": features}}
-    )
-
-
-def load(directory: Path, registry: Registry, version: int = 0) -> LoadedVersion:
-    """The version in a directory, ensemble or not.
-
-    Raises:
-        StateError: files are missing or do not fit each other.
-    """
-    published = networks.load_published(directory, registry, version)
-    about = json.loads((directory / "model.json").read_text("utf-8")).get("ensemble")
-    if about is None:
-        return published
-    try:
-        normalise, features = extractor.load(directory, about["features"], published.schema, registry)
-        analytic = Readout(normalise, features, len(published.classes))
-        analytic.load_learned(load_file(directory / FILE))
-        share = float(about["share"])
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as fault:
-        raise StateError(f"a published ensemble cannot be loaded: {fault}", where=str(directory)) from fault
-    model = Ensemble(cast(Student, published.student), analytic, share)
-    return dataclasses.replace(published, student=model.eval().requires_grad_(False))

@@ -3,13 +3,23 @@
 raw inputs ─► normalisation ─► features ─► W·h + b, over the temperature ─► logits, the largest 0
 """
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from streamkd.analytic import features as extractor
 from streamkd.analytic.features import Extractor
+from streamkd.plugins import Registry
+from streamkd.records import RecordSchema
 from streamkd.students.networks import Normalise
+
+FILE = "readout.safetensors"
 
 
 class Readout(nn.Module):
@@ -18,6 +28,7 @@ class Readout(nn.Module):
     ``known`` [classes] is where there is a solution; the other logits are 0. A frozen network normalises for itself.
     """
 
+    teacher = "analytic"
     known: Tensor
     temperature: Tensor
 
@@ -65,3 +76,17 @@ class Readout(nn.Module):
         """Take what ``learned`` gave, with as many classes."""
         frozen = {f"extractor.{name}": tensor for name, tensor in self.extractor.state_dict().items()}
         self.load_state_dict({**frozen, **learned})
+
+    def write(self, directory: Path) -> dict[str, Any]:
+        """Put what was solved, and what the features need, into a version's directory."""
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.learned().items()}
+        (directory / FILE).write_bytes(save(weights))
+        return {"features": extractor.write(directory, self.extractor)}
+
+
+def load(directory: Path, about: Mapping[str, Any], schema: RecordSchema, classes: int, registry: Registry) -> Readout:
+    """The readout that wrote itself there; ``about`` has what it gave."""
+    normalise, features = extractor.load(directory, about["features"], schema, registry)
+    readout = Readout(normalise, features, classes)
+    readout.load_learned(load_file(directory / about.get("file", FILE)))  # older versions have it under another name
+    return readout

@@ -23,6 +23,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from streamkd.analytic import features as extractor
+from streamkd.analytic import readout
 from streamkd.analytic.calibration import Calibration
 from streamkd.analytic.discriminant import Discriminant
 from streamkd.analytic.features import Extractor, NetworkFeatures
@@ -31,7 +32,7 @@ from streamkd.analytic.readout import Readout
 from streamkd.analytic.ridge import Ridge
 from streamkd.analytic.solution import Solution
 from streamkd.errors import StateConflict
-from streamkd.hookspecs import Kind, Options, hookimpl
+from streamkd.hookspecs import Options, TeacherKind, hookimpl
 from streamkd.plugins import Registry
 from streamkd.students.networks import Normalise
 from streamkd.teachers import checkpoint
@@ -117,6 +118,10 @@ class AnalyticTeacher:
         self._trial = Calibration()
         self._solution: Solution | None = None
         self._asked: tuple[Tensor, Tensor] | None = None  # the last rows asked about, and their features
+
+    def part(self) -> Readout | None:
+        """The network, once it has learned something, where requests bring its columns."""
+        return self.network if self.version and self.served else None
 
     def logits(self, x: Tensor) -> Float[Tensor, "batch classes"]:
         if not self.version:
@@ -326,9 +331,10 @@ def _joined(pairs: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
 @hookimpl
 def streamkd_teachers() -> Any:
     """The analytic teacher."""
-    yield Kind(
+    yield TeacherKind(
         "analytic",
         AnalyticTeacher,
         AnalyticOptions,
         "LDA or ridge regression in closed form, on random features or a frozen network's",
+        load=readout.load,
     )

@@ -1,11 +1,11 @@
 """A model's earlier selves as a step's pool, compared with it on records before they were learned, as they come.
 
 For loops that need have no held-out memory of their own (``streamkd.avalanche.plugin``); where there is one, the pool
-is measured on it all at once (``streamkd.gates.likelihood``, ``streamkd.replay.vicinal``).
+is measured on it all at once (``streamkd.learning.held_out``).
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from streamkd.losses.match_gate import fused_target, soft_answers
 from streamkd.records import InputColumn, RecordSchema
 from streamkd.replay.memory import Memory, whole
 from streamkd.students.networks import Student, at_rest
+from streamkd.teachers.admission import Applicant
 from streamkd.teachers.answers import Answers
 from streamkd.teachers.pool import Pool
 from streamkd.teachers.recall import RecallTeacher
@@ -71,9 +72,9 @@ class Comparison:
         theirs, ours = (self._mistakes[:2, met] / self._mistakes[2, met]).mean(1).tolist()
         return max(0.0, 1 - (theirs + ROUND) / (ours + ROUND))
 
-    def measured(self, teachers: Sequence[str], classes: int) -> Measured:
-        """For a gate: the mean log p(label) of each teacher and class; NaN for who has not spoken."""
-        return Measured(drawn_to_mean(*torch.stack([_wider(self._logs[key], classes) for key in teachers]).unbind(1)))
+    def measured(self) -> Measured:
+        """For a gate: the mean log p(label) of each teacher judged last and each class; NaN for who has not spoken."""
+        return Measured(drawn_to_mean(*torch.stack([*self._logs.values()]).unbind(1)))
 
 
 def _kept(old: Tensor | None, new: Tensor) -> Tensor:
@@ -83,6 +84,13 @@ def _kept(old: Tensor | None, new: Tensor) -> Tensor:
 
 def _wider(tensor: Tensor, classes: int) -> Tensor:
     return F.pad(tensor, (0, classes - tensor.shape[-1]))
+
+
+class AnyCopy:
+    """The admission that refuses nobody: each step says how far a copy is heard."""
+
+    def admits(self, _applicant: Applicant) -> bool:
+        return True
 
 
 class EarlierSelves(Pool):
@@ -99,7 +107,7 @@ class EarlierSelves(Pool):
         teachers += [RecallTeacher(Options(), context) for context in recall]
         maker = SnapshotMaker("snapshot", snapshots, fresh=True) if snapshots else None
         most = {"limit": len(teachers) + snapshots, "limit_bytes": sys.maxsize}
-        super().__init__(teachers, maker, memory, **most, admit_margin=-1.0)  # no copy is too bad to be kept
+        super().__init__(teachers, maker, memory, **most, admission=AnyCopy())
         self.comparison = Comparison()
         self.listened: dict[str, float] = {}
 
@@ -107,9 +115,6 @@ class EarlierSelves(Pool):
     def copies(self) -> list[SnapshotTeacher]:
         """Of the average, the oldest first."""
         return self._mine()
-
-    def measured(self, classes: int, device: torch.device) -> Measured:
-        return self.comparison.measured(self.keys, classes)
 
     @torch.no_grad()
     def advantage(self, step: Step, taken: Taken, *, held_out: bool) -> float:

@@ -47,7 +47,7 @@ def refitted(step: Step, body: nn.Module, optimizer: torch.optim.Optimizer) -> S
     if (average := step.pool.average) is not None:
         average.student = grown(cast(Foreign, average.student), student)
     parts = (step.memory, step.pool, step.gate, step.terms)
-    return Step(student, optimizer, *parts, replay=step.replay, adapter=step.adapter)
+    return Step(student, optimizer, *parts, replay=step.replay, measure=step.measure)
 
 
 @torch.no_grad()

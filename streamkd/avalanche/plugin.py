@@ -34,7 +34,8 @@ from streamkd.avalanche.strategy import begins_task
 from streamkd.errors import ConfigError
 from streamkd.gates.gate import Gate, Hedging
 from streamkd.gates.per_sample import PerSampleGate, PerSampleOptions
-from streamkd.learning.batch import Hosted, Taken
+from streamkd.learning.batch import Taken
+from streamkd.learning.host import Hosted
 from streamkd.learning.step import Step
 from streamkd.learning.terms import Term
 from streamkd.meta.adaptation import GateAdapter
@@ -113,6 +114,7 @@ class MatchGateDistillation(SupervisedPlugin):
         """Mean weight of each source on the last step's rows, the hard label's under ``hard``."""
         self._loss = HostedLoss(weight, temperature)
         self._step: Step | None = None
+        self._adapter: GateAdapter | None = None
         self._steps = 0
         self._events: Iterator[tuple[str, Taken]] = iter(())
 
@@ -124,8 +126,7 @@ class MatchGateDistillation(SupervisedPlugin):
     @property
     def adaptations(self) -> int:
         """How often the gate was adapted."""
-        adapter = self._step and self._step.adapter
-        return adapter.adaptations if isinstance(adapter, GateAdapter) else 0
+        return 0 if self._adapter is None else self._adapter.adaptations
 
     @property
     def snapshots(self) -> list[SnapshotTeacher]:
@@ -161,7 +162,8 @@ class MatchGateDistillation(SupervisedPlugin):
                 self._loss.advantage = _selves(step).advantage(step, taken, held_out=self._steps % EVERY == 0)
             if event == "before_backward":
                 strategy.loss = taken.loss = strategy.loss + taken.loss
-                return self._note(step, taken)
+                self._note(step, taken)
+                return
 
     def before_update(self, strategy: Any, **kwargs: Any) -> None:
         """The gate's adapter looks at the gradients."""
@@ -193,18 +195,22 @@ class MatchGateDistillation(SupervisedPlugin):
         if step is not None and fits(step, model):
             return step
         body = ByTask(model, strategy.mb_x.shape[1:]) if is_multi_task_module(model) else model
-        return self._begun(strategy, body) if step is None else refitted(step, body, strategy.optimizer)
+        step = self._begun(strategy, body) if step is None else refitted(step, body, strategy.optimizer)
+        if self._adapter is not None:
+            self._adapter.attach(step)
+        return step
 
     def _begun(self, strategy: Any, body: nn.Module) -> Step:
         student = Foreign(body, torch.zeros(0, dtype=torch.bool, device=strategy.device))
         pool = EarlierSelves(student, self.memory, decay=self.decay, snapshots=self.limit)
         gate = self.gate.to(strategy.device)
         parts = (student, strategy.optimizer, self.memory, pool, cast(Gate, gate), [Term(self._loss, 1.0)])
-        if not self._adapts:
-            return Step(*parts, replay=self.replay)
-        every, rate = self.adapt_every, self.adapt_rate
-        adapter = GateAdapter(gate, every=every, on_task_steps=0, engine="auto", learning_rate=rate, query=QUERY)
-        return Step(*parts, replay=self.replay, adapter=adapter)
+        if self._adapts:
+            every, rate = self.adapt_every, self.adapt_rate
+            self._adapter = GateAdapter(
+                gate, every=every, on_task_steps=0, engine="auto", learning_rate=rate, query=QUERY
+            )
+        return Step(*parts, replay=self.replay, measure=pool.comparison.measured)
 
     def _note(self, step: Step, taken: Taken) -> None:
         """How much each source is listened to, for loggers, and for the pool."""

@@ -226,8 +226,6 @@ class StreamStrategy(SupervisedTemplate):
             self.step.pool.end_task(self.step.student)
             self.end_task(self._task)
         self._task += 1
-        if self.step.adapter is not None:
-            self.step.adapter.new_task()
 
     def training_epoch(self, **kwargs: Any) -> None:
         """Avalanche's own experiences take the same step, batch by batch."""
@@ -283,10 +281,8 @@ def quiet_evaluator(*metrics: Any, sink: Callable[[str, float], None] = lambda n
 
 
 def begins_task(experience: Any) -> bool:
-    """Every experience but the later parts of one that an online stream has cut; that stream may hide its tasks.
-
-    Not by the end of a task: Avalanche 0.6.0 leaves ``is_last_subexp`` false where the parts are all of one size.
-    """
+    """Every experience but the later parts of one that an online stream has cut; that stream may hide its tasks."""
+    # not by the end of a task: Avalanche 0.6.0 leaves is_last_subexp false where the parts are all of one size
     if isinstance(experience, OnlineCLExperience):
         return bool(experience.access_task_boundaries and experience.is_first_subexp)
     return True

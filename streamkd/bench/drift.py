@@ -23,16 +23,15 @@ import torch
 from torch import Tensor
 
 from streamkd import config as configuration
-from streamkd.analytic.ensemble import Model
 from streamkd.bench import book, documents, drifting, online_peers, prequential
 from streamkd.bench.book import Progress, Row
 from streamkd.errors import ConfigError
 from streamkd.learner import Learner
-from streamkd.learning.batch import Taken
 from streamkd.plugins import Registry
 from streamkd.run import REFRESH
 from streamkd.state.environment import environment
 from streamkd.students.networks import at_rest
+from streamkd.teachers.served import Model
 from streamkd.teachers.teacher import copy_of
 from streamkd.wiring import open_source, schema_of
 
@@ -192,27 +191,25 @@ def ours(config: configuration.Config, registry: Registry, stream: drifting.Drif
         if not learner.advance():
             break
         if not delay and learner.last is not None:
-            panel.write(answered, told(learner.last, learner.step.pool.keys))
+            panel.write(answered, told(learner))
         answered = come
     seconds = time.process_time() - begun
     source.close()
     batch = x[-size:]
-    spent = {"student": _seconds(learner.student, batch), "served": _seconds(learner.served, batch)}
+    spent = {"student": _seconds(learner.student, batch), "published": _seconds(learner.served, batch)}
     return [
         Predictions(name, predicted, seconds, spent[name] * len(x) / len(batch) if name in spent else None)
         for name, predicted in panel.predicted.items()
     ]
 
 
-def told(taken: Taken, keys: Sequence[str]) -> Said:
-    """What a step's student and teachers said of its fresh rows before the update."""
-    fresh, answers = taken.fresh, taken.plan.answers
-    found = {"student": torch.softmax(taken.logits[:fresh], 1)}
-    for place, key in enumerate(keys):
-        known = answers.known[:fresh, place]
-        if known.any():
-            found[key] = torch.softmax(answers.logits[:fresh, place].masked_fill(~known, -torch.inf), 1).nan_to_num(0)
-    return found
+def told(learner: Learner) -> Said:
+    """What everybody said of a step's fresh rows before they were learned, and what was answered (``served``)."""
+    last = learner.step.mixture.last
+    if last is None:
+        return {}
+    found = {name: torch.from_numpy(last.probabilities[:, place]) for place, name in enumerate(last.names)}
+    return {**found, "served": torch.from_numpy(last.mixed)}
 
 
 @torch.no_grad()
@@ -253,7 +250,7 @@ class Panel:
             self._served, self._taken = copy_of(self._learner.served), self._learner.records
         assert self._served is not None  # taken with the first records that are served
         with at_rest(self._served) as served, torch.no_grad():
-            self.write(start, {"served": torch.softmax(served(x), 1)})
+            self.write(start, {"published": torch.softmax(served(x), 1)})
 
 
 def _seconds(model: Model, batch: Tensor) -> float:

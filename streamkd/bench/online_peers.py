@@ -201,8 +201,9 @@ def standardised(x: np.ndarray) -> np.ndarray:
 
 
 def main(arguments: list[str]) -> None:
+    """``--list``: who there is, as JSON; else: a stream's file, a peer, delay, seed, where its predictions go."""
     if arguments == ["--list"]:
-        print(json.dumps(available()))
+        sys.stdout.write(json.dumps(available()))
         return
     stream, name, delay, seed, out = arguments
     data = np.load(stream)

@@ -128,7 +128,7 @@ class _Held:
 
 
 @lru_cache(maxsize=16)
-def _networks(text: str, seed: int, held: _Held) -> tuple[Any, Any, list[list[int]], int]:
+def _networks(_text: str, seed: int, held: _Held) -> tuple[Any, Any, list[list[int]], int]:
     """One trained on all training records, one that never was, each task's columns, how many there are."""
     registry = Registry.load()
     config = streams.config_of(held.made, registry, seed)

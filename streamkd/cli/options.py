@@ -21,7 +21,7 @@ TOKEN = click.option("--token", envvar="STREAMKD_TOKEN", help="Bearer token; or 
 PEM = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
-def finite(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+def finite(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
     """A number that is one."""
     if value is not None and not math.isfinite(value):
         raise click.BadParameter(f"needed a finite number, got {value}")

@@ -19,7 +19,7 @@ def teachers() -> None:
 @STATE
 @JSON
 def teachers_list(state: Path, as_json: bool) -> None:
-    """The teachers of the newest checkpoint, with their held-out worth."""
+    """The teachers of the newest checkpoint, with what the pool would lose without each."""
     from streamkd import inspection
 
     rows = inspection.learned(state)["teachers"]
@@ -27,8 +27,8 @@ def teachers_list(state: Path, as_json: bool) -> None:
         click.echo(json.dumps(rows))
         return
     table(
-        ("name", "worth", "accuracy", "age in tasks", "bytes"),
-        [tuple(show(row[k]) for k in ("name", "worth", "accuracy", "age", "bytes")) for row in rows],
+        ("name", "marginal gain", "accuracy", "age in tasks", "bytes"),
+        [tuple(show(row[k]) for k in ("name", "marginal_gain", "accuracy", "age", "bytes")) for row in rows],
     )
 
 

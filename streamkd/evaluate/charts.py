@@ -169,6 +169,7 @@ def legend(names: Mapping[str, object], first: int = 0) -> str:
 
 
 def colour(index: int) -> str:
+    """The colour of a series by its place."""
     return f"var(--c{index % COLOURS})"
 
 
@@ -199,6 +200,7 @@ def _ceiling(value: float) -> float:
 
 
 def axes(frame: Frame, across: bool = True) -> str:
+    """Grid lines with their numbers, upwards and across."""
     drawn = []
     for step in range(6):
         value = frame.y0 + (frame.y1 - frame.y0) * step / 5
@@ -247,6 +249,7 @@ def _bar(left: float, right: float, top: float, bottom: float, style: str, said:
 
 
 def mark(one: Mark, frame: Frame) -> str:
+    """A line where a task begins; nothing outside the frame."""
     if not frame.x0 <= one.x <= frame.x1:
         return ""
     x, kind = frame.x(one.x), "drift" if one.detected else "boundary"
@@ -272,11 +275,13 @@ def _cell(value: float | None, i: int, j: int, x: float, y: float, size: float, 
 
 
 def svg(title: str, parts: Sequence[str], width: float = _WIDTH, height: float = _HEIGHT, kind: str = "chart") -> str:
+    """A picture of these parts, with its title for those who do not see it."""
     size = f'viewBox="0 0 {width:.0f} {height:.0f}"'
     return f'<svg {size} class="{kind}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
 
 
 def nothing(title: str) -> str:
+    """What stands in the place of a chart without data."""
     return f'<p class="nothing">Not measured: {escape(title.lower())}.</p>'
 
 

@@ -112,7 +112,7 @@ def _cards(report: Mapping[str, Any]) -> list[str]:
         _history_card(history, marks),
         _forgetting_card(history, marks),
         _gate_card(report, marks),
-        _worth_card(report, marks),
+        _gain_card(report, marks),
         *[_per_task_card(name, model, report) for name, model in list(models.items())[:1]],
         *[_calibration_card(name, model) for name, model in list(models.items())[:1]],
         _efficiency_card(report),
@@ -190,14 +190,14 @@ def _gate_card(report: Mapping[str, Any], marks: Sequence[Mark]) -> str:
     return card("Gate weights over time", note, charts.areas(_measured(series), marks, title="Gate weights"))
 
 
-def _worth_card(report: Mapping[str, Any], marks: Sequence[Mark]) -> str:
+def _gain_card(report: Mapping[str, Any], marks: Sequence[Mark]) -> str:
     series: dict[str, Sequence[Point]] = {}
     for teacher in _over_seeds(report, "teachers"):
-        series[teacher["name"]] = _points(teacher.get("worth") or [], "worth")
-    note = "What each teacher is worth on held-out records: by this it is kept or evicted. Colours as in the gate."
-    return card(
-        "Worth of each teacher", note, charts.lines(_measured(series), marks, title="Worth of teachers", first=1)
-    )
+        series[teacher["name"]] = _points(teacher.get("marginal_gain") or [], "marginal_gain")
+    note = "What the pool would lose without each teacher on held-out records: by this it is kept or evicted."
+    note += " Colours as in the gate."
+    drawn = charts.lines(_measured(series), marks, title="Marginal gain of teachers", first=1)
+    return card("Marginal gain of each teacher", note, drawn)
 
 
 def _per_task_card(name: str, model: Mapping[str, Any], report: Mapping[str, Any]) -> str:
@@ -281,6 +281,7 @@ def _config_card(report: Mapping[str, Any]) -> str:
 
 
 def card(title: str, note: str, body: str, wide: bool = False) -> str:
+    """A part of the page: heading, a note, what it shows."""
     said = f'<p class="note">{escape(note)}</p>' if note else ""
     return f'<section class="card{" wide" if wide else ""}"><h2>{escape(title)}</h2>{said}{body}</section>'
 
@@ -352,6 +353,7 @@ def _percent(place: Mapping[str, Any], key: str) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
+    """A number with that many digits, or a dash."""
     return "–" if value is None else f"{value:,.{digits}f}"
 
 

@@ -9,17 +9,15 @@ been trained on a sample; per class, since a teacher may know some classes only.
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from streamkd.gates.gate import GateInputs, Measured, at_labels, share, weights_of
+from streamkd.gates.gate import GateInputs, at_labels, share, weights_of
 from streamkd.hookspecs import Kind, Options, hookimpl
 
-EVERY = 10  # steps for which a measured credit is kept
 WORST = -5.0  # one confident mistake among a handful of held-out records must not decide
 PSEUDO = 2.0  # records' worth of the teacher's own mean that each class's mean begins with
 
@@ -59,34 +57,6 @@ def drawn_to_mean(
     total = counts.sum(1, keepdim=True)
     mean = torch.where(total > 0, sums.sum(1, keepdim=True) / total, torch.nan)
     return (sums + PSEUDO * mean) / (counts + PSEUDO)
-
-
-class Measurements:
-    """What was measured of a pool's teachers, kept for ``EVERY`` steps; it is measured only when a gate asks."""
-
-    def __init__(self) -> None:
-        self.teachers: tuple[str, ...] = ()
-        self.values: Measured | None = None
-        self.age = 0
-
-    def fresh(self, teachers: tuple[str, ...], classes: int, device: torch.device) -> Measured | None:
-        """What was measured of these teachers over so many classes, unless it is too old."""
-        values = self.values
-        if values is None or self.age >= EVERY or self.teachers != teachers or values.credit.shape[1] != classes:
-            return None
-        return values._replace(credit=values.credit.to(device))
-
-    def write(self, teachers: tuple[str, ...], values: Measured) -> Measured:
-        self.teachers, self.values, self.age = teachers, values, 0
-        return values
-
-    def state_dict(self) -> dict[str, Any]:
-        values = {"values": None} if self.values is None else {"values": self.values.credit, "noise": self.values.noise}
-        return {"teachers": list(self.teachers), **values, "age": self.age}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.teachers, self.age = tuple(state["teachers"]), state["age"]
-        self.values = None if state["values"] is None else Measured(state["values"], state.get("noise", 0.0))
 
 
 class LikelihoodOptions(Options):

@@ -5,6 +5,7 @@ arrived rows | replayed rows | vicinal rows ─► StepBatch ─► Taken: logit
 
 from dataclasses import dataclass, field
 
+import numpy as np
 from torch import Tensor
 
 from streamkd.replay.memory import Offer
@@ -35,17 +36,6 @@ class StepBatch:
     mass: Tensor | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Hosted:
-    """Fresh rows of somebody else's loop, which goes forward, back and on itself: between the step's events.
-
-    ``logits`` [fresh, classes] are its own, with their graph. The memory is offered the first ``offered`` of the rows.
-    """
-
-    logits: Tensor
-    offered: int
-
-
 @dataclass(slots=True)
 class Taken:
     """A step as far as it has come; a listener may add to ``loss`` before the backward pass.
@@ -71,3 +61,9 @@ class Taken:
         labels = self.plan.y[: self.fresh].cpu().numpy()
         right = int((self.logits[: self.fresh].detach().cpu().numpy().argmax(1) == labels).sum())
         return int((labels >= 0).sum()) if self.plan.unlabelled else self.fresh, right
+
+    def wrong(self) -> np.ndarray:
+        """[labelled fresh rows] whether the student's first choice was another than the label."""
+        labels = self.plan.y[: self.fresh].cpu().numpy()
+        chosen = self.logits[: self.fresh].detach().cpu().numpy().argmax(1)
+        return (chosen != labels)[labels >= 0]

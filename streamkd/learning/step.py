@@ -12,54 +12,38 @@ over its events, whoever has not calls ``learn``. Everything random comes from g
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from streamkd.gates.gate import Gate, GateInputs
+from streamkd.gates.gate import Gate, GateInputs, Measured
 from streamkd.learning import terms as sums
-from streamkd.learning.batch import NOTHING, Hosted, StepBatch, Taken
+from streamkd.learning.batch import NOTHING, StepBatch, Taken
+from streamkd.learning.held_out import HeldOut
+from streamkd.learning.host import Hosted
+from streamkd.learning.mixture import Mixture
 from streamkd.learning.sharing import WeightTransfer
 from streamkd.learning.terms import Term
-from streamkd.losses.match_gate import LossInputs, fused_target, soft_answers
+from streamkd.losses.match_gate import LossInputs
 from streamkd.records import Label
-from streamkd.replay.memory import Memory, whole
-from streamkd.replay.vicinal import VicinalRows, advantage, steadiness
+from streamkd.replay.memory import Memory
+from streamkd.replay.vicinal import VicinalRows
 from streamkd.students.networks import Student, at_rest
 from streamkd.students.optimizers import RateDecay
-from streamkd.teachers.answers import Answers
 from streamkd.teachers.pool import Pool
 from streamkd.teachers.teacher import EmaTeacher, capture
 
 
-@runtime_checkable
 class Adapter(Protocol):
-    """Whoever adapts the gate (``streamkd.meta.adaptation``): told of each moment of a step, in this order."""
+    """Whoever adapts the gate (``streamkd.meta.adaptation``): told of the two moments between which the student moves.
 
-    def attach(self, step: "Step") -> None:
-        """The step is put together; an adapter that does not fit it raises."""
-        ...
+    A step that is not taken is told of neither.
+    """
 
-    def new_task(self) -> None:
-        """A task has begun."""
-        ...
-
-    def arrived(self, step: "Step", plan: StepBatch, logits: Tensor) -> bool:
-        """A batch has come and the gate has not weighed it yet; ``logits`` still carry their graph.
-
-        Whether the gate's weights are to carry theirs.
-        """
-        ...
-
-    def before_update(
-        self, step: "Step", plan: StepBatch, evidence: GateInputs, lesson: LossInputs, weights: Tensor
-    ) -> None:
-        """The gradients are there, not yet clipped, and nothing has moved. ``weights`` are the gate's, perhaps with
-        their graph; those of the lesson have none.
-        """
+    def before_update(self, step: "Step", plan: StepBatch, evidence: GateInputs, lesson: LossInputs) -> None:
+        """The gradients are there, not yet clipped, and nothing has moved: neither student nor optimiser."""
         ...
 
     def after_update(self, step: "Step") -> None:
@@ -81,15 +65,19 @@ class Step:
         *,
         replay: int,
         clip_norm: float | None = None,
-        adapter: Adapter | None = None,
         transfer: WeightTransfer | None = None,
         vicinal: VicinalRows | None = None,
         rate_decay: RateDecay | None = None,
+        measure: Callable[[], Measured] | None = None,
     ) -> None:
         self.rate_decay = rate_decay or RateDecay(optimizer, 1.0, 1)
         self.transfer, self.vicinal = transfer, vicinal or VicinalRows(0, 0, seed=0)
         self.student, self.optimizer, self.memory, self.pool = student, optimizer, memory, pool
-        self.gate, self.terms, self.adapter = gate, tuple(terms), adapter
+        self.gate, self.terms = gate, tuple(terms)
+        self.adapter: Adapter | None = None
+        self.held_out = HeldOut(student, memory, pool)
+        self.measure = measure or self.held_out.measured  # what gates are told of the teachers
+        self.mixture = Mixture(pool)
         self.replay, self.clip_norm = replay, clip_norm
         self.weighing_seconds = 0.0
         self.parameters = [p for p in student.parameters() if p.requires_grad]
@@ -99,9 +87,7 @@ class Step:
         self._own_gates = any(term.gate is not None for term in self.terms)
         self._captured: dict[str, Tensor] = {}
         self._buffers: list[tuple[Tensor, Tensor]] = []  # of the student, with what they were before the step
-        self._weighed: tuple[StepBatch, GateInputs, LossInputs, Tensor] | None = None
-        if adapter is not None:
-            adapter.attach(self)
+        self._weighed: tuple[StepBatch, GateInputs, LossInputs] | None = None
         capture(student, self._student_layers, {})  # a layer that is not there is an error now, not at the first step
 
     def grow(self, labels: Sequence[Label]) -> None:
@@ -124,12 +110,12 @@ class Step:
         Where loss or gradients are not finite, nothing moves: there is no update then. A ``host`` goes back after
         ``before_backward``, from ``taken.loss``, and moves the student after ``before_update``.
         """
-        taken = Taken(self.begin(x, y, task, None if host is None else host.offered))
+        taken = Taken(self.begin(x, y, task, host))
         yield "before_training_iteration", taken
         for parameter in self.trained if host is None else ():  # what zero_grad does, without its bookkeeping
             parameter.grad = None
         yield "before_forward", taken
-        taken.logits = self.forward(taken.plan, None if host is None else host.logits)
+        taken.logits = self.forward(taken.plan, host)
         yield "after_forward", taken
         lesson = self.weigh(taken.plan, taken.logits)
         taken.weights = lesson.weights[: len(lesson.weights) - taken.plan.drawn]
@@ -148,85 +134,60 @@ class Step:
                 self.optimizer.step()
             yield "after_update", taken
             self.finish(taken.plan, taken.logits)
+            if host is None:  # a host's answers are its own model's
+                self.mixture.test(taken.plan, taken.logits, self.held_out.said)
         else:
             self.abandon(taken.plan)
         taken.logits = taken.logits.detach()  # the graph would pin the shapes of parameters that grow
         yield "after_training_iteration", taken
 
     @torch.no_grad()
-    def begin(self, x: Tensor, y: Tensor, task: int, offered: int | None = None) -> StepBatch:
-        """Join the fresh rows with replayed ones and some of their vicinity, and ask the teachers about all of them.
-
-        The memory is offered the first ``offered`` of the fresh rows, all unless that is said.
-        """
+    def begin(self, x: Tensor, y: Tensor, task: int, host: Hosted | None = None) -> StepBatch:
+        """Join the fresh rows with replayed ones and some of their vicinity, and ask the teachers about all of them."""
         remembered = self.memory.sample(self.replay)
         fresh, unlabelled, met = len(y), bool((y < 0).any()), torch.zeros_like(y)
-        offered = fresh if offered is None else offered
+        offered = fresh if host is None else host.offered
         if self.student.normalise.fit:
             self.student.normalise.observe(x)
         if remembered is not None:
             x, y = torch.cat([x, remembered.x]), torch.cat([y, remembered.y])
             met = torch.cat([met, remembered.met()])
-        if self.vicinal.due(x):
-            self.vicinal.measured(*self._compared(task))
         offer = NOTHING
         if offered:
             offer = self.memory.hold(x[:offered], y[:offered], task, lambda rows: self._at_rest(x[rows]))
-        if (near := self.vicinal.draw(_without(x, offer.twins))) is not None:
+        if self.vicinal.rows or self.pool.asks_noise or self.mixture.asks_held_out:
+            self.held_out.begin(self.gate, self.evidence)
+        counts = self.vicinal.mass(x, self.held_out.error_reduction, self.held_out.invariance)
+        near = self.vicinal.draw(_without(x, offer.untaught)) if counts else None
+        if near is not None:
             x, y = torch.cat([x, near]), torch.cat([y, y.new_full((len(near),), -1)])
             met = torch.cat([met, met.new_zeros(len(near))])
         drawn = 0 if near is None else len(near)
-        mass = self._mass(y, drawn, offer.untaught) if drawn or offer.untaught else None
+        mass = self._mass(y, drawn, counts, offer.untaught) if drawn or offer.untaught else None
         answers = self.pool.answers(x, fresh, remembered, self.student.classes)
-        replayed = slice(fresh, len(x) - drawn)
-        if remembered is not None and (moved := self.vicinal.replayed(x[replayed])) is not None:
-            x[replayed] = moved
         return StepBatch(x, y, fresh, task, answers, unlabelled or drawn > 0, drawn, met, offer, mass)
 
-    def _mass(self, y: Tensor, drawn: int, untaught: Sequence[int]) -> Tensor:
-        """[batch] what each row counts: nothing where it is held out, the advantage where it was drawn, else alike.
+    def _mass(self, y: Tensor, drawn: int, counts: float, untaught: Sequence[int]) -> Tensor:
+        """[batch] what each row counts: nothing where it is held out, ``counts`` where it was drawn, else alike.
 
         They sum to the rows, so that the mean over the rows is the mean over what they count: the loss of a step in
         which many rows count little would be a small one, and Adam's step as small.
         """
         mass = torch.ones(len(y), dtype=next(self.student.parameters()).dtype, device=y.device)
         mass[list(untaught)] = 0.0
-        mass[len(y) - drawn :] = self.vicinal.mass
+        mass[len(y) - drawn :] = counts
         return mass * (len(y) / mass.sum().clamp_min(1e-6))
 
     def _at_rest(self, x: Tensor) -> Tensor:
         with at_rest(self.student) as student:
             return student(x)
 
-    def _compared(self, task: int) -> tuple[float, float | None]:
-        """What teachers know of the held-out records better than the student, and what of them they know once moved."""
-        held = whole(self.memory.holdout)
-        if held is None or not len(held.y):
-            return 0.0, None
-        logits = self._at_rest(held.x)
-        taught = self._taught(held.x, logits, self.pool.answers_unseen(held, self.student.classes))
-        gained = advantage(taught, torch.softmax(logits, 1), held.y)
-        if (moved := self.vicinal.nudged(held.x)) is None:
-            return gained, None
-        answers = self.pool.answers(moved, 0, None, self.student.classes)
-        newest = self.memory.holdout.task[: len(held.y)] == task
-        return gained, steadiness(taught, self._taught(moved, self._at_rest(moved), answers), held.y, newest)
-
-    def _taught(self, x: Tensor, logits: Tensor, answers: Answers) -> Tensor:
-        """What the teachers say together of rows [batch, *shape], weighed as where there is no label."""
-        unknown = torch.full((len(x),), -1, device=x.device)
-        weights = self.gate(self.evidence(StepBatch(x, unknown, 0, 0, answers, unlabelled=True), logits))
-        return fused_target(soft_answers(answers.logits, answers.known, 1.0), weights)
-
-    def forward(self, plan: StepBatch, given: Tensor | None = None) -> Tensor:
-        """The student's logits, and the outputs of the layers that losses named; running statistics move.
-
-        ``given`` are the logits of the first rows that a host has.
-        """
+    def forward(self, plan: StepBatch, host: Hosted | None = None) -> Tensor:
+        """The student's logits, and the outputs of the layers that losses named; running statistics move."""
         self._buffers = [(buffer, buffer.clone()) for buffer in self.student.buffers()]
-        if given is not None:
-            rest = plan.x[len(given) :]
-            return torch.cat([given, self.student(rest)]) if len(rest) else given
+        if host is not None:
+            rest = plan.x[plan.fresh :]
+            return torch.cat([host.logits, self.student(rest)]) if len(rest) else host.logits
         if not self._student_layers:
             return self.student(plan.x)
         self._captured = {}
@@ -235,17 +196,15 @@ class Step:
 
     def weigh(self, plan: StepBatch, logits: Tensor) -> LossInputs:
         """The gate's weights for the step; fresh rows that are held out have none."""
-        wanted = self.adapter is not None and self.adapter.arrived(self, plan, logits)
         evidence = self.evidence(plan, logits)
         begun = time.perf_counter()
-        with torch.set_grad_enabled(wanted):
-            given = self.gate(evidence)
-        weights = given.detach()
+        with torch.no_grad():
+            weights = self.gate(evidence)
         if plan.mass is not None:
             weights = weights * plan.mass.unsqueeze(1)
         self.weighing_seconds += time.perf_counter() - begun
         lesson = self.lesson(plan, logits, weights, evidence)
-        self._weighed = plan, evidence, lesson, given
+        self._weighed = plan, evidence, lesson
         return lesson
 
     def evidence(self, plan: StepBatch, logits: Tensor) -> GateInputs:
@@ -268,7 +227,7 @@ class Step:
             facts,
             self.pool.keys,
             plan.answers.complete,
-            partial(self.pool.measured, logits.shape[1], plan.y.device),
+            self.measure,
             plan.met,
             self.pool.stale(plan.y.device),
         )
@@ -312,8 +271,6 @@ class Step:
         pairs = [(buffer, before) for buffer, before in self._buffers if buffer.is_floating_point()]
         if not _finite(gradients).all():
             return False
-        if not pairs:
-            return True
         return bool((_finite([b for b, _ in pairs]) >= _finite([before for _, before in pairs])).all())
 
     def clip(self) -> None:
@@ -345,7 +302,7 @@ class Step:
     def abandon(self, plan: StepBatch) -> None:
         """The step was not taken, for its loss or gradients were not finite: nothing of its fresh rows is kept."""
         self._weighed = None
-        self.pool.prequential = {}
+        self.pool.prequential, self.mixture.last = {}, None
         self.memory.withdraw(plan.offer)
         for buffer, before in self._buffers:  # one infinite activation would stay in a running mean for ever
             buffer.copy_(before)

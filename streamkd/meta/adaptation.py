@@ -4,8 +4,9 @@
     outer   L_out = CE(query; θ') + balance·imbalance(w) + anchor·‖φ - φ_0‖²,   φ ← φ - rate·dL_out/dφ
 
 The query is drawn from the held-out memory, which is never replayed, once the student has moved: no step is taken
-twice, and what plugins add to the loss is part of the step. The engine ``prequential`` takes the batch that arrives
-next, before it is trained on. Every gate among the terms is adapted, each by its own table.
+twice, and what plugins add to the loss is part of the step. (It is a pass of its own over these records, for what
+counts is the gradient of the student as it is then.) The engine ``prequential`` takes the batch that arrives next,
+before the student has moved by it. Every gate among the terms is adapted, each by its own table.
 """
 
 import logging
@@ -93,7 +94,7 @@ class GateAdapter:
         self.seconds = 0.0
         self.outer_loss = float("nan")
         self._due = False
-        self._weights: Tensor | None = None
+        self._task: int | None = None
         self._gated: list[tuple[int, Gated]] = []
         self._layers: tuple[str, ...] = ()
         self._names: list[str] = []
@@ -111,13 +112,13 @@ class GateAdapter:
         return torch.optim.Adam(moved, lr=learning_rate, fused=fused) if moved else None
 
     def attach(self, step: Step) -> None:
-        """Look at the step whose gates are to be adapted.
+        """Join the step whose gates are to be adapted: from now on it tells of its updates.
 
         Raises:
             ConfigError: the engine, or the learned temperature, does not fit it.
         """
         self.trajectory.clear()
-        self._weights = None
+        step.adapter = self
         losses = [(place, term.loss) for place, term in enumerate(step.terms) if term.weight]
         self._gated = [(place, loss) for place, loss in losses if isinstance(loss, Gated)]
         self._layers = layers_of(step.terms)
@@ -137,12 +138,10 @@ class GateAdapter:
         if self.optimizer is not None:
             self.origin = _cut_back(self.optimizer, self.parameters, self.origin)
 
-    def new_task(self) -> None:
-        """A task has begun: the next ``on_task_steps`` steps adapt."""
-        self.burst = self.on_task_steps
-
-    def due(self) -> bool:
-        """Whether this step adapts; called once a step."""
+    def due(self, task: int) -> bool:
+        """Whether a step on that task adapts; called once a step. A task's first ``on_task_steps`` steps do."""
+        if task != self._task:
+            self._task, self.burst = task, self.on_task_steps
         self.steps += 1
         if self.burst:
             self.burst -= 1
@@ -161,30 +160,25 @@ class GateAdapter:
         ahead = range(1, self.trajectory.length + later)
         return self.active and ((self._due and not later) or any(map(self._due_in, ahead)))
 
-    def arrived(self, step: Step, plan: StepBatch, logits: Tensor) -> bool:
-        """A batch has come, and is not trained on yet: the query of the engine ``prequential``.
+    def before_update(self, step: Step, plan: StepBatch, evidence: GateInputs, lesson: LossInputs) -> None:
+        """The student's gradients are there, not yet clipped: the step is kept if an adaptation will look at it.
 
-        The weights' graph is wanted where the adaptation that is due ends with them: weighing again costs as much.
+        To the engine ``prequential`` its fresh rows are the query for the steps before it.
         """
-        if self.due() and self.engine == "prequential":
-            begun = time.perf_counter()
-            outer = self._arriving(step, plan, logits)
-            trajectory = self.trajectory.read(step)
-            if outer is not None and trajectory and trajectory[-1].number == self.steps - 1:
-                with self._sparing_memory():
-                    self._adapt(step, trajectory, self._by_slopes(step, trajectory, outer))
-            self.seconds += time.perf_counter() - begun
-        return self._due and not self.trajectory.kept and not isinstance(step.gate, Hedging)
-
-    def before_update(
-        self, step: Step, plan: StepBatch, evidence: GateInputs, lesson: LossInputs, weights: Tensor
-    ) -> None:
-        """The student's gradients are there, not yet clipped: the step is kept if an adaptation will look at it."""
-        self._weights = weights if weights.requires_grad else None
+        begun = time.perf_counter()
+        if self.due(plan.task) and self.engine == "prequential":
+            self._adapt_by_arrived(step, plan)
         if self._wanted():
-            begun = time.perf_counter()
             self.trajectory.keep(step, self.steps, plan.x, evidence, lesson)
-            self.seconds += time.perf_counter() - begun
+        self.seconds += time.perf_counter() - begun
+
+    def _adapt_by_arrived(self, step: Step, plan: StepBatch) -> None:
+        trajectory, labelled = self.trajectory.read(step), plan.y[: plan.fresh] >= 0
+        if not trajectory or trajectory[-1].number != self.steps - 1 or not bool(labelled.any()):
+            return
+        with self._sparing_memory():
+            outer = self._outer(step, plan.x[: plan.fresh][labelled], plan.y[: plan.fresh][labelled])
+            self._adapt(step, trajectory, self._by_slopes(step, trajectory, outer))
 
     def after_update(self, step: Step) -> None:
         """The student has moved; without held-out records nothing happens."""
@@ -198,10 +192,9 @@ class GateAdapter:
                     trajectory = maml.since_growth(trajectory)
                     self._adapt(step, trajectory, self._by_unrolling(step, trajectory, (query.x, query.y)))
                 else:
-                    outer = self._held_out(step, query.x, query.y)
+                    outer = self._outer(step, query.x, query.y)
                     self._adapt(step, trajectory, self._by_slopes(step, trajectory, outer))
         self.trajectory.forget()
-        self._weights = None
         self.seconds += time.perf_counter() - begun
 
     @contextmanager
@@ -226,23 +219,13 @@ class GateAdapter:
             logger.warning("an adaptation of the gate failed (%s), others like it are counted: %s", reason, why)
         self.faults[reason] += 1
 
-    def _held_out(self, step: Step, x: Tensor, y: Tensor) -> Sequence[Tensor]:
+    def _outer(self, step: Step, x: Tensor, y: Tensor) -> Sequence[Tensor]:
         """v = ∇CE(query) at the student's parameters, its running statistics left alone."""
         with torch.enable_grad():
             logits = functional_call(step.student, hypergradient.own_buffers(step.student), (x,))
-            return self._gradient(step, F.cross_entropy(logits, y))
-
-    def _arriving(self, step: Step, plan: StepBatch, logits: Tensor) -> Sequence[Tensor] | None:
-        """v from the fresh rows that have a label; their graph serves the student's own step later."""
-        labels = plan.y[: plan.fresh]
-        if not bool((labels >= 0).any()):
-            return None
-        loss = F.cross_entropy(logits[: plan.fresh], labels, ignore_index=-1)
-        return self._gradient(step, loss, retain_graph=True)
-
-    def _gradient(self, step: Step, loss: Tensor, retain_graph: bool = False) -> Sequence[Tensor]:
+            loss = F.cross_entropy(logits, y)
         self.outer_loss = float(loss.detach())
-        return torch.autograd.grad(loss, step.parameters, retain_graph=retain_graph, materialize_grads=True)
+        return torch.autograd.grad(loss, step.parameters, materialize_grads=True)
 
     def _by_slopes(
         self, step: Step, trajectory: Sequence[InnerStep], outer: Sequence[Tensor]
@@ -297,7 +280,8 @@ class GateAdapter:
     def _adapt(self, step: Step, trajectory: Sequence[InnerStep], tables: Sequence[dict[int, Tensor]]) -> None:
         """One outer step; tables that are not finite move nothing."""
         if not all(bool(torch.isfinite(table).all()) for each in tables for table in each.values()):
-            return self._skip("not_finite", "a table is not finite")
+            self._skip("not_finite", "a table is not finite")
+            return
         if self.optimizer is not None:
             self.optimizer.zero_grad()
         with torch.enable_grad(), self._looking_back():
@@ -310,7 +294,8 @@ class GateAdapter:
         if isinstance(total, Tensor):
             total.backward()
         if not self._slopes_finite():
-            return self._skip("not_finite", "a gradient of the gate, or of the temperature, is not finite")
+            self._skip("not_finite", "a gradient of the gate, or of the temperature, is not finite")
+            return
         self._move()
         self.adaptations += 1
 
@@ -338,8 +323,7 @@ class GateAdapter:
         table = table * seen(taken.lesson, key).weights.sum(1, keepdim=True)
         if newest and isinstance(gate, Hedging):
             gate.feedback(evidence, table)
-        kept = self._weights if key == SHARED else None
-        weights = gate(evidence) if kept is None else kept
+        weights = gate(evidence)
         if not weights.requires_grad:
             return None
         cost = (table * weights).sum() / len(table)
@@ -369,6 +353,7 @@ class GateAdapter:
             "optimizer": optimizers.state_of(self.optimizer) if self.optimizer else {},
             "steps": self.steps,
             "burst": self.burst,
+            "task": self._task,
             "adaptations": self.adaptations,
             "lacking": self.lacking,
             "trail": self.trajectory.state_dict(),
@@ -383,6 +368,7 @@ class GateAdapter:
         if self.optimizer is not None:
             optimizers.restore(self.optimizer, state["optimizer"], None if same else len(self.parameters))
         self.steps, self.burst, self.adaptations = state["steps"], state["burst"], state["adaptations"]
+        self._task = state.get("task")
         self.lacking = state.get("lacking")  # "refused" of older versions also came from what passes, and is not read
         self.trajectory.load_state_dict(state.get("trail", {"steps": []}), device)
         if same and self.temperature is not None:

@@ -225,7 +225,7 @@ class _Training:
 
 def _share(step: Step, shared: Step, adapter: GateAdapter) -> None:
     """The step is weighed by the gates of ``shared``, which ``adapter`` moves."""
-    step.gate, step.adapter = shared.gate, adapter
+    step.gate = shared.gate
     step.terms = tuple(replace(term, gate=own.gate) for term, own in zip(step.terms, shared.terms, strict=True))
     adapter.trajectory.forget()
     adapter.attach(step)

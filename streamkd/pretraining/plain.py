@@ -210,9 +210,8 @@ def _wire(
         limit_bytes=1,
     )
     loss = Term(MatchGate(MatchGateOptions(temperature=temperature)), 1.0)
-    step = Step(
-        student, optimizer, memory, pool, cast(Gate, gate), [loss], replay=0, clip_norm=clip_norm, adapter=adapter
-    )
+    step = Step(student, optimizer, memory, pool, cast(Gate, gate), [loss], replay=0, clip_norm=clip_norm)
+    adapter.attach(step)
     for x, y in held:
         hold_out(step, Batch(x, y), task=0)
     pool.assess(student)

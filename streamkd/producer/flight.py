@@ -76,7 +76,7 @@ def _read_acks(acks: fl.FlightMetadataReader, outbox: Outbox, faults: list[Excep
             outbox.acknowledge(
                 ack["sequence"], ack["accepted"], ack["rejected"], ack["offset"], bool(ack.get("duplicate"))
             )
-    except Exception as fault:  # told by the sending thread
+    except Exception as fault:  # noqa: BLE001 - told by the sending thread
         faults.append(fault)
     finally:
         ended.set()

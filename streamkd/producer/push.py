@@ -144,7 +144,7 @@ def _outside(work: Callable[[], None]) -> None:
     def run() -> None:
         try:
             work()
-        except BaseException as fault:
+        except BaseException as fault:  # noqa: BLE001 - raised again by the main thread
             faults.append(fault)
 
     thread = threading.Thread(target=run, name="push", daemon=True)

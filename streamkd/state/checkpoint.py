@@ -118,8 +118,12 @@ class CheckpointStore:
             hashes = files.write(folder, parts, state, _plain(config))
             size = sum((folder / name).stat().st_size for name in hashes)
             row = {
-                **{"records": records, "epoch": self._directory.epoch, "created": time.time(), "bytes": size},
-                **{"offsets": json.dumps(dict(offsets)), "sha256": json.dumps(hashes)},
+                "records": records,
+                "epoch": self._directory.epoch,
+                "created": time.time(),
+                "bytes": size,
+                "offsets": json.dumps(dict(offsets)),
+                "sha256": json.dumps(hashes),
                 "marks": json.dumps(dict(marks or {})),
             }
             return self._commit(folder, row, dead_letters)

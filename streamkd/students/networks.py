@@ -32,6 +32,7 @@ torch_dtype = {name: getattr(torch, name) for name in ("uint8", "int8", "int16",
 torch_dtype |= {"float32": torch.float32, "float64": torch.float64}
 M = TypeVar("M", bound=nn.Module)
 Width = Annotated[int, Field(gt=0)]
+WEIGHTS = "model.safetensors"
 
 
 class MlpOptions(Options):
@@ -284,7 +285,7 @@ def at_rest(student: M) -> Iterator[M]:
 
 @dataclass(frozen=True)
 class LoadedVersion:
-    """An immutable version, ready to predict; ``student`` may be an ensemble (``streamkd.analytic.ensemble``)."""
+    """An immutable version, ready to predict; ``student`` may be of several parts (``streamkd.teachers.served``)."""
 
     student: nn.Module
     classes: list[Label]
@@ -305,10 +306,15 @@ def write_published(directory: Path, student: Student, meta: Mapping[str, Any]) 
 
     ``meta``: ``student`` {name, options}, ``schema``, ``classes``, ``seed``, ``records``, ``published_at``.
     """
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in student.state_dict().items()}
-    (directory / "model.safetensors").write_bytes(save(weights))
+    write_weights(directory, student)
     (directory / "model.json").write_text(json.dumps(meta), "utf-8")
     return dict(meta)
+
+
+def write_weights(directory: Path, student: Student) -> None:
+    """The first of these files alone."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in student.state_dict().items()}
+    (directory / WEIGHTS).write_bytes(save(weights))
 
 
 def load_published(directory: Path, registry: Registry, version: int = 0) -> LoadedVersion:
@@ -317,7 +323,7 @@ def load_published(directory: Path, registry: Registry, version: int = 0) -> Loa
     Raises:
         StateError: files are missing or do not fit each other.
     """
-    student, schema, meta = read_model(directory / "model.safetensors", directory / "model.json", registry)
+    student, schema, meta = read_model(directory / WEIGHTS, directory / "model.json", registry)
     try:
         return LoadedVersion(student, meta["classes"], version, schema, meta["published_at"], meta["records"])
     except KeyError as fault:

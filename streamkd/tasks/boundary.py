@@ -10,8 +10,9 @@ begins so has a ``\\`` before it. So a task "0" of the stream's test records is 
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from pydantic import Field
 
 from streamkd.hookspecs import Kind, Options, hookimpl
@@ -57,6 +58,15 @@ class Detector(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class Scored(Protocol):
+    """A detector that is also told how well the student predicts."""
+
+    def scored(self, wrong: np.ndarray) -> None:
+        """After a batch: of each labelled record [records], whether the student was wrong before it learned it."""
+        ...
 
 
 class TaskColumn:
@@ -111,6 +121,7 @@ class Tasks:
 
     def __init__(self, detectors: dict[str, Detector]) -> None:
         self._detectors = detectors
+        self._scored = [detector for detector in detectors.values() if isinstance(detector, Scored)]
         self.names: list[str] = []
         self.current = -1
         self.boundaries: list[Boundary] = []
@@ -132,6 +143,16 @@ class Tasks:
             self._begin(found)
         self._since += len(records)
         return found
+
+    @property
+    def scoring(self) -> bool:
+        """Whether a detector wants to be told how well the student predicts."""
+        return bool(self._scored)
+
+    def score(self, wrong: np.ndarray) -> None:
+        """Tell how well the student predicted the labelled records [records] of the batch, before it learned them."""
+        for detector in self._scored:
+            detector.scored(wrong)
 
     def _made(self, task: str) -> str:
         """The name of a detector's task; without one of its own, the next number that no task has."""

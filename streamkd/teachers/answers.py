@@ -50,9 +50,8 @@ class TeacherPanel:
                 return Answers(logits, self._everything.expand(logits.shape), complete=True)
         return self._partial(x, fresh, remembered, classes)
 
-    def unseen(self, remembered: Remembered, classes: int) -> Answers:
-        """What is said of remembered rows by those teachers alone who would answer had nobody ever seen them."""
-        answers = self.answers(remembered.x, 0, remembered, classes)
+    def unseen(self, answers: Answers) -> Answers:
+        """Of what is said of rows the part of those teachers who would answer had nobody ever seen them."""
         able = [teacher.role in ("live", "versioned") for teacher in self.teachers]
         heard = torch.tensor(able, dtype=torch.bool, device=answers.known.device)  # of no teacher, too
         return Answers(answers.logits, answers.known & heard.view(1, -1, 1))

@@ -1,11 +1,13 @@
-"""The teacher ``linear``: multinomial logistic regression that learns record by record.
+"""The teacher ``linear``: multinomial logistic regression that learns record by record, at several rates side by side.
 
     h = (x - mean) / std               moments of the records so far, each record taken in before it is learned
     p = softmax(W h + b)
-    W, b ← W - η (p - e_y) hᵀ, b - η (p - e_y)      one step of gradient descent a record
+    W, b ← W - η (p - e_y) hᵀ, b - η (p - e_y)      one step of gradient descent a record, for each rate η
+    answers ─► fixed share over the rates (``streamkd.gates.fixed_share``)
 
-The rate stays as it is, so what came long ago fades. In float64; what is not finite in a record counts as its mean, and
-such a record is not learned.
+A rate stays as it is, so what came long ago fades: at a high one within records, at a low one hardly. In float64; what
+is not finite in a record counts as its mean, and such a record is not learned. It speaks of what comes, in the order in
+which it comes, and teaches nobody.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,106 +19,110 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from streamkd.gates.fixed_share import NOBODY, FixedShare
 from streamkd.hookspecs import Kind, Options, hookimpl
 from streamkd.records import Label
 from streamkd.students.columns import Columns
+from streamkd.teachers.standard import Standard
 from streamkd.teachers.teacher import Role, TeacherContext
 
-HELD = ("weights", "bias", "learned", "mean", "squares", "gain")
+HELD = ("weights", "bias", "learned")
 
 
 class LinearOptions(Options):
     """Logistic regression by gradient descent, a step a record."""
 
-    rate: float = Field(default=0.03, gt=0, description="learning rate")
+    rates: tuple[float, ...] = Field(default=(0.003, 0.03, 0.3), min_length=1, description="learning rates")
 
 
 class LinearTeacher:
-    """Weights [classes, features] over standardised inputs; it knows the labels that it has learned."""
+    """Weights [rates, classes, features] over standardised inputs; it knows the labels that it has learned."""
 
-    role: Role = "live"
-    fresh = True
+    role: Role = "prequential"
+    fresh = False
 
     def __init__(self, options: LinearOptions, context: TeacherContext) -> None:
         self.key = context.key
-        self.rate = options.rate
+        self._rates = np.array(options.rates)[:, None]
+        self._names = tuple(map(str, options.rates))
         self._columns = Columns(context.schema, context.schema.student)
         features = int(np.prod(self._columns.schema.shape))
-        self._weights, self._bias = np.zeros((len(context.labels), features)), np.zeros(len(context.labels))
+        shape = len(options.rates), len(context.labels)
+        self._weights, self._bias = np.zeros((*shape, features)), np.zeros(shape)
         self._learned = np.zeros(len(context.labels), dtype=bool)
-        self._count = 0
-        self._mean, self._squares, self._gain = np.zeros(features), np.zeros(features), np.zeros(features)
+        self._standard = Standard(features)
+        self.share = FixedShare()
 
     def logits(self, x: Tensor) -> Float[Tensor, "batch classes"]:
-        return self._given(self._standardised(self._rows(x)) @ self._weights.T + self._bias, x)
+        said = self._said(self._standard(self._rows(x)))
+        return self._given(self.share.mixed(self._names, said), x)
 
     def known(self) -> Bool[Tensor, "classes"]:
         return torch.from_numpy(self._learned.copy())
 
     def grow(self, labels: Sequence[Label]) -> None:
-        more = len(labels) - len(self._weights)
-        self._weights = np.pad(self._weights, ((0, more), (0, 0)))
-        self._bias, self._learned = np.pad(self._bias, (0, more)), np.pad(self._learned, (0, more))
+        more = len(labels) - len(self._learned)
+        self._weights = np.pad(self._weights, ((0, 0), (0, more), (0, 0)))
+        self._bias, self._learned = np.pad(self._bias, ((0, 0), (0, more))), np.pad(self._learned, (0, more))
 
     def test_then_train(
         self, x: Tensor, y: Int[Tensor, "batch"], learn: Bool[Tensor, "batch"]
     ) -> Float[Tensor, "batch classes"]:
-        rows, columns = self._rows(x), y.tolist()
+        rows, labels = self._rows(x), y.cpu().numpy()
         taught = learn.cpu().numpy() & np.isfinite(rows).all(1)
-        answers = np.empty((len(rows), len(self._weights)))
+        answers = np.empty((len(rows), len(self._learned)))
         for place, row in enumerate(rows):
-            answers[place] = self._weights @ self._standardised(row) + self._bias
+            said = self._said(self._standard(row[None]))
+            tested = np.where(taught[place], labels[place : place + 1], -1)
+            answers[place] = self.share.test(self._names, said, tested, *NOBODY)[0]
             if taught[place]:
-                self._learn(row, columns[place])
+                self._learn(row, int(labels[place]))
         return self._given(answers, x)
 
+    def _said(self, h: np.ndarray) -> np.ndarray:
+        """[n, rates, classes] probabilities over the classes that it has learned; even before there are any."""
+        known = self._learned if self._learned.any() else ~self._learned
+        said = _softmax(np.einsum("rcf,nf->nrc", self._weights, h) + self._bias) * known
+        return said / said.sum(2, keepdims=True)
+
     def _learn(self, row: np.ndarray, label: int) -> None:
-        """A step of Welford's, then one of gradient descent."""
-        self._count += 1
-        apart = row - self._mean
-        self._mean += apart / self._count
-        self._squares += apart * (row - self._mean)
-        std = np.sqrt(self._squares / self._count)
-        varied = std > 1e-9 * np.abs(self._mean)  # below that a spread is rounding
-        self._gain = np.divide(1.0, std, out=np.zeros_like(std), where=varied)
-        h = (row - self._mean) * self._gain
+        """Its moments first, then a step of gradient descent at each rate."""
+        self._standard.learn(row)
+        h = self._standard(row)
         slope = _softmax(self._weights @ h + self._bias)
-        slope[label] -= 1.0
-        slope *= self.rate
-        self._weights -= np.outer(slope, h)
+        slope[:, label] -= 1.0
+        slope *= self._rates
+        self._weights -= slope[:, :, None] * h
         self._bias -= slope
         self._learned[label] = True
-
-    def _standardised(self, rows: np.ndarray) -> np.ndarray:
-        """From raw rows [..., features]; a feature that has been constant is 0."""
-        return (np.where(np.isfinite(rows), rows, self._mean) - self._mean) * self._gain
 
     def _rows(self, x: Tensor) -> np.ndarray:
         return self._columns(x).flatten(1).cpu().numpy().astype(np.float64)
 
     @staticmethod
     def _given(answers: np.ndarray, x: Tensor) -> Tensor:
-        return torch.from_numpy(answers).to(x.device, torch.float32)
+        return torch.from_numpy(np.log(answers + 1e-9)).to(x.device, torch.float32)
 
     def size_bytes(self) -> int:
         return self._weights.nbytes
 
     def state_dict(self) -> dict[str, Any]:
-        held = {name: getattr(self, f"_{name}") for name in HELD}
-        return {"count": self._count, **{name: torch.from_numpy(array.copy()) for name, array in held.items()}}
+        arrays = {name: torch.from_numpy(getattr(self, f"_{name}").copy()) for name in HELD}
+        return {"standard": self._standard.state_dict(), "share": self.share.state_dict(), **arrays}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._count = state["count"]
+        self._standard.load_state_dict(state["standard"])
+        self.share.load_state_dict(state["share"])
         for name in HELD:
             setattr(self, f"_{name}", state[name].numpy().copy())
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
-    raised = np.exp(logits - logits.max())
-    return raised / raised.sum()
+    raised = np.exp(logits - logits.max(-1, keepdims=True))
+    return raised / raised.sum(-1, keepdims=True)
 
 
 @hookimpl
 def streamkd_teachers() -> Iterable[Kind]:
     """Logistic regression."""
-    yield Kind("linear", LinearTeacher, LinearOptions, "logistic regression, learned record by record")
+    yield Kind("linear", LinearTeacher, LinearOptions, "logistic regression, learned record by record at several rates")

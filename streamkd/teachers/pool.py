@@ -17,22 +17,23 @@ import torch
 from torch import Tensor
 
 from streamkd.errors import ConfigError, PluginError
-from streamkd.gates.gate import Measured
 from streamkd.gates.label_noise import LabelNoise
-from streamkd.gates.likelihood import Measurements, held_out_likelihood
 from streamkd.hookspecs import Stateful
 from streamkd.records import Label
 from streamkd.replay.memory import Memory, Remembered, whole
 from streamkd.students.networks import Student
+from streamkd.teachers.admission import Admission, Applicant, Worth, WorthOptions
 from streamkd.teachers.answers import Answers, TeacherPanel
 from streamkd.teachers.cache import Cache, cached
 from streamkd.teachers.guard import Guard
+from streamkd.teachers.served import Candidates
 from streamkd.teachers.teacher import (
     EmaTeacher,
     Following,
     Incremental,
     Layered,
     Observing,
+    Servable,
     Sized,
     SnapshotMaker,
     SnapshotTeacher,
@@ -53,12 +54,13 @@ class Pool:
         *,
         limit: int,
         limit_bytes: int,
-        admit_margin: float = 0.0,
+        admission: Admission | None = None,
     ) -> None:
         self.teachers: list[Teacher] = list(teachers)
         self.snapshots = snapshots
         self.memory = memory
-        self.limit, self.limit_bytes, self.admit_margin = limit, limit_bytes, admit_margin
+        self.limit, self.limit_bytes = limit, limit_bytes
+        self.admission = admission or Worth(WorthOptions())
         self.worth: dict[str, float] = {}
         self.accuracy: dict[str, float] = {}
         self.ages: dict[str, int] = {t.key: 0 for t in self.teachers}
@@ -71,8 +73,8 @@ class Pool:
         self.cache = Cache(memory, self.guard)
         self._panel = TeacherPanel(self.teachers, self.guard, self.cache)
         self._facts: Tensor | None = None
-        self._ledger = Measurements()
         self.label_noise = LabelNoise()
+        self.asks_noise = False  # whether a gate wants to know of label noise
         if len(self.teachers) > limit:
             raise ConfigError(
                 f"{len(self.teachers)} teachers are configured, the pool takes {limit}",
@@ -106,9 +108,9 @@ class Pool:
         """
         return self._panel.answers(x, fresh, remembered, classes)
 
-    def answers_unseen(self, remembered: Remembered, classes: int) -> Answers:
-        """What is said of remembered rows by those teachers alone who would answer had nobody ever seen them."""
-        return self._panel.unseen(remembered, classes)
+    def unseen(self, answers: Answers) -> Answers:
+        """Of what is said of rows the part of those teachers who would answer had nobody ever seen them."""
+        return self._panel.unseen(answers)
 
     def features(self, x: Tensor, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, dict[str, Tensor]]:
         """Outputs of the teachers' named layers on fresh rows.
@@ -154,7 +156,6 @@ class Pool:
 
     def after_step(self, student: Student, inserted: int) -> None:
         """Live teachers follow; cached answers are asked for once enough rows wait, or their teacher has changed."""
-        self._ledger.age += 1
         for teacher in self.teachers:
             if teacher.role == "live" and isinstance(teacher, Following):
                 teacher.after_step(student)
@@ -179,34 +180,24 @@ class Pool:
         return admitted.key if admitted in self.teachers else None
 
     def _admit(self, student: Student) -> SnapshotTeacher | None:
-        """Take a snapshot, unless it is no better than chance, or worth less than any that would have to make room."""
+        """Take a snapshot, if it may join; where there is no slot left, the least worthy one gives up its own."""
         assert self.snapshots is not None
         source = self.average.student if self.average else student
         candidate = self.snapshots.take(source, self.taken)
         self.taken += 1
-        alone = self._verdict_of(candidate)
-        if alone is not None and alone.heard.any():
-            chance = 1 / max(candidate.student.classes, 1)
-            if float(alone.accuracy()) < chance + self.admit_margin:
-                return None
-        if self.cache.full and not self._makes_room(alone, student):
+        if self.cache.full and not self._mine():
             return None
+        self.annotate()
+        pool, alone = self.assess(student), self._verdict_of(candidate)
+        leaving = self._least() if self.cache.full else None
+        if pool is not None and alone is not None:
+            key = leaving.key if leaving else None
+            if not self.admission.admits(Applicant(alone, candidate.student.classes, pool, self.keys, key)):
+                return None
+        if leaving is not None:
+            self._drop(leaving)
         self._join(candidate)
         return candidate
-
-    def _makes_room(self, candidate: Assessment | None, student: Student) -> bool:
-        """Whether the least worthy snapshot has given its slot up for one that is worth as much."""
-        if not self._mine():
-            return False
-        self.annotate()
-        self.assess(student)
-        least, held = self._least(), self._verdict(student.classes)
-        if held is not None and candidate is not None:
-            others = [k for k, teacher in enumerate(self.teachers) if teacher is not least]
-            if float(held.gain(others, candidate.likelihood[:, 0])) < self.worth[least.key]:
-                return False
-        self._drop(least)
-        return True
 
     def _join(self, teacher: SnapshotTeacher) -> None:
         self.teachers.append(teacher)
@@ -241,16 +232,17 @@ class Pool:
         self._facts = None
 
     @torch.no_grad()
-    def assess(self, student: Student) -> None:
+    def assess(self, student: Student) -> Assessment | None:
         """Accuracy of each teacher on held-out records of labels that it knows, and its marginal worth.
 
-        Worth is what the mean over held-out records of max_k p_k(y) loses without the teacher.
+        Worth is what the mean over held-out records of max_k p_k(y) loses without the teacher; ``None`` without any.
         """
         self._facts = None
         held = self._verdict(student.classes)
         if held is not None:
             self.worth = self._measured(held.marginal())
             self.accuracy = self._measured(held.accuracy())
+        return held
 
     def _measured(self, values: Tensor) -> dict[str, float]:
         """By teacher, of those that are asked about held-out records."""
@@ -275,17 +267,20 @@ class Pool:
         logits = snapshot.logits(remembered.x).unsqueeze(1)
         return assessment(logits, snapshot.known().to(logits.device).expand_as(logits), remembered.y)
 
+    def candidates(self, student: Student, weights: Mapping[str, float]) -> Candidates:
+        """What may be served now, the student of the stream among it; ``weights`` by teacher, and of the student."""
+        parts = {t.key: part for t in self.teachers if isinstance(t, Servable) and (part := t.part()) is not None}
+        ring, average = self.memory.holdout, self.average
+        held = (ring.x[: ring.filled], ring.y[: ring.filled]) if ring.x is not None and ring.filled else None
+        named = {"average" if average and key == average.key else key: weight for key, weight in weights.items()}
+        return Candidates(student, average.student if average else None, parts, held, self.noise or 0.0, named)
+
     def facts(self, device: torch.device) -> Tensor:
         """[teachers, 2] for the gate: held-out accuracy, and 1 / (1 + age in tasks)."""
         if self._facts is None or len(self._facts) != len(self.teachers):
             rows = [[self.accuracy.get(k, 0.5), 1 / (1 + self.ages[k])] for k in self.keys]
             self._facts = torch.tensor(rows, device=device).reshape(len(rows), 2)
         return self._facts
-
-    @property
-    def asks_noise(self) -> bool:
-        """Whether a gate wants to know of label noise."""
-        return self._ledger.values is not None
 
     @property
     def noise(self) -> float | None:
@@ -297,19 +292,6 @@ class Pool:
         stale = [teacher.role in ("remembered", "frozen") for teacher in self.teachers]
         return torch.tensor(stale, dtype=torch.bool, device=device)
 
-    @torch.no_grad()
-    def measured(self, classes: int, device: torch.device) -> Measured:
-        """For the gate, every few steps: held-out log-likelihood [teachers, classes], NaN where none; label noise."""
-        measured = self._ledger.fresh(self.keys, classes, device)
-        if measured is not None:
-            return measured
-        remembered = whole(self.memory.holdout)
-        if remembered is None or not len(remembered.y):
-            return Measured(torch.full((len(self.teachers), classes), torch.nan, device=device))
-        answers = self.answers(remembered.x, 0, remembered, classes)
-        credit = held_out_likelihood(answers.logits, answers.known, remembered.y)
-        return self._ledger.write(self.keys, Measured(credit, self.noise or 0.0))
-
     def state_dict(self) -> dict[str, Any]:
         return {
             "teachers": {t.key: t.state_dict() for t in self.teachers if isinstance(t, Stateful)},
@@ -320,7 +302,7 @@ class Pool:
             "accuracy": dict(self.accuracy),
             "ages": dict(self.ages),
             "taken": self.taken,
-            "credit": self._ledger.state_dict(),
+            "asks_noise": self.asks_noise,
             "label_noise": self.label_noise.state_dict(),
         }
 
@@ -342,8 +324,7 @@ class Pool:
         self.ages = {k: state["ages"].get(k, 0) for k in self.keys}
         self.cache.load_state_dict(state, here)
         self.taken = state["taken"]
-        if "credit" in state:
-            self._ledger.load_state_dict(state["credit"])
+        self.asks_noise = state.get("asks_noise", False)
         if "label_noise" in state:
             self.label_noise.load_state_dict(state["label_noise"])
         self.guard.strikes = {k: n for k, n in state["strikes"].items() if k in here}

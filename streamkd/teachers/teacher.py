@@ -9,13 +9,15 @@ remembered sample is cached; whether it is asked about fresh rows too is its own
 A *prequential* one (``Incremental``) speaks of the rows that have just arrived alone, in the order of the stream.
 
 A ``Teacher`` answers, says what it knows, and follows the label space. What else it can do it shows by having the
-methods of ``Following``, ``Observing``, ``Incremental``, ``Recalling``, ``Layered``, ``Stateful`` or ``Sized``.
+methods of ``Following``, ``Observing``, ``Incremental``, ``Recalling``, ``Layered``, ``Servable``, ``Stateful`` or
+``Sized``.
 """
 
 import copy
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -142,6 +144,32 @@ class Recalling(Protocol):
 
     def recall(self, x: Tensor, y: Tensor) -> Float[Tensor, "batch classes"]:
         """Logits on remembered rows: raw inputs [n, *shape], columns y [n] int64."""
+        ...
+
+
+@runtime_checkable
+class Part(Protocol):
+    """A ``torch.nn.Module`` that may answer in a version: raw inputs [batch, *shape] to logits [batch, classes].
+
+    ``teacher`` names the kind whose ``load`` gives back what ``write`` wrote; ``known`` is where it has answers.
+    """
+
+    teacher: str
+    known: Bool[Tensor, "classes"]
+
+    def __call__(self, x: Tensor) -> Float[Tensor, "batch classes"]: ...
+
+    def write(self, directory: Path) -> Mapping[str, Any]:
+        """Write itself into an empty directory, without pickle; what ``load`` has to know besides, as plain JSON."""
+        ...
+
+
+@runtime_checkable
+class Servable(Protocol):
+    """A teacher that may be served; its kind is a ``TeacherKind``."""
+
+    def part(self) -> Part | None:
+        """What answers as it does, of the student's columns alone and with those classes; ``None``: nothing now."""
         ...
 
 
@@ -335,7 +363,7 @@ class capture:  # noqa: N801 - reads as a verb: `with capture(...)`
         self._handles = [m.register_forward_hook(self._keep(name)) for name, m in self._modules]
 
     def _keep(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
             self._into[name] = output
 
         return hook

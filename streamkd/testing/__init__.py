@@ -12,10 +12,12 @@ built-in passes these checks. They run on small random data from fixed seeds, in
 from collections.abc import Callable
 
 from streamkd.hookspecs import Group, Kind
+from streamkd.testing.admissions import check_admission
 from streamkd.testing.clauses import ContractBroken, Given
 from streamkd.testing.gates import check_gate
 from streamkd.testing.losses import check_loss
 from streamkd.testing.policies import check_policy
+from streamkd.testing.selectors import check_selector
 from streamkd.testing.sources import check_source
 from streamkd.testing.streaming import check_detector, check_observer
 from streamkd.testing.students import check_student
@@ -24,11 +26,13 @@ from streamkd.testing.teachers import check_teacher
 __all__ = [
     "ContractBroken",
     "check",
+    "check_admission",
     "check_detector",
     "check_gate",
     "check_loss",
     "check_observer",
     "check_policy",
+    "check_selector",
     "check_source",
     "check_student",
     "check_teacher",
@@ -50,5 +54,7 @@ def check(group: Group, kind: Kind, options: Given = None) -> None:
         "detectors": check_detector,
         "observers": check_observer,
         "policies": check_policy,
+        "admissions": check_admission,
+        "selectors": check_selector,
     }
     checks[group](kind, options)

@@ -47,6 +47,11 @@ class ContractBroken(AssertionError):
 
 
 def begin(what: str, kind: Kind, options: Given) -> tuple[Clause, Options]:
+    """The clauses of one kind's contract, and its options.
+
+    Raises:
+        ContractBroken: the options are refused.
+    """
     who = f"{what} {kind.name}"
 
     @contextmanager
@@ -90,11 +95,13 @@ def _process() -> dict[str, Any]:
 
 
 def needs(held: bool, needed: str, got: str) -> None:
+    """Raises AssertionError, with both, unless it held."""
     if not held:
         raise AssertionError(f"needed {needed}, got {got}")
 
 
 def shaped(tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """A finite tensor of floats of that shape, or an AssertionError."""
     needs(isinstance(tensor, Tensor), "a torch.Tensor", type(tensor).__name__)
     needs(tuple(tensor.shape) == shape, f"shape {shape}", f"{tuple(tensor.shape)}")
     needs(tensor.is_floating_point(), "floats", str(tensor.dtype))
@@ -167,5 +174,5 @@ class Hand:
             future, function, arguments = call
             try:
                 future.set_result(function(*arguments))
-            except Exception as fault:  # a stranger's code: whoever asked is told
+            except Exception as fault:  # noqa: BLE001 - a stranger's code: whoever asked is told
                 future.set_exception(fault)

@@ -11,6 +11,7 @@ Forward = Callable[[Tensor], Tensor]
 
 
 def answers_rows(clause: Clause, forward: Forward, x: Tensor, classes: int, about: str) -> None:
+    """Logits have a row each, and a row has the same ones by itself."""
     with clause(
         f"it maps [batch, *shape] to finite logits [batch, classes], {about}",
         "give a float column for each label of the label space, of whatever number of rows",
@@ -25,6 +26,7 @@ def answers_rows(clause: Clause, forward: Forward, x: Tensor, classes: int, abou
 
 
 def leaves_input(clause: Clause, forward: Forward, x: Tensor, about: str) -> None:
+    """The input is neither changed nor kept."""
     with clause(f"it leaves its input as it is, {about}", "work on a copy: the tensor is the caller's"):
         mine = x.clone()
         forward(mine)

@@ -18,6 +18,7 @@ IMAGES = RecordSchema(inputs=(InputColumn(name="image", shape=(8, 8), dtype="flo
 
 
 def rows_of(schema: RecordSchema, count: int, seed: int = 0) -> Tensor:
+    """Random raw inputs [count, *shape] of the type that the schema has."""
     generator = torch.Generator().manual_seed(seed)
     if np.issubdtype(schema.dtype, np.integer):
         return torch.randint(0, 100, (count, *schema.shape), generator=generator).to(
@@ -37,11 +38,13 @@ def lessons_of(schema: RecordSchema, classes: int, steps: int) -> list[tuple[Ten
 
 
 def plain_student(schema: RecordSchema, classes: int, seed: int) -> networks.Student:
+    """A small network over the schema."""
     kind = Kind("mlp", networks.Mlp, networks.MlpOptions)
     return networks.build(kind, networks.MlpOptions(hidden=(8,)), schema, classes, seed)
 
 
 def evidence_of(teachers: int) -> GateInputs:
+    """Random gate inputs: some teachers unheard, one row that nobody knows."""
     generator = torch.Generator().manual_seed(7)
     known = torch.rand(6, teachers, 4, generator=generator) > 0.3
     labels = torch.randint(0, 4, (6,), generator=generator)
@@ -62,6 +65,7 @@ def evidence_of(teachers: int) -> GateInputs:
 
 
 def part_of(evidence: GateInputs, rows: slice) -> GateInputs:
+    """Some of the rows."""
     per_sample = ("logits", "labels", "answers", "known", "heard", "met")
     return dataclasses.replace(evidence, **{name: getattr(evidence, name)[rows] for name in per_sample})
 
@@ -122,6 +126,7 @@ def row_of(lesson: LossInputs, row: int) -> LossInputs:
 
 
 def shapes_of(outputs: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shape of one sample's output, by layer."""
     return {name: tuple(value.shape[1:]) for name, value in outputs.items()}
 
 

@@ -1,14 +1,18 @@
 """The contract of teachers: what they answer, when that may change, and what they keep of what they are shown."""
 
 import copy
+import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from streamkd.hookspecs import Kind, Options, Stateful
+from streamkd.hookspecs import Kind, Options, Stateful, TeacherKind
+from streamkd.plugins import Registry
 from streamkd.records import Label, RecordSchema
 from streamkd.students import networks
 from streamkd.teachers.teacher import (
@@ -16,7 +20,9 @@ from streamkd.teachers.teacher import (
     Incremental,
     Layered,
     Observing,
+    Part,
     Recalling,
+    Servable,
     Sized,
     SnapshotMaker,
     Teacher,
@@ -57,6 +63,7 @@ def check_teacher(
     _shows(clause, teacher, x, layers)
     _is_sized(clause, teacher)
     _comes_back(clause, nursery, teacher, x)
+    _is_served(clause, nursery, x)
     if isinstance(teacher, Observing | Incremental):
         Course(clause, nursery).check()
     if isinstance(teacher, Incremental):
@@ -222,6 +229,40 @@ def _is_sized(clause: Clause, teacher: Teacher) -> None:
     with clause("size_bytes() is a number of bytes", "give `module_bytes` of your network"):
         size = teacher.size_bytes()
         needs(isinstance(size, int) and size >= 0, "an int of 0 or more", repr(size))
+
+
+def _is_served(clause: Clause, nursery: Nursery, x: Tensor) -> None:
+    teacher, _ = nursery.build()
+    teacher.grow(nursery.labels)
+    if not isinstance(teacher, Servable):
+        return
+    if isinstance(teacher, Observing):
+        for lesson in lessons_of(nursery.schema, len(nursery.labels), 4):
+            teacher.observe(*lesson)
+        teacher.end_task()
+    part = teacher.part()
+    if part is None:
+        return
+    with clause("what is served of it answers as it does", "part() gives a torch.nn.Module with all that `Part` names"):
+        needs(isinstance(part, nn.Module) and isinstance(part, Part), "a module and `Part`", repr(part))
+        same(part(x), teacher.logits(x))
+        same(part.known.float(), teacher.known().float(), 0)
+    with (
+        clause(
+            "written into a version it is loaded with the same answers",
+            "yield a TeacherKind whose `load` takes what write() left in the directory, and what it gave as JSON",
+        ),
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        kind = nursery.kind
+        needs(isinstance(kind, TeacherKind), "a TeacherKind", type(kind).__name__)
+        assert isinstance(kind, TeacherKind)
+        needs(part.teacher == kind.name, f"a part of the teacher {kind.name}", part.teacher)
+        about = json.loads(json.dumps(part.write(Path(folder)), allow_nan=False))
+        registry = Registry.load(only=["students"])
+        again = kind.load(Path(folder), about, nursery.schema, len(nursery.labels), registry)
+        same(again(x), part(x), 0)
+        same(again.known.float(), part.known.float(), 0)
 
 
 def _state_of(teacher: Teacher) -> Any:

@@ -7,7 +7,6 @@ Slots run trials and nothing else; what is next, whether one goes on and what is
 search ends, in whatever way, trials under way wait to begin again, and the results are written.
 """
 
-import os
 import pickle
 import threading
 import time
@@ -191,7 +190,7 @@ def _header(
             "total": max(one.total for one in parts),
             "validation": {"records": sum(p.validated for p in parts), "given": sum(p.held_out for p in parts)},
             "command": command,
-            "directory": os.getcwd(),
+            "directory": str(Path.cwd()),
         }
     )
     return header

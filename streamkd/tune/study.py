@@ -320,7 +320,7 @@ class _Journal(JournalFileBackend):
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         path = self._file_path
-        size = os.path.getsize(path)
+        size = Path(path).stat().st_size
         with in_words(path, "a file that can be written"):
             try:
                 super().append_logs(logs)

@@ -74,14 +74,14 @@ def main(
     _settle(log, devices, memory_bytes)
     with contextlib.suppress(EOFError, OSError):
         try:
-            unpacked: Job = pickle.loads(job)  # imports what runs a trial: after the environment is set
+            unpacked: Job = pickle.loads(job)  # noqa: S301 - from the search itself; imports what runs a trial, after the environment is set
             trial = unpacked.begun(values, _Pulse(connection))
             connection.send(("alive", None))
             while (milestone := connection.recv()) is not None:
                 connection.send(("read", plain(asdict(trial.advance(milestone)))))
         except (EOFError, ConnectionError):
             return
-        except Exception as fault:
+        except Exception as fault:  # noqa: BLE001 - told to the search, which counts the trial as failed
             connection.send(("failed", reason_of(fault)))
 
 

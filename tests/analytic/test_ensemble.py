@@ -13,18 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from streamkd.analytic import ensemble
-from streamkd.analytic.ensemble import SHARES, Ensemble, best_share, chosen, pooled
+from streamkd.analytic import readout
+from streamkd.analytic.ensemble import SHARES, Ensemble, best_share, pooled
 from streamkd.analytic.readout import Readout
 from streamkd.analytic.teacher import AnalyticOptions, AnalyticTeacher
 from streamkd.errors import StateError
 from streamkd.plugins import Registry
-from streamkd.replay.memory import Ring
-from streamkd.replay.policy import ClassBalanced
 from streamkd.students.networks import Student, load_published
+from streamkd.teachers import served
+from streamkd.teachers.served import Candidates, Model, Served
 from streamkd.teachers.teacher import TeacherContext, copy_of
 
 SCHEMA = toys.schema_of(8, 8)
+REGISTRY = Registry.load(only=["students", "analytic", "selectors"])
 
 
 def images(count: int, classes: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -47,6 +48,10 @@ def both(classes: int = 3) -> tuple[Student, AnalyticTeacher]:
     teacher.observe(*images(200))
     teacher.end_task()
     return student, teacher
+
+
+def together(student: Student, analytic: Readout, share: float) -> Served:
+    return Served({"student": student, "analytic": analytic}, Ensemble(True, SHARES).combine, {"share": share})
 
 
 @given(st.integers(0, 5), st.sampled_from(SHARES), st.sampled_from([1, 2, 4, 5]))
@@ -80,7 +85,7 @@ def test_a_class_unknown_to_the_analytic_part_is_the_students_alone() -> None:
     student.grow(4)
     analytic.grow(4)
     x, _ = images(6)
-    model = Ensemble(student, analytic, 0.25)
+    model = together(student, analytic, 0.25)
     torch.testing.assert_close(model(x).exp()[:, 3], torch.softmax(student(x), 1)[:, 3])
     assert model.classes == 4
 
@@ -110,24 +115,23 @@ def test_wrong_labels_do_not_make_the_unsure_one_the_better() -> None:
     assert best_share(sure, unsure, known, labels, tolerance=1.0) >= 0.75
 
 
-def ring_of(x: Tensor, y: Tensor) -> Ring:
-    ring = Ring(len(y), ClassBalanced(), 0)
-    places = ring.offer(x, y.tolist(), [(0.0, 0.0)] * len(y))
-    ring.take(torch.tensor(list(places)), x, y, 0, torch.zeros(len(y), 3))
-    return ring
+def chosen(student: Student, teacher: AnalyticTeacher, held: tuple[Tensor, Tensor] | None) -> Model:
+    part = teacher.part()
+    assert part is not None
+    return Ensemble(True, SHARES).choose(Candidates(student, None, {"a": part}, held, 0.0))
 
 
 def test_what_is_served_is_chosen_on_held_out_records() -> None:
     """The ensemble, the student itself where that is best alone, half and half where nothing is held out."""
     student, teacher = both()
     x, y = (rows[:80] for rows in images(200))
-    better = chosen(student, teacher, ring_of(x, y))
-    assert isinstance(better, Ensemble)
-    assert better.share <= 0.5
-    assert chosen(student, teacher, ring_of(x, teacher.logits(x).argmin(1))) is student
-    unsure = chosen(student, teacher, Ring(8, ClassBalanced(), 0))
-    assert isinstance(unsure, Ensemble)
-    assert unsure.share == 0.5
+    better = chosen(student, teacher, (x, y))
+    assert isinstance(better, Served)
+    assert better.how["share"] <= 0.5
+    assert chosen(student, teacher, (x, teacher.logits(x).argmin(1))) is student
+    unsure = chosen(student, teacher, None)
+    assert isinstance(unsure, Served)
+    assert unsure.how["share"] == 0.5
 
 
 def test_a_teacher_that_knows_only_by_heart_is_not_served() -> None:
@@ -143,21 +147,21 @@ def test_a_teacher_that_knows_only_by_heart_is_not_served() -> None:
         student.head.weight.zero_(), student.head.bias.zero_()
     teacher.network.temperature.fill_(4.0)
     assert (teacher.logits(x[:150]).argmax(1) == y[:150]).float().mean() > 0.95
-    model = chosen(student, teacher, ring_of(x[150:], y[150:]))
-    assert model is student or model.share > 0.5
+    model = chosen(student, teacher, (x[150:], y[150:]))
+    assert model is student or model.how["share"] > 0.5
 
 
-def written(folder: Path, model: ensemble.Model) -> Path:
+def written(folder: Path, model: Model) -> Path:
     about = {"student": {"name": "mlp", "options": {"hidden": [8]}}, "schema": SCHEMA.model_dump(mode="json")}
     more = {"classes": ["a", "b", "c"], "seed": 0, "records": 200, "published_at": 1.0}
-    ensemble.write(folder, model, {**about, **more})
+    served.write(folder, model, {**about, **more, "served": {"name": "auto", "options": {}}})
     return folder
 
 
 def test_a_version_comes_back_as_it_was_written(tmp_path: Path) -> None:
     """The loaded ensemble gives the same probabilities, bit for bit, and asks for no gradient."""
-    model = Ensemble(*parts(), 0.75).eval()
-    loaded = ensemble.load(written(tmp_path, model), Registry.load(only=["students"]), 7)
+    model = together(*parts(), 0.75).eval()
+    loaded = served.load(written(tmp_path, model), REGISTRY, 7)
     x, _ = images(9)
     wanted = torch.softmax(model(x), 1).detach().numpy()
     assert np.array_equal(loaded.predict(x.numpy()), wanted)
@@ -172,7 +176,7 @@ def test_a_version_of_a_student_alone_is_written_and_read_as_ever(tmp_path: Path
     student, _ = parts()
     written(tmp_path, student)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
-    loaded = ensemble.load(tmp_path, Registry.load(only=["students"]))
+    loaded = served.load(tmp_path, REGISTRY)
     x, _ = images(4)
     assert np.array_equal(loaded.predict(x.numpy()), torch.softmax(student(x), 1).detach().numpy())
 
@@ -180,7 +184,7 @@ def test_a_version_of_a_student_alone_is_written_and_read_as_ever(tmp_path: Path
 def test_the_student_of_an_ensemble_can_be_read_alone(tmp_path: Path) -> None:
     """Whoever wants a student (a teacher from a file) finds it in an ensemble's directory."""
     student, analytic = parts()
-    loaded = load_published(written(tmp_path, Ensemble(student, analytic, 0.5)), Registry.load(only=["students"]))
+    loaded = load_published(written(tmp_path, together(student, analytic, 0.5)), REGISTRY)
     for name, tensor in student.state_dict().items():
         assert torch.equal(loaded.student.state_dict()[name], tensor), name
 
@@ -188,24 +192,38 @@ def test_the_student_of_an_ensemble_can_be_read_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("harm", ["missing", "cut", "features"])
 def test_a_damaged_ensemble_is_refused(tmp_path: Path, harm: str) -> None:
     """A file that is missing, cut, or of other features is an error that names the directory."""
-    written(tmp_path, Ensemble(*parts(), 0.5))
-    file = tmp_path / ensemble.FILE
+    written(tmp_path, together(*parts(), 0.5))
+    file = tmp_path / "parts" / "1" / readout.FILE
     if harm == "missing":
         file.unlink()
     elif harm == "cut":
         file.write_bytes(file.read_bytes()[:-9])
     else:
         about = json.loads((tmp_path / "model.json").read_text())
-        about["ensemble"]["features"]["dense"] = 9
+        about["served"]["parts"][1]["about"]["features"]["dense"] = 9
         (tmp_path / "model.json").write_text(json.dumps(about))
-    with pytest.raises(StateError, match="ensemble cannot be loaded"):
-        ensemble.load(tmp_path, Registry.load(only=["students"]))
+    with pytest.raises(StateError, match="parts of a version cannot be loaded"):
+        served.load(tmp_path, REGISTRY)
+
+
+def test_a_version_from_before_there_were_parts_is_read(tmp_path: Path) -> None:
+    """The files of an older version lie beside each other, with the share in a word of its own."""
+    model = together(*parts(), 0.25).eval()
+    written(tmp_path, model)
+    about = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "parts" / "1" / readout.FILE).rename(tmp_path / "ensemble.safetensors")
+    (tmp_path / "parts" / "1").rmdir()
+    features = about.pop("served")["parts"][1]["about"]["features"]
+    (tmp_path / "model.json").write_text(json.dumps({**about, "ensemble": {"share": 0.25, "features": features}}))
+    x, _ = images(9)
+    wanted = torch.softmax(model(x), 1).detach().numpy()
+    assert np.array_equal(served.load(tmp_path, REGISTRY).predict(x.numpy()), wanted)
 
 
 def test_a_copy_shares_nothing_with_what_is_trained() -> None:
     """What is published stays as it was when student and teacher go on."""
     student, analytic = parts()
-    model = Ensemble(student, analytic, 0.5)
+    model = together(student, analytic, 0.5)
     clone = copy_of(model)
     x, _ = images(5)
     before = clone(x)

@@ -296,7 +296,7 @@ def test_gates_have_credit_without_memory() -> None:
     """What teachers say of rows before a step is their credit: of a class that just came the average has little."""
     plugin = MatchGateDistillation(gate=LikelihoodGate(LikelihoodOptions()))
     trained("replay", plugin, tasks=2)
-    credit = plugin._step.pool.comparison.measured(("average",), 10).credit[0]
+    credit = plugin._step.pool.comparison.measured().credit[0]
     assert credit.isfinite().all()
     assert credit[:2].mean() > credit[2:4].mean()
 
@@ -373,6 +373,18 @@ def test_an_online_stream_leaves_a_copy_for_each_task() -> None:
         for experience in online:
             strategy.train(experience, eval_streams=[])
         assert len(plugin.snapshots) == copies
+
+
+def test_no_copy_is_too_bad_to_be_kept() -> None:
+    """One that takes both of its classes for the other joins all the same: each step says whom to listen to."""
+    plugin = MatchGateDistillation(memory=60, decay=0.5)
+    strategy = trained("naive", plugin, tasks=1, each=120)
+    head = plugin.average.head
+    with torch.no_grad():
+        for parameter in head.parameters():  # type: ignore[union-attr]
+            parameter[:2] = parameter[:2].flip(0)
+    strategy.train(experiences(2)[1], eval_streams=[])
+    assert [s.key for s in plugin.snapshots] == ["snapshot-0"]
 
 
 def test_the_least_listened_to_copy_goes() -> None:

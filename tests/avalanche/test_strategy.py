@@ -123,7 +123,6 @@ class Run:
             if within == 0 and self.at:
                 step.pool.end_task(step.student)
                 self.strategy.end_task(task - 1)
-                self.adapter.new_task()
             if classes > step.student.classes:
                 step.student.grow(classes, step.optimizer)
                 step.pool.grow(range(classes))
@@ -140,6 +139,7 @@ class Run:
                 "optimizer": optimizers.state_of(step.optimizer),
                 "memory": step.memory.state_dict(),
                 "pool": step.pool.state_dict(),
+                "held_out": step.held_out.state_dict(),
                 "gate": self.gate.state_dict(),
                 "adapter": self.adapter.state_dict(),
                 "at": self.at,
@@ -154,6 +154,7 @@ class Run:
         optimizers.restore(step.optimizer, state["optimizer"])
         step.memory.load_state_dict(state["memory"], CPU)
         step.pool.load_state_dict(state["pool"], toys.mlp, range(state["classes"]))
+        step.held_out.load_state_dict(state["held_out"])
         run.gate.load_state_dict(state["gate"])
         run.adapter.load_state_dict(state["adapter"])
         run.at = state["at"]

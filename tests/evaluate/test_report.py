@@ -26,7 +26,7 @@ def _seed(seed: int) -> dict[str, Any]:
     records = range(100, 3100, 100)
     weights = [{"record": r, "hard": 0.4, "weights": {"ema": 0.35, "memory": 0.25}} for r in records]
     line = [{"record": r, "prequential": 0.8, "holdout": 0.7, "forgetting": r / 1e5} for r in records]
-    worth = [{"record": r, "worth": 0.6} for r in records]
+    gains = [{"record": r, "marginal_gain": 0.6} for r in records]
     timed = [{"form": "eager", "batch": batch, "p50": 1e-4, "p95": 2e-4} for batch in (1, 32)]
     return {
         "seed": seed,
@@ -36,7 +36,7 @@ def _seed(seed: int) -> dict[str, Any]:
         "gate": {"weights": weights, "overhead_ratio": 0.3},
         "efficiency": {"parameters": 10, "bytes": 40, "flops": 20, "latency_seconds": timed},
         "throughput": {"samples_per_second": 8000.0 + seed, "seconds": 1.5},
-        "teachers": [{"name": "ema", "worth": worth}, {"name": "memory", "worth": worth}],
+        "teachers": [{"name": "ema", "marginal_gain": gains}, {"name": "memory", "marginal_gain": gains}],
         "boundaries": [{"record": 1000 * task, "detector": "task-column", "task": str(task)} for task in range(3)],
         "history": line,
     }
@@ -108,7 +108,7 @@ def test_the_page_shows_every_part(tmp_path: Path) -> None:
     """A heading for each part that the report promises, and the first figures."""
     report = _write(tmp_path)
     text = _parse(tmp_path).text
-    for part in ("Accuracy matrix", "Forgetting over time", "Gate weights over time", "Worth of each teacher"):
+    for part in ("Accuracy matrix", "Forgetting over time", "Gate weights over time", "Marginal gain of each teacher"):
         assert part in text
     for part in ("Boundaries", "Calibration", "Efficiency", "Fidelity to the teachers", "Each seed", "task-column"):
         assert part in text

@@ -1,6 +1,5 @@
 """Credit: what is measured of teachers on held-out records, and the gate that goes by it."""
 
-import copy
 import dataclasses
 import math
 
@@ -11,7 +10,6 @@ import toys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamkd.gates import likelihood
 from streamkd.gates.gate import GateInputs, Measured
 from streamkd.gates.likelihood import LikelihoodGate, LikelihoodOptions, held_out_likelihood
 from streamkd.teachers.teacher import EmaOptions, EmaTeacher
@@ -119,21 +117,6 @@ def test_trust_without_end_takes_the_best_teacher_of_each_class(seed: int) -> No
     torch.testing.assert_close(even, (evidence.heard * even.sum(1, keepdim=True) / count.clamp_min(1)))
 
 
-def test_the_pool_measures_only_when_asked_and_no_more_than_every_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gate that never looks at the credit costs nothing; one that looks at every step pays every tenth time."""
-    asked = []
-    whole = likelihood.held_out_likelihood
-    monkeypatch.setattr("streamkd.teachers.pool.held_out_likelihood", lambda *a: asked.append(1) or whole(*a))
-    step = toys.make_step()
-    for x, y in toys.batches(10):
-        toys.train(step, x, y)
-    assert not asked
-    step.gate = LikelihoodGate(LikelihoodOptions())
-    for x, y in toys.batches(2 * likelihood.EVERY, seed=1):
-        toys.train(step, x, y)
-    assert len(asked) == 2
-
-
 def test_a_teacher_that_is_wrong_earns_less() -> None:
     """Of two averages that answer, one with its classes turned, the held-out records tell who is right."""
 
@@ -152,28 +135,3 @@ def test_a_teacher_that_is_wrong_earns_less() -> None:
     plan = step.begin(x, y, 0)
     weights = step.weigh(plan, step.forward(plan)).weights
     assert (weights[:, 1] > 3 * weights[:, 2]).all()
-
-
-def test_the_credit_goes_round_bitwise() -> None:
-    """A restored pool answers with the same credit and label noise, and measures anew at the same step."""
-    gate = LikelihoodGate(LikelihoodOptions())
-    step = toys.make_step(gate=gate)
-    for x, y in toys.batches(13):
-        toys.train(step, x, y)
-    twin = toys.make_step(gate=gate)
-    twin.student.load_state_dict(copy.deepcopy(step.student.state_dict()))
-    twin.memory.load_state_dict(copy.deepcopy(step.memory.state_dict()), torch.device("cpu"))
-    twin.pool.load_state_dict(copy.deepcopy(step.pool.state_dict()), lambda classes: toys.mlp(classes), [0, 1, 2])
-    for x, y in toys.batches(12, seed=3):
-        assert torch.equal(toys.train(step, x, y), toys.train(twin, x, y))
-    mine, theirs = step.pool.measured(3, CPU), twin.pool.measured(3, CPU)
-    assert torch.equal(mine.credit, theirs.credit)
-    assert mine.noise == theirs.noise
-
-
-def test_before_anything_is_held_out_nothing_is_measured() -> None:
-    """NaN for every teacher and class."""
-    step = toys.make_step(holdout_ratio=0.0)
-    table = step.pool.measured(3, CPU).credit
-    assert table.shape == (2, 3)
-    assert table.isnan().all()

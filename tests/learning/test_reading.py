@@ -53,13 +53,13 @@ class Trace:
 
 
 def test_a_step_enters_few_rooms_and_not_too_often() -> None:
-    """Of the default learner, on a batch between two adaptations; callbacks within a room are no moves."""
+    """Of the default learner, between two adaptations and two looks; callbacks in a room are no moves."""
     registry = Registry.load()
     config = configuration.load(ROOT / "streams/digits.yaml", [], registry)
     schema = wiring.schema_of(config, registry)
     source, _ = wiring.open_source(config, registry, schema)
     learner = Learner(config, registry, source, schema)
-    while learner.records < 300:
+    while learner.records < 370:
         learner.advance()
     trace, profiler = Trace(), sys.getprofile()
     sys.setprofile(trace)

@@ -13,11 +13,14 @@ import toys
 from torch import Tensor
 
 from streamkd.errors import PluginError
-from streamkd.learning.batch import Hosted, StepBatch
+from streamkd.gates.likelihood import LikelihoodGate, LikelihoodOptions
+from streamkd.learning.batch import StepBatch
+from streamkd.learning.host import Hosted
 from streamkd.learning.step import Step
 from streamkd.learning.terms import Term
 from streamkd.losses.match_gate import LossInputs, MatchGate, MatchGateOptions
 from streamkd.replay.memory import Memory
+from streamkd.replay.vicinal import VicinalRows
 from streamkd.teachers.answers import Answers
 from streamkd.teachers.pool import Pool
 from streamkd.teachers.teacher import EmaOptions, EmaTeacher
@@ -217,14 +220,19 @@ def test_a_step_has_one_order_and_a_listener_may_add_to_its_loss() -> None:
     assert not torch.equal(*(next(iter(step.student.parameters())) for step in (plain, heavier)))
 
 
-def test_in_a_hosts_loop_it_is_the_same_step() -> None:
-    """Who goes forward, back and on itself ends where the step does that goes on its own: student, average, memory."""
-    alone, hosted = (
-        with_terms(Term(MatchGate(MatchGateOptions()), 1.0)),
-        with_terms(Term(MatchGate(MatchGateOptions()), 1.0)),
-    )
-    for x, y in toys.batches(6):
-        alone.learn(x, y)
+@pytest.mark.parametrize("near", [0, 6])
+def test_in_a_hosts_loop_it_is_the_same_step(near: int) -> None:
+    """Who goes forward, back and on itself ends where the step does that goes on its own: student, average, memory.
+
+    With rows from the vicinity too, and looks at held-out records.
+    """
+    alone, hosted = (toys.make_step(gate=LikelihoodGate(LikelihoodOptions())) for _ in range(2))
+    for step in (alone, hosted):
+        step.vicinal = VicinalRows(near, 0, seed=1)
+        toys.spare(step, 0.5)
+    drawn = set()
+    for x, y in toys.batches(16):
+        drawn.add(alone.learn(x, y).plan.drawn)
         hosted.optimizer.zero_grad()
         for event, taken in hosted.take(x, y, 0, Hosted(hosted.student(x), len(y))):
             if event == "before_backward":
@@ -236,6 +244,7 @@ def test_in_a_hosts_loop_it_is_the_same_step() -> None:
             torch.testing.assert_close(ours, theirs)
     assert torch.equal(alone.memory.replayed.y, hosted.memory.replayed.y)
     assert torch.equal(alone.memory.holdout.x, hosted.memory.holdout.x)
+    assert max(drawn) == near
 
 
 def test_a_host_says_which_rows_the_memory_is_offered() -> None:
@@ -245,6 +254,17 @@ def test_a_host_says_which_rows_the_memory_is_offered() -> None:
     *_, (_, taken) = step.take(x, y, 0, Hosted(step.student(x), 3))
     assert taken.fresh == len(y) > 3
     assert len(step.memory) == 3
+
+
+def test_nobody_is_weighed_for_a_hosts_answers() -> None:
+    """They are its own model's; and it may have no answer at all to a row whose task has no head."""
+    step = with_terms(Term(MatchGate(MatchGateOptions()), 1.0))
+    (x, y), *_ = toys.batches(1)
+    step.learn(x, y)
+    before = step.mixture.last
+    *_, (_, taken) = step.take(x, y, 0, Hosted(step.student(x), len(y)))
+    assert not taken.skipped
+    assert step.mixture.last is before is not None
 
 
 def test_a_step_whose_loss_is_not_finite_has_no_update() -> None:

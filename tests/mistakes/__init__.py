@@ -1,6 +1,6 @@
 """Deliberate mistakes: plugins that are right but for one thing, each with the clause that finds it."""
 
-from mistakes import gates, losses, policies, sources, students, teachers, watchers
+from mistakes import admissions, gates, losses, policies, selectors, sources, students, teachers, watchers
 from mistakes.mistake import Mistake
 
 MISTAKES: tuple[Mistake, ...] = (
@@ -11,4 +11,6 @@ MISTAKES: tuple[Mistake, ...] = (
     *sources.MISTAKES,
     *watchers.MISTAKES,
     *policies.MISTAKES,
+    *selectors.MISTAKES,
+    *admissions.MISTAKES,
 )

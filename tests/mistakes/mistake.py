@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from streamkd.hookspecs import Group, Kind, Options, SourceKind
+from streamkd.hookspecs import Group, Kind, Options, SourceKind, TeacherKind
 
 ALOOF = "it draws nothing from torch's and numpy's own random generators"
 
@@ -20,6 +20,11 @@ class Mistake:
     given: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of the check."""
 
+    load: Callable[..., Any] | None = None
+    """Of a teacher that may be served."""
+
     @property
     def kind(self) -> Kind:
+        if self.load is not None:
+            return TeacherKind("broken", self.make, Options, load=self.load)
         return (SourceKind if self.group == "sources" else Kind)("broken", self.make, Options)

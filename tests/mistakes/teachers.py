@@ -1,11 +1,12 @@
 """Mistakes of teachers."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mistakes.mistake import ALOOF, Mistake
 from streamkd.teachers.recall import RecallTeacher
@@ -341,8 +342,60 @@ class Orderless(RecallTeacher):
     role = "prequential"
 
 
-def mistake(name: str, clause: str, make: Callable[..., Any]) -> Mistake:
-    return Mistake("teachers", name, clause, make)
+class Constant(nn.Module):
+    """What is served of a teacher: the same answers to everybody."""
+
+    teacher = "broken"
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("given", logits)
+        self.register_buffer("known", torch.ones(len(logits), dtype=torch.bool))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.given.expand(len(x), -1)
+
+    def write(self, directory: Path) -> dict[str, Any]:
+        return {"given": self.given.tolist()}
+
+    @staticmethod
+    def load(directory: Path, about: Any, schema: Any, classes: int, registry: Any) -> nn.Module:
+        return Constant(torch.tensor(about["given"]))
+
+
+class Serving(Average):
+    """An average that answers everybody the same, and may be served."""
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.student.head.bias.detach().clone().expand(len(x), -1)
+
+    def part(self) -> Any:
+        return Constant(self.student.head.bias.detach().clone())
+
+
+class Elsewhere(Serving):
+    """Serves other answers than it gives."""
+
+    def part(self) -> Any:
+        return Constant(self.student.head.bias.detach() + 1)
+
+
+class Blank(Constant):
+    """Writes zeros."""
+
+    def write(self, directory: Path) -> dict[str, Any]:
+        return {"given": [0.0] * len(self.given)}
+
+
+class Unwritten(Serving):
+    """Does not write what it answers."""
+
+    def part(self) -> Any:
+        return Blank(self.student.head.bias.detach().clone())
+
+
+def mistake(name: str, clause: str, make: Callable[..., Any], load: Callable[..., Any] | None = None) -> Mistake:
+    return Mistake("teachers", name, clause, make, load=load)
 
 
 MISTAKES = (
@@ -379,4 +432,7 @@ MISTAKES = (
     mistake("looks at the label first", "no row is answered with its own label", Peeking),
     mistake("learns what is held out", "a row that is not to be learned teaches nothing", Greedy),
     mistake("never learns", "what it has learned shows", Deaf),
+    mistake("serves other answers than it gives", "what is served of it answers as it does", Elsewhere, Constant.load),
+    mistake("serves, and its kind loads nothing", "it is loaded with the same answers", Serving),
+    mistake("does not write what it serves", "it is loaded with the same answers", Unwritten, Constant.load),
 )

@@ -149,12 +149,12 @@ def teacher(status: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def test_a_server_is_taught_by_it_and_resumes(serve: Callable[..., Server], python: Path, tmp_path: Path) -> None:
-    """The network is heard by the gate, has worth on held-out records, and a restart goes on with the same teacher."""
+    """The network is heard by the gate, is missed on held-out records, and a restart goes on with the same teacher."""
     first = serve()
     status = first.until("two tasks with the teacher", lambda s: len(s["tasks"]) >= 3 and bool(s["version"]))
     eye = teacher(status, "eye")
     assert eye["weight"] > 0.01
-    assert eye["worth"] is not None
+    assert eye["marginal_gain"] is not None
     assert eye["classes"] == len(status["classes"])
     assert eye["bytes"] > 1_000_000
     metrics = httpx.get(f"{first.url}/metrics").text

@@ -116,7 +116,7 @@ def test_nothing_is_drawn_near_a_twin() -> None:
     held.mark[0] = int(marks(held.x[:1])[0])
     step.memory.duplicates.arrive(marks(held.x[:1]))
     step.vicinal = VicinalRows(200, 0, seed=0)
-    step.vicinal.mass, step.vicinal.age = 1.0, 1
+    toys.spare(step, 1.0)
     plan = step.begin(held.x[:1].clone(), held.y[:1].clone(), 0)
     assert plan.offer.twins == [0]
     assert plan.drawn == 200

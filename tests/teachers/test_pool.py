@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from streamkd.errors import ConfigError, PluginError
 from streamkd.learning.step import Step
 from streamkd.losses.match_gate import soft_answers
+from streamkd.teachers.admission import Worth, WorthOptions
 from streamkd.teachers.guard import STRIKES, Guard
 from streamkd.teachers.pool import bytes_of
 from streamkd.teachers.teacher import Role, SnapshotTeacher, copy_of
@@ -408,13 +409,13 @@ def test_frozen_teachers_that_take_every_slot_leave_none_for_snapshots() -> None
 def test_a_candidate_below_chance_is_not_admitted() -> None:
     """Admission asks for held-out accuracy above chance by the margin."""
     step = toys.make_step()
-    step.pool.admit_margin = 0.5
+    step.pool.admission = Worth(WorthOptions(margin=0.5))
     run(step, 8)
     for p in step.pool.average.student.parameters():
         p.zero_()
     step.pool.average.student.body.head.bias[0] = -1.0
     assert step.pool.end_task(step.student) is None
-    step.pool.admit_margin = 0.0
+    step.pool.admission = Worth(WorthOptions())
     run(step, 60, seed=1)
     assert step.pool.end_task(step.student) == "snapshot-1"
 

@@ -166,7 +166,7 @@ def test_steps_from_before_a_class_came_are_looked_at(engine: Any, make: Any, ow
     if own:
         step.terms = (dataclasses.replace(step.terms[0], gate=gate),)
         step._own_gates = True
-    step.vicinal = VicinalRows(4, 0, seed=0, weight=1.0, moved=0.0)
+    step.vicinal = VicinalRows(4, 0, seed=0, weight=1.0)
     for number, (x, y) in enumerate(toys.batches(20)):
         grown(step, number)
         y[::4] = -1

@@ -121,7 +121,7 @@ class Api:
                 if scope is not None:
                     self._authorize(request, scope)
                 return await endpoint(request)
-            except Exception as fault:  # the outermost command of a request
+            except Exception as fault:  # noqa: BLE001 - the outermost command of a request
                 return refusal(fault)
 
         return answered
@@ -313,6 +313,6 @@ def _peer(request: Request) -> str:
     return request.client.host if request.client else ""
 
 
-async def _http_fault(request: Request, fault: Exception) -> Response:
+async def _http_fault(_request: Request, fault: Exception) -> Response:
     assert isinstance(fault, HTTPException)
     return refusal(RequestError(fault.status_code, str(fault.detail), headers=fault.headers))

@@ -116,7 +116,7 @@ def runtime_folder() -> AbstractContextManager[Path]:
         ConfigError: no folder for temporary files has a path that is short enough for a socket.
     """
     usual = Path(tempfile.gettempdir())
-    for above in (usual, Path("/tmp")):
+    for above in (usual, Path("/tmp")):  # noqa: S108 - a folder of its own is made there, mode 0700
         if len(os.fsencode(above / LONGEST)) <= SOCKET_BYTES and os.access(above, os.W_OK):
             return scratch.folder(PREFIX, above)
     room = SOCKET_BYTES - len(LONGEST) - 1

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 
-async def show(request: Request) -> Response:
+async def show(_request: Request) -> Response:
     """The page; its own script and style are the only ones that the browser may run."""
     text, policy = _page()
     return Response(text, 200, {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}, "text/html")

@@ -164,7 +164,7 @@ class VersionFollower:
         try:
             with self._loading:
                 published = self._ready(info.version)
-        except Exception as fault:  # a plugin's student may fail on anything: the version before stays
+        except Exception as fault:  # noqa: BLE001 - a plugin's student may fail on anything: the version before stays
             self._refuse(info.version, fault)
             return False
         self._predictor.swap(published)
@@ -224,9 +224,9 @@ class VersionFollower:
 
 def load_version(folder: Path, info: VersionInfo, registry: Registry) -> ServedModel:
     """A published version from its folder; its time is its row's, so a rollback is published when it is made."""
-    from streamkd.analytic import ensemble
+    from streamkd.teachers import served
 
-    published = ensemble.load(folder, registry, info.version)
+    published = served.load(folder, registry, info.version)
     return dataclasses.replace(published, published_at=info.created)
 
 

@@ -164,7 +164,7 @@ class Predictor:
             self._recorder.observe("predict_queue_duration_seconds", now - request.since)
         try:
             probabilities = self._forward(batch)
-        except Exception as fault:  # a plugin's student may fail on anything: its requests do, the thread goes on
+        except Exception as fault:  # noqa: BLE001 - a plugin's student may fail on anything: its requests do, the thread goes on
             logger.warning("a forward pass of version %d failed: %r", batch[0].published.version, fault)
             for request in batch:
                 _deliver(request, fault)

@@ -157,6 +157,7 @@ def _finite(value: object) -> object:
 
 
 def to_binary(values: Values, datatype: str) -> bytes:
+    """The bytes of a tensor in the protocol's binary form; text has its length before it."""
     if datatype != "BYTES":
         return np.ascontiguousarray(values, dtype="<f4" if datatype == "FP32" else "<i8").tobytes()
     elements = [str(value).encode("utf-8", "replace") for value in values]
@@ -178,16 +179,23 @@ def text_bytes(column: InputColumn) -> int | None:
 
 
 def datatype_of(column: InputColumn) -> str:
+    """The protocol's datatype of an input column."""
     return DATATYPES[column.dtype] if column.kind == "tensor" else "BYTES"
 
 
 def as_mapping(value: object, what: str) -> Mapping[str, Any]:
+    """The value, if it is a JSON object.
+
+    Raises:
+        RecordError: it is none.
+    """
     if not isinstance(value, dict):
         raise RecordError(f"needed a JSON object as {what}, got {kind_of(value)}")
     return value
 
 
 def kind_of(value: object) -> str:
+    """What JSON calls the type of a value, with its article."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
     return names.get(type(value), "nothing")
 

@@ -254,7 +254,7 @@ def live(start: Begin, channel: Channel) -> int:
         return StateError.exit_code
     except StreamkdError as fault:
         if isinstance(fault, PluginError) and fault.__cause__ is not None:
-            logger.error("%s", fault, exc_info=True)
+            logger.exception("%s", fault)
         channel.send_fatal(fault)
         return fault.exit_code
 

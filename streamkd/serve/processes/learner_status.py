@@ -88,7 +88,7 @@ def _teachers(learner: Learner, weights: Mapping[str, float]) -> list[Json]:
         {
             "name": teacher.key,
             "kind": kinds.get(teacher.key, "snapshot"),
-            "worth": pool.worth.get(teacher.key),
+            "marginal_gain": pool.worth.get(teacher.key),
             "accuracy": pool.accuracy.get(teacher.key),
             "weight": weights.get(teacher.key),
             "classes": int(teacher.known().sum()) or None,
@@ -156,10 +156,10 @@ class Gauges:
             recorder.set("label_noise_ratio", math.nan if noise is None else noise)
         self._set("distillation_temperature", status["gate"]["temperature"])
         for teacher in status["teachers"]:
-            self._set("teacher_worth_ratio", teacher["worth"], teacher=teacher["name"])
+            self._set("teacher_marginal_gain_ratio", teacher["marginal_gain"], teacher=teacher["name"])
         names = {teacher["name"] for teacher in status["teachers"]}
         for gone in self._teachers - names:
-            recorder.remove("teacher_worth_ratio", teacher=gone)
+            recorder.remove("teacher_marginal_gain_ratio", teacher=gone)
             recorder.remove("gate_weight_ratio", teacher=gone)
         self._teachers = names
         if learner.started:

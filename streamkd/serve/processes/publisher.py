@@ -13,16 +13,17 @@ from typing import Any, Literal
 import torch
 
 from streamkd import config as configuration
-from streamkd.analytic import ensemble
-from streamkd.analytic.ensemble import Model
-from streamkd.config import Config
+from streamkd.config import Choice, Config
 from streamkd.errors import StateError, StreamkdError
 from streamkd.evaluate.arrival import Predict
+from streamkd.hookspecs import Group
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
 from streamkd.state.directory import StateDirectory
 from streamkd.state.versions import VersionInfo, VersionStore
 from streamkd.students.columns import Columns
+from streamkd.teachers import served as serving
+from streamkd.teachers.served import Model
 from streamkd.teachers.teacher import copy_of
 from streamkd.telemetry import Recorder
 
@@ -64,9 +65,9 @@ class Publisher:
         return self.version
 
     def _write(self, folder: Path, clone: Model, learner: Learner) -> dict[str, Any]:
-        options = configuration.options(self._registry, "student", "students", self._config.student)
         meta = {
-            "student": {"name": self._config.student.name, "options": options.model_dump(mode="json")},
+            "student": self._named("student", "students", self._config.student),
+            "served": self._named("publish.model", "selectors", self._config.publish.model),
             "schema": learner.schema.only(learner.schema.student).model_dump(mode="json"),  # what a request must bring
             "classes": learner.labels.labels,
             "seed": self._config.seed,
@@ -74,7 +75,12 @@ class Publisher:
             "steps": learner.steps,
             "published_at": time.time(),
         }
-        return ensemble.write(folder, clone, meta)
+        return serving.write(folder, clone, meta)
+
+    def _named(self, path: str, group: Group, choice: Choice) -> dict[str, Any]:
+        """A kind and its options, as whoever reads a version takes them."""
+        options = configuration.options(self._registry, path, group, choice)
+        return {"name": choice.name, "options": options.model_dump(mode="json")}
 
     def _refusal(self, clone: Model, learner: Learner) -> Refusal | None:
         ring = learner.step.memory.holdout
@@ -143,7 +149,7 @@ def against_canary(predict: Callable[[], torch.Tensor]) -> Refusal | None:
         found = predict()
         is_table = found.dim() == 2 and found.numel() > 0 and bool(torch.isfinite(found).all() and (found >= 0).all())
         return None if is_table and torch.allclose(found.sum(1), found.new_ones(len(found)), atol=1e-3) else "canary"
-    except Exception as fault:  # a student may be a stranger's code: it must not stop the learner
+    except Exception as fault:  # noqa: BLE001 - a student may be a stranger's code: it must not stop the learner
         logger.warning("the candidate failed on the canary records: %r", fault)
         return "canary"
 
@@ -187,7 +193,7 @@ class ScoredVersion:
         return copy_of(model).to(learner.device) if model is not None and learner.device.type != "cpu" else model
 
     def _read(self, served: VersionInfo, learner: Learner) -> Predict:
-        published = ensemble.load(self._publisher.versions.read(served.version), self._registry, served.version)
+        published = serving.load(self._publisher.versions.read(served.version), self._registry, served.version)
         known = learner.labels.labels[: len(published.classes)]
         if known != published.classes:
             raise StreamkdError(f"needed the labels {known!r:.200}, got {published.classes!r:.200}")

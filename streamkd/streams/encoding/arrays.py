@@ -96,7 +96,7 @@ def _decode(data: bytes, column: InputColumn) -> np.ndarray | tuple[RejectReason
             if image.size != (width, height):
                 return "wrong_shape", f"needed {width} x {height} pixels, got {image.size[0]} x {image.size[1]}"
             pixels = np.asarray(image.convert(_IMAGE_MODES[channels[0] if channels else 1]))
-    except Exception as fault:  # Pillow's decoders raise almost anything on broken files
+    except Exception as fault:  # noqa: BLE001 - Pillow's decoders raise almost anything on broken files
         return "decode", f"needed PNG or JPEG, got {len(data)} bytes ({type(fault).__name__})"
     return pixels.reshape(column.shape)
 

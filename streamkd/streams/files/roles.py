@@ -146,7 +146,7 @@ def _parts(
             fix="resize them first",
         )
     used = {label.name, *(c.name for c in inputs), *(c.name for c in (key, time) if c)}
-    notes += [*more, *_gaps(inputs, len(sample)), *_plain_words(label, inputs, free)]
+    notes += [*more, *_gaps(inputs, len(sample)), *_plain_words(inputs, free)]
     left_out = tuple(c for c in columns if c.name not in used)
     insisted = tuple(dict.fromkeys(kind for kind in accept if kind in accepted | kept))
     return ColumnRoles(label, tuple(inputs), key, time, left_out, in_time, tuple(notes), insisted)
@@ -217,7 +217,7 @@ def _gaps(inputs: Sequence[Column], records: int) -> list[str]:
     ]
 
 
-def _plain_words(label: Column, inputs: Sequence[Column], free: Sequence[Column]) -> list[str]:
+def _plain_words(inputs: Sequence[Column], free: Sequence[Column]) -> list[str]:
     """What else was decided and would surprise."""
     rest = [c.name for c in free if c not in inputs and c.holds in ("numbers", "categories", "text", "tensor", "image")]
     what = {"image": "images", "tensor": "lists", "text": "texts"}.get(inputs[0].holds)

@@ -69,7 +69,7 @@ class Acks:
         try:
             for _, alike in itertools.groupby(receipts, lambda receipt: receipt.duplicate):
                 self._write(fold(list(alike)))
-        except Exception as fault:  # the client is gone, or reads no more
+        except Exception as fault:  # noqa: BLE001 - the client is gone, or reads no more
             self._fail(fault)
             return False
         return True
@@ -85,7 +85,7 @@ class Acks:
         try:
             oldest.result()
             return self._done()
-        except Exception as fault:  # why the batch was not written, told to the client by the reader
+        except Exception as fault:  # noqa: BLE001 - why the batch was not written, told to the client by the reader
             self._fail(fault)
             return None
 

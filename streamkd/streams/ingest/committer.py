@@ -83,7 +83,7 @@ class Committer:
             outcomes = self._log.append_many([entry for entry, _ in group])
         except LogDamaged:
             raise
-        except Exception as fault:  # whatever it is, no producer may wait for ever
+        except Exception as fault:  # noqa: BLE001 - whatever it is, no producer may wait for ever
             if len(group) > 1 and not isinstance(fault, StreamkdError):  # one batch's, perhaps: it hurts itself alone
                 for one in group:
                     self._commit([one])

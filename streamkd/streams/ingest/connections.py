@@ -106,7 +106,7 @@ class Connections:
 def open_connections(port: int) -> dict[Peer, int]:
     """The descriptors of this process's connections to a port of its own."""
     found: dict[Peer, int] = {}
-    for name in os.listdir("/dev/fd"):
+    for name in os.listdir("/dev/fd"):  # noqa: PTH208 - numbers, not paths
         with contextlib.suppress(OSError), _borrowed(int(name)) as handle:  # no socket, not connected, or gone
             if handle.family in (socket.AF_INET, socket.AF_INET6) and handle.getsockname()[1] == port:
                 found[_peer(handle)] = int(name)

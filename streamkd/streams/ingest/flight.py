@@ -157,7 +157,7 @@ def _short(call: Call) -> Call:
 
 def _unsupported(call: str) -> Callable[..., Any]:
     @_short
-    def refuse(self: "_Server", *arguments: object) -> None:
+    def refuse(_server: "_Server", *_arguments: object) -> None:
         raise pa.ArrowNotImplementedError(f"{call} is not offered here, DoPut and GetSchema are")
 
     return refuse
@@ -276,7 +276,7 @@ class _Server(fl.FlightServerBase):
             yield told
         except fl.FlightError as fault:
             told.append(fault.with_traceback(None))
-        except Exception as fault:  # the outermost frame that is ours
+        except Exception as fault:  # noqa: BLE001 - the outermost frame that is ours
             told.append(_error(self._intake.refused(fault)))
 
     # What the server does not do. The defaults of pyarrow would answer with a traceback.

@@ -98,7 +98,7 @@ class HttpListener(Listener):
             self._open += 1
         try:
             return self._receive(headers, body)
-        except Exception as fault:  # the outermost frame that is ours
+        except Exception as fault:  # noqa: BLE001 - the outermost frame that is ours
             return self._refused(fault)
         finally:
             with self._changed:

@@ -180,7 +180,7 @@ def _write(path: Path, tokens: tuple[Token, ...]) -> None:
             json.dump(tree, file, indent=2)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+        Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise

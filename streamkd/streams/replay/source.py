@@ -45,6 +45,7 @@ def make(options: ReplayOptions, schema: RecordSchema) -> "Replay":
 
 @hookimpl
 def streamkd_sources() -> list[SourceKind]:
+    """The source that plays what is stored."""
     summary = "a dataset or a file as a stream of tasks: split, permuted, rotated, noisy, paced"
     return [SourceKind("replay", make, ReplayOptions, summary, describe=describe)]
 

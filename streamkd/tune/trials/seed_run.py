@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamkd.analytic.ensemble import Model
 from streamkd.config import Config
 from streamkd.errors import SourceError, TrialFailed
 from streamkd.evaluate import efficiency
@@ -26,6 +25,7 @@ from streamkd.learner import Learner
 from streamkd.plugins import Registry
 from streamkd.streams.encoding import codec
 from streamkd.students.networks import at_rest
+from streamkd.teachers.served import Model
 from streamkd.tune.trials.objective import Curve, Objective, Point
 from streamkd.tune.trials.recording import Recording, ValidationTask
 

@@ -36,7 +36,7 @@ STATUS = {
         "per_task": {"0": 0.5, "1": 1.0},
     },
     "repeats": {"records": 1100, "share": 0.9, "told_apart": True, "pass": 12},
-    "teachers": [{"name": "ema", "kind": "live", "worth": 0.2, "weight": 0.4, "classes": 3, "bytes": 2048}],
+    "teachers": [{"name": "ema", "kind": "live", "marginal_gain": 0.2, "weight": 0.4, "classes": 3, "bytes": 2048}],
     "gate": {"hard": 0.6, "weights": {"ema": 0.4}, "adaptations": 7, "adaptation_seconds": 0.01},
     "boundaries": [{"record": 0, "detector": "new-label", "task": "0"}],
     "samples_per_second": 49.5,
@@ -167,7 +167,14 @@ def much() -> dict[str, Any]:
         "accuracy": {**figures, "per_task": dict.fromkeys(tasks[:59], 0.5)},
         "repeats": {"records": 46_000, "share": 0.98, "told_apart": True, "pass": 12},
         "teachers": [
-            {"name": key, "kind": "checkpoint", "worth": 0.02, "accuracy": 0.8, "classes": 120, "bytes": 1 << 27}
+            {
+                "name": key,
+                "kind": "checkpoint",
+                "marginal_gain": 0.02,
+                "accuracy": 0.8,
+                "classes": 120,
+                "bytes": 1 << 27,
+            }
             for key in keys
         ],
         "gate": {"hard": 0.4, "weights": weights, "adaptations": 5000, "adaptation_seconds": 0.01, "label_noise": 0.12},

@@ -50,7 +50,7 @@ def test_a_status_with_all_labels_at_their_limits_arrives(told: Told, monkeypatc
 
 def test_a_status_that_is_no_json_is_dropped_and_counted(told: Told) -> None:
     """Whatever a plugin put into it: the next status arrives, and the metrics say that one did not."""
-    told.reporter.status({"teachers": [{"worth": object()}]})
+    told.reporter.status({"teachers": [{"marginal_gain": object()}]})
     told.reporter.status({"records_trained": 6})
     told.reporter.metrics()
     status, metrics = told.heard()

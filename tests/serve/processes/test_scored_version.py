@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from streamkd import config as configuration
-from streamkd.analytic import ensemble
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
 from streamkd.serve.processes.publisher import Publisher, ScoredVersion
 from streamkd.state.directory import StateDirectory
 from streamkd.state.versions import VersionStore
+from streamkd.teachers import served
 from streamkd.telemetry import Recorder
 from streamkd.wiring import open_source, schema_of
 
@@ -53,7 +53,7 @@ def publisher(directory: StateDirectory, one: Learner) -> Publisher:
 def right(directory: StateDirectory, version: int, x: torch.Tensor, y: torch.Tensor) -> int:
     """How many of the rows a version has right, as its files have it."""
     versions = VersionStore(directory, read_only=True)
-    loaded = ensemble.load(versions.read(version), REGISTRY, version)
+    loaded = served.load(versions.read(version), REGISTRY, version)
     versions.close()
     return int((torch.from_numpy(loaded.predict(x.numpy())).argmax(1) == y).sum())
 

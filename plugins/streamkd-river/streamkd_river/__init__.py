@@ -1,0 +1,1 @@
+"""River's classifiers as teachers for streamkd, learned record by record."""

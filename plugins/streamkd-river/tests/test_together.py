@@ -1,0 +1,87 @@
+"""River teachers in a learner: taught with the stream, heard by the gate, and resumed."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from streamkd_river import teacher as module
+
+from streamkd import config as configuration
+from streamkd.learner import Learner
+from streamkd.plugins import Registry
+from streamkd.state.tree import pack, unpack
+from streamkd.wiring import open_source, schema_of
+
+RIVER: list[dict[str, Any]] = [
+    {"name": "ema"},
+    {"name": "river", "id": "tree", "model": "tree.HoeffdingAdaptiveTreeClassifier"},
+    {"name": "river", "id": "bayes", "model": "naive_bayes.GaussianNB", "replayed": True},
+]
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    """With the plugin, installed or not."""
+    found = Registry.load()
+    if "river" not in found.names("teachers"):
+        found.register(module, "river", "streamkd-river")
+    return found
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """150 records of three columns, one rule."""
+    path = tmp_path_factory.mktemp("table") / "table.parquet"
+    columns = np.random.default_rng(0).random((3, 150))
+    named = {f"c{number}": column for number, column in enumerate(columns)}
+    pq.write_table(pa.table({**named, "label": (columns[0] > columns[1]).astype(int)}), path)
+    return path
+
+
+def learner(registry: Registry, table: Path) -> Learner:
+    columns = [{"name": f"c{number}", "dtype": "float64"} for number in range(3)]
+    tree = {
+        "stream": {"source": {"name": "replay", "path": str(table)}, "records": {"inputs": columns}},
+        "student": {"name": "mlp", "hidden": [8]},
+        "memory": {"size": 30, "replay": 10},
+        "teachers": RIVER,
+        "device": "cpu",
+    }
+    config = configuration.from_tree(tree, registry)
+    schema = schema_of(config, registry)
+    source, _ = open_source(config, registry, schema)
+    return Learner(config, registry, source, schema)
+
+
+def run(one: Learner, steps: int = 1_000) -> Learner:
+    for _ in range(steps):
+        if not one.advance():
+            break
+    return one
+
+
+def test_it_is_taught_and_heard(registry: Registry, table: Path) -> None:
+    """Each step's rows are answered record by record, and the gate gives the teachers weight."""
+    one = run(learner(registry, table), 9)
+    pool = one.step.pool
+    assert {key: len(answers) for key, answers in pool.prequential.items()} == {"tree": 10, "bayes": 10}
+    assert pool.guard.strikes == {}
+    assert one.gate_weights()["tree"] > 0
+    tree, bayes = pool.teachers[1:]
+    assert tree.known().sum() == bayes.known().sum() == len(one.labels.labels)
+
+
+def test_stopped_and_resumed_it_is_as_if_never_stopped(registry: Registry, table: Path) -> None:
+    """To the bit: the student's weights, and all that the trees have counted."""
+    whole, stopped, resumed = run(learner(registry, table)), run(learner(registry, table), 9), learner(registry, table)
+    resumed.restore(unpack(pack(stopped.state())), dict(stopped.offsets), stopped.config)
+    run(resumed)
+    assert resumed.records == whole.records
+    for ours, theirs in zip(resumed.student.parameters(), whole.student.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    for ours, theirs in zip(resumed.step.pool.teachers[1:], whole.step.pool.teachers[1:], strict=True):
+        assert torch.equal(ours.state_dict()["model"]["words"], theirs.state_dict()["model"]["words"])

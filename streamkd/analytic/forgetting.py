@@ -1,0 +1,266 @@
+"""The teacher ``forgetting``: ridge regression that forgets, at several half-lives side by side.
+
+    record ─► standardised ─► random features h ─► for each half-life: A ← γA + h hᵀ,  B ← γB + h e_yᵀ
+                                               ─► (now and then) W = (A + λI)⁻¹ B ─► softmax(hW / τ)
+    answers ─► fixed share over the half-lives (``streamkd.gates.fixed_share``) ─► p
+
+The moments are sums, so that forgetting costs a multiplication: least squares with a forgetting factor (Haykin 2002,
+chapter 9), solved in blocks. The shortest half-life follows a world that turns, the longest knows more of one that does
+not; which holds now is told by the records themselves, each a test before it is learned.
+
+It speaks of what comes, in the order in which it comes, and teaches nobody: what it has forgotten may still be true.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from streamkd.analytic.random_features import RandomFeatures
+from streamkd.gates.fixed_share import NOBODY, FixedShare
+from streamkd.hookspecs import Options, TeacherKind, hookimpl
+from streamkd.plugins import Registry
+from streamkd.records import Label, RecordSchema
+from streamkd.students.columns import Columns
+from streamkd.teachers.standard import Standard
+from streamkd.teachers.teacher import Role, TeacherContext, module_bytes
+
+FILE = "forgetting.safetensors"
+BLOCK = 16  # a solution lasts for so small a part of the half-life,
+SHORT = 20  # but for so many records
+RIDGE = 1e-3  # regularisation, relative to a feature's mean square; more while there are fewer records than features
+TRIALS = 2_000  # records after which what a temperature was worth counts half
+SHARPNESS = tuple(2.0**k for k in range(-2, 8))  # 1 / τ
+
+
+class ForgettingOptions(Options):
+    """Ridge regression on random features, whose lessons fade."""
+
+    half_lives: tuple[int, ...] = Field(
+        default=(100, 800, 6_400),
+        min_length=1,
+        description="records after which a lesson counts half; one regression for each",
+    )
+    width: int = Field(default=128, ge=8, le=2_048, description="random features of a record")
+
+
+class Head:
+    """One regression: its moments, what was solved from them, and how sure it may be. In float64, on the CPU."""
+
+    def __init__(self, half_life: int, width: int, classes: int) -> None:
+        self.half_life = half_life
+        self.every = max(SHORT, half_life // BLOCK)
+        self.square, self.cross = torch.zeros(width, width).double(), torch.zeros(width, classes).double()
+        self.weight = torch.zeros(width, classes).double()
+        self.surprise = torch.zeros(len(SHARPNESS)).double()
+        self.mass = 0.0
+        self._waiting: list[tuple[np.ndarray, int]] = []
+
+    @property
+    def sharpness(self) -> float:
+        """1 / τ of the best likelihood so far."""
+        return SHARPNESS[int(self.surprise.argmin())] if self.mass else 0.0
+
+    def learn(self, h: np.ndarray, label: int) -> None:
+        """Take a record's features [width]; solve when a block is full."""
+        self._waiting.append((h, label))
+        if len(self._waiting) >= self.every:
+            self._solve()
+
+    def _solve(self) -> None:
+        """Test the block, forget a little, take the block, solve."""
+        h = torch.from_numpy(np.stack([h for h, _ in self._waiting]))
+        y = torch.tensor([label for _, label in self._waiting])
+        self._waiting = []
+        if self.mass:
+            z = h @ self.weight
+            told = torch.stack([F.cross_entropy(z * sharp, y, reduction="sum") for sharp in SHARPNESS])
+            self.surprise = self.surprise * 0.5 ** (len(y) / TRIALS) + told
+        kept = 0.5 ** (torch.arange(len(y) - 1, -1, -1).double() / self.half_life)
+        fade = 0.5 ** (len(y) / self.half_life)
+        weighed = h * kept.unsqueeze(1)
+        self.square.mul_(fade).addmm_(weighed.T, h)
+        self.cross.mul_(fade).index_add_(1, y, weighed.T)
+        self.mass = self.mass * fade + float(kept.sum())
+        width = len(self.square)
+        ridge = RIDGE * float(self.square.diagonal().mean()) * (1 + width / self.mass)
+        factor = torch.linalg.cholesky(self.square + (ridge + 1e-9) * torch.eye(width).double())
+        self.weight = torch.cholesky_solve(self.cross, factor)
+
+    def grow(self, classes: int) -> None:
+        """Room for ``classes`` classes."""
+        more = (0, classes - self.cross.shape[1])
+        self.cross, self.weight = F.pad(self.cross, more), F.pad(self.weight, more)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its moments, what was solved, and what waits."""
+        held = {name: getattr(self, name) for name in ("square", "cross", "weight", "surprise", "mass")}
+        waiting = torch.from_numpy(np.stack([h for h, _ in self._waiting])) if self._waiting else None
+        return {**held, "waiting": waiting, "labels": [label for _, label in self._waiting]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        for name in ("square", "cross", "weight", "surprise"):
+            setattr(self, name, state[name].clone())
+        self.mass = state["mass"]
+        rows = [] if state["waiting"] is None else [*state["waiting"].numpy().copy()]
+        self._waiting = [*zip(rows, state["labels"], strict=True)]
+
+
+class Forgotten(nn.Module):
+    """What is served of the teacher: raw inputs [batch, *shape] to log-probabilities [batch, classes]."""
+
+    teacher = "forgetting"
+    mean: Tensor
+    gain: Tensor
+    weight: Tensor
+    share: Tensor
+    known: Tensor
+
+    def __init__(self, features: int, width: int, seed: int, heads: int, classes: int) -> None:
+        super().__init__()
+        self.map = RandomFeatures((features,), 0, width, seed)
+        shapes = {"mean": (features,), "gain": (features,), "weight": (heads, width + 1, classes), "share": (heads,)}
+        for name, shape in shapes.items():
+            self.register_buffer(name, torch.zeros(shape))
+        self.register_buffer("known", torch.zeros(classes, dtype=torch.bool))
+
+    def forward(self, x: Tensor) -> Float[Tensor, "batch classes"]:
+        rows = x.flatten(1).float()
+        h = self.map((torch.where(rows.isfinite(), rows, self.mean) - self.mean) * self.gain)
+        z = torch.einsum("bf,hfc->hbc", F.pad(h, (0, 1), value=1.0), self.weight)
+        p = torch.softmax(z.masked_fill(~self.known, -torch.inf), 2)
+        return (torch.einsum("h,hbc->bc", self.share, p) + 1e-9).log().masked_fill(~self.known, 0.0)
+
+    def write(self, directory: Path) -> dict[str, Any]:
+        """Put its numbers into a version's directory; the random features follow from their seed."""
+        numbers = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
+        (directory / FILE).write_bytes(save(numbers))
+        return {"seed": self.map.seed}
+
+
+def load(
+    directory: Path, about: Mapping[str, Any], _schema: RecordSchema, _classes: int, _registry: Registry
+) -> Forgotten:
+    """What wrote itself there."""
+    numbers = load_file(directory / FILE)
+    heads, width, classes = numbers["weight"].shape
+    part = Forgotten(len(numbers["mean"]), width - 1, about["seed"], heads, classes)
+    part.load_state_dict(numbers)
+    return part
+
+
+class ForgettingTeacher:
+    """One ``Head`` a half-life on the same random features, mixed by what they said of the records before."""
+
+    role: Role = "prequential"
+    fresh = False
+
+    def __init__(self, options: ForgettingOptions, context: TeacherContext) -> None:
+        self.key = context.key
+        self._columns = Columns(context.schema, context.schema.student)
+        features = int(np.prod(self._columns.schema.shape))
+        self._seed, self._width = context.student.seed, options.width
+        self._map = RandomFeatures((features,), 0, options.width, context.student.seed)
+        self._standard = Standard(features)
+        self.heads = [Head(half_life, options.width + 1, len(context.labels)) for half_life in options.half_lives]
+        self.share = FixedShare()
+        self._names = tuple(map(str, options.half_lives))
+        self._learned = np.zeros(len(context.labels), dtype=bool)
+
+    def logits(self, x: Tensor) -> Float[Tensor, "batch classes"]:
+        said = self._said(self._features(self._standard(self._rows(x))))
+        mixed = self.share.mixed(self._names, said)
+        return torch.from_numpy(np.log(mixed + 1e-9)).to(x.device, torch.float32)
+
+    def known(self) -> Bool[Tensor, "classes"]:
+        return torch.from_numpy(self._learned.copy())
+
+    def grow(self, labels: Sequence[Label]) -> None:
+        self._learned = np.pad(self._learned, (0, len(labels) - len(self._learned)))
+        for head in self.heads:
+            head.grow(len(labels))
+
+    def test_then_train(
+        self, x: Tensor, y: Int[Tensor, "batch"], learn: Bool[Tensor, "batch"]
+    ) -> Float[Tensor, "batch classes"]:
+        rows, labels = self._rows(x), y.cpu().numpy()
+        taught = learn.cpu().numpy() & np.isfinite(rows).all(1)
+        answers = np.empty((len(rows), len(self._learned)))
+        for place, row in enumerate(rows):
+            h = self._features(self._standard(row[None]))
+            tested = np.where(taught[place], labels[place : place + 1], -1)
+            answers[place] = self.share.test(self._names, self._said(h), tested, *NOBODY)[0]
+            if taught[place]:
+                self._learned[labels[place]] = True
+                self._standard.learn(row)
+                for head in self.heads:
+                    head.learn(h[0], int(labels[place]))
+        return torch.from_numpy(np.log(answers + 1e-9)).to(x.device, torch.float32)
+
+    def _said(self, h: np.ndarray) -> np.ndarray:
+        """[n, heads, classes] the probabilities of each regression; even before it has learned."""
+        known = self._learned if self._learned.any() else ~self._learned
+        said = np.stack([h @ (head.weight.numpy() * head.sharpness) for head in self.heads], 1)
+        raised = np.exp(said - said.max(2, keepdims=True)) * known
+        return raised / raised.sum(2, keepdims=True)
+
+    @torch.no_grad()
+    def _features(self, rows: np.ndarray) -> np.ndarray:
+        """Random features of standardised rows [n, features], and a 1."""
+        h = self._map(torch.from_numpy(rows).float()).numpy().astype(np.float64)
+        return np.pad(h, ((0, 0), (0, 1)), constant_values=1.0)
+
+    def _rows(self, x: Tensor) -> np.ndarray:
+        return self._columns(x).flatten(1).cpu().numpy().astype(np.float64)
+
+    def part(self) -> Forgotten | None:
+        """A copy as it is now; nothing before it has learned."""
+        if not self.share.names or not any(head.mass for head in self.heads):
+            return None
+        features, classes = len(self._standard.mean), len(self._learned)
+        part = Forgotten(features, self._width, self._seed, len(self.heads), classes)
+        part.mean, part.gain = (torch.from_numpy(a).float() for a in (self._standard.mean, self._standard.gain))
+        part.weight = torch.stack([head.weight * head.sharpness for head in self.heads]).float()
+        part.share = torch.tensor([*self.share.weights.values()])
+        part.known = self.known()
+        return part
+
+    def size_bytes(self) -> int:
+        """Moments and solutions of all heads, and the features' numbers."""
+        tensors = [t for head in self.heads for t in (head.square, head.cross, head.weight)]
+        return module_bytes(self._map) + sum(t.numel() * t.element_size() for t in tensors)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "standard": self._standard.state_dict(),
+            "heads": [head.state_dict() for head in self.heads],
+            "share": self.share.state_dict(),
+            "learned": torch.from_numpy(self._learned.copy()),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._standard.load_state_dict(state["standard"])
+        for head, held in zip(self.heads, state["heads"], strict=True):
+            head.load_state_dict(held)
+        self.share.load_state_dict(state["share"])
+        self._learned = state["learned"].numpy().copy()
+
+
+@hookimpl
+def streamkd_teachers() -> Iterable[TeacherKind]:
+    """Ridge regression that forgets."""
+    yield TeacherKind(
+        "forgetting",
+        ForgettingTeacher,
+        ForgettingOptions,
+        "ridge regression that forgets, at several half-lives side by side",
+        load=load,
+    )

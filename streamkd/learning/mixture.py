@@ -1,0 +1,132 @@
+"""The mixture: what student and teachers said of the records that have just come, and what each is worth by it.
+
+    a step's fresh rows, not learned yet ─► probabilities of each source ─┐
+    held-out records of classes that do not come now ─────────────────────┴─► FixedShare ─► answers, weights
+
+What is answered while the stream flows is the mixture as each record finds it; a published version has its weights
+(``streamkd.learning.selector``).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from streamkd.gates.fixed_share import NOBODY, FixedShare
+from streamkd.learning.batch import StepBatch
+from streamkd.replay.memory import Remembered
+from streamkd.teachers.answers import Answers
+from streamkd.teachers.pool import Pool
+
+STUDENT = "student"
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """By whom what was said: probabilities [rows, sources, classes] of the sources, and ``mixed`` [rows, classes]."""
+
+    names: tuple[str, ...]
+    probabilities: np.ndarray
+    mixed: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the sources said of held-out records: the probability of the true label [m, sources], and the labels [m]."""
+
+    names: tuple[str, ...]
+    probabilities: np.ndarray
+    labels: np.ndarray
+
+    def of(self, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """By these sources; nobody's where one of them was not asked."""
+        if not set(names) <= set(self.names):
+            return NOBODY
+        return self.probabilities[:, [self.names.index(name) for name in names]], self.labels
+
+    def state_dict(self) -> dict[str, Any]:
+        """Names, probabilities and labels."""
+        arrays = {"probabilities": torch.from_numpy(self.probabilities), "labels": torch.from_numpy(self.labels)}
+        return {"names": list(self.names), **arrays}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "Held":
+        """What ``state_dict`` gave."""
+        return cls(tuple(state["names"]), state["probabilities"].numpy().copy(), state["labels"].numpy().copy())
+
+
+class Mixture:
+    """``FixedShare`` over the student and whoever in the pool speaks of what comes."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.share = FixedShare()
+        self.last: Said | None = None
+
+    @property
+    def asks_held_out(self) -> bool:
+        """Whether there are classes that do not come now, so that held-out records speak for them."""
+        return bool(self.share.absent().any())
+
+    def test(self, plan: StepBatch, logits: Tensor, held: Held | None) -> None:
+        """The step's fresh rows test the sources; call it when the teachers have answered and learned them.
+
+        A row without label, or one that came before, is answered and tells nothing.
+        """
+        fresh = plan.fresh
+        said = dict(self._said(plan, torch.softmax(logits[:fresh].detach().double(), 1)))
+        labels = plan.y[:fresh].clone()
+        labels[plan.offer.again] = -1
+        names, probabilities = tuple(said), np.stack([*said.values()], 1)
+        mixed = self.share.test(names, probabilities, labels.cpu().numpy(), *(held.of(names) if held else NOBODY))
+        self.last = Said(names, probabilities, mixed)
+
+    def _said(self, plan: StepBatch, student: Tensor) -> list[tuple[str, np.ndarray]]:
+        fresh, answers = plan.fresh, plan.answers
+        found = [(STUDENT, student.cpu().numpy())]
+        heard = answers.known[:fresh].any(2).all(0).tolist()
+        for place, key in enumerate(self.pool.keys):
+            if key in self.pool.prequential:
+                found.append((key, torch.softmax(self.pool.prequential[key].double(), 1).cpu().numpy()))
+            elif heard[place]:
+                whole = completed(answers.logits[:fresh, place], answers.known[:fresh, place], student)
+                found.append((key, whole.cpu().numpy()))
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """The shares."""
+        return {"share": self.share.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self.share.load_state_dict(state["share"])
+
+
+def probabilities(pool: Pool, held: Remembered, logits: Tensor, answers: Answers) -> Held:
+    """What everybody said of held-out records: the student's logits [m, classes], and the pool's answers."""
+    student = torch.softmax(logits.double(), 1)
+    column = held.y.unsqueeze(1)
+    found = {STUDENT: student.gather(1, column)}
+    heard = answers.known.any(2).all(0).tolist()
+    for place, teacher in enumerate(pool.teachers):
+        if teacher.role == "prequential":
+            if (answer := pool.guard.ask(teacher, held.x, logits.shape[1])) is not None:
+                found[teacher.key] = torch.softmax(answer[0].double(), 1).gather(1, column)
+        elif heard[place]:
+            found[teacher.key] = completed(answers.logits[:, place], answers.known[:, place], student).gather(1, column)
+    return Held(tuple(found), torch.cat([*found.values()], 1).cpu().numpy(), held.y.cpu().numpy())
+
+
+def completed(
+    logits: Float[Tensor, "batch classes"],
+    known: Bool[Tensor, "batch classes"],
+    student: Float[Tensor, "batch classes"],
+) -> Float[Tensor, "batch classes"]:
+    """Probabilities over all classes of a source that knows some: the others' are the student's."""
+    mine = torch.softmax(logits.to(student.dtype).masked_fill(~known, -torch.inf), 1)
+    left = 1 - (student * ~known).sum(1, keepdim=True)
+    return torch.where(known, mine * left, student)
