@@ -20,8 +20,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
-from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from streamkd.analytic.random_features import RandomFeatures
 from streamkd.gates.fixed_share import NOBODY, FixedShare
@@ -29,10 +28,10 @@ from streamkd.hookspecs import Options, TeacherKind, hookimpl
 from streamkd.plugins import Registry
 from streamkd.records import Label, RecordSchema
 from streamkd.students.columns import Columns
+from streamkd.teachers.heads import Heads, read
 from streamkd.teachers.standard import Standard
 from streamkd.teachers.teacher import Role, TeacherContext, module_bytes
 
-FILE = "forgetting.safetensors"
 BLOCK = 16  # a solution lasts for so small a part of the half-life,
 SHORT = 20  # but for so many records
 RIDGE = 1e-3  # regularisation, relative to a feature's mean square; more while there are fewer records than features
@@ -114,47 +113,24 @@ class Head:
         self._waiting = [*zip(rows, state["labels"], strict=True)]
 
 
-class Forgotten(nn.Module):
-    """What is served of the teacher: raw inputs [batch, *shape] to log-probabilities [batch, classes]."""
+def load(directory: Path, about: Mapping[str, Any], _schema: RecordSchema, _classes: int, _all: Registry) -> Heads:
+    """The part that wrote itself there; the random features follow from their seed."""
+    numbers = read(directory)
+    width = numbers["weight"].shape[1] - 1
+    return Forgotten(numbers, RandomFeatures((len(numbers["mean"]),), 0, width, about["seed"]))
 
-    teacher = "forgetting"
-    mean: Tensor
-    gain: Tensor
-    weight: Tensor
-    share: Tensor
-    known: Tensor
 
-    def __init__(self, features: int, width: int, seed: int, heads: int, classes: int) -> None:
-        super().__init__()
-        self.map = RandomFeatures((features,), 0, width, seed)
-        shapes = {"mean": (features,), "gain": (features,), "weight": (heads, width + 1, classes), "share": (heads,)}
-        for name, shape in shapes.items():
-            self.register_buffer(name, torch.zeros(shape))
-        self.register_buffer("known", torch.zeros(classes, dtype=torch.bool))
+class Forgotten(Heads):
+    """What is served of the teacher."""
 
-    def forward(self, x: Tensor) -> Float[Tensor, "batch classes"]:
-        rows = x.flatten(1).float()
-        h = self.map((torch.where(rows.isfinite(), rows, self.mean) - self.mean) * self.gain)
-        z = torch.einsum("bf,hfc->hbc", F.pad(h, (0, 1), value=1.0), self.weight)
-        p = torch.softmax(z.masked_fill(~self.known, -torch.inf), 2)
-        return (torch.einsum("h,hbc->bc", self.share, p) + 1e-9).log().masked_fill(~self.known, 0.0)
+    map: RandomFeatures
+
+    def __init__(self, numbers: dict[str, Tensor], features: RandomFeatures) -> None:
+        super().__init__("forgetting", numbers, features)
 
     def write(self, directory: Path) -> dict[str, Any]:
-        """Put its numbers into a version's directory; the random features follow from their seed."""
-        numbers = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
-        (directory / FILE).write_bytes(save(numbers))
-        return {"seed": self.map.seed}
-
-
-def load(
-    directory: Path, about: Mapping[str, Any], _schema: RecordSchema, _classes: int, _registry: Registry
-) -> Forgotten:
-    """What wrote itself there."""
-    numbers = load_file(directory / FILE)
-    heads, width, classes = numbers["weight"].shape
-    part = Forgotten(len(numbers["mean"]), width - 1, about["seed"], heads, classes)
-    part.load_state_dict(numbers)
-    return part
+        """Put its numbers into a version's directory."""
+        return {**super().write(directory), "seed": self.map.seed}
 
 
 class ForgettingTeacher:
@@ -167,7 +143,6 @@ class ForgettingTeacher:
         self.key = context.key
         self._columns = Columns(context.schema, context.schema.student)
         features = int(np.prod(self._columns.schema.shape))
-        self._seed, self._width = context.student.seed, options.width
         self._map = RandomFeatures((features,), 0, options.width, context.student.seed)
         self._standard = Standard(features)
         self.heads = [Head(half_life, options.width + 1, len(context.labels)) for half_life in options.half_lives]
@@ -223,15 +198,15 @@ class ForgettingTeacher:
 
     def part(self) -> Forgotten | None:
         """A copy as it is now; nothing before it has learned."""
-        if not self.share.names or not any(head.mass for head in self.heads):
+        if not any(head.mass for head in self.heads):
             return None
-        features, classes = len(self._standard.mean), len(self._learned)
-        part = Forgotten(features, self._width, self._seed, len(self.heads), classes)
-        part.mean, part.gain = (torch.from_numpy(a).float() for a in (self._standard.mean, self._standard.gain))
-        part.weight = torch.stack([head.weight * head.sharpness for head in self.heads]).float()
-        part.share = torch.tensor([*self.share.weights.values()])
-        part.known = self.known()
-        return part
+        numbers = {
+            "weight": torch.stack([head.weight * head.sharpness for head in self.heads]).float(),
+            "share": torch.tensor([*self.share.weights.values()]),
+            "known": self.known(),
+            **self._standard.numbers(),
+        }
+        return Forgotten(numbers, self._map)
 
     def size_bytes(self) -> int:
         """Moments and solutions of all heads, and the features' numbers."""

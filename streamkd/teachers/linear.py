@@ -10,7 +10,8 @@ is not finite in a record counts as its mean, and such a record is not learned. 
 which it comes, and teaches nobody.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,11 @@ from pydantic import Field
 from torch import Tensor
 
 from streamkd.gates.fixed_share import NOBODY, FixedShare
-from streamkd.hookspecs import Kind, Options, hookimpl
-from streamkd.records import Label
+from streamkd.hookspecs import Options, TeacherKind, hookimpl
+from streamkd.plugins import Registry
+from streamkd.records import Label, RecordSchema
 from streamkd.students.columns import Columns
+from streamkd.teachers.heads import Heads, read
 from streamkd.teachers.standard import Standard
 from streamkd.teachers.teacher import Role, TeacherContext
 
@@ -103,6 +106,15 @@ class LinearTeacher:
     def _given(answers: np.ndarray, x: Tensor) -> Tensor:
         return torch.from_numpy(np.log(answers + 1e-9)).to(x.device, torch.float32)
 
+    def part(self) -> Heads | None:
+        """A copy as it is now; nothing before it has learned."""
+        if not self._learned.any():
+            return None
+        weight = np.concatenate([self._weights, self._bias[:, :, None]], 2).transpose(0, 2, 1)
+        share = torch.tensor([*self.share.weights.values()])
+        numbers = {"weight": torch.from_numpy(weight).float(), "share": share, "known": self.known()}
+        return Heads("linear", {**numbers, **self._standard.numbers()})
+
     def size_bytes(self) -> int:
         return self._weights.nbytes
 
@@ -122,7 +134,15 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return raised / raised.sum(-1, keepdims=True)
 
 
+def load(
+    directory: Path, _about: Mapping[str, Any], _schema: RecordSchema, _classes: int, _registry: Registry
+) -> Heads:
+    """The part that wrote itself there."""
+    return Heads("linear", read(directory))
+
+
 @hookimpl
-def streamkd_teachers() -> Iterable[Kind]:
+def streamkd_teachers() -> Iterable[TeacherKind]:
     """Logistic regression."""
-    yield Kind("linear", LinearTeacher, LinearOptions, "logistic regression, learned record by record at several rates")
+    summary = "logistic regression, learned record by record at several rates"
+    yield TeacherKind("linear", LinearTeacher, LinearOptions, summary, load=load)

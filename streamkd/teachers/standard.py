@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 ARRAYS = ("mean", "squares", "gain")
 
@@ -31,6 +32,10 @@ class Standard:
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         """Rows [..., features], standardised."""
         return (np.where(np.isfinite(rows), rows, self.mean) - self.mean) * self.gain
+
+    def numbers(self) -> dict[str, Tensor]:
+        """Mean and gain, float32."""
+        return {"mean": torch.from_numpy(self.mean).float(), "gain": torch.from_numpy(self.gain).float()}
 
     def state_dict(self) -> dict[str, Any]:
         """The moments."""

@@ -240,6 +240,9 @@ def _is_served(clause: Clause, nursery: Nursery, x: Tensor) -> None:
         for lesson in lessons_of(nursery.schema, len(nursery.labels), 4):
             teacher.observe(*lesson)
         teacher.end_task()
+    if isinstance(teacher, Incremental):
+        for rows, labels in lessons_of(nursery.schema, len(nursery.labels), 4):
+            teacher.test_then_train(rows, labels, torch.ones(len(labels), dtype=torch.bool))
     part = teacher.part()
     if part is None:
         return

@@ -4,11 +4,12 @@ import numpy as np
 import torch
 import toys
 
+from streamkd.gates.fixed_share import LEAST
 from streamkd.teachers.linear import LinearOptions, LinearTeacher
 
 
-def teacher(rate: float = 0.1) -> LinearTeacher:
-    return LinearTeacher(LinearOptions(rate=rate), toys.context_of("linear", toys.mlp()))
+def teacher(*rates: float) -> LinearTeacher:
+    return LinearTeacher(LinearOptions(rates=rates or (0.1, 0.01)), toys.context_of("linear", toys.mlp()))
 
 
 def stream(count: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -25,12 +26,16 @@ def test_each_record_is_one_step_of_gradient_descent() -> None:
     expected = []
     for row in range(len(y)):
         h = _standard(rows[row], rows[:row])
-        expected.append((weights @ h).detach())
+        known = torch.tensor([not row or label in y[:row] for label in range(3)])
+        expected.append(
+            torch.softmax((weights @ h).detach(), 0) * known / (torch.softmax(weights @ h, 0) * known).sum().detach()
+        )
         loss = torch.nn.functional.cross_entropy(weights @ _standard(rows[row], rows[: row + 1]), y[row])
         (slope,) = torch.autograd.grad(loss, weights)
         weights = (weights - 0.1 * slope).detach().requires_grad_()
-    got = teacher().test_then_train(x, y, torch.ones_like(y, dtype=torch.bool))
-    torch.testing.assert_close(got, torch.stack(expected).float(), rtol=1e-5, atol=1e-5)
+    got = teacher(0.1).test_then_train(x, y, torch.ones_like(y, dtype=torch.bool))
+    wanted = (1 - LEAST) * torch.stack(expected) + LEAST / 3
+    torch.testing.assert_close(got.exp(), wanted.float(), rtol=1e-5, atol=1e-5)
 
 
 def _standard(row: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
@@ -69,7 +74,7 @@ def test_a_feature_that_never_varies_says_nothing() -> None:
     x[:, 2] = 1e7
     one = teacher()
     assert one.test_then_train(x, y, torch.ones_like(y, dtype=torch.bool)).isfinite().all()
-    assert not np.any(one.state_dict()["weights"][:, 2].numpy())
+    assert not np.any(one.state_dict()["weights"][:, :, 2].numpy())
 
 
 def test_it_learns_a_table() -> None:
@@ -77,3 +82,25 @@ def test_it_learns_a_table() -> None:
     x, y = stream(40)
     said = teacher().test_then_train(x, y, torch.ones_like(y, dtype=torch.bool))
     assert float((said.argmax(1) == y)[100:].float().mean()) > 0.9
+
+
+def test_of_several_rates_the_one_that_follows_the_world_is_heard() -> None:
+    """Where labels turn round every 40 records a high rate has the most of the answer, where they stay a low one."""
+    x, y = stream(80)
+    turning = torch.where(torch.arange(len(y)) // 40 % 2 > 0, (y + 1) % 3, y)
+    noisy = torch.where(torch.arange(len(y)) % 5 > 0, y, (y + 1) % 3)
+    shares = []
+    for labels in (turning, noisy):
+        one = teacher(1e-3, 1.0)
+        one.test_then_train(x, labels, torch.ones_like(y, dtype=torch.bool))
+        shares.append(one.share.weights["1.0"])
+    assert shares[0] > 0.5 > shares[1]
+
+
+def test_what_is_served_answers_as_the_teacher_does() -> None:
+    """From the files of a version."""
+    x, y = stream()
+    one = teacher()
+    assert one.part() is None
+    one.test_then_train(x, y, torch.ones_like(y, dtype=torch.bool))
+    torch.testing.assert_close(one.part()(x).softmax(1), one.logits(x).softmax(1), rtol=1e-4, atol=1e-5)

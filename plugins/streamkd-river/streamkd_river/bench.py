@@ -7,48 +7,45 @@ teacher and table as it is done. Nothing random is drawn but what the teachers d
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from streamkd.api import Incremental, InputColumn, RecordSchema, TeacherContext
-from streamkd.plugins import Registry
-from streamkd.students import networks
+from streamkd.api import Incremental, InputColumn, RecordSchema, Student, TeacherContext
 from streamkd_river.models import MODELS
+from streamkd_river.teacher import RiverOptions, RiverTeacher
 
 BATCH = 100  # records a call; it changes no answer
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the table of the teachers and tables that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m streamkd_river.bench", description=__doc__)
     parser.add_argument("tables", nargs="+", type=Path, metavar="TABLE", help="a Parquet file in the stream's order")
     parser.add_argument("--without", nargs="*", default=["concept"], metavar="COLUMN", help="columns that nobody sees")
     known = ["last-label", "linear", *MODELS]
     parser.add_argument("--teachers", nargs="*", default=known, choices=known, metavar="TEACHER", help=", ".join(known))
     chosen = parser.parse_args(arguments)
-    print(
-        "| teacher | table | records | accuracy | kappa against no change | µs of CPU a record |",
-        "|---|---|---|---|---|---|",
-        sep="\n",
-    )
+    _line("teacher", "table", "records", "accuracy", "kappa against no change", "µs of CPU a record")
+    _line(*["---"] * 6)
     for name in chosen.teachers:
         for table in chosen.tables:
             x, y = read(table, chosen.without)
             right, seconds = run(teacher(name, x.shape[1], int(y.max()) + 1), x, y)
             same = float((y[1:] == y[:-1]).sum() / len(y))
-            cells = (
-                name,
-                table.stem,
-                len(y),
-                f"{right:.3f}",
-                f"{(right - same) / (1 - same):.2f}",
-                f"{1e6 * seconds:.0f}",
-            )
-            print("|", " | ".join(map(str, cells)), "|", flush=True)
+            kappa = (right - same) / (1 - same)
+            _line(name, table.stem, str(len(y)), f"{right:.3f}", f"{kappa:.2f}", f"{1e6 * seconds:.0f}")
+
+
+def _line(*cells: str) -> None:
+    sys.stdout.write(f"| {' | '.join(cells)} |\n")
+    sys.stdout.flush()
 
 
 def read(table: Path, without: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,14 +60,14 @@ def read(table: Path, without: Sequence[str]) -> tuple[torch.Tensor, torch.Tenso
 
 def teacher(name: str, features: int, classes: int) -> Incremental:
     """The teacher of that name, or of that River model."""
-    registry = Registry.load()
     schema = RecordSchema(inputs=(InputColumn(name="x", shape=(features,), dtype="float32"),))
-    options = {} if name in ("last-label", "linear") else {"model": name}
-    kind = registry.kind("teachers", "river" if options else name)
-    student = networks.build(registry.kind("students", "mlp"), networks.MlpOptions(), schema, classes, 0)
-    context = TeacherContext(name, student, schema, list(range(classes)), torch.device("cpu"), registry)
-    made = kind.make(kind.options.model_validate(options), context)
-    assert isinstance(made, Incremental)
+    student = Student(torch.nn.Identity(), schema, 0)
+    context = TeacherContext(name, student, schema, list(range(classes)), torch.device("cpu"))
+    if name in MODELS:
+        return RiverTeacher(RiverOptions(model=name), context)
+    [entry] = entry_points(group="streamkd", name=name)
+    [kind] = entry.load().streamkd_teachers()
+    made: Incremental = kind.make(kind.options(), context)
     return made
 
 

@@ -19,12 +19,12 @@ from streamkd.api import PluginError
 Parameter = bool | int | float | str | None
 
 
-def _neighbours(window_size: int = 500, **parameters: Parameter) -> base.Classifier:
+def _neighbours(window_size: int = 500, **parameters: Any) -> compose.Pipeline:
     engine = neighbors.LazySearch(window_size=window_size, dist_func=partial(minkowski_distance, p=2))
     return _scaled(neighbors.KNNClassifier(engine=engine, **parameters))
 
 
-def _logistic(**parameters: Parameter) -> base.Classifier:
+def _logistic(**parameters: Any) -> compose.Pipeline:
     return _scaled(multiclass.OneVsRestClassifier(linear_model.LogisticRegression(**parameters)))
 
 

@@ -1,0 +1,117 @@
+"""Fixed share: against the formulas, beside the best source, and for classes that do not come now."""
+
+import numpy as np
+import pytest
+
+from streamkd.gates import fixed_share
+from streamkd.gates.fixed_share import NOBODY, FixedShare
+
+NAMES = ("a", "b", "c")
+
+
+def said(rows: int, seed: int = 0, classes: int = 2) -> np.ndarray:
+    """Probabilities of three sources."""
+    return np.random.default_rng(seed).dirichlet(np.ones(classes), (rows, 3))
+
+
+def test_each_record_moves_the_shares_by_the_formulas() -> None:
+    """Exponentiated gradient, then fixed share, then Bayes over the pairs: written out, one number at a time."""
+    probabilities, labels = said(20), np.random.default_rng(1).integers(0, 2, 20)
+    one = FixedShare()
+    mixed = one.test(NAMES, probabilities, labels, *NOBODY)
+    pairs = [(rate, share) for rate in fixed_share.RATES for share in fixed_share.SHARES]
+    tables, trust = [[1 / 3] * 3 for _ in pairs], [1 / len(pairs)] * len(pairs)
+    for row, label in enumerate(labels):
+        p = [(1 - fixed_share.LEAST) * probabilities[row, k] + fixed_share.LEAST / 2 for k in range(3)]
+        w = [sum(v * table[k] for v, table in zip(trust, tables, strict=True)) for k in range(3)]
+        np.testing.assert_allclose(mixed[row], sum(w[k] * p[k] for k in range(3)), rtol=1e-9)
+        found = []
+        for place, (rate, share) in enumerate(pairs):
+            m = sum(tables[place][k] * p[k][label] for k in range(3))
+            raised = [tables[place][k] * np.exp(rate * (p[k][label] / m - 1)) for k in range(3)]
+            tables[place] = [(1 - share) * r / sum(raised) + share / 3 for r in raised]
+            found.append(trust[place] * m)
+        trust = [(1 - fixed_share.SWITCH) * v / sum(found) + fixed_share.SWITCH / len(pairs) for v in found]
+
+
+def sources(right: list[float], labels: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Sources that are sure and right so often, each for itself."""
+    draw = np.random.default_rng(seed)
+    rows = np.full((len(labels), len(right), 2), 0.1)
+    for k, part in enumerate(right):
+        chosen = np.where(draw.random(len(labels)) < part, labels, 1 - labels)
+        rows[np.arange(len(labels)), k, chosen] = 0.9
+    return rows
+
+
+@pytest.mark.parametrize("right", [[0.9, 0.5, 0.5], [0.6, 0.55, 0.9], [0.7, 0.7, 0.7]])
+def test_it_answers_as_well_as_the_best_source(right: list[float]) -> None:
+    """Within half a point of it over 3,000 records; above it where all err for themselves."""
+    labels = np.random.default_rng(2).integers(0, 2, 3_000)
+    probabilities = sources(right, labels)
+    mixed = FixedShare().test(NAMES, probabilities, labels, *NOBODY)
+    best = max((probabilities[:, k].argmax(1) == labels).mean() for k in range(3))
+    got = (mixed.argmax(1) == labels).mean()
+    assert got > best - 0.005
+    if right == [0.7, 0.7, 0.7]:
+        assert got > best + 0.04  # two of three: 0.784
+
+
+def test_it_follows_when_another_source_becomes_the_best() -> None:
+    """A hundred records after the best has changed for the fifth time the new one has most of the answer."""
+    labels = np.random.default_rng(3).integers(0, 2, 2_600)
+    one, heard = FixedShare(), []
+    for part in range(6):
+        mine = labels[part * 400 : part * 400 + 100]
+        one.test(NAMES, sources([0.95, 0.5, 0.5] if part % 2 else [0.5, 0.95, 0.5], mine, part), mine, *NOBODY)
+        heard.append(one.weights["a" if part % 2 else "b"])
+    assert min(heard) > 0.6
+
+
+def test_records_of_classes_that_do_not_come_are_not_forgotten() -> None:
+    """Whoever knows the present alone has the answer, unless held-out records of what does not come are shown."""
+    before, now = np.zeros(300, dtype=np.int64), np.ones(600, dtype=np.int64)
+    present, past = np.array([0.05, 0.95]), np.array([0.2, 0.8])
+    told = np.stack([np.tile(present, (600, 1)), np.tile(past, (600, 1))], 1)
+    held = np.tile([0.05, 0.8], (20, 1)), np.zeros(20, dtype=np.int64)
+    shares = []
+    for records in (NOBODY, held):
+        one = FixedShare()
+        one.test(("present", "whole"), np.full((300, 2, 2), 0.5), before, *NOBODY)
+        assert not one.absent().any()
+        one.test(("present", "whole"), told, now, *records)
+        assert one.absent().tolist() == [True, False]
+        shares.append(one.weights["whole"])
+    assert shares[0] < 0.3 < 0.9 < shares[1]
+
+
+def test_a_row_without_label_is_answered_and_tells_nothing() -> None:
+    """Label -1."""
+    one = FixedShare()
+    one.test(NAMES, said(30), np.zeros(30, dtype=np.int64), *NOBODY)
+    before = one.weights
+    one.test(NAMES, said(5, seed=1), np.full(5, -1), *NOBODY)
+    assert one.weights == before
+
+
+def test_sources_come_and_go() -> None:
+    """Who stays keeps his part beside the others who stay; who is new begins with an even share."""
+    one = FixedShare()
+    labels = np.zeros(200, dtype=np.int64)
+    one.test(NAMES, sources([0.95, 0.6, 0.3], labels), labels, *NOBODY)
+    before = one.weights
+    one.test(("c", "a", "d"), said(1), np.array([-1]), *NOBODY)
+    after = one.weights
+    assert after["a"] / after["c"] == pytest.approx(before["a"] / before["c"], rel=0.05)
+    assert 0.1 < after["d"] < 0.5
+    assert sum(after.values()) == pytest.approx(1)
+
+
+def test_it_goes_on_from_its_state() -> None:
+    """To the same bits."""
+    probabilities, labels = said(60), np.random.default_rng(1).integers(0, 2, 60)
+    whole, first, second = FixedShare(), FixedShare(), FixedShare()
+    mixed = whole.test(NAMES, probabilities, labels, *NOBODY)
+    first.test(NAMES, probabilities[:25], labels[:25], *NOBODY)
+    second.load_state_dict(first.state_dict())
+    assert np.array_equal(second.test(NAMES, probabilities[25:], labels[25:], *NOBODY), mixed[25:])
