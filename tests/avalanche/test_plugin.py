@@ -178,13 +178,13 @@ def test_the_tutorials_three_lines_run() -> None:
 
 
 def test_the_tutorials_script_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    """The script prints what the page says, about: taught, the network knows more than the last two digits."""
+    """The script prints what the page says, about: taught, the network knows twice as much as the last two digits."""
     _, script = re.findall(r"```python\n(.*?)```", TUTORIAL, re.S)
     exec(compile(script, "digits.py", "exec"), {})
     said = dict(line.split() for line in capsys.readouterr().out.splitlines())
     assert said.keys() == {"alone", "taught"}
     assert float(said["alone"]) < 0.25
-    assert float(said["taught"]) > 0.5
+    assert float(said["taught"]) > 0.4
 
 
 def test_the_term_is_the_oracles() -> None:
