@@ -234,8 +234,7 @@ class Learner:
         if self._strategy is not None:
             return self._strategy.learn(batch)
         self.student.train()
-        *_, (_, taken) = self.step.take(batch.x, batch.y, batch.task)
-        return taken
+        return self.step.learn(batch.x, batch.y, batch.task)
 
     def _count(self, taken: Taken, seconds: float) -> None:
         self.recorder.observe("train_step_duration_seconds", seconds)

@@ -1,50 +1,67 @@
-"""Copies of any module: frozen ones, and moving averages that follow a network whose head may grow.
+"""A model of Avalanche's where a step expects a student: rows with their task, and heads that its owner lets grow.
 
-The learner's own students know how to grow (``students``); a network of somebody else's is met here as tensors by
-name. A tensor that has grown keeps its old values in its leading corner, the rest begins as the network has it.
+x [batch, *shape], task labels ─► rows ─► Foreign(ByTask(model)) ─► logits; NaN where there is no head for the task
 """
 
-import copy
+import operator
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from streamkd.learning.step import Step
+from streamkd.students.foreign import Foreign
+from streamkd.teachers.teacher import copy_of
 
-def frozen(module: nn.Module) -> nn.Module:
-    """A copy in evaluation mode that shares no tensor with the original and never asks for a gradient."""
-    return copy.deepcopy(module).eval().requires_grad_(False)
+
+class ByTask(nn.Module):
+    """A module with a head for each task, over rows [batch, size + 1] whose last number is the task label."""
+
+    def __init__(self, module: Any, shape: torch.Size) -> None:
+        super().__init__()
+        self.module, self.shape = module, shape
+
+    @staticmethod
+    def rows(x: Tensor, tasks: Tensor) -> Tensor:
+        """x [batch, *shape] and task labels [batch] as one tensor."""
+        return torch.cat([x.flatten(1), tasks.to(x.dtype).unsqueeze(1)], 1)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        x, tasks = rows[:, :-1].unflatten(1, self.shape), rows[:, -1].long()
+        there = torch.isin(tasks, torch.tensor(sorted(self.module.known_train_tasks_labels), device=tasks.device))
+        logits: Tensor = self.module(x[there], tasks[there])
+        if there.all():
+            return logits
+        return logits.new_full((len(x), logits.shape[1]), torch.nan).masked_scatter(there.unsqueeze(1), logits)
 
 
-class MovingAverage:
-    """θ' ← d·θ' + (1-d)·θ after each step, with d = min(decay, (1+t)/(10+t)) so that the start is forgotten.
+def fits(step: Step, model: nn.Module) -> bool:
+    """Whether the parameters that the step knows are those that the model is trained by."""
+    theirs = [p for p in model.parameters() if p.requires_grad]
+    return len(step.parameters) == len(theirs) and all(map(operator.is_, step.parameters, theirs))
 
-    Mean teacher, Tarvainen & Valpola 2017, equation 1. Buffers are copied. ``fit`` takes in what has grown.
+
+def refitted(step: Step, body: nn.Module, optimizer: torch.optim.Optimizer) -> Step:
+    """The step over a body with other parameters, in whose form its average goes on."""
+    student = Foreign(body, cast(Foreign, step.student).trained)
+    if (average := step.pool.average) is not None:
+        average.student = grown(cast(Foreign, average.student), student)
+    parts = (step.memory, step.pool, step.gate, step.terms)
+    return Step(student, optimizer, *parts, replay=step.replay, measure=step.measure)
+
+
+@torch.no_grad()
+def grown(old: Foreign, network: Foreign) -> Foreign:
+    """A frozen average in the form of a network that has got new or larger tensors.
+
+    A tensor that has grown keeps its old values in its leading corner, the rest begins as the network has it.
     """
-
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.steps = 0
-        self.module = frozen(module)
-
-    def fit(self, module: nn.Module) -> None:
-        """Take the form of a module that has got new or larger tensors."""
-        old, new = _tensors(self.module), _tensors(module)
-        if {name: t.shape for name, t in old.items()} == {name: t.shape for name, t in new.items()}:
-            return
-        self.module = frozen(module)
-        for name, tensor in _tensors(self.module).items():
-            if name in old and old[name].dim() == tensor.dim():
-                corner = tuple(slice(min(a, b)) for a, b in zip(old[name].shape, tensor.shape, strict=True))
-                tensor[corner] = old[name][corner]
-
-    @torch.no_grad()
-    def follow(self, module: nn.Module) -> None:
-        """Take a step towards the module."""
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        self.steps += 1
-        torch._foreach_lerp_([*self.module.parameters()], [p.detach() for p in module.parameters()], 1 - decay)
-        for ours, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
-            ours.copy_(theirs)
+    new, before = copy_of(network), _tensors(old)
+    for name, tensor in _tensors(new).items():
+        if name in before and before[name].dim() == tensor.dim():
+            corner = tuple(slice(min(a, b)) for a, b in zip(before[name].shape, tensor.shape, strict=True))
+            tensor[corner] = before[name][corner]
+    return new
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

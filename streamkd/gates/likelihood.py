@@ -32,13 +32,28 @@ def held_out_likelihood(
     credit_k[c] = (Σ_{i: y_i = c} log p_ik(c) + 2·mean_k) / (n_kc + 2), each log p at least -5. A class without records
     has the teacher's mean; a teacher that heard nothing is NaN.
     """
+    return drawn_to_mean(*label_likelihoods(logits, known, labels))
+
+
+def label_likelihoods(
+    logits: Float[Tensor, "batch teachers classes"],
+    known: Bool[Tensor, "batch teachers classes"],
+    labels: Int[Tensor, "batch"],
+) -> tuple[Float[Tensor, "teachers classes"], Float[Tensor, "teachers classes"]]:
+    """Σ log p_k(y) of each teacher over the records of each class, each at least -5, and how many of them it heard."""
     teachers, classes = logits.shape[1:]
     column = labels.view(-1, 1, 1).expand(-1, teachers, 1)
     heard = known.gather(2, column).squeeze(2)
     logs = torch.log_softmax(logits.masked_fill(~known, -torch.inf), dim=-1).gather(2, column).squeeze(2)
     logs = logs.nan_to_num(nan=0.0, neginf=WORST).clamp_min(WORST) * heard
     member = torch.nn.functional.one_hot(labels, classes).to(logs.dtype)
-    sums, counts = logs.T @ member, heard.to(logs.dtype).T @ member
+    return logs.T @ member, heard.to(logs.dtype).T @ member
+
+
+def drawn_to_mean(
+    sums: Float[Tensor, "teachers classes"], counts: Float[Tensor, "teachers classes"]
+) -> Float[Tensor, "teachers classes"]:
+    """Mean by class, as if ``PSEUDO`` more records had told the teacher's own mean; NaN for one that heard nothing."""
     total = counts.sum(1, keepdim=True)
     mean = torch.where(total > 0, sums.sum(1, keepdim=True) / total, torch.nan)
     return (sums + PSEUDO * mean) / (counts + PSEUDO)

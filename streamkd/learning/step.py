@@ -8,11 +8,11 @@
     finish    teachers follow, fresh rows are offered to the memory
 
 ``take`` is that order, written once: whoever has to see or add something on the way (Avalanche's plugins) iterates
-over its events, whoever has not exhausts it. Everything random comes from generators that are part of the state.
+over its events, whoever has not calls ``learn``. Everything random comes from generators that are part of the state.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Protocol
@@ -20,11 +20,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from streamkd.gates.gate import Gate, GateInputs
+from streamkd.gates.gate import Gate, GateInputs, Measured
 from streamkd.learning import terms as sums
-from streamkd.learning.batch import ARRIVED, REPLAYED, StepBatch, Taken
+from streamkd.learning.batch import ARRIVED, NOTHING, REPLAYED, StepBatch, Taken
 from streamkd.learning.contradiction import Contradiction
 from streamkd.learning.held_out import HeldOut
+from streamkd.learning.host import Hosted
 from streamkd.learning.mixture import Mixture
 from streamkd.learning.sharing import WeightTransfer
 from streamkd.learning.terms import Term
@@ -74,6 +75,7 @@ class Step:
         transfer: WeightTransfer | None = None,
         sources: Mapping[str, RowSource] = NO_SOURCES,
         rate_decay: RateDecay | None = None,
+        measure: Callable[[], Measured] | None = None,
     ) -> None:
         self.rate_decay = rate_decay or RateDecay(optimizer, 1.0, 1)
         self.transfer, self.sources = transfer, RowSources(sources)
@@ -81,6 +83,7 @@ class Step:
         self.gate, self.terms = gate, tuple(terms)
         self.adapter: Adapter | None = None
         self.held_out = HeldOut(student, memory, pool)
+        self.measure = measure or self.held_out.measured  # what gates are told of the teachers
         self.mixture = Mixture(pool)
         self.contradiction = Contradiction(memory, pool, self.mixture)
         self.replay, self.clip_norm = replay, clip_norm
@@ -104,23 +107,30 @@ class Step:
             averages = [teacher.student for teacher in self.pool.teachers if isinstance(teacher, EmaTeacher)]
             self.transfer.follow([self.student, *averages], labels, before)
 
-    def take(self, x: Tensor, y: Tensor, task: int) -> Iterator[tuple[str, Taken]]:
+    def learn(self, x: Tensor, y: Tensor, task: int = 0) -> Taken:
+        """The whole step, for whoever has nothing to see or add on the way."""
+        *_, (_, taken) = self.take(x, y, task)
+        return taken
+
+    def take(self, x: Tensor, y: Tensor, task: int, host: Hosted | None = None) -> Iterator[tuple[str, Taken]]:
         """The whole step on fresh rows x [batch, *shape], y [batch]: its events by Avalanche's names, as they come.
 
-        Where loss or gradients are not finite, nothing moves: there is no update then.
+        Where loss or gradients are not finite, nothing moves: there is no update then. A ``host`` goes back after
+        ``before_backward``, from ``taken.loss``, and moves the student after ``before_update``.
         """
-        taken = Taken(self.begin(x, y, task))
+        taken = Taken(self.begin(x, y, task, host))
         yield "before_training_iteration", taken
-        for parameter in self.trained:  # what zero_grad does, without its bookkeeping
+        for parameter in self.trained if host is None else ():  # what zero_grad does, without its bookkeeping
             parameter.grad = None
         yield "before_forward", taken
-        taken.logits = self.forward(taken.plan)
+        taken.logits = self.forward(taken.plan, host)
         yield "after_forward", taken
         lesson = self.weigh(taken.plan, taken.logits)
         taken.weights = lesson.weights[: taken.plan.records]
         taken.loss = self.loss(lesson)
         yield "before_backward", taken
-        taken.loss.backward()
+        if host is None:
+            taken.loss.backward()
         taken.loss = taken.loss.detach()
         loss = taken.loss.item()
         yield "after_backward", taken
@@ -128,21 +138,26 @@ class Step:
         if not taken.skipped:
             self.clip()
             yield "before_update", taken
-            self.optimizer.step()
+            if host is None:
+                self.optimizer.step()
             yield "after_update", taken
             self.finish(taken.plan, taken.logits)
+            if host is None:  # a host's answers are its own model's
+                self.judge(taken.plan, taken.logits)
         else:
             self.abandon(taken.plan)
         taken.logits = taken.logits.detach()  # the graph would pin the shapes of parameters that grow
         yield "after_training_iteration", taken
 
     @torch.no_grad()
-    def begin(self, x: Tensor, y: Tensor, task: int) -> StepBatch:
+    def begin(self, x: Tensor, y: Tensor, task: int, host: Hosted | None = None) -> StepBatch:
         """Join arrived rows, replayed ones and those of other sources, and ask the teachers about all of them."""
         remembered, unlabelled = self.memory.sample(self.replay), bool((y < 0).any())
+        offered, offer = len(y) if host is None else host.offered, NOTHING
         if self.student.normalise.fit:
             self.student.normalise.observe(x)
-        offer = self.memory.hold(x, y, task, lambda rows: self._at_rest(x[rows]))
+        if offered:
+            offer = self.memory.hold(x[:offered], y[:offered], task, lambda rows: self._at_rest(x[rows]))
         rows, origins = StepRows.of(x, y), {ARRIVED: len(y)}
         rows.mass[offer.untaught] = 0.0
         if remembered is not None:
@@ -173,9 +188,12 @@ class Step:
         with at_rest(self.student) as student:
             return student(x)
 
-    def forward(self, plan: StepBatch) -> Tensor:
+    def forward(self, plan: StepBatch, host: Hosted | None = None) -> Tensor:
         """The student's logits, and the outputs of the layers that losses named; running statistics move."""
         self._buffers = [(buffer, buffer.clone()) for buffer in self.student.buffers()]
+        if host is not None:
+            rest = plan.x[plan.fresh :]
+            return torch.cat([host.logits, self.student(rest)]) if len(rest) else host.logits
         if not self._student_layers:
             return self.student(plan.x)
         self._captured = {}
@@ -214,7 +232,7 @@ class Step:
             facts,
             self.pool.keys,
             plan.answers.complete,
-            self.held_out.measured,
+            self.measure,
             plan.rows.met,
             self.pool.stale(plan.y.device),
         )
@@ -257,8 +275,6 @@ class Step:
         pairs = [(buffer, before) for buffer, before in self._buffers if buffer.is_floating_point()]
         if not _finite(gradients).all():
             return False
-        if not pairs:
-            return True
         return bool((_finite([b for b, _ in pairs]) >= _finite([before for _, before in pairs])).all())
 
     def clip(self) -> None:
@@ -283,10 +299,15 @@ class Step:
         learn = y >= 0
         learn[plan.offer.untaught] = False
         self.pool.observe(x, y, learn)
-        self.mixture.test(plan, logits, self.held_out.said)
-        self.contradiction.after_step(x, _unless(y, plan.offer.again))
         self.pool.after_step(self.student, plan.fresh)
         self.rate_decay.step()
+
+    @torch.no_grad()
+    def judge(self, plan: StepBatch, logits: Tensor) -> None:
+        """By what everybody said of the fresh rows: who is worth how much, and what of the memory is still true."""
+        self.mixture.test(plan, logits, self.held_out.said)
+        fresh = slice(plan.fresh)
+        self.contradiction.after_step(plan.x[fresh], _unless(plan.y[fresh], plan.offer.again))
 
     @torch.no_grad()
     def abandon(self, plan: StepBatch) -> None:

@@ -7,11 +7,10 @@ loss ℓ_ik, so dL_out/dw_ik = ⟨u, ∇ℓ_ik⟩ / batch, a directional derivat
 ``streamkd.meta.jacobian`` takes it; here are the optimisers: what one step, or a chain of them, makes of a gradient.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from streamkd.meta.rates import Rates, rates_of
@@ -53,50 +52,6 @@ def clipped(grads: Sequence[Tensor], clip_norm: float | None, norm: Tensor | Non
     return [grad * factor for grad in grads]
 
 
-def virtual_step(
-    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], grads: Sequence[Tensor], clip_norm: float | None
-) -> Tensors:
-    """θ' = U(θ, g): the parameters that the optimiser's next step would give; nothing is changed.
-
-    Raises:
-        ConfigError: the optimiser is none of SGD, Adam, AdamW.
-    """
-    rates = rates_of(optimizer, parameters)
-    entering = clipped(grads, clip_norm)
-    if isinstance(optimizer, torch.optim.SGD):
-        return [
-            _sgd_step(p, g, optimizer.state.get(p, {}), r) for p, g, r in zip(parameters, entering, rates, strict=True)
-        ]
-    decoupled = isinstance(optimizer, torch.optim.AdamW)
-    moved = []
-    for p, g, r in zip(parameters, entering, rates, strict=True):
-        after = _next_moments(p, g, optimizer.state.get(p, {}), r, decoupled)
-        start = p.detach() * (1 - r.learning_rate * r.weight_decay) if decoupled else p.detach()
-        c1, c2 = _corrections(after, r)
-        moved.append(start - r.learning_rate * (after.first / c1) / ((after.second / c2).sqrt_().add_(r.eps)))
-    return moved
-
-
-def _sgd_step(p: Tensor, g: Tensor, state: dict[str, Tensor], rates: Rates) -> Tensor:
-    g = g + rates.weight_decay * p.detach()
-    if rates.momentum:
-        buffer = state.get("momentum_buffer")
-        buffer = g if buffer is None else rates.momentum * buffer + g
-        g = g + rates.momentum * buffer if rates.nesterov else buffer
-    return p.detach() - rates.learning_rate * g
-
-
-def _next_moments(p: Tensor, g: Tensor, state: dict[str, Tensor], rates: Rates, decoupled: bool) -> OptimizerMoments:
-    """Adam's state after the step that ``g`` enters."""
-    if not decoupled and rates.weight_decay:
-        g = g + rates.weight_decay * p.detach()
-    beta1, beta2 = rates.betas
-    zero = torch.zeros_like(p)
-    first = torch.lerp(state.get("exp_avg", zero), g, 1 - beta1)
-    second = (beta2 * state.get("exp_avg_sq", zero)).addcmul_(g, g, value=1 - beta2)
-    return OptimizerMoments(first, second, float(state.get("step", 0)) + 1)
-
-
 def _corrections(moments: OptimizerMoments, rates: Rates) -> tuple[float, float]:
     return 1 - rates.betas[0] ** moments.count, 1 - rates.betas[1] ** moments.count
 
@@ -112,27 +67,6 @@ def _moments(p: Tensor, state: dict[str, Tensor]) -> OptimizerMoments:
     if "exp_avg" not in state:
         return OptimizerMoments(torch.zeros_like(p), torch.zeros_like(p), 1.0)
     return OptimizerMoments(state["exp_avg"], state["exp_avg_sq"], float(state["step"]))
-
-
-def direction(
-    optimizer: torch.optim.Optimizer,
-    parameters: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    outer: Sequence[Tensor],
-    clip_norm: float | None,
-) -> Tensors:
-    """u = (∂θ'/∂g)ᵀ v for ``outer`` = v and the step that is about to be taken.
-
-    Exact for SGD (momentum, Nesterov, decay), Adam, AdamW, each also clipped; see ``directions``.
-    """
-    norm = None if clip_norm is None else norm_of(grads)
-    after: list[OptimizerMoments] = []
-    if not isinstance(optimizer, torch.optim.SGD):
-        decoupled = isinstance(optimizer, torch.optim.AdamW)
-        parts = zip(parameters, clipped(grads, clip_norm), rates_of(optimizer, parameters), strict=True)
-        after = [_next_moments(p, g, optimizer.state.get(p, {}), r, decoupled) for p, g, r in parts]
-    update = Update([p.detach() for p in parameters], list(grads), norm, after)
-    return directions(optimizer, parameters, [update], outer, clip_norm)[0]
 
 
 def directions(
@@ -246,26 +180,6 @@ def _through_clip(update: Update, u: Tensors, clip_norm: float | None) -> Tensor
     inner = torch.stack([(g * d).sum() for g, d in zip(update.gradients, u, strict=True)]).sum()
     along = inner / (norm * (norm + 1e-6))
     return [clip_norm / (norm + 1e-6) * (d - along * g) for g, d in zip(update.gradients, u, strict=True)]
-
-
-def finite_difference(
-    module: nn.Module,
-    u: Sequence[Tensor],
-    losses: Callable[[nn.Module, dict[str, Tensor]], Float[Tensor, "batch sources"]],
-) -> Float[Tensor, "batch sources"]:
-    """Table A by a central difference of the source losses at θ ± ε·u, ε = 1e-2/‖u‖; error near 1e-4 in float32.
-
-    The source losses hold no gate, so nothing that depends on φ is differenced.
-    """
-    names = [name for name, p in module.named_parameters() if p.requires_grad]
-    values = [p.detach() for p in module.parameters() if p.requires_grad]
-    eps = float(1e-2 / norm_of(u).clamp_min(1e-12))
-    sides = []
-    with torch.no_grad():
-        for sign in (1, -1):
-            moved = {n: p + sign * eps * d for n, p, d in zip(names, values, u, strict=True)}
-            sides.append(losses(module, moved | own_buffers(module)))
-    return (sides[0] - sides[1]) / (2 * eps)
 
 
 def own_buffers(module: nn.Module) -> dict[str, Tensor]:

@@ -15,9 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from streamkd.learning.batch import Taken
 from streamkd.learning.step import Step
 from streamkd.meta.adaptation import GateAdapter
 from streamkd.meta.learned_optimizer import RuleTrainer
@@ -64,16 +62,10 @@ def play(adapter: GateAdapter, course: Course, step: Step, batch: int) -> Played
         step.grow(part.classes)
         hold_out(step, part.query, task)
         for x, y in zip(part.support.x.split(batch), part.support.y.split(batch), strict=True):
-            learn(step, x, y, task)
+            step.learn(x, y, task)
             outer.append(adapter.outer_loss)
         step.pool.end_task(step.student)
     return Played(sum(outer) / len(outer), accuracy_of(step, course))
-
-
-def learn(step: Step, x: Tensor, y: Tensor, task: int = 0) -> Taken:
-    """One step without Avalanche."""
-    *_, (_, taken) = step.take(x, y, task)
-    return taken
 
 
 @torch.no_grad()

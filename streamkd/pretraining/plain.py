@@ -21,10 +21,11 @@ from streamkd.learning.terms import Term
 from streamkd.losses.match_gate import MatchGate, MatchGateOptions
 from streamkd.meta.adaptation import Engine, GateAdapter
 from streamkd.pretraining.initialization import Batch
-from streamkd.pretraining.outer_loop import hold_out, learn
+from streamkd.pretraining.outer_loop import hold_out
 from streamkd.pretraining.synthetic import SyntheticTeacher
 from streamkd.replay.memory import Memory
-from streamkd.students.networks import Normalise, Student, at_rest
+from streamkd.students.foreign import Foreign
+from streamkd.students.networks import at_rest
 from streamkd.teachers.pool import Pool
 
 QUERY = 128  # held-out records for each move of the gate
@@ -98,38 +99,13 @@ def meta_train(
         for batch in dataloader:
             x, y = (part.to(device) for part in _pair(batch, "dataloader"))
             if step is None:
-                _agree(model, named, x)
-                step = _wire(_Plain(model, x), named, optimizer, gate, adapter, query, temperature, clip_norm)
-            taken = learn(step, x, _classes(y, step.student.classes, "dataloader"))
+                student = Foreign(model, torch.ones(_agree(model, named, x), dtype=torch.bool))
+                step = _wire(student, named, optimizer, gate, adapter, query, temperature, clip_norm)
+            taken = step.learn(x, _classes(y, step.student.classes, "dataloader"))
             losses.append(float(taken.loss))
             weights.append(taken.weights)
     mean = torch.cat(weights).mean(0).tolist() if weights else []
     return MetaTrained(gate, losses, dict(zip(("hard", *named), mean, strict=False)), adapter.adaptations)
-
-
-class _AsItIs(nn.Module):
-    """The normalisation of a model that has its own."""
-
-    fit = 0
-
-
-class _Plain(Student):
-    """Any model where a step expects a student; ``x`` is a batch of its inputs."""
-
-    def __init__(self, model: nn.Module, x: Tensor) -> None:
-        nn.Module.__init__(self)
-        self.normalise = cast(Normalise, _AsItIs())
-        self.body = model
-        with at_rest(self), torch.no_grad():
-            self._classes = model(x[:1]).shape[1]
-        self.train()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
-
-    @property
-    def classes(self) -> int:
-        return self._classes
 
 
 def _named(teachers: Sequence[Teacher] | Mapping[str, Teacher] | nn.ModuleDict) -> dict[str, Teacher]:
@@ -169,8 +145,8 @@ def _classes(y: Tensor, count: int, where: str) -> Tensor:
     return y.long()
 
 
-def _agree(model: nn.Module, teachers: Mapping[str, Teacher], x: Tensor) -> None:
-    """Every teacher answers the first batch, with as many columns as the model.
+def _agree(model: nn.Module, teachers: Mapping[str, Teacher], x: Tensor) -> int:
+    """Every teacher answers the first batch, with as many columns as the model: how many.
 
     On the stream a failing teacher is left out and the rest goes on; here somebody waits for the answer.
     """
@@ -186,6 +162,7 @@ def _agree(model: nn.Module, teachers: Mapping[str, Teacher], x: Tensor) -> None
             if got != wanted:
                 fix = "wrap it so that column k is the model's class k"
                 raise ConfigError(f"needed logits {wanted} as the model's, got {got}", where=where, fix=fix)
+    return wanted[1]
 
 
 def _logits(answer: Any, where: str) -> Tensor:
@@ -209,7 +186,7 @@ def _covers(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
 
 
 def _wire(
-    student: _Plain,
+    student: Foreign,
     teachers: Mapping[str, Teacher],
     optimizer: torch.optim.Optimizer,
     gate: nn.Module,

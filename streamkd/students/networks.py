@@ -193,6 +193,10 @@ class Student(nn.Module):
         """Width of the head."""
         return self.head.out_features
 
+    def known(self) -> Tensor:
+        """bool [classes]: the classes of which its logits tell something."""
+        return torch.ones(self.classes, dtype=torch.bool)
+
     def begin_from(self, start: Mapping[str, Tensor]) -> None:
         """Take the weights of a student of one class, whose head row then begins every class.
 

@@ -200,7 +200,7 @@ class EmaTeacher:
             return self.student(x)
 
     def known(self) -> Bool[Tensor, "classes"]:
-        return torch.ones(self.student.classes, dtype=torch.bool)
+        return self.student.known()
 
     def features(self, x: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -260,10 +260,9 @@ class SnapshotTeacher:
     """A frozen copy of a student; it knows the labels that were there when it was taken."""
 
     role: Role = "frozen"
-    fresh = False
 
-    def __init__(self, key: str, student: Student) -> None:
-        self.key = key
+    def __init__(self, key: str, student: Student, *, fresh: bool = False) -> None:
+        self.key, self.fresh = key, fresh
         self.student = student
         self._width = student.classes
 
@@ -272,7 +271,7 @@ class SnapshotTeacher:
             return nn.functional.pad(self.student(x), (0, self._width - self.student.classes))
 
     def known(self) -> Bool[Tensor, "classes"]:
-        return torch.arange(self._width) < self.student.classes
+        return nn.functional.pad(self.student.known(), (0, self._width - self.student.classes))
 
     def features(self, x: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -297,11 +296,12 @@ class SnapshotMaker:
 
     key: str
     limit: int
+    fresh: bool = False
     role: Role = field(default="snapshots", init=False)
 
     def take(self, source: Student, number: int) -> SnapshotTeacher:
         """A frozen copy, named after the task that has just ended."""
-        return SnapshotTeacher(f"{self.key}-{number}", copy_of(source))
+        return SnapshotTeacher(f"{self.key}-{number}", copy_of(source), fresh=self.fresh)
 
 
 def copy_of(student: M) -> M:

@@ -13,7 +13,9 @@ import toys
 from torch import Tensor
 
 from streamkd.errors import PluginError
+from streamkd.gates.likelihood import LikelihoodGate, LikelihoodOptions
 from streamkd.learning.batch import StepBatch
+from streamkd.learning.host import Hosted
 from streamkd.learning.step import Step
 from streamkd.learning.terms import Term
 from streamkd.losses.match_gate import LossInputs, MatchGate, MatchGateOptions
@@ -216,6 +218,53 @@ def test_a_step_has_one_order_and_a_listener_may_add_to_its_loss() -> None:
             taken.loss = taken.loss + sum((p**2).sum() for p in heavier.parameters)
     assert heard == [*EVENTS, *UPDATE, "after_training_iteration"]
     assert not torch.equal(*(next(iter(step.student.parameters())) for step in (plain, heavier)))
+
+
+@pytest.mark.parametrize("near", [0, 6])
+def test_in_a_hosts_loop_it_is_the_same_step(near: int) -> None:
+    """Who goes forward, back and on itself ends where the step does that goes on its own: student, average, memory.
+
+    With rows from the vicinity too, and looks at held-out records.
+    """
+    alone, hosted = (toys.make_step(gate=LikelihoodGate(LikelihoodOptions())) for _ in range(2))
+    for step in (alone, hosted):
+        toys.vicinal(step, near, seed=1)
+        toys.spare(step, 0.5)
+    drawn = set()
+    for x, y in toys.batches(16):
+        drawn.add(alone.learn(x, y).plan.drawn)
+        hosted.optimizer.zero_grad()
+        for event, taken in hosted.take(x, y, 0, Hosted(hosted.student(x), len(y))):
+            if event == "before_backward":
+                taken.loss.backward()
+            if event == "before_update":
+                hosted.optimizer.step()
+    for one, other in ((alone.student, hosted.student), (alone.pool.average.student, hosted.pool.average.student)):
+        for ours, theirs in zip(one.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs)
+    assert torch.equal(alone.memory.replayed.y, hosted.memory.replayed.y)
+    assert torch.equal(alone.memory.holdout.x, hosted.memory.holdout.x)
+    assert max(drawn) == near
+
+
+def test_a_host_says_which_rows_the_memory_is_offered() -> None:
+    """The others are taught on like any, and never seen again."""
+    step = with_terms(Term(MatchGate(MatchGateOptions()), 1.0))
+    (x, y), *_ = toys.batches(1)
+    *_, (_, taken) = step.take(x, y, 0, Hosted(step.student(x), 3))
+    assert taken.fresh == len(y) > 3
+    assert len(step.memory) == 3
+
+
+def test_nobody_is_weighed_for_a_hosts_answers() -> None:
+    """They are its own model's; and it may have no answer at all to a row whose task has no head."""
+    step = with_terms(Term(MatchGate(MatchGateOptions()), 1.0))
+    (x, y), *_ = toys.batches(1)
+    step.learn(x, y)
+    before = step.mixture.last
+    *_, (_, taken) = step.take(x, y, 0, Hosted(step.student(x), len(y)))
+    assert not taken.skipped
+    assert step.mixture.last is before is not None
 
 
 def test_a_step_whose_loss_is_not_finite_has_no_update() -> None:

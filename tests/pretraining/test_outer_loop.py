@@ -5,7 +5,7 @@ from toys import adapter_of, make_step, mlp, scorer
 
 from streamkd.meta.learned_optimizer import Rule, RuleTrainer
 from streamkd.pretraining.episodes import EpisodeShape, KnownTask
-from streamkd.pretraining.outer_loop import Played, learn, train_gate
+from streamkd.pretraining.outer_loop import Played, train_gate
 from streamkd.pretraining.synthetic import NATURES, stranger
 from streamkd.pretraining.teachers import fit
 
@@ -99,5 +99,5 @@ def test_a_loss_that_is_not_finite_moves_nothing() -> None:
     """The step is left out, as the stream leaves it out."""
     step = make_step()
     before = {name: value.clone() for name, value in step.student.state_dict().items()}
-    learn(step, torch.full((4, FEATURES), float("inf")), torch.tensor([0, 1, 2, 0]))
+    step.learn(torch.full((4, FEATURES), float("inf")), torch.tensor([0, 1, 2, 0]))
     assert all(torch.equal(before[name], value) for name, value in step.student.state_dict().items())

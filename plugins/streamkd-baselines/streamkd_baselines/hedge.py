@@ -124,10 +124,10 @@ class Hedge(nn.Module):
 
     @torch.no_grad()
     def feedback(self, evidence: GateInputs, table: Float[Tensor, "batch sources"]) -> None:
-        """Move the posterior by what each policy would have paid; a table that is not finite moves nothing."""
+        """Move the posterior by what each policy would have paid; one that is not finite, or all 0, moves nothing."""
         every = torch.stack([self.adapted(evidence), *self._others(evidence)])
         prices = (table * every).sum((1, 2)) / len(table)
-        if not bool(torch.isfinite(prices).all()):
+        if not bool(torch.isfinite(prices).all() & table.any()):  # prices of 0 would only thin out their spread
             return
         spread = prices.var(correction=0)
         self.settled += 1

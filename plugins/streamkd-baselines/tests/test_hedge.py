@@ -161,6 +161,15 @@ def test_a_stream_begins_with_the_gate_that_was_learned(name: str) -> None:
     assert not any(p.requires_grad for p in gate.frozen.parameters())
 
 
+def test_a_table_of_zeros_moves_nothing() -> None:
+    """Where no source asks anything, nothing was measured: the prices' spread stays as well."""
+    gate = hedge()
+    gate.feedback(seen(0), table_of(0))
+    before = {name: value.clone() for name, value in gate.state_dict().items()}
+    gate.feedback(seen(1), torch.zeros_like(table_of(1)))
+    assert all(torch.equal(before[name], value) for name, value in gate.state_dict().items())
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_table_that_is_not_finite_moves_nothing(bad: float) -> None:
     """Posterior and scale stay as they are."""
