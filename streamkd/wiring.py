@@ -36,7 +36,8 @@ from streamkd.streams.replay.review import first_records
 from streamkd.students import networks, optimizers
 from streamkd.students.networks import Student
 from streamkd.teachers.pool import Pool
-from streamkd.teachers.teacher import SnapshotMaker, Teacher, TeacherContext
+from streamkd.teachers.snapshot import SnapshotMaker
+from streamkd.teachers.teacher import Teacher, TeacherContext
 
 logger = logging.getLogger(__name__)
 

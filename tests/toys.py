@@ -22,7 +22,8 @@ from streamkd.replay.vicinal import VicinalOptions, VicinalRows
 from streamkd.students.networks import Mlp, MlpOptions, Student, build
 from streamkd.teachers.pool import Pool
 from streamkd.teachers.recall import RecallTeacher
-from streamkd.teachers.teacher import EmaOptions, EmaTeacher, SnapshotMaker, TeacherContext
+from streamkd.teachers.snapshot import SnapshotMaker
+from streamkd.teachers.teacher import EmaOptions, EmaTeacher, TeacherContext
 
 FEATURES = 6
 

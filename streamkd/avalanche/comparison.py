@@ -25,14 +25,8 @@ from streamkd.teachers.admission import Applicant
 from streamkd.teachers.answers import Answers
 from streamkd.teachers.pool import Pool
 from streamkd.teachers.recall import RecallTeacher
-from streamkd.teachers.teacher import (
-    EmaOptions,
-    EmaTeacher,
-    SnapshotMaker,
-    SnapshotTeacher,
-    Teacher,
-    TeacherContext,
-)
+from streamkd.teachers.snapshot import SnapshotMaker, SnapshotTeacher
+from streamkd.teachers.teacher import EmaOptions, EmaTeacher, Teacher, TeacherContext
 
 KEPT = 0.9  # of what a class's records have told, at each further one: the last ten or so count
 ROUND = 0.01  # of mistakes, added to both sides: from so few records a smaller difference says nothing

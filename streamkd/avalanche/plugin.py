@@ -41,7 +41,7 @@ from streamkd.learning.terms import Term
 from streamkd.meta.adaptation import GateAdapter
 from streamkd.replay.memory import Memory
 from streamkd.students.foreign import Foreign
-from streamkd.teachers.teacher import SnapshotTeacher
+from streamkd.teachers.snapshot import SnapshotTeacher
 
 with deferred(*AVALANCHES):
     from avalanche.core import SupervisedPlugin

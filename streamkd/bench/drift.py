@@ -219,7 +219,7 @@ def asked(learner: Learner, x: Tensor) -> Said:
         return {}
     with at_rest(learner.student) as student:
         found = {"student": torch.softmax(student(x), 1)}
-    for teacher in learner.step.pool.teachers:
+    for teacher in learner.step.pool.everybody:
         known = teacher.known()
         if teacher.role != "remembered" and known.any():
             found[teacher.key] = torch.softmax(teacher.logits(x).masked_fill(~known, -torch.inf), 1)

@@ -57,7 +57,7 @@ class Contradiction:
     def _now(self) -> Teacher | None:
         """Of the teachers that learn record by record, and by what a record holds, the one of the largest weight."""
         weights = self.mixture.share.weights
-        able = [t for t in self.pool.teachers if isinstance(t, Incremental) and isinstance(t, Servable)]
+        able = [t for t in self.pool.everybody if isinstance(t, Incremental) and isinstance(t, Servable)]
         return max(cast(list[Teacher], able), key=lambda t: weights.get(t.key, 0.0), default=None)
 
     @torch.no_grad()

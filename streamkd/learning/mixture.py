@@ -89,12 +89,11 @@ class Mixture:
         found = [(STUDENT, student.cpu().numpy())]
         heard = answers.known[:fresh].any(2).all(0).tolist()
         for place, key in enumerate(self.pool.keys):
-            if key in self.pool.prequential:
-                found.append((key, torch.softmax(self.pool.prequential[key].double(), 1).cpu().numpy()))
-            elif heard[place]:
+            if heard[place] and key not in self.pool.prequential:
                 whole = completed(answers.logits[:fresh, place], answers.known[:fresh, place], student)
                 found.append((key, whole.cpu().numpy()))
-        return found
+        in_turn = self.pool.prequential.items()
+        return found + [(key, torch.softmax(logits.double(), 1).cpu().numpy()) for key, logits in in_turn]
 
     def state_dict(self) -> dict[str, Any]:
         """The shares."""
@@ -111,12 +110,12 @@ def probabilities(pool: Pool, held: Remembered, logits: Tensor, answers: Answers
     column = held.y.unsqueeze(1)
     found = {STUDENT: student.gather(1, column)}
     heard = answers.known.any(2).all(0).tolist()
-    for place, teacher in enumerate(pool.teachers):
-        if teacher.role == "prequential":
-            if (answer := pool.guard.ask(teacher, held.x, logits.shape[1])) is not None:
-                found[teacher.key] = torch.softmax(answer[0].double(), 1).gather(1, column)
-        elif heard[place]:
-            found[teacher.key] = completed(answers.logits[:, place], answers.known[:, place], student).gather(1, column)
+    for place, key in enumerate(pool.keys):
+        if heard[place]:
+            found[key] = completed(answers.logits[:, place], answers.known[:, place], student).gather(1, column)
+    for teacher in pool.everybody:
+        if teacher.role == "prequential" and (said := pool.guard.ask(teacher, held.x, logits.shape[1])) is not None:
+            found[teacher.key] = torch.softmax(said[0].double(), 1).gather(1, column)
     return Held(tuple(found), torch.cat([*found.values()], 1).cpu().numpy(), held.y.cpu().numpy())
 
 

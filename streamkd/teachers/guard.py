@@ -13,7 +13,8 @@ from typing import TypeVar
 from torch import Tensor
 
 from streamkd.errors import PluginError
-from streamkd.teachers.teacher import Incremental, Recalling, SnapshotTeacher, Teacher
+from streamkd.teachers.snapshot import SnapshotTeacher
+from streamkd.teachers.teacher import Incremental, Recalling, Teacher
 
 STRIKES = 3  # chosen by hand
 T = TypeVar("T")

@@ -27,6 +27,7 @@ from streamkd.teachers.answers import Answers, TeacherPanel
 from streamkd.teachers.cache import Cache, cached
 from streamkd.teachers.guard import Guard
 from streamkd.teachers.served import Candidates
+from streamkd.teachers.snapshot import SnapshotMaker, SnapshotTeacher
 from streamkd.teachers.teacher import (
     EmaTeacher,
     Following,
@@ -35,8 +36,6 @@ from streamkd.teachers.teacher import (
     Observing,
     Servable,
     Sized,
-    SnapshotMaker,
-    SnapshotTeacher,
     Teacher,
     copy_of,
 )
@@ -56,7 +55,9 @@ class Pool:
         limit_bytes: int,
         admission: Admission | None = None,
     ) -> None:
-        self.teachers: list[Teacher] = list(teachers)
+        self.witnesses: list[Teacher] = [t for t in teachers if t.role == "prequential" and not t.fresh]
+        """Who speaks of what comes, and teaches nobody: no gate weighs them."""
+        self.teachers: list[Teacher] = [t for t in teachers if t not in self.witnesses]
         self.snapshots = snapshots
         self.memory = memory
         self.limit, self.limit_bytes = limit, limit_bytes
@@ -66,7 +67,7 @@ class Pool:
         self.ages: dict[str, int] = {t.key: 0 for t in self.teachers}
         self.taken = 0
         self._observers = [t for t in self.teachers if isinstance(t, Observing)]
-        self._incremental = [t for t in self.teachers if isinstance(t, Incremental)]
+        self._incremental = [t for t in self.everybody if isinstance(t, Incremental)]
         self.prequential: dict[str, Tensor] = {}
         """What incremental teachers said of the last step's fresh rows, each before it was learned: [n, classes]."""
         self.guard = Guard()
@@ -91,13 +92,18 @@ class Pool:
         return tuple(teacher.key for teacher in self.teachers)
 
     @property
+    def everybody(self) -> list[Teacher]:
+        """Teachers and witnesses."""
+        return [*self.teachers, *self.witnesses]
+
+    @property
     def average(self) -> EmaTeacher | None:
         """The first moving average, if there is one."""
         return next((t for t in self.teachers if isinstance(t, EmaTeacher)), None)
 
     def grow(self, labels: Sequence[Label]) -> None:
         """New labels for teachers and caches."""
-        for teacher in self.teachers:
+        for teacher in self.everybody:
             teacher.grow(labels)
         self.memory.grow(len(labels))
         self.cache.refresh(self.teachers)
@@ -217,7 +223,7 @@ class Pool:
             self._drop(self._least())
 
     def _over_budget(self) -> bool:
-        return self._too_many() or sum(map(bytes_of, self.teachers)) > self.limit_bytes
+        return self._too_many() or sum(map(bytes_of, self.everybody)) > self.limit_bytes
 
     def _too_many(self) -> bool:
         most = self.snapshots.limit if self.snapshots else 0
@@ -269,7 +275,7 @@ class Pool:
 
     def candidates(self, student: Student, weights: Mapping[str, float]) -> Candidates:
         """What may be served now, the student of the stream among it; ``weights`` by teacher, and of the student."""
-        parts = {t.key: part for t in self.teachers if isinstance(t, Servable) and (part := t.part()) is not None}
+        parts = {t.key: part for t in self.everybody if isinstance(t, Servable) and (part := t.part()) is not None}
         ring, average = self.memory.holdout, self.average
         held = (ring.x[: ring.filled], ring.y[: ring.filled]) if ring.x is not None and ring.filled else None
         named = {"average" if average and key == average.key else key: weight for key, weight in weights.items()}
@@ -294,7 +300,7 @@ class Pool:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "teachers": {t.key: t.state_dict() for t in self.teachers if isinstance(t, Stateful)},
+            "teachers": {t.key: t.state_dict() for t in self.everybody if isinstance(t, Stateful)},
             "snapshots": [t.key for t in self.teachers if isinstance(t, SnapshotTeacher)],
             **self.cache.state_dict(),
             "strikes": self.guard.strikes,
@@ -314,7 +320,7 @@ class Pool:
         for key in state["snapshots"] if self.snapshots else []:
             saved = state["teachers"][key]
             self.teachers.append(SnapshotTeacher(key, copy_of(build(len(saved["student"]["body.head.weight"])))))
-        for teacher in self.teachers:
+        for teacher in self.everybody:
             if isinstance(teacher, Stateful) and teacher.key in state["teachers"]:
                 teacher.load_state_dict(state["teachers"][teacher.key])
             teacher.grow(labels)
@@ -327,7 +333,8 @@ class Pool:
         self.asks_noise = state.get("asks_noise", False)
         if "label_noise" in state:
             self.label_noise.load_state_dict(state["label_noise"])
-        self.guard.strikes = {k: n for k, n in state["strikes"].items() if k in here}
+        there = {teacher.key for teacher in self.everybody}
+        self.guard.strikes = {k: n for k, n in state["strikes"].items() if k in there}
         # by count alone: bytes grow with the labels within a task, and are looked at when it ends
         self._evict(self._too_many)
         for teacher in self.teachers:

@@ -16,7 +16,7 @@ methods of ``Following``, ``Observing``, ``Incremental``, ``Recalling``, ``Layer
 import copy
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -250,60 +250,6 @@ class _Pairs:
         return cls(student, [*average.parameters()], [*student.parameters()], kept, new)
 
 
-class SnapshotOptions(Options):
-    """Frozen copies of the average, one per finished task while they are worth their place."""
-
-    limit: int = Field(default=4, gt=0, description="most snapshots kept, within the pool's own budget")
-
-
-class SnapshotTeacher:
-    """A frozen copy of a student; it knows the labels that were there when it was taken."""
-
-    role: Role = "frozen"
-
-    def __init__(self, key: str, student: Student, *, fresh: bool = False) -> None:
-        self.key, self.fresh = key, fresh
-        self.student = student
-        self._width = student.classes
-
-    def logits(self, x: Tensor) -> Float[Tensor, "batch classes"]:
-        with torch.no_grad():
-            return nn.functional.pad(self.student(x), (0, self._width - self.student.classes))
-
-    def known(self) -> Bool[Tensor, "classes"]:
-        return nn.functional.pad(self.student.known(), (0, self._width - self.student.classes))
-
-    def features(self, x: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
-        with torch.no_grad():
-            return layer_outputs(self.student, x, layers)
-
-    def grow(self, labels: Sequence[Label]) -> None:
-        self._width = len(labels)
-
-    def size_bytes(self) -> int:
-        return module_bytes(self.student)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"student": self.student.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        load_grown(self.student, state["student"])
-
-
-@dataclass
-class SnapshotMaker:
-    """What ``name: snapshot`` in the configuration stands for: the pool asks it for candidates when a task ends."""
-
-    key: str
-    limit: int
-    fresh: bool = False
-    role: Role = field(default="snapshots", init=False)
-
-    def take(self, source: Student, number: int) -> SnapshotTeacher:
-        """A frozen copy, named after the task that has just ended."""
-        return SnapshotTeacher(f"{self.key}-{number}", copy_of(source), fresh=self.fresh)
-
-
 def copy_of(student: M) -> M:
     """A copy in evaluation mode that shares no tensor with the original and never asks for a gradient."""
     clone = copy.deepcopy(student)
@@ -373,12 +319,7 @@ class capture:  # noqa: N801 - reads as a verb: `with capture(...)`
             handle.remove()
 
 
-def _make_snapshots(options: SnapshotOptions, context: TeacherContext) -> SnapshotMaker:
-    return SnapshotMaker(context.key, options.limit)
-
-
 @hookimpl
 def streamkd_teachers() -> Iterable[Kind]:
     """Teachers that are made of the student."""
     yield Kind("ema", EmaTeacher, EmaOptions, "moving average of the student")
-    yield Kind("snapshot", _make_snapshots, SnapshotOptions, "frozen copies of the average, taken when tasks end")

@@ -15,6 +15,7 @@ from streamkd.hookspecs import Kind, Options, Stateful, TeacherKind
 from streamkd.plugins import Registry
 from streamkd.records import Label, RecordSchema
 from streamkd.students import networks
+from streamkd.teachers.snapshot import SnapshotMaker
 from streamkd.teachers.teacher import (
     Following,
     Incremental,
@@ -24,7 +25,6 @@ from streamkd.teachers.teacher import (
     Recalling,
     Servable,
     Sized,
-    SnapshotMaker,
     Teacher,
     TeacherContext,
     Versioned,

@@ -232,7 +232,7 @@ def test_in_a_hosts_loop_it_is_the_same_step(near: int) -> None:
         toys.spare(step, 0.5)
     drawn = set()
     for x, y in toys.batches(16):
-        drawn.add(alone.learn(x, y).plan.drawn)
+        drawn.add(alone.learn(x, y).plan.origins.get("vicinal", 0))
         hosted.optimizer.zero_grad()
         for event, taken in hosted.take(x, y, 0, Hosted(hosted.student(x), len(y))):
             if event == "before_backward":

@@ -22,7 +22,8 @@ from streamkd.meta.adaptation import GateAdapter
 from streamkd.state import tree
 from streamkd.teachers.answers import Answers
 from streamkd.teachers.pool import Pool
-from streamkd.teachers.teacher import SnapshotTeacher, copy_of
+from streamkd.teachers.snapshot import SnapshotTeacher
+from streamkd.teachers.teacher import copy_of
 
 ENGINES = ["forward", "finite-difference", "maml", "prequential"]
 PLAIN = ("sgd", {"lr": 0.05})

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from mistakes.mistake import ALOOF, Mistake
 from streamkd.teachers.recall import RecallTeacher
-from streamkd.teachers.teacher import EmaOptions, EmaTeacher, SnapshotTeacher, copy_of
+from streamkd.teachers.snapshot import SnapshotTeacher
+from streamkd.teachers.teacher import EmaOptions, EmaTeacher, copy_of
 
 
 class Average(EmaTeacher):

@@ -15,7 +15,8 @@ from streamkd.losses.match_gate import soft_answers
 from streamkd.teachers.admission import Worth, WorthOptions
 from streamkd.teachers.guard import STRIKES, Guard
 from streamkd.teachers.pool import bytes_of
-from streamkd.teachers.teacher import Role, SnapshotTeacher, copy_of
+from streamkd.teachers.snapshot import SnapshotTeacher
+from streamkd.teachers.teacher import Role, copy_of
 
 
 class Counted:

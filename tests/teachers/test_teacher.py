@@ -13,12 +13,11 @@ from streamkd.errors import PluginError
 from streamkd.hookspecs import Options
 from streamkd.students.networks import Student
 from streamkd.teachers.recall import RecallTeacher
+from streamkd.teachers.snapshot import SnapshotMaker, SnapshotTeacher
 from streamkd.teachers.teacher import (
     EmaOptions,
     EmaTeacher,
     Following,
-    SnapshotMaker,
-    SnapshotTeacher,
     Teacher,
     capture,
     copy_of,

@@ -84,6 +84,7 @@ def _teachers(learner: Learner, weights: Mapping[str, float]) -> list[Json]:
         return []
     pool = learner.step.pool
     kinds = {choice.key: choice.name for choice in learner.config.teachers}
+    shares = learner.step.mixture.share.weights
     return [
         {
             "name": teacher.key,
@@ -91,10 +92,11 @@ def _teachers(learner: Learner, weights: Mapping[str, float]) -> list[Json]:
             "marginal_gain": pool.worth.get(teacher.key),
             "accuracy": pool.accuracy.get(teacher.key),
             "weight": weights.get(teacher.key),
+            "share": shares.get(teacher.key),
             "classes": int(teacher.known().sum()) or None,
             "bytes": bytes_of(teacher),
         }
-        for teacher in pool.teachers
+        for teacher in pool.everybody
     ]
 
 
