@@ -1,6 +1,6 @@
 """The teacher ``forgetting``: ridge regression that forgets, at several half-lives side by side.
 
-    record ─► standardised ─► random features h ─► for each half-life: A ← γA + h hᵀ,  B ← γB + h e_yᵀ
+    record ─► standardised, or in bins ─► random features h ─► for each half-life: A ← γA + h hᵀ,  B ← γB + h e_yᵀ
                                                ─► (now and then) W = (A + λI)⁻¹ B ─► softmax(hW / τ)
     answers ─► fixed share over the half-lives (``streamkd.gates.fixed_share``) ─► p
 
@@ -30,11 +30,13 @@ from streamkd.incremental.standard import Standard
 from streamkd.plugins import Registry
 from streamkd.records import Label, RecordSchema
 from streamkd.students.columns import Columns
-from streamkd.teachers.teacher import Role, TeacherContext, module_bytes
+from streamkd.teachers.teacher import Role, TeacherContext, copy_of, module_bytes
 
 BLOCK = 16  # a solution lasts for so small a part of the half-life,
-SHORT = 20  # but for so many records
+SHORT, WIDE = 20, 8  # but for so many records, and for a record for every so many features: solving takes their cube
 RIDGE = 1e-3  # regularisation, relative to a feature's mean square; more while there are fewer records than features
+MOST = 256  # columns times bins: more, and records are no table
+FIRST = 500  # records that the bins are fitted to
 TRIALS = 2_000  # records after which what a temperature was worth counts half
 SHARPNESS = tuple(2.0**k for k in range(-2, 8))  # 1 / τ
 
@@ -48,27 +50,79 @@ class ForgettingOptions(Options):
         description="records after which a lesson counts half; one regression for each",
     )
     width: int = Field(default=128, ge=8, le=2_048, description="random features of a record")
+    bins: int = Field(
+        default=8,
+        ge=0,
+        le=64,
+        description="of each column, for which there are regressions too; 0: none",
+    )
 
 
 class Hidden(nn.Module):
-    """Random features of standardised inputs [batch, features], and those inputs themselves where they are no more."""
+    """Features of inputs [batch, features], raw and standardised: random ones, and where they are few the inputs too.
 
-    def __init__(self, features: int, width: int, seed: int) -> None:
+    With ``bins`` the same again of the inputs in bins, once ``fit`` has seen some: a threshold in one column is a line
+    there, and one in two columns no harder than in two (piecewise linear encoding, Gorishniy et al. 2022, equation 1).
+    ``parts`` are the columns of the two sets of features, with a 1 at the end that both share.
+    """
+
+    edges: Tensor
+    seen: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, features: int, width: int, bins: int, seed: int) -> None:
         super().__init__()
+        self.width, self.seed = width, seed
+        self.bins = bins if features * bins <= MOST else 0
         self.random = RandomFeatures((features,), 0, width, seed)
-        self._with_inputs = features <= width
+        self._few = features <= width
+        plain = width + features * self._few
+        self.parts = [[*range(plain), -1]]
+        self.register_buffer("edges", torch.zeros(self.bins + 1, features))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("mean", torch.zeros(features * self.bins))
+        self.register_buffer("std", torch.ones(features * self.bins))
+        if self.bins:
+            self.binned = RandomFeatures((features * self.bins,), 0, width, seed + 1)
+            self.parts.append([*range(plain, plain + width + features * self.bins), -1])
 
-    def forward(self, x: Tensor) -> Float[Tensor, "batch hidden"]:
-        h = self.random(x)
-        return torch.cat([h, x], 1) if self._with_inputs else h
+    def forward(self, x: Tensor, z: Tensor) -> Float[Tensor, "batch hidden"]:
+        found = [self.random(z), z] if self._few else [self.random(z)]
+        if self.bins:
+            encoded = (self._encoded(x) - self.mean) / self.std
+            found += [self.binned(encoded), encoded]
+        return torch.cat(found, 1)
+
+    def fit(self, x: Tensor) -> None:
+        """The bins have as many of these rows [n, features] each, as far as columns differ so often."""
+        self.seen.fill_(True)
+        self.edges.copy_(torch.quantile(x.double(), torch.linspace(0, 1, self.bins + 1).double(), 0))
+        encoded = self._encoded(x)
+        self.mean.copy_(encoded.mean(0))
+        self.std.copy_(encoded.std(0, correction=0).clamp_min(0.1))
+
+    @property
+    def fitted(self) -> bool:
+        """Whether there are bins."""
+        return bool(self.seen)
+
+    def _encoded(self, x: Tensor) -> Tensor:
+        """[batch, bins x features] how much of each bin lies below the input."""
+        low, high = self.edges[:-1], self.edges[1:]
+        parts = (x.unsqueeze(1) - low) / (high - low).clamp_min(1e-9)
+        return parts.clamp(0, 1).flatten(1).float()
 
 
 class Head:
-    """One regression: its moments, what was solved from them, and how sure it may be. In float64, on the CPU."""
+    """One regression on the columns ``part`` of the features: moments, what was solved, and how sure it may be.
 
-    def __init__(self, half_life: int, width: int, classes: int) -> None:
-        self.half_life = half_life
-        self.every = max(SHORT, half_life // BLOCK)
+    In float64, on the CPU.
+    """
+
+    def __init__(self, half_life: int, part: Sequence[int], classes: int) -> None:
+        self.half_life, self.part, width = half_life, list(part), len(part)
+        self.every = max(SHORT, half_life // BLOCK, width // WIDE)
         self.square, self.cross = torch.zeros(width, width).double(), torch.zeros(width, classes).double()
         self.weight = torch.zeros(width, classes).double()
         self.surprise = torch.zeros(len(SHARPNESS)).double()
@@ -82,7 +136,7 @@ class Head:
 
     def learn(self, h: np.ndarray, label: int) -> None:
         """Take a record's features [width]; solve when a block is full."""
-        self._waiting.append((h, label))
+        self._waiting.append((h[self.part], label))
         if len(self._waiting) >= self.every:
             self._solve()
 
@@ -129,7 +183,9 @@ class Head:
 def load(directory: Path, about: Mapping[str, Any], _schema: RecordSchema, _classes: int, _all: Registry) -> Heads:
     """The part that wrote itself there; the random features follow from their seed."""
     numbers = read(directory)
-    return Forgotten(numbers, Hidden(len(numbers["mean"]), about["width"], about["seed"]))
+    features = Hidden(len(numbers["mean"]), about["width"], about["bins"], about["seed"])
+    features.load_state_dict({name[4:]: numbers[name] for name in numbers if name.startswith("map.")})
+    return Forgotten(numbers, features)
 
 
 class Forgotten(Heads):
@@ -142,7 +198,7 @@ class Forgotten(Heads):
 
     def write(self, directory: Path) -> dict[str, Any]:
         """Put its numbers into a version's directory."""
-        return {**super().write(directory), "width": self.map.random.width, "seed": self.map.random.seed}
+        return {**super().write(directory), "width": self.map.width, "bins": self.map.bins, "seed": self.map.seed}
 
 
 class ForgettingTeacher:
@@ -155,18 +211,19 @@ class ForgettingTeacher:
         self.key = context.key
         self._columns = Columns(context.schema, context.schema.student)
         features = int(np.prod(self._columns.schema.shape))
-        self._map = Hidden(features, options.width, context.student.seed)
+        self._map = Hidden(features, options.width, options.bins, context.student.seed)
         self._standard = Standard(features)
-        width = self._features(np.zeros((1, features))).shape[1]
-        self.heads = [Head(half_life, width, len(context.labels)) for half_life in options.half_lives]
+        many = [(half_life, part) for part in self._map.parts for half_life in options.half_lives]
+        self.heads = [Head(half_life, part, len(context.labels)) for half_life, part in many]
+        self._first: list[np.ndarray] = []  # rows that the bins are fitted to
         self.share = FixedShare()
-        self._names = tuple(map(str, options.half_lives))
+        self._names = tuple(f"{len(part)} features, {half_life}" for half_life, part in many)
         self._learned = np.zeros(len(context.labels), dtype=bool)
 
     def logits(self, x: Tensor) -> Float[Tensor, "batch classes"]:
         if not self._learned.any():
             return torch.zeros(len(x), len(self._learned), device=x.device)
-        said = self._said(self._features(self._standard(self._rows(x))))
+        said = self._said(self._features(self._rows(x)))
         mixed = self.share.mixed(self._names, said)
         return torch.from_numpy(np.log(mixed)).to(x.device, torch.float32)
 
@@ -185,28 +242,38 @@ class ForgettingTeacher:
         taught = learn.cpu().numpy() & np.isfinite(rows).all(1)
         answers = np.empty((len(rows), len(self._learned)))
         for place, row in enumerate(rows):
-            h = self._features(self._standard(row[None]))
+            h = self._features(row[None])
             tested = np.where(taught[place], labels[place : place + 1], -1)
             answer = self.share.test(self._names, self._said(h), tested, *NOBODY)[0]
             answers[place] = answer if self._learned.any() else 1.0
             if taught[place]:
                 self._learned[labels[place]] = True
-                self._standard.learn(row)
-                for head in self.heads:
-                    head.learn(h[0], int(labels[place]))
+                self._learn(row, h[0], int(labels[place]))
         return torch.from_numpy(np.log(answers)).to(x.device, torch.float32)
+
+    def _learn(self, row: np.ndarray, h: np.ndarray, label: int) -> None:
+        self._standard.learn(row)
+        for head in self.heads[: None if self._map.fitted else len(self.heads) // len(self._map.parts)]:
+            head.learn(h, label)
+        if self._map.bins and not self._map.fitted:
+            self._first.append(row)
+            if len(self._first) == FIRST:
+                self._map.fit(torch.from_numpy(np.stack(self._first)))
+                self._first = []
 
     def _said(self, h: np.ndarray) -> np.ndarray:
         """[n, heads, classes] the probabilities of each regression; even before it has learned."""
         known = self._learned if self._learned.any() else ~self._learned
-        said = np.stack([h @ (head.weight.numpy() * head.sharpness) for head in self.heads], 1)
+        said = np.stack([h[:, head.part] @ (head.weight.numpy() * head.sharpness) for head in self.heads], 1)
         raised = np.exp(said - said.max(2, keepdims=True)) * known
         return raised / raised.sum(2, keepdims=True)
 
     @torch.no_grad()
     def _features(self, rows: np.ndarray) -> np.ndarray:
-        """Random features of standardised rows [n, features], and a 1."""
-        h = self._map(torch.from_numpy(rows).float()).numpy().astype(np.float64)
+        """Features of raw rows [n, features], and a 1."""
+        rows = np.where(np.isfinite(rows), rows, self._standard.mean)
+        raw, standard = (torch.from_numpy(part).float() for part in (rows, self._standard(rows)))
+        h = self._map(raw, standard).numpy().astype(np.float64)
         return np.pad(h, ((0, 0), (0, 1)), constant_values=1.0)
 
     def _rows(self, x: Tensor) -> np.ndarray:
@@ -217,12 +284,18 @@ class ForgettingTeacher:
         if not any(head.mass for head in self.heads):
             return None
         numbers = {
-            "weight": torch.stack([head.weight * head.sharpness for head in self.heads]).float(),
+            "weight": torch.stack([self._spread(head) for head in self.heads]),
             "share": torch.tensor([*self.share.weights.values()]),
             "known": self.known(),
             **self._standard.numbers(),
         }
-        return Forgotten(numbers, self._map)
+        return Forgotten(numbers, copy_of(self._map))
+
+    def _spread(self, head: Head) -> Tensor:
+        """[features + 1, classes] its solution, zeros elsewhere."""
+        whole = torch.zeros(self._map.parts[-1][-2] + 2, head.weight.shape[1])
+        whole[head.part] = (head.weight * head.sharpness).float()
+        return whole
 
     def size_bytes(self) -> int:
         """Moments and solutions of all heads, and the features' numbers."""
@@ -235,6 +308,8 @@ class ForgettingTeacher:
             "heads": [head.state_dict() for head in self.heads],
             "share": self.share.state_dict(),
             "learned": torch.from_numpy(self._learned.copy()),
+            "bins": self._map.state_dict(),
+            "first": torch.from_numpy(np.stack(self._first)) if self._first else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -243,6 +318,8 @@ class ForgettingTeacher:
             head.load_state_dict(held)
         self.share.load_state_dict(state["share"])
         self._learned = state["learned"].numpy().copy()
+        self._map.load_state_dict(state["bins"])
+        self._first = [] if state["first"] is None else [*state["first"].numpy().copy()]
 
 
 @hookimpl

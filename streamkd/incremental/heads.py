@@ -21,7 +21,7 @@ class Heads(nn.Module):
     """Raw inputs [batch, *shape] to log-probabilities [batch, classes].
 
     ``weight`` [heads, features + 1, classes], the last row for a constant; ``share`` [heads] sums to 1. ``map`` makes
-    features of standardised inputs; without one they are the features. What is not finite counts as its mean.
+    features of raw and standardised inputs; without one these are the features. What is not finite counts as its mean.
     """
 
     mean: Tensor
@@ -33,13 +33,15 @@ class Heads(nn.Module):
     def __init__(self, teacher: str, numbers: dict[str, Tensor], features: nn.Module | None = None) -> None:
         super().__init__()
         self.teacher = teacher
-        self.map = features or nn.Identity()
+        self.map = features
         for name in ("mean", "gain", "weight", "share", "known"):
             self.register_buffer(name, numbers[name])
 
     def forward(self, x: Tensor) -> Float[Tensor, "batch classes"]:
         rows = x.flatten(1).float()
-        h = self.map((torch.where(rows.isfinite(), rows, self.mean) - self.mean) * self.gain)
+        rows = torch.where(rows.isfinite(), rows, self.mean)
+        h = (rows - self.mean) * self.gain
+        h = h if self.map is None else self.map(rows, h)
         z = torch.einsum("bf,hfc->hbc", F.pad(h, (0, 1), value=1.0), self.weight)
         p = torch.softmax(z.masked_fill(~self.known, -torch.inf), 2)
         mixed = torch.einsum("h,hbc->bc", self.share, p)
