@@ -35,11 +35,12 @@ _RATES: list[Settings] = [
     {"optimizer": "adam", "learning_rate": 0.003},
 ]
 _HARD = (0.3, 0.5, 0.7)
+WITNESSES = ("last-label", "linear", "forgetting")
 
 
 def default_teachers() -> list[str]:
-    """The teachers of a configuration that names none."""
-    return [choice.name for choice in Config.model_fields["teachers"].default]
+    """The teachers of a configuration that names none, without those that teach nobody."""
+    return [choice.name for choice in Config.model_fields["teachers"].default if choice.name not in WITNESSES]
 
 
 def grid(name: str) -> list[Settings]:

@@ -27,6 +27,7 @@ from streamkd.bench import book, documents, drifting, online_peers, prequential
 from streamkd.bench.book import Progress, Row
 from streamkd.errors import ConfigError
 from streamkd.learner import Learner
+from streamkd.learning import mixture
 from streamkd.plugins import Registry
 from streamkd.run import REFRESH
 from streamkd.state.environment import environment
@@ -191,7 +192,7 @@ def ours(config: configuration.Config, registry: Registry, stream: drifting.Drif
         if not learner.advance():
             break
         if not delay and learner.last is not None:
-            panel.write(answered, told(learner))
+            panel.write(answered, told(learner.step.mixture.last))
         answered = come
     seconds = time.process_time() - begun
     source.close()
@@ -203,27 +204,19 @@ def ours(config: configuration.Config, registry: Registry, stream: drifting.Drif
     ]
 
 
-def told(learner: Learner) -> Said:
-    """What everybody said of a step's fresh rows before they were learned, and what was answered (``served``)."""
-    last = learner.step.mixture.last
-    if last is None:
+def told(said: mixture.Said | None) -> Said:
+    """By name what everybody said, and what was answered (``served``)."""
+    if said is None:
         return {}
-    found = {name: torch.from_numpy(last.probabilities[:, place]) for place, name in enumerate(last.names)}
-    return {**found, "served": torch.from_numpy(last.mixed)}
+    found = {name: torch.from_numpy(said.probabilities[:, place]) for place, name in enumerate(said.names)}
+    return {**found, "served": torch.from_numpy(said.mixed)}
 
 
-@torch.no_grad()
 def asked(learner: Learner, x: Tensor) -> Said:
     """The same of any rows [rows, *shape], as things stand; nothing before the first step."""
     if not learner.started or not len(x):
         return {}
-    with at_rest(learner.student) as student:
-        found = {"student": torch.softmax(student(x), 1)}
-    for teacher in learner.step.pool.everybody:
-        known = teacher.known()
-        if teacher.role != "remembered" and known.any():
-            found[teacher.key] = torch.softmax(teacher.logits(x).masked_fill(~known, -torch.inf), 1)
-    return found
+    return told(learner.step.mixture.ask(learner.student, x))
 
 
 class Panel:

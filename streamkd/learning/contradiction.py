@@ -1,16 +1,17 @@
 """What comes now contradicts some of what is remembered: which records, and whether that is more than chance.
 
-    the teacher that knows the present best ─► p(label) of records as they come ──┐
-                                           ─► p(label) of remembered records ─────┴─► clearly less likely?
-    among them those that it would call otherwise, and that lie among what comes now ─► ``Ring.contradicted``
+    the teacher that knows the present best ─► mistakes on records as they come ──┐
+                                           ─► mistakes on remembered records ─────┴─► clearly more?
+    among them those that it calls otherwise, and that lie among what comes now ─► ``Ring.contradicted``
 
 Age by contradiction, not by time. Of a class that does not come now nothing is contradicted (``Presence``), nor is a
-record unlike any that comes: a former domain may still be as it was. Where the world has not changed, what a teacher of
-the present says of remembered labels is as likely as what it says of new ones, however hard they are. What a memory
-does with a contradicted record is its policy's to say. The nearest relative is self-adjusting memory (Losing, Hammer
-and Wersing 2016), which cleans a long-term memory by the neighbours in a short-term one.
+record unlike any that comes: a former domain may still be as it was. Where the world has not changed, a teacher of the
+present is right on remembered records as often as on new ones, however hard they are. What a memory does with a
+contradicted record is its policy's to say. The nearest relative is self-adjusting memory (Losing, Hammer and Wersing
+2016), which cleans a long-term memory by the neighbours in a short-term one.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -24,7 +25,7 @@ from streamkd.teachers.pool import Pool
 from streamkd.teachers.teacher import Incremental, Servable, Teacher
 
 EVERY = 10  # steps between two looks
-SURE = 4.0  # standard errors by which remembered labels are less likely: it is asked hundreds of times
+SURE = 4.0  # standard errors by which mistakes on what is remembered are more: it is asked hundreds of times
 RECENT = 200  # arrived records that say where it is that records come from now
 WITHIN = 0.9  # of them have a neighbour as near as that
 
@@ -36,7 +37,7 @@ class Contradiction:
         self.memory, self.pool, self.mixture = memory, pool, mixture
         self.age = 0
         self.changed = False
-        self._likely: list[np.ndarray] = []
+        self._wrong: list[np.ndarray] = []
         self._recent: Tensor | None = None
 
     def after_step(self, x: Tensor, labels: Tensor) -> None:
@@ -45,14 +46,14 @@ class Contradiction:
         said = self.mixture.last
         if teacher is None or said is None or teacher.key not in said.names:
             return
-        told = (labels >= 0).cpu().numpy()
-        place = said.names.index(teacher.key)
-        self._likely.append(said.probabilities[told, place, labels.cpu().numpy()[told]])
+        told, columns = (labels >= 0).cpu().numpy(), labels.cpu().numpy()
+        answers = said.probabilities[:, said.names.index(teacher.key)].argmax(1)
+        self._wrong.append((answers != columns)[told])
         self._recent = x if self._recent is None else torch.cat([self._recent, x])[-RECENT:]
         self.age += 1
         if self.age >= EVERY:
             self._look(teacher)
-            self.age, self._likely = 0, []
+            self.age, self._wrong = 0, []
 
     def _now(self) -> Teacher | None:
         """Of the teachers that learn record by record, and by what a record holds, the one of the largest weight."""
@@ -62,16 +63,16 @@ class Contradiction:
 
     @torch.no_grad()
     def _look(self, teacher: Teacher) -> None:
-        new, rings = np.concatenate(self._likely), [self.memory.replayed, self.memory.holdout]
-        told = [(ring, *found) for ring in rings if (found := self._judged(teacher, ring)) is not None]
-        likely = np.concatenate([each[told] for _, each, told, _ in told]) if told else np.zeros(0)
-        self.changed = _less(likely, new)
-        for ring, _, judged, otherwise in told:
-            against = judged & otherwise & self._comes(ring) if self.changed else np.zeros(len(judged), dtype=bool)
+        new, rings = np.concatenate(self._wrong), [self.memory.replayed, self.memory.holdout]
+        found = [(ring, *judged) for ring in rings if (judged := self._judged(teacher, ring)) is not None]
+        known = np.concatenate([wrong[told] for _, told, wrong in found]) if found else np.zeros(0, dtype=bool)
+        self.changed = _more(known, new)
+        for ring, told, wrong in found:
+            against = told & wrong & self._comes(ring) if self.changed else np.zeros(len(told), dtype=bool)
             ring.contradicted[: ring.filled] = torch.from_numpy(against).to(ring.contradicted.device)
 
-    def _judged(self, teacher: Teacher, ring: Ring) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """Of each place the probability of its label, whether it can be told, and whether another is more probable."""
+    def _judged(self, teacher: Teacher, ring: Ring) -> tuple[np.ndarray, np.ndarray] | None:
+        """Of each place whether it can be told, and whether the teacher calls it otherwise."""
         if ring.x is None or not ring.filled:
             return None
         x, y = ring.x[: ring.filled], ring.y[: ring.filled].cpu().numpy()
@@ -79,10 +80,9 @@ class Contradiction:
         if answer is None:
             return None
         logits, known = answer
-        p = torch.softmax(logits.masked_fill(~known, -torch.inf).double(), 1).nan_to_num().cpu().numpy()
-        absent = self.mixture.share.presence.absent()
-        told = known.expand(p.shape).cpu().numpy()[np.arange(len(y)), y] & ~np.isin(y, np.flatnonzero(absent))
-        return p[np.arange(len(y)), y], told, p.argmax(1) != y
+        absent = np.flatnonzero(self.mixture.share.presence.absent())
+        told = known.expand(logits.shape).cpu().numpy()[np.arange(len(y)), y] & ~np.isin(y, absent)
+        return told, logits.masked_fill(~known, -torch.inf).argmax(1).cpu().numpy() != y
 
     def _comes(self, ring: Ring) -> np.ndarray:
         """[places] whose inputs are as near to a recent record's as those are to each other."""
@@ -96,19 +96,25 @@ class Contradiction:
 
     def state_dict(self) -> dict[str, Any]:
         """What the next look follows from; the last one's findings are the memory's."""
-        likely = torch.from_numpy(np.concatenate(self._likely)) if self._likely else None
-        return {"age": self.age, "changed": self.changed, "likely": likely, "recent": self._recent}
+        wrong = torch.from_numpy(np.concatenate(self._wrong)) if self._wrong else None
+        return {"age": self.age, "changed": self.changed, "wrong": wrong, "recent": self._recent}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Go on from a state."""
         self.age, self.changed = state["age"], state["changed"]
-        self._likely = [] if state["likely"] is None else [state["likely"].numpy().copy()]
+        self._wrong = [] if state["wrong"] is None else [state["wrong"].numpy().copy()]
         self._recent = None if state["recent"] is None else state["recent"].to(device)
 
 
-def _less(likely: np.ndarray, new: np.ndarray) -> bool:
-    """Whether the first are smaller than the second by more than chance."""
-    if len(likely) < 2 or len(new) < 2:
+def _more(known: np.ndarray, new: np.ndarray) -> bool:
+    """Whether there are more mistakes among the first than among the second, beyond chance."""
+    if not len(known) or not len(new):
         return False
-    error = np.sqrt(likely.var() / len(likely) + new.var() / len(new))
-    return bool(new.mean() - likely.mean() > SURE * error)
+    return bool(known.mean() - new.mean() > SURE * math.hypot(_error(known), _error(new)))
+
+
+def _error(wrong: np.ndarray) -> float:
+    """The standard error of a share, with two rows to spare on either side (Agresti and Coull 1998)."""
+    rows = len(wrong) + 4
+    share = (wrong.sum() + 2) / rows
+    return math.sqrt(share * (1 - share) / rows)

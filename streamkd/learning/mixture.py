@@ -19,6 +19,7 @@ from torch import Tensor
 from streamkd.gates.fixed_share import NOBODY, FixedShare
 from streamkd.learning.batch import StepBatch
 from streamkd.replay.memory import Remembered
+from streamkd.students.networks import Student, at_rest
 from streamkd.teachers.answers import Answers
 from streamkd.teachers.pool import Pool
 
@@ -94,6 +95,20 @@ class Mixture:
                 found.append((key, whole.cpu().numpy()))
         in_turn = self.pool.prequential.items()
         return found + [(key, torch.softmax(logits.double(), 1).cpu().numpy()) for key, logits in in_turn]
+
+    @torch.no_grad()
+    def ask(self, student: Student, x: Tensor) -> Said:
+        """What everybody says of any rows [rows, *shape] as things stand, and what is answered."""
+        with at_rest(student):
+            own = torch.softmax(student(x).double(), 1)
+        found = {STUDENT: own.cpu().numpy()}
+        for teacher in self.pool.everybody:
+            answer = self.pool.guard.ask(teacher, x, own.shape[1])
+            if answer is not None and teacher.key in self.share.names:
+                found[teacher.key] = completed(answer[0], answer[1].expand(own.shape), own).cpu().numpy()
+        names = tuple(found)
+        probabilities = np.stack([*found.values()], 1)
+        return Said(names, probabilities, self.share.mixed(names, probabilities))
 
     def state_dict(self) -> dict[str, Any]:
         """The shares."""

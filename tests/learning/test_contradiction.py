@@ -83,4 +83,4 @@ def test_it_goes_on_from_its_state() -> None:
     train(step, 53, 0)
     other.contradiction.load_state_dict(step.contradiction.state_dict(), torch.device("cpu"))
     assert other.contradiction.age == step.contradiction.age == 3
-    assert torch.equal(other.contradiction.state_dict()["likely"], step.contradiction.state_dict()["likely"])
+    assert torch.equal(other.contradiction.state_dict()["wrong"], step.contradiction.state_dict()["wrong"])

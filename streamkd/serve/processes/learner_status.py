@@ -93,6 +93,7 @@ def _teachers(learner: Learner, weights: Mapping[str, float]) -> list[Json]:
             "accuracy": pool.accuracy.get(teacher.key),
             "weight": weights.get(teacher.key),
             "share": shares.get(teacher.key),
+            "teaches": teacher in pool.teachers,
             "classes": int(teacher.known().sum()) or None,
             "bytes": bytes_of(teacher),
         }
