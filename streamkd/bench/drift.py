@@ -204,7 +204,7 @@ def ours(config: configuration.Config, registry: Registry, stream: drifting.Drif
     ]
 
 
-def told(said: mixture.Said | None) -> Said:
+def told(said: mixture.Testimony | None) -> Said:
     """By name what everybody said, and what was answered (``served``)."""
     if said is None:
         return {}

@@ -185,10 +185,10 @@ def load(directory: Path, about: Mapping[str, Any], _schema: RecordSchema, _clas
     numbers = read(directory)
     features = Hidden(len(numbers["mean"]), about["width"], about["bins"], about["seed"])
     features.load_state_dict({name[4:]: numbers[name] for name in numbers if name.startswith("map.")})
-    return Forgotten(numbers, features)
+    return ForgettingHeads(numbers, features)
 
 
-class Forgotten(Heads):
+class ForgettingHeads(Heads):
     """What is served of the teacher."""
 
     map: Hidden
@@ -279,7 +279,7 @@ class ForgettingTeacher:
     def _rows(self, x: Tensor) -> np.ndarray:
         return self._columns(x).flatten(1).cpu().numpy().astype(np.float64)
 
-    def part(self) -> Forgotten | None:
+    def part(self) -> ForgettingHeads | None:
         """A copy as it is now; nothing before it has learned."""
         if not any(head.mass for head in self.heads):
             return None
@@ -289,7 +289,7 @@ class ForgettingTeacher:
             "known": self.known(),
             **self._standard.numbers(),
         }
-        return Forgotten(numbers, copy_of(self._map))
+        return ForgettingHeads(numbers, copy_of(self._map))
 
     def _spread(self, head: Head) -> Tensor:
         """[features + 1, classes] its solution, zeros elsewhere."""

@@ -27,7 +27,7 @@ STUDENT = "student"
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class Testimony:
     """By whom what was said: probabilities [rows, sources, classes] of the sources, and ``mixed`` [rows, classes]."""
 
     names: tuple[str, ...]
@@ -65,7 +65,7 @@ class Mixture:
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
         self.share = FixedShare()
-        self.last: Said | None = None
+        self.last: Testimony | None = None
 
     @property
     def asks_held_out(self) -> bool:
@@ -83,7 +83,7 @@ class Mixture:
         labels[plan.offer.again] = -1
         names, probabilities = tuple(said), np.stack([*said.values()], 1)
         mixed = self.share.test(names, probabilities, labels.cpu().numpy(), *(held.of(names) if held else NOBODY))
-        self.last = Said(names, probabilities, mixed)
+        self.last = Testimony(names, probabilities, mixed)
 
     def _said(self, plan: StepBatch, student: Tensor) -> list[tuple[str, np.ndarray]]:
         fresh, answers = plan.fresh, plan.answers
@@ -97,7 +97,7 @@ class Mixture:
         return found + [(key, torch.softmax(logits.double(), 1).cpu().numpy()) for key, logits in in_turn]
 
     @torch.no_grad()
-    def ask(self, student: Student, x: Tensor) -> Said:
+    def ask(self, student: Student, x: Tensor) -> Testimony:
         """What everybody says of any rows [rows, *shape] as things stand, and what is answered."""
         with at_rest(student):
             own = torch.softmax(student(x).double(), 1)
@@ -108,7 +108,7 @@ class Mixture:
                 found[teacher.key] = completed(answer[0], answer[1].expand(own.shape), own).cpu().numpy()
         names = tuple(found)
         probabilities = np.stack([*found.values()], 1)
-        return Said(names, probabilities, self.share.mixed(names, probabilities))
+        return Testimony(names, probabilities, self.share.mixed(names, probabilities))
 
     def state_dict(self) -> dict[str, Any]:
         """The shares."""
