@@ -2,7 +2,7 @@
 
     the teacher that knows the present best ─► mistakes on records as they come ──┐
                                            ─► mistakes on remembered records ─────┴─► clearly more?
-    among them those that it calls otherwise, and that lie among what comes now ─► ``Ring.contradicted``
+    among them those that it calls otherwise, near recent records on which it is right ─► ``Ring.contradicted``
 
 Age by contradiction, not by time. Of a class that does not come now nothing is contradicted (``Presence``), nor is a
 record unlike any that comes: a former domain may still be as it was. Where the world has not changed, a teacher of the
@@ -26,8 +26,9 @@ from streamkd.teachers.teacher import Incremental, Servable, Teacher
 
 EVERY = 10  # steps between two looks
 SURE = 4.0  # standard errors by which mistakes on what is remembered are more: it is asked hundreds of times
-RECENT = 200  # arrived records that say where it is that records come from now
+RECENT = 200  # arrived records that say where it is that the teacher knows the present
 WITHIN = 0.9  # of them have a neighbour as near as that
+FEW = 20  # of them say nothing yet
 
 
 class Contradiction:
@@ -38,7 +39,7 @@ class Contradiction:
         self.age = 0
         self.changed = False
         self._wrong: list[np.ndarray] = []
-        self._recent: Tensor | None = None
+        self._recent: tuple[Tensor, Tensor] | None = None
 
     def after_step(self, x: Tensor, labels: Tensor) -> None:
         """The fresh rows x [n, *shape] of a step and their columns [n], -1 where they tell nothing."""
@@ -49,7 +50,9 @@ class Contradiction:
         told, columns = (labels >= 0).cpu().numpy(), labels.cpu().numpy()
         answers = said.probabilities[:, said.names.index(teacher.key)].argmax(1)
         self._wrong.append((answers != columns)[told])
-        self._recent = x if self._recent is None else torch.cat([self._recent, x])[-RECENT:]
+        mine = x[labels >= 0], labels[labels >= 0]
+        pairs = zip(self._recent, mine, strict=True) if self._recent is not None else ()
+        self._recent = cast(tuple[Tensor, Tensor], tuple(torch.cat(pair)[-RECENT:] for pair in pairs)) or mine
         self.age += 1
         if self.age >= EVERY:
             self._look(teacher)
@@ -67,8 +70,10 @@ class Contradiction:
         found = [(ring, *judged) for ring in rings if (judged := self._judged(teacher, ring)) is not None]
         known = np.concatenate([wrong[told] for _, told, wrong in found]) if found else np.zeros(0, dtype=bool)
         self.changed = _more(known, new)
+        known_now = self._known_now(teacher) if self.changed else None
         for ring, told, wrong in found:
-            against = told & wrong & self._comes(ring) if self.changed else np.zeros(len(told), dtype=bool)
+            near = np.zeros(len(told), dtype=bool) if known_now is None else _near(ring, known_now)
+            against = told & wrong & near
             ring.contradicted[: ring.filled] = torch.from_numpy(against).to(ring.contradicted.device)
 
     def _judged(self, teacher: Teacher, ring: Ring) -> tuple[np.ndarray, np.ndarray] | None:
@@ -84,26 +89,38 @@ class Contradiction:
         told = known.expand(logits.shape).cpu().numpy()[np.arange(len(y)), y] & ~np.isin(y, absent)
         return told, logits.masked_fill(~known, -torch.inf).argmax(1).cpu().numpy() != y
 
-    def _comes(self, ring: Ring) -> np.ndarray:
-        """[places] whose inputs are as near to a recent record's as those are to each other."""
-        assert ring.x is not None
-        assert self._recent is not None
-        recent, held = self._recent.flatten(1).float(), ring.x[: ring.filled].flatten(1).float()
-        scale = 1 / recent.std(0, correction=0).clamp_min(1e-6)
-        recent, held = recent * scale, held * scale
-        apart = torch.cdist(recent, recent).fill_diagonal_(torch.inf).amin(1)
-        return (torch.cdist(held, recent).amin(1) <= apart.quantile(WITHIN)).cpu().numpy()
+    def _known_now(self, teacher: Teacher) -> Tensor | None:
+        """Recent records on which the teacher is right, flat; ``None`` where they are few."""
+        assert self._recent is not None  # there is a look after some steps only
+        x, y = self._recent
+        answer = self.pool.guard.ask(teacher, x, self.memory.replayed.logits.shape[1])
+        if answer is None:
+            return None
+        right = answer[0].masked_fill(~answer[1], -torch.inf).argmax(1) == y
+        return x[right].flatten(1).float() if int(right.sum()) >= FEW else None
 
     def state_dict(self) -> dict[str, Any]:
         """What the next look follows from; the last one's findings are the memory's."""
         wrong = torch.from_numpy(np.concatenate(self._wrong)) if self._wrong else None
-        return {"age": self.age, "changed": self.changed, "wrong": wrong, "recent": self._recent}
+        recent = None if self._recent is None else list(self._recent)
+        return {"age": self.age, "changed": self.changed, "wrong": wrong, "recent": recent}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Go on from a state."""
         self.age, self.changed = state["age"], state["changed"]
         self._wrong = [] if state["wrong"] is None else [state["wrong"].numpy().copy()]
-        self._recent = None if state["recent"] is None else state["recent"].to(device)
+        recent = state["recent"]
+        self._recent = None if recent is None else (recent[0].to(device), recent[1].to(device))
+
+
+def _near(ring: Ring, recent: Tensor) -> np.ndarray:
+    """[places] whose inputs are as near to one of these [n, features] as most of them are to each other."""
+    assert ring.x is not None
+    held = ring.x[: ring.filled].flatten(1).float()
+    scale = 1 / recent.std(0, correction=0).clamp_min(1e-6)
+    recent, held = recent * scale, held * scale
+    apart = torch.cdist(recent, recent).fill_diagonal_(torch.inf).amin(1)
+    return (torch.cdist(held, recent).amin(1) <= apart.quantile(WITHIN)).cpu().numpy()
 
 
 def _more(known: np.ndarray, new: np.ndarray) -> bool:
