@@ -25,7 +25,7 @@ from streamkd.teachers.served import Candidates, Model, Served
 from streamkd.teachers.teacher import TeacherContext, copy_of
 
 SCHEMA = toys.schema_of(8, 8)
-REGISTRY = Registry.load(only=["students", "analytic", "selectors"])
+REGISTRY = Registry.load(only=["students", "analytic", "selectors", "mixture"])
 
 
 def images(count: int, classes: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -154,7 +154,7 @@ def test_a_teacher_that_knows_only_by_heart_is_not_served() -> None:
 def written(folder: Path, model: Model) -> Path:
     about = {"student": {"name": "mlp", "options": {"hidden": [8]}}, "schema": SCHEMA.model_dump(mode="json")}
     more = {"classes": ["a", "b", "c"], "seed": 0, "records": 200, "published_at": 1.0}
-    served.write(folder, model, {**about, **more, "served": {"name": "auto", "options": {}}})
+    served.write(folder, model, {**about, **more, "served": {"name": "ensemble", "options": {}}})
     return folder
 
 

@@ -41,7 +41,26 @@ def _load(text: str, folder: Path) -> Config:
     return config.load(
         path,
         registry=Registry.load(
-            only=["replay", "students", "detectors", "teachers", "analytic", "gates", "per-sample", "match-gate"]
+            only=[
+                "replay",
+                "vicinal",
+                "policies",
+                "admission",
+                "selectors",
+                "mixture",
+                "students",
+                "detectors",
+                "teachers",
+                "recall",
+                "snapshot",
+                "last-label",
+                "linear",
+                "forgetting",
+                "analytic",
+                "gates",
+                "per-sample",
+                "match-gate",
+            ]
         ),
     )
 
