@@ -326,6 +326,7 @@ class Learner:
                 "held_out": step.held_out.state_dict(),
                 "mixture": step.mixture.state_dict(),
                 "contradiction": step.contradiction.state_dict(),
+                "recent": step.recent.state_dict(),
                 "settling": step.rate_decay.state_dict(),
                 "pool": step.pool.state_dict(),
                 "gate": step.gate.state_dict(),
@@ -384,7 +385,8 @@ class Learner:
             step.held_out.load_state_dict(learned["held_out"])
         if "mixture" in learned:
             step.mixture.load_state_dict(learned["mixture"])
-            step.contradiction.load_state_dict(learned["contradiction"], self.device)
+            step.contradiction.load_state_dict(learned["contradiction"])
+            step.recent.load_state_dict(learned["recent"], self.device)
         if "settling" in learned:
             step.rate_decay.load_state_dict(learned["settling"])
         step.pool.load_state_dict(learned["pool"], self.fresh_student, self.labels.labels)

@@ -9,8 +9,8 @@ keeps everybody ready for a world that changes (mirror descent and fixed share a
 fast to learn and how often the best one changes nobody knows: all of ``RATES`` x ``SHARES`` run side by side and are
 themselves mixed by Bayes' rule, so that neither is set.
 
-A class that does not come now is not contradicted, and may be asked for. So beside each record that comes the held-out
-records of such classes are tested too, each class counting as much as one of those that come.
+What does not come now, a class or a domain, is not contradicted, and may be asked for. So beside each record that comes
+the held-out records that are unlike it are tested too, together as much as they are more than those that are like it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,8 @@ RATES, SHARES = (0.02, 0.1, 0.5), (1e-4, 1e-3, 1e-2)  # decision 31
 SWITCH = 1e-3  # share of the pairs of rate and share among each other
 LEAST = 1e-3  # of each source's probability is spread evenly: one sure mistake must not end it
 
-NOBODY = np.zeros((0, 0)), np.zeros(0, dtype=np.int64)
+MOST = 10  # times as much as a record that comes count the held-out ones, at most
+NOBODY = np.zeros((0, 0)), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool)
 """No held-out records."""
 
 
@@ -51,12 +52,19 @@ class FixedShare:
         return np.tensordot(np.array([known[name] for name in names]), _spread(said), (0, 1))
 
     def test(
-        self, names: Sequence[str], said: np.ndarray, labels: np.ndarray, held: np.ndarray, held_labels: np.ndarray
+        self,
+        names: Sequence[str],
+        said: np.ndarray,
+        labels: np.ndarray,
+        held: np.ndarray,
+        held_labels: np.ndarray,
+        away: np.ndarray,
     ) -> np.ndarray:
         """The mixture's answers to records as they come, each by what those before it have told: [n, classes].
 
         ``said`` [n, sources, classes] are the sources' probabilities, ``labels`` [n] what was true (-1: not known, and
-        nothing told). ``held`` [m, sources] is the probability of the true label on held-out records.
+        nothing told). ``held`` [m, sources] is the probability of the true label on held-out records, ``away`` [m]
+        which of them are unlike what comes now.
         """
         self._meet(tuple(names))
         said = _spread(said)
@@ -65,7 +73,7 @@ class FixedShare:
             mixed[row] = self._trust @ self._table @ said[row]
             if label >= 0:
                 self.presence.see(label)
-                self._learn(said[row, :, label], *self._still_true(held, held_labels, said.shape[2]))
+                self._learn(said[row, :, label], *self._still_true(held, held_labels, away, said.shape[2]))
         return mixed
 
     def _meet(self, names: tuple[str, ...]) -> None:
@@ -78,17 +86,17 @@ class FixedShare:
         self._table /= self._table.sum(1, keepdims=True)
         self.names = names
 
-    def _still_true(self, held: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
-        """Probabilities [m, sources] of the held-out records of absent classes, and what each counts beside one that
-        comes: as many classes, as many times one of those that come.
+    def _still_true(
+        self, held: np.ndarray, labels: np.ndarray, away: np.ndarray, classes: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Probabilities [m, sources] of the held-out records that do not come now, and what each counts beside one that
+        comes: together as much as they are more than the others.
         """
         absent = np.pad(self.presence.absent(), (0, classes))
-        away = absent[labels]
-        rows, mine = held[away], labels[away]
-        if not len(rows):
-            return rows, np.zeros(0)
-        counts = np.bincount(mine)
-        return (1 - LEAST) * rows + LEAST / classes, 1 / (counts[mine] * max(self.presence.coming(), 1))
+        away = away | absent[labels]
+        count = int(away.sum())
+        each = 1 / max(len(labels) - count, len(labels) / MOST, 1)
+        return (1 - LEAST) * held[away] + LEAST / classes, np.full(count, each)
 
     def _learn(self, told: np.ndarray, held: np.ndarray, counts: np.ndarray) -> None:
         """One step by the probabilities [sources] of a record's label, and those of the held-out ones beside it."""

@@ -158,7 +158,8 @@ class Head:
         width = len(self.square)
         ridge = RIDGE * float(self.square.diagonal().mean()) * (1 + width / self.mass)
         factor = torch.linalg.cholesky(self.square + (ridge + 1e-9) * torch.eye(width).double())
-        self.weight = torch.cholesky_solve(self.cross, factor)
+        # by rows, as it is after a restart: laid out by columns the same product rounds otherwise
+        self.weight = torch.cholesky_solve(self.cross, factor).contiguous()
 
     def grow(self, classes: int) -> None:
         """Room for ``classes`` classes."""

@@ -20,29 +20,26 @@ import torch
 from torch import Tensor
 
 from streamkd.learning.mixture import Mixture
+from streamkd.learning.recent import FEW, Recent, near
 from streamkd.replay.memory import Memory, Ring
 from streamkd.teachers.pool import Pool
 from streamkd.teachers.teacher import Incremental, Servable, Teacher
 
 EVERY = 10  # steps between two looks
 SURE = 4.0  # standard errors by which mistakes on what is remembered are more: it is asked hundreds of times
-RECENT = 200  # arrived records that say where it is that the teacher knows the present
-WITHIN = 0.9  # of them have a neighbour as near as that
-FEW = 20  # of them say nothing yet
 
 
 class Contradiction:
     """Looks at the memory every ``EVERY`` steps; where no teacher of the pool follows the present, it never does."""
 
-    def __init__(self, memory: Memory, pool: Pool, mixture: Mixture) -> None:
-        self.memory, self.pool, self.mixture = memory, pool, mixture
+    def __init__(self, memory: Memory, pool: Pool, mixture: Mixture, recent: Recent) -> None:
+        self.memory, self.pool, self.mixture, self.recent = memory, pool, mixture, recent
         self.age = 0
         self.changed = False
         self._wrong: list[np.ndarray] = []
-        self._recent: tuple[Tensor, Tensor] | None = None
 
-    def after_step(self, x: Tensor, labels: Tensor) -> None:
-        """The fresh rows x [n, *shape] of a step and their columns [n], -1 where they tell nothing."""
+    def after_step(self, labels: Tensor) -> None:
+        """The columns [n] of a step's fresh rows, -1 where they tell nothing."""
         teacher = self._now()
         said = self.mixture.last
         if teacher is None or said is None or teacher.key not in said.names:
@@ -50,9 +47,6 @@ class Contradiction:
         told, columns = (labels >= 0).cpu().numpy(), labels.cpu().numpy()
         answers = said.probabilities[:, said.names.index(teacher.key)].argmax(1)
         self._wrong.append((answers != columns)[told])
-        mine = x[labels >= 0], labels[labels >= 0]
-        pairs = zip(self._recent, mine, strict=True) if self._recent is not None else ()
-        self._recent = cast(tuple[Tensor, Tensor], tuple(torch.cat(pair)[-RECENT:] for pair in pairs)) or mine
         self.age += 1
         if self.age >= EVERY:
             self._look(teacher)
@@ -72,8 +66,9 @@ class Contradiction:
         self.changed = _more(known, new)
         known_now = self._known_now(teacher) if self.changed else None
         for ring, told, wrong in found:
-            near = np.zeros(len(told), dtype=bool) if known_now is None else _near(ring, known_now)
-            against = told & wrong & near
+            against = told & wrong
+            if ring.x is not None and against.any():
+                against[against] = known_now is not None and near(ring.x[: ring.filled][against], known_now)
             ring.contradicted[: ring.filled] = torch.from_numpy(against).to(ring.contradicted.device)
 
     def _judged(self, teacher: Teacher, ring: Ring) -> tuple[np.ndarray, np.ndarray] | None:
@@ -90,37 +85,24 @@ class Contradiction:
         return told, logits.masked_fill(~known, -torch.inf).argmax(1).cpu().numpy() != y
 
     def _known_now(self, teacher: Teacher) -> Tensor | None:
-        """Recent records on which the teacher is right, flat; ``None`` where they are few."""
-        assert self._recent is not None  # there is a look after some steps only
-        x, y = self._recent
+        """Recent records on which the teacher is right; ``None`` where they are few."""
+        assert self.recent.rows is not None  # there is a look after some steps only
+        x, y = self.recent.rows
         answer = self.pool.guard.ask(teacher, x, self.memory.replayed.logits.shape[1])
         if answer is None:
             return None
         right = answer[0].masked_fill(~answer[1], -torch.inf).argmax(1) == y
-        return x[right].flatten(1).float() if int(right.sum()) >= FEW else None
+        return x[right] if int(right.sum()) >= FEW else None
 
     def state_dict(self) -> dict[str, Any]:
         """What the next look follows from; the last one's findings are the memory's."""
         wrong = torch.from_numpy(np.concatenate(self._wrong)) if self._wrong else None
-        recent = None if self._recent is None else list(self._recent)
-        return {"age": self.age, "changed": self.changed, "wrong": wrong, "recent": recent}
+        return {"age": self.age, "changed": self.changed, "wrong": wrong}
 
-    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state."""
         self.age, self.changed = state["age"], state["changed"]
         self._wrong = [] if state["wrong"] is None else [state["wrong"].numpy().copy()]
-        recent = state["recent"]
-        self._recent = None if recent is None else (recent[0].to(device), recent[1].to(device))
-
-
-def _near(ring: Ring, recent: Tensor) -> np.ndarray:
-    """[places] whose inputs are as near to one of these [n, features] as most of them are to each other."""
-    assert ring.x is not None
-    held = ring.x[: ring.filled].flatten(1).float()
-    scale = 1 / recent.std(0, correction=0).clamp_min(1e-6)
-    recent, held = recent * scale, held * scale
-    apart = torch.cdist(recent, recent).fill_diagonal_(torch.inf).amin(1)
-    return (torch.cdist(held, recent).amin(1) <= apart.quantile(WITHIN)).cpu().numpy()
 
 
 def _more(known: np.ndarray, new: np.ndarray) -> bool:

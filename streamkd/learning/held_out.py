@@ -21,6 +21,7 @@ from streamkd.gates.gate import Gate, GateInputs, Measured
 from streamkd.gates.likelihood import held_out_likelihood
 from streamkd.learning.batch import ARRIVED, StepBatch
 from streamkd.learning.mixture import Held, probabilities
+from streamkd.learning.recent import Recent
 from streamkd.losses.match_gate import fused_target, soft_answers
 from streamkd.replay.memory import Memory, whole
 from streamkd.replay.rows import HeldOutFigures, StepRows
@@ -47,8 +48,8 @@ class Look:
 class HeldOut:
     """The last look at the held-out part of the memory; where nobody asks, nobody looks."""
 
-    def __init__(self, student: Student, memory: Memory, pool: Pool) -> None:
-        self.student, self.memory, self.pool = student, memory, pool
+    def __init__(self, student: Student, memory: Memory, pool: Pool, recent: Recent) -> None:
+        self.student, self.memory, self.pool, self.recent = student, memory, pool, recent
         self.last: Look | None = None
         self.age = 0
 
@@ -103,8 +104,8 @@ class HeldOut:
             x = shifted(held.x, 1, torch.Generator().manual_seed(0))
             kept = invariance(lying, taught(x, self._said(x), self.pool.answers(x, 0, None, classes)), held.y)
         spared = error_reduction(lying, torch.softmax(logits, 1), held.y)
-        figures = HeldOutFigures(spared, kept)
-        self.last = Look(self.pool.keys, measured, figures, probabilities(self.pool, held, logits, answers))
+        figures, away = HeldOutFigures(spared, kept), ~self.recent.near(held.x)
+        self.last = Look(self.pool.keys, measured, figures, probabilities(self.pool, held, logits, answers, away))
 
     def _said(self, x: Tensor) -> Tensor:
         with at_rest(self.student) as student:

@@ -1,7 +1,7 @@
 """The mixture: what student and teachers said of the records that have just come, and what each is worth by it.
 
     a step's fresh rows, not learned yet ─► probabilities of each source ─┐
-    held-out records of classes that do not come now ─────────────────────┴─► FixedShare ─► answers, weights
+    held-out records unlike what comes now ───────────────────────────────┴─► FixedShare ─► answers, weights
 
 What is answered while the stream flows is the mixture as each record finds it; a published version has its weights
 (``streamkd.learning.selector``).
@@ -37,26 +37,30 @@ class Testimony:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What the sources said of held-out records: the probability of the true label [m, sources], and the labels [m]."""
+    """What the sources said of held-out records: probabilities of the true label [m, sources], the labels [m], and which
+    of the records are unlike what comes [m].
+    """
 
     names: tuple[str, ...]
     probabilities: np.ndarray
     labels: np.ndarray
+    away: np.ndarray
 
-    def of(self, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    def of(self, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """By these sources; who was not asked yet stands where the student does."""
         places = [self.names.index(name if name in self.names else STUDENT) for name in names]
-        return self.probabilities[:, places], self.labels
+        return self.probabilities[:, places], self.labels, self.away
 
     def state_dict(self) -> dict[str, Any]:
         """Names, probabilities and labels."""
-        arrays = {"probabilities": torch.from_numpy(self.probabilities), "labels": torch.from_numpy(self.labels)}
+        arrays = {name: torch.from_numpy(getattr(self, name)) for name in ("probabilities", "labels", "away")}
         return {"names": list(self.names), **arrays}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "Held":
         """What ``state_dict`` gave."""
-        return cls(tuple(state["names"]), state["probabilities"].numpy().copy(), state["labels"].numpy().copy())
+        arrays = (state[name].numpy().copy() for name in ("probabilities", "labels", "away"))
+        return cls(tuple(state["names"]), *arrays)
 
 
 class Mixture:
@@ -66,11 +70,6 @@ class Mixture:
         self.pool = pool
         self.share = FixedShare()
         self.last: Testimony | None = None
-
-    @property
-    def asks_held_out(self) -> bool:
-        """Whether there are classes that do not come now, so that held-out records speak for them."""
-        return bool(self.share.presence.absent().any())
 
     def test(self, plan: StepBatch, logits: Tensor, held: Held | None) -> None:
         """The step's fresh rows test the sources; call it when the teachers have answered and learned them.
@@ -119,7 +118,7 @@ class Mixture:
         self.share.load_state_dict(state["share"])
 
 
-def probabilities(pool: Pool, held: Remembered, logits: Tensor, answers: Answers) -> Held:
+def probabilities(pool: Pool, held: Remembered, logits: Tensor, answers: Answers, away: np.ndarray) -> Held:
     """What everybody said of held-out records: the student's logits [m, classes], and the pool's answers."""
     student = torch.softmax(logits.double(), 1)
     column = held.y.unsqueeze(1)
@@ -131,7 +130,7 @@ def probabilities(pool: Pool, held: Remembered, logits: Tensor, answers: Answers
     for teacher in pool.everybody:
         if teacher.role == "prequential" and (said := pool.guard.ask(teacher, held.x, logits.shape[1])) is not None:
             found[teacher.key] = torch.softmax(said[0].double(), 1).gather(1, column)
-    return Held(tuple(found), torch.cat([*found.values()], 1).cpu().numpy(), held.y.cpu().numpy())
+    return Held(tuple(found), torch.cat([*found.values()], 1).cpu().numpy(), held.y.cpu().numpy(), away)
 
 
 def completed(

@@ -27,6 +27,7 @@ from streamkd.learning.contradiction import Contradiction
 from streamkd.learning.held_out import HeldOut
 from streamkd.learning.host import Hosted
 from streamkd.learning.mixture import Mixture
+from streamkd.learning.recent import Recent
 from streamkd.learning.sharing import WeightTransfer
 from streamkd.learning.terms import Term
 from streamkd.losses.match_gate import LossInputs
@@ -82,10 +83,11 @@ class Step:
         self.student, self.optimizer, self.memory, self.pool = student, optimizer, memory, pool
         self.gate, self.terms = gate, tuple(terms)
         self.adapter: Adapter | None = None
-        self.held_out = HeldOut(student, memory, pool)
+        self.recent = Recent()
+        self.held_out = HeldOut(student, memory, pool, self.recent)
         self.measure = measure or self.held_out.measured  # what gates are told of the teachers
         self.mixture = Mixture(pool)
-        self.contradiction = Contradiction(memory, pool, self.mixture)
+        self.contradiction = Contradiction(memory, pool, self.mixture, self.recent)
         self.replay, self.clip_norm = replay, clip_norm
         self.weighing_seconds = 0.0
         self.parameters = [p for p in student.parameters() if p.requires_grad]
@@ -168,7 +170,7 @@ class Step:
         for key, drawn in self.sources.draw(taught, self.student.classes, self._figures):
             rows, origins[key] = rows.and_(drawn), len(drawn.y)
             unlabelled = unlabelled or bool((drawn.y < 0).any())
-        if self.pool.asks_noise or self.mixture.asks_held_out:
+        if self.pool.asks_noise or self.pool.witnesses:
             self._figures()  # the gate's as well: it must not look while it weighs
         answers = self.pool.answers(rows.x, len(y), remembered, self.student.classes)
         return StepBatch(self._shared_out(rows), origins, task, answers, unlabelled, offer)
@@ -307,7 +309,9 @@ class Step:
         """By what everybody said of the fresh rows: who is worth how much, and what of the memory is still true."""
         self.mixture.test(plan, logits, self.held_out.said)
         fresh = slice(plan.fresh)
-        self.contradiction.after_step(plan.x[fresh], _unless(plan.y[fresh], plan.offer.again))
+        labels = _unless(plan.y[fresh], plan.offer.again)
+        self.recent.add(plan.x[fresh], labels)
+        self.contradiction.after_step(labels)
 
     @torch.no_grad()
     def abandon(self, plan: StepBatch) -> None:

@@ -73,7 +73,7 @@ def test_records_of_classes_that_do_not_come_are_not_forgotten() -> None:
     before, now = np.zeros(300, dtype=np.int64), np.ones(600, dtype=np.int64)
     present, past = np.array([0.05, 0.95]), np.array([0.2, 0.8])
     told = np.stack([np.tile(present, (600, 1)), np.tile(past, (600, 1))], 1)
-    held = np.tile([0.05, 0.8], (20, 1)), np.zeros(20, dtype=np.int64)
+    held = np.tile([0.05, 0.8], (20, 1)), np.zeros(20, dtype=np.int64), np.zeros(20, dtype=bool)
     shares = []
     for records in (NOBODY, held):
         one = FixedShare()

@@ -81,6 +81,6 @@ def test_it_goes_on_from_its_state() -> None:
     """Look, flag and what has been gathered for the next one."""
     step, other = made(), made()
     train(step, 53, 0)
-    other.contradiction.load_state_dict(step.contradiction.state_dict(), torch.device("cpu"))
+    other.contradiction.load_state_dict(step.contradiction.state_dict())
     assert other.contradiction.age == step.contradiction.age == 3
     assert torch.equal(other.contradiction.state_dict()["wrong"], step.contradiction.state_dict()["wrong"])

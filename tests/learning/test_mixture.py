@@ -36,10 +36,11 @@ def test_everybody_who_speaks_of_fresh_rows_is_weighed() -> None:
 
 def test_who_was_not_asked_about_held_out_records_stands_where_the_student_does() -> None:
     """Until the next look."""
-    held = Held(("student", "ema"), np.array([[0.3, 0.6], [0.1, 0.2]]), np.array([0, 1]))
-    probabilities, labels = held.of(("student", "new", "ema"))
+    held = Held(("student", "ema"), np.array([[0.3, 0.6], [0.1, 0.2]]), np.array([0, 1]), np.array([True, False]))
+    probabilities, labels, away = held.of(("student", "new", "ema"))
     assert probabilities.tolist() == [[0.3, 0.3, 0.6], [0.1, 0.1, 0.2]]
     assert labels.tolist() == [0, 1]
+    assert away.tolist() == [True, False]
 
 
 def candidates(**weights: float) -> Candidates:

@@ -715,4 +715,4 @@ def test_a_row_that_the_step_counts_less_pulls_less(engine: Any) -> None:
     wanted = _through_everything(copy.deepcopy(step), engine)
     toys.train(step, *toys.batches(1, seed=6)[0])
     assert step.held_out.last.figures.error_reduction == 0.4
-    assert float((gradient_of(gate) - wanted).norm() / wanted.norm()) < 1e-10
+    assert float((gradient_of(gate) - wanted).norm() / wanted.norm()) < 1e-8
