@@ -54,7 +54,7 @@ class Contradiction:
 
     def _now(self) -> Teacher | None:
         """Of the teachers that learn record by record, and by what a record holds, the one of the largest weight."""
-        weights = self.mixture.share.weights
+        weights = self.mixture.now.weights
         able = [t for t in self.pool.everybody if isinstance(t, Incremental) and isinstance(t, Servable)]
         return max(cast(list[Teacher], able), key=lambda t: weights.get(t.key, 0.0), default=None)
 
@@ -80,7 +80,7 @@ class Contradiction:
         if answer is None:
             return None
         logits, known = answer
-        absent = np.flatnonzero(self.mixture.share.presence.absent())
+        absent = np.flatnonzero(self.mixture.now.presence.absent())
         told = known.expand(logits.shape).cpu().numpy()[np.arange(len(y)), y] & ~np.isin(y, absent)
         return told, logits.masked_fill(~known, -torch.inf).argmax(1).cpu().numpy() != y
 

@@ -1,10 +1,10 @@
 """The mixture: what student and teachers said of the records that have just come, and what each is worth by it.
 
     a step's fresh rows, not learned yet ─► probabilities of each source ─┐
-    held-out records unlike what comes now ───────────────────────────────┴─► FixedShare ─► answers, weights
+    held-out records unlike what comes now ───────────────────────────────┴─► FixedShare ─► weights, answers
 
-What is answered while the stream flows is the mixture as each record finds it; a published version has its weights
-(``streamkd.learning.selector``).
+Twice: ``now`` by what comes alone, for answers to the very next records; ``share`` by what still holds as well, for a
+published version, which may be asked about anything (``streamkd.teachers.mixture``).
 """
 
 from collections.abc import Mapping
@@ -37,8 +37,8 @@ class Testimony:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What the sources said of held-out records: probabilities of the true label [m, sources], the labels [m], and which
-    of the records are unlike what comes [m].
+    """What the sources said of held-out records: probabilities of the true label [m, sources], the labels [m], and
+    which of the records are unlike what comes [m].
     """
 
     names: tuple[str, ...]
@@ -68,7 +68,7 @@ class Mixture:
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
-        self.share = FixedShare()
+        self.now, self.share = FixedShare(), FixedShare()
         self.last: Testimony | None = None
 
     def test(self, plan: StepBatch, logits: Tensor, held: Held | None) -> None:
@@ -81,7 +81,9 @@ class Mixture:
         labels = plan.y[:fresh].clone()
         labels[plan.offer.again] = -1
         names, probabilities = tuple(said), np.stack([*said.values()], 1)
-        mixed = self.share.test(names, probabilities, labels.cpu().numpy(), *(held.of(names) if held else NOBODY))
+        columns = labels.cpu().numpy()
+        self.share.test(names, probabilities, columns, *(held.of(names) if held else NOBODY))
+        mixed = self.now.test(names, probabilities, columns, *NOBODY)
         self.last = Testimony(names, probabilities, mixed)
 
     def _said(self, plan: StepBatch, student: Tensor) -> list[tuple[str, np.ndarray]]:
@@ -103,18 +105,19 @@ class Mixture:
         found = {STUDENT: own.cpu().numpy()}
         for teacher in self.pool.everybody:
             answer = self.pool.guard.ask(teacher, x, own.shape[1])
-            if answer is not None and teacher.key in self.share.names:
+            if answer is not None and teacher.key in self.now.names:
                 found[teacher.key] = completed(answer[0], answer[1].expand(own.shape), own).cpu().numpy()
         names = tuple(found)
         probabilities = np.stack([*found.values()], 1)
-        return Testimony(names, probabilities, self.share.mixed(names, probabilities))
+        return Testimony(names, probabilities, self.now.mixed(names, probabilities))
 
     def state_dict(self) -> dict[str, Any]:
         """The shares."""
-        return {"share": self.share.state_dict()}
+        return {"now": self.now.state_dict(), "share": self.share.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state."""
+        self.now.load_state_dict(state["now"])
         self.share.load_state_dict(state["share"])
 
 
