@@ -100,15 +100,16 @@ class FixedShare:
 
     def _learn(self, told: np.ndarray, held: np.ndarray, counts: np.ndarray) -> None:
         """One step by the probabilities [sources] of a record's label, and those of the held-out ones beside it."""
+        whole = 1 + counts.sum()  # one step a record, whatever stands beside it: held-out ones are the same each time
         m = self._table @ told
         slope, log = told / m[:, None], np.log(m)
         if len(held):
             each = self._table @ held.T
             slope, log = slope + (counts / each) @ held, log + np.log(each) @ counts
-        self._table = self._table * np.exp(np.minimum(self._rates * slope, 20.0))
+        self._table = self._table * np.exp(np.minimum(self._rates * slope / whole, 20.0))
         self._table /= self._table.sum(1, keepdims=True)
         self._table += self._shares * (1 / len(self.names) - self._table)
-        trust = self._trust * np.exp(log - log.max())
+        trust = self._trust * np.exp((log - log.max()) / whole)
         self._trust = trust / trust.sum()
         self._trust += SWITCH * (1 / len(trust) - self._trust)
 

@@ -126,7 +126,7 @@ def probabilities(pool: Pool, held: Remembered, logits: Tensor, answers: Answers
     student = torch.softmax(logits.double(), 1)
     column = held.y.unsqueeze(1)
     found = {STUDENT: student.gather(1, column)}
-    heard = answers.known.any(2).all(0).tolist()
+    heard = answers.known.any(2).any(0).tolist()  # where a teacher has no answer to a record, the student's stands
     for place, key in enumerate(pool.keys):
         if heard[place]:
             found[key] = completed(answers.logits[:, place], answers.known[:, place], student).gather(1, column)
