@@ -21,7 +21,9 @@ from streamkd.learning.batch import StepBatch
 from streamkd.replay.memory import Remembered
 from streamkd.students.networks import Student, at_rest
 from streamkd.teachers.answers import Answers
+from streamkd.teachers.mixture import ENSEMBLE
 from streamkd.teachers.pool import Pool
+from streamkd.teachers.teacher import Servable
 
 STUDENT = "student"
 
@@ -78,6 +80,7 @@ class Mixture:
         """
         fresh = plan.fresh
         said = dict(self._said(plan, torch.softmax(logits[:fresh].detach().double(), 1)))
+        said |= self._ensemble(said)
         labels = plan.y[:fresh].clone()
         labels[plan.offer.again] = -1
         names, probabilities = tuple(said), np.stack([*said.values()], 1)
@@ -97,6 +100,11 @@ class Mixture:
         in_turn = self.pool.prequential.items()
         return found + [(key, torch.softmax(logits.double(), 1).cpu().numpy()) for key, logits in in_turn]
 
+    def _ensemble(self, said: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The two that err most differently, together, as one more source; nothing where one of them is silent."""
+        pair = paired(self.pool)
+        return {ENSEMBLE: together(said[pair[0]], said[pair[1]])} if pair and set(pair) <= set(said) else {}
+
     @torch.no_grad()
     def ask(self, student: Student, x: Tensor) -> Testimony:
         """What everybody says of any rows [rows, *shape] as things stand, and what is answered."""
@@ -107,6 +115,7 @@ class Mixture:
             answer = self.pool.guard.ask(teacher, x, own.shape[1])
             if answer is not None and teacher.key in self.now.names:
                 found[teacher.key] = completed(answer[0], answer[1].expand(own.shape), own).cpu().numpy()
+        found |= self._ensemble(found) if ENSEMBLE in self.now.names else {}
         names = tuple(found)
         probabilities = np.stack([*found.values()], 1)
         return Testimony(names, probabilities, self.now.mixed(names, probabilities))
@@ -124,16 +133,31 @@ class Mixture:
 def probabilities(pool: Pool, held: Remembered, logits: Tensor, answers: Answers, away: np.ndarray) -> Held:
     """What everybody said of held-out records: the student's logits [m, classes], and the pool's answers."""
     student = torch.softmax(logits.double(), 1)
-    column = held.y.unsqueeze(1)
-    found = {STUDENT: student.gather(1, column)}
+    found = {STUDENT: student.cpu().numpy()}
     heard = answers.known.any(2).any(0).tolist()  # where a teacher has no answer to a record, the student's stands
     for place, key in enumerate(pool.keys):
         if heard[place]:
-            found[key] = completed(answers.logits[:, place], answers.known[:, place], student).gather(1, column)
+            found[key] = completed(answers.logits[:, place], answers.known[:, place], student).cpu().numpy()
     for teacher in pool.everybody:
         if teacher.role == "prequential" and (said := pool.guard.ask(teacher, held.x, logits.shape[1])) is not None:
-            found[teacher.key] = torch.softmax(said[0].double(), 1).gather(1, column)
-    return Held(tuple(found), torch.cat([*found.values()], 1).cpu().numpy(), held.y.cpu().numpy(), away)
+            found[teacher.key] = torch.softmax(said[0].double(), 1).cpu().numpy()
+    if (pair := paired(pool)) and set(pair) <= set(found):
+        found[ENSEMBLE] = together(found[pair[0]], found[pair[1]])
+    labels = held.y.cpu().numpy()
+    told = np.stack([each[np.arange(len(labels)), labels] for each in found.values()], 1)
+    return Held(tuple(found), told, labels, away)
+
+
+def paired(pool: Pool) -> tuple[str, str] | None:
+    """The average and the first teacher that learns in closed form; ``None`` where there are not both."""
+    closed = next((t.key for t in pool.teachers if t.role == "versioned" and isinstance(t, Servable)), None)
+    return (pool.average.key, closed) if pool.average is not None and closed is not None else None
+
+
+def together(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The geometric pool of probabilities [..., classes], half and half."""
+    both = np.sqrt(first * second)
+    return both / np.maximum(both.sum(-1, keepdims=True), 1e-300)
 
 
 def completed(

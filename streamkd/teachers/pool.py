@@ -279,7 +279,9 @@ class Pool:
         ring, average = self.memory.holdout, self.average
         held = (ring.x[: ring.filled], ring.y[: ring.filled]) if ring.x is not None and ring.filled else None
         named = {"average" if average and key == average.key else key: weight for key, weight in weights.items()}
-        return Candidates(student, average.student if average else None, parts, held, self.noise or 0.0, named)
+        closed = next((t.key for t in self.teachers if t.role == "versioned" and t.key in parts), None)
+        pair = ("average", closed) if average and closed else None
+        return Candidates(student, average.student if average else None, parts, held, self.noise or 0.0, named, pair)
 
     def facts(self, device: torch.device) -> Tensor:
         """[teachers, 2] for the gate: held-out accuracy, and 1 / (1 + age in tasks)."""
