@@ -4,6 +4,7 @@ import numpy as np
 import torch
 import toys
 
+from streamkd.incremental.heads import Heads
 from streamkd.learning.mixture import Held, completed
 from streamkd.students.networks import Student
 from streamkd.teachers.mixture import MixtureSelector
@@ -66,3 +67,20 @@ def test_a_part_that_hardly_counts_is_not_served() -> None:
     nothing = candidates()
     assert MixtureSelector().choose(nothing) is nothing.average
     assert isinstance(MixtureSelector().choose(candidates(student=0.5, average=0.5)).student, Student)
+
+
+def test_average_and_closed_form_teacher_together_are_a_source_too() -> None:
+    """Their geometric pool by halves, with a weight of its own beside theirs."""
+    student, average = toys.mlp(), toys.mlp(seed=1)
+    weights = {"student": 0.0, "average": 0.1, "closed": 0.3, "ensemble": 0.6}
+    numbers = {"weight": torch.randn(1, toys.FEATURES + 1, 3), "share": torch.ones(1)}
+    moments = {"mean": torch.zeros(toys.FEATURES), "gain": torch.ones(toys.FEATURES)}
+    other = Heads("linear", {**numbers, **moments, "known": torch.ones(3, dtype=torch.bool)})
+    given = Candidates(student, average, {"closed": other}, None, 0.0, weights, ("average", "closed"))
+    model = MixtureSelector().choose(given)
+    x = torch.randn(5, toys.FEATURES)
+    with torch.no_grad():
+        first, second = (torch.softmax(part(x), 1) for part in (average, other))
+        both = (first * second).sqrt()
+        wanted = 0.1 * first + 0.3 * second + 0.6 * both / both.sum(1, keepdim=True)
+        torch.testing.assert_close(torch.softmax(model(x), 1), wanted)
