@@ -76,7 +76,7 @@ class Contradiction:
         if ring.x is None or not ring.filled:
             return None
         x, y = ring.x[: ring.filled], ring.y[: ring.filled].cpu().numpy()
-        answer = self.pool.guard.ask(teacher, x, ring.logits.shape[1])
+        answer = self.pool.guard.ask(teacher, x, len(teacher.known()))
         if answer is None:
             return None
         logits, known = answer
@@ -88,7 +88,7 @@ class Contradiction:
         """Recent records on which the teacher is right; ``None`` where they are few."""
         assert self.recent.rows is not None  # there is a look after some steps only
         x, y = self.recent.rows
-        answer = self.pool.guard.ask(teacher, x, self.memory.replayed.logits.shape[1])
+        answer = self.pool.guard.ask(teacher, x, len(teacher.known()))
         if answer is None:
             return None
         right = answer[0].masked_fill(~answer[1], -torch.inf).argmax(1) == y
