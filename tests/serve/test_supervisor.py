@@ -282,7 +282,11 @@ def test_a_learner_that_saves_is_waited_for(launch: Callable[..., Server]) -> No
 
 def test_a_hangup_drains_and_never_hurries(launch: Callable[..., Server]) -> None:
     """SIGHUP ends in order as SIGTERM does, also where the terminal says it to the whole group, and twice."""
-    server = launch(manner="slow-hangup")
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may have it ignored
+    try:
+        server = launch(manner="slow-hangup")
+    finally:
+        signal.signal(signal.SIGHUP, before)
     until(server.starts)
     until(lambda: server.status()["processes"]["learner"].get("doing") == "learning")
     os.kill(server.starts()[0], signal.SIGHUP)
