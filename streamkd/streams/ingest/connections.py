@@ -86,7 +86,10 @@ class Connections:
 
     def _watch(self) -> None:
         while not self._ended.wait(min(1.0, self._idle_seconds / 4)):
-            found = open_connections(self._port)
+            try:
+                found = open_connections(self._port)
+            except OSError:  # no descriptor to look with: whoever holds them is looked at the next time
+                continue
             for peer in self._silent(set(found), time.monotonic() - self._idle_seconds):
                 _shut(found[peer], peer)
 
