@@ -358,6 +358,9 @@ class Config(Model):
             twice = sorted({key for key in keys if keys.count(key) > 1})
             if twice:
                 raise ValueError(f"two {what} go by the name {twice[0]!r}; give one of them another id")
+        taken = [t.key for t in self.teachers if t.key in RESERVED or (t.key == "average" and t.name != "ema")]
+        if taken:
+            raise ValueError(f"{taken[0]!r} is another source's name beside the teachers; give this one another id")
         return self
 
     @model_validator(mode="after")
@@ -398,6 +401,9 @@ class Config(Model):
             if loss.gate is not None:
                 yield f"losses.{index}.gate", "gates", loss.gate
 
+
+RESERVED = ("hard", "student", "ensemble")
+"""Sources of an answer or of a lesson that are no teachers, as status, metrics and versions call them."""
 
 EMBEDDED = """\
 # The embedded stream: scikit-learn's handwritten digits, tasks of two digits, then the same in changed form, for ever,

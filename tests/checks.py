@@ -43,6 +43,22 @@ CHECKS: list[tuple[str, int, str]] = [
         "teachers.0.channels: Input should be greater than or equal to 0, got -1",
     ),
     ("teachers=[{name: analytic, method: lda}]", 0, ""),
+    (
+        "teachers=[{name: ema, id: average}, {name: linear, rates: [0.1]}, {name: forgetting, bins: 0}]",
+        0,
+        "",
+    ),
+    ("teachers=[{name: linear, rates: [0.1, 0.1]}]", 2, "teachers.0.rates: needed different numbers, got 0.1 twice"),
+    (
+        "teachers=[{name: forgetting, half_lives: [0]}]",
+        2,
+        "teachers.0.half_lives.0: Input should be greater than 0, got 0",
+    ),
+    (
+        "teachers=[{name: ema, id: student}]",
+        2,
+        "embedded: 'student' is another source's name beside the teachers; give this one another id",
+    ),
     ("teachers=[{name: analytic, features: nowhere.onnx}]", 1, "nowhere.onnx: there is no such model"),
     ("teachers=[{name: analytic, ridge: 0}]", 2, "teachers.0.ridge: Input should be greater than 0, got 0"),
     ("teachers=[{name: analytic, dense: 0, channels: 0}]", 0, ""),

@@ -37,10 +37,6 @@ class Presence:
         missed = (self.now - self.last) * self.count / (self.now - self.first + 1)
         return (self.count > 0) & (missed > MISSED)
 
-    def coming(self) -> int:
-        """How many classes come now."""
-        return int((self.count > 0).sum() - self.absent().sum())
-
     def state_dict(self) -> dict[str, Any]:
         """What the next answers follow from."""
         return {"now": self.now, **{name: torch.from_numpy(getattr(self, name).copy()) for name in ARRAYS}}

@@ -6,9 +6,7 @@
 
 The moments are sums, so that forgetting costs a multiplication: least squares with a forgetting factor (Haykin 2002,
 chapter 9), solved in blocks. The shortest half-life follows a world that turns, the longest knows more of one that does
-not; which holds now is told by the records themselves, each a test before it is learned.
-
-It speaks of what comes, in the order in which it comes, and teaches nobody: what it has forgotten may still be true.
+not; which holds now is told by the records themselves (``streamkd.incremental.side_by_side``).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,19 +16,18 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
-from pydantic import Field
+from jaxtyping import Float
+from pydantic import Field, PositiveInt, field_validator
 from torch import Tensor, nn
 
 from streamkd.analytic.random_features import RandomFeatures
-from streamkd.gates.fixed_share import NOBODY, FixedShare
 from streamkd.hookspecs import Options, TeacherKind, hookimpl
 from streamkd.incremental.heads import Heads, read
-from streamkd.incremental.standard import Standard
+from streamkd.incremental.side_by_side import SideBySide, distinct
 from streamkd.plugins import Registry
 from streamkd.records import Label, RecordSchema
 from streamkd.students.columns import Columns
-from streamkd.teachers.teacher import Role, TeacherContext, copy_of, module_bytes
+from streamkd.teachers.teacher import TeacherContext, copy_of, module_bytes
 
 BLOCK = 16  # a solution lasts for so small a part of the half-life,
 SHORT, WIDE = 20, 8  # but for so many records, and for a record for every so many features: solving takes their cube
@@ -44,7 +41,7 @@ SHARPNESS = tuple(2.0**k for k in range(-2, 8))  # 1 / τ
 class ForgettingOptions(Options):
     """Ridge regression on random features, whose lessons fade."""
 
-    half_lives: tuple[int, ...] = Field(
+    half_lives: tuple[PositiveInt, ...] = Field(
         default=(100, 800, 6_400),
         min_length=1,
         description="records after which a lesson counts half; one regression for each",
@@ -56,6 +53,11 @@ class ForgettingOptions(Options):
         le=64,
         description="of each column, for which there are regressions too; 0: none",
     )
+
+    @field_validator("half_lives")
+    @classmethod
+    def _differ(cls, half_lives: tuple[int, ...]) -> tuple[int, ...]:
+        return distinct(half_lives)
 
 
 class Hidden(nn.Module):
@@ -202,58 +204,38 @@ class ForgettingHeads(Heads):
         return {**super().write(directory), "width": self.map.width, "bins": self.map.bins, "seed": self.map.seed}
 
 
-class ForgettingTeacher:
-    """One ``Head`` a half-life on the same random features, mixed by what they said of the records before."""
-
-    role: Role = "prequential"
-    fresh = False
+class ForgettingTeacher(SideBySide):
+    """One ``Head`` for each half-life and set of features."""
 
     def __init__(self, options: ForgettingOptions, context: TeacherContext) -> None:
-        self.key = context.key
-        self._columns = Columns(context.schema, context.schema.student)
-        features = int(np.prod(self._columns.schema.shape))
+        features = int(np.prod(Columns(context.schema, context.schema.student).schema.shape))
         self._map = Hidden(features, options.width, options.bins, context.student.seed)
-        self._standard = Standard(features)
         many = [(half_life, part) for part in self._map.parts for half_life in options.half_lives]
+        names = [f"{len(part)} features, {half_life}" for half_life, part in many]
+        super().__init__(context, names, {"seed": str(context.student.seed)})
         self.heads = [Head(half_life, part, len(context.labels)) for half_life, part in many]
         self._first: list[np.ndarray] = []  # rows that the bins are fitted to
-        self.share = FixedShare()
-        self._names = tuple(f"{len(part)} features, {half_life}" for half_life, part in many)
-        self._learned = np.zeros(len(context.labels), dtype=bool)
-
-    def logits(self, x: Tensor) -> Float[Tensor, "batch classes"]:
-        if not self._learned.any():
-            return torch.zeros(len(x), len(self._learned), device=x.device)
-        said = self._said(self._features(self._rows(x)))
-        mixed = self.share.mixed(self._names, said)
-        return torch.from_numpy(np.log(mixed)).to(x.device, torch.float32)
-
-    def known(self) -> Bool[Tensor, "classes"]:
-        return torch.from_numpy(self._learned.copy())
 
     def grow(self, labels: Sequence[Label]) -> None:
-        self._learned = np.pad(self._learned, (0, len(labels) - len(self._learned)))
+        super().grow(labels)
         for head in self.heads:
             head.grow(len(labels))
 
-    def test_then_train(
-        self, x: Tensor, y: Int[Tensor, "batch"], learn: Bool[Tensor, "batch"]
-    ) -> Float[Tensor, "batch classes"]:
-        rows, labels = self._rows(x), y.cpu().numpy()
-        taught = learn.cpu().numpy() & np.isfinite(rows).all(1)
-        answers = np.empty((len(rows), len(self._learned)))
-        for place, row in enumerate(rows):
-            h = self._features(row[None])
-            tested = np.where(taught[place], labels[place : place + 1], -1)
-            answer = self.share.test(self._names, self._said(h), tested, *NOBODY)[0]
-            answers[place] = answer if self._learned.any() else 1.0
-            if taught[place]:
-                self._learned[labels[place]] = True
-                self._learn(row, h[0], int(labels[place]))
-        return torch.from_numpy(np.log(answers)).to(x.device, torch.float32)
+    @torch.no_grad()
+    def encoded(self, rows: np.ndarray) -> np.ndarray:
+        """Random features of inputs, and a 1."""
+        rows = np.where(np.isfinite(rows), rows, self.standard.mean)
+        raw, standard = (torch.from_numpy(part).float() for part in (rows, self.standard(rows)))
+        h = self._map(raw, standard).numpy().astype(np.float64)
+        return np.pad(h, ((0, 0), (0, 1)), constant_values=1.0)
 
-    def _learn(self, row: np.ndarray, h: np.ndarray, label: int) -> None:
-        self._standard.learn(row)
+    def answers(self, h: np.ndarray) -> np.ndarray:
+        """[n, heads, classes] logits, as sure as each may be."""
+        return np.stack([h[:, head.part] @ (head.weight.numpy() * head.sharpness) for head in self.heads], 1)
+
+    def learn(self, row: np.ndarray, h: np.ndarray, label: int) -> None:
+        """Its moments; every head that has features takes the record."""
+        self.standard.learn(row)
         for head in self.heads[: None if self._map.fitted else len(self.heads) // len(self._map.parts)]:
             head.learn(h, label)
         if self._map.bins and not self._map.fitted:
@@ -262,35 +244,12 @@ class ForgettingTeacher:
                 self._map.fit(torch.from_numpy(np.stack(self._first)))
                 self._first = []
 
-    def _said(self, h: np.ndarray) -> np.ndarray:
-        """[n, heads, classes] the probabilities of each regression; even before it has learned."""
-        known = self._learned if self._learned.any() else ~self._learned
-        said = np.stack([h[:, head.part] @ (head.weight.numpy() * head.sharpness) for head in self.heads], 1)
-        raised = np.exp(said - said.max(2, keepdims=True)) * known
-        return raised / raised.sum(2, keepdims=True)
-
-    @torch.no_grad()
-    def _features(self, rows: np.ndarray) -> np.ndarray:
-        """Features of raw rows [n, features], and a 1."""
-        rows = np.where(np.isfinite(rows), rows, self._standard.mean)
-        raw, standard = (torch.from_numpy(part).float() for part in (rows, self._standard(rows)))
-        h = self._map(raw, standard).numpy().astype(np.float64)
-        return np.pad(h, ((0, 0), (0, 1)), constant_values=1.0)
-
-    def _rows(self, x: Tensor) -> np.ndarray:
-        return self._columns(x).flatten(1).cpu().numpy().astype(np.float64)
-
     def part(self) -> ForgettingHeads | None:
         """A copy as it is now; nothing before it has learned."""
         if not any(head.mass for head in self.heads):
             return None
-        numbers = {
-            "weight": torch.stack([self._spread(head) for head in self.heads]),
-            "share": torch.tensor([*self.share.weights.values()]),
-            "known": self.known(),
-            **self._standard.numbers(),
-        }
-        return ForgettingHeads(numbers, copy_of(self._map))
+        weight = torch.stack([self._spread(head) for head in self.heads])
+        return ForgettingHeads({"weight": weight, **self.numbers()}, copy_of(self._map))
 
     def _spread(self, head: Head) -> Tensor:
         """[features + 1, classes] its solution, zeros elsewhere."""
@@ -304,21 +263,14 @@ class ForgettingTeacher:
         return module_bytes(self._map) + sum(t.numel() * t.element_size() for t in tensors)
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "standard": self._standard.state_dict(),
-            "heads": [head.state_dict() for head in self.heads],
-            "share": self.share.state_dict(),
-            "learned": torch.from_numpy(self._learned.copy()),
-            "bins": self._map.state_dict(),
-            "first": torch.from_numpy(np.stack(self._first)) if self._first else None,
-        }
+        first = torch.from_numpy(np.stack(self._first)) if self._first else None
+        mine = {"heads": [head.state_dict() for head in self.heads], "bins": self._map.state_dict(), "first": first}
+        return {**super().state_dict(), **mine}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._standard.load_state_dict(state["standard"])
+        super().load_state_dict(state)
         for head, held in zip(self.heads, state["heads"], strict=True):
             head.load_state_dict(held)
-        self.share.load_state_dict(state["share"])
-        self._learned = state["learned"].numpy().copy()
         self._map.load_state_dict(state["bins"])
         self._first = [] if state["first"] is None else [*state["first"].numpy().copy()]
 

@@ -19,7 +19,6 @@ def test_the_classes_of_a_task_that_is_over_are_absent_soon() -> None:
     for label in [2, 3] * 4:
         one.see(label)
     assert one.absent().tolist() == [True, True, False, False]
-    assert one.coming() == 2
     one.see(0)
     assert one.absent().tolist() == [False, True, False, False]
 

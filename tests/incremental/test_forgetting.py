@@ -37,17 +37,6 @@ def test_a_solution_is_that_of_weighted_least_squares() -> None:
     np.testing.assert_allclose(head.weight.numpy(), wanted, rtol=1e-7, atol=1e-9)
 
 
-def test_however_the_stream_is_cut_it_learns_the_same() -> None:
-    """Batches of any size give the bits of one long batch, those that are held out among them."""
-    x, y = stream(12)
-    learn = torch.arange(len(y)) % 4 > 0
-    whole, cut = teacher(), teacher()
-    said = whole.test_then_train(x, y, learn)
-    parts = [cut.test_then_train(*part) for part in zip(x.split(7), y.split(7), learn.split(7), strict=True)]
-    assert torch.equal(torch.cat(parts), said)
-    assert torch.equal(cut.logits(x), whole.logits(x))
-
-
 def test_the_half_life_that_fits_the_world_is_heard() -> None:
     """Where every label changes its meaning the short one has the answer soon; before, the long one had it."""
     x, y = stream(60)
@@ -59,15 +48,6 @@ def test_the_half_life_that_fits_the_world_is_heard() -> None:
     right = (said.argmax(1) == (turned + 1) % 3).float()
     assert sum(w for name, w in one.share.weights.items() if name.endswith(", 40")) > max(before, 0.5)
     assert right[-100:].mean() > 0.9
-
-
-def test_what_is_served_answers_as_the_teacher_does() -> None:
-    """The random features follow from their seed."""
-    x, y = stream(20)
-    one = teacher()
-    assert one.part() is None
-    one.test_then_train(x, y, every(y))
-    torch.testing.assert_close(one.part()(x).softmax(1), one.logits(x).softmax(1), rtol=1e-3, atol=1e-4)
 
 
 def thresholds(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -45,17 +45,6 @@ def _standard(row: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
     return torch.cat([(row - seen.mean(0)) / seen.std(0, correction=0), row.new_ones(1)])
 
 
-def test_however_the_stream_is_cut_it_learns_the_same() -> None:
-    """Batches of any size give the bits of one long batch."""
-    x, y = stream()
-    learn = torch.arange(len(y)) % 4 > 0
-    whole, cut = teacher(), teacher()
-    said = whole.test_then_train(x, y, learn)
-    parts = [cut.test_then_train(*part) for part in zip(x.split(7), y.split(7), learn.split(7), strict=True)]
-    assert torch.equal(torch.cat(parts), said)
-    assert torch.equal(cut.logits(x), whole.logits(x))
-
-
 def test_what_is_not_finite_is_answered_and_not_learned() -> None:
     """A missing value counts as the mean; the record leaves no trace."""
     x, y = stream()
@@ -95,12 +84,3 @@ def test_of_several_rates_the_one_that_follows_the_world_is_heard() -> None:
         one.test_then_train(x, labels, torch.ones_like(y, dtype=torch.bool))
         shares.append(one.share.weights["1.0"])
     assert shares[0] > 0.5 > shares[1]
-
-
-def test_what_is_served_answers_as_the_teacher_does() -> None:
-    """From the files of a version."""
-    x, y = stream()
-    one = teacher()
-    assert one.part() is None
-    one.test_then_train(x, y, torch.ones_like(y, dtype=torch.bool))
-    torch.testing.assert_close(one.part()(x).softmax(1), one.logits(x).softmax(1), rtol=1e-4, atol=1e-5)

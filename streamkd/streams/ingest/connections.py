@@ -77,8 +77,13 @@ class Connections:
             self._unread.pop(peer, None)
 
     def make_room(self) -> None:
-        """Shut the longest silent connection of the address that has most, if it is silent for a while."""
-        found = open_connections(self._port)
+        """Shut the longest silent connection of the address that has most, if it is silent for a while.
+
+        Without a descriptor to look with nothing is seen, and nothing shut.
+        """
+        found: dict[Peer, int] = {}
+        with contextlib.suppress(OSError):
+            found = open_connections(self._port)
         silent = self._silent(set(found), time.monotonic() - GRACE_SECONDS)
         most = Counter(host for host, _ in silent)
         for peer in sorted(silent, key=lambda peer: (-most[peer[0]], silent[peer]))[:1]:

@@ -1,0 +1,101 @@
+"""What holds of every teacher with answers side by side."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import toys
+from pydantic import ValidationError
+
+from streamkd.errors import StateConflict
+from streamkd.incremental.forgetting import ForgettingOptions, ForgettingTeacher
+from streamkd.incremental.linear import LinearOptions, LinearTeacher
+from streamkd.incremental.side_by_side import SideBySide
+
+Made = Callable[[], SideBySide]
+
+
+def linear(*rates: float) -> SideBySide:
+    return LinearTeacher(LinearOptions(rates=rates or (0.1, 0.01)), toys.context_of("linear", toys.mlp()))
+
+
+def forgetting(*half_lives: int, bins: int = 4) -> SideBySide:
+    options = ForgettingOptions(half_lives=half_lives or (40, 1_000), width=16, bins=bins)
+    return ForgettingTeacher(options, toys.context_of("forgetting", toys.mlp()))
+
+
+EVERY = pytest.mark.parametrize("made", [linear, forgetting])
+
+
+def stream(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and labels, one after the other."""
+    drawn = toys.batches(count)
+    return torch.cat([x for x, _ in drawn]), torch.cat([y for _, y in drawn])
+
+
+def every(y: torch.Tensor) -> torch.Tensor:
+    return torch.ones_like(y, dtype=torch.bool)
+
+
+@EVERY
+def test_however_the_stream_is_cut_it_learns_the_same(made: Made) -> None:
+    """Batches of any size give the bits of one long batch, rows that are held out among them."""
+    x, y = stream(70)
+    learn = torch.arange(len(y)) % 4 > 0
+    whole, cut = made(), made()
+    said = whole.test_then_train(x, y, learn)
+    parts = [cut.test_then_train(*part) for part in zip(x.split(7), y.split(7), learn.split(7), strict=True)]
+    assert torch.equal(torch.cat(parts), said)
+    assert torch.equal(cut.logits(x), whole.logits(x))
+
+
+@EVERY
+def test_what_is_served_answers_as_the_teacher_does(made: Made) -> None:
+    """Before it has learned nothing is served of it."""
+    x, y = stream(20)
+    one = made()
+    assert one.part() is None
+    one.test_then_train(x, y, every(y))
+    torch.testing.assert_close(one.part()(x).softmax(1), one.logits(x).softmax(1), rtol=1e-3, atol=1e-4)
+
+
+@EVERY
+def test_it_goes_on_from_its_state(made: Made) -> None:
+    """To the same bits, wherever it was stopped."""
+    x, y = stream(80)
+    for cut in (0, 33, 550):
+        whole, other = made(), made()
+        whole.test_then_train(x[:cut], y[:cut], every(y[:cut]))
+        other.load_state_dict(whole.state_dict())
+        said = [one.test_then_train(x[cut:], y[cut:], every(y[cut:])) for one in (whole, other)]
+        assert torch.equal(*said)
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        (linear, lambda: linear(0.1)),
+        (forgetting, lambda: forgetting(40)),
+        (forgetting, lambda: forgetting(bins=0)),
+    ],
+)
+def test_other_heads_do_not_go_on_from_a_state(before: Made, now: Made) -> None:
+    """The two are named, with the way out."""
+    with pytest.raises(StateConflict, match="heads"):
+        now().load_state_dict(before().state_dict())
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "wrong"),
+    [
+        (LinearOptions, "rates", (0.1, 0.1)),
+        (LinearOptions, "rates", (-1.0,)),
+        (LinearOptions, "rates", ()),
+        (ForgettingOptions, "half_lives", (5, 5)),
+        (ForgettingOptions, "half_lives", (0,)),
+    ],
+)
+def test_numbers_that_tell_no_heads_apart_are_refused(options: type, key: str, wrong: tuple) -> None:
+    """Twice the same, none, or none above 0."""
+    with pytest.raises(ValidationError, match=key):
+        options(**{key: wrong})
