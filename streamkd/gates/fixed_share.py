@@ -92,11 +92,13 @@ class FixedShare:
         """Probabilities [m, sources] of the held-out records that do not come now, and what each counts beside one that
         comes: together as much as they are more than the others.
         """
+        if not len(labels):
+            return held, np.zeros(0)
         absent = np.pad(self.presence.absent(), (0, classes))
         away = away | absent[labels]
         count = int(away.sum())
         each = 1 / max(len(labels) - count, len(labels) / MOST, 1)
-        return (1 - LEAST) * held[away] + LEAST / classes, np.full(count, each)
+        return (1 - LEAST) * np.nan_to_num(held[away]) + LEAST / classes, np.full(count, each)
 
     def _learn(self, told: np.ndarray, held: np.ndarray, counts: np.ndarray) -> None:
         """One step by the probabilities [sources] of a record's label, and those of the held-out ones beside it."""
@@ -126,5 +128,7 @@ class FixedShare:
 
 
 def _spread(said: np.ndarray) -> np.ndarray:
-    """Probabilities [..., classes] with a least part for every class."""
-    return (1 - LEAST) * said + LEAST / said.shape[-1]
+    """Probabilities [..., classes] with a least part for every class; what is not finite is no answer, and even."""
+    classes = said.shape[-1]
+    fine = np.isfinite(said).all(-1, keepdims=True)
+    return (1 - LEAST) * np.where(fine, said, 1 / classes) + LEAST / classes

@@ -43,7 +43,7 @@ class Heads(nn.Module):
         h = (rows - self.mean) * self.gain
         h = h if self.map is None else self.map(rows, h)
         z = torch.einsum("bf,hfc->hbc", F.pad(h, (0, 1), value=1.0), self.weight)
-        p = torch.softmax(z.masked_fill(~self.known, -torch.inf), 2)
+        p = torch.softmax(z.masked_fill(~self.known, -torch.inf), 2).nan_to_num(1 / z.shape[2])
         mixed = torch.einsum("h,hbc->bc", self.share, p)
         return ((1 - LEAST) * mixed + LEAST / mixed.shape[1]).log()
 

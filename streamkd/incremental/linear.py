@@ -62,7 +62,7 @@ class LinearTeacher(SideBySide):
         """Its moments first, then a step of gradient descent at each rate."""
         self.standard.learn(row)
         h = self.standard(row)
-        slope = _softmax(self._weights @ h + self._bias)
+        slope = np.nan_to_num(_softmax(self._weights @ h + self._bias))
         slope[:, label] -= 1.0
         slope *= self._rates
         self._weights -= slope[:, :, None] * h

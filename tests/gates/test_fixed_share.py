@@ -115,3 +115,17 @@ def test_it_goes_on_from_its_state() -> None:
     first.test(NAMES, probabilities[:25], labels[:25], *NOBODY)
     second.load_state_dict(first.state_dict())
     assert np.array_equal(second.test(NAMES, probabilities[25:], labels[25:], *NOBODY), mixed[25:])
+
+
+def test_an_answer_that_is_not_finite_is_none() -> None:
+    """Of a source that gives NaN now and then, of arriving records and of held-out ones: all weights stay finite."""
+    labels = np.random.default_rng(0).integers(0, 2, 200)
+    probabilities = sources([0.9, 0.6, 0.95], labels)
+    probabilities[::7, 2] = np.nan
+    held = np.full((5, 3), 0.5), np.zeros(5, dtype=np.int64), np.ones(5, dtype=bool)
+    held[0][2, 1] = np.nan
+    one = FixedShare()
+    mixed = one.test(NAMES, probabilities, labels, *held)
+    assert np.isfinite(mixed).all()
+    assert np.isfinite([*one.weights.values()]).all()
+    assert (mixed.argmax(1) == labels).mean() > 0.88
