@@ -328,6 +328,7 @@ class Config(Model):
         TeacherChoice(name="snapshot"),
         TeacherChoice(name="last-label"),
         TeacherChoice(name="linear"),
+        TeacherChoice(name="crossed"),
         TeacherChoice(name="forgetting"),
     )
     pool: PoolSettings = PoolSettings()

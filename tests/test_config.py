@@ -48,6 +48,7 @@ def registry() -> Registry:
             "mixture",
             "last-label",
             "linear",
+            "crossed",
             "forgetting",
             "analytic",
             "gates",

@@ -23,17 +23,17 @@ from torch import Tensor, nn
 from streamkd.analytic.random_features import RandomFeatures
 from streamkd.hookspecs import Options, TeacherKind, hookimpl
 from streamkd.incremental.heads import Heads, read
-from streamkd.incremental.side_by_side import SideBySide, distinct
+from streamkd.incremental.side_by_side import SideBySide, distinct, stacked, unstacked
 from streamkd.plugins import Registry
 from streamkd.records import Label, RecordSchema
 from streamkd.students.columns import Columns
 from streamkd.teachers.teacher import TeacherContext, copy_of, module_bytes
 
-BLOCK = 16  # a solution lasts for so small a part of the half-life,
-SHORT, WIDE = 20, 8  # but for so many records, and for a record for every so many features: solving takes their cube
-RIDGE = 1e-3  # regularisation, relative to a feature's mean square; more while there are fewer records than features
+BLOCK = 20  # records that are taken together: until there are as many nothing changes
+FEW, WIDE = 16, 8  # a solution lasts for so small a part of the half-life, but for a record for every so many features
 MOST = 256  # columns times bins: more, and records are no table
 FIRST = 500  # records that the bins are fitted to
+RIDGE = 1e-3  # regularisation, relative to a feature's mean square; more while there are fewer records than features
 TRIALS = 2_000  # records after which what a temperature was worth counts half
 SHARPNESS = tuple(2.0**k for k in range(-2, 8))  # 1 / τ
 
@@ -47,6 +47,7 @@ class ForgettingOptions(Options):
         description="records after which a lesson counts half; one regression for each",
     )
     width: int = Field(default=128, ge=8, le=2_048, description="random features of a record")
+
     bins: int = Field(
         default=8,
         ge=0,
@@ -124,29 +125,28 @@ class Head:
 
     def __init__(self, half_life: int, part: Sequence[int], classes: int) -> None:
         self.half_life, self.part, width = half_life, list(part), len(part)
-        self.every = max(SHORT, half_life // BLOCK, width // WIDE)
+        self.every = max(half_life // FEW, width // WIDE)
         self.square, self.cross = torch.zeros(width, width).double(), torch.zeros(width, classes).double()
         self.weight = torch.zeros(width, classes).double()
         self.surprise = torch.zeros(len(SHARPNESS)).double()
         self.mass = 0.0
-        self._waiting: list[tuple[np.ndarray, int]] = []
+        self.waiting = torch.zeros(0, width).double()
+        self.labels = torch.zeros(0, dtype=torch.int64)
 
     @property
     def sharpness(self) -> float:
         """1 / τ of the best likelihood so far."""
         return SHARPNESS[int(self.surprise.argmin())] if self.mass else 0.0
 
-    def learn(self, h: np.ndarray, label: int) -> None:
-        """Take a record's features [width]; solve when a block is full."""
-        self._waiting.append((h[self.part], label))
-        if len(self._waiting) >= self.every:
-            self._solve()
+    def learn(self, h: Tensor, labels: Tensor) -> None:
+        """Take records' features [n, features] and labels [n]; solve when enough have come."""
+        self.waiting, self.labels = torch.cat([self.waiting, h[:, self.part]]), torch.cat([self.labels, labels])
+        if len(self.labels) >= self.every:
+            self._solve(self.waiting, self.labels)
+            self.waiting, self.labels = self.waiting[:0].clone(), self.labels[:0].clone()
 
-    def _solve(self) -> None:
-        """Test the block, forget a little, take the block, solve."""
-        h = torch.from_numpy(np.stack([h for h, _ in self._waiting]))
-        y = torch.tensor([label for _, label in self._waiting])
-        self._waiting = []
+    def _solve(self, h: Tensor, y: Tensor) -> None:
+        """Test the records, forget a little, take them, solve."""
         if self.mass:
             z = h @ self.weight
             told = torch.stack([F.cross_entropy(z * sharp, y, reduction="sum") for sharp in SHARPNESS])
@@ -170,17 +170,32 @@ class Head:
 
     def state_dict(self) -> dict[str, Any]:
         """Its moments, what was solved, and what waits."""
-        held = {name: getattr(self, name) for name in ("square", "cross", "weight", "surprise", "mass")}
-        waiting = torch.from_numpy(np.stack([h for h, _ in self._waiting])) if self._waiting else None
-        return {**held, "waiting": waiting, "labels": [label for _, label in self._waiting]}
+        return {name: getattr(self, name) for name in (*TENSORS, "mass")}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state."""
-        for name in ("square", "cross", "weight", "surprise"):
+        for name in TENSORS:
             setattr(self, name, state[name].clone())
         self.mass = state["mass"]
-        rows = [] if state["waiting"] is None else [*state["waiting"].numpy().copy()]
-        self._waiting = [*zip(rows, state["labels"], strict=True)]
+
+
+TENSORS = ("square", "cross", "weight", "surprise", "waiting", "labels")
+
+
+class ForgettingHeads(Heads):
+    """What is served of the teacher: linear answers to its features."""
+
+    def __init__(self, numbers: dict[str, Tensor], features: Hidden) -> None:
+        super().__init__("forgetting", numbers)
+        self.map = features
+
+    def features(self, rows: Tensor, z: Tensor) -> Float[Tensor, "batch width"]:
+        """Of inputs [batch, features], raw and standardised."""
+        return self.map(rows, z)
+
+    def write(self, directory: Path) -> dict[str, Any]:
+        """Put its numbers into a version's directory."""
+        return {**super().write(directory), "width": self.map.width, "bins": self.map.bins, "seed": self.map.seed}
 
 
 def load(directory: Path, about: Mapping[str, Any], _schema: RecordSchema, _classes: int, _all: Registry) -> Heads:
@@ -188,20 +203,7 @@ def load(directory: Path, about: Mapping[str, Any], _schema: RecordSchema, _clas
     numbers = read(directory)
     features = Hidden(len(numbers["mean"]), about["width"], about["bins"], about["seed"])
     features.load_state_dict({name[4:]: numbers[name] for name in numbers if name.startswith("map.")})
-    return ForgettingHeads(numbers, features)
-
-
-class ForgettingHeads(Heads):
-    """What is served of the teacher."""
-
-    map: Hidden
-
-    def __init__(self, numbers: dict[str, Tensor], features: Hidden) -> None:
-        super().__init__("forgetting", numbers, features)
-
-    def write(self, directory: Path) -> dict[str, Any]:
-        """Put its numbers into a version's directory."""
-        return {**super().write(directory), "width": self.map.width, "bins": self.map.bins, "seed": self.map.seed}
+    return ForgettingHeads({name: numbers[name] for name in numbers if not name.startswith("map.")}, features)
 
 
 class ForgettingTeacher(SideBySide):
@@ -214,6 +216,7 @@ class ForgettingTeacher(SideBySide):
         names = [f"{len(part)} features, {half_life}" for half_life, part in many]
         super().__init__(context, names, {"seed": str(context.student.seed)})
         self.heads = [Head(half_life, part, len(context.labels)) for half_life, part in many]
+        self._block: list[tuple[np.ndarray, int]] = []
         self._first: list[np.ndarray] = []  # rows that the bins are fitted to
 
     def grow(self, labels: Sequence[Label]) -> None:
@@ -221,28 +224,43 @@ class ForgettingTeacher(SideBySide):
         for head in self.heads:
             head.grow(len(labels))
 
-    @torch.no_grad()
-    def encoded(self, rows: np.ndarray) -> np.ndarray:
-        """Random features of inputs, and a 1."""
-        rows = np.where(np.isfinite(rows), rows, self.standard.mean)
-        raw, standard = (torch.from_numpy(part).float() for part in (rows, self.standard(rows)))
-        h = self._map(raw, standard).numpy().astype(np.float64)
-        return np.pad(h, ((0, 0), (0, 1)), constant_values=1.0)
+    def unchanged(self) -> int:
+        """Until the block is full it answers as it does."""
+        return BLOCK - len(self._block)
 
-    def answers(self, h: np.ndarray) -> np.ndarray:
+    def answers(self, rows: np.ndarray) -> np.ndarray:
         """[n, heads, classes] logits, as sure as each may be."""
+        h = self._features(rows).numpy()
         return np.stack([h[:, head.part] @ (head.weight.numpy() * head.sharpness) for head in self.heads], 1)
 
-    def learn(self, row: np.ndarray, h: np.ndarray, label: int) -> None:
-        """Its moments; every head that has features takes the record."""
-        self.standard.learn(row)
+    def learn(self, row: np.ndarray, label: int) -> None:
+        """When the block is full: its moments, then every head takes the records."""
+        self._block.append((row, label))
+        if len(self._block) < BLOCK:
+            return
+        rows, labels = (np.stack(column) for column in zip(*self._block, strict=True))
+        self._block = []
+        for each in rows:
+            self.standard.learn(each)
+        self._fit(rows)
+        h = self._features(rows)
         for head in self.heads[: None if self._map.fitted else len(self.heads) // len(self._map.parts)]:
-            head.learn(h, label)
+            head.learn(h, torch.from_numpy(labels))
+
+    def _fit(self, rows: np.ndarray) -> None:
+        """The bins, once there are records enough."""
         if self._map.bins and not self._map.fitted:
-            self._first.append(row)
-            if len(self._first) == FIRST:
+            self._first += [*rows]
+            if len(self._first) >= FIRST:
                 self._map.fit(torch.from_numpy(np.stack(self._first)))
                 self._first = []
+
+    @torch.no_grad()
+    def _features(self, rows: np.ndarray) -> Tensor:
+        """[n, features + 1] of raw rows, the last a 1; float64."""
+        raw = np.where(np.isfinite(rows), rows, self.standard.mean)
+        h = self._map(*(torch.from_numpy(part).float() for part in (raw, self.standard(rows))))
+        return F.pad(h.double(), (0, 1), value=1.0)
 
     def part(self) -> ForgettingHeads | None:
         """A copy as it is now; nothing before it has learned."""
@@ -259,20 +277,21 @@ class ForgettingTeacher(SideBySide):
 
     def size_bytes(self) -> int:
         """Moments and solutions of all heads, and the features' numbers."""
-        tensors = [t for head in self.heads for t in (head.square, head.cross, head.weight)]
+        tensors = [t for head in self.heads for t in (head.square, head.cross, head.weight, head.waiting)]
         return module_bytes(self._map) + sum(t.numel() * t.element_size() for t in tensors)
 
     def state_dict(self) -> dict[str, Any]:
-        first = torch.from_numpy(np.stack(self._first)) if self._first else None
-        mine = {"heads": [head.state_dict() for head in self.heads], "bins": self._map.state_dict(), "first": first}
-        return {**super().state_dict(), **mine}
+        block = {"rows": stacked([row for row, _ in self._block]), "labels": [label for _, label in self._block]}
+        mine = {"heads": [head.state_dict() for head in self.heads], "bins": self._map.state_dict()}
+        return {**super().state_dict(), **mine, "block": block, "first": stacked(self._first)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         for head, held in zip(self.heads, state["heads"], strict=True):
             head.load_state_dict(held)
         self._map.load_state_dict(state["bins"])
-        self._first = [] if state["first"] is None else [*state["first"].numpy().copy()]
+        self._block = [*zip(unstacked(state["block"]["rows"]), state["block"]["labels"], strict=True)]
+        self._first = unstacked(state["first"])
 
 
 @hookimpl

@@ -20,8 +20,8 @@ FILE = "heads.safetensors"
 class Heads(nn.Module):
     """Raw inputs [batch, *shape] to log-probabilities [batch, classes].
 
-    ``weight`` [heads, features + 1, classes], the last row for a constant; ``share`` [heads] sums to 1. ``map`` makes
-    features of raw and standardised inputs; without one these are the features. What is not finite counts as its mean.
+    ``weight`` [heads, width + 1, classes], the last row for a constant; ``share`` [heads] sums to 1. What is not finite
+    counts as its mean.
     """
 
     mean: Tensor
@@ -30,26 +30,31 @@ class Heads(nn.Module):
     share: Tensor
     known: Tensor
 
-    def __init__(self, teacher: str, numbers: dict[str, Tensor], features: nn.Module | None = None) -> None:
+    def __init__(self, teacher: str, numbers: dict[str, Tensor]) -> None:
         super().__init__()
         self.teacher = teacher
-        self.map = features
-        for name in ("mean", "gain", "weight", "share", "known"):
-            self.register_buffer(name, numbers[name])
+        for name, tensor in numbers.items():
+            self.register_buffer(name, tensor)
 
     def forward(self, x: Tensor) -> Float[Tensor, "batch classes"]:
         rows = x.flatten(1).float()
-        rows = torch.where(rows.isfinite(), rows, self.mean)
-        h = (rows - self.mean) * self.gain
-        h = h if self.map is None else self.map(rows, h)
-        z = torch.einsum("bf,hfc->hbc", F.pad(h, (0, 1), value=1.0), self.weight)
+        z = self.logits(torch.where(rows.isfinite(), rows, self.mean))
         p = torch.softmax(z.masked_fill(~self.known, -torch.inf), 2).nan_to_num(1 / z.shape[2])
         mixed = torch.einsum("h,hbc->bc", self.share, p)
         return ((1 - LEAST) * mixed + LEAST / mixed.shape[1]).log()
 
+    def logits(self, rows: Tensor) -> Float[Tensor, "heads batch classes"]:
+        """Of each head, of finite rows [batch, features]."""
+        h = F.pad(self.features(rows, (rows - self.mean) * self.gain), (0, 1), value=1.0)
+        return torch.einsum("bf,hfc->hbc", h, self.weight)
+
+    def features(self, rows: Tensor, z: Tensor) -> Float[Tensor, "batch width"]:
+        """Of inputs [batch, features], raw and standardised: the latter themselves."""
+        return z
+
     def write(self, directory: Path) -> dict[str, Any]:
         """Put its numbers into a version's directory."""
-        numbers = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
+        numbers = {name: tensor.cpu().contiguous() for name, tensor in self.named_buffers()}
         (directory / FILE).write_bytes(save(numbers))
         return {}
 

@@ -50,15 +50,11 @@ class LinearTeacher(SideBySide):
         self._weights = np.pad(self._weights, ((0, 0), (0, more), (0, 0)))
         self._bias = np.pad(self._bias, ((0, 0), (0, more)))
 
-    def encoded(self, rows: np.ndarray) -> np.ndarray:
-        """The standardised inputs."""
-        return self.standard(rows)
-
-    def answers(self, h: np.ndarray) -> np.ndarray:
+    def answers(self, rows: np.ndarray) -> np.ndarray:
         """[n, rates, classes] logits."""
-        return np.einsum("rcf,nf->nrc", self._weights, h) + self._bias
+        return np.einsum("rcf,nf->nrc", self._weights, self.standard(rows)) + self._bias
 
-    def learn(self, row: np.ndarray, h: np.ndarray, label: int) -> None:
+    def learn(self, row: np.ndarray, label: int) -> None:
         """Its moments first, then a step of gradient descent at each rate."""
         self.standard.learn(row)
         h = self.standard(row)

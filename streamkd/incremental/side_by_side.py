@@ -1,7 +1,7 @@
 """What teachers have in common that learn record by record with several answers side by side.
 
-    record ─► standardised ─► features h ─► answers [heads, classes] ─► fixed share ─► p     (a test)
-                                        └─► every head learns h and the label                (then training)
+    record ─► answers [heads, classes] ─► fixed share ─► p     (a test)
+           └─► every head learns it                            (then training)
 
 Which of the heads follows the present is told by the records themselves. Such a teacher speaks of what comes, in the
 order in which it comes, and teaches nobody: what it has forgotten may still be true. In float64; what is not finite in
@@ -39,6 +39,16 @@ def distinct(numbers: tuple[N, ...]) -> tuple[N, ...]:
     return numbers
 
 
+def stacked(rows: Sequence[np.ndarray]) -> Tensor | None:
+    """Waiting rows as they are kept in a state."""
+    return torch.from_numpy(np.stack(rows)) if rows else None
+
+
+def unstacked(kept: Tensor | None) -> list[np.ndarray]:
+    """The rows again."""
+    return [] if kept is None else [*kept.numpy().copy()]
+
+
 class SideBySide(ABC):
     """Heads by ``names`` over the same features; it knows the labels that it has learned.
 
@@ -58,21 +68,21 @@ class SideBySide(ABC):
         self.standard = Standard(int(np.prod(self._columns.schema.shape)))
 
     @abstractmethod
-    def encoded(self, rows: np.ndarray) -> np.ndarray:
-        """[n, width] of raw rows [n, features]."""
+    def answers(self, rows: np.ndarray) -> np.ndarray:
+        """[n, heads, classes] logits of each head to raw rows [n, features]."""
 
     @abstractmethod
-    def answers(self, h: np.ndarray) -> np.ndarray:
-        """[n, heads, classes] logits of each head."""
+    def learn(self, row: np.ndarray, label: int) -> None:
+        """Take a raw row [features]."""
 
-    @abstractmethod
-    def learn(self, row: np.ndarray, h: np.ndarray, label: int) -> None:
-        """Take a raw row [features], whose features were h [width] when it was tested."""
+    def unchanged(self) -> int:
+        """How many records may be learned, at least one, before it answers otherwise."""
+        return 1
 
     def logits(self, x: Tensor) -> Float[Tensor, "batch classes"]:
         if not self.learned.any():
             return torch.zeros(len(x), len(self.learned), device=x.device)
-        return self._given(self.share.mixed(self.names, self._said(self.encoded(self._rows(x)))), x)
+        return self._given(self.share.mixed(self.names, self._said(self._rows(x))), x)
 
     def known(self) -> Bool[Tensor, "classes"]:
         return torch.from_numpy(self.learned.copy())
@@ -84,23 +94,30 @@ class SideBySide(ABC):
         self, x: Tensor, y: Int[Tensor, "batch"], learn: Bool[Tensor, "batch"]
     ) -> Float[Tensor, "batch classes"]:
         rows, labels = self._rows(x), y.cpu().numpy()
-        taught = learn.cpu().numpy() & np.isfinite(rows).all(1)
-        answers = np.empty((len(rows), len(self.learned)))
-        for place, row in enumerate(rows):
-            h = self.encoded(row[None])
-            tested = np.where(taught[place], labels[place : place + 1], -1)
-            answer = self.share.test(self.names, self._said(h), tested, *NOBODY)[0]
-            answers[place] = answer if self.learned.any() else 1.0
-            if taught[place]:
-                self.learned[labels[place]] = True
-                self.learn(row, h[0], int(labels[place]))
-        return self._given(answers, x)
+        tested = np.where(learn.cpu().numpy() & np.isfinite(rows).all(1), labels, -1)
+        said = np.empty((len(rows), len(self.names), len(self.learned)))
+        start = 0
+        while start < len(rows):
+            span = slice(start, start + self._span(tested[start:]))
+            said[span] = self._said(rows[span])
+            for row, label in zip(rows[span], tested[span].tolist(), strict=True):
+                if label >= 0:
+                    self.learned[label] = True
+                    self.learn(row, label)
+            start = span.stop
+        return self._given(self.share.test(self.names, said, tested, *NOBODY), x)
 
-    def _said(self, h: np.ndarray) -> np.ndarray:
+    def _span(self, labels: np.ndarray) -> int:
+        """How many of the rows of these labels (-1: not learned) are answered alike, whoever of them is learned."""
+        new = np.flatnonzero((labels >= 0) & ~self.learned[labels])
+        return min(len(labels), self.unchanged(), *(new[:1] + 1).tolist())
+
+    def _said(self, rows: np.ndarray) -> np.ndarray:
         """[n, heads, classes] probabilities over the classes that were learned; even before there are any."""
-        known = self.learned if self.learned.any() else ~self.learned
-        said = self.answers(h)
-        raised = np.exp(said - said.max(2, keepdims=True)) * known
+        if not self.learned.any():
+            return np.full((len(rows), len(self.names), len(self.learned)), 1 / len(self.learned))
+        said = self.answers(rows)
+        raised = np.exp(said - said.max(2, keepdims=True)) * self.learned
         return raised / raised.sum(2, keepdims=True)
 
     def _rows(self, x: Tensor) -> np.ndarray:

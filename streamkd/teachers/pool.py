@@ -141,7 +141,7 @@ class Pool:
         self.prequential = {}
         for incremental in self._incremental:
             answers = self.guard.test_then_train(incremental, x, y, learn)
-            if answers is not None:
+            if answers is not None and incremental.known().any():
                 self.prequential[incremental.key] = answers
         if not self._observers or not learn.any():
             return

@@ -28,8 +28,8 @@ def test_a_solution_is_that_of_weighted_least_squares() -> None:
     draw = np.random.default_rng(0)
     h, y = draw.normal(size=(60, 5)), draw.integers(0, 3, 60)
     head = Head(20, range(5), 3)
-    for row, label in zip(h, y, strict=True):
-        head.learn(row, int(label))
+    for rows, labels in zip(torch.from_numpy(h).split(6), torch.from_numpy(y).split(6), strict=True):
+        head.learn(rows, labels)
     weigh = 0.5 ** (np.arange(59, -1, -1) / 20)
     square = (h * weigh[:, None]).T @ h
     ridge = forgetting.RIDGE * square.diagonal().mean() * (1 + 5 / weigh.sum()) + 1e-9

@@ -8,6 +8,7 @@ import toys
 from pydantic import ValidationError
 
 from streamkd.errors import StateConflict
+from streamkd.incremental.crossed import CrossedOptions, CrossedTeacher
 from streamkd.incremental.forgetting import ForgettingOptions, ForgettingTeacher
 from streamkd.incremental.linear import LinearOptions, LinearTeacher
 from streamkd.incremental.side_by_side import SideBySide
@@ -24,7 +25,12 @@ def forgetting(*half_lives: int, bins: int = 4) -> SideBySide:
     return ForgettingTeacher(options, toys.context_of("forgetting", toys.mlp()))
 
 
-EVERY = pytest.mark.parametrize("made", [linear, forgetting])
+def crossed(*rates: float, sets: int = 20) -> SideBySide:
+    options = CrossedOptions(rates=rates or (0.5, 2), sets=sets)
+    return CrossedTeacher(options, toys.context_of("crossed", toys.mlp()))
+
+
+EVERY = pytest.mark.parametrize("made", [linear, forgetting, crossed])
 
 
 def stream(count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -39,20 +45,20 @@ def every(y: torch.Tensor) -> torch.Tensor:
 
 @EVERY
 def test_however_the_stream_is_cut_it_learns_the_same(made: Made) -> None:
-    """Batches of any size give the bits of one long batch, rows that are held out among them."""
+    """Batches of any size learn what one long batch does; products round by shape."""
     x, y = stream(70)
     learn = torch.arange(len(y)) % 4 > 0
     whole, cut = made(), made()
     said = whole.test_then_train(x, y, learn)
     parts = [cut.test_then_train(*part) for part in zip(x.split(7), y.split(7), learn.split(7), strict=True)]
-    assert torch.equal(torch.cat(parts), said)
-    assert torch.equal(cut.logits(x), whole.logits(x))
+    torch.testing.assert_close(torch.cat(parts), said, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(cut.logits(x), whole.logits(x), rtol=1e-5, atol=1e-5)
 
 
 @EVERY
 def test_what_is_served_answers_as_the_teacher_does(made: Made) -> None:
     """Before it has learned nothing is served of it."""
-    x, y = stream(20)
+    x, y = stream(70)
     one = made()
     assert one.part() is None
     one.test_then_train(x, y, every(y))
@@ -77,11 +83,13 @@ def test_it_goes_on_from_its_state(made: Made) -> None:
         (linear, lambda: linear(0.1)),
         (forgetting, lambda: forgetting(40)),
         (forgetting, lambda: forgetting(bins=0)),
+        (crossed, lambda: crossed(0.5, 8)),
+        (crossed, lambda: crossed(sets=5)),
     ],
 )
 def test_other_heads_do_not_go_on_from_a_state(before: Made, now: Made) -> None:
     """The two are named, with the way out."""
-    with pytest.raises(StateConflict, match="heads"):
+    with pytest.raises(StateConflict, match=r"heads|sets"):
         now().load_state_dict(before().state_dict())
 
 
@@ -91,6 +99,7 @@ def test_other_heads_do_not_go_on_from_a_state(before: Made, now: Made) -> None:
         (LinearOptions, "rates", (0.1, 0.1)),
         (LinearOptions, "rates", (-1.0,)),
         (LinearOptions, "rates", ()),
+        (CrossedOptions, "rates", (2.0, 2.0)),
         (ForgettingOptions, "half_lives", (5, 5)),
         (ForgettingOptions, "half_lives", (0,)),
     ],

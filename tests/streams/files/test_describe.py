@@ -55,6 +55,7 @@ def _load(text: str, folder: Path) -> Config:
                 "snapshot",
                 "last-label",
                 "linear",
+                "crossed",
                 "forgetting",
                 "analytic",
                 "gates",

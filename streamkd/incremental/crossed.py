@@ -1,0 +1,219 @@
+"""The teacher ``crossed``: logistic regression on cells of one to four columns together, at several rates side by side.
+
+    record ─► each column in bins ─► a cell for each chosen set of columns ─► z = Σ_sets W[set, cell]
+    W[set, cell] ← W[set, cell] - η (softmax(z) - e_y) / sets      one step a record, for each rate η
+    answers ─► fixed share over the rates (``streamkd.gates.fixed_share``)
+
+Crossed features, the wide part of Cheng et al. 2016 (section 3.1). A threshold in one column, and a rule over a few of
+them as a tree has it, is one weight here; a record reads and writes as many weights as there are sets, however many
+cells there are. Where the world changes, the cells that records now fall into change with it, and no others.
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from torch import Tensor
+
+from streamkd.hookspecs import Options, TeacherKind, hookimpl
+from streamkd.incremental.heads import Heads, read
+from streamkd.incremental.side_by_side import SideBySide, distinct, stacked, unstacked
+from streamkd.plugins import Registry
+from streamkd.records import Label, RecordSchema
+from streamkd.teachers.teacher import TeacherContext
+
+BINS = (16, 8, 4, 3)  # of a column alone, in twos, in threes, in fours; decision 33
+FIRST = 500  # records that the bins are fitted to
+MOST = 32  # columns: more, and records are no table
+
+
+class CrossedOptions(Options):
+    """Logistic regression on crossed columns, a step a record."""
+
+    rates: tuple[PositiveFloat, ...] = Field(default=(0.5, 2, 8), min_length=1, description="learning rates")
+    sets: PositiveInt = Field(
+        default=50, le=1_000, description="of two, three and four columns each, drawn by the seed"
+    )
+
+    @field_validator("rates")
+    @classmethod
+    def _differ(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
+        return distinct(rates)
+
+
+class Cells:
+    """Where in the table of weights rows [n, columns] lie: a number for each set of columns.
+
+    ``edges`` [columns, orders, bins - 1] are inner edges of the bins, infinite where a column has fewer.
+    """
+
+    def __init__(self, columns: int, sets: int, seed: int) -> None:
+        draw = np.random.RandomState(seed % 2**32)
+        self.edges = np.full((columns, len(BINS), max(BINS) - 1), np.inf)
+        self._parts: list[tuple[int, np.ndarray, np.ndarray]] = []  # order, columns [order, sets], first cells [sets]
+        self.size = 0
+        for order, bins in enumerate(BINS[:columns], 1):
+            chosen = _sets(columns, order, sets if order > 1 else columns, draw)
+            first = self.size + np.arange(len(chosen)) * bins**order
+            self._parts.append((order, chosen.T, first))
+            self.size += len(chosen) * bins**order
+        self.count = sum(len(first) for _, _, first in self._parts)
+
+    def fit(self, rows: np.ndarray) -> None:
+        """The bins have as many of these rows each, as far as columns differ so often."""
+        for column, values in enumerate(rows.T):
+            for place, bins in enumerate(BINS):
+                edges = _edges(values, bins)
+                self.edges[column, place, : len(edges)] = edges
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """[n, count] numbers below ``size``; what is not a number lies in the first bin."""
+        bins = (rows[:, :, None, None] >= self.edges).sum(3)  # [n, columns, orders]
+        found = []
+        for order, columns, first in self._parts:
+            mine = bins[:, :, order - 1]
+            cell = mine[:, columns[0]]
+            for column in columns[1:]:
+                cell = cell * BINS[order - 1] + mine[:, column]
+            found.append(first + cell)
+        return np.concatenate(found, 1)
+
+
+def _sets(columns: int, order: int, most: int, draw: np.random.RandomState) -> np.ndarray:
+    """[sets, order] different sets of columns."""
+    every = np.array([*itertools.combinations(range(columns), order)])
+    return every if len(every) <= most else every[np.sort(draw.permutation(len(every))[:most])]
+
+
+def _edges(values: np.ndarray, bins: int) -> np.ndarray:
+    """Inner edges: between the values where they are few, else by quantiles."""
+    different = np.unique(values)
+    if len(different) <= bins:
+        return (different[1:] + different[:-1]) / 2
+    return np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1]))
+
+
+class CrossedHeads(Heads):
+    """What is served of the teacher: ``table`` [cells, heads, classes]."""
+
+    table: Tensor
+
+    def __init__(self, numbers: dict[str, Tensor], cells: Cells, about: Mapping[str, int]) -> None:
+        super().__init__("crossed", numbers)
+        self._cells, self._about = cells, about
+
+    def logits(self, rows: Tensor) -> Float[Tensor, "heads batch classes"]:
+        cells = torch.from_numpy(self._cells(rows.double().cpu().numpy())).to(self.table.device)
+        return self.table[cells].sum(1).transpose(0, 1)
+
+    def write(self, directory: Path) -> dict[str, Any]:
+        """Put its numbers into a version's directory."""
+        return {**super().write(directory), **self._about}
+
+
+def load(directory: Path, about: Mapping[str, Any], _schema: RecordSchema, _classes: int, _all: Registry) -> Heads:
+    """The part that wrote itself there; the sets follow from their seed."""
+    numbers = read(directory)
+    cells = Cells(len(numbers["mean"]), about["sets"], about["seed"])
+    cells.edges = numbers["edges"].double().numpy()
+    return CrossedHeads(numbers, cells, about)
+
+
+class CrossedTeacher(SideBySide):
+    """Weights [cells, rates, classes]; it knows nothing until bins are fitted, and nothing of what is no table."""
+
+    def __init__(self, options: CrossedOptions, context: TeacherContext) -> None:
+        self._about = {"seed": context.student.seed, "sets": options.sets}
+        identity = {name: str(number) for name, number in self._about.items()}
+        super().__init__(context, [*map(str, options.rates)], identity)
+        columns = len(self.standard.mean)
+        self._table = columns <= MOST
+        self.cells = Cells(columns if self._table else 1, options.sets, context.student.seed)
+        self.fitted = False
+        self._rates = np.array(options.rates)[:, None] / self.cells.count
+        self._weights = np.zeros((self.cells.size, len(options.rates), len(context.labels)), np.float32)
+        self._first: list[tuple[np.ndarray, int]] = []
+
+    def grow(self, labels: Sequence[Label]) -> None:
+        more = len(labels) - len(self.learned)
+        super().grow(labels)
+        self._weights = np.pad(self._weights, ((0, 0), (0, 0), (0, more)))
+
+    def answers(self, rows: np.ndarray) -> np.ndarray:
+        """[n, rates, classes] logits; zeros before the bins are fitted."""
+        if not self.fitted:
+            return np.zeros((len(rows), *self._weights.shape[1:]))
+        return self._weights[self.cells(rows)].sum(1, dtype=np.float64)
+
+    def known(self) -> Bool[Tensor, "classes"]:
+        return super().known() & self.fitted
+
+    def unchanged(self) -> int:
+        """Until the bins are fitted nothing changes."""
+        return 1 if self.fitted else FIRST - len(self._first)
+
+    def test_then_train(
+        self, x: Tensor, y: Int[Tensor, "batch"], learn: Bool[Tensor, "batch"]
+    ) -> Float[Tensor, "batch classes"]:
+        if not self._table:
+            return torch.zeros(len(x), len(self.learned), device=x.device)
+        return super().test_then_train(x, y, learn)
+
+    def learn(self, row: np.ndarray, label: int) -> None:
+        """A step of gradient descent at each rate; of the first records when there are enough to fit the bins to."""
+        if self.fitted:
+            self._step(row, label)
+        else:
+            self._first.append((row, label))
+            if len(self._first) == FIRST:
+                self._begin()
+
+    def _begin(self) -> None:
+        """Bins, and a step for each of the first records."""
+        self.cells.fit(np.stack([row for row, _ in self._first]))
+        self.fitted = True
+        for row, label in self._first:
+            self._step(row, label)
+        self._first = []
+
+    def _step(self, row: np.ndarray, label: int) -> None:
+        cells = self.cells(row[None])[0]
+        z = self._weights[cells].sum(0, dtype=np.float64)
+        slope = np.exp(z - z.max(1, keepdims=True))
+        slope /= slope.sum(1, keepdims=True)
+        slope[:, label] -= 1.0
+        self._weights[cells] -= (self._rates * slope).astype(np.float32)
+
+    def part(self) -> CrossedHeads | None:
+        """A copy as it is now; nothing before the bins are fitted."""
+        if not self.fitted:
+            return None
+        numbers = {"table": torch.from_numpy(self._weights.copy()), "edges": torch.from_numpy(self.cells.edges.copy())}
+        return CrossedHeads({**numbers, **self.numbers()}, self.cells, self._about)
+
+    def size_bytes(self) -> int:
+        return self._weights.nbytes
+
+    def state_dict(self) -> dict[str, Any]:
+        first = {"rows": stacked([row for row, _ in self._first]), "labels": [label for _, label in self._first]}
+        numbers = {"weights": self._weights.copy(), "edges": self.cells.edges.copy()}
+        held = {name: torch.from_numpy(array) for name, array in numbers.items()}
+        return {**super().state_dict(), **held, "fitted": self.fitted, "first": first}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._weights, self.cells.edges = (state[name].numpy().copy() for name in ("weights", "edges"))
+        self.fitted, first = state["fitted"], state["first"]
+        self._first = [*zip(unstacked(first["rows"]), first["labels"], strict=True)]
+
+
+@hookimpl
+def streamkd_teachers() -> Iterable[TeacherKind]:
+    """Logistic regression on crossed columns."""
+    summary = "logistic regression on cells of several columns together, learned record by record"
+    yield TeacherKind("crossed", CrossedTeacher, CrossedOptions, summary, load=load)
