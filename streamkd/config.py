@@ -403,7 +403,7 @@ class Config(Model):
                 yield f"losses.{index}.gate", "gates", loss.gate
 
 
-RESERVED = ("hard", "student", "ensemble")
+RESERVED = ("hard", "student")
 """Sources of an answer or of a lesson that are no teachers, as status, metrics and versions call them."""
 
 EMBEDDED = """\

@@ -120,7 +120,8 @@ class Learner:
 
     @property
     def _candidates(self) -> Candidates:
-        return self.step.pool.candidates(self.student, self.step.mixture.share.weights)
+        share = self.step.mixture.share
+        return self.step.pool.candidates(self.student, share.weights, share.exponents)
 
     @property
     def _holdout(self) -> Ring:

@@ -20,11 +20,10 @@ import numpy as np
 import torch
 
 from streamkd.gates.presence import Presence
+from streamkd.gates.spread import LEAST, spread
 
 RATES, SHARES = (0.02, 0.1, 0.5), (1e-4, 1e-3, 1e-2)  # decision 31
 SWITCH = 1e-3  # share of the pairs of rate and share among each other
-LEAST = 1e-3  # of each source's probability is spread evenly: one sure mistake must not end it
-
 MOST = 10  # times as much as a record that comes count the held-out ones, at most
 NOBODY = np.zeros((0, 0)), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool)
 """No held-out records."""
@@ -49,7 +48,7 @@ class FixedShare:
     def mixed(self, names: Sequence[str], said: np.ndarray) -> np.ndarray:
         """The mixture of these sources' probabilities [n, sources, classes] as it is now; even shares at first."""
         known = self.weights or dict.fromkeys(names, 1 / len(names))
-        return np.tensordot(np.array([known[name] for name in names]), _spread(said), (0, 1))
+        return np.tensordot(np.array([known[name] for name in names]), spread(said), (0, 1))
 
     def test(
         self,
@@ -67,13 +66,13 @@ class FixedShare:
         which of them are unlike what comes now.
         """
         self._meet(tuple(names))
-        said = _spread(said)
+        said = spread(said)
         mixed = np.empty((len(said), said.shape[2]))
         for row, label in enumerate(labels.tolist()):
             mixed[row] = self._trust @ self._table @ said[row]
             if label >= 0:
                 self.presence.see(label)
-                self._learn(said[row, :, label], *self._still_true(held, held_labels, away, said.shape[2]))
+                self._learn(said[row, :, label], *self._beside(held, held_labels, away, said.shape[2]))
         return mixed
 
     def _meet(self, names: tuple[str, ...]) -> None:
@@ -86,19 +85,21 @@ class FixedShare:
         self._table /= self._table.sum(1, keepdims=True)
         self.names = names
 
-    def _still_true(
+    def still_true(self, labels: np.ndarray, away: np.ndarray) -> tuple[np.ndarray, float]:
+        """Which of the held-out records of these labels do not come now [m], and what each counts beside one that does.
+
+        Together as much as they are more than the others.
+        """
+        absent = np.pad(self.presence.absent(), (0, int(labels.max(initial=0)) + 1))
+        away = away | absent[labels]
+        return away, 1 / max(len(labels) - int(away.sum()), len(labels) / MOST, 1)
+
+    def _beside(
         self, held: np.ndarray, labels: np.ndarray, away: np.ndarray, classes: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Probabilities [m, sources] of the held-out records that do not come now, and what each counts beside one that
-        comes: together as much as they are more than the others.
-        """
-        if not len(labels):
-            return held, np.zeros(0)
-        absent = np.pad(self.presence.absent(), (0, classes))
-        away = away | absent[labels]
-        count = int(away.sum())
-        each = 1 / max(len(labels) - count, len(labels) / MOST, 1)
-        return (1 - LEAST) * np.nan_to_num(held[away]) + LEAST / classes, np.full(count, each)
+        """Probabilities [m, sources] of the held-out records that do not come now, and what each counts."""
+        away, each = self.still_true(labels, away)
+        return (1 - LEAST) * np.nan_to_num(held[away]) + LEAST / classes, np.full(int(away.sum()), each)
 
     def _learn(self, told: np.ndarray, held: np.ndarray, counts: np.ndarray) -> None:
         """One step by the probabilities [sources] of a record's label, and those of the held-out ones beside it."""
@@ -125,10 +126,3 @@ class FixedShare:
         self.names = tuple(state["names"])
         self._table, self._trust = (state[name].numpy().copy() for name in ("table", "trust"))
         self.presence.load_state_dict(state["presence"])
-
-
-def _spread(said: np.ndarray) -> np.ndarray:
-    """Probabilities [..., classes] with a least part for every class; what is not finite is no answer, and even."""
-    classes = said.shape[-1]
-    fine = np.isfinite(said).all(-1, keepdims=True)
-    return (1 - LEAST) * np.where(fine, said, 1 / classes) + LEAST / classes

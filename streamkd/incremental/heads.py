@@ -12,7 +12,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from streamkd.gates.fixed_share import LEAST
+from streamkd.gates.spread import LEAST
 
 FILE = "heads.safetensors"
 

@@ -1,14 +1,14 @@
 """What comes now contradicts some of what is remembered: which records, and whether that is more than chance.
 
-    the teacher that knows the present best ─► mistakes on records as they come ──┐
-                                           ─► mistakes on remembered records ─────┴─► clearly more?
-    among them those that it calls otherwise, near recent records on which it is right ─► ``Ring.contradicted``
+    the teacher that knows the present best ─► mistakes on records as they come ─────────────────────┐
+                                           ─► mistakes on remembered ones that are like recent ones ─┴─► clearly more?
+                                                                                  ─► ``Ring.contradicted``
 
 Age by contradiction, not by time. Of a class that does not come now nothing is contradicted (``Presence``), nor is a
 record unlike any that comes: a former domain may still be as it was. Where the world has not changed, a teacher of the
-present is right on remembered records as often as on new ones, however hard they are. What a memory does with a
-contradicted record is its policy's to say. The nearest relative is self-adjusting memory (Losing, Hammer and Wersing
-2016), which cleans a long-term memory by the neighbours in a short-term one.
+present is right on remembered records like them as often as on new ones, however hard they are. What a memory does
+with a contradicted record is its policy's to say. The nearest relative is self-adjusting memory (Losing, Hammer and
+Wersing 2016), which cleans a long-term memory by the neighbours in a short-term one.
 """
 
 import math
@@ -26,6 +26,7 @@ from streamkd.teachers.pool import Pool
 from streamkd.teachers.teacher import Incremental, Servable, Teacher
 
 EVERY = 10  # steps between two looks
+IN_A_ROW = 2  # looks that say the same: a teacher that is new to a domain errs on the old one's for a while
 SURE = 4.0  # standard errors by which mistakes on what is remembered are more: it is asked hundreds of times
 
 
@@ -35,8 +36,13 @@ class Contradiction:
     def __init__(self, memory: Memory, pool: Pool, mixture: Mixture, recent: Recent) -> None:
         self.memory, self.pool, self.mixture, self.recent = memory, pool, mixture, recent
         self.age = 0
-        self.changed = False
+        self.looks = 0
         self._wrong: list[np.ndarray] = []
+
+    @property
+    def changed(self) -> bool:
+        """Whether what is remembered is contradicted by more than chance, look after look."""
+        return self.looks >= IN_A_ROW
 
     def after_step(self, labels: Tensor) -> None:
         """The columns [n] of a step's fresh rows, -1 where they tell nothing."""
@@ -60,29 +66,28 @@ class Contradiction:
 
     @torch.no_grad()
     def _look(self, teacher: Teacher) -> None:
-        new, rings = np.concatenate(self._wrong), [self.memory.replayed, self.memory.holdout]
-        found = [(ring, *judged) for ring in rings if (judged := self._judged(teacher, ring)) is not None]
-        known = np.concatenate([wrong[told] for _, told, wrong in found]) if found else np.zeros(0, dtype=bool)
-        self.changed = _more(known, new)
-        known_now = self._known_now(teacher) if self.changed else None
-        for ring, told, wrong in found:
-            against = told & wrong
-            if ring.x is not None and against.any():
-                against[against] = known_now is not None and near(ring.x[: ring.filled][against], known_now)
-            ring.contradicted[: ring.filled] = torch.from_numpy(against).to(ring.contradicted.device)
+        new, known_now = np.concatenate(self._wrong), self._known_now(teacher)
+        rings = [ring for ring in (self.memory.replayed, self.memory.holdout) if ring.x is not None and ring.filled]
+        judged = [self._judged(teacher, ring, known_now) for ring in rings]
+        told = [wrong[like] for like, wrong in judged]
+        more = _more(np.concatenate(told) if told else np.zeros(0, dtype=bool), new)
+        self.looks = self.looks + 1 if more else 0
+        for ring, (like, wrong) in zip(rings, judged, strict=True):
+            against = torch.from_numpy(like & wrong & self.changed)
+            ring.contradicted[: ring.filled] = against.to(ring.contradicted.device)
 
-    def _judged(self, teacher: Teacher, ring: Ring) -> tuple[np.ndarray, np.ndarray] | None:
-        """Of each place whether it can be told, and whether the teacher calls it otherwise."""
-        if ring.x is None or not ring.filled:
-            return None
+    def _judged(self, teacher: Teacher, ring: Ring, known_now: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
+        """Of each place whether its record is like those that come, and whether the teacher calls it otherwise."""
+        assert ring.x is not None  # it is filled
         x, y = ring.x[: ring.filled], ring.y[: ring.filled].cpu().numpy()
         answer = self.pool.guard.ask(teacher, x, len(teacher.known()))
-        if answer is None:
-            return None
+        if answer is None or known_now is None:
+            return np.zeros(len(y), dtype=bool), np.zeros(len(y), dtype=bool)
         logits, known = answer
-        absent = np.flatnonzero(self.mixture.now.presence.absent())
+        absent = np.flatnonzero(self.mixture.now.share.presence.absent())
         told = known.expand(logits.shape).cpu().numpy()[np.arange(len(y)), y] & ~np.isin(y, absent)
-        return told, logits.masked_fill(~known, -torch.inf).argmax(1).cpu().numpy() != y
+        like = told & near(x, known_now)
+        return like, logits.masked_fill(~known, -torch.inf).argmax(1).cpu().numpy() != y
 
     def _known_now(self, teacher: Teacher) -> Tensor | None:
         """Recent records on which the teacher is right; ``None`` where they are few."""
@@ -97,11 +102,11 @@ class Contradiction:
     def state_dict(self) -> dict[str, Any]:
         """What the next look follows from; the last one's findings are the memory's."""
         wrong = torch.from_numpy(np.concatenate(self._wrong)) if self._wrong else None
-        return {"age": self.age, "changed": self.changed, "wrong": wrong}
+        return {"age": self.age, "looks": self.looks, "wrong": wrong}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state."""
-        self.age, self.changed = state["age"], state["changed"]
+        self.age, self.looks = state["age"], state["looks"]
         self._wrong = [] if state["wrong"] is None else [state["wrong"].numpy().copy()]
 
 

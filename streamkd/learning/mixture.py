@@ -1,13 +1,13 @@
 """The mixture: what student and teachers said of the records that have just come, and what each is worth by it.
 
     a step's fresh rows, not learned yet ─► probabilities of each source ─┐
-    held-out records unlike what comes now ───────────────────────────────┴─► FixedShare ─► weights, answers
+    held-out records unlike what comes now ───────────────────────────────┴─► Sharpness ─► FixedShare ─► answers
 
-Twice: ``now`` by what comes alone, for answers to the very next records; ``share`` by what still holds as well, for a
-published version, which may be asked about anything (``streamkd.teachers.mixture``).
+Twice: ``now`` by what comes alone, for answers to the very next records; ``share`` by what still holds as well and over
+those who can be served, for a published version, which may be asked about anything (``streamkd.teachers.mixture``).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from streamkd.gates.fixed_share import NOBODY, FixedShare
+from streamkd.gates.fixed_share import FixedShare
+from streamkd.gates.sharpness import Sharpness
 from streamkd.learning.batch import StepBatch
 from streamkd.replay.memory import Remembered
 from streamkd.students.networks import Student, at_rest
 from streamkd.teachers.answers import Answers
-from streamkd.teachers.mixture import ENSEMBLE
 from streamkd.teachers.pool import Pool
 from streamkd.teachers.teacher import Servable
 
@@ -39,8 +39,8 @@ class Testimony:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What the sources said of held-out records: probabilities of the true label [m, sources], the labels [m], and
-    which of the records are unlike what comes [m].
+    """What the sources said of held-out records: probabilities [m, sources, classes], the labels [m], and which of the
+    records are unlike what comes [m].
     """
 
     names: tuple[str, ...]
@@ -48,10 +48,11 @@ class Held:
     labels: np.ndarray
     away: np.ndarray
 
-    def of(self, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """By these sources; who was not asked yet stands where the student does."""
+    def of(self, names: Sequence[str], classes: int) -> np.ndarray:
+        """[m, names, classes] by these sources; who was not asked yet stands where the student does."""
         places = [self.names.index(name if name in self.names else STUDENT) for name in names]
-        return self.probabilities[:, places], self.labels, self.away
+        found = self.probabilities[:, places].astype(np.float64)
+        return np.pad(found, ((0, 0), (0, 0), (0, classes - found.shape[2])))
 
     def state_dict(self) -> dict[str, Any]:
         """Names, probabilities and labels."""
@@ -65,12 +66,59 @@ class Held:
         return cls(tuple(state["names"]), *arrays)
 
 
+class Weighing:
+    """``FixedShare`` over sources that are each heard as sharply as they may be."""
+
+    def __init__(self) -> None:
+        self.share, self.sharpness = FixedShare(), Sharpness()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The sources."""
+        return self.share.names
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of each source; they sum to 1."""
+        return self.share.weights
+
+    @property
+    def exponents(self) -> dict[str, float]:
+        """Of each source's probabilities."""
+        return dict(zip(self.names, self.sharpness.of(self.names).tolist(), strict=True))
+
+    def mixed(self, names: Sequence[str], said: np.ndarray) -> np.ndarray:
+        """The answers [n, classes] to these sources' probabilities [n, sources, classes] as things stand."""
+        return self.share.mixed(names, self.sharpness.heard(names, said))
+
+    def test(self, names: Sequence[str], said: np.ndarray, labels: np.ndarray, held: Held | None) -> np.ndarray:
+        """The same of records as they come, each by what those before it told; labels [n], -1 where there is none."""
+        kept = said[:0] if held is None else held.of(names, said.shape[2])
+        columns, away = (labels[:0], labels[:0] > 0) if held is None else (held.labels, held.away)
+        true = self.sharpness.heard(names, kept)[np.arange(len(kept)), :, columns]
+        mixed = self.share.test(names, self.sharpness.heard(names, said), labels, true, columns, away)
+        told, (away, each) = labels >= 0, self.share.still_true(columns, away)
+        whole = told.sum() / (1 + each * away.sum())
+        counts = whole * np.concatenate([np.full(told.sum(), 1 / max(told.sum(), 1)), each * away])
+        self.sharpness.learn(names, np.concatenate([said[told], kept]), np.concatenate([labels[told], columns]), counts)
+        return mixed
+
+    def state_dict(self) -> dict[str, Any]:
+        """Shares and exponents."""
+        return {"share": self.share.state_dict(), "sharpness": self.sharpness.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self.share.load_state_dict(state["share"])
+        self.sharpness.load_state_dict(state["sharpness"])
+
+
 class Mixture:
-    """``FixedShare`` over the student and whoever in the pool speaks of what comes."""
+    """``Weighing`` of the student and whoever in the pool speaks of what comes."""
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
-        self.now, self.share = FixedShare(), FixedShare()
+        self.now, self.share = Weighing(), Weighing()
         self.last: Testimony | None = None
 
     def test(self, plan: StepBatch, logits: Tensor, held: Held | None) -> None:
@@ -80,14 +128,19 @@ class Mixture:
         """
         fresh = plan.fresh
         said = dict(self._said(plan, torch.softmax(logits[:fresh].detach().double(), 1)))
-        said |= self._ensemble(said)
         labels = plan.y[:fresh].clone()
         labels[plan.offer.again] = -1
         names, probabilities = tuple(said), np.stack([*said.values()], 1)
         columns = labels.cpu().numpy()
-        self.share.test(names, probabilities, columns, *(held.of(names) if held else NOBODY))
-        mixed = self.now.test(names, probabilities, columns, *NOBODY)
-        self.last = Testimony(names, probabilities, mixed)
+        able = [place for place, name in enumerate(names) if self._servable(name)]
+        self.share.test([names[place] for place in able], probabilities[:, able], columns, held)
+        self.last = Testimony(names, probabilities, self.now.test(names, probabilities, columns, None))
+
+    def _servable(self, name: str) -> bool:
+        average = self.pool.average
+        if name == STUDENT or (average is not None and name == average.key):
+            return True
+        return any(isinstance(teacher, Servable) for teacher in self.pool.everybody if teacher.key == name)
 
     def _said(self, plan: StepBatch, student: Tensor) -> list[tuple[str, np.ndarray]]:
         fresh, answers = plan.fresh, plan.answers
@@ -100,11 +153,6 @@ class Mixture:
         in_turn = self.pool.prequential.items()
         return found + [(key, torch.softmax(logits.double(), 1).cpu().numpy()) for key, logits in in_turn]
 
-    def _ensemble(self, said: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The two that err most differently, together, as one more source; nothing where one of them is silent."""
-        pair = paired(self.pool)
-        return {ENSEMBLE: together(said[pair[0]], said[pair[1]])} if pair and set(pair) <= set(said) else {}
-
     @torch.no_grad()
     def ask(self, student: Student, x: Tensor) -> Testimony:
         """What everybody says of any rows [rows, *shape] as things stand, and what is answered."""
@@ -115,7 +163,6 @@ class Mixture:
             answer = self.pool.guard.ask(teacher, x, own.shape[1])
             if answer is not None and teacher.key in self.now.names:
                 found[teacher.key] = completed(answer[0], answer[1].expand(own.shape), own).cpu().numpy()
-        found |= self._ensemble(found) if ENSEMBLE in self.now.names else {}
         names = tuple(found)
         probabilities = np.stack([*found.values()], 1)
         return Testimony(names, probabilities, self.now.mixed(names, probabilities))
@@ -141,23 +188,7 @@ def probabilities(pool: Pool, held: Remembered, logits: Tensor, answers: Answers
     for teacher in pool.everybody:
         if teacher.role == "prequential" and (said := pool.guard.ask(teacher, held.x, logits.shape[1])) is not None:
             found[teacher.key] = torch.softmax(said[0].double(), 1).cpu().numpy()
-    if (pair := paired(pool)) and set(pair) <= set(found):
-        found[ENSEMBLE] = together(found[pair[0]], found[pair[1]])
-    labels = held.y.cpu().numpy()
-    told = np.stack([each[np.arange(len(labels)), labels] for each in found.values()], 1)
-    return Held(tuple(found), told, labels, away)
-
-
-def paired(pool: Pool) -> tuple[str, str] | None:
-    """The average and the first teacher that learns in closed form; ``None`` where there are not both."""
-    closed = next((t.key for t in pool.teachers if t.role == "versioned" and isinstance(t, Servable)), None)
-    return (pool.average.key, closed) if pool.average is not None and closed is not None else None
-
-
-def together(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The geometric pool of probabilities [..., classes], half and half."""
-    both = np.sqrt(first * second)
-    return both / np.maximum(both.sum(-1, keepdims=True), 1e-300)
+    return Held(tuple(found), np.stack([*found.values()], 1).astype(np.float32), held.y.cpu().numpy(), away)
 
 
 def completed(

@@ -273,15 +273,16 @@ class Pool:
         logits = snapshot.logits(remembered.x).unsqueeze(1)
         return assessment(logits, snapshot.known().to(logits.device).expand_as(logits), remembered.y)
 
-    def candidates(self, student: Student, weights: Mapping[str, float]) -> Candidates:
-        """What may be served now, the student of the stream among it; ``weights`` by teacher, and of the student."""
+    def candidates(self, student: Student, weights: Mapping[str, float], exponents: Mapping[str, float]) -> Candidates:
+        """What may be served now, the student of the stream among it; weights and exponents by teacher's key."""
         parts = {t.key: part for t in self.everybody if isinstance(t, Servable) and (part := t.part()) is not None}
         ring, average = self.memory.holdout, self.average
         held = (ring.x[: ring.filled], ring.y[: ring.filled]) if ring.x is not None and ring.filled else None
-        named = {"average" if average and key == average.key else key: weight for key, weight in weights.items()}
-        closed = next((t.key for t in self.teachers if t.role == "versioned" and t.key in parts), None)
-        pair = ("average", closed) if average and closed else None
-        return Candidates(student, average.student if average else None, parts, held, self.noise or 0.0, named, pair)
+        named = [
+            {"average" if average and key == average.key else key: number for key, number in numbers.items()}
+            for numbers in (weights, exponents)
+        ]
+        return Candidates(student, average.student if average else None, parts, held, self.noise or 0.0, *named)
 
     def facts(self, device: torch.device) -> Tensor:
         """[teachers, 2] for the gate: held-out accuracy, and 1 / (1 + age in tasks)."""

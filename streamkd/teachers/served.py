@@ -71,7 +71,7 @@ class Candidates:
     ``teachers`` are the parts of those that can answer requests now, by key, in the pool's order; ``held`` the
     held-out records x [n, *shape] and their columns y [n], ``None`` where nothing is held out; ``noise`` the part of
     their labels that seems to be wrong. ``weights`` are shares of an answer by what has come true, of ``student``,
-    ``average`` and the teachers; that of ``ensemble`` is for the two of ``pair`` together, geometrically and by halves.
+    ``average`` and the teachers; ``exponents`` of their probabilities make each as sure as it may be.
     """
 
     student: Student
@@ -80,7 +80,7 @@ class Candidates:
     held: tuple[Tensor, Tensor] | None
     noise: float
     weights: Mapping[str, float] = field(default_factory=dict)
-    pair: tuple[str, str] | None = None
+    exponents: Mapping[str, float] = field(default_factory=dict)
 
 
 @runtime_checkable

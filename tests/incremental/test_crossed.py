@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import toys
 
-from streamkd.gates.fixed_share import LEAST
+from streamkd.gates.spread import LEAST
 from streamkd.incremental import crossed
 from streamkd.incremental.crossed import Cells, CrossedOptions, CrossedTeacher
 from streamkd.incremental.linear import LinearOptions, LinearTeacher

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 import toys
 
-from streamkd.gates.fixed_share import LEAST
+from streamkd.gates.spread import LEAST
 from streamkd.incremental.linear import LinearOptions, LinearTeacher
 
 

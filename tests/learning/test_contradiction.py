@@ -77,6 +77,17 @@ def test_another_domain_contradicts_nothing() -> None:
     assert int(old.sum()) > 20
 
 
+@pytest.mark.parametrize("shift", [3.0, 5.0])
+def test_a_domain_beside_the_old_one_is_no_changed_world(shift: float) -> None:
+    """The same classes under other labels nearby: only old records that are like new ones tell, and they are few."""
+    step, looks = made(), []
+    train(step, 60, 0)
+    for part in range(1, 15):
+        train(step, 10, part, turn=1, shift=shift)
+        looks.append(step.contradiction.changed)
+    assert not any(looks)
+
+
 def test_it_goes_on_from_its_state() -> None:
     """Look, flag and what has been gathered for the next one."""
     step, other = made(), made()

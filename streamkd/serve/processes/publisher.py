@@ -108,7 +108,7 @@ def _still_true(learner: Learner) -> tuple[torch.Tensor | None, torch.Tensor | N
     now, served = learner.answered.accuracy, learner.arrivals.accuracy
     if now is None or served is None or now < served:
         return x, y
-    absent = learner.step.mixture.share.presence.absent()
+    absent = learner.step.mixture.share.share.presence.absent()
     away = torch.from_numpy(np.isin(y.numpy(), np.flatnonzero(absent)))
     return x[away], y[away]
 
