@@ -56,7 +56,7 @@ def learned(path: Path) -> dict[str, Any]:
         "version": served.version if served else None,
         "pinned": bool(served and served.pinned),
         "checkpoint": {"id": snapshot.info.id, "created": snapshot.info.created, "bytes": snapshot.info.bytes},
-        "skipped": [{"id": s.id, "reason": s.reason} for s in snapshot.skipped],
+        "skipped": [{"id": number, "reason": reason} for number, reason in snapshot.skipped.items()],
         "offsets": dict(snapshot.info.offsets),
         "dead_letters": _dead_letters(directory),
         "environment": snapshot.environment,

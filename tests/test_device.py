@@ -177,7 +177,7 @@ def test_what_a_gpu_learned_is_served_from_files_on_the_cpu(tmp_path: Path) -> N
         publisher = Publisher(directory, one.config, REGISTRY, Recorder())
         assert [publisher.publish(one), publisher.publish(run(one, 1))] == [1, 2]
         versions = VersionStore(directory)
-        loaded = load_version(versions.read(2), versions.info(2), REGISTRY)
+        loaded = load_version(versions, 2, REGISTRY)
     ring = one.step.memory.replayed
     assert ring.x is not None
     with torch.no_grad():

@@ -130,14 +130,12 @@ def test_an_ensemble_is_published_followed_and_rolled_back_to(tmp_path: Path) ->
         later = publisher.publish(one)
         assert later is not None
         versions = VersionStore(directory)
-        loaded = load_version(versions.read(version), versions.info(version), REGISTRY)
+        loaded = load_version(versions, version, REGISTRY)
         assert isinstance(loaded.student, Served)
         assert np.array_equal(loaded.predict(x.numpy()), wanted)
         predictor = Predictor(64, 64, Recorder())
         predictor.swap(loaded)
-        follower = VersionFollower(
-            directory, lambda folder, info: load_version(folder, info, REGISTRY), predictor, Recorder()
-        )
+        follower = VersionFollower(directory, REGISTRY, predictor, Recorder())
         try:
             assert np.array_equal(follower.get(version).predict(x.numpy()), wanted)
             again = follower.rollback(version)
@@ -167,7 +165,7 @@ def test_features_of_a_frozen_network_are_published_with_the_version(tmp_path: P
         assert version is not None
         shutil.rmtree(network)
         versions = VersionStore(directory)
-        loaded = load_version(versions.read(version), versions.info(version), REGISTRY)
+        loaded = load_version(versions, version, REGISTRY)
         versions.close()
     x = inputs(one)[:9].clone()
     with torch.no_grad():
@@ -225,10 +223,10 @@ def test_a_plugin_serves_a_mixture_of_several_parts(tmp_path: Path) -> None:
         version = Publisher(directory, config, registry, Recorder()).publish(one)
         assert version is not None
         versions = VersionStore(directory)
-        loaded = load_version(versions.read(version), versions.info(version), registry)
+        loaded = load_version(versions, version, registry)
         x = inputs(one)[:9].clone()
         with torch.no_grad():
             assert np.array_equal(loaded.predict(x.numpy()), torch.softmax(one.served(x), 1).numpy())
         with pytest.raises(PluginError, match="no selector 'even'"):
-            load_version(versions.read(version), versions.info(version), REGISTRY)
+            load_version(versions, version, REGISTRY)
         versions.close()

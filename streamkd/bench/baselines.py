@@ -10,13 +10,8 @@ that the reported runs never test on::
     streamkd bench learning --choose --only split-mnist-5k
 """
 
-from collections.abc import Iterator
 from itertools import product
 from typing import Any
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from streamkd.bench import peers
 from streamkd.bench.streams import Tree
@@ -86,22 +81,6 @@ def gated(tree: Tree, name: str, settings: Settings) -> Tree:
             return tree | {"gate": {"name": "fixed", "hard": 1 / (1 + len(default_teachers()))}}
     teachers = [{"name": teacher} for teacher in settings["teachers"]]
     return tree | {"teachers": teachers, "gate": {"name": "fixed", "hard": settings["hard"]}}
-
-
-def bound(name: str, x: Tensor, y: Tensor, network: nn.Module, batch: int, settings: Settings, seed: int) -> None:
-    """Train the network in place on all records in an order drawn anew for each epoch."""
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = peers.optimizer(network, settings)
-    network.train()
-    for rows in _batches(len(y), batch, EPOCHS[name], generator):
-        optimizer.zero_grad()
-        F.cross_entropy(network(x[rows]), y[rows]).backward()
-        optimizer.step()
-
-
-def _batches(records: int, batch: int, epochs: int, generator: torch.Generator) -> Iterator[Tensor]:
-    for _ in range(epochs):
-        yield from torch.randperm(records, generator=generator).split(batch)
 
 
 _SGD: Settings = {"optimizer": "sgd", "learning_rate": 0.05}

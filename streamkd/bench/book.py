@@ -2,8 +2,7 @@
 
     tasks by key ─► those that the file lacks ─► here, or in so many processes ─► a line each ─► all rows, as asked
 
-A killed benchmark goes on where it was; two tasks of one key are one run. Called by ``bench.learning`` and
-``bench.gate``.
+A killed benchmark goes on where it was; two tasks of one key are one run.
 """
 
 import hashlib
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from streamkd.errors import ConfigError
+from streamkd.state.environment import environment
 
 Row = dict[str, Any]
 Progress = Callable[[int, int], None]
@@ -25,6 +25,11 @@ Task = TypeVar("Task")
 def key_of(*what: Any) -> str:
     """A name for a run, made of all that decides it, as plain JSON values."""
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def result(suite: str, rows: Sequence[Row], **found: Any) -> dict[str, Any]:
+    """What a benchmark found, as its file of figures has it: from which runs, and on what machine."""
+    return {"schema": 1, "suite": suite, **found, "rows": rows, "environment": environment()}
 
 
 def require_known(what: str, asked: Sequence[str], known: Collection[str], where: str) -> None:

@@ -11,18 +11,18 @@ average, where ``average.best-fixed`` may be another in each.
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from streamkd import config as configuration
-from streamkd.bench import book, documents, policies, scenarios, streams, upkeep
+from streamkd.bench import book, documents, policies, scenarios, scores, streams, upkeep
 from streamkd.bench.book import Progress, Row
+from streamkd.bench.scores import Table
 from streamkd.run import run_seed
-from streamkd.state.environment import environment
 
 SIDES = ("student", "served")
 FOUND = ("best-fixed", "best-single")
@@ -33,14 +33,13 @@ Values = dict[str, dict[str, list[float]]]
 
 @dataclass(frozen=True)
 class GateRun:
-    """One run. ``chosen_on``: on records to choose by; ``overrides``: merged into the configuration's first level."""
+    """One run. ``chosen_on``: on records to choose by."""
 
     scenario: str
     policy: str
     seed: int
     stream: str = STREAM
     chosen_on: bool = False
-    overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
 def measure(
@@ -78,16 +77,8 @@ def measure(
         {"scenario": task.scenario, "policy": task.policy, "seed": task.seed, **row}
         for task, row in zip(tasks, results, strict=True)
     ]
-    return {
-        "schema": 1,
-        "suite": "gate",
-        "figures": figures(rows),
-        "best": {side: {name: best_fixed(each) for name, each in _values(rows, side).items()} for side in SIDES},
-        "rows": rows,
-        "stream": stream,
-        "seeds": list(seeds),
-        "environment": environment(),
-    }
+    best = {side: {name: best_fixed(each) for name, each in _values(rows, side).items()} for side in SIDES}
+    return book.result("gate", rows, figures=figures(rows), best=best, stream=stream, seeds=list(seeds))
 
 
 def timed(result: dict[str, Any], progress: Progress = lambda done, total: None) -> dict[str, Any]:
@@ -114,10 +105,7 @@ def run_one(task: GateRun) -> Row:
 def _tree(task: GateRun) -> streams.Tree:
     """The average is served, so that no other model of the pool answers for it."""
     made = scenarios.tree(task.scenario, task.stream, task.chosen_on)
-    made = {**policies.under(made, task.policy), "publish": {"model": "ema"}}
-    for name, value in task.overrides.items():
-        made[name] = {**made.get(name, {}), **value} if isinstance(value, Mapping) else value
-    return made
+    return {**policies.under(made, task.policy), "publish": {"model": "ema"}}
 
 
 def _key(task: GateRun) -> str:
@@ -150,55 +138,44 @@ def _with_best(values: Values) -> Values:
 
 def _average(values: Values) -> dict[str, list[float]]:
     """Over the scenarios, of what was run in all of them: a value for each seed."""
-    scores = list(values.values())
-    shared = [name for name in (scores[0] if scores else ()) if all(name in each for each in scores)]
-    found = {name: [statistics.mean(s) for s in zip(*(each[name] for each in scores), strict=True)] for name in shared}
+    parts = list(values.values())
+    shared = [name for name in (parts[0] if parts else ()) if all(name in each for each in parts)]
+    found = {name: [statistics.mean(s) for s in zip(*(each[name] for each in parts), strict=True)] for name in shared}
     best = best_fixed(found)
     return {**found, **({"best-setting": found[best]} if best is not None else {})}
 
 
+def by_scenario(rows: Sequence[Row], side: str) -> Values:
+    """The accuracies of one side, with the best of each scenario, and their average."""
+    values = _with_best(_values(rows, side))
+    return {**values, "average": _average(values)}
+
+
 def figures(rows: Sequence[Row]) -> dict[str, float]:
     """Means over the seeds under the names that documents quote, sample deviations beside them."""
-    named: dict[str, float] = {}
-    for side in SIDES:
-        middle = "" if side == "student" else f".{side}"
-        for policy, scenario, values in _every(_with_best(_values(rows, side))):
-            name = f"{scenario}{middle}.{policy}"
-            named[name] = statistics.mean(values)
-            named[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else 0.0
-    return named
+    return scores.named(
+        {
+            f"{scenario}{middle}.{policy}": values
+            for side, middle in zip(SIDES, ("", ".served"), strict=True)
+            for scenario, each in by_scenario(rows, side).items()
+            for policy, values in each.items()
+        }
+    )
 
 
-def _every(values: Values) -> Iterator[tuple[str, str, list[float]]]:
-    for scenario, each in {**values, "average": _average(values)}.items():
-        for policy, found in each.items():
-            yield policy, scenario, found
-
-
-def table(rows: Sequence[Row], side: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Head and lines: a scenario across and their average, a policy down, accuracy ± deviation."""
-    values = _with_best(_values(rows, side))
-    cells = {(policy, scenario): _cell(found) for policy, scenario, found in _every(values)}
-    across = [*values, "average"]
+def table(rows: Sequence[Row], side: str) -> Table:
+    """A scenario across and their average, a policy down; ours first, then what was found afterwards."""
     down = [policies.DEFAULT, *FOUND, "best-setting", *policies.POLICIES[1:]]
-    lines = [(policy, *[cells.get((policy, scenario), "") for scenario in across]) for policy in down]
-    return (f"final average accuracy, {side}", *across), [line for line in lines if any(line[1:])]
+    return scores.table(f"final average accuracy, {side}", by_scenario(rows, side), down, "")
 
 
-def panels(rows: Sequence[Row]) -> dict[str, dict[str, list[float]]]:
+def panels(rows: Sequence[Row]) -> Values:
     """Students' accuracies for ``plots``, by scenario and policy; of the default gate the served model's too."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for side in SIDES:
-        for policy, scenario, values in _every(_with_best(_values(rows, side))):
-            ours = policy == policies.DEFAULT
-            if ours or side == "student":
-                found.setdefault(scenario, {})[f"streamkd, {side}" if ours else policy] = values
+    found = by_scenario(rows, "student")
+    for scenario, each in by_scenario(rows, "served").items():
+        mine = {"student": found[scenario].pop(policies.DEFAULT, []), "served": each.get(policies.DEFAULT, [])}
+        found[scenario] |= {f"streamkd, {side}": values for side, values in mine.items() if values}
     return found
-
-
-def _cell(values: Sequence[float]) -> str:
-    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{deviation}"
 
 
 def markdown(result: Mapping[str, Any]) -> str:

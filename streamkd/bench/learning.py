@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,12 @@ import torch
 from torch import nn
 
 from streamkd import config as configuration
-from streamkd.bench import baselines, book, documents, peers, streams
+from streamkd.bench import baselines, book, documents, peers, scores, streams, unordered
 from streamkd.bench.book import Progress, Row
+from streamkd.bench.scores import Scores, Table
 from streamkd.evaluate import accuracy
 from streamkd.plugins import Registry
 from streamkd.run import run_seed
-from streamkd.state.environment import environment
 from streamkd.wiring import student_of
 
 METHODS = (baselines.OURS, *baselines.BASELINES)
@@ -58,21 +59,10 @@ def measure(
     """
     book.require_known("stream", only, streams.STREAMS, "bench learning")
     book.require_known("method", methods, METHODS, "bench learning")
-    tasks = [
-        LearningRun(stream, method, seed, baselines.CHOSEN.get(method, {}))
-        for stream in only
-        for method in methods
-        for seed in seeds
-    ]
+    runs = product(only, methods, seeds)
+    tasks = [LearningRun(stream, name, seed, baselines.CHOSEN.get(name, {})) for stream, name, seed in runs]
     rows = run_all(tasks, work, jobs, progress)
-    return {
-        "schema": 1,
-        "suite": "learning",
-        "figures": figures(rows),
-        "rows": rows,
-        "seeds": list(seeds),
-        "environment": environment(),
-    }
+    return book.result("learning", rows, figures=figures(rows), seeds=list(seeds))
 
 
 def choose(
@@ -89,7 +79,7 @@ def choose(
         for seed in baselines.CHOSEN_ON
     ]
     rows = run_all(tasks, work, jobs, progress)
-    chosen, scores = {}, []
+    chosen, scored = {}, []
     for method in asked:
         tried = [
             (
@@ -98,9 +88,9 @@ def choose(
             )
             for settings in baselines.grid(method)
         ]
-        scores += [{"method": method, "settings": s, "student": score} for score, s in tried]
+        scored += [{"method": method, "settings": s, "student": score} for score, s in tried]
         chosen[method] = max(tried, key=lambda pair: pair[0])[1]
-    return {"schema": 1, "suite": "learning-choice", "chosen": chosen, "rows": scores, "environment": environment()}
+    return book.result("learning-choice", scored, chosen=chosen)
 
 
 def run_all(tasks: Sequence[LearningRun], work: Path, jobs: int, progress: Progress) -> list[Row]:
@@ -134,9 +124,9 @@ def _summary(report: dict[str, Any]) -> Row:
     """Of our own learner: student and served model."""
     found: Row = {}
     for side, prefix in (("student", ""), ("served", "served_")):
-        scores = report[side]["accuracy"]
-        found[side] = scores["final_average"]
-        found[f"{prefix}anytime"] = scores["anytime_average"]
+        reached = report[side]["accuracy"]
+        found[side] = reached["final_average"]
+        found[f"{prefix}anytime"] = reached["anytime_average"]
         found[f"{prefix}forgetting"] = report[side]["forgetting"]["average"]
     return found
 
@@ -148,93 +138,69 @@ def _in_memory(task: LearningRun, config: configuration.Config, registry: Regist
     matrix: list[list[float]] = []
 
     def after(model: nn.Module) -> None:
-        matrix.append([_accuracy(model, part) for part in data.test])
+        matrix.append([streams.accuracy(model, part) for part in data.test])
 
     if task.method in baselines.EPOCHS:
         x, y = torch.cat([p.x for p in data.train]), torch.cat([p.y for p in data.train])
-        baselines.bound(task.method, x, y, network, config.stream.batch.size, task.settings, task.seed)
+        epochs = baselines.EPOCHS[task.method]
+        unordered.train(x, y, network, config.stream.batch.size, epochs, task.settings, task.seed)
         after(network)
         return {"student": float(np.mean(matrix[-1]))}
     budget = peers.RunBudget(config.stream.batch.size, config.memory.size)
     pairs = [(part.x, part.y) for part in data.train]
     peers.train(task.method, pairs, network, budget, task.settings, task.seed, after)
-    scores = np.array(matrix)
+    found = np.array(matrix)
     return {
-        "student": accuracy.final_average(scores),
-        "anytime": accuracy.anytime_average(scores),
-        "forgetting": accuracy.forgetting(scores),
+        "student": accuracy.final_average(found),
+        "anytime": accuracy.anytime_average(found),
+        "forgetting": accuracy.forgetting(found),
     }
 
 
-@torch.no_grad()
-def _accuracy(model: nn.Module, part: streams.StreamPart) -> float:
-    was = model.training
-    model.eval()
-    right = sum(int((model(x).argmax(1) == y).sum()) for x, y in zip(part.x.split(512), part.y.split(512), strict=True))
-    model.train(was)
-    return right / len(part.y)
+ACCURACY, FORGETTING = "accuracy", "forgetting"
+SERVED, STUDENT = f"{baselines.OURS}, served", f"{baselines.OURS}, student"
+
+
+def by_stream(rows: Sequence[Row], what: str = ACCURACY) -> Scores:
+    """Final ``accuracy`` or ``forgetting`` by stream and method; ours stands in two lines.
+
+    Whoever sees no order of tasks forgets nothing and is left out of forgetting.
+    """
+    student, served = ("student", "served") if what == ACCURACY else ("forgetting", "served_forgetting")
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        for key, ours in ((student, STUDENT), (served, SERVED)):
+            if key in row:
+                line = ours if row["method"] == baselines.OURS else row["method"]
+                found.setdefault(row["stream"], {}).setdefault(line, []).append(row[key])
+    return found
 
 
 def figures(rows: Sequence[Row]) -> dict[str, float]:
     """Means over the seeds under the names that documents quote, sample deviations beside them."""
-    found: dict[str, list[float]] = {}
-    for row in rows:
-        ours = row["method"] == baselines.OURS
-        name = row["stream"] if ours else f"{row['stream']}.{row['method']}"
-        found.setdefault(f"{name}.student" if ours else name, []).append(row["student"])
-        if "served" in row:
-            found.setdefault(f"{name}.served", []).append(row["served"])
-        forgetting = row.get("served_forgetting" if ours else "forgetting")
-        if forgetting is not None:
-            found.setdefault(f"{name}.forgetting", []).append(forgetting)
-    named: dict[str, float] = {}
-    for name, values in found.items():
-        named[name] = statistics.mean(values)
-        named[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else 0.0
-    return named
+    return scores.named(
+        {
+            f"{stream}.{name}": values
+            for what in (ACCURACY, FORGETTING)
+            for stream, lines in by_stream(rows, what).items()
+            for line, values in lines.items()
+            if (name := _quoted(what, line))
+        }
+    )
 
 
-ACCURACY, FORGETTING = "accuracy", "forgetting"
-_COLUMNS = {
-    (ACCURACY, "student"): "student",
-    (ACCURACY, "served"): "served",
-    (FORGETTING, "student"): "forgetting",
-    (FORGETTING, "served"): "served_forgetting",
-}
+def _quoted(what: str, line: str) -> str:
+    """The name of a figure after its stream; empty where it has none."""
+    if line == STUDENT:
+        return "student" if what == ACCURACY else ""
+    if line == SERVED:
+        return "served" if what == ACCURACY else FORGETTING
+    return line if what == ACCURACY else f"{line}.{FORGETTING}"
 
 
-def table(rows: Sequence[Row], what: str = ACCURACY) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Head and lines: a stream across, a method down, final ``accuracy`` or ``forgetting`` ± deviation.
-
-    Ours stands in two lines; whoever sees no order of tasks forgets nothing and is left out of forgetting.
-    """
-    across = list(dict.fromkeys(row["stream"] for row in rows))
-    ours = [(baselines.OURS, side) for side in ("served", "student")]
-    lines = []
-    for method, side in [*ours, *((name, "student") for name in baselines.BASELINES)]:
-        cells = [_cell(rows, stream, method, _COLUMNS[what, side]) for stream in across]
-        if any(cell != "-" for cell in cells):
-            lines.append((f"{method}, {side}" if method == baselines.OURS else method, *cells))
-    return (f"final average {what}", *across), lines
-
-
-def panels(rows: Sequence[Row]) -> dict[str, dict[str, list[float]]]:
-    """Final accuracies for ``plots``, by stream and method; ours as student and as served model."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for row in rows:
-        ours = row["method"] == baselines.OURS
-        for side in ("student", "served") if ours else ("student",):
-            name = f"{baselines.OURS}, {side}" if ours else row["method"]
-            found.setdefault(row["stream"], {}).setdefault(name, []).append(row[side])
-    return found
-
-
-def _cell(rows: Sequence[Row], stream: str, method: str, column: str) -> str:
-    values = [row[column] for row in rows if row["stream"] == stream and row["method"] == method and column in row]
-    if not values:
-        return "-"
-    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{deviation}"
+def table(rows: Sequence[Row], what: str = ACCURACY) -> Table:
+    """A stream across, a method down; ours come first."""
+    return scores.table(f"final average {what}", by_stream(rows, what), (SERVED, STUDENT, *baselines.BASELINES), "-")
 
 
 def markdown(result: Mapping[str, Any]) -> str:

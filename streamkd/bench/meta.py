@@ -11,11 +11,10 @@ over the tasks of a seed, mean over the seeds. ``own_ratio`` takes 90 % of each 
 Variants: with MetaSGD's rates kept, the start by MAML without a gate, the gate alone.
 """
 
-import json
 import os
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +25,15 @@ import pyarrow.parquet as pq
 import torch
 
 from streamkd import config as configuration
+from streamkd.bench import book, scores, streams
+from streamkd.bench.book import Progress, Row
+from streamkd.bench.streams import StreamPart
 from streamkd.config import Config
 from streamkd.errors import SourceError
-from streamkd.learner import Learner
 from streamkd.meta import artefact
 from streamkd.plugins import Registry
 from streamkd.pretraining.gate import Phase2, meta_train
-from streamkd.state.environment import environment
 from streamkd.streams.encoding import codec
-from streamkd.students.networks import at_rest
-from streamkd.wiring import open_source, schema_of
 
 FILE = "omniglot-small.parquet"
 UNSEEN = 3  # alphabets of eight
@@ -48,7 +46,6 @@ VARIANTS: dict[str, Phase2 | None] = {
     "maml": Phase2(episodes=0, student_start="maml"),
     "gate": Phase2(student_start="none"),
 }
-Row = dict[str, Any]
 Curve = list[tuple[int, float, float]]
 
 
@@ -59,7 +56,7 @@ def measure(
     file: Path | None = None,
     student: Mapping[str, Any] | None = None,
     variants: Sequence[str] = tuple(VARIANTS),
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
     """Every variant under every seed; what ``work`` holds already is not run again.
 
@@ -70,22 +67,17 @@ def measure(
     if not file.exists():
         raise SourceError("needed Omniglot's small set", where=str(file), fix="name it with --data FILE")
     torch.set_num_threads(1)
-    registry = Registry.load()
     network = dict(student or {"name": "mlp", "hidden": [100, 100]})
-    rows: list[Row] = []
-    jobs = [(seed, variant) for seed in seeds for variant in dict.fromkeys(["without", *variants])]
-    for number, (seed, variant) in enumerate(jobs):
-        kept = work / network["name"] / f"{variant}-{seed}.json"
-        if not kept.exists():
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_text(json.dumps(run_one(variant, seed, file, kept.parent, network, registry)), "utf-8")
-        rows.append(json.loads(kept.read_text("utf-8")))
-        progress(number + 1, len(jobs))
-    return {"schema": 1, "suite": "meta", "figures": figures(rows), "rows": rows, "environment": environment()}
+    folder = work / network["name"]
+    jobs = [(variant, seed) for seed in seeds for variant in dict.fromkeys(["without", *variants])]
+    tasks = [(book.key_of(*job), (*job, file, folder, network)) for job in jobs]
+    rows = book.run_all(tasks, lambda task: run_one(*task), folder / "meta.jsonl", 1, progress)
+    return book.result("meta", rows, figures=figures(rows))
 
 
-def run_one(variant: str, seed: int, file: Path, work: Path, student: Mapping[str, Any], registry: Registry) -> Row:
+def run_one(variant: str, seed: int, file: Path, work: Path, student: Mapping[str, Any]) -> Row:
     """One variant under one seed: the curve of each unseen alphabet, [[records, student, served], ...]."""
+    registry = Registry.load()
     known, train, test = (work / f"{part}-{seed}.parquet" for part in ("known", "train", "test"))
     alphabets = _split(file, seed, known, train, test)
     phase, folder = VARIANTS[variant], work / f"{variant}-{seed}"
@@ -136,28 +128,20 @@ def _config(
 
 def _curves(config: Config, registry: Registry) -> dict[str, Curve]:
     """Accuracy on the present task's test records after each batch, by records of the whole stream."""
-    schema = schema_of(config, registry)
-    source, _ = open_source(config, registry, schema)
+    learner = streams.learner_of(config, registry)
     tests = {}
-    for task, rows in source.tests().items():
-        records, _ = codec.encode(rows, schema, 0)
+    for task, rows in learner.source.tests().items():
+        records, _ = codec.encode(rows, learner.schema, 0)
         tests[task] = (torch.tensor(records.inputs), records.labels)
-    learner = Learner(config, registry, source, schema)
     found: dict[str, Curve] = {}
     while learner.advance():
         task = learner.tasks.names[learner.tasks.current]
         index = {label: column for column, label in enumerate(learner.labels.labels)}
         x, labels = tests[task]
-        y = torch.tensor([-1 if label is None else index.get(label, -1) for label in labels])
-        point = (learner.records, _accuracy(learner.student, x, y), _accuracy(learner.served, x, y))
+        part = StreamPart(x, torch.tensor([-1 if label is None else index.get(label, -1) for label in labels]))
+        point = (learner.records, streams.accuracy(learner.student, part), streams.accuracy(learner.served, part))
         found.setdefault(task, []).append(point)
     return found
-
-
-@torch.no_grad()
-def _accuracy(model: Any, x: torch.Tensor, y: torch.Tensor) -> float:
-    with at_rest(model):
-        return float((model(x).argmax(1) == y).float().mean())
 
 
 def _from_its_begin(points: Curve) -> Curve:
@@ -179,8 +163,7 @@ def figures(rows: Sequence[Row]) -> dict[str, float]:
                 continue
             for name, own in (("records_ratio", False), ("own_ratio", True)):
                 ratios = [_ratio(row, plain[row["seed"]], place, own) for row in mine]
-                found[f"{variant}.{model}.{name}"] = statistics.mean(ratios)
-                found[f"{variant}.{model}.{name}_std"] = statistics.stdev(ratios) if len(ratios) > 1 else 0.0
+                found |= scores.named({f"{variant}.{model}.{name}": ratios})
         if variant != "without":
             found[f"{variant}.training_seconds"] = statistics.mean(row["seconds"] for row in mine)
     return found

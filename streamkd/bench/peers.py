@@ -31,7 +31,7 @@ from avalanche.training.supervised.lamaml_v2 import LaMAML
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-Settings = dict[str, Any]
+from streamkd.bench.unordered import Settings, optimizer
 
 
 def online_replay(
@@ -74,6 +74,10 @@ def online_replay(
         return len(y) / (time.perf_counter() - begun)
 
 
+STRATEGIES = ("fine-tuning", "replay", "er-ace", "der", "der-balanced", "lwf", "ewc", "lamaml")
+"""By name; DER is DER++."""
+
+
 @dataclass(frozen=True)
 class RunBudget:
     """What every side gets: records of a batch, remembered records in all."""
@@ -113,67 +117,45 @@ def train(
         stream = with_classes_timeline(
             benchmark_from_datasets(train=[as_taskaware_classification_dataset(_dataset(x, y)) for x, y in tasks])
         ).train_stream
-        strategy = STRATEGIES[name](model, optimizer(model, settings), budget, settings)
+        strategy = _strategy(name, model, budget, settings)
         for experience in stream:
             strategy.train(experience, eval_streams=[])
             after(model)
 
 
-def optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """``optimizer`` sgd or adam with its ``learning_rate``."""
-    kind = torch.optim.Adam if settings["optimizer"] == "adam" else torch.optim.SGD
-    return kind(model.parameters(), lr=settings["learning_rate"])
-
-
-def _common(
-    model: nn.Module, optimizer: torch.optim.Optimizer, budget: RunBudget, plugins: list[Any]
-) -> dict[str, Any]:
-    return {
+def _strategy(name: str, model: nn.Module, budget: RunBudget, settings: Settings) -> Any:
+    """One of ``STRATEGIES``; its memory, where it has one, replays ``settings["replay"]`` records a batch."""
+    common = {
         "model": model,
-        "optimizer": optimizer,
+        "optimizer": optimizer(model, settings),
         "criterion": nn.CrossEntropyLoss(),
         "train_mb_size": budget.batch,
         "train_epochs": 1,
-        "plugins": plugins,
         "evaluator": EvaluationPlugin(loggers=[BaseLogger()], collect_all=False),
     }
-
-
-def _naive(plugins: Callable[[RunBudget, Settings], list[Any]]) -> Callable[..., Any]:
-    return lambda model, optimizer, budget, s: Naive(**_common(model, optimizer, budget, plugins(budget, s)))
-
-
-def _replay(budget: RunBudget, settings: Settings) -> list[Any]:
-    return [
-        ReplayPlugin(
-            budget.memory,
-            batch_size=budget.batch,
-            batch_size_mem=settings["replay"],
-            storage_policy=ClassBalancedBuffer(budget.memory),
-        )
-    ]
-
-
-def _er_ace(model: nn.Module, optimizer: torch.optim.Optimizer, budget: RunBudget, settings: Settings) -> Any:
-    return ER_ACE(**_common(model, optimizer, budget, []), mem_size=budget.memory, batch_size_mem=settings["replay"])
-
-
-def _der(model: nn.Module, optimizer: torch.optim.Optimizer, budget: RunBudget, settings: Settings) -> Any:
-    """DER++ over Avalanche's own buffer, which is balanced by class."""
-    return DER(
-        **_common(model, optimizer, budget, []),
-        mem_size=budget.memory,
-        batch_size_mem=settings["replay"],
-        alpha=settings["alpha"],
-        beta=settings["beta"],
-    )
-
-
-def _der_reservoir(model: nn.Module, optimizer: torch.optim.Optimizer, budget: RunBudget, settings: Settings) -> Any:
-    """DER++ over a reservoir, as in its paper."""
-    strategy = _der(model, optimizer, budget, settings)
-    strategy.storage_policy = ReservoirWithLogits(budget.memory)
-    return strategy
+    match name:
+        case "replay":
+            memory, policy = budget.memory, ClassBalancedBuffer(budget.memory)
+            plugin = ReplayPlugin(
+                memory, batch_size=budget.batch, batch_size_mem=settings["replay"], storage_policy=policy
+            )
+            return Naive(**common, plugins=[plugin])
+        case "er-ace":
+            return ER_ACE(**common, mem_size=budget.memory, batch_size_mem=settings["replay"])
+        case "der" | "der-balanced":
+            weights = {"alpha": settings["alpha"], "beta": settings["beta"]}
+            made = DER(**common, mem_size=budget.memory, batch_size_mem=settings["replay"], **weights)
+            if name == "der":  # over a reservoir, as in its paper; Avalanche's own buffer is balanced by class
+                made.storage_policy = ReservoirWithLogits(budget.memory)
+            return made
+        case "lwf":
+            return Naive(**common, plugins=[LwFPlugin(settings["alpha"], 2.0)])
+        case "ewc":
+            return Naive(**common, plugins=[EWCPlugin(settings["strength"])])
+        case "lamaml":
+            sizes = {"max_buffer_size": budget.memory, "buffer_mb_size": settings["replay"]}
+            return LaMAML(**common, alpha_init=settings["alpha"], **sizes)
+    return Naive(**common)
 
 
 class ReservoirWithLogits(ReservoirSamplingBuffer):
@@ -185,28 +167,6 @@ class ReservoirWithLogits(ReservoirSamplingBuffer):
         kept = FlatData([logits], discard_elements_not_in_indices=True)
         attribute = TensorDataAttribute(kept, name="logits", use_in_getitem=True)
         self.update_from_dataset(make_avalanche_dataset(data, data_attributes=[attribute]))
-
-
-def _lamaml(model: nn.Module, optimizer: torch.optim.Optimizer, budget: RunBudget, settings: Settings) -> Any:
-    common = _common(model, optimizer, budget, [])
-    return LaMAML(
-        **common,
-        alpha_init=settings["alpha"],
-        max_buffer_size=budget.memory,
-        buffer_mb_size=settings["replay"],
-    )
-
-
-STRATEGIES: dict[str, Callable[..., Any]] = {
-    "fine-tuning": _naive(lambda budget, settings: []),
-    "replay": _naive(_replay),
-    "er-ace": _er_ace,
-    "der": _der_reservoir,
-    "der-balanced": _der,
-    "lwf": _naive(lambda budget, settings: [LwFPlugin(settings["alpha"], 2.0)]),
-    "ewc": _naive(lambda budget, settings: [EWCPlugin(settings["strength"])]),
-    "lamaml": _lamaml,
-}
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from streamkd.bench.scores import Scores
+
 _WIDTH, _LEFT, _RIGHT, _TOP, _LINE = 640, 170, 60, 34, 20
 _STYLE = """<style>
 svg { font: 12px system-ui, sans-serif; background: #fff; }
@@ -18,12 +20,8 @@ text { fill: #333; } .title { font-size: 14px; } .grid { stroke: #ddd; }
 </style>"""
 
 
-Panels = Mapping[str, Mapping[str, Sequence[float]]]
-"""By name of the file, and in it by name of the line, a value for each seed."""
-
-
-def write(panels: Panels, folder: Path, measure: str = "final average accuracy") -> list[Path]:
-    """``folder``/NAME.svg for every panel, its best line on top; returns the files."""
+def write(panels: Scores, folder: Path, measure: str = "final average accuracy") -> list[Path]:
+    """``folder``/NAME.svg for every column, its best line on top; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for name, values in panels.items():

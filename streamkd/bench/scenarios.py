@@ -12,17 +12,17 @@ The base pool leaves the analytic teacher out: it is good everywhere, and beside
 seen. Teachers from outside are trained on the stream's training records, in the order of no task.
 """
 
+import json
 from collections.abc import Sequence
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from streamkd.bench import streams
+from streamkd.bench import streams, unordered
 from streamkd.bench.streams import Tree
 from streamkd.hookspecs import Kind, Options, hookimpl
 from streamkd.plugins import Registry
@@ -34,6 +34,7 @@ BASE: tuple[Tree, ...] = ({"name": "ema"}, {"name": "memory"})
 NOISE = 0.3
 GROWN = 16
 EPOCHS = 5
+OPTIMIZER = {"optimizer": "adam", "learning_rate": 1e-3}
 SURE = 10.0  # what an untrained network's logits are multiplied by: it says 0.3 of its first choice
 
 
@@ -99,7 +100,7 @@ def _teacher(options: OutsideOptions, context: TeacherContext, made: Tree, seed:
     source = {**made["stream"]["source"], "label_noise": 0.0}
     plain = {key: made[key] for key in ("name", "device", "student")} | {"teachers": list(BASE)}
     plain["stream"] = {**made["stream"], "source": source}
-    network, untrained, tasks, classes = _networks(repr(plain), seed, _Held(plain))
+    network, untrained, tasks, classes = _networks(json.dumps(plain), seed)
     columns = torch.arange(classes)
     generator = torch.Generator().manual_seed(seed)
     wrong = torch.randperm(classes, generator=generator)
@@ -114,41 +115,21 @@ def _teacher(options: OutsideOptions, context: TeacherContext, made: Tree, seed:
     return SyntheticTeacher(context.key, answers, columns.tolist(), len(context.labels))
 
 
-class _Held:
-    """A tree that the cache below does not look at: its text stands for it."""
-
-    def __init__(self, made: Tree) -> None:
-        self.made = made
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Held)
-
-    def __hash__(self) -> int:
-        return 0
-
-
 @lru_cache(maxsize=16)
-def _networks(_text: str, seed: int, held: _Held) -> tuple[Any, Any, list[list[int]], int]:
-    """One trained on all training records, one that never was, each task's columns, how many there are."""
+def _networks(tree: str, seed: int) -> tuple[Any, Any, list[list[int]], int]:
+    """One trained on all training records, one that never was, each task's columns, how many there are.
+
+    ``tree`` is JSON, by which the cache knows it.
+    """
     registry = Registry.load()
-    config = streams.config_of(held.made, registry, seed)
+    config = streams.config_of(json.loads(tree), registry, seed)
     data = streams.arrays(config, registry)
     x, y = torch.cat([part.x for part in data.train]), torch.cat([part.y for part in data.train])
     network = student_of(config, registry, data.schema, len(data.labels))
     untrained = student_of(config.model_copy(update={"seed": seed + 1}), registry, data.schema, len(data.labels))
-    _train(network, x, y, seed)
+    unordered.train(x, y, network, 32, EPOCHS, OPTIMIZER, seed)
 
     def sure(rows: Tensor) -> Tensor:
         return SURE * untrained(rows)
 
     return network.eval(), sure, [sorted(set(part.y.tolist())) for part in data.train], len(data.labels)
-
-
-def _train(network: nn.Module, x: Tensor, y: Tensor, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-    for _ in range(EPOCHS):
-        for rows in torch.randperm(len(y), generator=generator).split(32):
-            optimizer.zero_grad()
-            F.cross_entropy(network(x[rows]), y[rows]).backward()
-            optimizer.step()

@@ -11,17 +11,12 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from streamkd import config as configuration
-from streamkd.bench import bare, peers
-from streamkd.learner import Learner
+from streamkd.bench import bare, book, peers, streams
 from streamkd.plugins import Registry
-from streamkd.state.environment import environment
-from streamkd.streams.encoding import codec
-from streamkd.wiring import open_source, schema_of
 
 SHAPE = bare.Shape(
     batch=10,
@@ -49,7 +44,7 @@ def measure(
     torch.set_num_threads(1)
     registry = Registry.load()
     config = configuration.from_tree(tree(records, shape), registry)
-    x, y = arrays(config, registry, records)
+    x, y = arrays(config, registry)
     total = records * (2 * TURNS + 1)
     rows = []
     for turn in range(TURNS):
@@ -79,7 +74,7 @@ def measure(
         "records": records,
         "replayed_per_step": replay,
     }
-    return {"schema": 1, "suite": "speed", "figures": figures, "rows": rows, "environment": environment()}
+    return book.result("speed", rows, figures=figures)
 
 
 def tree(records: int, shape: bare.Shape = SHAPE) -> dict[str, Any]:
@@ -117,25 +112,18 @@ def network(features: int) -> nn.Module:
     return nn.Sequential(*layers[:-1])
 
 
-def arrays(config: configuration.Config, registry: Registry, records: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The stream's records as tensors, for the sides that do not read streams."""
-    schema = schema_of(config, registry)
-    source, _ = open_source(config, registry, schema)
-    rows = source.read(source.partitions[0], 0, records).rows
-    encoded, _ = codec.encode(rows, schema, 0)
-    source.close()
-    inputs = np.ascontiguousarray(encoded.inputs.reshape(len(encoded), -1))
-    return torch.tensor(inputs), torch.tensor([int(label) for label in encoded.labels if label is not None])
+def arrays(config: configuration.Config, registry: Registry) -> tuple[torch.Tensor, torch.Tensor]:
+    """The stream's records x [n, features] and columns y [n], for the sides that do not read streams."""
+    train = streams.arrays(config, registry).train
+    return torch.cat([part.x.flatten(1) for part in train]), torch.cat([part.y for part in train])
 
 
 def _ours(config: configuration.Config, registry: Registry) -> float:
     """The whole learner, from the source to the update, everything counted but opening the source."""
-    schema = schema_of(config, registry)
-    source, _ = open_source(config, registry, schema)
-    learner = Learner(config, registry, source, schema)
+    learner = streams.learner_of(config, registry)
     begun = time.perf_counter()
     while learner.advance():
         pass
     seconds = time.perf_counter() - begun
-    source.close()
+    learner.source.close()
     return learner.records / seconds

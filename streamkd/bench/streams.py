@@ -13,15 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from streamkd import config as configuration
 from streamkd.config import Config
 from streamkd.errors import SourceError
+from streamkd.learner import Learner
 from streamkd.plugins import Registry
 from streamkd.records import Label, RecordSchema
 from streamkd.streams.encoding import codec
 from streamkd.streams.replay import datasets
+from streamkd.students.networks import at_rest
 from streamkd.wiring import open_source, schema_of
 
 DATA = ("data", str(Path.home() / "data"))
@@ -49,6 +51,7 @@ STREAMS: dict[str, Tree] = {
     "split-banking77": _replay(770, (256,), path="banking77-train.parquet", classes_per_task=11),
 }
 FEATURES = 2048  # of a hashed text
+BATCH = 512  # test records per forward pass
 PER_CLASS = {"mnist-5k": 320, "digits": 115, "banking77-train.parquet": 70}  # train where the rest tests
 
 
@@ -134,6 +137,21 @@ def arrays(config: Config, registry: Registry) -> Arrays:
         StreamPart(torch.tensor(t.inputs), torch.tensor([column.get(label, -1) for label in t.labels])) for t in tests
     ]
     return Arrays(tuple(StreamPart(inputs[at], y[at]) for at in places), tuple(tested), labels, schema)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, part: StreamPart) -> float:
+    """The part of the records that a model has right."""
+    with at_rest(model) as ready:
+        pairs = zip(part.x.split(BATCH), part.y.split(BATCH), strict=True)
+        return sum(int((ready(x).argmax(1) == y).sum()) for x, y in pairs) / len(part.y)
+
+
+def learner_of(config: Config, registry: Registry) -> Learner:
+    """A learner at the beginning of the stream of a configuration."""
+    schema = schema_of(config, registry)
+    source, _ = open_source(config, registry, schema)
+    return Learner(config, registry, source, schema)
 
 
 def config_of(made: Tree, registry: Registry, seed: int) -> Config:

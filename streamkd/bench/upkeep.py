@@ -16,9 +16,7 @@ import torch
 from streamkd.bench import streams
 from streamkd.bench.book import Row
 from streamkd.config import Config
-from streamkd.learner import Learner
 from streamkd.plugins import Registry
-from streamkd.wiring import open_source, schema_of
 
 TURNS = 3
 SIZES = "split-fashion-mnist"  # whose network and memory the bursts are timed with, where its data is
@@ -58,15 +56,9 @@ def _short(stream: str, registry: Registry) -> Config:
     return streams.config_of(made, registry, 0)
 
 
-def _learner(config: Config, registry: Registry) -> Learner:
-    schema = schema_of(config, registry)
-    source, _ = open_source(config, registry, schema)
-    return Learner(config, registry, source, schema)
-
-
 def _whole_run(config: Config, registry: Registry) -> float:
     """Seconds of a stream from its first record to its last task's end, opening and testing left out."""
-    learner = _learner(config, registry)
+    learner = streams.learner_of(config, registry)
     begun = time.perf_counter()
     while learner.advance():
         pass
@@ -76,7 +68,7 @@ def _whole_run(config: Config, registry: Registry) -> float:
 
 def _bursts(config: Config, registry: Registry) -> Iterator[float]:
     """Seconds that the adapter took in the burst of each task but the first, which has nothing held out yet."""
-    learner = _learner(config, registry)
+    learner = streams.learner_of(config, registry)
     learner.advance()
     begun: float | None = None
     adapter = learner.adapter

@@ -1,13 +1,17 @@
 """The benchmarks: ``bench speed``, ``learning``, ``gate``, ``drift``, ``meta``."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
 
-from streamkd.cli.options import integers
+from streamkd.cli.options import FILE, FOLDER, integers
 from streamkd.cli.terminal import bar, show, table
+
+Option = Callable[[Any], Any]
 
 
 @click.group()
@@ -15,7 +19,29 @@ def bench() -> None:
     """Side by side with others on the same records; figures as JSON."""
 
 
-FIGURES = click.option("--json", "out", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here.")
+FIGURES = click.option("--json", "out", type=FILE, help="Write the figures here.")
+TABLE = click.option("--table", "document", type=FILE, help="Write Markdown into this.")
+SEEDS = click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="So many, from 0 on.")
+JOBS = click.option("--jobs", default=1, show_default=True, help="Runs at the same time, a process each.")
+
+
+def _only(what: str, default: str) -> Option:
+    said = f"This {what}; may be repeated. Default all{default}."
+    return click.option("--only", multiple=True, metavar=what.upper(), help=said)
+
+
+def _work(name: str) -> Option:
+    said = "Keeps each run's result; what is there is not run again."
+    return click.option("--work", type=FOLDER, default=Path("out", name), show_default=True, help=said)
+
+
+def _plots(what: str) -> Option:
+    return click.option("--plots", type=FOLDER, help=f"Folder for an SVG of each {what}.")
+
+
+def _listed(text: str | None) -> list[str] | None:
+    """``a,b`` as names."""
+    return text.split(",") if text else None
 
 
 @bench.command("speed")
@@ -28,129 +54,94 @@ def bench_speed(out: Path | None, records: int, replay: int) -> None:
 
     with bar("records", None) as advance:
         result = speed.measure(records, replay, progress=advance)
-    _figures(result, out)
+    _write(result, out)
+    _figures(result)
 
 
 @bench.command("learning")
 @FIGURES
-@click.option("--table", "document", type=click.Path(path_type=Path, dir_okay=False), help="Write Markdown into this.")
-@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="So many, from 0 on.")
-@click.option(
-    "--only", multiple=True, metavar="STREAM", help="This stream; may be repeated. Default all whose data is here."
-)
+@TABLE
+@SEEDS
+@_only("stream", " whose data is here")
 @click.option("--baselines", help="Comma-separated, beside our learner; `none` for it alone. Default all.")
-@click.option(
-    "--work",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("out/learning"),
-    show_default=True,
-    help="Keeps each run's result; what is there is not run again.",
-)
-@click.option("--jobs", default=1, show_default=True, help="Runs at the same time, a process each.")
-@click.option("--plots", type=click.Path(path_type=Path, file_okay=False), help="Folder for an SVG of each stream.")
+@_work("learning")
+@JOBS
+@_plots("stream")
 @click.option("--choose", is_flag=True, help="Search the baselines' settings instead, on other seeds and records.")
-def bench_learning(
-    out: Path | None, document: Path | None, seeds: int, only: tuple[str, ...], baselines: str | None, **how: Any
-) -> None:
+def bench_learning(seeds: int, only: tuple[str, ...], baselines: str | None, choose: bool, **how: Any) -> None:
     """Accuracy and forgetting beside Avalanche's strategies, other gates, and training that sees no order."""
-    from streamkd.bench import documents, learning, plots
+    from streamkd.bench import learning
     from streamkd.bench.streams import available
 
-    others = [] if baselines == "none" else baselines.split(",") if baselines else list(learning.METHODS[1:])
+    others = [] if baselines == "none" else _listed(baselines) or list(learning.METHODS[1:])
     place = {"work": how["work"], "jobs": how["jobs"]}
     with bar("runs", None) as advance:
-        if how["choose"]:
+        if choose:
             result = learning.choose(only or available(), others, progress=advance, **place)
         else:
             methods = [learning.METHODS[0], *others]
             result = learning.measure(only or available(), methods, range(seeds), progress=advance, **place)
-    if out:
-        _write(result, out)
-    if how["choose"]:
+    if choose:
+        _write(result, how["out"])
         table(("method", "chosen"), [(name, json.dumps(best)) for name, best in result["chosen"].items()])
         return
-    if document:
-        documents.write(document, learning.markdown(result))
+    _keep(learning, result, learning.by_stream, how)
     for what in (learning.ACCURACY, learning.FORGETTING):
         table(*learning.table(result["rows"], what))
-    if how["plots"]:
-        plots.write(learning.panels(result["rows"]), how["plots"])
 
 
 @bench.command("gate")
 @FIGURES
-@click.option("--table", "document", type=click.Path(path_type=Path, dir_okay=False), help="Write Markdown into this.")
-@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="So many, from 0 on.")
-@click.option("--only", multiple=True, metavar="SCENARIO", help="This scenario; may be repeated. Default all.")
+@TABLE
+@SEEDS
+@_only("scenario", "")
 @click.option("--policies", "named", help="Comma-separated. Default all.")
 @click.option("--stream", default="split-mnist-5k", show_default=True, help="The stream of every scenario.")
-@click.option(
-    "--work", type=click.Path(path_type=Path, file_okay=False), default=Path("out/gate"), show_default=True,
-    help="Keeps each run's result; what is there is not run again.",
-)  # fmt: skip
-@click.option("--jobs", default=1, show_default=True, help="Runs at the same time, a process each.")
-@click.option("--plots", type=click.Path(path_type=Path, file_okay=False), help="Folder for an SVG of each scenario.")
+@_work("gate")
+@JOBS
+@_plots("scenario")
 @click.option("--timing/--no-timing", default=True, show_default=True, help="Time the gate too, alone, at the end.")
-def bench_gate(out: Path | None, document: Path | None, seeds: int, only: tuple[str, ...], **how: Any) -> None:
+def bench_gate(seeds: int, only: tuple[str, ...], named: str | None, timing: bool, **how: Any) -> None:
     """The default gate beside fixed weights and other gates, in pools where a gate has something to decide."""
-    from streamkd.bench import documents, gate, plots, policies, scenarios
+    from streamkd.bench import gate, policies, scenarios
 
-    named = how["named"].split(",") if how["named"] else policies.POLICIES
     place = {name: how[name] for name in ("work", "stream", "jobs")}
+    names = _listed(named) or policies.POLICIES
     with bar("runs", None) as advance:
-        result = gate.measure(only or scenarios.NAMES, named, range(seeds), progress=advance, **place)
-    if how["timing"]:
+        result = gate.measure(only or scenarios.NAMES, names, range(seeds), progress=advance, **place)
+    if timing:
         with bar("turns", None) as advance:
             result = gate.timed(result, advance)
-    if out:
-        _write(result, out)
-    if document:
-        documents.write(document, gate.markdown(result))
-    if how["plots"]:
-        plots.write(gate.panels(result["rows"]), how["plots"])
+    _keep(gate, result, gate.panels, how)
     for side in gate.SIDES:
         table(*gate.table(result["rows"], side))
-    if how["timing"]:
-        costs = [(name, show(value)) for name, value in result["figures"].items() if name.startswith("gate.")]
-        table(("figure", "value"), costs)
+    if timing:
+        _figures(result, "gate.")
 
 
 @bench.command("drift")
 @FIGURES
-@click.option("--table", "document", type=click.Path(path_type=Path, dir_okay=False), help="Write Markdown into this.")
-@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="So many, from 0 on.")
-@click.option(
-    "--only", multiple=True, metavar="STREAM", help="This stream; may be repeated. Default all that are here."
-)
+@TABLE
+@SEEDS
+@_only("stream", " that are here")
 @click.option("--methods", help="Comma-separated, `streamkd` for our learner. Default it and every peer.")
 @click.option(
     "--data", type=click.Path(path_type=Path, file_okay=False, exists=True), help="Folder of electricity.parquet, ..."
 )
 @click.option("--peers", "python", metavar="PYTHON", help="A Python that has River or CapyMOA. Default: no peers.")
 @click.option("--limit", type=click.IntRange(1), help="At most so many records of each stream.")
-@click.option(
-    "--work", type=click.Path(path_type=Path, file_okay=False), default=Path("out/drift"), show_default=True,
-    help="Keeps each run's result; what is there is not run again.",
-)  # fmt: skip
-@click.option("--jobs", default=1, show_default=True, help="Runs at the same time, a process each.")
-@click.option("--plots", type=click.Path(path_type=Path, file_okay=False), help="Folder for an SVG of each stream.")
-def bench_drift(
-    out: Path | None, document: Path | None, seeds: int, only: tuple[str, ...], methods: str | None, **how: Any
-) -> None:
+@_work("drift")
+@JOBS
+@_plots("stream")
+def bench_drift(seeds: int, only: tuple[str, ...], methods: str | None, **how: Any) -> None:
     """Tables whose world changes, record by record, beside stream learners of River and CapyMOA."""
-    from streamkd.bench import documents, drift, drifting, plots
+    from streamkd.bench import drift, drifting
 
     place = {name: how[name] for name in ("work", "data", "python", "limit", "jobs")}
-    named = methods.split(",") if methods else None
     with bar("runs", None) as advance:
         streams = only or drifting.available(how["data"])
-        result = drift.measure(streams, range(seeds), methods=named, progress=advance, **place)
-    if out:
-        _write(result, out)
-    if document:
-        documents.write(document, drift.markdown(result))
-    if how["plots"]:
-        plots.write(drift.panels(result["rows"]), how["plots"], "prequential accuracy")
+        result = drift.measure(streams, range(seeds), methods=_listed(methods), progress=advance, **place)
+    _keep(drift, result, drift.panels, how, "prequential accuracy")
     for measure in drift.MEASURES:
         table(*drift.table(result["rows"], measure))
 
@@ -158,29 +149,43 @@ def bench_drift(
 @bench.command("meta")
 @FIGURES
 @click.option("--seeds", default="0,1,2,3,4", show_default=True, help="Comma-separated: splits of the alphabets.")
-@click.option("--data", "file", type=click.Path(path_type=Path, dir_okay=False), help="omniglot-small.parquet.")
+@click.option("--data", "file", type=FILE, help="omniglot-small.parquet.")
 @click.option("--variants", help="Comma-separated; default all.")
-@click.option(
-    "--work", type=click.Path(path_type=Path, file_okay=False), default=Path("out/meta"), show_default=True,
-    help="Keeps each run's result; what is there is not run again.",
-)  # fmt: skip
+@_work("meta")
 def bench_meta(out: Path | None, seeds: str, file: Path | None, variants: str | None, work: Path) -> None:
     """Records that a new Omniglot alphabet takes with phase 2, over those without."""
     from streamkd.bench import meta
 
     with bar("runs", None) as advance:
-        chosen = variants.split(",") if variants else tuple(meta.VARIANTS)
+        chosen = _listed(variants) or tuple(meta.VARIANTS)
         result = meta.measure(integers(seeds), work, file=file, variants=chosen, progress=advance)
-    _figures(result, out)
+    _write(result, out)
+    _figures(result)
 
 
-def _figures(result: dict[str, Any], out: Path | None) -> None:
-    """Write a suite's result where that is asked for, and print its figures."""
+def _keep(
+    suite: ModuleType,
+    result: dict[str, Any],
+    panels: Callable[..., Any],
+    how: dict[str, Any],
+    measure: str = "final average accuracy",
+) -> None:
+    """A suite's result as the files that are asked for: figures, tables in a document, a plot of each panel."""
+    from streamkd.bench import documents, plots
+
+    _write(result, how["out"])
+    if how["document"]:
+        documents.write(how["document"], suite.markdown(result))
+    if how["plots"]:
+        plots.write(panels(result["rows"]), how["plots"], measure)
+
+
+def _write(result: dict[str, Any], out: Path | None) -> None:
     if out:
-        _write(result, out)
-    table(("figure", "value"), [(name, show(value)) for name, value in result["figures"].items()])
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=1), "utf-8")
 
 
-def _write(result: dict[str, Any], out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1), "utf-8")
+def _figures(result: dict[str, Any], prefix: str = "") -> None:
+    figures = result["figures"].items()
+    table(("figure", "value"), [(name, show(value)) for name, value in figures if name.startswith(prefix)])

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import click
 
-from streamkd.cli.options import CONFIG, JSON, SET
+from streamkd.cli.options import CONFIG, EXISTING, FILE, JSON, SET
 from streamkd.cli.terminal import table
 from streamkd.errors import StreamkdError
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("file", type=EXISTING)
 @click.option("--label", help="The column that holds the label.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Where to write it (default FILE's stem).")
+@click.option("--out", type=FILE, help="Where to write it (default FILE's stem).")
 @click.option("--force", is_flag=True, help="Overwrite.")
 @click.option(
     "--accept", multiple=True, metavar="DOUBT", help="Take what is refused as hardly meant; may be repeated."

@@ -1,8 +1,7 @@
 """Commands about what is kept on disk: ``inspect``, ``models``."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +77,8 @@ def models_unpin(state: Path) -> None:
     click.echo(f"version {served.version} is served" if served else "nothing is published yet")
 
 
-@contextmanager
-def _versions(state: Path) -> Iterator[Any]:
+def _versions(state: Path) -> AbstractContextManager[Any]:
     from streamkd.state.directory import StateDirectory
     from streamkd.state.versions import VersionStore
 
-    versions = VersionStore(StateDirectory(state))
-    try:
-        yield versions
-    finally:
-        versions.close()
+    return closing(VersionStore(StateDirectory(state)))

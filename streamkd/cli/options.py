@@ -8,17 +8,15 @@ import click
 
 from streamkd.errors import StreamkdError
 
-CONFIG = click.argument("config", required=False, type=click.Path(path_type=Path, dir_okay=False))
+FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER = click.Path(path_type=Path, file_okay=False)
+EXISTING = click.Path(path_type=Path, exists=True, dir_okay=False)
+CONFIG = click.argument("config", required=False, type=FILE)
 SET = click.option("--set", "overrides", multiple=True, metavar="a.b=c", help="Override a key of the configuration.")
-STATE = click.option(
-    "--state", type=click.Path(path_type=Path, file_okay=False), default=Path("state"), show_default=True,
-    help="The state directory.",
-)  # fmt: skip
+STATE = click.option("--state", type=FOLDER, default=Path("state"), show_default=True, help="The state directory.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 SEEDS = 1 << 62  # as the configuration takes them
 TOKEN = click.option("--token", envvar="STREAMKD_TOKEN", help="Bearer token; or set STREAMKD_TOKEN.")
-
-PEM = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 def finite(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from streamkd.cli.options import CONFIG, PEM, SET, STATE, TOKEN, finite, folder, pairs
+from streamkd.cli.options import CONFIG, EXISTING, FILE, SET, STATE, TOKEN, finite, folder, pairs
 from streamkd.cli.terminal import bar, log_to_stderr
 
 
@@ -20,11 +20,9 @@ from streamkd.cli.terminal import bar, log_to_stderr
 @click.option("--insecure", is_flag=True, help="Allow a bind beyond loopback without TLS and tokens.")
 def serve(config: Path | None, state: Path, overrides: tuple[str, ...], **serving: Any) -> None:
     """Learn from a live stream and answer predictions while learning. Without CONFIG: the embedded stream."""
-    given = {"host": "host", "port": "port", "flight_port": "flight_port"}
     if serving["port"] == 0 and serving["flight_port"] is None:
         serving["flight_port"] = 0
-    more = [f"serve.{key}={serving[name]}" for name, key in given.items() if serving[name] is not None]
-    more += ["serve.insecure=true"] if serving["insecure"] else []
+    more = [f"serve.{key}={value}" for key, value in serving.items() if value is not None and value is not False]
     from streamkd import config as configuration
     from streamkd.plugins import Registry
     from streamkd.serve import supervisor
@@ -46,9 +44,9 @@ def serve(config: Path | None, state: Path, overrides: tuple[str, ...], **servin
 @click.option("--batch", type=click.IntRange(1), default=500, show_default=True, help="Records per batch.")
 @click.option("--columns", help="Send these columns only, renamed: theirs=ours,...")
 @click.option("--producer", help="Name for deduplication: the same batches again under the same name count once.")
-@click.option("--ca", type=PEM, help="PEM file of the authorities to trust.")
-@click.option("--certificate", type=PEM, help="PEM file of a client certificate.")
-@click.option("--key", type=PEM, help="PEM file of its key.")
+@click.option("--ca", type=EXISTING, help="PEM file of the authorities to trust.")
+@click.option("--certificate", type=EXISTING, help="PEM file of a client certificate.")
+@click.option("--key", type=EXISTING, help="PEM file of its key.")
 @TOKEN
 def push(source: str, url: str, **options: Any) -> None:
     """Send SOURCE (a data set's name, a file, or a stream definition) as live records."""
@@ -81,11 +79,9 @@ def push(source: str, url: str, **options: Any) -> None:
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("file", type=EXISTING)
 @click.option("--to", "url", required=True, help="http://HOST:PORT of a running server.")
-@click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Parquet, Arrow or JSON lines; default stdout."
-)
+@click.option("--out", type=FILE, help="Parquet, Arrow or JSON lines; default stdout.")
 @TOKEN
 def predict(file: Path, url: str, out: Path | None, token: str | None) -> None:
     """Predictions for the records of a FILE."""
@@ -104,7 +100,7 @@ def tokens() -> None:
 
 
 @tokens.command("add")
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("file", type=FILE)
 @click.argument("name")
 @click.option(
     "--scope", "scopes", multiple=True, required=True, help="predict, ingest, label or admin; may be repeated."

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from streamkd.cli.options import CONFIG, JSON, SET, STATE
+from streamkd.cli.options import CONFIG, FOLDER, JSON, SET, STATE
 from streamkd.cli.terminal import bar, show, table
 
 
@@ -35,9 +35,7 @@ def teachers_list(state: Path, as_json: bool) -> None:
 @teachers.command("train")
 @CONFIG
 @SET
-@click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Each teacher gets a folder in it."
-)
+@click.option("--out", type=FOLDER, required=True, help="Each teacher gets a folder in it.")
 @click.option("--student", "kinds", multiple=True, help="Kind of student; may be repeated (default CONFIG's student).")
 @click.option(
     "--tasks", type=click.Choice(["all", "each"]), default="all", show_default=True, help="One of all, or one a task."

@@ -5,16 +5,14 @@ from typing import Any
 
 import click
 
-from streamkd.cli.options import CONFIG, SET, folder, integers
+from streamkd.cli.options import CONFIG, FOLDER, SET, folder, integers
 from streamkd.cli.terminal import bar, show
 
 
 @click.command()
 @CONFIG
 @SET
-@click.option(
-    "--report", "out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to fill."
-)
+@click.option("--report", "out", type=FOLDER, required=True, help="Folder to fill.")
 @click.option("--seeds", default="0", show_default=True, help="Comma-separated; the stream is run once for each.")
 def run(config: Path | None, overrides: tuple[str, ...], out: Path, seeds: str) -> None:
     """Consume a finite stream once per seed and write report.json and report.html."""
@@ -50,7 +48,7 @@ def run(config: Path | None, overrides: tuple[str, ...], out: Path, seeds: str) 
 @click.command("meta-train")
 @CONFIG
 @SET
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to fill.")
+@click.option("--out", type=FOLDER, required=True, help="Folder to fill.")
 @click.option("--episodes", type=int, default=60, show_default=True, help="Episodes of the gate; 0 learns none.")
 @click.option(
     "--student-start", type=click.Choice(["none", "maml", "metasgd"]), default="metasgd", show_default=True,

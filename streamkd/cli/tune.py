@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from streamkd.cli.options import CONFIG, SET, integers
+from streamkd.cli.options import CONFIG, FILE, SET, integers
 
 if TYPE_CHECKING:
     from streamkd.tune.settings import Settings
@@ -43,7 +43,7 @@ BYTES = Measure("BYTES", int, SIZES, "500m or 2g")
 @click.command()
 @CONFIG
 @SET
-@click.option("--space", "space_file", type=click.Path(path_type=Path, dir_okay=False), help="YAML; see docs/tune.md.")
+@click.option("--space", "space_file", type=FILE, help="YAML; see docs/tune.md.")
 @click.option("--out", metavar="DIR", help="The search directory (default tune/NAME).")
 @click.option("--resume", is_flag=True, help="Go on with the search that is there; what is over is kept.")
 @click.option("--trials", type=click.IntRange(1), help="Trial 0 is CONFIG as it stands (default 16).")

@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from streamkd.students.networks import at_rest
+from streamkd.teachers.teacher import module_bytes
+
 BATCHES = (1, 32)
 
 
@@ -22,17 +25,12 @@ def measure(student: nn.Module, inputs: Tensor, *, seconds: float = 0.5) -> dict
         inputs: some records [records, *shape] in the type that the student takes.
         seconds: how long each batch size is timed.
     """
-    was_training = student.training
-    student.eval()
-    try:
-        with torch.inference_mode():
-            timed = [latency(student, _rows(inputs, batch), seconds=seconds) for batch in BATCHES]
-            cost = flops(student, inputs[:1])
-    finally:
-        student.train(was_training)
+    with at_rest(student), torch.inference_mode():
+        timed = [latency(student, _rows(inputs, batch), seconds=seconds) for batch in BATCHES]
+        cost = flops(student, inputs[:1])
     return {
         "parameters": parameters(student),
-        "bytes": size_bytes(student),
+        "bytes": module_bytes(student),
         "flops": cost,
         "latency_seconds": [
             {"form": "eager", "batch": batch, "p50": p50, "p95": p95}
@@ -44,11 +42,6 @@ def measure(student: nn.Module, inputs: Tensor, *, seconds: float = 0.5) -> dict
 def parameters(module: nn.Module) -> int:
     """Numbers that are learned; one that is used in two places counts once."""
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def size_bytes(module: nn.Module) -> int:
-    """Bytes of parameters and buffers, as they are kept for predictions."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in [*module.parameters(), *module.buffers()])
 
 
 def flops(module: Callable[[Tensor], Any], inputs: Tensor) -> int:

@@ -148,7 +148,7 @@ def _tests_card(report: Mapping[str, Any]) -> str:
     }
     rows = [
         [one["task"], f"{one['records']:,.0f} of {one['given']:,.0f}"]
-        + [_percent(ends[name].get(one["task"]) or {}, "accuracy") for name in _MODELS]
+        + [_pm(ends[name].get(one["task"]) or {}, "accuracy", 1, 100) for name in _MODELS]
         for one in found.get("sets") or []
     ]
     return card("Test records", note, table(["test set", "records", *_MODELS.values()], rows))
@@ -223,7 +223,7 @@ def _calibration_card(name: str, model: Mapping[str, Any]) -> str:
 def _efficiency_card(report: Mapping[str, Any]) -> str:
     found = report.get("efficiency") or {}
     rows = [
-        [said, _large(found[key])]
+        [said, number(found[key], 0)]
         for key, said in (("parameters", "parameters"), ("bytes", "bytes"), ("flops", "FLOPs per record"))
         if found.get(key) is not None
     ]
@@ -342,20 +342,11 @@ def _count(value: Any) -> int:
     return len(value) if isinstance(value, list) else int(value)
 
 
-def _pm(place: Mapping[str, Any], key: str, digits: int) -> str:
-    deviation = place.get(f"{key}_std")
-    return number(place.get(key), digits) + (f" ± {deviation:.{digits}f}" if deviation else "")
-
-
-def _percent(place: Mapping[str, Any], key: str) -> str:
+def _pm(place: Mapping[str, Any], key: str, digits: int, scale: float = 1) -> str:
     value, deviation = place.get(key), place.get(f"{key}_std")
-    return number(value and 100 * value, 1) + (f" ± {100 * deviation:.1f}" if deviation else "")
+    return number(value and scale * value, digits) + (f" ± {scale * deviation:.{digits}f}" if deviation else "")
 
 
 def number(value: float | None, digits: int = 3) -> str:
     """A number with that many digits, or a dash."""
     return "–" if value is None else f"{value:,.{digits}f}"
-
-
-def _large(value: float) -> str:
-    return f"{value:,.0f}"

@@ -9,6 +9,7 @@ what was not measured is ``null``. Called by ``streamkd run``.
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +51,6 @@ def assess(
         baseline: accuracy of the untrained student per task; forward transfer is null without it.
     """
     forward = None if baseline is None else accuracy.forward_transfer(matrix, baseline)
-    bins = [
-        {
-            "low": one.low,
-            "high": one.high,
-            "records": one.records,
-            "confidence": one.confidence,
-            "accuracy": one.accuracy,
-        }
-        for one in calibration.reliability(probabilities, labels)
-    ]
     return plain(
         {
             "accuracy": {
@@ -76,7 +67,7 @@ def assess(
             "calibration": {
                 "nll": calibration.nll(probabilities, labels),
                 "ece": calibration.ece(probabilities, labels),
-                "bins": bins,
+                "bins": [asdict(one) for one in calibration.reliability(probabilities, labels)],
             },
         }
     )

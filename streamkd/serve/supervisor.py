@@ -29,14 +29,14 @@ from streamkd.serve.http.body import BodyTimeouts
 from streamkd.serve.http.ingest_proxy import IngestProxy
 from streamkd.serve.http.listen import announce, bind, check_exposure, runtime_folder, tls_arguments, url_of
 from streamkd.serve.http.server import Server, Signals, http_server
-from streamkd.serve.predictions.follower import VersionFollower, load_version
+from streamkd.serve.predictions.follower import VersionFollower
 from streamkd.serve.predictions.predictor import Predictor
 from streamkd.serve.predictions.reader import Reader
 from streamkd.serve.processes import messages
 from streamkd.serve.processes.child import ChildProcess
 from streamkd.serve.processes.messages import Message
 from streamkd.serve.processes.reports import STOPPING
-from streamkd.serve.processes.server_status import IngestState, ServerStatus
+from streamkd.serve.processes.server_status import ServerStatus
 from streamkd.state.directory import StateDirectory
 from streamkd.streams.ingest.tokens import Tokens
 from streamkd.telemetry import Exposition, Recorder
@@ -83,7 +83,7 @@ class Supervisor:
         self._socket = runtime / "ingress.sock" if isinstance(kind, SourceKind) and kind.push else None
         self._flight_port = config.serve.flight_port
         self._listened = False  # the ingress, at least once
-        self._status = ServerStatus(config.name, source, IngestState() if self._socket else None)
+        self._status = ServerStatus(config.name, source, pushed=self._socket is not None)
         self._services = _services(config, state, registry, tokens, self._status, self._socket)
         hang_seconds = config.serve.hang_seconds
         told = (self._status, self._services.recorder)
@@ -208,8 +208,9 @@ class Supervisor:
         if isinstance(message, messages.Listening | messages.Waiting) and self._committed:
             self._ingress.send(self._committed)  # it may have been told while there was no ingress to hear it
         match message:
-            case messages.Waiting(reason):
-                self._shut(reason)
+            case messages.Waiting(reason):  # one way in is shut; it tries again, and the others take records meanwhile
+                self._status.shut(reason)
+                logger.error("%s", reason)
             case messages.Listening(urls):
                 self._open(urls)
             case messages.Fatal():
@@ -226,14 +227,7 @@ class Supervisor:
             if name == "flight":
                 self._flight_port = int(url.rpartition(":")[2])
             self._say(name, url, f"records over {name.capitalize()}")
-        assert self._status.ingest is not None
-        self._status.ingest.open()
-
-    def _shut(self, reason: str) -> None:
-        """One way in is shut; the ingress tries again, and the others take records meanwhile."""
-        assert self._status.ingest is not None
-        self._status.ingest.close(reason)
-        logger.error("%s", reason)
+        self._status.open()
 
     def _hear_any(self, child: ChildProcess, message: Message) -> None:
         match message:
@@ -271,13 +265,7 @@ def _services(
     return Services(
         status=status,
         predictor=predictor,
-        follower=VersionFollower(
-            StateDirectory(state),
-            lambda folder, info: load_version(folder, info, registry),
-            predictor,
-            recorder,
-            config.publish.keep,
-        ),
+        follower=VersionFollower(StateDirectory(state), registry, predictor, recorder, config.publish.keep),
         proxy=IngestProxy(ingress, config.stream.source.name, settings.body_bytes, timeouts),
         tokens=tokens,
         recorder=recorder,

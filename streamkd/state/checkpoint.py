@@ -45,22 +45,14 @@ class CheckpointInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class SkippedCheckpoint:
-    """A damaged checkpoint that was passed over, and what was wrong with it."""
-
-    id: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A checkpoint read back: ``tree`` is what was saved, on the CPU."""
+    """A checkpoint read back: ``tree`` is what was saved, on the CPU; ``skipped`` damaged ones with what is wrong."""
 
     info: CheckpointInfo
     tree: Tree
     config: dict[str, Tree]
     environment: dict[str, Tree]
-    skipped: tuple[SkippedCheckpoint, ...]
+    skipped: Mapping[int, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +138,7 @@ class CheckpointStore:
                     skipped[info.id] = str(fault)
                 continue
             self._damaged.update(skipped)
-            notes = tuple(SkippedCheckpoint(number, reason) for number, reason in skipped.items())
-            return Snapshot(info, unpack(parts), unpack(Parts(config)), unpack(Parts(state["environment"])), notes)
+            return Snapshot(info, unpack(parts), unpack(Parts(config)), unpack(Parts(state["environment"])), skipped)
         if skipped:
             raise CheckpointDamaged(
                 "no checkpoint is whole: " + "; ".join(f"{number}: {why}" for number, why in skipped.items()),

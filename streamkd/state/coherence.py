@@ -138,12 +138,15 @@ def _database(directory: StateDirectory) -> tuple[PartReport, DatabaseContents]:
 
 def _no_database(directory: StateDirectory) -> PartReport:
     """No database fits only where nothing else is there that one has known: a log alone can be learned anew."""
-    rest = directory.database.with_name("state.sqlite-wal")
-    said = "is empty" if directory.database.is_file() else "is missing"
-    if _size(rest):
-        return PartReport(directory.database.name, f"{said}, {rest.name} is there", fits=False)
+    said, is_torn = _absent(directory.database)
     others = _numbers(directory.checkpoints) or _numbers(directory.published)
-    return PartReport(directory.database.name, said, fits=not others)
+    return PartReport(directory.database.name, said, fits=not (is_torn or others))
+
+
+def _absent(database: Path) -> tuple[str, bool]:
+    """How a database is not there, and whether it has left its write-ahead log."""
+    said, rest = "is empty" if database.is_file() else "is missing", database.with_name(f"{database.name}-wal")
+    return (f"{said}, {rest.name} is there", True) if _size(rest) else (said, False)
 
 
 def _known(connection: sqlite3.Connection, directory: StateDirectory) -> DatabaseContents:
@@ -198,14 +201,11 @@ def _log(directory: StateDirectory, known: DatabaseContents, pushed: bool) -> Pa
     if not pushed:
         return PartReport(name, "is not used: the stream is not pushed")
     if not _size(directory.log):
-        said = "is empty" if directory.log.is_file() else "is missing"
-        rest = directory.log.with_name("log.sqlite-wal")
-        if _size(rest):
-            return PartReport(name, f"{said}, {rest.name} is there", fits=False)
-        learned = max((offset for row in known.rows.values() for offset in row.offsets.values()), default=0)
-        return PartReport(
-            name, f"{said}; {learned} of its records are learned" if known.had_log else said, not known.had_log
-        )
+        said, is_torn = _absent(directory.log)
+        if known.had_log and not is_torn:
+            learned = max((offset for row in known.rows.values() for offset in row.offsets.values()), default=0)
+            said = f"{said}; {learned} of its records are learned"
+        return PartReport(name, said, fits=not (is_torn or known.had_log))
     try:
         with closing(Log(directory.log, read_only=True)) as log:
             fault = _against_log(log, known)

@@ -7,7 +7,6 @@
       log.sqlite          the durable log of a push source (written by the ingress)
       checkpoints/<id>/   streamkd.state.checkpoint
       published/<n>/      streamkd.state.versions
-      teachers/           files of teachers that were added
       lock                held by the learner; names its process id
 
 The learner enters ``lock()``; others (predictions, inspection) read without it. Each lock takes a new
@@ -50,27 +49,9 @@ class StateDirectory:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        self.database, self.log = self.path / "state.sqlite", self.path / "log.sqlite"
+        self.checkpoints, self.published = self.path / "checkpoints", self.path / "published"
         self.epoch: int | None = None
-
-    @property
-    def database(self) -> Path:
-        return self.path / "state.sqlite"
-
-    @property
-    def log(self) -> Path:
-        return self.path / "log.sqlite"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def published(self) -> Path:
-        return self.path / "published"
-
-    @property
-    def teachers(self) -> Path:
-        return self.path / "teachers"
 
     def exists(self) -> bool:
         """Whether there is a database: an empty file is none."""
@@ -88,7 +69,7 @@ class StateDirectory:
 
     def _make_folders(self) -> None:
         try:
-            for folder in (self.path, self.checkpoints, self.published, self.teachers):
+            for folder in (self.path, self.checkpoints, self.published):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as fault:
             raise StateError(

@@ -31,12 +31,8 @@ def environment() -> dict[str, str | int | None]:
 
 def compare(old: Mapping[str, object], new: Mapping[str, object]) -> list[str]:
     """One sentence for each thing that differs, in the order of ``old``."""
-    names = [*old, *(name for name in new if name not in old)]
-    return [
-        f"{name.replace('_', ' ')} was {old.get(name)}, is {new.get(name)}"
-        for name in names
-        if old.get(name) != new.get(name)
-    ]
+    differing = (name for name in {**old, **new} if old.get(name) != new.get(name))
+    return [f"{name.replace('_', ' ')} was {old.get(name)}, is {new.get(name)}" for name in differing]
 
 
 def _processor() -> str:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from queue import SimpleQueue
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -29,13 +29,9 @@ from streamkd.state.tree import Parts, pack, unpack
 
 T = TypeVar("T")
 Given = Options | Mapping[str, Any] | None
+Clause = Callable[[str, str], AbstractContextManager[None]]
+"""Opens a clause: its text, and how to mend what breaks it."""
 ALOOF = "it draws nothing from torch's and numpy's own random generators and leaves torch's settings as they are"
-
-
-class Clause(Protocol):
-    """Opens a clause: its text, and how to mend what breaks it."""
-
-    def __call__(self, text: str, mend: str) -> AbstractContextManager[None]: ...
 
 
 class ContractBroken(AssertionError):

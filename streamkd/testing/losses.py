@@ -11,13 +11,12 @@ from streamkd.losses.match_gate import Gated, Loss, LossInputs, Relating, Traine
 from streamkd.testing.clauses import Clause, Given, begin, needs, same, shaped
 from streamkd.testing.specimens import (
     lesson_for,
+    picked,
     reclassed,
-    row_of,
     shapes_of,
     silenced,
     taught_by,
     turn,
-    turned,
     unlabelled,
 )
 
@@ -77,7 +76,7 @@ def _values(clause: Clause, loss: Loss, lesson: LossInputs) -> Tensor:
     with clause(
         "of the same lesson it says the same, whatever came between", "keep nothing from call to call; draw nothing"
     ):
-        loss(turned(lesson))
+        loss(picked(lesson, turn(lesson)))
         same(loss(lesson), values, 0)
     return values
 
@@ -85,12 +84,12 @@ def _values(clause: Clause, loss: Loss, lesson: LossInputs) -> Tensor:
 def _by_sample(clause: Clause, loss: Loss, lesson: LossInputs, values: Tensor) -> None:
     if isinstance(loss, Relating):
         with clause("the order of the samples does not matter", "compare every sample with every other"):
-            same(loss(turned(lesson)), values[turn(lesson)])
+            same(loss(picked(lesson, turn(lesson))), values[turn(lesson)])
     else:
         with clause(
             "the value of a sample does not depend on the others", "no mean over the batch, or say relating = True"
         ):
-            alone = [loss(row_of(lesson, row)) for row in range(len(lesson.labels))]
+            alone = [loss(picked(lesson, torch.tensor([row]))) for row in range(len(lesson.labels))]
             same(torch.cat(alone), values)
 
 

@@ -20,11 +20,9 @@ IMAGES = RecordSchema(inputs=(InputColumn(name="image", shape=(8, 8), dtype="flo
 def rows_of(schema: RecordSchema, count: int, seed: int = 0) -> Tensor:
     """Random raw inputs [count, *shape] of the type that the schema has."""
     generator = torch.Generator().manual_seed(seed)
-    if np.issubdtype(schema.dtype, np.integer):
-        return torch.randint(0, 100, (count, *schema.shape), generator=generator).to(
-            networks.torch_dtype[schema.dtype.name]
-        )
-    return torch.randn(count, *schema.shape, generator=generator).to(networks.torch_dtype[schema.dtype.name])
+    shape, whole = (count, *schema.shape), np.issubdtype(schema.dtype, np.integer)
+    rows = torch.randint(0, 100, shape, generator=generator) if whole else torch.randn(*shape, generator=generator)
+    return rows.to(networks.torch_dtype[schema.dtype.name])
 
 
 def lessons_of(schema: RecordSchema, classes: int, steps: int) -> list[tuple[Tensor, Tensor]]:
@@ -108,20 +106,19 @@ def lesson_for(loss: Any, feature_shape: tuple[int, ...], teachers: int) -> Loss
     )
 
 
-def row_of(lesson: LossInputs, row: int) -> LossInputs:
-    """One sample alone: fresh or remembered, as it was."""
-    at, fresh = slice(row, row + 1), row < lesson.fresh
+def picked(lesson: LossInputs, rows: Tensor) -> LossInputs:
+    """The lesson of those rows, in that order, the fresh ones first."""
+    fresh = rows[rows < lesson.fresh]
     per_sample = ("logits", "labels", "answers", "known", "weights")
-    shown = {
-        key: {name: value[at] if fresh else value[:0] for name, value in layers.items()}
-        for key, layers in lesson.teacher_features.items()
-    }
     return dataclasses.replace(
         lesson,
-        **{name: getattr(lesson, name)[at] for name in per_sample},
-        fresh=int(fresh),
-        features={name: value[at] for name, value in lesson.features.items()},
-        teacher_features=shown,
+        **{name: getattr(lesson, name)[rows] for name in per_sample},
+        fresh=len(fresh),
+        features={name: value[rows] for name, value in lesson.features.items()},
+        teacher_features={
+            key: {name: value[fresh] for name, value in layers.items()}
+            for key, layers in lesson.teacher_features.items()
+        },
     )
 
 
@@ -134,22 +131,6 @@ def turn(lesson: LossInputs) -> Tensor:
     """Fresh rows in another order, remembered ones in another."""
     fresh = torch.arange(lesson.fresh).roll(1)
     return torch.cat([fresh, torch.arange(lesson.fresh, len(lesson.labels)).roll(1)])
-
-
-def turned(lesson: LossInputs) -> LossInputs:
-    """The lesson with its rows in the order of ``turn``."""
-    order = turn(lesson)
-    per_sample = ("logits", "labels", "answers", "known", "weights")
-    shown = {
-        key: {name: value[order[: lesson.fresh]] for name, value in layers.items()}
-        for key, layers in lesson.teacher_features.items()
-    }
-    return dataclasses.replace(
-        lesson,
-        **{name: getattr(lesson, name)[order] for name in per_sample},
-        features={name: value[order] for name, value in lesson.features.items()},
-        teacher_features=shown,
-    )
 
 
 def unlabelled(lesson: LossInputs) -> LossInputs:

@@ -133,16 +133,11 @@ def _introduces_itself(clause: Clause, teacher: Teacher) -> None:
         needs(teacher.key.startswith("its-key"), "the key 'its-key'", repr(teacher.key))
         roles = ("live", "remembered", "frozen", "versioned", "prequential")
         needs(teacher.role in roles, "a role", repr(teacher.role))
-        needs(
-            teacher.role != "versioned" or isinstance(teacher, Versioned),
-            "a version, as versioned teachers have",
-            "none",
-        )
-        needs(
-            teacher.role != "prequential" or isinstance(teacher, Incremental),
-            "test_then_train(), as prequential teachers have",
-            "none",
-        )
+        for role, kind, part in (
+            ("versioned", Versioned, "a version"),
+            ("prequential", Incremental, "test_then_train()"),
+        ):
+            needs(teacher.role != role or isinstance(teacher, kind), f"{part}, as {role} teachers have", "none")
         needs(isinstance(teacher.fresh, bool), "`fresh` to be a bool", repr(teacher.fresh))
     with clause(
         "one that learns from labels has observe() and end_task()",
@@ -236,13 +231,10 @@ def _is_served(clause: Clause, nursery: Nursery, x: Tensor) -> None:
     teacher.grow(nursery.labels)
     if not isinstance(teacher, Servable):
         return
-    if isinstance(teacher, Observing):
+    if isinstance(teacher, Observing | Incremental):
         for lesson in lessons_of(nursery.schema, len(nursery.labels), 4):
-            teacher.observe(*lesson)
-        teacher.end_task()
-    if isinstance(teacher, Incremental):
-        for rows, labels in lessons_of(nursery.schema, len(nursery.labels), 4):
-            teacher.test_then_train(rows, labels, torch.ones(len(labels), dtype=torch.bool))
+            _take(teacher, "observe", nursery.labels, lesson)
+        _take(teacher, "end_task", nursery.labels, None)
     part = teacher.part()
     if part is None:
         return
@@ -382,7 +374,7 @@ class Course:
                 "do not count on rows before a task's end, or on some of every label; torch.enable_grad() to train",
             ):
                 given = None if lesson is None else (lesson[0].clone(), lesson[1].clone())
-                self._take(teacher, name, labels, given)
+                _take(teacher, name, labels, given)
             with self.clause("learning leaves the rows that it is given as they are", "work on copies of x and y"):
                 if lesson is not None and given is not None:
                     same(given[0], lesson[0], 0)
@@ -445,7 +437,7 @@ class Course:
                     teacher.logits(given[0])
                     given[0].copy_(lesson[0])
                     given[1].copy_(lesson[1])
-                self._take(teacher, name, labels, given, asked=False)
+                _take(teacher, name, labels, given, asked=False)
                 for tensor in given or ():
                     tensor.zero_()
                 said[place + 1].is_kept_by(teacher, self.x)
@@ -463,26 +455,23 @@ class Course:
 
     def _go_on(self, teacher: Teacher, said: list[Said], start: int) -> None:
         for place, (name, labels, lesson) in enumerate(self.steps[start:], start):
-            self._take(teacher, name, labels, lesson)
+            _take(teacher, name, labels, lesson)
             said[place + 1].is_kept_by(teacher, self.x)
 
-    @staticmethod
-    def _take(
-        teacher: Any,
-        name: str,
-        labels: Sequence[Label],
-        lesson: tuple[Tensor, Tensor] | None,
-        asked: bool = True,
-    ) -> None:
-        if lesson is not None:
-            with torch.no_grad():
-                if asked:
-                    teacher.logits(lesson[0])
-                if isinstance(teacher, Incremental):
-                    teacher.test_then_train(*lesson, torch.ones_like(lesson[1], dtype=torch.bool))
-                else:
-                    teacher.observe(*lesson)
-        elif name == "grow":
-            teacher.grow(labels)
-        elif isinstance(teacher, Observing):
-            teacher.end_task()
+
+def _take(
+    teacher: Any, name: str, labels: Sequence[Label], lesson: tuple[Tensor, Tensor] | None, asked: bool = True
+) -> None:
+    """One step of a course."""
+    if lesson is not None:
+        with torch.no_grad():
+            if asked:
+                teacher.logits(lesson[0])
+            if isinstance(teacher, Incremental):
+                teacher.test_then_train(*lesson, torch.ones_like(lesson[1], dtype=torch.bool))
+            else:
+                teacher.observe(*lesson)
+    elif name == "grow":
+        teacher.grow(labels)
+    elif isinstance(teacher, Observing):
+        teacher.end_task()

@@ -52,15 +52,10 @@ def _key(policy: str, **changed: object) -> str:
 
 
 def test_a_run_is_known_by_what_decides_it() -> None:
-    """Where nobody stands beside the base pool, all are the base: one run. Other overrides are another."""
+    """Where nobody stands beside the base pool, all are the base: one run. Another gate is another."""
     assert _key("fixed-0.3-base") == _key("fixed-0.3-all")
-    others = [
-        _key("gate"),
-        _key("gate", chosen_on=True),
-        _key("gate", overrides={"adapt": {"every": 7}}),
-        _key("scalar"),
-    ]
-    assert len({_key("fixed-0.3-all"), *others}) == 5
+    others = [_key("gate"), _key("gate", chosen_on=True), _key("scalar")]
+    assert len({_key("fixed-0.3-all"), *others}) == 4
 
 
 def test_two_tasks_of_one_key_are_one_run(tmp_path: Path) -> None:
@@ -78,12 +73,9 @@ def test_two_tasks_of_one_key_are_one_run(tmp_path: Path) -> None:
     assert len(done) == 2
 
 
-def test_overrides_are_merged_into_the_first_level() -> None:
-    """A mapping changes the keys that it names; anything else takes the place of what was there."""
-    made = gate._tree(gate.GateRun("clean", "gate", 0, "digits", overrides={"memory": {"replay": 3}, "teachers": []}))
-    assert made["memory"] == {"size": 200, "replay": 3}
-    assert made["teachers"] == []
-    assert made["publish"] == {"model": "ema"}
+def test_the_average_is_served() -> None:
+    """No other model of the pool answers for it."""
+    assert gate._tree(gate.GateRun("clean", "gate", 0, "digits"))["publish"] == {"model": "ema"}
 
 
 def test_a_run_is_whole() -> None:

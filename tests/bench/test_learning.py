@@ -231,7 +231,7 @@ def test_the_page_of_the_repository_takes_the_tables() -> None:
 
 def test_a_plot_stands_alone(tmp_path: Path) -> None:
     """An SVG per stream with a dot per seed and the best method on top, without script or network."""
-    (file,) = plots.write(learning.panels(_rows()), tmp_path)
+    (file,) = plots.write(learning.by_stream(_rows()), tmp_path)
     text = file.read_text()
     assert file.name == "digits.svg"
     assert text.count("<circle") == 12

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from streamkd.evaluate.efficiency import flops, latency, measure, parameters, percentiles, size_bytes
+from streamkd.evaluate.efficiency import flops, latency, measure, parameters, percentiles
+from streamkd.teachers.teacher import module_bytes
 
 torch.set_num_threads(1)
 
@@ -20,7 +21,7 @@ def test_parameters_and_bytes_of_a_perceptron() -> None:
     """784-256-256-10 with biases, four bytes each."""
     expected = 784 * 256 + 256 + 256 * 256 + 256 + 256 * 10 + 10
     assert parameters(_mlp()) == expected
-    assert size_bytes(_mlp()) == 4 * expected
+    assert module_bytes(_mlp()) == 4 * expected
 
 
 def test_shared_parameters_count_once_and_buffers_have_bytes() -> None:
@@ -29,7 +30,7 @@ def test_shared_parameters_count_once_and_buffers_have_bytes() -> None:
     assert parameters(nn.Sequential(layer, layer)) == 12
     norm = nn.BatchNorm1d(4)
     assert parameters(norm) == 8
-    assert size_bytes(norm) == 4 * (8 + 8) + 8
+    assert module_bytes(norm) == 4 * (8 + 8) + 8
 
 
 def test_flops_are_two_per_multiply_add() -> None:

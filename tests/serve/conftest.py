@@ -20,7 +20,7 @@ from streamkd.serve.http.body import BODY_TIMEOUTS, BodyTimeouts
 from streamkd.serve.http.connections import ConnectionLimits, bounded
 from streamkd.serve.http.ingest_proxy import IngestProxy
 from streamkd.serve.http.listen import bind, url_of
-from streamkd.serve.predictions.follower import VersionFollower, load_version
+from streamkd.serve.predictions.follower import VersionFollower
 from streamkd.serve.predictions.predictor import Predictor
 from streamkd.serve.predictions.reader import Reader
 from streamkd.serve.processes.server_status import ServerStatus
@@ -130,7 +130,7 @@ def serving(
     predictor = Predictor(16, queue_rows, recorder)
     follower = VersionFollower(
         StateDirectory(publisher.directory.path),
-        lambda folder, info: load_version(folder, info, registry),
+        registry,
         predictor,
         recorder,
         poll_seconds=0.02,

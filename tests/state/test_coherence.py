@@ -203,7 +203,7 @@ def test_some_missing_folders_are_no_half_restore(state: Path) -> None:
     with owned(state) as (_, checkpoints, _):
         found = checkpoints.latest()
     assert found is not None
-    assert (found.info.records, [skipped.id for skipped in found.skipped]) == (20, [3])
+    assert (found.info.records, [*found.skipped]) == (20, [3])
 
 
 def test_a_directory_of_before_goes_on(state: Path) -> None:

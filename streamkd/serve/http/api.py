@@ -241,7 +241,7 @@ class Api:
         if predictor.version is not None:
             published = predictor.current()
             recorder.set("model_version", published.version)
-            recorder.set("model_pinned", self._s.follower.pinned() is not None)
+            recorder.set("model_pinned", self._s.follower.pin is not None)
             recorder.set("model_lag_records", status.lag_records(published.records))
             recorder.set("model_published_timestamp_seconds", published.published_at)
         self._s.exposition.apply(recorder.drain())
@@ -250,7 +250,7 @@ class Api:
         """What the page at / shows."""
         published = self._s.predictor.current() if self._s.predictor.version is not None else None
         dead = self._s.exposition.total("dead_letter_records_total")
-        pin = self._s.follower.pinned()
+        pin = self._s.follower.pin
         return answer(
             self._s.status.status(
                 published.version if published else None,

@@ -66,7 +66,10 @@ class BodyBudget:
         while self.held_bytes + count > self._limit:
             slowest = self._slowest()
             if slowest is None or slowest is taker:
-                raise _full(self.held_bytes, self._limit)
+                raise Overloaded(
+                    f"requests in flight hold {self.held_bytes} bytes of {self._limit}",
+                    fix="come again after the time in Retry-After",
+                )
             slowest.give_way()
 
     def _slowest(self) -> "Reservation | None":
@@ -101,12 +104,6 @@ class Reservation:
         assert self.deadline is not None
         self.deadline.reschedule(0.0)
         self.deadline, self.held, self.gave_way = None, 0, True
-
-
-def _full(held_bytes: int, limit_bytes: int) -> Overloaded:
-    return Overloaded(
-        f"requests in flight hold {held_bytes} bytes of {limit_bytes}", fix="come again after the time in Retry-After"
-    )
 
 
 async def read_body(

@@ -16,13 +16,13 @@ import pyarrow.feather
 import pyarrow.parquet
 
 from streamkd.errors import NotReady, RecordError, SchemaMismatch, StreamkdError
+from streamkd.serve.predictions.openinference import HEADER_LENGTH
+from streamkd.serve.predictions.tensors import DATATYPES
 from streamkd.streams.encoding import lists
 from streamkd.streams.files import rows as files
 
 BATCH = 256
-HEADER_LENGTH = "Inference-Header-Content-Length"
-_ELEMENT = {"UINT8": "u1", "INT8": "i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8", "FP16": "<f2", "FP32": "<f4"}
-_ELEMENT["FP64"] = "<f8"
+_ELEMENT = {wire: np.dtype(kind).newbyteorder("<") for kind, wire in DATATYPES.items()}
 
 
 def predict_file(
@@ -71,21 +71,17 @@ def write(rows: pa.Table, out: Path | None) -> str:
     if out is None:
         return "\n".join(json.dumps(row) for row in rows.to_pylist())
     try:
-        _write(rows, out)
+        if out.suffix == ".parquet":
+            pa.parquet.write_table(rows, out)
+        elif out.suffix in (".arrow", ".feather"):
+            pa.feather.write_feather(rows, out, compression="uncompressed")
+        else:
+            out.write_text("".join(json.dumps(row) + "\n" for row in rows.to_pylist()), "utf-8")
     except OSError as fault:
         raise StreamkdError(
             f"cannot be written: {fault.strerror or fault}", where=str(out), fix="name another"
         ) from None
     return f"wrote {rows.num_rows} predictions to {out}"
-
-
-def _write(rows: pa.Table, out: Path) -> None:
-    if out.suffix == ".parquet":
-        pa.parquet.write_table(rows, out)
-    elif out.suffix in (".arrow", ".feather"):
-        pa.feather.write_feather(rows, out, compression="uncompressed")
-    else:
-        out.write_text("".join(json.dumps(row) + "\n" for row in rows.to_pylist()), "utf-8")
 
 
 def _predict(client: httpx.Client, batch: pa.RecordBatch, inputs: Sequence[dict[str, Any]]) -> pa.Table:

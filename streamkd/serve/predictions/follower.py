@@ -13,10 +13,9 @@ import sqlite3
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -26,8 +25,6 @@ from streamkd.serve.predictions.predictor import Predictor, ServedModel
 from streamkd.state.directory import StateDirectory
 from streamkd.state.versions import VersionInfo, VersionStore
 from streamkd.telemetry import Recorder
-
-Loader = Callable[[Path, VersionInfo], ServedModel]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +41,22 @@ logger = logging.getLogger(__name__)
 
 
 class VersionFollower:
-    """One thread that keeps the predictor on the served version; other kept versions are loaded when asked for."""
+    """One thread that keeps the predictor on the served version; other kept versions are loaded when asked for.
+
+    ``pin`` is the version that is pinned, as last seen; ``None`` where the newest is served.
+    """
 
     def __init__(
         self,
         directory: StateDirectory,
-        load: Loader,
+        registry: Registry,
         predictor: Predictor,
         recorder: Recorder,
         keep: int = 10,
         poll_seconds: float = 0.2,
     ) -> None:
         self._directory = directory
-        self._load = load
+        self._registry = registry
         self._predictor = predictor
         self._recorder = recorder
         self._keep = keep
@@ -65,7 +65,7 @@ class VersionFollower:
         self._loading = threading.Lock()
         self._loaded: OrderedDict[int, ServedModel] = OrderedDict()
         self._refused: int | None = None
-        self._pin: Pin | None = None
+        self.pin: Pin | None = None
         self._poked = threading.Event()
         self._closed = False
         self._thread = threading.Thread(target=self._follow, name="versions", daemon=True)
@@ -102,10 +102,6 @@ class VersionFollower:
             number = versions.rollback(version)
         self.poke()
         return number
-
-    def pinned(self) -> Pin | None:
-        """The version that is pinned, as last seen; ``None`` where the newest is served."""
-        return self._pin
 
     def unpin(self) -> None:
         """Serve the newest learned version again."""
@@ -152,7 +148,7 @@ class VersionFollower:
         served, newest = versions.served(), versions.newest()
         if served is None or newest is None:
             return
-        self._pin = Pin(served.version, served.source_version, newest.version) if served.pinned else None
+        self.pin = Pin(served.version, served.source_version, newest.version) if served.pinned else None
         if served.version in (self._predictor.version, self._refused):
             return
         if not self._swap_to(served) and self._predictor.version is None:
@@ -186,7 +182,7 @@ class VersionFollower:
             self._loaded.move_to_end(version)
             return self._loaded[version]
         versions = self._need()
-        published = self._load(versions.read(version), versions.info(version))
+        published = load_version(versions, version, self._registry)
         try_out(published)
         self._loaded[version] = published
         while len(self._loaded) > _KEPT:
@@ -198,15 +194,10 @@ class VersionFollower:
             self._versions = VersionStore(self._directory, self._keep, read_only=True)
         return self._versions
 
-    @contextmanager
-    def _writing(self) -> Iterator[VersionStore]:
+    def _writing(self) -> closing[VersionStore]:
         """For a change; to follow reads only, as the learner may yet refuse what lies here and leave it as it is."""
         self._need()
-        versions = VersionStore(self._directory, self._keep)
-        try:
-            yield versions
-        finally:
-            versions.close()
+        return closing(VersionStore(self._directory, self._keep))
 
     def _need(self) -> VersionStore:
         versions = self._open()
@@ -222,12 +213,12 @@ class VersionFollower:
         return False
 
 
-def load_version(folder: Path, info: VersionInfo, registry: Registry) -> ServedModel:
-    """A published version from its folder; its time is its row's, so a rollback is published when it is made."""
+def load_version(versions: VersionStore, version: int, registry: Registry) -> ServedModel:
+    """A published version from its files; its time is its row's, so a rollback is published when it is made."""
     from streamkd.teachers import served
 
-    published = served.load(folder, registry, info.version)
-    return dataclasses.replace(published, published_at=info.created)
+    info = versions.info(version)
+    return dataclasses.replace(served.load(versions.read(version), registry, version), published_at=info.created)
 
 
 def try_out(published: ServedModel) -> None:

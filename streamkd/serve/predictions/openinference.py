@@ -73,8 +73,18 @@ def largest_body(schema: RecordSchema, rows: int) -> int | None:
 
 
 def json_length(body: bytes, header_length: str | None) -> int:
-    """Bytes of JSON at the beginning of a body; all of it where the header says nothing that can be."""
-    return min(int(header_length), len(body)) if header_length and _is_number(header_length) else len(body)
+    """Bytes of JSON at the beginning of a body.
+
+    Raises:
+        RecordError: the header says none that can be.
+    """
+    if header_length is None:
+        return len(body)
+    # one of thousands of digits is no number that Python reads
+    is_number = header_length.isascii() and header_length.isdigit() and len(header_length) < 19
+    if not is_number or int(header_length) > len(body):
+        raise RecordError(f"needed {HEADER_LENGTH} of 0 to {len(body)}, got {header_length[:40]!r}")
+    return int(header_length)
 
 
 def render(
@@ -142,18 +152,8 @@ def metadata(schema: RecordSchema, classes: Sequence[Label], versions: Sequence[
     }
 
 
-def _is_number(text: str) -> bool:
-    """Whether a header is a length; one of thousands of digits is no number that Python reads."""
-    return text.isascii() and text.isdigit() and len(text) < 19
-
-
 def _split(body: bytes, header_length: str | None) -> tuple[bytes, memoryview]:
-    length = len(body)
-    if header_length is not None:
-        said = int(header_length) if _is_number(header_length) else -1
-        if not 0 <= said <= length:
-            raise RecordError(f"needed {HEADER_LENGTH} of 0 to {length}, got {header_length[:40]!r}")
-        length = said
+    length = json_length(body, header_length)
     if length > JSON_BYTES:
         raise LimitExceeded(
             f"needed at most {JSON_BYTES} bytes of JSON, got {length}", fix="send tensors with binary_data_size"

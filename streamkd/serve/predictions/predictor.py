@@ -52,7 +52,10 @@ class _Request:
 
 
 class Predictor:
-    """The queue, its thread, and the version that answers."""
+    """The queue, its thread, and the version that answers.
+
+    ``waiting_rows`` wait for a forward pass; ``in_flight`` are requests that have not been answered yet.
+    """
 
     def __init__(self, batch_rows: int, queue_rows: int, recorder: Recorder) -> None:
         self._batch_rows = batch_rows
@@ -60,8 +63,8 @@ class Predictor:
         self._recorder = recorder
         self._current: ServedModel | None = None
         self._waiting: deque[_Request] = deque()
-        self._rows = 0
-        self._in_flight = 0
+        self.waiting_rows = 0
+        self.in_flight = 0
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="predictor", daemon=True)
@@ -86,16 +89,6 @@ class Predictor:
         """The number of the version that answers."""
         return self._current.version if self._current else None
 
-    @property
-    def waiting_rows(self) -> int:
-        """Rows that wait for a forward pass."""
-        return self._rows
-
-    @property
-    def in_flight(self) -> int:
-        """Requests that have not been answered yet."""
-        return self._in_flight
-
     async def predict(self, published: ServedModel, inputs: np.ndarray) -> np.ndarray:
         """Probabilities [n, classes] of encoded inputs [n, *shape], by that version.
 
@@ -106,11 +99,11 @@ class Predictor:
         loop = asyncio.get_running_loop()
         request = _Request(published, inputs, loop, loop.create_future(), time.monotonic())
         self._put(request)
-        self._in_flight += 1
+        self.in_flight += 1
         try:
             return await request.answer
         finally:
-            self._in_flight -= 1
+            self.in_flight -= 1
 
     def _put(self, request: _Request) -> None:
         rows = len(request.inputs)
@@ -119,12 +112,12 @@ class Predictor:
         with self._changed:
             if self._closed:
                 raise NotReady("the server is stopping")
-            if self._rows + rows > self._queue_rows:
+            if self.waiting_rows + rows > self._queue_rows:
                 raise Overloaded(
-                    f"{self._rows} of {self._queue_rows} records wait for a prediction",
+                    f"{self.waiting_rows} of {self._queue_rows} records wait for a prediction",
                     fix="come again after the time in Retry-After",
                 )
-            self._rows += rows
+            self.waiting_rows += rows
             self._waiting.append(request)
             self._changed.notify()
 
@@ -150,7 +143,7 @@ class Predictor:
             while self._waiting and self._fits(self._waiting[0], batch, rows):
                 batch.append(self._waiting.popleft())
                 rows += len(batch[-1].inputs)
-            self._rows -= rows
+            self.waiting_rows -= rows
             return batch
 
     def _fits(self, request: _Request, batch: list[_Request], rows: int) -> bool:

@@ -6,12 +6,12 @@ A BYTES element is a 4-byte length and its bytes; JSON holds the bytes of images
 import base64
 import binascii
 import json
-import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pydantic_core
 
 from streamkd.errors import LimitExceeded, RecordError
 from streamkd.records import InputColumn
@@ -140,20 +140,9 @@ def _strings(data: list[Any], column: InputColumn, rows: int, where: str) -> lis
 def to_json(content: object) -> bytes:
     """JSON; numbers that are not finite become null, since no other reader takes NaN."""
     try:
-        text = json.dumps(content, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
-    except ValueError:
-        text = json.dumps(_finite(content), allow_nan=False, separators=(",", ":"), ensure_ascii=False)
-    return text.encode("utf-8", "replace")
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [_finite(inner) for inner in value]
-    return value
+        return pydantic_core.to_json(content, inf_nan_mode="null")
+    except pydantic_core.PydanticSerializationError:  # half of a surrogate pair, which UTF-8 has not
+        return json.dumps(content).encode()
 
 
 def to_binary(values: Values, datatype: str) -> bytes:

@@ -53,7 +53,6 @@ class Channel:
         self._scanned = 0
         self._skipping = False  # the rest of a message that was too long
         self._unsaid: set[str] = set()
-        self._closed = False
 
     @classmethod
     def inherited(cls) -> "Channel":
@@ -67,15 +66,6 @@ class Channel:
         for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(name, signal.SIG_IGN)
         return cls(descriptor())
-
-    @property
-    def closed(self) -> bool:
-        """Whether this end was closed, or the other end was seen to be gone."""
-        return self._closed
-
-    def fileno(self) -> int:
-        """For ``select``."""
-        return self._socket.fileno()
 
     def send(self, message: Json) -> None:
         """Write one message, waiting while the other side does not read.
@@ -168,7 +158,6 @@ class Channel:
         except (OSError, ValueError):  # reset by the other side, or closed here meanwhile
             data = b""
         if not data:
-            self._closed = True
             raise EOFError("the other end of the channel is gone")
         self._buffer += data
         return True
@@ -185,7 +174,6 @@ class Channel:
         self._socket.close()
 
     def _break(self) -> None:
-        self._closed = True
         with contextlib.suppress(OSError):  # the other side went first
             self._socket.shutdown(socket.SHUT_RDWR)
 

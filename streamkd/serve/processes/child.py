@@ -70,7 +70,10 @@ class HeartbeatAge:
 
 
 class ChildProcess:
-    """One child, ``python -m MODULE --fd N``, which is told ``start()`` first and must beat every ``hang_seconds``."""
+    """One child, ``python -m MODULE --fd N``, which is told ``start()`` first and must beat every ``hang_seconds``.
+
+    ``doing`` is what its main loop said last that it does.
+    """
 
     def __init__(
         self,
@@ -94,7 +97,7 @@ class ChildProcess:
         self._lock = threading.Lock()
         self._process: Process | None = None
         self._channel: Channel | None = None
-        self._doing, self._last_words = "", ""
+        self.doing, self._last_words = "", ""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, name=f"{name} process", daemon=True)
 
@@ -108,11 +111,6 @@ class ChildProcess:
     def alive(self) -> bool:
         """Whether there is a child, or will be one again."""
         return self._thread.is_alive()
-
-    @property
-    def doing(self) -> str:
-        """What the child's main loop said last that it does."""
-        return self._doing
 
     def send(self, message: Message) -> bool:
         """Tell the child; ``False`` where there is none at this moment, or it does not listen."""
@@ -187,7 +185,7 @@ class ChildProcess:
 
     def _begin(self, process: Process, channel: Channel) -> None:
         with self._lock:
-            self._process, self._doing, self._last_words = process, "", ""
+            self._process, self.doing, self._last_words = process, "", ""
         self._recorder.set("process_up", 1, process=self.name)
         self._status.process(self.name, "running", process.pid)
         with contextlib.suppress(EOFError):
@@ -216,7 +214,7 @@ class ChildProcess:
                 logger.warning("the %s said what is no message: %s", self.name, fault)
                 continue
             if isinstance(message, Beat):
-                self._doing = message.doing
+                self.doing = message.doing
                 silence.heard()
             if hangs := self._look(silence.look()):
                 return hangs
@@ -226,11 +224,11 @@ class ChildProcess:
     def _look(self, seconds: float) -> str:
         """Note how long the child has been silent; what is to be said where that is too long."""
         self._recorder.set("process_heartbeat_age_seconds", seconds, process=self.name)
-        self._status.heartbeat(self.name, self._doing, seconds)
-        if seconds <= self._hang_seconds * (PATIENCE if self._doing in _LONG else 1):
+        self._status.heartbeat(self.name, self.doing, seconds)
+        if seconds <= self._hang_seconds * (PATIENCE if self.doing in _LONG else 1):
             return ""
         self._recorder.count("process_hangs_total", process=self.name)
-        return f"was silent for {seconds:.0f} s ({self._doing or 'not yet begun'}) and was killed"
+        return f"was silent for {seconds:.0f} s ({self.doing or 'not yet begun'}) and was killed"
 
     def _take(self, message: Message) -> None:
         if isinstance(message, Fatal):

@@ -73,9 +73,9 @@ class LearnerProcess:
     def _restore(self, snapshot: Snapshot | None) -> None:
         if snapshot is None:
             return
-        for skipped in snapshot.skipped:
+        for number, reason in snapshot.skipped.items():
             self.recorder.count("checkpoint_failures_total", reason="damaged")
-            logger.error("checkpoint %d is damaged (%s); going on from the one before", skipped.id, skipped.reason)
+            logger.error("checkpoint %d is damaged (%s); going on from the one before", number, reason)
         self.learner.restore(snapshot.tree, snapshot.info.offsets, configuration.from_tree(snapshot.config))
         logger.info("resumed at record %d from checkpoint %d", self.learner.records, snapshot.info.id)
         for difference in compare(snapshot.environment, environment()):

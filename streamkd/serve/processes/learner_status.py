@@ -4,20 +4,23 @@ Called by the learner process once a second; nothing here changes the learner.
 """
 
 import math
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
+from typing import Any
 
 from streamkd.gates.gate import Mixing
 from streamkd.learner import Learner
 from streamkd.records import Repeating
 from streamkd.serve.processes.messages import Json
-from streamkd.teachers.guard import Calls
 from streamkd.teachers.pool import bytes_of
 from streamkd.telemetry import Recorder
 
 TASKS = 1_000  # names that are told
 BOUNDARIES = 240  # the page's strip has as many points of history
+_Series = tuple[Any, ...]  # a family, and its labels as (name, value)
+_EACH = {  # a histogram of seconds, and the counter of the times: what each took on average is observed
+    "teacher_duration_seconds": "teacher_requests_total",
+    "gate_adaptation_duration_seconds": "gate_adaptations_total",
+}
 
 
 def status_of(learner: Learner, rate: float, version: int | None, answering: int | None = None) -> Json:
@@ -101,53 +104,68 @@ def _teachers(learner: Learner, weights: Mapping[str, float]) -> list[Json]:
     ]
 
 
+def _totals(learner: Learner) -> dict[_Series, float]:
+    """What only rises, as the learner has it: a counter's count, a histogram's seconds."""
+    source = ("source", learner.config.stream.source.name)
+    totals: dict[_Series, float] = {
+        ("train_steps_total",): learner.steps,
+        ("train_samples_total",): learner.records,
+        ("records_repeated_total", source): _repeats(learner)["records"],
+    }
+    if learner.pulled:
+        totals["source_records_total", source] = learner.records
+    if (adapter := learner.adapter) is not None:
+        totals[("gate_adaptations_total",)] = adapter.adaptations
+        totals[("gate_adaptation_duration_seconds",)] = adapter.seconds
+        for reason, faults in adapter.faults.items():
+            totals["gate_adaptation_faults_total", ("reason", reason)] = faults
+    for key, calls in learner.step.pool.guard.tallies.items() if learner.started else ():
+        teacher = ("teacher", key)
+        totals["teacher_requests_total", teacher] = calls.requests
+        totals["teacher_duration_seconds", teacher] = calls.seconds
+        totals["teacher_cache_hits_total", teacher] = calls.cached
+        totals["teacher_failures_total", teacher, ("reason", "raised")] = calls.failures
+    return totals
+
+
 class Gauges:
     """The metrics that follow from a status, and the counters that rose since the last one."""
 
     def __init__(self, recorder: Recorder, learner: Learner) -> None:
         self._recorder = recorder
-        adapter = learner.adapter
-        self._adaptations = (adapter.adaptations, adapter.seconds) if adapter else (0, 0.0)
-        self._faults: Counter[str] = Counter()
-        self._trained = (learner.steps, learner.records)
-        self._repeats = _repeats(learner)["records"]
-        self._tallies: dict[str, Calls] = {}
+        self._totals = _totals(learner)  # a learner that was restored does not begin from 0
         self._teachers: set[str] = set()
 
     def record(self, status: Json, learner: Learner) -> None:
         """Take a status and what the learner has counted."""
-        accuracy = status["accuracy"]
+        accuracy, repeats, source = status["accuracy"], status["repeats"], learner.config.stream.source.name
         for window in ("served", "student", "holdout"):
             self._set("eval_accuracy_ratio", accuracy[window], window=window)
         self._set("eval_forgetting_ratio", accuracy["forgetting"], window="holdout")
         self._set("train_loss", status["loss"], loss="total")
         self._set("train_last_step_timestamp_seconds", learner.last_step_at)
-        self._record_training(learner)
-        self._record_repeats(status["repeats"], learner.config.stream.source.name)
+        for index, group in enumerate(learner.step.optimizer.param_groups if learner.started else []):
+            self._recorder.set("train_learning_rate", float(group["lr"]), group=str(index))
+        self._set("records_repeated_ratio", repeats["share"], source=source)
+        self._set("source_pass", repeats["pass"], source=source)
         self._record_teachers(status, learner)
-        self._record_adaptations(learner)
+        self._record_gate(learner, self._count(_totals(learner)))
 
     def _set(self, family: str, value: float | None, **labels: str) -> None:
         """Of what is not known yet nothing is told."""
         if value is not None:
             self._recorder.set(family, value, **labels)
 
-    def _record_training(self, learner: Learner) -> None:
-        steps, records = self._trained
-        self._trained = (learner.steps, learner.records)
-        self._recorder.count("train_steps_total", learner.steps - steps)
-        for index, group in enumerate(learner.step.optimizer.param_groups if learner.started else []):
-            self._recorder.set("train_learning_rate", float(group["lr"]), group=str(index))
-        self._recorder.count("train_samples_total", learner.records - records)
-        if learner.pulled:
-            source = learner.config.stream.source.name
-            self._recorder.count("source_records_total", learner.records - records, source=source)
-
-    def _record_repeats(self, repeats: Json, source: str) -> None:
-        self._recorder.count("records_repeated_total", repeats["records"] - self._repeats, source=source)
-        self._repeats = repeats["records"]
-        self._set("records_repeated_ratio", repeats["share"], source=source)
-        self._set("source_pass", repeats["pass"], source=source)
+    def _count(self, totals: dict[_Series, float]) -> dict[_Series, float]:
+        """Count what has risen since the last time; by how much. A counter is told before it has risen, too."""
+        risen = {series: total - self._totals.get(series, 0) for series, total in totals.items()}
+        self._totals = totals
+        for (family, *labels), more in risen.items():
+            if family not in _EACH:
+                self._recorder.count(family, more, **dict(labels))
+            elif times := risen.get((_EACH[family], *labels)):
+                self._recorder.observe(family, more / times, **dict(labels))
+        return risen
 
     def _record_teachers(self, status: Json, learner: Learner) -> None:
         recorder = self._recorder
@@ -165,34 +183,14 @@ class Gauges:
             recorder.remove("teacher_marginal_gain_ratio", teacher=gone)
             recorder.remove("gate_weight_ratio", teacher=gone)
         self._teachers = names
-        if learner.started:
-            for key, tally in learner.step.pool.guard.tallies.items():
-                self._record_tally(key, tally)
 
-    def _record_tally(self, key: str, tally: Calls) -> None:
-        last, self._tallies[key] = self._tallies.get(key, Calls()), replace(tally)
-        if (asked := tally.requests - last.requests) > 0:
-            self._recorder.count("teacher_requests_total", asked, teacher=key)
-            self._recorder.observe("teacher_duration_seconds", (tally.seconds - last.seconds) / asked, teacher=key)
-        if (failed := tally.failures - last.failures) > 0:
-            self._recorder.count("teacher_failures_total", failed, teacher=key, reason="raised")
-        if (cached := tally.cached - last.cached) > 0:
-            self._recorder.count("teacher_cache_hits_total", cached, teacher=key)
-
-    def _record_adaptations(self, learner: Learner) -> None:
-        adapter = learner.adapter
-        if adapter is None:
+    def _record_gate(self, learner: Learner, risen: Mapping[_Series, float]) -> None:
+        if (adapter := learner.adapter) is None:
             return
-        for reason, more in (adapter.faults - self._faults).items():
-            self._recorder.count("gate_adaptation_faults_total", more, reason=reason)
-        self._faults = adapter.faults.copy()
         self._recorder.set("gate_forward_mode", float(adapter.lacking is None))
-        count, seconds = self._adaptations
-        if (more := adapter.adaptations - count) > 0:
-            self._recorder.count("gate_adaptations_total", more)
-            self._recorder.observe("gate_adaptation_duration_seconds", (adapter.seconds - seconds) / more)
-            self._recorder.set("gate_outer_loss", adapter.outer_loss)
-            if isinstance(gate := learner.step.gate, Mixing):
-                for policy, trusted in gate.odds().items():
-                    self._recorder.set("gate_policy_ratio", trusted, policy=policy)
-        self._adaptations = (adapter.adaptations, adapter.seconds)
+        if not risen[("gate_adaptations_total",)]:
+            return
+        self._recorder.set("gate_outer_loss", adapter.outer_loss)
+        if isinstance(gate := learner.step.gate, Mixing):
+            for policy, trusted in gate.odds().items():
+                self._recorder.set("gate_policy_ratio", trusted, policy=policy)

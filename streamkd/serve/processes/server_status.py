@@ -6,6 +6,7 @@ Written by the supervisor's threads, read by the HTTP server; the learner's word
 page goes on while it is restarted.
 """
 
+import math
 import threading
 import time
 from collections.abc import Mapping
@@ -29,47 +30,6 @@ class ProcessStatus:
     reason: str = ""
     doing: str = ""
     silent_seconds: float = 0.0
-
-
-class IngestState:
-    """Whether pushed records are taken: the ingress listens wherever the configuration says.
-
-    Closed for the time of a restart it sends nobody away: producers come again. Any thread may call.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._shut: str = "records are not taken yet: the learner has not loaded"
-        self._since = float("-inf")
-        self._silent_seconds = 0.0
-
-    def open(self) -> None:
-        """Everything listens."""
-        with self._lock:
-            self._shut = ""
-            self._silent_seconds = 0.0
-
-    def close(self, reason: str) -> None:
-        """Not everything listens any more; the time counts from when it was open."""
-        with self._lock:
-            if not self._shut:
-                self._since = time.monotonic()
-            self._shut = reason
-            self._silent_seconds = 0.0
-
-    def silent(self, seconds: float) -> None:
-        """The ingress has not been heard of for so long."""
-        with self._lock:
-            self._silent_seconds = seconds
-
-    def reason(self) -> str:
-        """Why records are not taken, where that has lasted for longer than a restart; else empty."""
-        with self._lock:
-            if self._shut and time.monotonic() - self._since > GRACE_SECONDS:
-                return self._shut
-            if self._silent_seconds > GRACE_SECONDS:
-                return f"records are not taken: the ingress has been silent for {self._silent_seconds:.0f} s"
-            return ""
 
 
 class Lag:
@@ -102,18 +62,20 @@ class Lag:
 class ServerStatus:
     """The last status of the learner and the state of each child; every method may be called from any thread.
 
-    ``ingest``: of the ingress, where the configuration has a push source.
+    ``pushed``: records are pushed, and the server is ready while the ingress listens wherever the configuration says.
     """
 
     name: str
     source: str
-    ingest: IngestState | None = None
+    pushed: bool = False
     started_timestamp_seconds: float = field(default_factory=time.time)
     draining: bool = False
     urls: dict[str, str] = field(default_factory=dict)
     lag: Lag = field(default_factory=Lag)
     _status: Json = field(default_factory=dict)
     _processes: dict[str, ProcessStatus] = field(default_factory=dict)
+    _shut: str = "records are not taken yet: the learner has not loaded"
+    _shut_since: float = -math.inf
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def tell(self, status: Json) -> None:
@@ -128,16 +90,26 @@ class ServerStatus:
             process.state, process.pid, process.doing, process.silent_seconds = state, pid, "", 0.0
             process.restarts += state == "restarting"
             process.reason = reason or process.reason
-        if name == "ingress" and self.ingest is not None and state in ("restarting", "stopped"):
-            self.ingest.close(f"records are not taken: the ingress {reason or 'has stopped'}")
+        if name == "ingress" and state in ("restarting", "stopped"):
+            self.shut(f"records are not taken: the ingress {reason or 'has stopped'}")
 
     def heartbeat(self, name: str, doing: str, silent_seconds: float) -> None:
         """Take what a child's main loop does, and how long ago it said so."""
         with self._lock:
             process = self._processes.setdefault(name, ProcessStatus())
             process.doing, process.silent_seconds = doing, silent_seconds
-        if name == "ingress" and self.ingest is not None:
-            self.ingest.silent(silent_seconds)
+
+    def open(self) -> None:
+        """The ingress listens everywhere."""
+        with self._lock:
+            self._shut = ""
+
+    def shut(self, reason: str) -> None:
+        """It does not, any more; for the time of a restart that sends nobody away: producers come again."""
+        with self._lock:
+            if not self._shut:
+                self._shut_since = time.monotonic()
+            self._shut = reason
 
     def records_trained(self) -> int:
         """Records that the learner has trained, as far as it has said."""
@@ -152,7 +124,15 @@ class ServerStatus:
         """Why the server is not ready, whatever its predictions are; empty where records are taken too."""
         if self.draining:
             return "the server is stopping"
-        return self.ingest.reason() if self.ingest is not None else ""
+        if not self.pushed:
+            return ""
+        with self._lock:
+            if self._shut and time.monotonic() - self._shut_since > GRACE_SECONDS:
+                return self._shut
+            silent_seconds = self._processes.get("ingress", ProcessStatus()).silent_seconds
+        if silent_seconds > GRACE_SECONDS:
+            return f"records are not taken: the ingress has been silent for {silent_seconds:.0f} s"
+        return ""
 
     def status(
         self,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from streamkd.plugins import Registry
-from streamkd.serve.predictions.follower import VersionFollower, load_version
+from streamkd.serve.predictions.follower import VersionFollower
 from streamkd.serve.predictions.predictor import Predictor
 from streamkd.state.directory import StateDirectory
 from streamkd.students.networks import Student
@@ -104,7 +104,7 @@ def test_a_state_directory_that_cannot_be_read_is_said_once(
     predictor = Predictor(8, 8, Recorder())
     follower = VersionFollower(
         StateDirectory(tmp_path),
-        lambda folder, info: load_version(folder, info, registry),
+        registry,
         predictor,
         Recorder(),
         10,
