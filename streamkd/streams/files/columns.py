@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from streamkd.records import ElementType
-from streamkd.streams.encoding.lists import element_type, is_list, to_values
+from streamkd.streams.encoding.lists import element_type, holds_lists, to_values
+from streamkd.streams.encoding.types import is_list, is_number, is_text
 
 Holds = Literal["numbers", "tensor", "text", "categories", "image", "times", "other"]
 CATEGORIES = 50
@@ -57,13 +58,13 @@ def look(sample: pa.Table) -> list[Column]:
 def _column(name: str, values: pa.ChunkedArray) -> Column:
     kind, nulls = values.type, values.null_count
     there = values.drop_null()
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+    if is_number(kind):
         return _numbers(name, there, nulls)
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if is_text(kind):
         different = pc.count_distinct(there).as_py()
         holds: Holds = "categories" if different <= max(2, min(CATEGORIES, len(there) // 4)) else "text"
         return Column(name, str(kind), holds, nulls, different)
-    if is_list(kind):
+    if holds_lists(kind):
         return _tensor(name, there, nulls)
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return _image(name, there, nulls)
@@ -82,7 +83,7 @@ def _numbers(name: str, there: pa.ChunkedArray, nulls: int) -> Column:
 def _tensor(name: str, there: pa.ChunkedArray, nulls: int) -> Column:
     element = element_type(there.type)
     other = Column(name, str(there.type), "other", nulls)
-    if not (pa.types.is_integer(element) or pa.types.is_floating(element)):
+    if not is_number(element):
         return other
     shape = _shape(_first(there))
     lengths = None

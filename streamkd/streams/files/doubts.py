@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from streamkd.errors import SourceError
+from streamkd.streams.encoding.types import is_number, is_text
 
 Doubtful = Literal[
     "header",
@@ -115,9 +116,7 @@ def _numbered(names: Sequence[str]) -> bool:
 def _is_value(name: str, column: pa.ChunkedArray) -> bool:
     if is_text(column.type):
         return bool(name) and name in column.to_pylist()
-    return NUMBER.fullmatch(name) is not None and (
-        pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
-    )
+    return NUMBER.fullmatch(name) is not None and is_number(column.type)
 
 
 def of_labels(labels: Labels) -> Iterator[Doubt]:
@@ -215,11 +214,6 @@ def numbers_of(values: Sequence[object]) -> list[float] | None:
     if all(isinstance(value, str) and NUMBER.fullmatch(value) for value in values):
         return [float(str(value).replace(",", ".")) for value in values]
     return None
-
-
-def is_text(kind: pa.DataType) -> bool:
-    """Whether a column holds strings."""
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def of_input(name: str, column: pa.ChunkedArray, label: pa.ChunkedArray | None = None) -> Iterator[Doubt]:

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from streamkd.errors import LogDamaged, Overloaded, RecordError, StateConflict, StateError
 from streamkd.records import Chunk, RecordSchema, Reject
-from streamkd.streams.encoding.codec import arrow_schema
+from streamkd.streams.encoding.canonical import arrow_schema
 from streamkd.streams.log.batches import DAMAGED, Batches, checksum, no_rows
 from streamkd.streams.log.database import (
     ABOUT,

@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 
 from streamkd.errors import SchemaMismatch, SourceError
 from streamkd.records import RecordSchema, Source
-from streamkd.streams.encoding.codec import arrow_schema, check_schema, sift
+from streamkd.streams.encoding.canonical import arrow_schema, check_schema
+from streamkd.streams.encoding.codec import sift
 from streamkd.streams.files import doubts
 from streamkd.streams.files.doubts import Doubt
 from streamkd.streams.files.rows import sniff

@@ -18,7 +18,7 @@ import pyarrow as pa
 from streamkd.errors import SourceError
 from streamkd.hookspecs import SourceKind, hookimpl
 from streamkd.records import Chunk, RecordSchema
-from streamkd.streams.encoding.lists import element_type, is_list, to_fixed, to_values
+from streamkd.streams.encoding.lists import element_type, holds_lists, to_fixed, to_values
 from streamkd.streams.replay import datasets, variations
 from streamkd.streams.replay.options import ReplayOptions
 from streamkd.streams.replay.review import review
@@ -203,7 +203,7 @@ class Replay:
         columns: dict[str, pa.Array] = {}
         for column in self._schema.inputs:
             values = _whole(table.column(column.name))
-            if column.kind == "tensor" and (self._changed or (column.pad and is_list(values.type))):
+            if column.kind == "tensor" and (self._changed or (column.pad and holds_lists(values.type))):
                 values = self._reshape(values, column.size, column.pad, form, draws)
             columns[column.name] = values
         noisy = part.labels
