@@ -15,7 +15,7 @@ from streamkd.errors import ConfigError, SourceError
 from streamkd.hookspecs import SourceKind
 from streamkd.plugins import Registry
 from streamkd.records import Source
-from streamkd.streams.files import rows as files
+from streamkd.streams.files import formats
 from streamkd.streams.replay import datasets
 
 BATCH_RECORDS = 500
@@ -54,7 +54,7 @@ def open_outgoing(
     elif path.suffix in (".yaml", ".yml"):
         opened = _defined(path, batch_records, seed)
     elif path.is_file():
-        opened = Outgoing(path.name, files.batches(path, batch_records), files.count(path))
+        opened = Outgoing(path.name, formats.batches(path, batch_records), formats.count(path))
     else:
         raise SourceError(
             f"there is no dataset and no file {source!r}", where="push", fix=f"datasets: {', '.join(datasets.NAMES)}"

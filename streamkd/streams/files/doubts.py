@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -19,6 +20,8 @@ import pyarrow.compute as pc
 
 from streamkd.errors import SourceError
 from streamkd.streams.encoding.types import is_number, is_text
+from streamkd.streams.files.formats import sniff
+from streamkd.streams.files.rows import Rows
 
 Doubtful = Literal[
     "header",
@@ -92,10 +95,12 @@ def refuse(doubts: Iterable[Doubt], accepted: Sequence[str], where: str, insist:
         )
 
 
-def of_header(names: Sequence[str], records: pa.Table) -> Iterator[Doubt]:
+def of_header(path: Path, rows: Rows) -> Iterator[Doubt]:
     """Whether the names of a CSV file's columns are rather values: numbers over numbers, words that come again."""
-    if _numbered(names):
+    names = rows.schema.names
+    if sniff(path) != "csv" or _numbered(names):
         return
+    records = rows.pick(np.arange(min(100, len(rows))))
     like = [name for place, name in enumerate(names) if _is_value(name, records.column(place))]
     if like and 2 * len(like) >= len(names):
         seen = ", ".join(map(repr, names[:6])) + (", ..." if len(names) > 6 else "")

@@ -19,7 +19,6 @@ from streamkd.streams.encoding.canonical import arrow_schema, check_schema
 from streamkd.streams.encoding.codec import sift
 from streamkd.streams.files import doubts
 from streamkd.streams.files.doubts import Doubt
-from streamkd.streams.files.rows import sniff
 from streamkd.streams.replay.options import ReplayOptions
 from streamkd.streams.replay.splits import NONE, Split
 
@@ -83,8 +82,7 @@ def _fits(part: Split, schema: RecordSchema, path: Path) -> None:
 
 def _of_train(options: ReplayOptions, schema: RecordSchema, train: Split) -> Iterator[Doubt]:
     assert options.path is not None
-    if sniff(options.path) == "csv":
-        yield from doubts.of_header(train.rows.schema.names, train.rows.pick(np.arange(min(100, len(train.rows)))))
+    yield from doubts.of_header(options.path, train.rows)
     labels = doubts.labels_of(schema.label, train.rows.column(schema.label))
     if labels.values or not schema.unlabelled:
         yield from doubts.of_labels(labels)

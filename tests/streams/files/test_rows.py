@@ -14,6 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from streamkd.errors import SourceError
+from streamkd.streams.files import formats
 from streamkd.streams.files import rows as files
 
 TABLE = pa.table({"x": pa.array(np.arange(1000) / 8), "label": pa.array([f"c{n % 7}" for n in range(1000)])})
@@ -46,7 +47,7 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def test_batches_are_the_rows_in_order(path: Path) -> None:
     """The batches of every format hold all rows in order, none longer than asked."""
-    batches = list(files.batches(path, 128))
+    batches = list(formats.batches(path, 128))
     assert pa.Table.from_batches(batches).equals(TABLE)
     assert max(batch.num_rows for batch in batches) <= 128
 
@@ -69,7 +70,7 @@ def test_a_large_parquet_file_keeps_few_row_groups(tmp_path: Path) -> None:
     assert not rows.scattered
     for start in range(0, 1000, 20):
         rows.take(np.arange(start, start + 20), ["x"])
-        assert len(rows._kept) <= files.KEPT_GROUPS
+        assert rows._group.cache_info().currsize <= files.KEPT_GROUPS
 
 
 def test_count_is_known_without_reading(tmp_path: Path) -> None:
@@ -77,7 +78,7 @@ def test_count_is_known_without_reading(tmp_path: Path) -> None:
     said = {}
     for name, write in WRITERS.items():
         write(TABLE, tmp_path / name)
-        said[name] = files.count(tmp_path / name)
+        said[name] = formats.count(tmp_path / name)
     known = dict.fromkeys(("rows.parquet", "rows.arrow", "rows.feather"), 1000)
     assert said == {**known, "rows.arrows": None, "rows.csv": None}
 
@@ -104,7 +105,7 @@ def test_what_is_no_file_of_records_is_refused(tmp_path: Path) -> None:
     pa.parquet.write_table(TABLE, tmp_path / "short.parquet")
     (tmp_path / "short.parquet").write_bytes((tmp_path / "short.parquet").read_bytes()[:-40])
     with pytest.raises(SourceError, match=r"short\.parquet: cannot be read"):
-        list(files.batches(tmp_path / "short.parquet", 10))
+        list(formats.batches(tmp_path / "short.parquet", 10))
 
 
 PEAK = """
