@@ -132,9 +132,7 @@ def _picked(batches: Iterable[pa.RecordBatch], columns: Mapping[str, str], name:
 def _first(batches: Iterable[pa.RecordBatch], limit: int) -> Iterator[pa.RecordBatch]:
     left = limit
     for batch in batches:
-        if left <= 0:
-            return
         yield batch.slice(0, left)
         left -= batch.num_rows
-        if left <= 0:
+        if left <= 0:  # without asking for another, which may be long in coming
             return
