@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.flight as fl
 from pydantic import Field
 
-from streamkd.errors import ConfigError, NotReady, Overloaded, RecordError, first_line
+from streamkd.errors import ConfigError, Overloaded, RecordError, first_line
 from streamkd.hookspecs import Options, SourceKind, hookimpl
 from streamkd.streams.encoding.canonical import arrow_schema
 from streamkd.streams.ingest.acks import Acks
@@ -187,8 +187,6 @@ class _Server(fl.FlightServerBase):
     ) -> None:
         intake = self._intake
         producer, sequence = _note(note)
-        if intake.draining:
-            raise NotReady("the server is shutting down", fix="send the batch again after the restart")
         sifted = admit_batch(batch, intake.schema, intake.limits, producer or intake.stream)
         sender = producer or context.peer()
         receipt = intake.take(sifted, producer, sequence, sender, lambda: not context.is_cancelled(), put_stream)

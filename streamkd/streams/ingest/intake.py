@@ -197,7 +197,7 @@ class Intake:
                 self._meter.set("source_paused", 1, source=self._source)
                 if self._look_again():
                     continue
-                if patient is None or not patient():
+                if self.draining or patient is None or not patient():
                     raise full
                 self._changed.wait(WAIT_SECONDS)
             self._pending_records += entry.rows.num_rows
