@@ -221,28 +221,26 @@ def numbers_of(values: Sequence[object]) -> list[float] | None:
     return None
 
 
-def of_input(name: str, column: pa.ChunkedArray, label: pa.ChunkedArray | None = None) -> Iterator[Doubt]:
+def of_input(name: str, column: pa.ChunkedArray, label: pa.ChunkedArray) -> Doubt | None:
     """What a column of single numbers or texts may be instead of an input; ``label``: of the same records.
 
     Fractions are none of these.
     """
     if len(column) < ENOUGH or not (is_text(column.type) or pa.types.is_integer(column.type)):
-        return
+        return None
     values, different = column.drop_null(), pc.count_distinct(column).as_py()
     if is_text(column.type) and different > ENOUGH and (numbers_of(values.to_pylist()) is not None):
-        yield Doubt(
+        return Doubt(
             "number-texts",
             f"the column {name!r} holds numbers written as text, such as {values[0].as_py()!r}: each would be a word",
             "write numbers, with pandas: pandas.to_numeric",
         )
-    elif why := _id(name, values, different):
-        yield Doubt("ids", f"the column {name!r} looks like an id: {why}", "take it out of the inputs")
-    elif label is not None and different > 1 and _copies(column, label):
-        yield Doubt(
-            "label-copies",
-            f"the column {name!r} says the label: each of the {different} labels has a value of its own there",
-            "take it out of the inputs",
-        )
+    if why := _id(name, values, different):
+        return Doubt("ids", f"the column {name!r} looks like an id: {why}", "take it out of the inputs")
+    if different > 1 and _copies(column, label):
+        said = f"the column {name!r} says the label: each of the {different} labels has a value of its own there"
+        return Doubt("label-copies", said, "take it out of the inputs")
+    return None
 
 
 def _id(name: str, values: pa.ChunkedArray, different: int) -> str:
@@ -261,7 +259,6 @@ def _id(name: str, values: pa.ChunkedArray, different: int) -> str:
 
 def _copies(column: pa.ChunkedArray, label: pa.ChunkedArray) -> bool:
     """Whether two columns part the records in the same groups."""
-    pairs = set(zip(column.to_pylist(), label.to_pylist(), strict=True))
-    pairs = {pair for pair in pairs if None not in pair}
-    ours, theirs = zip(*pairs, strict=True) if pairs else ((), ())
-    return len(pairs) > 1 and len(set(ours)) == len(set(theirs)) == len(pairs)
+    pairs = pa.table({"ours": column, "theirs": label}).drop_null().group_by(["ours", "theirs"]).aggregate([])
+    different = [pc.count_distinct(each).as_py() for each in pairs.columns]
+    return len(pairs) > 1 and different == [len(pairs)] * 2

@@ -161,7 +161,7 @@ def _meant(
     kept, notes, asked = [], [], []
     accepted: set[str] = set()
     for column in free:
-        found = next(doubts.of_input(column.name, sample.column(column.name), sample.column(label)), None)
+        found = doubts.of_input(column.name, sample.column(column.name), sample.column(label))
         if found and found.kind == "number-texts":
             asked.append(found)
         if found and found.kind in accept:

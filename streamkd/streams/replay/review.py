@@ -91,7 +91,8 @@ def _of_train(options: ReplayOptions, schema: RecordSchema, train: Split) -> Ite
     for column in schema.inputs:
         values = sample.column(column.name)
         if not column.shape or column.kind == "text":
-            yield from doubts.of_input(column.name, values, sample.column(schema.label))
+            if (found := doubts.of_input(column.name, values, sample.column(schema.label))) is not None:
+                yield found
             _say_if_constant(column.name, values)
 
 
