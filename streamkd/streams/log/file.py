@@ -80,8 +80,8 @@ class LogFile:
         return schema or found, said["stream"]
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
-        """One transaction of this process, all or nothing.
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """The writing connection in one transaction of this process, all or nothing.
 
         Raises:
             Overloaded: the disk is full, or another process has kept the log for long. LogDamaged: the file is broken.
@@ -89,7 +89,7 @@ class LogFile:
         with self._whole(), self._writing:
             try:
                 with transaction(self.writer):
-                    yield
+                    yield self.writer
             except sqlite3.OperationalError as fault:
                 if is_damage(fault):
                     raise
@@ -121,8 +121,8 @@ class LogFile:
         Raises:
             Overloaded, LogDamaged: as ``writing``.
         """
-        with self.writing():
-            note(self.writer, key, value)
+        with self.writing() as writer:
+            note(writer, key, value)
 
     def noted(self, key: str) -> str | None:
         """What was noted last; ``None`` before anything was."""
@@ -143,12 +143,10 @@ class LogFile:
 
     def size_bytes(self) -> int:
         """Bytes in use; pages of trimmed records are used again and do not count."""
-        with self.reading():
-            pages, free, page_bytes = (
-                self.reader.execute(f"PRAGMA {name}").fetchone()[0]
-                for name in ("page_count", "freelist_count", "page_size")
-            )
-        return int((pages - free) * page_bytes)
+        pragmas = "pragma_page_count, pragma_freelist_count, pragma_page_size"
+        with self.reading() as reader:
+            used = reader.execute(f"SELECT (page_count - freelist_count) * page_size FROM {pragmas}")
+            return int(used.fetchone()[0])
 
     def close(self) -> None:
         with self._reading, self._writing:

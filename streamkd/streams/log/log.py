@@ -109,7 +109,7 @@ class Log:
                     outcomes.append(conflict)
             return outcomes
 
-    def refuse_over_quota(self, more_bytes: int = 0) -> None:
+    def refuse_over_quota(self, more_bytes: int) -> None:
         """Whether so many bytes may be written.
 
         Raises:
@@ -197,9 +197,9 @@ class Log:
 
     def _trim_some(self, wanted: int) -> int:
         """One transaction of a trim."""
-        with self.file.writing():
+        with self.file.writing() as writer:
             cut, records = self._putting.forget_some(wanted)
-            self.file.writer.execute("DELETE FROM cuts WHERE start < ?", (cut,))
+            writer.execute("DELETE FROM cuts WHERE start < ?", (cut,))
             self._receipts.forget_idle()
         return records
 
@@ -209,9 +209,9 @@ class Log:
         Raises:
             Overloaded: as ``append_many``; there is no cut.
         """
-        with self.file.writing():
+        with self.file.writing() as writer:
             values = (start, stop, checksum(start, stop, b""))
-            self.file.writer.execute("INSERT OR IGNORE INTO cuts (start, stop, checksum) VALUES (?, ?, ?)", values)
+            writer.execute("INSERT OR IGNORE INTO cuts (start, stop, checksum) VALUES (?, ?, ?)", values)
 
     def cut_at(self, start: int) -> int | None:
         """Where the journaled batch that begins at ``start`` ends.
@@ -219,8 +219,8 @@ class Log:
         Raises:
             LogDamaged: it ends where no batch can, or elsewhere than it was written.
         """
-        with self.file.reading():
-            row = self.file.reader.execute("SELECT stop, checksum FROM cuts WHERE start = ?", (start,)).fetchone()
+        with self.file.reading() as reader:
+            row = reader.execute("SELECT stop, checksum FROM cuts WHERE start = ?", (start,)).fetchone()
             end = self._batches.end()
             other = row is not None and row[1] is not None and row[1] != checksum(start, row[0], b"")
             if row is not None and (other or not start < row[0] <= end):
