@@ -19,18 +19,9 @@ from streamkd.streams.files.formats import flatten, open_csv, open_parquet, snif
 HELD_BYTES = 512 << 20
 DECODED_BYTES = 4 << 20  # Parquet is decoded in such pieces: of lists the decoder takes 20 times what comes out
 KEPT_GROUPS = 2
-WIDTHS = {
-    "INT_8": 1,
-    "UINT_8": 1,
-    "INT_16": 2,
-    "UINT_16": 2,
-    "INT32": 4,
-    "FLOAT": 4,
-    "INT64": 8,
-    "DOUBLE": 8,
-    "INT96": 8,
-}
-"""Bytes in memory of what Parquet calls so; of what varies it says itself how much it is."""
+BYTES = {"INT_8": 1, "UINT_8": 1, "INT_16": 2, "UINT_16": 2, "INT32": 4, "FLOAT": 4}
+BYTES |= {"INT64": 8, "INT96": 8, "DOUBLE": 8}
+"""Bytes in memory of what Parquet calls so; another width it says itself, or how much it is where it varies."""
 
 
 class Rows(Protocol):
@@ -195,8 +186,8 @@ def _decoded_bytes(file: pa_parquet.ParquetFile) -> int:
     for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
         for place in range(group.num_columns):
             chunk, kind = group.column(place), file.schema.column(place)
-            width = WIDTHS.get(kind.converted_type) or WIDTHS.get(kind.physical_type)
-            total += chunk.num_values * width if width else chunk.total_uncompressed_size
+            width = BYTES.get(kind.converted_type) or BYTES.get(kind.physical_type) or kind.length
+            total += chunk.num_values * width if width > 0 else chunk.total_uncompressed_size
     return total
 
 

@@ -142,11 +142,14 @@ def test_a_column_is_decoded_when_it_is_asked_for(tmp_path: Path) -> None:
     assert list(rows._held) == ["label"]
 
 
-def test_few_bytes_that_decode_to_many_are_not_held(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["uint8", "int16", "float16", "int32", "float64"])
+def test_few_bytes_that_decode_to_many_are_not_held(kind: str, tmp_path: Path) -> None:
     """Whether a Parquet file is held depends on what its numbers are in memory, not on how well they are packed."""
-    pa.parquet.write_table(pa.table({"x": np.zeros(1 << 20)}), tmp_path / "zeros.parquet")
+    zeros = np.zeros(1 << 20, kind)
+    pa.parquet.write_table(pa.table({"x": zeros}), tmp_path / "zeros.parquet")
     assert (tmp_path / "zeros.parquet").stat().st_size < 1 << 16
-    assert isinstance(files.open_rows(tmp_path / "zeros.parquet", held_bytes=1 << 22), files.ParquetRows)
+    for held_bytes, rows in ((zeros.nbytes, files.DecodedRows), (zeros.nbytes - 1, files.ParquetRows)):
+        assert isinstance(files.open_rows(tmp_path / "zeros.parquet", held_bytes), rows)
 
 
 def test_rows_are_picked_from_the_whole_file(path: Path) -> None:
