@@ -34,20 +34,11 @@ def describe(options: ReplayOptions) -> RecordSchema | None:
     return datasets.describe(options.dataset) if options.dataset else None
 
 
-def make(options: ReplayOptions, schema: RecordSchema) -> "Replay":
-    """The source.
-
-    Raises:
-        SourceError: data that is missing, damaged, or without the schema's columns.
-    """
-    return Replay(options, schema)
-
-
 @hookimpl
 def streamkd_sources() -> list[SourceKind]:
     """The source that plays what is stored."""
     summary = "a dataset or a file as a stream of tasks: split, permuted, rotated, noisy, paced"
-    return [SourceKind("replay", make, ReplayOptions, summary, describe=describe)]
+    return [SourceKind("replay", Replay, ReplayOptions, summary, describe=describe)]
 
 
 @dataclass(frozen=True)
@@ -65,7 +56,11 @@ class Segment:
 
 
 class Replay:
-    """Records by offset, as the module says."""
+    """Records by offset, as the module says.
+
+    Raises:
+        SourceError: data that is missing, damaged, or without the schema's columns.
+    """
 
     partitions = (PARTITION,)
 

@@ -129,7 +129,7 @@ def played(**options: Any) -> replay.Replay:
     checked = ReplayOptions.model_validate({"order": "given", **options})
     schema = replay.describe(checked)
     assert schema is not None
-    return replay.make(checked, schema)
+    return replay.Replay(checked, schema)
 
 
 @pytest.mark.parametrize("name", generators.NAMES)
