@@ -30,8 +30,9 @@ from streamkd.plugins import Registry
 from streamkd.records import Chunk, Records, RecordSchema, Reject, Source
 from streamkd.replay.memory import Ring
 from streamkd.state.checkpoint import DeadBatch
-from streamkd.streams.batcher import Batcher, CutJournal
+from streamkd.streams.batcher import Batcher
 from streamkd.streams.encoding.decoder import Decoder
+from streamkd.streams.log.log import Log
 from streamkd.students import optimizers
 from streamkd.students.networks import Student, at_rest
 from streamkd.tasks.boundary import Boundary, Tasks
@@ -57,7 +58,7 @@ class Learner:
         source: Source,
         schema: RecordSchema,
         *,
-        journal: CutJournal | None = None,
+        journal: Log | None = None,
         recorder: Recorder | None = None,
         avalanche_plugins: Sequence[Any] = (),
         avalanche_metrics: Sequence[Any] = (),

@@ -30,7 +30,6 @@ from streamkd.plugins import Registry
 from streamkd.records import Label, RecordSchema, Source
 from streamkd.replay.memory import Memory
 from streamkd.replay.rows import RowsContext, RowSource
-from streamkd.streams.batcher import CutJournal
 from streamkd.streams.log.log import Log, LogSource
 from streamkd.streams.replay.review import first_records
 from streamkd.students import networks, optimizers
@@ -342,7 +341,7 @@ def schema_of(config: Config, registry: Registry) -> RecordSchema:
 
 def open_source(
     config: Config, registry: Registry, schema: RecordSchema, log: Path | None = None
-) -> tuple[Source, CutJournal | None]:
+) -> tuple[Source, Log | None]:
     """What the learner reads: the configured source, or the log (a file at ``log``) of a push source.
 
     A source's option ``seed`` that is left open takes the configuration's.

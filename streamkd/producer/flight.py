@@ -16,11 +16,7 @@ from streamkd.producer.transport import Disconnected, Target, conflict
 
 
 def deliver(outbox: Outbox, target: Target) -> None:
-    """One DoPut stream, until all is acknowledged.
-
-    Raises:
-        Disconnected: it broke. StreamkdError: the server refuses.
-    """
+    """One DoPut stream, a ``Transport``."""
     faults: list[Exception] = []
     try:
         with fl.connect(target.url, **_trust(target)) as client:

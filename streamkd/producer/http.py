@@ -21,11 +21,7 @@ TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
 
 
 def deliver(outbox: Outbox, target: Target) -> None:
-    """Post piece after piece, until all is acknowledged.
-
-    Raises:
-        Disconnected: try again. StreamkdError: the server refuses.
-    """
+    """Post piece after piece, a ``Transport``."""
     # a name need not be ASCII, which is all that httpx encodes by itself
     headers = {b"Content-Type": CONTENT_TYPE.encode(), b"Streamkd-Producer": target.producer.encode()}
     if target.token:

@@ -43,7 +43,7 @@ class Piece:
 
 
 class Outbox:
-    """Pieces to send and to send again. ``closed`` wakes up whoever waits, for a connection that broke."""
+    """Pieces to send and to send again."""
 
     def __init__(self, batches: Iterable[pa.RecordBatch], rate: float | None, on_ack: Callable[[Ack], None]) -> None:
         self._pieces = enumerate(_pieces(batches, rate))

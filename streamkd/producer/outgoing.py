@@ -15,7 +15,7 @@ from streamkd.errors import ConfigError, SourceError
 from streamkd.hookspecs import SourceKind
 from streamkd.plugins import Registry
 from streamkd.records import Source
-from streamkd.streams.files import rows as files
+from streamkd.streams.files import formats
 from streamkd.streams.replay import datasets
 
 BATCH_RECORDS = 500
@@ -36,12 +36,11 @@ def open_outgoing(
     columns: Mapping[str, str] | None = None,
     limit: int | None = None,
     batch_records: int = BATCH_RECORDS,
-    seed: int | None = None,
 ) -> Outgoing:
     """The records of a source.
 
     ``columns`` maps the source's columns to those of the stream, and leaves the others out; ``None`` sends all as they
-    are. ``seed`` replaces that of a stream definition.
+    are.
 
     Raises:
         SourceError: there is no such dataset or file, it cannot be read, or lacks a column. ConfigError: a definition
@@ -52,9 +51,9 @@ def open_outgoing(
         train = datasets.load(source).train
         opened = Outgoing(source, iter(train.to_batches(max_chunksize=batch_records)), train.num_rows)
     elif path.suffix in (".yaml", ".yml"):
-        opened = _defined(path, batch_records, seed)
+        opened = _defined(path, batch_records)
     elif path.is_file():
-        opened = Outgoing(path.name, files.batches(path, batch_records), files.count(path))
+        opened = Outgoing(path.name, formats.batches(path, batch_records), formats.count(path))
     else:
         raise SourceError(
             f"there is no dataset and no file {source!r}", where="push", fix=f"datasets: {', '.join(datasets.NAMES)}"
@@ -68,7 +67,7 @@ def open_outgoing(
     return Outgoing(opened.name, iter(batches), total)
 
 
-def _defined(path: Path, batch_records: int, seed: int | None) -> Outgoing:
+def _defined(path: Path, batch_records: int) -> Outgoing:
     """A definition's own source, read from its first record as fast as it gives them."""
     loaded = config.load(path)
     choice = loaded.stream.source
@@ -85,8 +84,8 @@ def _defined(path: Path, batch_records: int, seed: int | None) -> Outgoing:
         )
     fields = type(checked).model_fields
     changes: dict[str, Any] = {"rate": None} if "rate" in fields else {}
-    if "seed" in fields and (seed is not None or checked.seed is None):
-        changes["seed"] = loaded.seed if seed is None else seed
+    if "seed" in fields and checked.seed is None:
+        changes["seed"] = loaded.seed
     checked = checked.model_copy(update=changes)
     schema = loaded.stream.schema_of(kind.describe(checked))
     if schema is None:
@@ -132,9 +131,7 @@ def _picked(batches: Iterable[pa.RecordBatch], columns: Mapping[str, str], name:
 def _first(batches: Iterable[pa.RecordBatch], limit: int) -> Iterator[pa.RecordBatch]:
     left = limit
     for batch in batches:
-        if left <= 0:
-            return
         yield batch.slice(0, left)
         left -= batch.num_rows
-        if left <= 0:
+        if left <= 0:  # without asking for another, which may be long in coming
             return

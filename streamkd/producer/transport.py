@@ -1,9 +1,9 @@
 """What the transports of ``push`` have in common: where to send and as whom, and what a broken connection is."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from streamkd.errors import RecordError, StreamkdError
 from streamkd.producer.outbox import Outbox
@@ -57,14 +57,6 @@ def conflict(said: Mapping[str, Any], where: str) -> Exception:
     return Forgotten(forgotten, refusal) if isinstance(forgotten, int) else refusal
 
 
-class Transport(Protocol):
-    """One way of sending."""
-
-    def __call__(self, outbox: Outbox, target: Target) -> None:
-        """One connection: send again what is not acknowledged, then what is new, until all is acknowledged.
-
-        Raises:
-            Disconnected: try again. Forgotten: go on after what is forgotten.
-            StreamkdError: the server will never take this.
-        """
-        ...
+Transport = Callable[[Outbox, Target], None]
+"""One connection: sends again what is not acknowledged, then what is new, until all is acknowledged. It raises
+``Disconnected`` (try again), ``Forgotten`` (go on after it), a ``StreamkdError`` (the server will never take this)."""

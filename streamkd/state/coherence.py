@@ -98,8 +98,8 @@ def claim(directory: StateDirectory, log: Log) -> None:
     """Let log and database know each other, before a first record is taken."""
     with closing(directory.connect()) as connection:
         identity = about(connection)["identity"]
-        if log.owner != identity:
-            log.belong_to(identity)
+        if log.file.noted("owner") != identity:
+            log.file.note("owner", identity)
         with transaction(connection):
             note(connection, "log", log.partition)
 
@@ -218,10 +218,10 @@ def _log(directory: StateDirectory, known: DatabaseContents, pushed: bool) -> Pa
 
 def _against_log(log: Log, known: DatabaseContents) -> str | None:
     """The first reason why this log is not the one that was learned."""
-    if (damage := log.fault()) is not None:
+    if (damage := log.file.fault()) is not None:
         return f"is damaged: {damage}"
     begin, end, _ = log.begin(), log.end(), log.committed()  # each is looked at, so that it can be read
-    if log.owner not in (None, known.identity):
+    if log.file.noted("owner") not in (None, known.identity):
         if known.is_new and begin == 0:
             return None  # the whole log alone: it is learned from its first record
         return "belongs to the database of another state directory, or to one that is gone"

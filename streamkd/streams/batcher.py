@@ -10,33 +10,28 @@ it is used; after a crash the journaled cut at that offset wins, whatever has ar
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 import pyarrow as pa
 
 from streamkd.errors import Overloaded, SourceError
 from streamkd.records import Chunk, Source
+from streamkd.streams.log.log import Log
 
 logger = logging.getLogger(__name__)
 
 
-class CutJournal(Protocol):
-    """Where cuts are kept; ``put_cut`` returns when the cut is on disk, or raises ``Overloaded``."""
-
-    def put_cut(self, start: int, stop: int) -> None: ...
-
-    def cut_at(self, start: int) -> int | None: ...
-
-
 class Batcher:
-    """Cuts one source. The caller keeps the offsets: the next batch depends on them and the journal alone."""
+    """Cuts one source. The caller keeps the offsets: the next batch depends on them and the journal alone.
+
+    ``journal`` is where the cuts by the clock are kept; without one there are none.
+    """
 
     def __init__(
         self,
         source: Source,
         size: int,
         flush_seconds: float,
-        journal: CutJournal | None = None,
+        journal: Log | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if len(source.partitions) > 1 and not source.finite:
@@ -62,7 +57,7 @@ class Batcher:
             if self._due(chunk, start, stop):
                 self._waiting = None
                 return chunk
-            if not self._exhausted(partition, start):
+            if not self._at_end(partition, start):
                 return None  # no other partition may overtake: the order must not depend on time
         return None
 
@@ -72,7 +67,7 @@ class Batcher:
             return False
         if stop is not None:
             return chunk.next_offset >= stop  # a journaled cut is only handed out whole
-        return rows >= self._size or self._at_end(chunk) or self._flushed(chunk, start)
+        return rows >= self._size or self._at_end(chunk.partition, chunk.next_offset) or self._flushed(chunk, start)
 
     def _gather(self, partition: str, start: int, rows: int) -> Chunk:
         """Up to ``rows`` rows; a source may give them in pieces."""
@@ -86,11 +81,8 @@ class Batcher:
         joined = parts[0] if len(parts) == 1 else pa.concat_batches(parts)
         return Chunk(joined, partition, start, at)
 
-    def _at_end(self, chunk: Chunk) -> bool:
-        return self._source.finite and chunk.next_offset == self._source.end(chunk.partition)
-
-    def _exhausted(self, partition: str, start: int) -> bool:
-        return self._source.finite and start == self._source.end(partition)
+    def _at_end(self, partition: str, offset: int) -> bool:
+        return self._source.finite and offset == self._source.end(partition)
 
     def _flushed(self, chunk: Chunk, start: int) -> bool:
         """Whether the rows have waited too long; the cut is then on disk."""

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from streamkd.hookspecs import Kind, SourceKind
 from streamkd.records import Chunk, RecordSchema, Source
-from streamkd.streams.encoding.codec import check_schema
+from streamkd.streams.encoding.canonical import check_schema
 from streamkd.testing.clauses import Clause, Given, Hand, begin, needs
 
 PATIENCE_SECONDS = 20.0  # a read may load a data set first

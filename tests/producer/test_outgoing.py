@@ -9,7 +9,7 @@ import pytest
 from streamkd.errors import ConfigError, SourceError
 from streamkd.producer.outgoing import open_outgoing
 from streamkd.streams.replay import datasets
-from streamkd.streams.replay.source import PARTITION, ReplayOptions, describe, make
+from streamkd.streams.replay.source import PARTITION, Replay, ReplayOptions, describe
 
 
 def test_a_dataset_is_its_train_half() -> None:
@@ -47,7 +47,7 @@ def test_a_definition_is_its_stream_without_its_pace(tmp_path: Path) -> None:
     options = ReplayOptions(dataset="digits", classes_per_task=2, seed=7)
     schema = describe(options)
     assert schema is not None
-    expected = make(options, schema).read(PARTITION, 0, 1433).rows
+    expected = Replay(options, schema).read(PARTITION, 0, 1433).rows
     assert pa.Table.from_batches(outgoing.batches).combine_chunks().to_batches()[0].equals(expected)
 
 

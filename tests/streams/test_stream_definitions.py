@@ -53,7 +53,7 @@ def test_it_plays_what_the_table_says(path: Path) -> None:
         pytest.skip(f"{options.path} is absent; streams/README.md says what it holds")
     schema = replay.describe(options) or stream.records
     assert schema is not None
-    one_round = replay.make(options.model_copy(update={"repeat": False, "rate": None, "seed": 0}), schema)
+    one_round = replay.Replay(options.model_copy(update={"repeat": False, "rate": None, "seed": 0}), schema)
     records = one_round.end(replay.PARTITION)
     assert said_records in (f"{records:,}", f"{records:,} a round")
     tests = one_round.tests()

@@ -258,7 +258,7 @@ def test_turned_images_are_found_by_their_pixels() -> None:
     options = ReplayOptions(dataset="fashion-mnist", per_class=600, rotated=(0, 30), seed=0)
     schema = replay.describe(options)
     assert schema is not None
-    rows = replay.make(options, schema).read(replay.PARTITION, 0, 12_000).rows
+    rows = replay.Replay(options, schema).read(replay.PARTITION, 0, 12_000).rows
     inputs = codec.encode(rows, schema, 0)[0].inputs
     (found,) = alarms("two-sample", np.zeros(len(inputs), bool), inputs)
     assert 6_000 < found <= 6_500

@@ -19,7 +19,7 @@ from streamkd.errors import NotReady, RecordError, SchemaMismatch, StreamkdError
 from streamkd.serve.predictions.openinference import HEADER_LENGTH
 from streamkd.serve.predictions.tensors import DATATYPES
 from streamkd.streams.encoding import lists
-from streamkd.streams.files import rows as files
+from streamkd.streams.files import formats
 
 BATCH = 256
 _ELEMENT = {wire: np.dtype(kind).newbyteorder("<") for kind, wire in DATATYPES.items()}
@@ -37,7 +37,7 @@ def predict_file(
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     if not _is_http(url):
         raise StreamkdError("needed http://HOST:PORT or https://", where=url, fix="the server prints its URLs")
-    total, done = files.count(file), 0
+    total, done = formats.count(file), 0
     answers = []
     with httpx.Client(base_url=url.rstrip("/"), headers=headers, timeout=60, trust_env=False) as client:
         model = _ask(client, "GET", "/v2/models/student")
@@ -45,7 +45,7 @@ def predict_file(
             raise RecordError(
                 "what answers there is no model of ours", where=url, fix="name the URL that `serve` prints"
             )
-        for batch in files.batches(file, BATCH):
+        for batch in formats.batches(file, BATCH):
             answers.append(_predict(client, batch, model["inputs"]))
             done += batch.num_rows
             progress(done, total)

@@ -17,6 +17,7 @@ import pyarrow as pa
 from streamkd.errors import RecordError
 from streamkd.records import InputColumn, Records, RecordSchema, Reject, RejectReason
 
+Refuse = Callable[[int, RejectReason, str], None]
 _IMAGE_MODES: Mapping[int, str] = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -29,15 +30,11 @@ def encode_rows(
     ``partition_offset`` more.
     """
     bad: dict[int, Reject] = {}
-    parts = [_column(rows.column(column.name), column, numbers, bad) for column in schema.inputs]
-    good = np.array([row not in bad for row in numbers.tolist()], bool) if bad else np.ones(len(numbers), bool)
-    labels = rows.column(schema.label).to_pylist()
+    inputs = _join([_column(rows.column(column.name), column, numbers, bad) for column in schema.inputs], schema)
     tasks = rows.column(schema.task).to_pylist() if schema.task else None
+    records = Records(inputs, rows.column(schema.label).to_pylist(), tasks, numbers.astype(np.int64) + partition_offset)
     if bad:
-        parts = [part[good] for part in parts]
-        labels = [label for label, keep in zip(labels, good, strict=True) if keep]
-        tasks = tasks and [task for task, keep in zip(tasks, good, strict=True) if keep]
-    records = Records(_join(parts, schema), labels, tasks, numbers[good].astype(np.int64) + partition_offset)
+        records = records.take([place for place, row in enumerate(numbers.tolist()) if row not in bad])
     return records, list(bad.values())
 
 
@@ -67,19 +64,27 @@ def _join(parts: list[np.ndarray], schema: RecordSchema) -> np.ndarray:
 
 def _column(array: pa.Array, column: InputColumn, rows: np.ndarray, bad: dict[int, Reject]) -> np.ndarray:
     """One canonical column as numbers; images that fail are zero and noted in ``bad``."""
-    shape = column.shape or (1,)
     if column.kind == "tensor":
-        return np.asarray(array.flatten().to_numpy(zero_copy_only=False)).reshape(len(array), *shape)
+        return np.asarray(array.flatten().to_numpy(zero_copy_only=False)).reshape(len(array), *(column.shape or (1,)))
     if column.kind == "text":
         return _hash(array.to_pylist(), column.size)
-    images = np.zeros((len(array), *shape), np.uint8)
-    for place, data in enumerate(array.to_pylist()):
+
+    def refuse(place: int, reason: RejectReason, said: str) -> None:
+        row = int(rows[place])
+        bad.setdefault(row, Reject(row, reason, f"{column.name}: {said}"))
+
+    return _images(array.to_pylist(), column, refuse)
+
+
+def _images(values: Sequence[bytes], column: InputColumn, refuse: Refuse) -> np.ndarray:
+    """Images as uint8 [rows, *shape]; one that cannot be decoded is refused, and zero."""
+    images = np.zeros((len(values), *column.shape), np.uint8)
+    for row, data in enumerate(values):
         image = _decode(data, column)
         if isinstance(image, np.ndarray):
-            images[place] = image
+            images[row] = image
         else:
-            row = int(rows[place])
-            bad.setdefault(row, Reject(row, image[0], f"{column.name}: {image[1]}"))
+            refuse(row, *image)
     return images
 
 
@@ -102,9 +107,7 @@ def _decode(data: bytes, column: InputColumn) -> np.ndarray | tuple[RejectReason
 
 
 def _hash(texts: Sequence[str], features: int) -> np.ndarray:
-    if not len(texts):
-        return np.zeros((0, features), np.float32)
-    return _hasher(features)(texts)
+    return _hasher(features)(texts) if len(texts) else np.zeros((0, features), np.float32)
 
 
 @cache
@@ -129,10 +132,8 @@ def _request(values: Any, column: InputColumn) -> np.ndarray:
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise RecordError("NaN or infinite", where=where)
         return np.asarray(values.reshape(len(values), *(column.shape or (1,))))
-    images = np.zeros((len(values), *column.shape), np.uint8)
-    for row, data in enumerate(values):
-        image = _decode(data, column)
-        if not isinstance(image, np.ndarray):
-            raise RecordError(f"row {row}: {image[1]}", where=where)
-        images[row] = image
-    return images
+
+    def refuse(row: int, _reason: RejectReason, said: str) -> None:
+        raise RecordError(f"row {row}: {said}", where=where)
+
+    return _images(values, column, refuse)

@@ -8,17 +8,12 @@ zeros and a longer one is cut.
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from streamkd.errors import SchemaMismatch
+from streamkd.streams.encoding.types import is_list, is_number
 
 PADDED_ELEMENTS = 1 << 20
-
-
-def is_list(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds several values a row."""
-    if isinstance(kind, pa.FixedShapeTensorType):
-        return True
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def element_type(kind: pa.DataType) -> pa.DataType:
@@ -26,6 +21,11 @@ def element_type(kind: pa.DataType) -> pa.DataType:
     if isinstance(kind, pa.FixedShapeTensorType):
         return element_type(kind.storage_type)
     return element_type(kind.value_type) if is_list(kind) else kind
+
+
+def holds_lists(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds several values a row."""
+    return isinstance(kind, pa.FixedShapeTensorType) or is_list(kind)
 
 
 def to_fixed(values: np.ndarray, good: np.ndarray | None = None) -> pa.FixedSizeListArray:
@@ -54,49 +54,34 @@ def to_values(column: pa.Array, size: int, pad: bool = False) -> tuple[np.ndarra
     Raises:
         SchemaMismatch: the values are no numbers, or nested lists of varying length.
     """
-    flat, starts, lengths = _runs(column)
-    if not (pa.types.is_integer(flat.type) or pa.types.is_floating(flat.type)):
+    flat, lengths = _runs(column)
+    if not is_number(flat.type):
         raise SchemaMismatch(f"needed numbers or lists of numbers, got {column.type}")
     good = (lengths >= 0) if pad else (lengths == size)
     missing = np.asarray(flat.is_null()) if flat.null_count else None
     numbers = (flat.fill_null(0) if flat.null_count else flat).to_numpy(zero_copy_only=False)
-    whole = np.array_equal(starts, np.arange(len(starts)) * size) and good.all() and len(numbers) == size * len(starts)
-    if whole and (lengths == size).all():
+    if (lengths == size).all():
         values = numbers.reshape(-1, size)
         return values, good if missing is None else ~missing.reshape(-1, size).any(axis=1)
-    places = starts[:, None] + np.arange(size)
+    starts = np.cumsum(np.maximum(lengths, 0)) - np.maximum(lengths, 0)
     there = (np.arange(size) < lengths[:, None]) & good[:, None]
-    places = np.where(there, places, 0)
-    values = (
-        np.where(there, numbers[places], 0).astype(numbers.dtype)
-        if len(numbers)
-        else np.zeros((len(starts), size), numbers.dtype)
-    )
+    places = (starts[:, None] + np.arange(size))[there]
+    values = np.zeros(there.shape, numbers.dtype)
+    values[there] = numbers[places]
     if missing is not None:
-        good = good & ~(missing[places] & there).any(axis=1)
+        there[there] = missing[places]  # where a null is, from here on
+        good = good & ~there.any(axis=1)
     return values, good
 
 
-def _runs(column: pa.Array) -> tuple[pa.Array, np.ndarray, np.ndarray]:
-    """Innermost values, and where each row's begin and how many they are (-1: the row is null)."""
+def _runs(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """Innermost values, end to end, and how many of them are each row's (-1: the row is null)."""
     if isinstance(column.type, pa.FixedShapeTensorType):
         return _runs(column.storage)
     if not is_list(column.type):
-        return column, np.arange(len(column)), np.ones(len(column), np.int64)
-    null = np.asarray(column.is_null())
-    if pa.types.is_fixed_size_list(column.type):
-        size = column.type.list_size
-        inner = column.values.slice(column.offset * size, len(column) * size)
-        starts, lengths = np.arange(len(column)) * size, np.full(len(column), size)
-    else:
-        offsets = column.offsets.to_numpy().astype(np.int64)
-        inner = column.values.slice(offsets[0], offsets[-1] - offsets[0])
-        starts, lengths = offsets[:-1] - offsets[0], np.diff(offsets)
-    if is_list(inner.type):
-        flat, inner_starts, inner_lengths = _runs(inner)
-        step = int(inner_lengths[0]) if len(inner_lengths) else 0
-        if not (inner_lengths == step).all():
-            raise SchemaMismatch(f"needed inner lists of one length, got {column.type} of several")
-        first = int(inner_starts[0]) if len(inner_starts) else 0
-        inner, starts, lengths = flat, first + starts * step, lengths * step
-    return inner, starts, np.where(null, -1, lengths)
+        return column, np.ones(len(column), np.int64)
+    lengths = pc.list_value_length(column).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    values, inner = _runs(column.flatten())
+    if len(inner) and not (inner == inner[0]).all():
+        raise SchemaMismatch(f"needed inner lists of one length, got {column.type} of several")
+    return values, np.where(lengths < 0, -1, lengths * (inner[0] if len(inner) else 1))

@@ -5,7 +5,7 @@
 
 import io
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from streamkd.records import ElementType
-from streamkd.streams.encoding.lists import element_type, is_list, to_values
+from streamkd.streams.encoding.lists import element_type, holds_lists, to_values
+from streamkd.streams.encoding.types import is_list, is_number, is_text
 
 Holds = Literal["numbers", "tensor", "text", "categories", "image", "times", "other"]
 CATEGORIES = 50
@@ -55,35 +56,34 @@ def look(sample: pa.Table) -> list[Column]:
 
 
 def _column(name: str, values: pa.ChunkedArray) -> Column:
-    kind, nulls = values.type, values.null_count
-    there = values.drop_null()
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        return _numbers(name, there, nulls)
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    kind, there = values.type, values.drop_null()
+    column = Column(name, str(kind), "other", values.null_count)
+    if is_number(kind):
+        return _numbers(column, there)
+    if is_text(kind):
         different = pc.count_distinct(there).as_py()
-        holds: Holds = "categories" if different <= max(2, min(CATEGORIES, len(there) // 4)) else "text"
-        return Column(name, str(kind), holds, nulls, different)
-    if is_list(kind):
-        return _tensor(name, there, nulls)
+        few = different <= max(2, min(CATEGORIES, len(there) // 4))
+        return replace(column, holds="categories" if few else "text", values=different)
+    if holds_lists(kind):
+        return _tensor(column, there)
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        return _image(name, there, nulls)
-    return Column(name, str(kind), "times" if pa.types.is_temporal(kind) else "other", nulls)
+        return _image(column, there)
+    return replace(column, holds="times") if pa.types.is_temporal(kind) else column
 
 
-def _numbers(name: str, there: pa.ChunkedArray, nulls: int) -> Column:
+def _numbers(column: Column, there: pa.ChunkedArray) -> Column:
     numbers = there.to_numpy()
     finite = numbers[np.isfinite(numbers)] if numbers.dtype.kind == "f" else numbers
     whole = bool(numbers.dtype.kind != "f" or np.all(finite == np.floor(finite)))
     before, after = numbers[:-1], numbers[1:]
     counting = whole and len(numbers) > 2 and bool(np.all(before < after) or np.all(before > after))
-    return Column(name, str(there.type), "numbers", nulls, len(np.unique(numbers)), whole, counting)
+    return replace(column, holds="numbers", values=len(np.unique(numbers)), whole=whole, counting=counting)
 
 
-def _tensor(name: str, there: pa.ChunkedArray, nulls: int) -> Column:
+def _tensor(column: Column, there: pa.ChunkedArray) -> Column:
     element = element_type(there.type)
-    other = Column(name, str(there.type), "other", nulls)
-    if not (pa.types.is_integer(element) or pa.types.is_floating(element)):
-        return other
+    if not is_number(element):
+        return column
     shape = _shape(_first(there))
     lengths = None
     if shape is None and not is_list(there.type.value_type):
@@ -91,14 +91,12 @@ def _tensor(name: str, there: pa.ChunkedArray, nulls: int) -> Column:
         # nine of ten records are whole at this length
         lengths, shape = (int(found.min()), int(found.max())), (int(np.quantile(found, 0.9, method="lower")),)
     if not shape or not np.prod(shape):
-        return other
+        return column
     numbers, good = to_values(_first(there), int(np.prod(shape)), pad=lengths is not None)
     finite = numbers[good][np.isfinite(numbers[good])]
-    return Column(
-        name,
-        str(there.type),
-        "tensor",
-        nulls,
+    return replace(
+        column,
+        holds="tensor",
         shape=_square(shape) if element == pa.uint8() and lengths is None else shape,
         dtype=ELEMENTS.get(element, "float32"),
         lengths=lengths,
@@ -131,7 +129,7 @@ def _square(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (side, side) if len(shape) == 1 and side**2 == shape[0] and side >= 8 else shape
 
 
-def _image(name: str, there: pa.ChunkedArray, nulls: int) -> Column:
+def _image(column: Column, there: pa.ChunkedArray) -> Column:
     from PIL import Image
 
     arrays = []
@@ -142,18 +140,9 @@ def _image(name: str, there: pa.ChunkedArray, nulls: int) -> Column:
         except (OSError, ValueError, Image.DecompressionBombError):
             continue
     if not arrays:
-        return Column(name, str(there.type), "other", nulls)
+        return column
     sizes = Counter(array.shape for array in arrays)
     shape = sizes.most_common(1)[0][0]
     pixels = np.concatenate([array.reshape(-1) for array in arrays if array.shape == shape])
-    return Column(
-        name,
-        str(there.type),
-        "image",
-        nulls,
-        shape=shape,
-        dtype="uint8",
-        sizes=len(sizes),
-        mean=float(pixels.mean()),
-        std=float(pixels.std()) or 1.0,
-    )
+    mean, std = float(pixels.mean()), float(pixels.std()) or 1.0
+    return replace(column, holds="image", shape=shape, dtype="uint8", sizes=len(sizes), mean=mean, std=std)

@@ -182,7 +182,5 @@ def _picture_hints(column: Column) -> Iterator[str]:
 
 
 def _plain(name: str) -> str:
-    """A string as YAML: quoted where it must be."""
-    text = yaml.safe_dump(name, default_flow_style=True, width=1 << 20, allow_unicode=True).strip()
-    text = text.removesuffix("...").strip()
-    return text if not re.search(r"[\[\]{},#]", text) or text[0] in "'\"" else "'" + name.replace("'", "''") + "'"
+    """A string as YAML, quoted where it must be between braces."""
+    return yaml.safe_dump([name], default_flow_style=True, width=1 << 20, allow_unicode=True).strip()[1:-1]

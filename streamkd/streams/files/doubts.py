@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -18,6 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from streamkd.errors import SourceError
+from streamkd.streams.encoding.types import is_number, is_text
+from streamkd.streams.files.formats import sniff
+from streamkd.streams.files.rows import Rows
 
 Doubtful = Literal[
     "header",
@@ -91,10 +95,12 @@ def refuse(doubts: Iterable[Doubt], accepted: Sequence[str], where: str, insist:
         )
 
 
-def of_header(names: Sequence[str], records: pa.Table) -> Iterator[Doubt]:
+def of_header(path: Path, rows: Rows) -> Iterator[Doubt]:
     """Whether the names of a CSV file's columns are rather values: numbers over numbers, words that come again."""
-    if _numbered(names):
+    names = rows.schema.names
+    if sniff(path) != "csv" or _numbered(names):
         return
+    records = rows.pick(np.arange(min(100, len(rows))))
     like = [name for place, name in enumerate(names) if _is_value(name, records.column(place))]
     if like and 2 * len(like) >= len(names):
         seen = ", ".join(map(repr, names[:6])) + (", ..." if len(names) > 6 else "")
@@ -115,9 +121,7 @@ def _numbered(names: Sequence[str]) -> bool:
 def _is_value(name: str, column: pa.ChunkedArray) -> bool:
     if is_text(column.type):
         return bool(name) and name in column.to_pylist()
-    return NUMBER.fullmatch(name) is not None and (
-        pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
-    )
+    return NUMBER.fullmatch(name) is not None and is_number(column.type)
 
 
 def of_labels(labels: Labels) -> Iterator[Doubt]:
@@ -217,33 +221,26 @@ def numbers_of(values: Sequence[object]) -> list[float] | None:
     return None
 
 
-def is_text(kind: pa.DataType) -> bool:
-    """Whether a column holds strings."""
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-def of_input(name: str, column: pa.ChunkedArray, label: pa.ChunkedArray | None = None) -> Iterator[Doubt]:
+def of_input(name: str, column: pa.ChunkedArray, label: pa.ChunkedArray) -> Doubt | None:
     """What a column of single numbers or texts may be instead of an input; ``label``: of the same records.
 
     Fractions are none of these.
     """
     if len(column) < ENOUGH or not (is_text(column.type) or pa.types.is_integer(column.type)):
-        return
+        return None
     values, different = column.drop_null(), pc.count_distinct(column).as_py()
     if is_text(column.type) and different > ENOUGH and (numbers_of(values.to_pylist()) is not None):
-        yield Doubt(
+        return Doubt(
             "number-texts",
             f"the column {name!r} holds numbers written as text, such as {values[0].as_py()!r}: each would be a word",
             "write numbers, with pandas: pandas.to_numeric",
         )
-    elif why := _id(name, values, different):
-        yield Doubt("ids", f"the column {name!r} looks like an id: {why}", "take it out of the inputs")
-    elif label is not None and different > 1 and _copies(column, label):
-        yield Doubt(
-            "label-copies",
-            f"the column {name!r} says the label: each of the {different} labels has a value of its own there",
-            "take it out of the inputs",
-        )
+    if why := _id(name, values, different):
+        return Doubt("ids", f"the column {name!r} looks like an id: {why}", "take it out of the inputs")
+    if different > 1 and _copies(column, label):
+        said = f"the column {name!r} says the label: each of the {different} labels has a value of its own there"
+        return Doubt("label-copies", said, "take it out of the inputs")
+    return None
 
 
 def _id(name: str, values: pa.ChunkedArray, different: int) -> str:
@@ -262,7 +259,6 @@ def _id(name: str, values: pa.ChunkedArray, different: int) -> str:
 
 def _copies(column: pa.ChunkedArray, label: pa.ChunkedArray) -> bool:
     """Whether two columns part the records in the same groups."""
-    pairs = set(zip(column.to_pylist(), label.to_pylist(), strict=True))
-    pairs = {pair for pair in pairs if None not in pair}
-    ours, theirs = zip(*pairs, strict=True) if pairs else ((), ())
-    return len(pairs) > 1 and len(set(ours)) == len(set(theirs)) == len(pairs)
+    pairs = pa.table({"ours": column, "theirs": label}).drop_null().group_by(["ours", "theirs"]).aggregate([])
+    different = [pc.count_distinct(each).as_py() for each in pairs.columns]
+    return len(pairs) > 1 and different == [len(pairs)] * 2

@@ -18,7 +18,7 @@ from streamkd.errors import SourceError
 from streamkd.streams.files import doubts
 from streamkd.streams.files.columns import Column, look
 from streamkd.streams.files.doubts import Doubt
-from streamkd.streams.files.rows import Rows, sniff
+from streamkd.streams.files.rows import Rows
 
 SAMPLE = 5_000
 LABELS = ("label", "labels", "target", "class", "y", "category", "intent", "species", "outcome", "digit", "fine_label")
@@ -52,8 +52,7 @@ def roles_of(rows: Rows, path: Path, asked: str | None, accept: Sequence[str]) -
     if not len(rows):
         raise SourceError("the file has no rows", where=str(path), fix="name a file with records")
     names = rows.schema.names
-    first = rows.pick(np.arange(min(100, len(rows)))) if sniff(path) == "csv" else None
-    found = [] if first is None else list(doubts.of_header(names, first))
+    found = list(doubts.of_header(path, rows))
     doubts.refuse(found, accept, str(path), INSIST)
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise SourceError(f"two columns go by the name {twice[0]!r}", where=str(path), fix="rename or drop one of them")
@@ -162,7 +161,7 @@ def _meant(
     kept, notes, asked = [], [], []
     accepted: set[str] = set()
     for column in free:
-        found = next(doubts.of_input(column.name, sample.column(column.name), sample.column(label)), None)
+        found = doubts.of_input(column.name, sample.column(column.name), sample.column(label))
         if found and found.kind == "number-texts":
             asked.append(found)
         if found and found.kind in accept:

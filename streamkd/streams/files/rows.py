@@ -1,29 +1,27 @@
-"""Files of records: Parquet, Arrow IPC (file or stream), Feather and CSV, by their first bytes or suffix.
+"""The rows of a file by number, for ``replay``.
 
-``open_rows`` gives rows by number for ``replay``: mapped, held in memory while small (of Parquet those columns that
-are asked for), else read from Parquet one row group at a time. ``batches`` gives the rows once, in order, for ``push``:
-never the whole file in memory. Struct columns become columns ``outer.inner``, booleans 0 and 1.
+Mapped where the format can be; else held in memory while small (of Parquet those columns that are asked for), read from
+Parquet one row group at a time, or mapped from a copy of a CSV file.
 """
 
 import tempfile
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 
-from streamkd.errors import SourceError, first_line
+from streamkd.streams.files.formats import flatten, open_csv, open_parquet, sniff, unreadable
 
-Format = Literal["parquet", "file", "stream", "csv"]
-SUFFIXES: dict[str, Format] = {".csv": "csv", ".tsv": "csv", ".txt": "csv"}
 HELD_BYTES = 512 << 20
 DECODED_BYTES = 4 << 20  # Parquet is decoded in such pieces: of lists the decoder takes 20 times what comes out
-READ_BYTES = 1 << 20
 KEPT_GROUPS = 2
+BYTES = {"INT_8": 1, "UINT_8": 1, "INT_16": 2, "UINT_16": 2, "INT32": 4, "FLOAT": 4}
+BYTES |= {"INT64": 8, "INT96": 8, "DOUBLE": 8}
+"""Bytes in memory of what Parquet calls so; another width it says itself, or how much it is where it varies."""
 
 
 class Rows(Protocol):
@@ -56,8 +54,7 @@ def open_rows(path: Path, held_bytes: int = HELD_BYTES) -> Rows:
     kind = sniff(path)
     try:
         if kind == "parquet":
-            # neither mapped nor read ahead: both would hold the encoded file beside what comes out
-            file = pa_parquet.ParquetFile(path, buffer_size=READ_BYTES, pre_buffer=False)
+            file = open_parquet(path)
             return DecodedRows(file) if _decoded_bytes(file) <= held_bytes else ParquetRows(file)
         if kind == "csv":
             return TableRows(flatten(_spool(path, held_bytes)))
@@ -65,79 +62,7 @@ def open_rows(path: Path, held_bytes: int = HELD_BYTES) -> Rows:
         reader = pa.ipc.open_file(mapped) if kind == "file" else pa.ipc.open_stream(mapped)
         return TableRows(flatten(reader.read_all()))
     except (pa.ArrowException, OSError) as fault:
-        raise _unreadable(path, fault) from None
-
-
-def batches(path: Path, size: int) -> Iterator[pa.RecordBatch]:
-    """The rows of a file in order, as record batches of at most ``size`` rows.
-
-    Raises:
-        SourceError: the file cannot be read, or is of no known format.
-    """
-    kind = sniff(path)
-    try:
-        for batch in _read(path, kind, size):
-            for rows in flatten(pa.Table.from_batches([batch])).combine_chunks().to_batches(max_chunksize=size):
-                if rows.num_rows:
-                    yield rows
-    except (pa.ArrowException, OSError) as fault:
-        raise _unreadable(path, fault) from None
-
-
-def count(path: Path) -> int | None:
-    """The number of rows where the file says it without being read, else ``None``."""
-    kind = sniff(path)
-    try:
-        if kind == "parquet":
-            return int(pa_parquet.read_metadata(path).num_rows)
-        if kind == "file":
-            with pa.memory_map(str(path)) as mapped:
-                reader = pa.ipc.open_file(mapped)
-                return sum(reader.get_batch(index).num_rows for index in range(reader.num_record_batches))
-    except (pa.ArrowException, OSError) as fault:
-        raise _unreadable(path, fault) from None
-    return None
-
-
-def sniff(path: Path) -> Format:
-    """The format of a file: by its first bytes, CSV by its suffix.
-
-    Raises:
-        SourceError: there is no such file, or its format is unknown.
-    """
-    try:
-        with path.open("rb") as file:
-            head = file.read(8)
-    except OSError as fault:
-        raise _unreadable(path, fault) from None
-    if not head:
-        raise SourceError("the file is empty", where=str(path), fix="name a file with records")
-    if head.startswith(b"PAR1"):
-        return "parquet"
-    if head.startswith(b"ARROW1"):
-        return "file"
-    if head.startswith(b"\xff\xff\xff\xff"):
-        return "stream"
-    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    if suffix.lower() in SUFFIXES:
-        return SUFFIXES[suffix.lower()]
-    raise SourceError(
-        f"needed Parquet, Arrow IPC, Feather or CSV, got a file that begins with {head!r}",
-        where=str(path),
-        fix="name a CSV file *.csv; write Parquet with pandas' to_parquet or pyarrow.parquet.write_table",
-    )
-
-
-def flatten(table: pa.Table) -> pa.Table:
-    """Struct columns as columns ``outer.inner``, dictionaries as their values, booleans as 0 and 1."""
-    while any(pa.types.is_struct(field.type) for field in table.schema):
-        table = table.flatten()
-    for index, field in enumerate(table.schema):
-        if pa.types.is_dictionary(field.type):
-            table = table.set_column(index, field.name, table.column(index).cast(field.type.value_type))
-        elif pa.types.is_boolean(field.type):
-            table = table.set_column(index, field.name, table.column(index).cast(pa.uint8()))
-    return table
+        raise unreadable(path, fault) from None
 
 
 class TableRows:
@@ -207,7 +132,7 @@ class ParquetRows:
         self._file = file
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        self._kept: OrderedDict[tuple[int, tuple[str, ...]], pa.Table] = OrderedDict()
+        self._group = lru_cache(KEPT_GROUPS)(self._read)
         self.schema = flatten(file.schema_arrow.empty_table()).schema
 
     def __len__(self) -> int:
@@ -229,14 +154,8 @@ class ParquetRows:
     def pick(self, rows: np.ndarray) -> pa.Table:
         return self.take(rows, self.schema.names)
 
-    def _group(self, group: int, columns: tuple[str, ...]) -> pa.Table:
-        key = (group, columns)
-        if key not in self._kept:
-            self._kept[key] = _decoded(self._file, columns, [group])
-            while len(self._kept) > KEPT_GROUPS:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        return self._kept[key]
+    def _read(self, group: int, columns: tuple[str, ...]) -> pa.Table:
+        return _decoded(self._file, columns, [group])
 
 
 def _taken(table: pa.Table, rows: np.ndarray) -> pa.Table:
@@ -263,59 +182,18 @@ def _pieces(
 
 def _decoded_bytes(file: pa_parquet.ParquetFile) -> int:
     """About what all columns are in memory: a thousand equal numbers are few bytes in the file."""
-    widths = [width for field in file.schema_arrow for width in _widths(field.type)]
     total = 0
     for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
-        chunks = map(group.column, range(group.num_columns))
-        total += sum(
-            chunk.total_uncompressed_size if width is None else chunk.num_values * width // 8
-            for chunk, width in zip(chunks, widths, strict=True)
-        )
+        for place in range(group.num_columns):
+            chunk, kind = group.column(place), file.schema.column(place)
+            width = BYTES.get(kind.converted_type) or BYTES.get(kind.physical_type) or kind.length
+            total += chunk.num_values * width if width > 0 else chunk.total_uncompressed_size
     return total
-
-
-def _widths(kind: pa.DataType) -> Iterator[int | None]:
-    """Bits of a value of each leaf of a type; ``None`` where they vary."""
-    if isinstance(kind, pa.ExtensionType):
-        kind = kind.storage_type
-    if pa.types.is_nested(kind):
-        for index in range(kind.num_fields):
-            yield from _widths(kind.field(index).type)
-    elif pa.types.is_dictionary(kind):
-        yield from _widths(kind.value_type)
-    else:
-        try:
-            yield kind.bit_width
-        except ValueError:
-            yield None
-
-
-def _read(path: Path, kind: Format, size: int) -> Iterator[pa.RecordBatch]:
-    if kind == "parquet":
-        yield from pa_parquet.ParquetFile(path, buffer_size=READ_BYTES, pre_buffer=False).iter_batches(size)
-    elif kind == "csv":
-        yield from _open_csv(path)
-    elif kind == "stream":
-        with pa.OSFile(str(path)) as file:
-            yield from pa.ipc.open_stream(file)
-    else:
-        with pa.memory_map(str(path)) as mapped:
-            reader = pa.ipc.open_file(mapped)
-            yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
-
-
-def _open_csv(path: Path) -> pa_csv.CSVStreamingReader:
-    tabs = ".tsv" in path.suffixes
-    return pa_csv.open_csv(
-        path,
-        read_options=pa_csv.ReadOptions(block_size=16 << 20),  # the types are guessed from the first block
-        parse_options=pa_csv.ParseOptions(delimiter="\t" if tabs else ","),
-    )
 
 
 def _spool(path: Path, held_bytes: int) -> pa.Table:
     """A CSV file as a table: in memory while small, else mapped from a temporary Arrow file without a name."""
-    reader = _open_csv(path)
+    reader = open_csv(path)
     held: list[pa.RecordBatch] = []
     room_bytes = held_bytes
     for batch in reader:
@@ -334,11 +212,3 @@ def _spool(path: Path, held_bytes: int) -> pa.Table:
             for batch in reader:
                 writer.write_batch(batch)
         return pa.ipc.open_file(pa.memory_map(str(spooled))).read_all()
-
-
-def _unreadable(path: Path, fault: Exception) -> SourceError:
-    if isinstance(fault, FileNotFoundError):
-        return SourceError("there is no such file", where=str(path), fix="check the path")
-    return SourceError(
-        f"cannot be read: {first_line(fault)}", where=str(path), fix="write it again, or convert it to Parquet"
-    )

@@ -44,9 +44,11 @@ class Acks:
             self._pending.append((future, held_bytes))
             self._pending_bytes += held_bytes
             self._changed.notify_all()
-            while self._failure is None and (len(self._pending) > IN_FLIGHT or self._pending_bytes > limit_bytes):
-                self._changed.wait()
+            self._changed.wait_for(lambda: self._failure is not None or not self._full(limit_bytes))
         self.raise_failure()
+
+    def _full(self, limit_bytes: int) -> bool:
+        return len(self._pending) > IN_FLIGHT or self._pending_bytes > limit_bytes
 
     def raise_failure(self) -> None:
         """Raise why an earlier batch was not written, if one was not."""
@@ -61,33 +63,25 @@ class Acks:
         self._thread.join()
 
     def _run(self) -> None:
-        while (receipts := self._next()) is not None:
-            if receipts and not self._send(receipts):
-                return
-
-    def _send(self, receipts: Sequence[Receipt]) -> bool:
         try:
-            for _, alike in itertools.groupby(receipts, lambda receipt: receipt.duplicate):
-                self._write(fold(list(alike)))
-        except Exception as fault:  # noqa: BLE001 - the client is gone, or reads no more
-            self._fail(fault)
-            return False
-        return True
+            while receipts := self._next():
+                for _, alike in itertools.groupby(receipts, lambda receipt: receipt.duplicate):
+                    self._write(fold(list(alike)))
+        except Exception as fault:  # noqa: BLE001 - a batch was not written, or the client is gone: the reader is told
+            with self._changed:
+                self._failure = fault
+                self._changed.notify_all()
+            self._failed()
 
-    def _next(self) -> list[Receipt] | None:
-        """The receipts that are there, waiting for the first; ``None`` when there are no more."""
+    def _next(self) -> list[Receipt]:
+        """The receipts that are there, waiting for the first; none when there are no more."""
         with self._changed:
-            while not self._pending and not self._finished:
-                self._changed.wait()
-            if not self._pending:
-                return None
-            oldest = self._pending[0][0]
-        try:
-            oldest.result()
-            return self._done()
-        except Exception as fault:  # noqa: BLE001 - why the batch was not written, told to the client by the reader
-            self._fail(fault)
-            return None
+            self._changed.wait_for(lambda: self._pending or self._finished)
+            oldest = self._pending[0][0] if self._pending else None
+        if oldest is None:
+            return []
+        oldest.result()  # raises why it was not written
+        return self._done()
 
     def _done(self) -> list[Receipt]:
         receipts = []
@@ -98,12 +92,6 @@ class Acks:
                 receipts.append(future.result())
             self._changed.notify_all()
         return receipts
-
-    def _fail(self, fault: Exception) -> None:
-        with self._changed:
-            self._failure = fault
-            self._changed.notify_all()
-        self._failed()
 
 
 def fold(receipts: Sequence[Receipt]) -> bytes:

@@ -15,9 +15,10 @@ import pyarrow as pa
 from streamkd.config import Limits
 from streamkd.errors import LimitExceeded, RecordError, first_line
 from streamkd.records import RecordSchema, Reject
-from streamkd.streams.encoding.codec import arrow_schema, check_schema, sift
+from streamkd.streams.encoding.canonical import arrow_schema, check_schema
+from streamkd.streams.encoding.codec import sift
 from streamkd.streams.ingest import jsonl
-from streamkd.streams.log.dead_letters import DeadLetter, letters
+from streamkd.streams.log.dead_letters import RECORD_BYTES, DeadLetter, letters
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,7 @@ def admit_schema(got: pa.Schema, schema: RecordSchema, limits: Limits) -> None:
     Raises:
         LimitExceeded: too many columns. SchemaMismatch: names the column.
     """
-    if len(got) > limits.columns:
-        raise LimitExceeded(f"{len(got)} columns, at most {limits.columns}", where="schema", fix=_raise("columns"))
+    _refuse_past("columns", len(got), limits.columns, "columns", "schema")
     check_schema(got, schema)
 
 
@@ -47,16 +47,9 @@ def admit_batch(batch: pa.RecordBatch, schema: RecordSchema, limits: Limits, sou
     Raises:
         LimitExceeded, SchemaMismatch, RecordError: the batch is refused whole.
     """
-    if batch.num_rows > limits.batch_rows:
-        raise LimitExceeded(
-            f"{batch.num_rows} rows, at most {limits.batch_rows}", where="batch", fix=_raise("batch_rows")
-        )
+    _refuse_past("batch_rows", batch.num_rows, limits.batch_rows, "rows", "batch")
     admit_schema(batch.schema, schema, limits)
-    held_bytes = batch.get_total_buffer_size()
-    if held_bytes > limits.batch_bytes:
-        raise LimitExceeded(
-            f"{held_bytes} bytes, at most {limits.batch_bytes}", where="batch", fix=_raise("batch_bytes")
-        )
+    _refuse_past("batch_bytes", batch.get_total_buffer_size(), limits.batch_bytes, "bytes", "batch")
     batch = batch.select([name for name in arrow_schema(schema).names if name in batch.schema.names])
     try:
         batch.validate(full=True)
@@ -79,10 +72,16 @@ def admit_lines(body: bytes, schema: RecordSchema, limits: Limits, source: str) 
     rows, more = sift(parsed, schema, limits.row_bytes, images=True)
     rejects = [*rejects, *(Reject(places[each.row], each.reason, each.detail) for each in more)]
     rejects.sort(key=lambda reject: reject.row)
-    kept = [
-        DeadLetter(source, each.reason, each.detail, None, jsonl.record(lines[each.row]), "json") for each in rejects
-    ]
+    kept = []
+    for each in rejects:
+        line = lines[each.row] if len(lines[each.row]) <= RECORD_BYTES else None
+        kept.append(DeadLetter(source, each.reason, each.detail, record=line, form="json"))
     return Sifted(rows, len(lines), rejects, kept)
+
+
+def _refuse_past(limit: str, got: int, most: int, unit: str, where: str) -> None:
+    if got > most:
+        raise LimitExceeded(f"{got} {unit}, at most {most}", where=where, fix=_raise(limit))
 
 
 def _raise(limit: str) -> str:

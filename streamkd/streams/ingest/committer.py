@@ -10,12 +10,12 @@ and what ends the thread (the log's file is broken) to all that wait; then it en
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from streamkd.errors import LogDamaged, NotReady, StreamkdError
 from streamkd.streams.log.log import Entry, Log
-from streamkd.streams.log.receipts import Receipt, SequenceConflict
+from streamkd.streams.log.receipts import Receipt
 
 GROUP_BYTES = 32 << 20
 logger = logging.getLogger(__name__)
@@ -71,14 +71,14 @@ class Committer:
         group: Group = []
         group_bytes = 0
         with self._changed:
-            while not self._waiting and not self._closed:
-                self._changed.wait()
+            self._changed.wait_for(lambda: self._waiting or self._closed)
             while self._waiting and group_bytes < GROUP_BYTES:
                 group.append(self._waiting.popleft())
                 group_bytes += group[-1][0].rows.nbytes
         return group
 
     def _commit(self, group: Group) -> None:
+        outcomes: Sequence[Receipt | Exception]
         try:
             outcomes = self._log.append_many([entry for entry, _ in group])
         except LogDamaged:
@@ -89,12 +89,9 @@ class Committer:
                     self._commit([one])
                 return
             logger.warning("%d batches were not written: %s", len(group), fault)
-            for entry, future in group:
-                self._written(entry, None)
-                future.set_exception(fault)
-            return
+            outcomes = [fault] * len(group)
         for (entry, future), outcome in zip(group, outcomes, strict=True):
-            if isinstance(outcome, SequenceConflict):
+            if isinstance(outcome, Exception):
                 self._written(entry, None)
                 future.set_exception(outcome)
             else:

@@ -77,38 +77,33 @@ class Connections:
             self._unread.pop(peer, None)
 
     def make_room(self) -> None:
-        """Shut the longest silent connection of the address that has most, if it is silent for a while.
-
-        Without a descriptor to look with nothing is seen, and nothing shut.
-        """
-        found: dict[Peer, int] = {}
-        with contextlib.suppress(OSError):
-            found = open_connections(self._port)
-        silent = self._silent(set(found), time.monotonic() - GRACE_SECONDS)
+        """Shut the longest silent connection of the address that has most, if it is silent for a while."""
+        silent = self._silent(GRACE_SECONDS)
         most = Counter(host for host, _ in silent)
         for peer in sorted(silent, key=lambda peer: (-most[peer[0]], silent[peer]))[:1]:
-            _shut(found[peer], peer)
+            _shut(silent[peer][1], peer)
 
     def _watch(self) -> None:
         while not self._ended.wait(min(1.0, self._idle_seconds / 4)):
-            try:
-                found = open_connections(self._port)
-            except OSError:  # no descriptor to look with: whoever holds them is looked at the next time
-                continue
-            for peer in self._silent(set(found), time.monotonic() - self._idle_seconds):
-                _shut(found[peer], peer)
+            for peer, (_, descriptor) in self._silent(self._idle_seconds).items():
+                _shut(descriptor, peer)
 
-    def _silent(self, there: set[Peer], before: float) -> dict[Peer, float]:
-        """Those that were heard last, or have not read since, before a time; who is new was heard now."""
+    def _silent(self, seconds: float) -> dict[Peer, tuple[float, int]]:
+        """Since when those are silent that were not heard, or have not read, for so long, and their descriptors.
+
+        Who is new was heard now. Without a descriptor to look with nobody is seen, until the next look.
+        """
+        try:
+            found = open_connections(self._port)
+        except OSError:
+            return {}
         now = time.monotonic()
         with self._lock:
-            self._heard = {
-                peer: self._heard.get(peer, now) for peer in there | {p for p in self._held if self._held[p]}
-            }
             self._held = +self._held
-            since = {p: heard for p, heard in self._heard.items() if p in there and p not in self._held}
-            since |= {p: begun for p, begun in self._unread.items() if p in there}
-        return {peer: at for peer, at in since.items() if at < before}
+            self._heard = {peer: self._heard.get(peer, now) for peer in {*found, *self._held}}
+            since = {p: heard for p, heard in self._heard.items() if p in found and p not in self._held}
+            since |= {p: begun for p, begun in self._unread.items() if p in found}
+        return {peer: (at, found[peer]) for peer, at in since.items() if at < now - seconds}
 
 
 def open_connections(port: int) -> dict[Peer, int]:

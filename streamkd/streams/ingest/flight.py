@@ -18,13 +18,15 @@ import pyarrow as pa
 import pyarrow.flight as fl
 from pydantic import Field
 
-from streamkd.errors import ConfigError, NotReady, Overloaded, RecordError, first_line
+from streamkd.errors import ConfigError, Overloaded, RecordError, first_line
 from streamkd.hookspecs import Options, SourceKind, hookimpl
-from streamkd.streams.encoding.codec import arrow_schema
+from streamkd.streams.encoding.canonical import arrow_schema
 from streamkd.streams.ingest.acks import Acks
 from streamkd.streams.ingest.admission import admit_batch, admit_schema
+from streamkd.streams.ingest.calls import CallGuard
 from streamkd.streams.ingest.connections import Connections, peer_of
-from streamkd.streams.ingest.intake import Ingest, Listener, Refusal
+from streamkd.streams.ingest.intake import Ingest, Listener
+from streamkd.streams.ingest.refusals import Refusal
 from streamkd.streams.log.log import PutStream
 from streamkd.streams.log.receipts import identity
 
@@ -97,61 +99,27 @@ class FlightListener(Listener):
             self._server.end()
 
 
-class _CallGuard(fl.ServerMiddlewareFactory):
-    """Refuses every call without a token of scope ``ingest``, and calls beyond ``limit`` at once.
-
-    A call has a thread of gRPC's before anything of ours hears of it, also where its schema never comes.
-    """
-
-    def __init__(self, ingest: Ingest, connections: Connections, limit: int) -> None:
-        self._tokens = ingest.tokens
-        self._ingest = ingest
-        self._connections = connections
-        self._limit = limit
-        self._calls = 0
-        self._lock = threading.Lock()
-
-    def start_call(self, info: fl.CallInfo, headers: Mapping[str, list[Any]]) -> "_Call":
-        self._authorize(headers)
-        with self._lock:
-            if self._calls < self._limit:
-                self._calls += 1
-                return _Call(self._completed)
-        self._connections.make_room()
-        raise _error(self._ingest.intake.refused(Overloaded(f"{self._limit} calls are open", fix="come again")))
-
-    def _completed(self) -> None:
-        with self._lock:
-            self._calls -= 1
-
-    def _authorize(self, headers: Mapping[str, list[Any]]) -> None:
-        given = next((values for name, values in headers.items() if name.lower() == "authorization"), [])
-        header = given[0] if len(given) == 1 else None
-        text = header.decode("latin-1") if isinstance(header, bytes) else header
-        verdict = self._tokens.verdict(text, "ingest")
-        if verdict == "allowed":
-            return
-        self._ingest.intake.refuse_token("flight")
-        if verdict == "scope":
-            raise fl.FlightUnauthorizedError("the token does not have the scope 'ingest'")
-        raise fl.FlightUnauthenticatedError("needed 'authorization: Bearer TOKEN' with a token of scope 'ingest'")
-
-
-class _Call(fl.ServerMiddleware):
-    """One call, until it ends."""
-
-    def __init__(self, completed: Callable[[], None]) -> None:
-        super().__init__()
-        self._completed = completed
-
-    def call_completed(self, exception: Exception | None) -> None:
-        self._completed()
-
-
 def _short(call: Call) -> Call:
     """A call whose file has no path: pyarrow tells clients the frames that it was raised through, ours among them."""
     code = getattr(call, "__code__")  # noqa: B009  (of a callable of any kind)
     setattr(call, "__code__", code.replace(co_filename="streamkd"))  # noqa: B010
+    return call
+
+
+def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of the server that raises nothing but what the client is told, and from this frame alone."""
+
+    @_short
+    def call(server: "_Server", *arguments: Any) -> Any:
+        told: Exception
+        try:
+            return method(server, *arguments)
+        except fl.FlightError as fault:
+            told = fault
+        except Exception as fault:  # noqa: BLE001 - the outermost frame that is ours
+            told = server.refused(fault)
+        raise told.with_traceback(None)
+
     return call
 
 
@@ -168,12 +136,11 @@ class _Server(fl.FlightServerBase):
 
     def __init__(self, location: str, options: FlightOptions, ingest: Ingest, protection: Mapping[str, Any]) -> None:
         self._intake = ingest.intake
-        self._slots = threading.BoundedSemaphore(options.streams)
         self._limit = options.streams
         self._open = 0
         self._changed = threading.Condition()
         self._connections = Connections(options.idle_seconds)
-        guard = _CallGuard(ingest, self._connections, 2 * options.streams + CALLS)
+        guard = CallGuard(ingest, 2 * options.streams + CALLS, self._connections.make_room, self.refused)
         super().__init__(location, middleware={"guard": guard}, **protection)
         self._connections.watch(self.port)
 
@@ -182,7 +149,7 @@ class _Server(fl.FlightServerBase):
         self._connections.close()
         self.shutdown()
 
-    @_short
+    @_guarded
     def do_put(
         self,
         context: fl.ServerCallContext,
@@ -196,7 +163,7 @@ class _Server(fl.FlightServerBase):
             with connections.awaiting_read(peer):
                 writer.write(pa.py_buffer(body))
 
-        with self._refusals() as refusals, self._slot(context):
+        with self._slot(context):
             self._know(descriptor)
             admit_schema(reader.schema, self._intake.schema, self._intake.limits)
             acks = Acks(write, lambda: connections.leave_waiting(peer))
@@ -209,8 +176,6 @@ class _Server(fl.FlightServerBase):
                     acks.finish()
                 connections.ended(peer)
             acks.raise_failure()
-        if refusals:
-            raise refusals[0]
 
     def _take(
         self,
@@ -222,19 +187,14 @@ class _Server(fl.FlightServerBase):
     ) -> None:
         intake = self._intake
         producer, sequence = _note(note)
-        if intake.draining:
-            raise NotReady("the server is shutting down", fix="send the batch again after the restart")
         sifted = admit_batch(batch, intake.schema, intake.limits, producer or intake.stream)
         sender = producer or context.peer()
         receipt = intake.take(sifted, producer, sequence, sender, lambda: not context.is_cancelled(), put_stream)
         acks.expect(receipt, sifted.rows.nbytes, intake.limits.batch_bytes)
 
-    @_short
+    @_guarded
     def get_schema(self, context: fl.ServerCallContext, descriptor: fl.FlightDescriptor) -> fl.SchemaResult:
-        with self._refusals() as refusals:
-            self._know(descriptor)
-        if refusals:
-            raise refusals[0]
+        self._know(descriptor)
         return fl.SchemaResult(arrow_schema(self._intake.schema))
 
     def _know(self, descriptor: fl.FlightDescriptor) -> None:
@@ -247,18 +207,16 @@ class _Server(fl.FlightServerBase):
     def _slot(self, context: fl.ServerCallContext) -> Iterator[None]:
         """One of the places for open streams; waits a while for it, with the stream unread, and a silent one ends."""
         deadline = time.monotonic() + SLOT_SECONDS
-        with self._connections.holding(peer_of(context.peer())):
-            while not self._slots.acquire(timeout=0.1):
+        with self._connections.holding(peer_of(context.peer())), self._changed:
+            while not self._changed.wait_for(lambda: self._open < self._limit, 0.1):
                 if context.is_cancelled() or self._intake.draining or time.monotonic() > deadline:
                     said = f"{self._limit} put streams are open"
                     raise Overloaded(said, fix="close one, or raise stream.source.streams")
                 self._connections.make_room()
-        with self._changed:
             self._open += 1
         try:
             yield
         finally:
-            self._slots.release()
             with self._changed:
                 self._open -= 1
                 self._changed.notify_all()
@@ -268,16 +226,9 @@ class _Server(fl.FlightServerBase):
         with self._changed:
             self._changed.wait_for(lambda: not self._open, deadline_seconds)
 
-    @contextlib.contextmanager
-    def _refusals(self) -> Iterator[list[Exception]]:
-        """Whatever is raised, as what the client is told: to be raised again by the call's own frame."""
-        told: list[Exception] = []
-        try:
-            yield told
-        except fl.FlightError as fault:
-            told.append(fault.with_traceback(None))
-        except Exception as fault:  # noqa: BLE001 - the outermost frame that is ours
-            told.append(_error(self._intake.refused(fault)))
+    def refused(self, fault: Exception) -> Exception:
+        """Count a refusal; what the client is told."""
+        return _in_flight(self._intake.refused(fault))
 
     # What the server does not do. The defaults of pyarrow would answer with a traceback.
     list_flights, get_flight_info = _unsupported("ListFlights"), _unsupported("GetFlightInfo")
@@ -312,8 +263,8 @@ def _note(metadata: bytes | None) -> tuple[str | None, int | None]:
         raise RecordError(f"needed {needed}, got {metadata[:80]!r}", where="batch metadata") from None
 
 
-def _error(refusal: Refusal) -> Exception:
-    """What the client is told."""
+def _in_flight(refusal: Refusal) -> Exception:
+    """A refusal as an error of Flight, or of Arrow where the records are wrong."""
     if refusal.reason not in _CODES:
         return pa.ArrowInvalid(refusal.said)
     code, error = _CODES[refusal.reason]

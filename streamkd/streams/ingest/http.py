@@ -18,6 +18,7 @@ from streamkd.hookspecs import Options, SourceKind, hookimpl
 from streamkd.streams.ingest.admission import Sifted, admit_batch, admit_lines, admit_schema
 from streamkd.streams.ingest.envelope import check_stream
 from streamkd.streams.ingest.intake import Ingest, Listener
+from streamkd.streams.log.batches import no_rows
 from streamkd.streams.log.receipts import identity
 
 ARROW = "application/vnd.apache.arrow.stream"
@@ -132,12 +133,9 @@ class HttpListener(Listener):
                 batches = list(reader)
                 for batch in batches:
                     batch.validate(full=True)  # before they are joined: offsets may point anywhere
-                schema = reader.schema
-                whole = pa.concat_batches(batches) if batches else schema.empty_table().to_batches()
+                whole = pa.concat_batches(batches) if batches else no_rows(reader.schema)
         except (pa.ArrowException, OSError) as fault:
             raise RecordError(f"cannot be read as Arrow: {first_line(fault)}", where="body") from None
-        if isinstance(whole, list):
-            whole = whole[0] if whole else pa.RecordBatch.from_pylist([], schema=schema)
         return admit_batch(whole, intake.schema, intake.limits, source)
 
     def _refused(self, fault: Exception) -> Answer:

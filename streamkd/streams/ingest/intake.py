@@ -9,7 +9,6 @@ Flight waits for room and leaves its stream unread meanwhile; HTTP does not wait
 
 import contextlib
 import logging
-import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -21,13 +20,13 @@ import numpy as np
 import pyarrow.compute as pc
 
 from streamkd.config import Limits, Retain, Tls
-from streamkd.errors import LimitExceeded, LogDamaged, NotReady, Overloaded, RecordError, SchemaMismatch, StreamkdError
-from streamkd.records import RecordSchema
+from streamkd.errors import LogDamaged, NotReady, Overloaded, StreamkdError
 from streamkd.streams.ingest.admission import Sifted
 from streamkd.streams.ingest.committer import Committer
+from streamkd.streams.ingest.refusals import BadRun, Refusal, refusal_of
 from streamkd.streams.ingest.tokens import Tokens
 from streamkd.streams.log.log import Entry, Log, PutStream
-from streamkd.streams.log.receipts import Receipt, SequenceConflict, digest
+from streamkd.streams.log.receipts import Receipt, digest
 
 logger = logging.getLogger(__name__)
 RUNS = 10_000  # producers whose bad rows in a row are counted
@@ -65,23 +64,6 @@ class Ingest:
     tls: Tls | None = None
 
 
-class BadRun(RecordError):
-    """So many refused rows in a row that the stream is stopped instead of drained."""
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a batch was refused whole; ``reason``: the label of ``source_errors_total``."""
-
-    reason: str
-    said: str
-    retry_after_seconds: float | None = None
-    forgotten: int | None = None
-
-
-_REASONS = {SchemaMismatch: "schema", LimitExceeded: "limits", BadRun: "bad_in_a_row", RecordError: "protocol"}
-
-
 class Intake:
     """One stream's way into its log. Thread safe."""
 
@@ -94,14 +76,14 @@ class Intake:
         source: str | None = None,
     ) -> None:
         """``source`` names the numbers; ``None``: the stream does."""
-        self.limits = limits
+        self.schema, self.stream, self.limits = log.schema, log.stream, limits
+        self.draining = False  # whether no more batches are taken
         self._log = log
         self._meter = meter
         self._source = source or log.stream
         self._retain = retain or Retain()
         self._runs: OrderedDict[str, int] = OrderedDict()
         self._changed = threading.Condition()
-        self._draining = False
         self._end, self._committed = log.end(), log.committed()
         self._backlog_bytes = log.bytes_between(self._committed, self._end)
         self._pending_records, self._pending_bytes = 0, 0
@@ -109,19 +91,6 @@ class Intake:
         self._committer = Committer(log, self._written)
         self._meter.set("queue_capacity_records", limits.queue_records, queue="log")
         self._tell()
-
-    @property
-    def schema(self) -> RecordSchema:
-        return self._log.schema
-
-    @property
-    def stream(self) -> str:
-        return self._log.stream
-
-    @property
-    def draining(self) -> bool:
-        """Whether no more batches are taken."""
-        return self._draining
 
     def take(
         self,
@@ -135,7 +104,7 @@ class Intake:
         """Write a batch; the receipt is there when it is on disk.
 
         ``sender`` is whom bad rows in a row are counted for. ``patient``: while it is true, full means wait.
-        ``line``: of batches that are sent without waiting for their receipts.
+        ``put_stream``: of batches that are sent without waiting for their receipts.
 
         Raises:
             NotReady: draining. Overloaded: full, and not to be waited for. BadRun: too many bad rows in a row.
@@ -152,7 +121,7 @@ class Intake:
 
     def refused(self, fault: Exception) -> Refusal:
         """Count a batch that was refused whole; what its producer is told."""
-        refusal = _refusal(fault)
+        refusal = refusal_of(fault)
         self.count_refusal(refusal.reason)
         return refusal
 
@@ -197,7 +166,7 @@ class Intake:
     def drain(self) -> None:
         """Take no more batches; those taken are still written."""
         with self._changed:
-            self._draining = True
+            self.draining = True
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -228,7 +197,7 @@ class Intake:
                 self._meter.set("source_paused", 1, source=self._source)
                 if self._look_again():
                     continue
-                if patient is None or not patient():
+                if self.draining or patient is None or not patient():
                     raise full
                 self._changed.wait(WAIT_SECONDS)
             self._pending_records += entry.rows.num_rows
@@ -242,7 +211,7 @@ class Intake:
         return True
 
     def _full(self, entry: Entry) -> StreamkdError | None:
-        if self._draining:
+        if self.draining:
             return NotReady("the server is shutting down", fix="send the batch again after the restart")
         records = self._end - self._committed + self._pending_records
         held_bytes = self._backlog_bytes + self._pending_bytes
@@ -291,23 +260,6 @@ class Intake:
             records = self._end - self._committed + self._pending_records
         self._meter.set("queue_records", max(records, 0), queue="log")
         self._meter.set("source_paused", float(records >= self.limits.queue_records), source=self._source)
-
-
-def _refusal(fault: Exception) -> Refusal:
-    if isinstance(fault, Overloaded):
-        return Refusal("overloaded", fault.message, fault.retry_after_seconds)
-    if isinstance(fault, NotReady):
-        return Refusal("draining", fault.message)
-    if isinstance(fault, MemoryError):
-        fault = LimitExceeded("a batch needs more memory than there is", where="batch")
-    if isinstance(fault, SequenceConflict):
-        return Refusal("conflict", str(fault), forgotten=fault.forgotten)
-    for kind, reason in _REASONS.items():
-        if isinstance(fault, kind):
-            return Refusal(reason, str(fault))
-    number = secrets.token_hex(4)
-    logger.error("a batch failed, error id %s", number, exc_info=fault)
-    return Refusal("internal", str(fault) if isinstance(fault, StreamkdError) else f"internal error, id {number}")
 
 
 def _runs(before: int, sifted: Sifted) -> tuple[int, int]:

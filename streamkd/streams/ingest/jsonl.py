@@ -15,9 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from streamkd.records import InputColumn, RecordSchema, Reject, RejectReason
-from streamkd.streams.encoding.codec import arrow_schema
+from streamkd.streams.encoding.canonical import EVENT_TIME, Place, arrow_schema, places
 from streamkd.streams.encoding.lists import fit
-from streamkd.streams.log.dead_letters import RECORD_BYTES
 
 LINE_FACTOR = 5  # "255," takes four bytes for one
 
@@ -35,22 +34,18 @@ def parse(
 ) -> tuple[pa.RecordBatch, list[int], list[Reject]]:
     """Rows of the lines that fit, the line number of each row, and why the other lines do not fit."""
     rows: list[list[Any]] = []
-    places: list[int] = []
+    numbers: list[int] = []
     rejects: list[Reject] = []
     for number, line in enumerate(lines):
         try:
             if len(line) > row_bytes * LINE_FACTOR:
                 raise _UnfitError("too_large", f"a line of {len(line)} bytes, at most {row_bytes * LINE_FACTOR}")
-            rows.append(_row(_load(line), schema))
-            places.append(number)
+            values = _load(line)
+            rows.append([_value(values.get(place.name), place) for place in places(schema)])
+            numbers.append(number)
         except _UnfitError as unfit:
             rejects.append(Reject(number, unfit.reason, str(unfit)))
-    return _batch(rows, schema), places, rejects
-
-
-def record(line: bytes) -> bytes | None:
-    """What a dead letter keeps of a line."""
-    return line if len(line) <= RECORD_BYTES else None
+    return _batch(rows, schema), numbers, rejects
 
 
 def _load(line: bytes) -> dict[str, Any]:
@@ -65,22 +60,20 @@ def _load(line: bytes) -> dict[str, Any]:
     return value
 
 
-def _row(values: dict[str, Any], schema: RecordSchema) -> list[Any]:
-    """The values in the order of the canonical columns."""
-    row = [_input(values.get(column.name), column) for column in schema.inputs]
-    row.append(_label(values.get(schema.label), schema))
-    if schema.task:
-        row.append(_task(values.get(schema.task), schema.task))
-    if schema.id:
-        row.append(_plain(values.get(schema.id), schema.id))
-    if schema.event_time:
-        row.append(_time(values.get(schema.event_time), schema.event_time))
-    return row
+def _value(value: Any, place: Place) -> Any:
+    """The value of one canonical column."""
+    if value is None:
+        if place.missing is None or place.optional:
+            return None
+        raise _UnfitError(place.missing, f"{place.name}: missing")
+    if place.column is not None:
+        return _input(value, place.column)
+    if place.type == EVENT_TIME:
+        return _time(value, place.name)
+    return _label(value, place) if place.missing == "missing_label" else _plain(value, place.name)
 
 
 def _input(value: Any, column: InputColumn) -> Any:
-    if value is None:
-        raise _UnfitError("missing_input", f"{column.name}: missing")
     if column.kind == "tensor":
         return _tensor(value, column)
     if not isinstance(value, str):
@@ -114,17 +107,14 @@ def _tensor(value: Any, column: InputColumn) -> np.ndarray:
     return cast.reshape(-1)
 
 
-def _label(value: Any, schema: RecordSchema) -> str | int | None:
-    if value is None and schema.unlabelled:
-        return None
-    if value is None:
-        raise _UnfitError("missing_label", f"{schema.label}: missing")
-    if schema.label_type == "string":
+def _label(value: Any, place: Place) -> str | int:
+    if pa.types.is_string(place.type):
         if isinstance(value, str):
-            return _utf8(value, schema.label)
+            return _utf8(value, place.name)
     elif _is_whole(value):
         return int(value)
-    raise _UnfitError("decode", f"{schema.label}: needed {schema.label_type}, got {json.dumps(value)[:80]}")
+    needed = "string" if pa.types.is_string(place.type) else "int"
+    raise _UnfitError("decode", f"{place.name}: needed {needed}, got {json.dumps(value)[:80]}")
 
 
 def _is_whole(value: Any) -> bool:
@@ -132,23 +122,16 @@ def _is_whole(value: Any) -> bool:
     return number and -(2**63) <= value < 2**63 and value == int(value)
 
 
-def _task(value: Any, name: str) -> str:
-    if value is None:
-        raise _UnfitError("missing_task", f"{name}: missing")
-    return str(_plain(value, name))
-
-
-def _plain(value: Any, name: str) -> str | None:
-    if value is None or isinstance(value, str):
-        return value if value is None else _utf8(value, name)
+def _plain(value: Any, name: str) -> str:
+    """Tasks and ids: text, or what JSON writes for it."""
+    if isinstance(value, str):
+        return _utf8(value, name)
     if isinstance(value, list | dict):
         raise _UnfitError("decode", f"{name}: needed text or a number")
     return json.dumps(value)
 
 
-def _time(value: Any, name: str) -> datetime | None:
-    if value is None:
-        return None
+def _time(value: Any, name: str) -> datetime:
     try:
         if isinstance(value, str):
             moment = datetime.fromisoformat(value)
@@ -170,13 +153,12 @@ def _utf8(value: str, name: str) -> str:
 
 
 def _batch(rows: list[list[Any]], schema: RecordSchema) -> pa.RecordBatch:
-    canonical = arrow_schema(schema)
-    columns = list(zip(*rows, strict=True)) if rows else [()] * len(canonical)
+    columns = list(zip(*rows, strict=True)) or [()] * len(places(schema))
     arrays = []
-    for place, (field, values) in enumerate(zip(canonical, columns, strict=True)):
-        if place < len(schema.inputs) and schema.inputs[place].kind == "tensor":
-            flat = np.concatenate(values) if values else np.zeros(0, schema.inputs[place].dtype)
-            arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(flat, field.type.value_type), type=field.type))
+    for place, values in zip(places(schema), columns, strict=True):
+        if place.column is not None and place.column.kind == "tensor":
+            flat = np.concatenate(values) if values else np.zeros(0, place.column.dtype)
+            arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(flat, place.type.value_type), type=place.type))
         else:
-            arrays.append(pa.array(values, field.type))
-    return pa.RecordBatch.from_arrays(arrays, schema=canonical)
+            arrays.append(pa.array(values, place.type))
+    return pa.RecordBatch.from_arrays(arrays, schema=arrow_schema(schema))

@@ -173,7 +173,7 @@ class Batches:
 
 def no_rows(schema: pa.Schema) -> pa.RecordBatch:
     """A batch of the schema without rows."""
-    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
+    return pa.RecordBatch.from_pylist([], schema=schema)
 
 
 def checksum(first: int, count: int, payload: Any) -> int:

@@ -3,46 +3,27 @@
     intake ─► Committer (group commit) ─► Log.append_many ─► batches | receipts | dead letters   one transaction
                                               Log.read ◄─ Batcher (learner) ─► cuts
 
-``read`` cuts across the batches as they were put. The file is in WAL mode with ``synchronous=FULL``: when
-``append_many`` returns, the rows are on disk. A receipt is remembered for each (producer, sequence), so a batch that
-is sent again is answered, not stored. A broken page of the file, and a batch that is not what was written
-(``streamkd.streams.log.batches``), are a ``LogDamaged``.
+``read`` cuts across the batches as they were put. When ``append_many`` returns, the rows are on disk. A receipt is
+remembered for each (producer, sequence), so a batch that is sent again is answered, not stored. Whatever touches the
+file raises ``LogDamaged`` where a page of it is broken, or a batch is not what was written.
 """
 
-import sqlite3
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 
-from streamkd.errors import LogDamaged, Overloaded, RecordError, StateConflict, StateError
+from streamkd.errors import LogDamaged, Overloaded, RecordError, StateError
 from streamkd.records import Chunk, RecordSchema, Reject
-from streamkd.streams.encoding.codec import arrow_schema
+from streamkd.streams.encoding.canonical import arrow_schema
 from streamkd.streams.log.batches import DAMAGED, Batches, checksum, no_rows
-from streamkd.streams.log.database import (
-    ABOUT,
-    about,
-    add_columns,
-    connect,
-    is_damage,
-    is_passing,
-    note,
-    schema_fault,
-    transaction,
-)
 from streamkd.streams.log.dead_letters import DeadLetter, DeadLetters, letters
+from streamkd.streams.log.file import LogFile
 from streamkd.streams.log.receipts import Receipt, Receipts, SequenceConflict, digest
-from streamkd.streams.log.wal import left_out
 
 TRIM_SECONDS = 0.5  # of one call; the next goes on
-CHECKED_BYTES = 64 << 20  # a file up to this size is checked page by page at a start: a fifth of a second
-
-_CUTS = "CREATE TABLE IF NOT EXISTS cuts (start INTEGER PRIMARY KEY, stop INTEGER NOT NULL, checksum INTEGER)"
-_ELSEWHERE = "name another state directory with --state, or go back to the configuration that made this one"
 
 
 class PutStream:
@@ -82,45 +63,14 @@ class Log:
             StateConflict: its records have another schema, or belong to another stream.
         """
         self.path = Path(path)
-        self._read_only = read_only
+        self.file = LogFile(self.path, schema, stream, read_only)
+        self.schema, self.stream = self.file.schema, self.file.stream
         self._quota_bytes = quota_bytes
-        if schema is None and not self.path.exists():
-            raise StateError("there is no log", where=str(path), fix="start `streamkd serve` with a push source once")
-        if (lost := left_out(self.path)) is not None:  # before a connection would forget it
-            raise LogDamaged(lost, where=str(path), fix=DAMAGED)
-        try:
-            self._reader, self._writer = connect(self.path, read_only), connect(self.path, read_only)
-            self._batches, self._putting = Batches(self._reader, self.path), Batches(self._writer, self.path)
-            self.letters, self._receipts = DeadLetters(self._writer), Receipts(self._writer)
-            self.schema, self.stream = self._introduce(schema, stream)
-        except KeyError as fault:
-            raise StateError(f"cannot be opened as a log: {fault}", where=str(path)) from None
-        except sqlite3.DatabaseError as fault:
-            said = f"cannot be opened as a log: {fault}"
-            if is_damage(fault):
-                raise LogDamaged(said, where=str(path), fix=DAMAGED) from None
-            raise (Overloaded if is_passing(fault) else StateError)(said, where=str(path)) from None
+        self._batches, self._putting = (Batches(each, self.path) for each in (self.file.reader, self.file.writer))
+        self.letters, self._receipts = DeadLetters(self.file.writer), Receipts(self.file.writer)
         self.partition = f"{self.stream}/0"
         self.arrow_schema = arrow_schema(self.schema)
-        self._reading, self._writing = threading.Lock(), threading.Lock()
         self._window: tuple[int, pa.RecordBatch] = (0, no_rows(self.arrow_schema))
-
-    def _introduce(self, schema: RecordSchema | None, stream: str | None) -> tuple[RecordSchema, str]:
-        """Write who the log belongs to, or check it."""
-        if schema is not None and not self._read_only:
-            with transaction(self._writer):
-                _make(self._writer)
-                for item in {"schema": schema.model_dump_json(), "stream": stream or "main"}.items():
-                    self._writer.execute("INSERT OR IGNORE INTO about VALUES (?, ?)", item)
-        said = about(self._writer)
-        found = RecordSchema.model_validate_json(said["schema"])
-        if schema is not None and arrow_schema(found) != arrow_schema(schema):
-            got, needed = (_in_words(arrow_schema(each)) for each in (found, schema))
-            raise StateConflict(f"needed records of {needed}, the log has {got}", where=str(self.path), fix=_ELSEWHERE)
-        if stream is not None and said["stream"] != stream:
-            needed = f"needed the stream {stream!r}, the log has {said['stream']!r}"
-            raise StateConflict(needed, where=str(self.path), fix=_ELSEWHERE)
-        return schema or found, said["stream"]
 
     def append(
         self,
@@ -144,10 +94,10 @@ class Log:
         Raises:
             Overloaded: the quota or the disk is full; nothing was written. LogDamaged: the file is broken.
         """
-        if self._read_only:
+        if self.file.read_only:
             raise StateError("is open for reading only", where=str(self.path))
         self.refuse_over_quota(sum(entry.rows.nbytes for entry in entries))
-        with self._write():
+        with self.file.writing():
             end = self._putting.end()
             outcomes: list[Receipt | SequenceConflict] = []
             for entry in entries:
@@ -159,49 +109,13 @@ class Log:
                     outcomes.append(conflict)
             return outcomes
 
-    @contextmanager
-    def _write(self) -> Iterator[None]:
-        """One transaction of this process, all or nothing.
-
-        Raises:
-            Overloaded: the disk is full, or another process has kept the log for long. LogDamaged: the file is broken.
-        """
-        with self._whole(), self._writing:
-            try:
-                with transaction(self._writer):
-                    yield
-            except sqlite3.OperationalError as fault:
-                if is_damage(fault):
-                    raise
-                said = f"the log cannot be written: {fault}"
-                raise Overloaded(said, where=str(self.path), fix="free space") from None
-
-    @contextmanager
-    def _read(self) -> Iterator[sqlite3.Connection]:
-        """The reading connection, for one thread.
-
-        Raises:
-            LogDamaged: the file is broken.
-        """
-        with self._whole(), self._reading:
-            yield self._reader
-
-    @contextmanager
-    def _whole(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.DatabaseError as fault:
-            if not is_damage(fault):
-                raise
-            raise LogDamaged(f"the log's file is damaged: {fault}", where=str(self.path), fix=DAMAGED) from None
-
-    def refuse_over_quota(self, more_bytes: int = 0) -> None:
+    def refuse_over_quota(self, more_bytes: int) -> None:
         """Whether so many bytes may be written.
 
         Raises:
             Overloaded: they may not; come again when the learner has gone on.
         """
-        if self._quota_bytes is not None and (used := self.size_bytes()) + more_bytes > self._quota_bytes:
+        if self._quota_bytes is not None and (used := self.file.size_bytes()) + more_bytes > self._quota_bytes:
             said = f"the log holds {used} of {self._quota_bytes} bytes"
             raise Overloaded(said, retry_after_seconds=5.0, where=str(self.path), fix="raise stream.retain.quota_bytes")
 
@@ -211,7 +125,7 @@ class Log:
         Raises:
             SequenceConflict: it cannot. LogDamaged: the file is broken.
         """
-        with self._read() as reader:
+        with self.file.reading() as reader:
             Receipts(reader).find(producer, sequence, digest, look_only=True)
 
     def _put(self, entry: Entry, end: int) -> Receipt:
@@ -234,74 +148,34 @@ class Log:
         Raises:
             SourceError: records before the first one kept are asked for. LogDamaged: a batch is not what was written.
         """
-        with self._read():
-            rows = self._slice(offset, limit)
-            if rows.num_rows < limit:
-                first, window = self._window
-                if rows.num_rows == 0 or self._batches.end() > first + window.num_rows:
-                    self._window = (offset, self._batches.fetch(offset, limit, self.arrow_schema))
-                    rows = self._slice(offset, limit)
+        with self.file.reading():
+            first, window = self._window
+            if not first <= offset <= offset + limit <= first + window.num_rows:
+                self._window = first, window = offset, self._batches.fetch(offset, limit, self.arrow_schema)
+        rows = window.slice(offset - first, limit)
         return Chunk(rows, self.partition, offset, offset + rows.num_rows)
-
-    def _slice(self, offset: int, limit: int) -> pa.RecordBatch:
-        first, window = self._window
-        if not first <= offset < first + window.num_rows:
-            return window.slice(0, 0)
-        return window.slice(offset - first, limit)
 
     def begin(self) -> int:
         """The first offset that is kept."""
-        with self._read():
+        with self.file.reading():
             return self._batches.begin()
 
     def end(self) -> int:
         """The offset after the last record."""
-        with self._read():
+        with self.file.reading():
             return self._batches.end()
-
-    @property
-    def owner(self) -> str | None:
-        """The identity of the state directory that the log belongs to; ``None`` before it was told."""
-        with self._read() as reader:
-            return about(reader).get("owner")
-
-    def belong_to(self, owner: str) -> None:
-        """Say which state directory the log belongs to."""
-        with self._write():
-            note(self._writer, "owner", owner)
 
     def mark(self, offset: int) -> str | None:
         """What tells the record before ``offset`` from any other that could stand there: its batch's place and time.
 
         ``None`` where it is not kept.
         """
-        with self._read():
+        with self.file.reading():
             return self._batches.mark(offset)
-
-    def fault(self) -> str | None:
-        """What is wrong with the file as a whole, in a line: other tables, a gap between batches, or damaged pages."""
-        with self._read():
-            if (strange := schema_fault(self._reader, _make)) is not None:
-                return strange
-            if (gap := self._batches.gap()) is not None:
-                return f"the records from {gap[0]} to {gap[1]} are not in it"
-            if self.path.stat().st_size > CHECKED_BYTES:
-                return None
-            said = str(self._reader.execute("PRAGMA integrity_check(1)").fetchone()[0])
-        return None if said == "ok" else said.splitlines()[-1]
-
-    def size_bytes(self) -> int:
-        """Bytes in use; pages of trimmed records are used again and do not count."""
-        with self._read():
-            pages, free, page_bytes = (
-                self._reader.execute(f"PRAGMA {name}").fetchone()[0]
-                for name in ("page_count", "freelist_count", "page_size")
-            )
-        return int((pages - free) * page_bytes)
 
     def bytes_between(self, start: int, stop: int) -> int:
         """Bytes of the batches that hold the offsets from ``start`` to ``stop``."""
-        with self._read():
+        with self.file.reading():
             return self._batches.bytes_between(start, stop)
 
     def trim(self, before_offset: int, retain_bytes: int = 0, retain_age_seconds: float = 0.0) -> int:
@@ -314,7 +188,7 @@ class Log:
             Overloaded: as ``append_many``; what was forgotten stays so.
         """
         until = time.monotonic() + TRIM_SECONDS
-        with self._read():
+        with self.file.reading():
             wanted = self._batches.first_retained(before_offset, retain_bytes, time.time() - retain_age_seconds)
         records = 0
         while (gone := self._trim_some(wanted)) and (records := records + gone) and time.monotonic() < until:
@@ -323,9 +197,9 @@ class Log:
 
     def _trim_some(self, wanted: int) -> int:
         """One transaction of a trim."""
-        with self._write():
+        with self.file.writing() as writer:
             cut, records = self._putting.forget_some(wanted)
-            self._writer.execute("DELETE FROM cuts WHERE start < ?", (cut,))
+            writer.execute("DELETE FROM cuts WHERE start < ?", (cut,))
             self._receipts.forget_idle()
         return records
 
@@ -335,9 +209,9 @@ class Log:
         Raises:
             Overloaded: as ``append_many``; there is no cut.
         """
-        with self._write():
+        with self.file.writing() as writer:
             values = (start, stop, checksum(start, stop, b""))
-            self._writer.execute("INSERT OR IGNORE INTO cuts (start, stop, checksum) VALUES (?, ?, ?)", values)
+            writer.execute("INSERT OR IGNORE INTO cuts (start, stop, checksum) VALUES (?, ?, ?)", values)
 
     def cut_at(self, start: int) -> int | None:
         """Where the journaled batch that begins at ``start`` ends.
@@ -345,8 +219,8 @@ class Log:
         Raises:
             LogDamaged: it ends where no batch can, or elsewhere than it was written.
         """
-        with self._read():
-            row = self._reader.execute("SELECT stop, checksum FROM cuts WHERE start = ?", (start,)).fetchone()
+        with self.file.reading() as reader:
+            row = reader.execute("SELECT stop, checksum FROM cuts WHERE start = ?", (start,)).fetchone()
             end = self._batches.end()
             other = row is not None and row[1] is not None and row[1] != checksum(start, row[0], b"")
             if row is not None and (other or not start < row[0] <= end):
@@ -356,18 +230,14 @@ class Log:
 
     def note_committed(self, offset: int) -> None:
         """Remember the offset that the learner's checkpoint holds, for the time before it says so again."""
-        with self._write():
-            note(self._writer, "committed", str(offset))
+        self.file.note("committed", str(offset))
 
     def committed(self) -> int:
         """The offset that ``note_committed`` was last told; 0 before the first checkpoint."""
-        with self._read() as reader:
-            return int(about(reader).get("committed", 0))
+        return int(self.file.noted("committed") or 0)
 
     def close(self) -> None:
-        with self._reading, self._writing:
-            self._reader.close()
-            self._writer.close()
+        self.file.close()
 
 
 class LogSource:
@@ -390,16 +260,3 @@ class LogSource:
 
     def close(self) -> None:
         self._log.close()
-
-
-def _in_words(schema: pa.Schema) -> str:
-    return ", ".join(f"{field.name} {field.type}" for field in schema)
-
-
-def _make(connection: sqlite3.Connection) -> None:
-    """Every table of a log, where it is missing, and the columns that an older one has not."""
-    for statement in (ABOUT, _CUTS):
-        connection.execute(statement)
-    add_columns(connection, "cuts", {"checksum": "INTEGER"})
-    for part in (Batches(connection, Path()), DeadLetters(connection), Receipts(connection)):
-        part.create()

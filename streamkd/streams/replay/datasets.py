@@ -81,14 +81,8 @@ def load(name: str, seed: int = 0) -> Dataset:
         SourceError: an unknown name, or its files are missing or damaged.
     """
     schema = describe(name)
-    if name in generators.NAMES:
-        return Dataset(name, schema, *_generated(name, seed))
-    readers: dict[str, Callable[[], tuple[pa.Table, pa.Table]]] = {
-        "digits": _digits,
-        "fashion-mnist": _fashion_mnist,
-        "mnist-5k": _mnist_5k,
-    }
-    train, test = readers[name]()
+    stored = {"digits": _digits, "fashion-mnist": _fashion_mnist, "mnist-5k": _mnist_5k}
+    train, test = stored[name]() if name in stored else _generated(name, seed)
     return Dataset(name, schema, train, test)
 
 

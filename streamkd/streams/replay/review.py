@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 
 from streamkd.errors import SchemaMismatch, SourceError
 from streamkd.records import RecordSchema, Source
-from streamkd.streams.encoding.codec import arrow_schema, check_schema, sift
+from streamkd.streams.encoding.canonical import arrow_schema, check_schema
+from streamkd.streams.encoding.codec import sift
 from streamkd.streams.files import doubts
 from streamkd.streams.files.doubts import Doubt
-from streamkd.streams.files.rows import sniff
 from streamkd.streams.replay.options import ReplayOptions
 from streamkd.streams.replay.splits import NONE, Split
 
@@ -82,8 +82,7 @@ def _fits(part: Split, schema: RecordSchema, path: Path) -> None:
 
 def _of_train(options: ReplayOptions, schema: RecordSchema, train: Split) -> Iterator[Doubt]:
     assert options.path is not None
-    if sniff(options.path) == "csv":
-        yield from doubts.of_header(train.rows.schema.names, train.rows.pick(np.arange(min(100, len(train.rows)))))
+    yield from doubts.of_header(options.path, train.rows)
     labels = doubts.labels_of(schema.label, train.rows.column(schema.label))
     if labels.values or not schema.unlabelled:
         yield from doubts.of_labels(labels)
@@ -92,7 +91,8 @@ def _of_train(options: ReplayOptions, schema: RecordSchema, train: Split) -> Ite
     for column in schema.inputs:
         values = sample.column(column.name)
         if not column.shape or column.kind == "text":
-            yield from doubts.of_input(column.name, values, sample.column(schema.label))
+            if (found := doubts.of_input(column.name, values, sample.column(schema.label))) is not None:
+                yield found
             _say_if_constant(column.name, values)
 
 

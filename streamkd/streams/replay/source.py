@@ -10,7 +10,7 @@ be read again, at any time, in any chunks, in any process.
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,7 @@ import pyarrow as pa
 from streamkd.errors import SourceError
 from streamkd.hookspecs import SourceKind, hookimpl
 from streamkd.records import Chunk, RecordSchema
-from streamkd.streams.encoding.lists import element_type, is_list, to_fixed, to_values
+from streamkd.streams.encoding.lists import element_type, holds_lists, to_fixed, to_values
 from streamkd.streams.replay import datasets, variations
 from streamkd.streams.replay.options import ReplayOptions
 from streamkd.streams.replay.review import review
@@ -26,7 +26,7 @@ from streamkd.streams.replay.splits import Split, split
 
 PARTITION = "replay/0"
 CHANGES = 1  # of the streams of random numbers of a segment: orders have none
-BLOCK_BYTES, BLOCK_RECORDS = 4 << 20, 1024
+WINDOW_BYTES, WINDOW_RECORDS = 4 << 20, 1024
 
 
 def describe(options: ReplayOptions) -> RecordSchema | None:
@@ -34,20 +34,11 @@ def describe(options: ReplayOptions) -> RecordSchema | None:
     return datasets.describe(options.dataset) if options.dataset else None
 
 
-def make(options: ReplayOptions, schema: RecordSchema) -> "Replay":
-    """The source.
-
-    Raises:
-        SourceError: data that is missing, damaged, or without the schema's columns.
-    """
-    return Replay(options, schema)
-
-
 @hookimpl
 def streamkd_sources() -> list[SourceKind]:
     """The source that plays what is stored."""
     summary = "a dataset or a file as a stream of tasks: split, permuted, rotated, noisy, paced"
-    return [SourceKind("replay", make, ReplayOptions, summary, describe=describe)]
+    return [SourceKind("replay", Replay, ReplayOptions, summary, describe=describe)]
 
 
 @dataclass(frozen=True)
@@ -65,7 +56,11 @@ class Segment:
 
 
 class Replay:
-    """Records by offset, as the module says."""
+    """Records by offset, as the module says.
+
+    Raises:
+        SourceError: data that is missing, damaged, or without the schema's columns.
+    """
 
     partitions = (PARTITION,)
 
@@ -85,18 +80,21 @@ class Replay:
         ends = [end for end in (rounds and rounds * self._round, options.limit) if end]
         self._end = min(ends) if ends else None
         self.finite = self._end is not None
-        self._pace = Pace(options.rate)
-        self._block_records = 0
-        self._blocks: dict[int, pa.RecordBatch] = {}
+        self._rate = options.rate
+        self._first: tuple[int, float] | None = None  # the offset that was read first, and when
         self._order = lru_cache(maxsize=4)(self._draw_order)
         self._draws = lru_cache(maxsize=4)(self._draw_changes)
+        self._window = 0, self._span(0, 0)
 
     def read(self, partition: str, offset: int, limit: int) -> Chunk:
         """Up to ``limit`` rows from ``offset`` on: those that the end and the pace allow now."""
         if offset < 0:
             raise SourceError(f"needed an offset of 0 or more, got {offset}", where=f"partition {partition}")
-        end = offset + max(0, min(limit, self._pace.allows(offset)))
-        end = min(end, max(self._end, offset)) if self._end is not None else end
+        bounds = [offset + limit, *([] if self._end is None else [self._end])]
+        if self._rate is not None:
+            self._first = self._first or (offset, time.monotonic())
+            bounds.append(self._first[0] + int(self._rate * (time.monotonic() - self._first[1])))
+        end = max(offset, min(bounds))
         return Chunk(self._rows(offset, end), partition, offset, end)
 
     def end(self, partition: str) -> int | None:
@@ -132,7 +130,7 @@ class Replay:
         return found
 
     def close(self) -> None:
-        self._blocks.clear()
+        """Nothing is open."""
 
     def _lay_out(self, options: ReplayOptions) -> list[Segment]:
         segments: list[Segment] = []
@@ -143,31 +141,19 @@ class Replay:
         return segments
 
     def _rows(self, start: int, end: int) -> pa.RecordBatch:
-        """Rows by offset, cut from blocks that are composed once: small reads stay cheap."""
+        """Rows by offset, cut from a window that is composed once: small reads stay cheap."""
+        first, window = self._window
         if start == end:
-            return self._block(0).slice(0, 0)
-        first, size = self._block(start), self._block_records
-        if (end - 1) // size == start // size:
-            return first.slice(start % size, end - start)
-        parts, at = [first.slice(start % size)], (start // size + 1) * size
-        while at < end:
-            parts.append(self._block(at).slice(0, end - at))
-            at += size
-        return pa.concat_batches(parts)
+            return window.slice(0, 0)
+        if not first <= start < end <= first + window.num_rows:
+            stop = max(end, start + self._window_records)
+            self._window = first, window = start, self._span(start, stop if self._end is None else min(stop, self._end))
+        return window.slice(start - first, end - start)
 
-    def _block(self, offset: int) -> pa.RecordBatch:
-        if not self._block_records:
-            few = self._span(0, min(16, self._round))
-            row_bytes = max(1, few.nbytes // few.num_rows)
-            self._block_records = int(np.clip(BLOCK_BYTES // row_bytes, 1, BLOCK_RECORDS))
-        number = offset // self._block_records
-        if number not in self._blocks:
-            while len(self._blocks) > 1:
-                self._blocks.pop(next(iter(self._blocks)))
-            start = number * self._block_records
-            end = start + self._block_records
-            self._blocks[number] = self._span(start, end if self._end is None else min(end, max(self._end, start)))
-        return self._blocks[number]
+    @cached_property
+    def _window_records(self) -> int:
+        few = self._span(0, min(16, self._round))
+        return int(np.clip(WINDOW_BYTES * few.num_rows // max(1, few.nbytes), 1, WINDOW_RECORDS))
 
     def _span(self, start: int, end: int) -> pa.RecordBatch:
         """The records of offsets ``[start, end)``, over segments and rounds."""
@@ -180,7 +166,11 @@ class Replay:
             rows, draws = self._order(turn, segment.number)[here], self._draws(turn, segment.number)
             parts.append(self._compose(self._train, rows, segment.form, None if draws is None else draws[here]))
             start += stop
-        return pa.concat_batches(parts) if parts else self._compose(self._train, np.zeros(0, np.int64), "plain")
+        return (
+            pa.concat_batches(parts)
+            if parts
+            else self._compose(self._train, np.zeros(0, np.int64), self._segments[0].form)
+        )
 
     def _segment_at(self, place: int) -> Segment:
         ends = [segment.end for segment in self._segments]
@@ -202,19 +192,18 @@ class Replay:
         table = part.take(rows)
         columns: dict[str, pa.Array] = {}
         for column in self._schema.inputs:
-            values = _whole(table.column(column.name))
-            if column.kind == "tensor" and (self._changed or (column.pad and is_list(values.type))):
+            values = table.column(column.name).combine_chunks()
+            if column.kind == "tensor" and (self._changed or (column.pad and holds_lists(values.type))):
                 values = self._reshape(values, column.size, column.pad, form, draws)
             columns[column.name] = values
         noisy = part.labels
-        columns[self._schema.label] = (
-            _whole(table.column(self._schema.label)) if noisy is None else noisy.take(pa.array(rows))
-        )
+        label = table.column(self._schema.label).combine_chunks() if noisy is None else noisy.take(pa.array(rows))
+        columns[self._schema.label] = label
         if self._schema.task:
             columns[self._schema.task] = part.tasks_of(rows, form)
         for name in (self._schema.id, self._schema.event_time):
             if name:
-                columns[name] = _whole(table.column(name))
+                columns[name] = table.column(name).combine_chunks()
         return pa.RecordBatch.from_pydict(columns)
 
     def _reshape(self, column: pa.Array, size: int, pad: bool, form: str, draws: np.ndarray | None) -> pa.Array:
@@ -227,22 +216,6 @@ class Replay:
         return to_fixed(values.astype(element_type(column.type).to_pandas_dtype(), copy=False), good)
 
 
-class Pace:
-    """How many records from an offset on are there: ``rate`` per second since the first read, from its offset on."""
-
-    def __init__(self, rate: float | None) -> None:
-        self._rate = rate
-        self._first: tuple[int, float] | None = None
-
-    def allows(self, offset: int) -> int:
-        if self._rate is None:
-            return 1 << 62
-        if self._first is None:
-            self._first = offset, time.monotonic()
-        first, opened = self._first
-        return first + int(self._rate * (time.monotonic() - opened)) - offset
-
-
 def _form(name: str, schema: RecordSchema, seed: int) -> variations.Form | None:
     if name != "plain" and len(schema.inputs) != 1:
         raise SourceError(f"variation {name} needs one input column, got {len(schema.inputs)}", fix="use plain")
@@ -253,11 +226,3 @@ def _jitter(schema: RecordSchema) -> variations.Jitter:
     if len(schema.inputs) != 1:
         raise SourceError(f"rounds: changed needs one input column, got {len(schema.inputs)}", fix="leave rounds out")
     return variations.Jitter(schema.inputs[0])
-
-
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    """One array of a column of any number of chunks."""
-    joined = column.combine_chunks()
-    if isinstance(joined, pa.ChunkedArray):
-        return joined.chunk(0) if joined.num_chunks else pa.array([], joined.type)
-    return joined

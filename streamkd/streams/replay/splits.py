@@ -72,7 +72,7 @@ def split(options: ReplayOptions, schema: RecordSchema, seed: int) -> tuple[Spli
     if not in_train.any():
         got = "nothing is left to train on" if len(train) else "the file has no records"
         raise SourceError(got, where=where, fix="lower test_ratio" if len(train) else "name a file with records")
-    tasks = _Tasks(options, schema, train, codes, classes, seed, where)
+    tasks = _Tasks(options, schema, train, classes, seed, where)
     train_tasks = np.where(in_train, tasks.of(train, codes, lost=0), NONE)
     values = pa.array(classes, train.schema.field(schema.label).type)
     changed = options.label_noise or options.unlabelled
@@ -86,8 +86,8 @@ def split(options: ReplayOptions, schema: RecordSchema, seed: int) -> tuple[Spli
     _columns(test, schema, str(options.test_path or where), [tasks.column] if tasks.column else [])
     test_codes = _codes_among(test.column(schema.label), classes)
     test_tasks = tasks.of(test, test_codes, lost=NONE)
-    outside = int(((test_tasks == NONE) & ~_nulls(test.column(schema.label))).sum())
     own, _ = _codes(test.column(schema.label))
+    outside = int(((test_tasks == NONE) & (own != NONE)).sum())
     few = _few(own, np.ones(len(test), bool), options.test_limit)
     return train_split, Split(test, columns, np.where(few, test_tasks, NONE), tasks.names, outside=outside)
 
@@ -116,7 +116,6 @@ class _Tasks:
         options: ReplayOptions,
         schema: RecordSchema,
         train: Rows,
-        codes: np.ndarray,
         classes: Sequence[object],
         seed: int,
         where: str,
@@ -201,15 +200,8 @@ def _columns(rows: Rows, schema: RecordSchema, where: str, also: Sequence[str] =
 def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[object]]:
     """``(number of its value [rows], values by first appearance)``; nulls are ``NONE``."""
     encoded = column.combine_chunks().dictionary_encode()
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.combine_chunks() if encoded.num_chunks != 1 else encoded.chunk(0)
-    return encoded.indices.fill_null(NONE).to_numpy(zero_copy_only=False).astype(
-        np.int64
-    ), encoded.dictionary.to_pylist()
-
-
-def _nulls(column: pa.ChunkedArray) -> np.ndarray:
-    return np.asarray(column.is_null().to_numpy(), bool)
+    codes = encoded.indices.fill_null(NONE).to_numpy(zero_copy_only=False)
+    return codes.astype(np.int64), encoded.dictionary.to_pylist()
 
 
 def _codes_among(column: pa.ChunkedArray, values: Sequence[object]) -> np.ndarray:

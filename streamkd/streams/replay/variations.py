@@ -32,8 +32,7 @@ def form(name: str, column: InputColumn, seed: int) -> Form | None:
         SourceError: the column cannot take this form.
     """
     found = PATTERN.fullmatch(name)
-    if not found:
-        raise SourceError(f"there is no variation {name!r}", fix="plain, invert, rotate-<degrees>, permute-<number>")
+    assert found is not None, "the options know no other"
     if name == "plain":
         return None
     if column.kind != "tensor":

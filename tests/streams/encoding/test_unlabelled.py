@@ -119,4 +119,4 @@ def _replay(**options: Any) -> replay.Replay:
     checked = ReplayOptions(dataset="digits", classes_per_task=5, seed=5, **options)
     schema = replay.describe(checked)
     assert schema is not None
-    return replay.make(checked, schema)
+    return replay.Replay(checked, schema)

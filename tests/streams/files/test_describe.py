@@ -74,7 +74,7 @@ def _records(loaded: Config) -> RecordSchema:
 def _play(loaded: Config, limit: int = 30) -> tuple[np.ndarray, list[Any]]:
     """The first records as the student gets them; none of them is refused."""
     options = replay.ReplayOptions.model_validate(loaded.stream.source.values)
-    source = replay.make(options, _records(loaded))
+    source = replay.Replay(options, _records(loaded))
     rows, rejects = sift(source.read(replay.PARTITION, 0, limit).rows, _records(loaded))
     assert rejects == []
     encoded, rejects = encode(rows, _records(loaded), 0)

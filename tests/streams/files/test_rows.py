@@ -14,6 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from streamkd.errors import SourceError
+from streamkd.streams.files import formats
 from streamkd.streams.files import rows as files
 
 TABLE = pa.table({"x": pa.array(np.arange(1000) / 8), "label": pa.array([f"c{n % 7}" for n in range(1000)])})
@@ -46,7 +47,7 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def test_batches_are_the_rows_in_order(path: Path) -> None:
     """The batches of every format hold all rows in order, none longer than asked."""
-    batches = list(files.batches(path, 128))
+    batches = list(formats.batches(path, 128))
     assert pa.Table.from_batches(batches).equals(TABLE)
     assert max(batch.num_rows for batch in batches) <= 128
 
@@ -69,7 +70,7 @@ def test_a_large_parquet_file_keeps_few_row_groups(tmp_path: Path) -> None:
     assert not rows.scattered
     for start in range(0, 1000, 20):
         rows.take(np.arange(start, start + 20), ["x"])
-        assert len(rows._kept) <= files.KEPT_GROUPS
+        assert rows._group.cache_info().currsize <= files.KEPT_GROUPS
 
 
 def test_count_is_known_without_reading(tmp_path: Path) -> None:
@@ -77,7 +78,7 @@ def test_count_is_known_without_reading(tmp_path: Path) -> None:
     said = {}
     for name, write in WRITERS.items():
         write(TABLE, tmp_path / name)
-        said[name] = files.count(tmp_path / name)
+        said[name] = formats.count(tmp_path / name)
     known = dict.fromkeys(("rows.parquet", "rows.arrow", "rows.feather"), 1000)
     assert said == {**known, "rows.arrows": None, "rows.csv": None}
 
@@ -104,7 +105,7 @@ def test_what_is_no_file_of_records_is_refused(tmp_path: Path) -> None:
     pa.parquet.write_table(TABLE, tmp_path / "short.parquet")
     (tmp_path / "short.parquet").write_bytes((tmp_path / "short.parquet").read_bytes()[:-40])
     with pytest.raises(SourceError, match=r"short\.parquet: cannot be read"):
-        list(files.batches(tmp_path / "short.parquet", 10))
+        list(formats.batches(tmp_path / "short.parquet", 10))
 
 
 PEAK = """
@@ -141,11 +142,14 @@ def test_a_column_is_decoded_when_it_is_asked_for(tmp_path: Path) -> None:
     assert list(rows._held) == ["label"]
 
 
-def test_few_bytes_that_decode_to_many_are_not_held(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["uint8", "int16", "float16", "int32", "float64"])
+def test_few_bytes_that_decode_to_many_are_not_held(kind: str, tmp_path: Path) -> None:
     """Whether a Parquet file is held depends on what its numbers are in memory, not on how well they are packed."""
-    pa.parquet.write_table(pa.table({"x": np.zeros(1 << 20)}), tmp_path / "zeros.parquet")
+    zeros = np.zeros(1 << 20, kind)
+    pa.parquet.write_table(pa.table({"x": zeros}), tmp_path / "zeros.parquet")
     assert (tmp_path / "zeros.parquet").stat().st_size < 1 << 16
-    assert isinstance(files.open_rows(tmp_path / "zeros.parquet", held_bytes=1 << 22), files.ParquetRows)
+    for held_bytes, rows in ((zeros.nbytes, files.DecodedRows), (zeros.nbytes - 1, files.ParquetRows)):
+        assert isinstance(files.open_rows(tmp_path / "zeros.parquet", held_bytes), rows)
 
 
 def test_rows_are_picked_from_the_whole_file(path: Path) -> None:

@@ -734,7 +734,7 @@ def said_by_play(strange: Strange, path: Path, caplog: pytest.LogCaptureFixture)
     if "test_path" in given:
         given["test_path"] = path.with_name(given["test_path"])
     with caplog.at_level(logging.WARNING):
-        source = replay.make(replay.ReplayOptions.model_validate({"path": path, "seed": 0, **given}), schema)
+        source = replay.Replay(replay.ReplayOptions.model_validate({"path": path, "seed": 0, **given}), schema)
         first_records(source, schema)
     return caplog.text
 

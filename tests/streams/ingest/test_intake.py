@@ -186,6 +186,18 @@ def test_a_draining_intake_takes_no_more_and_writes_what_it_took(open_way: Calla
     assert [future.result(0).offset for future in futures] == list(range(5, 105, 5))
 
 
+def test_the_patient_are_told_of_a_drain(open_way: Callable, pictures: Pictures) -> None:
+    """Who waits for room is refused when the intake drains: before the end there will be none."""
+    way = open_way(queue_records=5)
+    put(way.intake, pictures(5))
+    sifted = admit_batch(pictures(5), way.intake.schema, way.intake.limits, "p")
+    threading.Timer(0.1, way.intake.drain).start()
+    tries = iter(range(50))
+    with pytest.raises(NotReady, match="shutting down"):
+        way.intake.take(sifted, None, None, "p", lambda: next(tries, None) is not None)
+    assert next(tries, None) is not None
+
+
 def test_bad_rows_in_a_row_refuse_the_batch(open_way: Callable, pictures: Pictures) -> None:
     """Over several batches; the last is not even dead-lettered; a good row begins anew; others are not touched."""
     way = open_way(bad_in_a_row=5)

@@ -131,11 +131,11 @@ def test_a_batch_that_fails_takes_its_transaction_with_it(log: Log, pictures: Pi
 def test_a_full_disk_is_back_pressure_and_loses_nothing(log: Log, pictures: Pictures) -> None:
     """When SQLite finds no room the append raises Overloaded, and what was there stays."""
     log.append(pictures(10))
-    log._writer.execute("PRAGMA max_page_count = 1")  # SQLite keeps it at the pages in use
+    log.file.writer.execute("PRAGMA max_page_count = 1")  # SQLite keeps it at the pages in use
     with pytest.raises(Overloaded, match="full"):
         log.append(pictures(60_000))
     assert log.end() == 10
-    log._writer.execute("PRAGMA max_page_count = 1000000")
+    log.file.writer.execute("PRAGMA max_page_count = 1000000")
     assert log.append(pictures(10)).offset == 20
 
 
@@ -332,7 +332,7 @@ def test_a_cut_that_no_batch_can_have_is_damage(log: Log, pictures: Pictures) ->
     """One that ends where it begins, or behind the log's end, would have the learner wait for ever."""
     log.append(pictures(10))
     for stop in (0, 11, 2**62):
-        log._writer.execute("INSERT OR REPLACE INTO cuts (start, stop) VALUES (0, ?)", (stop,))
+        log.file.writer.execute("INSERT OR REPLACE INTO cuts (start, stop) VALUES (0, ?)", (stop,))
         with pytest.raises(LogDamaged, match=f"at offset 0 ends at {stop}, the log at 10"):
             log.cut_at(0)
 
@@ -369,7 +369,7 @@ def test_a_full_disk_at_the_start_is_told_as_such(
         with contextlib.closing(connection):
             connection.execute("CREATE TABLE t (x)")
 
-    monkeypatch.setattr("streamkd.streams.log.log.connect", full)
+    monkeypatch.setattr("streamkd.streams.log.file.connect", full)
     with pytest.raises(Overloaded, match="cannot be opened as a log: database or disk is full"):
         Log(tmp_path / "log.sqlite", schema)
 

@@ -39,7 +39,7 @@ def make(**options: Any) -> Replay:
     checked = ReplayOptions.model_validate({"dataset": "digits", "seed": 5, **options})
     schema = replay.describe(checked)
     assert schema is not None
-    return replay.make(checked, schema)
+    return replay.Replay(checked, schema)
 
 
 def read_all(source: Replay, chunk: int = 512) -> pa.Table:
@@ -59,7 +59,7 @@ def write(path: Path, columns: dict[str, Any], **options: Any) -> Path:
 
 def from_file(path: Path, schema: RecordSchema | None = None, **options: Any) -> Replay:
     schema = schema or RecordSchema(inputs=(InputColumn(name="x"),))
-    return replay.make(ReplayOptions.model_validate({"path": path, "test_ratio": 0, "seed": 5, **options}), schema)
+    return replay.Replay(ReplayOptions.model_validate({"path": path, "test_ratio": 0, "seed": 5, **options}), schema)
 
 
 @pytest.mark.parametrize("form", FORMS)
