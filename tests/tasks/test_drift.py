@@ -9,14 +9,14 @@ import pytest
 from scipy import stats
 
 from streamkd import testing
-from streamkd.hookspecs import Kind
+from streamkd.hookspecs import Kind, Options
 from streamkd.records import Records
 from streamkd.streams.encoding import codec
 from streamkd.streams.replay import datasets
 from streamkd.streams.replay import source as replay
 from streamkd.streams.replay.options import ReplayOptions
 from streamkd.tasks import drift
-from streamkd.tasks.boundary import Boundary, Tasks
+from streamkd.tasks.boundary import Boundary, TaskColumn, Tasks
 from streamkd.tasks.drift import Adwin, PageHinkley
 
 KINDS = {kind.name: kind for kind in drift.streamkd_detectors()}
@@ -230,15 +230,62 @@ def test_a_task_has_its_minimum(name: str) -> None:
         assert (len(tasks.boundaries) > 1) == said
 
 
-def test_where_the_stream_names_its_tasks_nobody_guesses() -> None:
-    """Detectors of drift are silent beside a task column, whatever they see."""
-    tasks = Tasks({name: made(name, minimum=0) for name in KINDS})
-    rng = np.random.default_rng(6)
-    for at in range(0, 2_000, 10):
-        inputs = rng.normal(size=(10, 4)).astype(np.float32) + (at > 1_000) * 5
-        records = Records(inputs, [0] * 10, ["a"] * 10, np.arange(10))
-        assert tasks.observe(records, [], at) in (None, Boundary(0, "#0", "start"))
-        tasks.score(np.full(10, at > 1_000))
+class Changes:
+    """Sees a change with record 300 of every thousand."""
+
+    within_tasks = True
+
+    def begins(self, records: Records, new_labels: Sequence[Any], since_boundary: int) -> str | None:
+        return "" if records.offsets[0] % 1_000 == 300 else None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def named(start: int, task: str) -> Records:
+    return Records(np.zeros((100, 1), np.float32), [0] * 100, [task] * 100, np.arange(start, start + 100))
+
+
+@pytest.mark.parametrize("order", [("task-column", "changes"), ("changes", "task-column")])
+def test_a_change_within_a_task_that_the_stream_names_is_a_boundary_of_the_same_task(order: tuple[str, ...]) -> None:
+    """Given boundaries come first, whoever is asked first; a name comes from the stream alone."""
+    kinds = {"task-column": TaskColumn(Options()), "changes": Changes()}
+    tasks = Tasks({name: kinds[name] for name in order})
+    for at in range(0, 2_300, 100):
+        tasks.observe(named(at, "a" if at < 1_300 else "b"), [], at)
+    assert tasks.names == ["a", "b"]
+    assert tasks.boundaries == [
+        Boundary(0, "a", "task-column"),
+        Boundary(300, "a", "changes"),
+        Boundary(1_300, "b", "task-column"),
+    ]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_drift_within_a_named_task_is_found(name: str) -> None:
+    """Once, soon after it came; to the given boundary, where inputs move as well, nothing is added."""
+    rng = np.random.default_rng(7)
+    wrong, inputs = errors(rng, *[(1_500, 0.1), (1_500, 0.5)] * 2), rng.normal(size=(6_000, 4)).astype(np.float32)
+    inputs[1_500:3_000] += 3.0
+    inputs[3_000:] += 9.0
+    inputs[4_500:] += 3.0
+    tasks = Tasks({"task-column": TaskColumn(Options()), name: made(name)})
+    for at in range(0, 6_000, 10):
+        tasks.observe(Records(inputs[at : at + 10], [0] * 10, ["ab"[at // 3_000]] * 10, np.arange(10)), [], at)
+        tasks.score(wrong[at : at + 10])
+    assert [(b.task, b.detector) for b in tasks.boundaries] == [(a, who) for a in "ab" for who in ("task-column", name)]
+    assert 1_500 < tasks.boundaries[1].record <= 2_000
+    assert 4_500 < tasks.boundaries[3].record <= 5_000
+
+
+def test_without_the_detector_of_given_tasks_a_change_is_a_task_of_its_own() -> None:
+    """A column that nobody was asked to follow names nothing."""
+    tasks = Tasks({"changes": Changes()})
+    for at in range(0, 1_500, 100):
+        tasks.observe(named(at, "a"), [], at)
+    assert [(b.record, b.task) for b in tasks.boundaries] == [(0, "#0"), (300, "#1"), (1_300, "#2")]
 
 
 @pytest.mark.parametrize("name", KINDS)
