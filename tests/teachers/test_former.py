@@ -12,6 +12,7 @@ import toys
 
 from streamkd import config as configuration
 from streamkd.errors import ConfigError
+from streamkd.incremental.crossed import CrossedOptions, CrossedTeacher
 from streamkd.incremental.forgetting import ForgettingOptions, ForgettingTeacher
 from streamkd.incremental.linear import LinearOptions, LinearTeacher
 from streamkd.learner import Learner
@@ -24,6 +25,7 @@ from streamkd.wiring import open_source, schema_of
 
 REGISTRY = Registry.load()
 MADE = {
+    "crossed": lambda: CrossedTeacher(CrossedOptions(sets=4), toys.context_of("crossed", toys.mlp())),
     "linear": lambda: LinearTeacher(LinearOptions(), toys.context_of("linear", toys.mlp())),
     "forgetting": lambda: ForgettingTeacher(ForgettingOptions(width=16), toys.context_of("forgetting", toys.mlp())),
 }
@@ -34,7 +36,7 @@ def maker() -> FormerMaker:
     return FormerMaker(FormerOptions(), toys.context_of("former", toys.mlp()))
 
 
-def taught(kind: str, batches: int = 20) -> Any:
+def taught(kind: str, batches: int = 80) -> Any:
     one = MADE[kind]()
     for x, y in toys.batches(batches):
         one.test_then_train(x, y, torch.ones_like(y, dtype=torch.bool))
