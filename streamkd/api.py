@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from streamkd.replay.rows import HeldOutFigures, RowsContext, RowSource, StepRows
     from streamkd.students.columns import Columns
     from streamkd.students.networks import Student
-    from streamkd.tasks.boundary import Boundary, Detector, Scored
+    from streamkd.tasks.boundary import Boundary, Detector, FindsChanges, Scored
     from streamkd.teachers.admission import Admission, Applicant
     from streamkd.teachers.frozen import FrozenTeacher
     from streamkd.teachers.served import Candidates, Selector, Served
@@ -81,6 +81,7 @@ __all__ = [
     "ConfigError",
     "Contents",
     "Detector",
+    "FindsChanges",
     "Following",
     "FrozenTeacher",
     "Gate",
@@ -184,7 +185,7 @@ _LATER = {
     "streamkd.replay.rows": ("HeldOutFigures", "RowSource", "RowsContext", "StepRows"),
     "streamkd.students.columns": ("Columns",),
     "streamkd.students.networks": ("Student",),
-    "streamkd.tasks.boundary": ("Boundary", "Detector", "Scored"),
+    "streamkd.tasks.boundary": ("Boundary", "Detector", "FindsChanges", "Scored"),
     "streamkd.teachers.admission": ("Admission", "Applicant"),
     "streamkd.teachers.frozen": ("FrozenTeacher",),
     "streamkd.teachers.served": ("Candidates", "Selector", "Served"),

@@ -330,6 +330,7 @@ class Config(Model):
         TeacherChoice(name="linear"),
         TeacherChoice(name="crossed"),
         TeacherChoice(name="forgetting"),
+        TeacherChoice(name="former"),
     )
     pool: PoolSettings = PoolSettings()
     gate: GateChoice = GateChoice(name="per-sample")

@@ -197,17 +197,17 @@ class Learner:
             if not self.labels and unlabelled == len(records):
                 return  # no class is known yet, so there is nothing that anybody could teach of them
         new = self.labels.learn(records.labels)
-        previous = self.tasks.current
+        previous, known = self.tasks.current, len(self.tasks.names)
         boundary = self.tasks.observe(records, new, self.records)
         if self._step is None:
             self._start()
         elif boundary is not None:
-            self._end_task(previous)
+            self._end_task(previous, over=self.tasks.current != previous)
         self._on_batch()
         if len(self.labels) > self.student.classes:
             self.step.grow(self.labels.labels)
         if boundary is not None:
-            self._begin_task(boundary)
+            self._begin_task(boundary, new=len(self.tasks.names) > known)
         batch = tensors(records, self.labels, self.tasks.current, self.device)
         self.arrivals.score(batch.x, batch.y)
         # a student with dropout draws from torch's own generator: by the step's number, so that resuming is exact
@@ -243,22 +243,25 @@ class Learner:
         if taken.skipped:
             self.recorder.count("train_steps_skipped_total", reason="not_finite")
 
-    def _begin_task(self, boundary: Boundary) -> None:
+    def _begin_task(self, boundary: Boundary, new: bool) -> None:
         self.recorder.count("task_boundaries_total", detector=boundary.detector)
-        if self.tasks.names.count(boundary.task) and self.tasks.count == len(self.tasks.names):
+        if new:
             self.recorder.count("tasks_total")
+        cast(GateAdapter, self._adapter).begin_task()
         logger.info("task %s begins at record %d (%s)", boundary.task, boundary.record, boundary.detector)
         self.observers.tell("on_boundary", boundary)
 
-    def _end_task(self, task: int) -> None:
+    def _end_task(self, task: int, over: bool = True) -> None:
+        """At a boundary, or at the end; a task within which the world has changed is not ``over``."""
         pool = self.step.pool
         admitted = pool.end_task(self.student)
         self._chosen = None  # teachers have learned: what is served must not depend on whether somebody had asked
-        if self._strategy is not None:
-            self._strategy.end_task(task)
         if admitted:
             logger.info("teacher %s is admitted; the pool has %s", admitted, ", ".join(pool.keys))
-        self._on_task_end(self.tasks.names[task])
+        if over:
+            if self._strategy is not None:
+                self._strategy.end_task(task)
+            self._on_task_end(self.tasks.names[task])
 
     def _start(self) -> None:
         """Wire the parts that need a student, for the labels so far."""

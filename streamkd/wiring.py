@@ -34,6 +34,7 @@ from streamkd.streams.log.log import Log, LogSource
 from streamkd.streams.replay.review import first_records
 from streamkd.students import networks, optimizers
 from streamkd.students.networks import Student
+from streamkd.teachers.former import FormerMaker
 from streamkd.teachers.pool import Pool
 from streamkd.teachers.snapshot import SnapshotMaker
 from streamkd.teachers.teacher import Teacher, TeacherContext
@@ -192,10 +193,18 @@ def step_of(
     kept = config.memory
     policies = (make(registry, f"memory.{key}", "policies", getattr(kept, key)) for key in ("policy", "holdout_policy"))
     memory = Memory(kept.size, kept.holdout_ratio, config.pool.limit, config.seed, *policies)
-    teachers, snapshots = _teachers(config, registry, schema, labels, student, device)
+    teachers, snapshots, former = _teachers(config, registry, schema, labels, student, device)
     limits = config.pool
     admission = make(registry, "pool.admission", "admissions", limits.admission)
-    pool = Pool(teachers, snapshots, memory, limit=limits.limit, limit_bytes=limits.bytes, admission=admission)
+    pool = Pool(
+        teachers,
+        snapshots,
+        memory,
+        limit=limits.limit,
+        limit_bytes=limits.bytes,
+        admission=admission,
+        former=former,
+    )
     gate = _gate(config, registry, "gate", config.gate).to(device)
     losses = [_term(config, registry, index, device) for index in range(len(config.losses))]
     gates = torch.nn.ModuleList([gate, *(term.gate for term in losses if isinstance(term.gate, torch.nn.Module))])
@@ -296,15 +305,18 @@ def _teachers(
     labels: Sequence[Label],
     student: Student,
     device: torch.device,
-) -> tuple[list[Teacher], SnapshotMaker | None]:
+) -> tuple[list[Teacher], SnapshotMaker | None, FormerMaker | None]:
     made: list[Any] = []
     for index, choice in enumerate(config.teachers):
         context = TeacherContext(choice.key, student, schema, labels, device, registry)
         made.append(make(registry, f"teachers.{index}", "teachers", choice, context))
     snapshots = [maker for maker in made if isinstance(maker, SnapshotMaker)]
-    if len(snapshots) > 1:
-        raise ConfigError("needed at most one teacher of the kind snapshot, got two", where="teachers")
-    return [t for t in made if not isinstance(t, SnapshotMaker)], snapshots[0] if snapshots else None
+    formers = [maker for maker in made if isinstance(maker, FormerMaker)]
+    for kind, makers in (("snapshot", snapshots), ("former", formers)):
+        if len(makers) > 1:
+            raise ConfigError(f"needed at most one teacher of the kind {kind}, got two", where="teachers")
+    teachers = [maker for maker in made if not isinstance(maker, SnapshotMaker | FormerMaker)]
+    return teachers, next(iter(snapshots), None), next(iter(formers), None)
 
 
 def source_kind(config: Config, registry: Registry) -> SourceKind:

@@ -44,6 +44,7 @@ def registry() -> Registry:
             "students",
             "teachers",
             "recall",
+            "former",
             "snapshot",
             "mixture",
             "last-label",

@@ -3,6 +3,7 @@
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from baselines import REGISTRY
@@ -247,6 +248,20 @@ def test_boundaries_are_told_before_the_task_is_learned() -> None:
     ends = [boundary.record for boundary in one.tasks.boundaries[1:]]
     assert [record for _, record in seen] == ends
     assert [task for task, _ in seen] == one.tasks.names[: len(seen)]
+
+
+def test_a_change_within_a_named_task_is_a_boundary_and_does_not_end_it() -> None:
+    """Teachers and gate are told as at any boundary, tests and plugins that go by tasks are not; it counts no task."""
+    changes = {"detectors": [{"name": "task-column"}, {"name": "adwin", "minimum": 0}]}
+    seen: list[str] = []
+    one = run(learner(changes | {"adapt": {"every": 0}}, on_task_end=seen.append), 20)
+    assert one.adapter is not None
+    before, pool = one.adapter.adaptations, one.step.pool
+    for _ in range(5):  # as after 160 records on which the student was always wrong
+        one.tasks.score(np.ones(32, dtype=bool))
+    one.advance()
+    assert [(b.detector, b.task) for b in one.tasks.boundaries] == [("task-column", "0"), ("adwin", "0")]
+    assert (one.adapter.adaptations, pool.ages["ema"], seen) == (before + 1, 1, [])
 
 
 def test_observers_that_raise_are_off_after_three_strikes() -> None:

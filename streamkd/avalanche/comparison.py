@@ -101,8 +101,8 @@ class EarlierSelves(Pool):
         teachers: list[Teacher] = [EmaTeacher(EmaOptions(decay=decay), average)]
         teachers += [RecallTeacher(Options(), context) for context in recall]
         maker = SnapshotMaker("snapshot", snapshots, fresh=True) if snapshots else None
-        most = {"limit": len(teachers) + snapshots, "limit_bytes": sys.maxsize}
-        super().__init__(teachers, maker, memory, **most, admission=AnyCopy())
+        most = len(teachers) + snapshots
+        super().__init__(teachers, maker, memory, limit=most, limit_bytes=sys.maxsize, admission=AnyCopy())
         self.comparison = Comparison()
         self.listened: dict[str, float] = {}
 

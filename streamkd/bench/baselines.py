@@ -30,7 +30,7 @@ _RATES: list[Settings] = [
     {"optimizer": "adam", "learning_rate": 0.003},
 ]
 _HARD = (0.3, 0.5, 0.7)
-WITNESSES = ("last-label", "linear", "crossed", "forgetting")
+WITNESSES = ("last-label", "linear", "crossed", "forgetting", "former")
 
 
 def default_teachers() -> list[str]:

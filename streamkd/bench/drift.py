@@ -196,11 +196,12 @@ def ours(config: configuration.Config, registry: Registry, stream: drifting.Drif
         answered = come
     seconds = time.process_time() - begun
     source.close()
-    batch = x[-size:]
+    batch, keys = x[-size:], {choice.key for choice in config.teachers}
     spent = {"student": _seconds(learner.student, batch), "published": _seconds(learner.served, batch)}
     return [
         Predictions(name, predicted, seconds, spent[name] * len(x) / len(batch) if name in spent else None)
         for name, predicted in panel.predicted.items()
+        if name.rpartition("-")[0] not in keys  # copies of teachers are there for a while only
     ]
 
 

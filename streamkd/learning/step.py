@@ -310,6 +310,7 @@ class Step:
         self.mixture.test(plan, logits, self.held_out.said)
         fresh = slice(plan.fresh)
         labels = _unless(plan.y[fresh], plan.offer.again)
+        self.pool.keep_former(self.mixture.now.weights, int((labels >= 0).sum()))
         self.recent.add(plan.x[fresh], labels)
         self.contradiction.after_step(labels)
 

@@ -138,6 +138,10 @@ class GateAdapter:
         if self.optimizer is not None:
             self.origin = _cut_back(self.optimizer, self.parameters, self.origin)
 
+    def begin_task(self) -> None:
+        """A task begins, or the world has changed within one: the next steps adapt."""
+        self._task = None
+
     def due(self, task: int) -> bool:
         """Whether a step on that task adapts; called once a step. A task's first ``on_task_steps`` steps do."""
         if task != self._task:

@@ -1,14 +1,15 @@
 """Boundaries: where one task of the stream ends and the next begins.
 
-Detectors look at each batch before it is trained on. The first that sees a boundary names the task; where the
-stream says its tasks itself (a task column), detectors that guess stay silent.
+Detectors look at each batch before it is trained on. The first that sees a boundary names the task; what the stream
+says itself (a task column) comes before what they see. Within a task that the stream names, detectors of changes
+(``FindsChanges``) still speak: the boundary is one, and the task the same. Those that guess tasks stay silent there.
 
 Names that the stream gives and names that are made here never meet: the latter begin with ``#``, and a given name that
 begins so has a ``\\`` before it. So a task "0" of the stream's test records is not taken for a detector's first.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -38,7 +39,10 @@ def is_made(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Boundary:
-    """A task begins with record number ``record`` (counted over the learner's life); ``detector`` saw it."""
+    """With record number ``record`` (counted over the learner's life) a task begins, or a change within one.
+
+    ``detector`` saw it.
+    """
 
     record: int
     task: str
@@ -67,6 +71,14 @@ class Scored(Protocol):
     def scored(self, wrong: np.ndarray) -> None:
         """After a batch: of each labelled record [records], whether the student was wrong before it learned it."""
         ...
+
+
+@runtime_checkable
+class FindsChanges(Protocol):
+    """A detector of changes of the world, which tasks that the stream names do not rule out."""
+
+    within_tasks: bool
+    """Whether it is heard within a task that the stream names."""
 
 
 class TaskColumn:
@@ -130,19 +142,31 @@ class Tasks:
 
     def observe(self, records: Records, new_labels: Sequence[Any], record: int) -> Boundary | None:
         """Look at a batch before it is trained on; a boundary that is returned has made its task current."""
-        told = records.tasks is not None
-        found: Boundary | None = None
-        for name, detector in self._detectors.items():
-            task = detector.begins(records, new_labels, self._since)
-            guess = not isinstance(detector, TaskColumn)
-            if task is not None and found is None and not (told and guess):
-                found = Boundary(record, self._made(task) if guess else given(task), name)
+        said = {
+            name: task
+            for name, detector in self._detectors.items()
+            if (task := detector.begins(records, new_labels, self._since)) is not None
+        }
+        found = self._given(said, record) or self._seen(said, records, record)
         if found is None and not self.names:
             found = Boundary(record, made("0"), "start")
         if found is not None:
             self._begin(found)
         self._since += len(records)
         return found
+
+    def _given(self, said: Mapping[str, str], record: int) -> Boundary | None:
+        """The boundary that the stream itself names."""
+        given_names = (name for name in said if isinstance(self._detectors[name], TaskColumn))
+        return next((Boundary(record, given(said[name]), name) for name in given_names), None)
+
+    def _seen(self, said: Mapping[str, str], records: Records, record: int) -> Boundary | None:
+        """The boundary that a detector sees; within a task that the stream names it is one of the same task."""
+        for name, task in said.items():
+            detector = self._detectors[name]
+            if records.tasks is None or (isinstance(detector, FindsChanges) and detector.within_tasks):
+                return Boundary(record, self._name_of(task, records), name)
+        return None
 
     @property
     def scoring(self) -> bool:
@@ -154,8 +178,10 @@ class Tasks:
         for detector in self._scored:
             detector.scored(wrong)
 
-    def _made(self, task: str) -> str:
+    def _name_of(self, task: str, records: Records) -> str:
         """The name of a detector's task; without one of its own, the next number that no task has."""
+        if records.tasks is not None and self.names and not is_made(self.names[self.current]):
+            return self.names[self.current]
         if task:
             return made(task)
         known = set(self.names)

@@ -6,7 +6,7 @@
 
 Errors are those of the student before it learned the records. Only a rise tells of drift: a student that learns errs
 less. Whatever is found within ``minimum`` records of a boundary is taken for that boundary, and every boundary, whoever
-saw it, starts a detector anew.
+saw it, starts a detector anew. They are heard within tasks that the stream names as well.
 """
 
 import math
@@ -167,6 +167,8 @@ class PageHinkleyOptions(DriftOptions):
 class RisingErrors:
     """A chart over the student's errors as a detector: the task ends with the batch after the rise."""
 
+    within_tasks = True
+
     def __init__(self, chart: Chart, minimum: int) -> None:
         self._chart, self._minimum = chart, minimum
         self._since, self._risen = 0, False
@@ -206,6 +208,8 @@ class TwoSample:
     under one distribution, 2 exp(-2 d² nm/(n+m)), is below ``alpha`` over the number of features. Records that hang on
     those before them (a season, a class after another) differ more than that says.
     """
+
+    within_tasks = True
 
     def __init__(self, options: TwoSampleOptions) -> None:
         self._options = options

@@ -13,6 +13,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from streamkd.errors import PluginError
+from streamkd.teachers.former import FormerTeacher
 from streamkd.teachers.snapshot import SnapshotTeacher
 from streamkd.teachers.teacher import Incremental, Recalling, Teacher
 
@@ -32,13 +33,13 @@ class Calls:
 
 
 def group(teacher: Teacher) -> str:
-    """Under what name a teacher is counted: its own; of snapshots, that of the choice in the configuration."""
-    return (isinstance(teacher, SnapshotTeacher) and teacher.key.rpartition("-")[0]) or teacher.key
+    """Under what name a teacher is counted: its own; of copies, that of the choice in the configuration."""
+    return (isinstance(teacher, SnapshotTeacher | FormerTeacher) and teacher.key.rpartition("-")[0]) or teacher.key
 
 
 @dataclass
 class Guard:
-    """The questions to all teachers, tallied by ``group``: snapshots come and go, and count as one."""
+    """The questions to all teachers, tallied by ``group``: copies come and go, and count as one."""
 
     tallies: dict[str, Calls] = field(default_factory=dict)
     strikes: dict[str, int] = field(default_factory=dict)

@@ -25,6 +25,7 @@ from streamkd.students.networks import Student
 from streamkd.teachers.admission import Admission, Applicant, Worth, WorthOptions
 from streamkd.teachers.answers import Answers, TeacherPanel
 from streamkd.teachers.cache import Cache, cached
+from streamkd.teachers.former import FormerMaker, FormerTeacher, superfluous
 from streamkd.teachers.guard import Guard
 from streamkd.teachers.served import Candidates
 from streamkd.teachers.snapshot import SnapshotMaker, SnapshotTeacher
@@ -54,11 +55,12 @@ class Pool:
         limit: int,
         limit_bytes: int,
         admission: Admission | None = None,
+        former: FormerMaker | None = None,
     ) -> None:
         self.witnesses: list[Teacher] = [t for t in teachers if t.role == "prequential" and not t.fresh]
         """Who speaks of what comes, and teaches nobody: no gate weighs them."""
         self.teachers: list[Teacher] = [t for t in teachers if t not in self.witnesses]
-        self.snapshots = snapshots
+        self.snapshots, self.former = snapshots, former
         self.memory = memory
         self.limit, self.limit_bytes = limit, limit_bytes
         self.admission = admission or Worth(WorthOptions())
@@ -85,6 +87,10 @@ class Pool:
         for teacher in self.teachers:
             if cached(teacher):
                 self.cache.open(teacher)
+
+    def _set_witnesses(self, witnesses: list[Teacher]) -> None:
+        self.witnesses = witnesses
+        self._incremental = [t for t in self.everybody if isinstance(t, Incremental)]
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -148,6 +154,25 @@ class Pool:
         x, y = x[learn], y[learn]
         for teacher in self._observers:
             self.guard.guarded(cast(Teacher, teacher), partial(teacher.observe, x, y))
+
+    @torch.no_grad()
+    def keep_former(self, weights: Mapping[str, float], records: int) -> None:
+        """So many records have been learned: now and then a copy of the one that speaks best of them is kept.
+
+        ``weights`` are shares of what is answered, by teacher.
+        """
+        if self.former is None or not self.former.due(records):
+            return
+        able = [t for t in self._incremental if isinstance(t, Servable) and not isinstance(t, FormerTeacher)]
+        best = max(cast(list[Teacher], able), key=lambda t: weights.get(t.key, 0.0), default=None)
+        part = None if best is None else self.guard.guarded(best, cast(Servable, best).part)
+        if part is not None:
+            self._set_witnesses([*self.witnesses, self.former.take(part)])
+        if len(copies := [t for t in self.witnesses if isinstance(t, FormerTeacher)]) > self.former.limit:
+            remembered = whole(self.memory.replayed)
+            leaving = superfluous(copies, None if remembered is None else remembered.x)
+            self._set_witnesses([t for t in self.witnesses if t is not leaving])
+            self.guard.strikes.pop(leaving.key, None)
 
     def heard(self, logits: Tensor, answers: Answers, y: Tensor) -> None:
         """What student, logits [n, classes], and teachers said of a step's fresh rows as they came tells of the labels.
@@ -305,6 +330,8 @@ class Pool:
         return {
             "teachers": {t.key: t.state_dict() for t in self.everybody if isinstance(t, Stateful)},
             "snapshots": [t.key for t in self.teachers if isinstance(t, SnapshotTeacher)],
+            "former": self.former.state_dict() if self.former else None,
+            "copies": [t.key for t in self.witnesses if isinstance(t, FormerTeacher)],
             **self.cache.state_dict(),
             "strikes": self.guard.strikes,
             "worth": dict(self.worth),
@@ -323,6 +350,10 @@ class Pool:
         for key in state["snapshots"] if self.snapshots else []:
             saved = state["teachers"][key]
             self.teachers.append(SnapshotTeacher(key, copy_of(build(len(saved["student"]["body.head.weight"])))))
+        if self.former is not None and state.get("former") is not None:
+            self.former.load_state_dict(state["former"])
+            copies = self.former.restored({key: state["teachers"][key] for key in state["copies"]})
+            self._set_witnesses([*self.witnesses, *copies])
         for teacher in self.everybody:
             if isinstance(teacher, Stateful) and teacher.key in state["teachers"]:
                 teacher.load_state_dict(state["teachers"][teacher.key])

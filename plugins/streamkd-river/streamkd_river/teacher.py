@@ -1,12 +1,10 @@
 """The teacher ``river``: a River classifier that learns the stream record by record.
 
-    raw row ─► its columns as {0: ..., 1: ...}, missing ones left out ─► predict_proba_one ─► log-probabilities
-                                                                     ─► learn_one, where the row is to be learned
+    raw row ─► its columns ─► the model's answer (``streamkd_river.answers``) ─► learn_one, where it is to be learned
 
 It is asked about rows that have just arrived, and with ``replayed`` about every row of a step: each costs a prediction.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,11 +13,9 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from streamkd.api import Columns, Kind, Label, Options, Role, StateConflict, TeacherContext, hookimpl
+from streamkd.api import Columns, Label, Options, Role, StateConflict, TeacherContext, TeacherKind, hookimpl
 from streamkd_river import codec, models
-
-LEAST = 1e-3  # probability of a learned label: a leaf that has met one class is sure of it
-NEVER = -20.0  # log-probability of a label that was never learned
+from streamkd_river.answers import River, answer, load, rows_of
 
 
 class RiverOptions(Options):
@@ -69,22 +65,17 @@ class RiverTeacher:
         return self._given(answers, x)
 
     def _rows(self, x: Tensor) -> list[dict[int, float]]:
-        """Whole numbers as names, for words are hashed otherwise in every process; what is not finite is missing."""
-        rows = self._columns(x).flatten(1).tolist()
-        return [{name: float(value) for name, value in enumerate(row) if math.isfinite(value)} for row in rows]
+        return rows_of(self._columns(x))
 
     def _answer(self, row: dict[int, float]) -> list[float]:
-        """Log-probabilities by column; the same everywhere before a label has come."""
-        if not self._learned:
-            return [0.0] * self._width
-        said = self.model.predict_proba_one(row)
-        answer = [NEVER] * self._width
-        for column in self._learned:
-            answer[column] = math.log(max(said.get(column, 0.0), LEAST))
-        return answer
+        return answer(self.model, row, self._learned, self._width)
 
     def _given(self, answers: list[list[float]], x: Tensor) -> Tensor:
         return torch.tensor(answers, device=x.device).reshape(len(answers), self._width)
+
+    def part(self) -> River | None:
+        """A copy as it is now; nothing before it has learned."""
+        return River(codec.encode(self.model), self.known()) if self._learned else None
 
     def state_dict(self) -> dict[str, Any]:
         return {"model": codec.encode(self.model), "named": self._named, "learned": sorted(self._learned)}
@@ -108,6 +99,7 @@ class RiverTeacher:
 
 
 @hookimpl
-def streamkd_teachers() -> Iterable[Kind]:
+def streamkd_teachers() -> Iterable[TeacherKind]:
     """River's classifiers."""
-    yield Kind("river", RiverTeacher, RiverOptions, "a River classifier, learned record by record", hook_version=1)
+    summary = "a River classifier, learned record by record"
+    yield TeacherKind("river", RiverTeacher, RiverOptions, summary, hook_version=1, load=load)

@@ -14,6 +14,10 @@ from streamkd import config as configuration
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
 from streamkd.state.tree import pack, unpack
+from streamkd.teachers import served
+from streamkd.teachers.mixture import MixtureSelector
+from streamkd.teachers.served import Served
+from streamkd.teachers.teacher import copy_of
 from streamkd.wiring import open_source, schema_of
 
 RIVER: list[dict[str, Any]] = [
@@ -85,3 +89,27 @@ def test_stopped_and_resumed_it_is_as_if_never_stopped(registry: Registry, table
         assert torch.equal(ours, theirs)
     for ours, theirs in zip(resumed.step.pool.teachers[1:], whole.step.pool.teachers[1:], strict=True):
         assert torch.equal(ours.state_dict()["model"]["words"], theirs.state_dict()["model"]["words"])
+
+
+def test_what_is_served_may_hold_them(registry: Registry, table: Path, tmp_path: Path) -> None:
+    """In a version they are files, and answer as they did when it was taken; what is learned then changes nothing."""
+    one = run(learner(registry, table), 9)
+    parts = one.step.pool.candidates(one.student, one.step.mixture.share.weights).teachers
+    assert set(parts) == {"tree", "bayes"}
+    average, x = one.step.pool.average, one.step.recent.rows[0]
+    model = Served(
+        {"average": copy_of(average.student), **parts}, MixtureSelector().combine, {"weights": [0.2, 0.5, 0.3]}
+    )
+    about = {"name": "mlp", "options": {"hidden": [8]}}, {"name": "auto", "options": {}}
+    meta = {
+        "schema": one.schema.model_dump(mode="json"),
+        "classes": one.labels.labels,
+        "seed": 0,
+        "published_at": 0.0,
+        "records": 90,
+    }
+    served.write(tmp_path, model, {**meta, "student": about[0], "served": about[1]})
+    again, before = served.load(tmp_path, registry).student, model(x)
+    run(one)
+    assert torch.equal(model(x), before)
+    assert torch.equal(again(x), before)

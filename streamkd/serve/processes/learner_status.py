@@ -11,6 +11,7 @@ from streamkd.gates.gate import Mixing
 from streamkd.learner import Learner
 from streamkd.records import Repeating
 from streamkd.serve.processes.messages import Json
+from streamkd.teachers import guard
 from streamkd.teachers.pool import bytes_of
 from streamkd.telemetry import Recorder
 
@@ -91,7 +92,7 @@ def _teachers(learner: Learner, weights: Mapping[str, float]) -> list[Json]:
     return [
         {
             "name": teacher.key,
-            "kind": kinds.get(teacher.key, "snapshot"),
+            "kind": kinds[guard.group(teacher)],
             "marginal_gain": pool.worth.get(teacher.key),
             "accuracy": pool.accuracy.get(teacher.key),
             "weight": weights.get(teacher.key),

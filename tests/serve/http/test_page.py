@@ -38,7 +38,10 @@ STATUS = {
     "repeats": {"records": 1100, "share": 0.9, "told_apart": True, "pass": 12},
     "teachers": [{"name": "ema", "kind": "live", "marginal_gain": 0.2, "weight": 0.4, "classes": 3, "bytes": 2048}],
     "gate": {"hard": 0.6, "weights": {"ema": 0.4}, "adaptations": 7, "adaptation_seconds": 0.01},
-    "boundaries": [{"record": 0, "detector": "new-label", "task": "0"}],
+    "boundaries": [
+        {"record": 0, "detector": "new-label", "task": "0"},
+        {"record": 700, "detector": "adwin", "task": "1"},
+    ],
     "samples_per_second": 49.5,
     "loss": float("nan"),
     "history": [
@@ -136,6 +139,7 @@ def test_a_browser_shows_the_status(running: Running, tmp_path: Path) -> None:
         "1,200",
         "49.5",
         "7 adaptations of the gate",
+        "adwin saw a change at record 700",
         "2 KiB",
         "ema",
         'class="line"',

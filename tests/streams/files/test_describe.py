@@ -52,6 +52,7 @@ def _load(text: str, folder: Path) -> Config:
                 "detectors",
                 "teachers",
                 "recall",
+                "former",
                 "snapshot",
                 "last-label",
                 "linear",
