@@ -42,13 +42,15 @@ CHECKS: dict[Group, Callable[..., None]] = {
     "selectors": testing.check_selector,
 }
 OPTIONS: dict[tuple[str, str], dict[str, Any]] = {("sources", "replay"): {"dataset": "digits"}}
+FURTHER = {("teachers", "crossed"): {"schema": RecordSchema(inputs=(InputColumn(name="x", shape=(5,)),))}}  # a table
 
 
 @pytest.mark.parametrize(("group", "name"), KINDS, ids=["/".join(kind) for kind in KINDS])
 def test_every_built_in_keeps_its_contract(group: Group, name: str, tmp_path: Path) -> None:
     """Whatever a configuration can name passes the checks of its group."""
     model = OPTIONS | {("teachers", "checkpoint"): {"path": _written(tmp_path)}}
-    testing.check(group, REGISTRY.kind(group, name), model.get((group, name)))
+    kind, further = REGISTRY.kind(group, name), FURTHER.get((group, name), {})
+    CHECKS[group](kind, model.get((group, name)), **further)
 
 
 def _written(folder: Path) -> Path:
