@@ -25,13 +25,16 @@ def serve(config: Path | None, state: Path, overrides: tuple[str, ...], **servin
         serving["flight_port"] = 0
     more = [f"serve.{key}={serving[name]}" for name, key in given.items() if serving[name] is not None]
     more += ["serve.insecure=true"] if serving["insecure"] else []
-    from streamkd import config as configuration
-    from streamkd.plugins import Registry
-    from streamkd.serve import supervisor
+    from streamkd.serve.processes import child
 
     log_to_stderr()
-    tree = configuration.load(config, [*overrides, *more], Registry.load())
-    sys.exit(supervisor.serve(tree, state))
+    with child.started(child.LEARNER) as learner:  # both load for seconds: side by side
+        from streamkd import config as configuration
+        from streamkd.plugins import Registry
+        from streamkd.serve import supervisor
+
+        tree = configuration.load(config, [*overrides, *more], Registry.load())
+        sys.exit(supervisor.serve(tree, state, learner=learner))
 
 
 @click.command()
