@@ -139,7 +139,7 @@ class Gauges:
         for index, group in enumerate(learner.step.optimizer.param_groups if learner.started else []):
             self._recorder.set("train_learning_rate", float(group["lr"]), group=str(index))
         self._recorder.count("train_samples_total", learner.records - records)
-        if learner.pulled:
+        if learner.feed.pulled:
             source = learner.config.stream.source.name
             self._recorder.count("source_records_total", learner.records - records, source=source)
 

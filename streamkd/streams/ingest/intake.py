@@ -20,9 +20,9 @@ from typing import Protocol
 import numpy as np
 import pyarrow.compute as pc
 
-from streamkd.config import Limits, Retain, Tls
 from streamkd.errors import LimitExceeded, LogDamaged, NotReady, Overloaded, RecordError, SchemaMismatch, StreamkdError
 from streamkd.records import RecordSchema
+from streamkd.settings import Limits, Retain, Tls
 from streamkd.streams.ingest.admission import Sifted
 from streamkd.streams.ingest.committer import Committer
 from streamkd.streams.ingest.tokens import Tokens
