@@ -18,7 +18,7 @@ import torch
 from pydantic import Field, ValidationError
 
 from streamkd import wiring
-from streamkd.config import Config, Positive, Ratio
+from streamkd.config import Config
 from streamkd.errors import ConfigError
 from streamkd.learning.step import Step
 from streamkd.meta import artefact
@@ -31,6 +31,7 @@ from streamkd.pretraining.episodes import Course, EpisodeShape, KnownTask
 from streamkd.pretraining.synthetic import NATURES
 from streamkd.pretraining.teachers import Recorded, fit, recorded
 from streamkd.records import Model, RecordSchema
+from streamkd.settings import Positive, Ratio
 from streamkd.students import optimizers
 from streamkd.students.networks import Student
 from streamkd.wiring import device_of, schema_of

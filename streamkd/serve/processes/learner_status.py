@@ -113,7 +113,7 @@ def _totals(learner: Learner) -> dict[_Series, float]:
         ("train_samples_total",): learner.records,
         ("records_repeated_total", source): _repeats(learner)["records"],
     }
-    if learner.pulled:
+    if learner.feed.pulled:
         totals["source_records_total", source] = learner.records
     if (adapter := learner.adapter) is not None:
         totals[("gate_adaptations_total",)] = adapter.adaptations
