@@ -227,7 +227,6 @@ class Adapt(Model):
     engine: Literal["auto", "forward", "finite-difference", "maml", "prequential"] = "auto"
     horizon: Positive = Field(default=1, description="the last inner steps that an adaptation looks through")
     first_order: bool = Field(default=False, description="maml: a step's gradient forgets the steps before it")
-    temperature: bool = Field(default=False, description="the temperature of the gated loss is adapted too")
     learning_rate: float = Field(default=0.001, gt=0)
     query: Positive = Field(default=64, description="held-out samples per outer loss")
     anchor: float = Field(default=0.3, ge=0, description="pull of the gate's parameters towards where they began")
@@ -456,6 +455,7 @@ def from_tree(tree: Mapping[str, Any], registry: Registry | None = None) -> Conf
 
 GONE = {
     "pool.merge": "of 36 mergers tried on growing streams none was worth as much as the better of the two",
+    "adapt.temperature": "moved or not, T made no difference on three streams and five seeds",
     "vicinal.moved": "remembered images lie as they were: on four streams and five seeds that made no difference",
 }
 RENAMED = {"vicinity": "vicinal", "optimizer.settle_steps": "decay_steps"}

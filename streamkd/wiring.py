@@ -92,12 +92,6 @@ def artefact_of(config: Config, schema: RecordSchema) -> Artefact | None:
                 where="meta",
                 fix=f"give `{what}` as it was learned, or run `streamkd meta-train` with this configuration",
             )
-    if found.gate_optimizer and config.adapt.temperature:
-        raise ConfigError(
-            "a learned optimiser moves the gate alone, not the temperature",
-            where="adapt.temperature",
-            fix="leave it false, or run `streamkd meta-train` with --gate-optimizer adam",
-        )
     return found
 
 

@@ -125,7 +125,7 @@ LEARNERS: dict[str, dict[str, Any]] = {
         "losses": [{"name": "decoupled-kd", "gate": {"name": "per-sample"}}],
         "stream": {"source": {**SOURCE, "unlabelled": 0.3}, "batch": {"size": 30}, "unlabelled": "distil"},
     },
-    "hedge, temperature": {"gate": {"name": "hedge"}, "adapt": {"every": 2, "temperature": True, "balance": 0.1}},
+    "hedge, balance": {"gate": {"name": "hedge"}, "adapt": {"every": 2, "balance": 0.1}},
     "maml": {"adapt": {"every": 2, "engine": "maml"}, "optimizer": SGD},
     "hints, relations, ridge": {
         "losses": [

@@ -101,13 +101,7 @@ class _Training:
 
     def __init__(self, config: Config, registry: Registry, phase: Phase2, progress: Progress) -> None:
         # the gate is moved by episodes alone: no bursts, no anchor, no artefact to begin from
-        adapt = {
-            "every": phase.horizon,
-            "horizon": phase.horizon,
-            "on_task_steps": 0,
-            "anchor": 0.0,
-            "temperature": False,
-        }
+        adapt = {"every": phase.horizon, "horizon": phase.horizon, "on_task_steps": 0, "anchor": 0.0}
         self.config = config.model_copy(update={"meta": None, "adapt": config.adapt.model_copy(update=adapt)})
         self.registry, self.phase, self.begun = registry, phase, time.monotonic()
         self.schema: RecordSchema = schema_of(config, registry)
