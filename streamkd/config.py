@@ -227,6 +227,7 @@ class Adapt(Model):
     engine: Literal["auto", "forward", "finite-difference", "maml", "prequential"] = "auto"
     horizon: Positive = Field(default=1, description="the last inner steps that an adaptation looks through")
     first_order: bool = Field(default=False, description="maml: a step's gradient forgets the steps before it")
+    optimizer: Choice = Field(default=Choice(name="adam"), description="what moves the gate")
     learning_rate: float = Field(default=0.001, gt=0)
     query: Positive = Field(default=64, description="held-out samples per outer loss")
     anchor: float = Field(default=0.3, ge=0, description="pull of the gate's parameters towards where they began")
@@ -383,6 +384,7 @@ class Config(Model):
         yield "stream.source", "sources", self.stream.source
         yield "student", "students", self.student
         yield "gate", "gates", self.gate
+        yield "adapt.optimizer", "optimizers", self.adapt.optimizer
         yield "pool.admission", "admissions", self.pool.admission
         yield "publish.model", "selectors", self.publish.model
         yield "memory.policy", "policies", self.memory.policy

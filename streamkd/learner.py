@@ -365,7 +365,12 @@ class Learner:
             self._restore_learned(tree["learned"], saved)
 
     def _restore_adapter(self, adapter: Mapping[str, Any], saved: Config) -> None:
-        """Where losses have changed, the steps that it kept are of no use; nor is the rest, if some had gates."""
+        """Where losses have changed, the steps that it kept are of no use; nor is the rest, if some had gates.
+
+        Another optimiser has no use for the moments of the one before.
+        """
+        if saved.adapt.optimizer != self.config.adapt.optimizer:
+            adapter = {**adapter, "optimizer": {}}
         if saved.losses == self.config.losses:
             cast(GateAdapter, self._adapter).load_state_dict(dict(adapter))
         elif not any(choice.gate for choice in (*saved.losses, *self.config.losses)):

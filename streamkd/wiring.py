@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from streamkd.learning import terms
 from streamkd.learning.sharing import Origin, WeightSource, WeightTransfer
 from streamkd.learning.step import Step
 from streamkd.learning.terms import Term
-from streamkd.meta import artefact, learned_optimizer
+from streamkd.meta import artefact
 from streamkd.meta.adaptation import GateAdapter, begin_stream
 from streamkd.meta.artefact import Artefact
+from streamkd.meta.optimizers import Ruled
 from streamkd.plugins import Registry
 from streamkd.records import Label, RecordSchema, Source
 from streamkd.replay.memory import Memory
@@ -66,10 +68,11 @@ def _named(path: str, choice: Choice) -> Iterator[None]:
 
 
 def learned_for(config: Config, schema: RecordSchema) -> dict[str, Any]:
-    """What an artefact is bound to: the gates of the step and of its terms, and the student with its columns."""
+    """What an artefact is bound to: the gates of the step and of its terms, their optimiser, the student's columns."""
     own = [choice.gate for choice in config.losses if choice.gate]
     bound = {
         "gate": [choice.model_dump(mode="json") for choice in (config.gate, *own)],
+        "adapt.optimizer": config.adapt.optimizer.model_dump(mode="json"),
         "student": {**config.student.model_dump(mode="json"), "inputs": _inputs(schema.only(schema.student))},
     }
     return json.loads(json.dumps(bound))  # as it is read back: lists, not tuples
@@ -205,9 +208,10 @@ def step_of(
     if begun.gate_weights:
         gates.load_state_dict(begun.gate_state)  # before the adapter, whose anchor is where they are now
         begin_stream(gates, pool.keys)
-    adapter = GateAdapter(gates, **config.adapt.model_dump())
-    if begun.gate_optimizer and adapter.parameters:
-        adapter.optimizer = learned_optimizer.learned(begun.gate_optimizer, adapter.parameters)
+    moved_by = partial(make, registry, "adapt.optimizer", "optimizers", config.adapt.optimizer)
+    adapter = GateAdapter(gates, optimizer=moved_by, **config.adapt.model_dump(exclude={"optimizer"}))
+    if begun.gate_optimizer and isinstance(adapter.optimizer, Ruled):
+        adapter.optimizer.rule.load_state_dict(begun.gate_optimizer)
     adapters = terms.prepare(losses, student, pool, schema)
     optimizer = optimizers.build(config.optimizer.name, [*student.parameters(), *adapters], **rates)
     step = Step(

@@ -53,6 +53,7 @@ def registry() -> Registry:
             "forgetting",
             "analytic",
             "gates",
+            "optimizers",
             "per-sample",
             "match-gate",
         ]

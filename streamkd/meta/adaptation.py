@@ -12,7 +12,7 @@ before the student has moved by it. Every gate among the terms is adapted, each 
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -29,6 +29,7 @@ from streamkd.losses.match_gate import Gated, LossInputs
 from streamkd.meta import hypergradient, jacobian, maml
 from streamkd.meta.jacobian import Jvp
 from streamkd.meta.maml import SHARED
+from streamkd.meta.optimizers import adam
 from streamkd.meta.rates import rates_of
 from streamkd.meta.trajectory import InnerStep, Trajectory
 from streamkd.students import optimizers
@@ -39,7 +40,7 @@ Engine = Literal["auto", "forward", "finite-difference", "maml", "prequential"]
 
 @runtime_checkable
 class Beginning(Protocol):
-    """A gate that holds what is true of one stream alone: of its labels, its pool, its prices."""
+    """A gate, or its optimiser, that holds what is true of one stream alone: of its labels, its pool, its prices."""
 
     def begin_stream(self, teachers: Collection[str]) -> None:
         """A stream, or an episode, begins under these teachers: keep of what was learned what holds for it."""
@@ -68,6 +69,7 @@ class GateAdapter:
         engine: Engine,
         learning_rate: float,
         query: int,
+        optimizer: Callable[[Sequence[nn.Parameter], float], torch.optim.Optimizer] = adam,
         anchor: float = 1e-3,
         horizon: int = 1,
         first_order: bool = False,
@@ -79,7 +81,7 @@ class GateAdapter:
         self.parameters = [p for p in gate.parameters() if p.requires_grad]
         self.origin = [p.detach().clone() for p in self.parameters]
         self.active = bool(self.parameters) or any(isinstance(part, Hedging) for part in gate.modules())
-        self.optimizer = self._optimizer(learning_rate)
+        self.optimizer = optimizer(self.parameters, learning_rate) if self.parameters else None
         self.trajectory = Trajectory(horizon, kept=engine == "prequential")
         self.lacking: str | None = None  # what torch said of an operator without forward mode
         self.faults: Counter[str] = Counter()  # left out (memory, not_finite), or by differences for once (forward)
@@ -100,10 +102,6 @@ class GateAdapter:
         if self.lacking is not None:
             return "finite-difference"
         return "forward" if self.engine == "auto" else self.engine
-
-    def _optimizer(self, learning_rate: float) -> torch.optim.Optimizer | None:
-        fused = all(p.device.type in ("cpu", "cuda") for p in self.parameters)
-        return torch.optim.Adam(self.parameters, lr=learning_rate, fused=fused) if self.parameters else None
 
     def attach(self, step: Step) -> None:
         """Join the step whose gates are to be adapted: from now on it tells of its updates.
@@ -128,6 +126,8 @@ class GateAdapter:
         begin_stream(self.gate, teachers)
         if self.optimizer is not None:
             self.origin = _cut_back(self.optimizer, self.parameters, self.origin)
+        if isinstance(self.optimizer, Beginning):
+            self.optimizer.begin_stream(teachers)
 
     def begin_task(self) -> None:
         """A task begins, or the world has changed within one: the next steps adapt."""
