@@ -113,6 +113,7 @@ class Config(Model):
         yield "stream.source", "sources", self.stream.source
         yield "student", "students", self.student
         yield "gate", "gates", self.gate
+        yield "adapt.optimizer", "optimizers", self.adapt.optimizer
         yield "pool.admission", "admissions", self.pool.admission
         yield "publish.model", "selectors", self.publish.model
         yield "memory.policy", "policies", self.memory.policy
@@ -185,6 +186,7 @@ def from_tree(tree: Mapping[str, Any], registry: Registry | None = None) -> Conf
 
 GONE = {
     "pool.merge": "of 36 mergers tried on growing streams none was worth as much as the better of the two",
+    "adapt.temperature": "moved or not, T made no difference on three streams and five seeds",
     "vicinal.moved": "remembered images lie as they were: on four streams and five seeds that made no difference",
 }
 RENAMED = {"vicinity": "vicinal", "optimizer.settle_steps": "decay_steps"}

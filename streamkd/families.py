@@ -81,7 +81,6 @@ FAMILIES: Mapping[str, Family] = {
     "label_noise_ratio": _gauge(
         "Estimated label noise: part of the labels that are wrong; NaN where it cannot be told, ignored below 0.05."
     ),
-    "distillation_temperature": _gauge("The adapted temperature of a loss, where `adapt.temperature` asks for one."),
     "gate_adaptations_total": _counter("Meta-adaptations of the gate."),
     "gate_adaptation_faults_total": _counter(
         "Meta-adaptations that were left out (memory, not_finite) or taken by finite differences for once (forward).",

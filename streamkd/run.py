@@ -169,7 +169,6 @@ class _SeedRun:
                 "overhead_ratio": self._upkeep_seconds() / seconds,
                 "adaptations": adapter.adaptations if adapter else 0,
                 "engine": adapter.engine_in_use if adapter else None,
-                **({"temperature": adapter.temperature.value} if adapter and adapter.temperature else {}),
             },
             "efficiency": efficiency.measure(learner.served, self.tests[0].x[:32]),
             "throughput": {

@@ -155,7 +155,7 @@ class Adapt(Model):
     engine: Literal["auto", "forward", "finite-difference", "maml", "prequential"] = "auto"
     horizon: Positive = Field(default=1, description="the last inner steps that an adaptation looks through")
     first_order: bool = Field(default=False, description="maml: a step's gradient forgets the steps before it")
-    temperature: bool = Field(default=False, description="the temperature of the gated loss is adapted too")
+    optimizer: Choice = Field(default=Choice(name="adam"), description="what moves the gate")
     learning_rate: float = Field(default=0.001, gt=0)
     query: Positive = Field(default=64, description="held-out samples per outer loss")
     anchor: float = Field(default=0.3, ge=0, description="pull of the gate's parameters towards where they began")

@@ -54,6 +54,7 @@ def registry() -> Registry:
             "forgetting",
             "analytic",
             "gates",
+            "optimizers",
             "per-sample",
             "match-gate",
         ]

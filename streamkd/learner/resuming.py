@@ -87,7 +87,12 @@ def _restore_optimizer(step: Step, learned: Mapping[str, Any], saved: Config, no
 
 
 def _restore_adapter(adapter: GateAdapter, kept: Mapping[str, Any], saved: Config, now: Config) -> None:
-    """Where losses have changed, the steps that it kept are of no use; nor is the rest, if some had gates."""
+    """Where losses have changed, the steps that it kept are of no use; nor is the rest, if some had gates.
+
+    Another optimiser has no use for the moments of the one before.
+    """
+    if saved.adapt.optimizer != now.adapt.optimizer:
+        kept = {**kept, "optimizer": {}}
     if saved.losses == now.losses:
         adapter.load_state_dict(dict(kept))
     elif not any(choice.gate for choice in (*saved.losses, *now.losses)):

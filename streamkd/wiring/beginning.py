@@ -28,12 +28,6 @@ def artefact_of(config: Config, schema: RecordSchema) -> Artefact | None:
                 where="meta",
                 fix=f"give `{what}` as it was learned, or run `streamkd meta-train` with this configuration",
             )
-    if found.gate_optimizer and config.adapt.temperature:
-        raise ConfigError(
-            "a learned optimiser moves the gate alone, not the temperature",
-            where="adapt.temperature",
-            fix="leave it false, or run `streamkd meta-train` with --gate-optimizer adam",
-        )
     return found
 
 
@@ -59,10 +53,11 @@ def begun_from(kept: Mapping[str, Any] | None, saved: Config, now: Config, schem
 
 
 def learned_for(config: Config, schema: RecordSchema) -> dict[str, Any]:
-    """What an artefact is bound to: the gates of the step and of its terms, and the student with its columns."""
+    """What an artefact is bound to: the gates of the step and of its terms, their optimiser, the student's columns."""
     own = [choice.gate for choice in config.losses if choice.gate]
     bound = {
         "gate": [choice.model_dump(mode="json") for choice in (config.gate, *own)],
+        "adapt.optimizer": config.adapt.optimizer.model_dump(mode="json"),
         "student": {**config.student.model_dump(mode="json"), "inputs": inputs_of(schema.only(schema.student))},
     }
     return json.loads(json.dumps(bound))  # as it is read back: lists, not tuples

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from streamkd.learning import terms
 from streamkd.learning.sharing import Origin, WeightSource, WeightTransfer
 from streamkd.learning.step import Step
 from streamkd.learning.terms import Term
-from streamkd.meta import learned_optimizer
 from streamkd.meta.adaptation import GateAdapter, begin_stream
 from streamkd.meta.artefact import Artefact
+from streamkd.meta.optimizers import Ruled
 from streamkd.plugins import Registry
 from streamkd.records import Label, RecordSchema
 from streamkd.replay.memory import Memory
@@ -52,7 +53,7 @@ def step_of(
     pool = _pool(config, registry, memory, *_teachers(config, registry, context))
     gate = _gate(config, registry, "gate", config.gate).to(device)
     losses = [_term(config, registry, index, device) for index in range(len(config.losses))]
-    adapter = _adapter(config, gate, losses, pool, begun)
+    adapter = _adapter(config, registry, gate, losses, pool, begun)
     optimizer = _optimizer(config, [*student.parameters(), *terms.prepare(losses, student, pool, schema)])
     step = Step(
         student,
@@ -152,15 +153,18 @@ def _pool(
     )
 
 
-def _adapter(config: Config, gate: Any, losses: Sequence[Term], pool: Pool, begun: Artefact) -> GateAdapter:
+def _adapter(
+    config: Config, registry: Registry, gate: Any, losses: Sequence[Term], pool: Pool, begun: Artefact
+) -> GateAdapter:
     """Whoever moves the gates of the step and of its terms, from where they begin."""
     gates = torch.nn.ModuleList([gate, *(term.gate for term in losses if isinstance(term.gate, torch.nn.Module))])
     if begun.gate_weights:
         gates.load_state_dict(begun.gate_state)  # before the adapter, whose anchor is where they are now
         begin_stream(gates, pool.keys)
-    adapter = GateAdapter(gates, **config.adapt.model_dump())
-    if begun.gate_optimizer and adapter.parameters:
-        adapter.optimizer = learned_optimizer.learned(begun.gate_optimizer, adapter.parameters)
+    moved_by = partial(make, registry, "adapt.optimizer", "optimizers", config.adapt.optimizer)
+    adapter = GateAdapter(gates, optimizer=moved_by, **config.adapt.model_dump(exclude={"optimizer"}))
+    if begun.gate_optimizer and isinstance(adapter.optimizer, Ruled):
+        adapter.optimizer.rule.load_state_dict(begun.gate_optimizer)
     return adapter
 
 

@@ -54,7 +54,6 @@ def status_of(learner: Learner, rate: float, version: int | None, answering: int
             "adaptation_seconds": adapter.seconds / adapter.adaptations if adapter and adapter.adaptations else None,
             "label_noise": learner.step.pool.noise if learner.started else None,
             "label_noise_asked": learner.started and learner.step.pool.asks_noise,
-            "temperature": adapter.temperature.value if adapter and adapter.temperature else None,
         },
         "boundaries": [
             {"record": b.record, "detector": b.detector, "task": b.task} for b in learner.tasks.boundaries[-BOUNDARIES:]
@@ -176,7 +175,6 @@ class Gauges:
         if status["gate"]["label_noise_asked"]:
             noise = status["gate"]["label_noise"]
             recorder.set("label_noise_ratio", math.nan if noise is None else noise)
-        self._set("distillation_temperature", status["gate"]["temperature"])
         for teacher in status["teachers"]:
             self._set("teacher_marginal_gain_ratio", teacher["marginal_gain"], teacher=teacher["name"])
         names = {teacher["name"] for teacher in status["teachers"]}
