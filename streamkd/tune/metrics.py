@@ -8,8 +8,8 @@ from typing import get_args
 
 from streamkd.telemetry import Exposition, Recorder
 from streamkd.tune import progress
+from streamkd.tune.controller import SearchStatus
 from streamkd.tune.record import DONE, State
-from streamkd.tune.search import SearchStatus
 
 
 class Metrics:

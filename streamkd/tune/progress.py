@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 from streamkd.tune.record import DONE, TrialRecord
 
 if TYPE_CHECKING:
-    from streamkd.tune.search import SearchStatus
+    from streamkd.tune.controller import SearchStatus
 
 
 class Progress:
@@ -80,20 +80,16 @@ def seconds_left(standing: "SearchStatus") -> float | None:
     ``None`` where no trial runs, and while none is over; no more than the time budget leaves.
     """
     running = [one for one in standing.trials if one.state == "running"]
-    spent = [one.seconds for one in standing.trials if one.state in DONE and one.seconds]
+    over = [one for one in standing.trials if one.state in DONE]
     if not running:
         return None
-    left = None
-    if spent:
-        each = sum(spent) / len(spent)
-        to_come = standing.settings.trials - sum(one.state in DONE for one in standing.trials) - len(running)
-        work = max(to_come, 0) * each + sum(max(each - one.seconds, 0.1 * each) for one in running)
-        left = work / len(running)
     budget = standing.settings.time_budget_seconds
-    if budget is None:
-        return left
-    rest = max(budget - standing.seconds, 0.0)
-    return rest if left is None else min(left, rest)
+    most = [] if budget is None else [max(budget - standing.seconds, 0.0)]
+    if spent := [one.seconds for one in over if one.seconds]:
+        each = sum(spent) / len(spent)
+        to_come = max(standing.settings.trials - len(over) - len(running), 0) * each
+        most.append((to_come + sum(max(each - one.seconds, 0.1 * each) for one in running)) / len(running))
+    return min(most, default=None)
 
 
 def figure(value: float | None) -> str:

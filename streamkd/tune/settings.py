@@ -26,7 +26,8 @@ class Settings:
 
     ``objectives``: names of ``tune.trials.objective``; the first leads, a second makes a front. ``seeds``: those of a
     trial, which advance together. ``seed``: of the sampler's own draws. ``hang_seconds``: a trial that learned no
-    record for so long is ended. ``memory_bytes``: what a trial may allocate. ``address``: of a Ray cluster.
+    record for so long is ended. ``memory_bytes``: what a trial may allocate. ``address``: of the Ray
+    whose Ray Tune runs the trials; ``local`` is one of this machine alone.
     """
 
     trials: int = 16
@@ -57,7 +58,7 @@ class Settings:
             if (value := getattr(self, name)) is not None and value <= 0:
                 raise ConfigError(f"needed more than 0, got {value}", where=name)
         if self.gpus_per_trial and self.address is None:
-            fix = "leave it out: trials of one machine share its GPU; or `ray start --head` and --address auto"
+            fix = "leave it out: trials of one machine share its GPU; or let Ray share it out with --address local"
             raise ConfigError("shares of a GPU are Ray's", where="--gpus-per-trial", fix=fix)
 
     @property

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from streamkd.tune import progress
+from streamkd.tune.controller import SearchStatus
 from streamkd.tune.progress import Progress
 from streamkd.tune.record import TrialRecord
-from streamkd.tune.search import SearchStatus
 from streamkd.tune.settings import Settings
 
 TOTAL = 9000
