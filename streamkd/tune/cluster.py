@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from streamkd import extras
@@ -39,11 +40,14 @@ def run(controller: Controller) -> None:
         ConfigError: an address that no search can be driven through. StreamkdError: nobody answers there, or a trial
             fits nowhere.
     """
-    with _connected(str(controller.settings.address)) as ray:
+    with (
+        TemporaryDirectory(prefix="streamkd-", ignore_cleanup_errors=True) as notes,
+        _connected(str(controller.settings.address), notes) as ray,
+    ):
         _refuse_too_much(controller.settings, ray.nodes())
         from streamkd.tune import tuner
 
-        tuner.fit(controller)
+        tuner.fit(controller, notes)
 
 
 def _refuse_too_much(settings: Settings, machines: Sequence[Mapping[str, Any]]) -> None:
@@ -60,24 +64,28 @@ def _refuse_too_much(settings: Settings, machines: Sequence[Mapping[str, Any]]) 
 
 
 @contextmanager
-def _connected(address: str) -> Iterator[Any]:
+def _connected(address: str, notes: str) -> Iterator[Any]:
     if "://" in address:
         raise ConfigError(
             f"needed host:port of a cluster's head, auto or local, got {address}", where="--address",
             fix="give the command on a machine of the cluster; a search is not driven through a Ray client",
         )  # fmt: skip
-    os.environ.update(QUIET | (_alone() if address == "local" else _token()))
+    alone = address == "local"
+    os.environ.update(QUIET | (_alone(notes) if alone else _token()))
     extras.need("ray", "a search on a cluster", "--address")
     import ray
 
     try:
-        if address not in ("auto", "local"):  # Ray itself would try for many minutes
+        if address != "auto" and not alone:  # Ray itself would try for many minutes
             host, _, port = address.rpartition(":")
             socket.create_connection((host.strip("[]"), int(port)), ASK_SECONDS).close()
-        with _handlers_kept():
-            ray.init(
-                address=address, log_to_driver=False, logging_level=logging.CRITICAL, runtime_env={"env_vars": QUIET}
-            )
+        handler = signal.getsignal(signal.SIGTERM)
+        ray.init(
+            address=address, log_to_driver=False, logging_level=logging.CRITICAL, runtime_env={"env_vars": QUIET},
+            include_dashboard=False if alone else None,
+        )  # fmt: skip
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray takes it for itself
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as fault:
         said = getattr(fault, "strerror", None) or str(fault).partition(". ")[0].splitlines()[0]
         raise StreamkdError(
@@ -90,9 +98,9 @@ def _connected(address: str) -> Iterator[Any]:
         ray.shutdown()
 
 
-def _alone() -> dict[str, str]:
-    """A Ray of this machine alone, which listens on loopback and asks for a token that nobody else has."""
-    mine = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+def _alone(notes: str) -> dict[str, str]:
+    """A Ray of this machine alone. It listens on loopback, asks for a token that nobody else has, leaves nothing."""
+    mine = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_TMPDIR": notes}
     return {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0", **mine}
 
 
@@ -101,14 +109,3 @@ def _token() -> dict[str, str]:
     known = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     known = known or (Path.home() / ".ray" / "auth_token").exists()
     return {"RAY_AUTH_MODE": "token"} if known and "RAY_AUTH_MODE" not in os.environ else {}
-
-
-@contextmanager
-def _handlers_kept() -> Iterator[None]:
-    """Ray takes SIGTERM for itself; it stays the driver's."""
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)

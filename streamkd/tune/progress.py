@@ -10,6 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, TextIO
 
 from streamkd.tune.record import DONE, TrialRecord
+from streamkd.tune.results.decision import highest
 
 if TYPE_CHECKING:
     from streamkd.tune.controller import SearchStatus
@@ -49,8 +50,8 @@ def head(standing: "SearchStatus") -> str:
     states = ", ".join(f"{counts[state]} {state}" for state in DONE if counts[state])
     over = f"{sum(counts[state] for state in DONE)} of {standing.settings.trials} trials over"
     over += f" ({states})" * bool(states) + f", {counts['running']} running" * bool(counts["running"])
-    left, name = seconds_left(standing), next(iter(standing.directions))
-    first = best(standing, name)
+    left, (name, direction) = seconds_left(standing), next(iter(standing.directions.items()))
+    first = highest(standing.trials, name, direction)
     return "; ".join(
         [
             over,
@@ -65,13 +66,6 @@ def _ended(one: TrialRecord, standing: "SearchStatus") -> str:
     figures = "".join(f", {name} {figure(value)}" for name, value in known if value is not None)
     why = f" ({one.reason})" if one.reason else ""
     return f"trial {one.number} {one.state}{why} at {one.records:,} of {standing.total:,} records{figures}"
-
-
-def best(standing: "SearchStatus", name: str) -> TrialRecord | None:
-    """The finished trial with the best figure, the first of equals."""
-    sign = 1.0 if standing.directions[name] == "max" else -1.0
-    known = [(sign * value, -one.number, one) for one in standing.trials if (value := one.final(name)) is not None]
-    return max(known, default=(0.0, 0, None), key=lambda each: each[:2])[2]
 
 
 def seconds_left(standing: "SearchStatus") -> float | None:

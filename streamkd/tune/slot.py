@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from multiprocessing import get_context
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamkd.errors import TrialFailed
@@ -42,7 +41,6 @@ class Slot:
         self._context = get_context("forkserver")
         self._context.set_forkserver_preload([main.__module__, packed.made_in])
         self._process: Any = None
-        self._log = tempfile.NamedTemporaryFile(prefix="streamkd-tune-")  # noqa: SIM115 - as long as the slot
 
     def begin(self, values: Values) -> None:
         """Begin a trial under these values.
@@ -51,11 +49,14 @@ class Slot:
             TrialFailed: it cannot be begun.
         """
         self._connection, theirs = self._context.Pipe()
-        given = (self._packed, values, theirs, self._log.name, self._devices)
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the trial; it has no name, to be left behind
+        log = f"/proc/{os.getpid()}/fd/{self._log.fileno()}"
+        given = (self._packed, values, theirs, log, self._devices)
         process = self._context.Process(target=main, args=given, daemon=True)
         try:
             process.start()
         except OSError as fault:  # the server is gone; the next trial has another one
+            self._log.close()
             raise TrialFailed("crash", f"its process could not be begun: {fault}") from None
         finally:
             theirs.close()
@@ -85,6 +86,7 @@ class Slot:
         """The trial is over, or left."""
         if self._process is not None:
             self._connection.close()
+            self._log.close()
             self._process.kill()
             self._process.join()
             self._process.close()
@@ -96,7 +98,8 @@ class Slot:
             return TrialFailed("hang", f"learned nothing for {self._packed.settings.hang_seconds:g} s")
         if code == -signal.SIGKILL:
             return TrialFailed("memory", "the process was killed (SIGKILL), which is how the system frees memory")
-        lines = [line.strip() for line in Path(self._log.name).read_text("utf-8", "replace").splitlines()]
+        self._log.seek(0)
+        lines = [line.strip() for line in self._log.read().decode("utf-8", "replace").splitlines()]
         last = "".join(f": {line[:200]}" for line in [*filter(None, lines)][-1:])
         how = f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
         return TrialFailed("crash", f"the process ended {how}{last}")

@@ -144,7 +144,7 @@ class Study:
                 for one in space.active(given["values"]):
                     if one.told(given["values"][one.path]) is not None:
                         suggest(trial, one)
-            trial.set_user_attr("trial", {**given, "begun_at": time.time()})
+            trial.set_user_attr("trial", given)
             return Asked(given["number"], given["values"], trial)
 
     def _next(self, space: Space, settings: Settings, config: Config, registry: Registry) -> int | None:
@@ -300,7 +300,7 @@ def _record(one: FrozenTrial) -> TrialRecord | None:
     if one.state.is_finished() and one.duration is not None:
         seconds = one.duration.total_seconds()
     state = "failed" if reason else states[one.state]
-    return TrialRecord(given["number"], given["values"], state, readings, reason, seconds, given.get("begun_at"))
+    return TrialRecord(given["number"], given["values"], state, readings, reason, seconds)
 
 
 def _sampler(settings: Settings, number: int) -> optuna.samplers.BaseSampler:

@@ -7,7 +7,6 @@ snapshot, lie in a folder that is gone afterwards.
 """
 
 import pickle
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,27 +23,32 @@ from streamkd.tune.study import Asked
 from streamkd.tune.worker import failure
 
 
-def fit(controller: Controller) -> None:
-    """Run the trials of a search on the Ray that this process is connected to, until there are no more."""
+def fit(controller: Controller, notes: str) -> None:
+    """Run the trials of a search on the Ray that this process is connected to, until there are no more.
+
+    ``notes``: a folder for what Ray Tune writes down.
+    """
     settings, running = controller.settings, dict[str, Asked]()
     resources = {"cpu": settings.cpus_per_trial, "gpu": settings.gpus_per_trial}
-    how = tune.TuneConfig(
-        search_alg=Proposals(controller, running),
-        scheduler=Decisions(controller, running),
-        num_samples=-1,
-        max_concurrent_trials=settings.concurrency,
-        time_budget_s=controller.seconds_left,
-        reuse_actors=True,
+    tuner = tune.Tuner(
+        tune.with_resources(trainable.of(controller.job), resources),
+        tune_config=tune.TuneConfig(
+            search_alg=Proposals(controller, running),
+            scheduler=Decisions(controller, running),
+            num_samples=-1,
+            max_concurrent_trials=settings.concurrency,
+            time_budget_s=controller.seconds_left,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            storage_path=notes, verbose=0, checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False)
+        ),
     )
-    with tempfile.TemporaryDirectory(prefix="streamkd-tune-") as notes:
-        never = tune.CheckpointConfig(checkpoint_at_end=False)
-        kept = tune.RunConfig(storage_path=notes, verbose=0, checkpoint_config=never)
-        trial = tune.with_resources(trainable.of(controller.job), resources)
-        try:
-            tune.Tuner(trial, tune_config=how, run_config=kept).fit()
-        finally:
-            for asked in running.values():
-                controller.leave(asked)
+    try:
+        tuner.fit()
+    finally:
+        for asked in running.values():
+            controller.leave(asked)
 
 
 class Proposals(Searcher):

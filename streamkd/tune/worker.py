@@ -133,7 +133,7 @@ def _settle(log: str, devices: str | None, memory_bytes: int | None) -> None:
     """The process as a trial needs it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    handle = os.open(log, os.O_WRONLY | os.O_TRUNC)
+    handle = os.open(log, os.O_WRONLY | os.O_APPEND)
     for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
         stream.flush()
         os.dup2(handle, number)

@@ -47,6 +47,6 @@ def works(process: psutil.Process) -> bool:
 
 
 def refuse_repeated(before: dict[int, TrialRecord], after: dict[int, TrialRecord]) -> None:
-    """Every trial that was over is as it was: same readings, same begin, same seconds."""
+    """Every trial that was over is as it was: same readings, same seconds."""
     for number, one in before.items():
         assert after[number] == one

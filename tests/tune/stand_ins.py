@@ -77,7 +77,7 @@ class StandIn:
         self._begun = True
         figures = [self._figure + 0.001 * at for at in range(len(self._seeds))]
         means = dict.fromkeys(self._names, float(np.mean(figures)))
-        return TrialReading(records, means, dict.fromkeys(self._names, figures), self._seeds, means[self._names[0]])
+        return TrialReading(records, means, dict.fromkeys(self._names, figures))
 
     def _do(self) -> None:
         if self._deed == "segfault":
