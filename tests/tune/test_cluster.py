@@ -63,7 +63,7 @@ def told(found: Any) -> list[Any]:
     ]
 
 
-@pytest.mark.timeout(300)  # Ray is started, and an actor's imports are made
+@pytest.mark.timeout(600)  # Ray is started, and an actor's imports are made
 def test_a_search_on_ray_is_the_search_that_it_is_here(head: str, tmp_path: Path) -> None:
     """One trial at a time, with proposals, halving and deeds of every kind: values, readings, states and reasons are
     those of a search in this process, where no deed can be survived that ends it.
@@ -130,7 +130,7 @@ def test_a_search_that_is_killed_on_ray_goes_on_here(tmp_path: Path, monkeypatch
     for agent in agents:
         with contextlib.suppress(psutil.Error):
             agent.kill()
-    assert drive(out, 6, "resume").wait(200) == 0
+    assert drive(out, 6, "resume").wait(300) == 0
     after = over(out)
     refuse_repeated(before, after)
     assert sorted(after) == list(range(6))
@@ -152,7 +152,7 @@ def test_nobody_at_the_address_is_said_at_once(tmp_path: Path) -> None:
         tune(tmp_path / "client", cluster.run, address="ray://127.0.0.1:10001")
 
 
-@pytest.mark.timeout(300)  # Ray Tune's actors make their imports
+@pytest.mark.timeout(600)  # Ray Tune's actors make their imports
 def test_ray_tune_searches_over_trials_that_measure_as_here(head: str, tmp_path: Path) -> None:
     """Its own search, by dotted paths: each trial ends with what the same values end with in this process."""
     import ray

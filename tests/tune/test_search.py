@@ -23,6 +23,7 @@ from drivers import drive, family, over, refuse_repeated, wait_for, works
 from stand_ins import GOOD, SPACE, here, tune
 
 
+@pytest.mark.timeout(300)  # the imports of a trial are made twice, beside whatever else runs
 def test_a_killed_driver_goes_on_where_it_was(tmp_path: Path) -> None:
     """Killed with -9 in the middle: no child trains for nobody. Resumed: what was over is kept, the table is whole, and
     what was under way has its number and values again.
@@ -37,7 +38,7 @@ def test_a_killed_driver_goes_on_where_it_was(tmp_path: Path) -> None:
     assert before
     wait_for(lambda: not any(map(works, children)), 10)
     assert not any(map(works, children))
-    assert drive(out, 6, "resume").wait(100) == 0
+    assert drive(out, 6, "resume").wait(200) == 0
     after = over(out)
     refuse_repeated(before, after)
     assert sorted(after) == list(range(6))
