@@ -255,7 +255,10 @@ class _SeedRun:
         return float((probabilities(model, test.x).argmax(1) == self._columns(test).numpy()).mean())
 
     def _fidelity(self) -> list[dict[str, Any]]:
-        """Agreement of the student with each teacher that answers by itself, on all test records."""
+        """Of each teacher that answers by itself, on all test records: the student's agreement with it, its accuracy.
+
+        The accuracy is the mean over the tests, as the student's is at the end.
+        """
         x = torch.cat([test.x for test in self.tests])
         ours = probabilities(self.learner.student, x)
         rows = []
@@ -264,5 +267,8 @@ class _SeedRun:
             if teacher.role not in ("remembered", "prequential") and known.any():
                 theirs, mask = probabilities_over(teacher.logits, known, x), known.cpu().numpy()
                 agreement, kl = fidelity.agreement(ours, theirs, mask), fidelity.kl(ours, theirs, mask)
-                rows.append({"teacher": teacher.key, "agreement": agreement, "kl": kl})
+                right = theirs.argmax(1) == np.concatenate([self._columns(test).numpy() for test in self.tests])
+                ends = np.cumsum([len(test.labels) for test in self.tests])[:-1]
+                alone = float(np.mean([part.mean() for part in np.split(right, ends)]))
+                rows.append({"teacher": teacher.key, "agreement": agreement, "kl": kl, "accuracy": alone})
         return rows

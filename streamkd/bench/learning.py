@@ -121,14 +121,15 @@ def _tree(task: LearningRun) -> streams.Tree:
 
 
 def _summary(report: dict[str, Any]) -> Row:
-    """Of our own learner: student and served model."""
+    """Of our own learner: student, served model, and the teacher in closed form alone."""
     found: Row = {}
     for side, prefix in (("student", ""), ("served", "served_")):
         reached = report[side]["accuracy"]
         found[side] = reached["final_average"]
         found[f"{prefix}anytime"] = reached["anytime_average"]
         found[f"{prefix}forgetting"] = report[side]["forgetting"]["average"]
-    return found
+    alone = {row["teacher"]: row["accuracy"] for row in report["fidelity"]}
+    return found | ({CLOSED_FORM: alone[CLOSED_FORM]} if CLOSED_FORM in alone else {})
 
 
 def _in_memory(task: LearningRun, config: configuration.Config, registry: Registry) -> Row:
@@ -158,19 +159,21 @@ def _in_memory(task: LearningRun, config: configuration.Config, registry: Regist
 
 
 ACCURACY, FORGETTING = "accuracy", "forgetting"
-SERVED, STUDENT = f"{baselines.OURS}, served", f"{baselines.OURS}, student"
+CLOSED_FORM = "analytic"
+SERVED, STUDENT, ALONE = (f"{baselines.OURS}, {name}" for name in ("served", "student", CLOSED_FORM))
 
 
 def by_stream(rows: Sequence[Row], what: str = ACCURACY) -> Scores:
-    """Final ``accuracy`` or ``forgetting`` by stream and method; ours stands in two lines.
+    """Final ``accuracy`` or ``forgetting`` by stream and method; ours stands in three lines.
 
     Whoever sees no order of tasks forgets nothing and is left out of forgetting.
     """
     student, served = ("student", "served") if what == ACCURACY else ("forgetting", "served_forgetting")
     found: dict[str, dict[str, list[float]]] = {}
+    lines = ((student, STUDENT), (served, SERVED), *([(CLOSED_FORM, ALONE)] if what == ACCURACY else []))
     for row in rows:
-        for key, ours in ((student, STUDENT), (served, SERVED)):
-            if key in row:
+        for key, ours in lines:
+            if key in row and (key != CLOSED_FORM or row["method"] == baselines.OURS):
                 line = ours if row["method"] == baselines.OURS else row["method"]
                 found.setdefault(row["stream"], {}).setdefault(line, []).append(row[key])
     return found
@@ -193,6 +196,8 @@ def _quoted(what: str, line: str) -> str:
     """The name of a figure after its stream; empty where it has none."""
     if line == STUDENT:
         return "student" if what == ACCURACY else ""
+    if line == ALONE:
+        return CLOSED_FORM
     if line == SERVED:
         return "served" if what == ACCURACY else FORGETTING
     return line if what == ACCURACY else f"{line}.{FORGETTING}"
@@ -200,7 +205,9 @@ def _quoted(what: str, line: str) -> str:
 
 def table(rows: Sequence[Row], what: str = ACCURACY) -> Table:
     """A stream across, a method down; ours come first."""
-    return scores.table(f"final average {what}", by_stream(rows, what), (SERVED, STUDENT, *baselines.BASELINES), "-")
+    return scores.table(
+        f"final average {what}", by_stream(rows, what), (SERVED, STUDENT, ALONE, *baselines.BASELINES), "-"
+    )
 
 
 def markdown(result: Mapping[str, Any]) -> str:

@@ -236,10 +236,16 @@ def _efficiency_card(report: Mapping[str, Any]) -> str:
 
 def _fidelity_card(report: Mapping[str, Any]) -> str:
     rows = [
-        [one["teacher"], _pm(one, "agreement", 3), _pm(one, "kl", 3)] for one in report.get("fidelity") or [] if one
+        [one["teacher"], *(_pm(one, key, 3) for key in ("accuracy", "agreement", "kl"))]
+        for one in report.get("fidelity") or []
+        if one
     ]
-    note = "On test records: how often student and teacher say the same, and the divergence of their probabilities."
-    return card("Fidelity to the teachers", note, table(["teacher", "agreement", "KL (nats)"], rows)) if rows else ""
+    note = "On test records: accuracy of each teacher alone, how often the student says the same, their divergence."
+    return (
+        card("Fidelity to the teachers", note, table(["teacher", "accuracy", "agreement", "KL (nats)"], rows))
+        if rows
+        else ""
+    )
 
 
 def _boundaries_card(report: Mapping[str, Any]) -> str:
