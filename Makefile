@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 UNIT := analytic incremental gates losses students replay teachers tasks learning streams state evaluate
 FAST := $(wildcard $(addprefix tests/,$(UNIT))) $(wildcard $(patsubst %,tests/test_%.py,config plugins api extras package)) plugins/streamkd-baselines/tests
 
-.PHONY: help setup serve test test-fast check bench soak clean
+.PHONY: help setup serve test test-fast check anatomy bench soak clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -35,6 +35,9 @@ check: setup ## format, lint, types and layers
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+anatomy: setup ## modules, lengths, circles and types beside pluggy, httpx, river and Avalanche
+	$(BIN)/python tests/anatomy.py streamkd:tests pluggy httpx river avalanche
 
 bench: setup ## speed beside a bare PyTorch loop and Avalanche's replay
 	$(BIN)/streamkd bench speed --json out/speed.json

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         source_losses,
     )
     from streamkd.meta.adaptation import Beginning
+    from streamkd.meta.optimizers import Ruled
     from streamkd.observe import Observer
     from streamkd.records import Chunk, InputColumn, Label, Records, RecordSchema, Repeating, Source
     from streamkd.replay.policy import Accounting, Contents, Offered, Policy
@@ -119,6 +120,7 @@ __all__ = [
     "Role",
     "RowSource",
     "RowsContext",
+    "Ruled",
     "SchemaMismatch",
     "Scored",
     "Selector",
@@ -179,6 +181,7 @@ _LATER = {
         "source_losses",
     ),
     "streamkd.meta.adaptation": ("Beginning",),
+    "streamkd.meta.optimizers": ("Ruled",),
     "streamkd.observe": ("Observer",),
     "streamkd.records": ("Chunk", "InputColumn", "Label", "RecordSchema", "Records", "Repeating", "Source"),
     "streamkd.replay.policy": ("Accounting", "Contents", "Offered", "Policy"),

@@ -21,6 +21,7 @@ Group = Literal[
     "teachers",
     "losses",
     "gates",
+    "optimizers",
     "sources",
     "detectors",
     "observers",
@@ -108,6 +109,14 @@ def streamkd_losses() -> Iterable[Kind]:
 @hookspec
 def streamkd_gates() -> Iterable[Kind]:
     """Gates: ``make(options) -> streamkd.api.Gate``, weights over the hard label and the teachers."""
+
+
+@hookspec
+def streamkd_optimizers() -> Iterable[Kind]:
+    """Optimisers of the gate: ``make(options, parameters, learning_rate) -> torch.optim.Optimizer``.
+
+    One with a ``rule`` that `streamkd meta-train` is to teach is a ``streamkd.api.Ruled``.
+    """
 
 
 @hookspec

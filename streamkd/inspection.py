@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from streamkd.errors import StateError
-from streamkd.logs import one_line
+from streamkd.logs import some
 from streamkd.state.checkpoint import CheckpointStore, Snapshot
 from streamkd.state.directory import StateDirectory
 from streamkd.state.versions import VersionStore
@@ -128,9 +128,9 @@ def in_words(found: Mapping[str, Any]) -> str:
     lines = [
         f"{found['records_trained']} records trained in {found['steps']} steps"
         f"{_again(found['records_repeated'])}; "
-        f"{len(tasks)} tasks ({_some(tasks)}), {len(classes)} classes ({_some(classes)})",
+        f"{len(tasks)} tasks ({some(tasks)}), {len(classes)} classes ({some(classes)})",
         f"served version: {found['version'] or 'none yet'}{' (pinned)' if found['pinned'] else ''}",
-        f"teachers: {_some([t['name'] for t in found['teachers']]) or 'none'}; "
+        f"teachers: {some([t['name'] for t in found['teachers']]) or 'none'}; "
         f"{found['memory_records']} remembered records",
         f"next offsets: {', '.join(f'{p} {o}' for p, o in found['offsets'].items())}; "
         f"{found['dead_letters']} dead letters",
@@ -143,8 +143,3 @@ def in_words(found: Mapping[str, Any]) -> str:
 
 def _again(repeats: int) -> str:
     return f", {repeats} of them had come before" if repeats else ""
-
-
-def _some(values: list[Any], most: int = 12) -> str:
-    shown = ", ".join(one_line(str(value)) for value in values[:most])
-    return f"{shown}, … {len(values) - most} more" if len(values) > most else shown

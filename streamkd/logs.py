@@ -9,6 +9,7 @@ sequences would command the terminal that shows it.
 import copy
 import logging
 import sys
+from collections.abc import Sequence
 
 _FIX = "\n  fix: "  # how a StreamkdError says what to do
 # C0 and C1, line and paragraph separators, and what turns the direction of writing
@@ -25,6 +26,12 @@ def one_line(text: str) -> str:
 def lines(text: str) -> str:
     """The same, with its line breaks."""
     return text.translate(_ESCAPED_LINES)
+
+
+def some(names: Sequence[object], most: int = 12) -> str:
+    """The first few of many names, each on one line."""
+    shown = ", ".join(one_line(str(name)) for name in names[:most])
+    return f"{shown}, … {len(names) - most} more" if len(names) > most else shown
 
 
 class OneLine(logging.Formatter):

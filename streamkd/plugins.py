@@ -36,6 +36,7 @@ BROUGHT: dict[Group, dict[str, str]] = {
         **dict.fromkeys(("attention", "decoupled-kd", "feature", "kd"), "streamkd-baselines"),
         **dict.fromkeys(("match-gate-literal", "match-gate-mixture", "relational"), "streamkd-baselines"),
     },
+    "optimizers": {"learned": "streamkd-baselines"},
     "teachers": {"river": "streamkd-river", "torchvision": "streamkd-vision"},
 }
 logger = logging.getLogger(__name__)

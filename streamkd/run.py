@@ -11,7 +11,6 @@ it names none, the end is reported over all test records, whatever tasks the det
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,10 @@ from streamkd import config as configuration
 from streamkd.config import Config
 from streamkd.errors import ConfigError, SourceError
 from streamkd.evaluate import efficiency, fidelity, report
+from streamkd.evaluate.test_sets import TestSet, listed, probabilities, probabilities_over, sets_of
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
-from streamkd.records import RecordSchema
 from streamkd.state.environment import environment
-from streamkd.streams.encoding import codec
-from streamkd.students.networks import at_rest
 from streamkd.tasks import boundary
 from streamkd.teachers.served import Model
 from streamkd.teachers.teacher import copy_of
@@ -36,26 +33,12 @@ from streamkd.wiring import device_of, open_source, schema_of, source_kind
 
 Progress = Callable[[int, int | None], None]
 """Told (records trained of this seed, records in all or ``None``)."""
-BATCH = 512  # test records per forward pass
 POINTS = 200  # of a run's history
 REFRESH = 100
 """Records after which arriving ones are answered by a new copy of the served model: what a server that publishes every
 two seconds has at 50 records a second. Rarer, short tasks would be over before any version knew of them, and the figure
 would say more of the pace than of the learner. Copies and answers take 3 to 8 % of a run's time, and are not counted in
 its throughput."""
-
-
-@dataclass(frozen=True)
-class TestSet:
-    """A task's test records: x [n, *shape] on the run's device, and their labels; ``given``: how many the source gave.
-
-    Those without a label, and damaged ones, cannot be tested on.
-    """
-
-    task: str
-    x: Tensor
-    labels: Sequence[Any]
-    given: int
 
 
 def run(
@@ -88,53 +71,29 @@ def run_seed(config: Config, registry: Registry, progress: Progress = lambda don
     if not source.finite:
         raise ConfigError("the stream never ends", where="stream.source", fix="set repeat: false")
     device = device_of(config.device)
-    tests = [_test_set(task, rows, schema, device) for task, rows in source.tests().items() if rows.num_rows]
-    _refuse_untestable(tests)
-    trial = _Trial(tests)
-    learner = trial.learner = Learner(config, registry, source, schema, on_task_end=trial.task_ended)
+    tests = sets_of(source.tests(), schema, device)
+    seen = _SeedRun(tests)
+    learner = seen.learner = Learner(config, registry, source, schema, on_task_end=seen.task_ended)
     total = sum(end for p in source.partitions if (end := source.end(p)) is not None)
     every = max(total // POINTS, 1)
     begun, noted = time.perf_counter(), 0
     while learner.advance():
-        trial.refresh()
-        trial.count_refused()
+        seen.refresh()
+        seen.count_refused()
         if learner.records - noted >= every:
             noted = learner.records
-            trial.note()
+            seen.note()
             progress(learner.records, total)
     if not learner.started:
         raise SourceError("the stream gave no record that could be learned", where=config.name)
     learner.end_of_stream()
     progress(total, total)
-    seconds = time.perf_counter() - begun - trial.test_seconds - learner.arrivals.seconds
+    seconds = time.perf_counter() - begun - seen.test_seconds - learner.arrivals.seconds
     source.close()
-    return trial.result(seconds)
+    return seen.result(seconds)
 
 
-def _test_set(task: str, rows: Any, schema: RecordSchema, device: torch.device) -> TestSet:
-    records = codec.encode(rows, schema, 0)[0].labelled()
-    return TestSet(boundary.given(task), torch.tensor(records.inputs, device=device), records.labels, rows.num_rows)
-
-
-def _refuse_untestable(tests: Sequence[TestSet]) -> None:
-    """A test set of which no record can be used would leave its task out of every figure."""
-    if not tests:
-        raise ConfigError("the stream has no test records", where="stream.source", fix="set test_path or test_ratio")
-    if empty := [test.task for test in tests if not len(test.x)]:
-        raise SourceError(
-            f"no test record of {_listed(empty)} can be used: they have no label, or are damaged",
-            where="stream.source",
-            fix="label them, or leave these tasks out of the test records",
-        )
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Names for a message, the first few of many."""
-    shown = ", ".join(map(repr, names[:5]))
-    return f"task{'s' * (len(names) > 1)} {shown}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-class _Trial:
+class _SeedRun:
     """What one seed's run collects."""
 
     learner: Learner
@@ -210,7 +169,6 @@ class _Trial:
                 "overhead_ratio": self._upkeep_seconds() / seconds,
                 "adaptations": adapter.adaptations if adapter else 0,
                 "engine": adapter.engine_in_use if adapter else None,
-                **({"temperature": adapter.temperature.value} if adapter and adapter.temperature else {}),
             },
             "efficiency": efficiency.measure(learner.served, self.tests[0].x[:32]),
             "throughput": {
@@ -238,8 +196,8 @@ class _Trial:
         missing = [test.task for test in self.tests if test.task not in self.ended]
         if self._named and missing:
             raise SourceError(
-                f"there are test records of {_listed(missing)}, which never was the learner's task; it learned "
-                f"{_listed(self.ended)}: accuracies task by task would leave some records out",
+                f"there are test records of {listed(missing)}, which never was the learner's task; it learned "
+                f"{listed(self.ended)}: accuracies task by task would leave some records out",
                 where="stream.source",
                 fix="either no record of it came (leave its test records out), or only among those of another task in "
                 "one batch (lower stream.batch.size); without stream.records.task the end is tested over all records",
@@ -280,7 +238,7 @@ class _Trial:
         found = report.assess(
             matrix,
             (self.learner.prequential if name == "student" else self.learner.arrivals).overall,
-            np.concatenate([_probabilities(model, test.x) for test in tests]),
+            np.concatenate([probabilities(model, test.x) for test in tests]),
             np.concatenate([self._columns(test).numpy() for test in tests]),
             baseline if self._named else None,
         )
@@ -294,30 +252,17 @@ class _Trial:
         return found
 
     def _accuracy(self, model: Model, test: TestSet) -> float:
-        return float((_probabilities(model, test.x).argmax(1) == self._columns(test).numpy()).mean())
+        return float((probabilities(model, test.x).argmax(1) == self._columns(test).numpy()).mean())
 
     def _fidelity(self) -> list[dict[str, Any]]:
         """Agreement of the student with each teacher that answers by itself, on all test records."""
         x = torch.cat([test.x for test in self.tests])
-        ours = _probabilities(self.learner.student, x)
+        ours = probabilities(self.learner.student, x)
         rows = []
         for teacher in self.learner.step.pool.teachers:
             known = teacher.known()
             if teacher.role not in ("remembered", "prequential") and known.any():
-                theirs, mask = _probabilities_of(teacher.logits, known, x), known.cpu().numpy()
+                theirs, mask = probabilities_over(teacher.logits, known, x), known.cpu().numpy()
                 agreement, kl = fidelity.agreement(ours, theirs, mask), fidelity.kl(ours, theirs, mask)
                 rows.append({"teacher": teacher.key, "agreement": agreement, "kl": kl})
         return rows
-
-
-def _probabilities(model: Model, x: Tensor) -> np.ndarray:
-    with at_rest(model):
-        return _probabilities_of(model, torch.ones(model.classes, dtype=torch.bool), x)
-
-
-@torch.no_grad()
-def _probabilities_of(logits: Callable[[Tensor], Tensor], known: Tensor, x: Tensor) -> np.ndarray:
-    """[n, classes] over the known classes, in batches."""
-    unknown = ~known.to(x.device)
-    parts = [torch.softmax(logits(part).masked_fill(unknown, -torch.inf), 1) for part in x.split(BATCH)]
-    return torch.cat(parts).cpu().numpy()

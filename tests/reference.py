@@ -74,7 +74,7 @@ def metrics() -> str:
     ]
     about = f"All families together have at most {telemetry.SERIES} series."
     table = rows(("metric", "type", "labels", "is"), lines)
-    return _page(["# Metrics", MADE.format("`streamkd/telemetry.py`"), about, table])
+    return _page(["# Metrics", MADE.format("`streamkd/families.py`"), about, table])
 
 
 def mistakes() -> str:

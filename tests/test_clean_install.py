@@ -95,6 +95,16 @@ def test_a_stream_is_checked_and_run(environment: Environment) -> None:
     assert json.loads((environment.folder / "out" / "report.json").read_text())
 
 
+def test_the_first_tutorial_can_be_followed(environment: Environment) -> None:
+    """docs/tutorials/first-stream.md: its script, `init` and `check` need nothing beside the core."""
+    page = (ROOT / "docs/tutorials/first-stream.md").read_text("utf-8")
+    [script] = re.findall(r"```python\n(.*?)```", page, re.S)
+    (environment.folder / "make_tumours.py").write_text(script)
+    for line in re.findall(r"^    ((?:python|streamkd (?:init|check)) .*)$", page, re.M):
+        done = environment.run(*line.split())
+        assert done.returncode == 0, done.stderr
+
+
 def test_it_serves(environment: Environment) -> None:
     """`serve` is ready, answers, and ends well when it is told to."""
     log = environment.folder / "serve.log"

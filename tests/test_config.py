@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from streamkd.config import Config, TeacherChoice, dump, from_tree, load
+from streamkd.choices import TeacherChoice
+from streamkd.config import Config, dump, from_tree, load
 from streamkd.document import Document
 from streamkd.errors import ConfigError
 from streamkd.plugins import Registry
@@ -53,6 +54,7 @@ def registry() -> Registry:
             "forgetting",
             "analytic",
             "gates",
+            "optimizers",
             "per-sample",
             "match-gate",
         ]

@@ -49,7 +49,7 @@ def test_every_alert_is_tried() -> None:
 @pytest.mark.parametrize("rule", RULES, ids=[rule["alert"] for rule in RULES])
 def test_an_alert_asks_only_for_what_is_recorded(rule: dict[str, Any]) -> None:
     """Each metric of a rule is in the table, its labels are the table's, and some line of the product records it."""
-    source = "".join(p.read_text("utf-8") for p in (ROOT / "streamkd").rglob("*.py") if p.name != "telemetry.py")
+    source = "".join(p.read_text("utf-8") for p in (ROOT / "streamkd").rglob("*.py") if p.name != "families.py")
     used = re.findall(rf"{PREFIX}(\w+)(?:\{{([^}}]*)\}})?", rule["expr"])
     assert used or "up{" in rule["expr"]
     for name, labels in used:
@@ -107,7 +107,7 @@ def test_composes_command_is_one_that_streamkd_takes() -> None:
 
 def test_compose_grants_the_time_that_a_stop_takes() -> None:
     """The container is given longer than the drain before it is killed."""
-    from streamkd.config import Serve
+    from streamkd.settings import Serve
 
     assert int(COMPOSE["services"]["streamkd"]["stop_grace_period"].rstrip("s")) > Serve().drain_seconds + 30
 

@@ -125,7 +125,7 @@ LEARNERS: dict[str, dict[str, Any]] = {
         "losses": [{"name": "decoupled-kd", "gate": {"name": "per-sample"}}],
         "stream": {"source": {**SOURCE, "unlabelled": 0.3}, "batch": {"size": 30}, "unlabelled": "distil"},
     },
-    "hedge, temperature": {"gate": {"name": "hedge"}, "adapt": {"every": 2, "temperature": True, "balance": 0.1}},
+    "hedge, balance": {"gate": {"name": "hedge"}, "adapt": {"every": 2, "balance": 0.1}},
     "maml": {"adapt": {"every": 2, "engine": "maml"}, "optimizer": SGD},
     "hints, relations, ridge": {
         "losses": [
@@ -201,9 +201,10 @@ TWO_BY_TWO = {"stream": {"source": {**SOURCE, "classes_per_task": 2, "per_class"
 @pytest.mark.usefixtures("pretended")
 def test_phase_2_runs_on_a_gpu(tmp_path: Path) -> None:
     """Start, rates, gate and its optimiser are learned there, and a stream begins from them."""
-    phase = Phase2(episodes=2, start_episodes=2, records=20, gate_optimizer="learned")
-    meta_train(configuration.from_tree(tree("cuda", **TWO_BY_TWO), REGISTRY), REGISTRY, tmp_path, phase)
-    assert run(resumed(run(learner("cuda", {"meta": str(tmp_path)}), 3)), 3).started
+    phase = Phase2(episodes=2, start_episodes=2, records=20)
+    changes = {"adapt": {"every": 2, "optimizer": "learned"}}
+    meta_train(configuration.from_tree(tree("cuda", **TWO_BY_TWO, **changes), REGISTRY), REGISTRY, tmp_path, phase)
+    assert run(resumed(run(learner("cuda", {"meta": str(tmp_path), **changes}), 3)), 3).started
 
 
 @pytest.mark.usefixtures("pretended")

@@ -13,8 +13,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from streamkd.choices import Choice
 from streamkd.cli import cli
-from streamkd.config import Choice, Config, from_tree
+from streamkd.config import Config, from_tree
 from streamkd.plugins import Registry
 
 ROOT = Path(__file__).parent.parent

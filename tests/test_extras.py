@@ -45,7 +45,7 @@ def maml() -> Any:
 
 
 def on_a_cluster() -> None:
-    with cluster._connected("auto"):
+    with cluster._connected("auto", ""):
         raise AssertionError("connected")
 
 

@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from streamkd.errors import StreamkdError
-from streamkd.logs import OneLine, lines, one_line
+from streamkd.logs import OneLine, lines, one_line, some
 
 FORGED = "a\n2026-01-01 ERROR all is lost\r\x1b[2J\x9b31m\u2028\u202e\x00"
 
@@ -50,3 +50,9 @@ def test_no_line_of_a_traceback_looks_like_a_message() -> None:
 def test_what_can_be_seen_stays(text: str) -> None:
     """In any script."""
     assert one_line(text) == lines(text) == text
+
+
+def test_of_many_names_a_few_are_shown() -> None:
+    """As many as are asked for, each on one line, and how many more there are."""
+    assert some(["a", "b\nc"], 2) == r"a, b\nc"
+    assert some(range(30), 3) == "0, 1, 2, … 27 more"

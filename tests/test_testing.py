@@ -33,6 +33,7 @@ CHECKS: dict[Group, Callable[..., None]] = {
     "teachers": testing.check_teacher,
     "losses": testing.check_loss,
     "gates": testing.check_gate,
+    "optimizers": testing.check_optimizer,
     "rows": testing.check_rows,
     "sources": testing.check_source,
     "detectors": testing.check_detector,
@@ -42,13 +43,15 @@ CHECKS: dict[Group, Callable[..., None]] = {
     "selectors": testing.check_selector,
 }
 OPTIONS: dict[tuple[str, str], dict[str, Any]] = {("sources", "replay"): {"dataset": "digits"}}
+FURTHER = {("teachers", "crossed"): {"schema": RecordSchema(inputs=(InputColumn(name="x", shape=(5,)),))}}  # a table
 
 
 @pytest.mark.parametrize(("group", "name"), KINDS, ids=["/".join(kind) for kind in KINDS])
 def test_every_built_in_keeps_its_contract(group: Group, name: str, tmp_path: Path) -> None:
     """Whatever a configuration can name passes the checks of its group."""
     model = OPTIONS | {("teachers", "checkpoint"): {"path": _written(tmp_path)}}
-    testing.check(group, REGISTRY.kind(group, name), model.get((group, name)))
+    kind, further = REGISTRY.kind(group, name), FURTHER.get((group, name), {})
+    CHECKS[group](kind, model.get((group, name)), **further)
 
 
 def _written(folder: Path) -> Path:
@@ -102,6 +105,8 @@ RIGHT: list[tuple[Group, Any]] = [
     ("teachers", mistakes.teachers.Tally),
     ("losses", mistakes.losses.Plain),
     ("gates", mistakes.gates.Base),
+    ("optimizers", mistakes.optimizers.Descent),
+    ("optimizers", mistakes.optimizers.Taught),
     ("rows", mistakes.rows.Echo),
     ("sources", mistakes.sources.Counting),
     ("detectors", mistakes.watchers.Counter),

@@ -8,6 +8,7 @@ import click
 from streamkd.cli.options import CONFIG, EXISTING, FILE, JSON, SET
 from streamkd.cli.terminal import table
 from streamkd.errors import StreamkdError
+from streamkd.logs import some
 
 
 @click.command()
@@ -63,7 +64,7 @@ def check(config: Path | None, overrides: tuple[str, ...], show: bool) -> None:
     if show:
         click.echo(yaml.safe_dump(configuration.dump(tree), sort_keys=False).rstrip())
     else:
-        inputs = ", ".join(f"{c.name} {c.kind} {list(c.shape)} {c.dtype}" for c in schema.inputs)
+        inputs = some([f"{c.name} {c.kind} {list(c.shape)} {c.dtype}" for c in schema.inputs], 5)
         click.echo(f"{config or 'embedded'}: fine\n  inputs: {inputs}\n  label: {schema.label} ({schema.label_type})")
 
 

@@ -23,13 +23,16 @@ def serve(config: Path | None, state: Path, overrides: tuple[str, ...], **servin
     if serving["port"] == 0 and serving["flight_port"] is None:
         serving["flight_port"] = 0
     more = [f"serve.{key}={value}" for key, value in serving.items() if value is not None and value is not False]
-    from streamkd import config as configuration
-    from streamkd.plugins import Registry
-    from streamkd.serve import supervisor
+    from streamkd.serve.processes import child
 
     log_to_stderr()
-    tree = configuration.load(config, [*overrides, *more], Registry.load())
-    sys.exit(supervisor.serve(tree, state))
+    with child.started(child.LEARNER) as learner:  # both load for seconds: side by side
+        from streamkd import config as configuration
+        from streamkd.plugins import Registry
+        from streamkd.serve import supervisor
+
+        tree = configuration.load(config, [*overrides, *more], Registry.load())
+        sys.exit(supervisor.serve(tree, state, learner=learner))
 
 
 @click.command()

@@ -61,10 +61,6 @@ def run(config: Path | None, overrides: tuple[str, ...], out: Path, seeds: str) 
 )  # fmt: skip
 @click.option("--shift", type=int, default=1, show_default=True, help="Pixels by which the start's images move.")
 @click.option("--second-order", is_flag=True, help="Second derivatives for the start; slow.")
-@click.option(
-    "--gate-optimizer", type=click.Choice(["adam", "learned"]), default="adam", show_default=True,
-    help="What moves the gate on the stream; learned: a small recurrent net, learned here.",
-)  # fmt: skip
 @click.option("--tasks", type=int, default=2, show_default=True, help="Known tasks in a row in each episode.")
 @click.option("--ways", type=int, default=10, show_default=True, help="Labels of a task, at most.")
 @click.option("--records", type=int, default=100, show_default=True, help="Records of a task, about.")

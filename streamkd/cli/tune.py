@@ -61,7 +61,7 @@ BYTES = Measure("BYTES", int, SIZES, "500m or 2g")
 )
 @click.option("--memory-per-trial", "memory_bytes", type=BYTES, help="A trial that takes more fails: 500m, 2g.")
 @click.option("--hang-seconds", metavar="N", type=ABOVE_0, help="A trial that learns nothing so long fails (300).")
-@click.option("--address", metavar="HOST:PORT", help="Run the trials on this Ray cluster; or auto.")
+@click.option("--address", metavar="HOST:PORT", help="Ray Tune runs the trials there; or auto, local.")
 @click.option("--metrics-port", metavar="PORT", type=click.IntRange(0, 65535), help="Metrics on loopback; 0 picks one.")
 def tune(
     config: Path | None,

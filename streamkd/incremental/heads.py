@@ -54,7 +54,7 @@ class Heads(nn.Module):
 
     def write(self, directory: Path) -> dict[str, Any]:
         """Put its numbers into a version's directory."""
-        numbers = {name: tensor.cpu().contiguous() for name, tensor in self.named_buffers()}
+        numbers = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
         (directory / FILE).write_bytes(save(numbers))
         return {}
 

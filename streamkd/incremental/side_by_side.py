@@ -96,7 +96,7 @@ class SideBySide(ABC):
         rows, labels = self._rows(x), y.cpu().numpy()
         tested = np.where(learn.cpu().numpy() & np.isfinite(rows).all(1), labels, -1)
         said = np.empty((len(rows), len(self.names), len(self.learned)))
-        start = 0
+        start, first = 0, 0 if self.learned.any() else len(rows)
         while start < len(rows):
             span = slice(start, start + self._span(tested[start:]))
             said[span] = self._said(rows[span])
@@ -105,7 +105,10 @@ class SideBySide(ABC):
                     self.learned[label] = True
                     self.learn(row, label)
             start = span.stop
-        return self._given(self.share.test(self.names, said, tested, *NOBODY), x)
+            first = min(first, start) if self.learned.any() else first
+        answers = self.share.test(self.names, said, tested, *NOBODY)
+        answers[:first] = 1.0  # nothing was learned yet
+        return self._given(answers, x)
 
     def _span(self, labels: np.ndarray) -> int:
         """How many of the rows of these labels (-1: not learned) are answered alike, whoever of them is learned."""

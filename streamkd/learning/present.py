@@ -17,8 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from streamkd.learning.mixture import STUDENT, Mixture, paired
-from streamkd.teachers.mixture import ENSEMBLE
+from streamkd.learning.mixture import STUDENT, Mixture
 from streamkd.teachers.pool import Pool
 
 HALF_LIFE = 1_000  # records after which a mistake counts half
@@ -51,23 +50,18 @@ class Present:
 
     def _ahead(self) -> frozenset[str]:
         """Who teaches now: the sign test of its records and the student's (McNemar 1947)."""
-        if self.mixture.now.presence.absent().any():
+        if self.mixture.now.share.presence.absent().any():
             return frozenset()
         return frozenset(
             key for key, (mine, theirs) in self.alone.items() if mine - theirs > AHEAD * (mine + theirs) ** 0.5
         )
 
     def worth(self) -> Float[Tensor, "teachers"] | None:
-        """Each teacher's weight over their mean, 1 of one that has none; ``None`` where nobody is ahead.
-
-        What average and closed-form teacher are worth together is theirs by halves.
-        """
+        """Each teacher's weight over their mean, 1 of one that has none; ``None`` where nobody is ahead."""
         if not self.pool.ahead:
             return None
-        weights, pair = self.mixture.now.weights, paired(self.pool) or ()
+        weights = self.mixture.now.weights
         share = {key: weights[key] for key in self.pool.keys if key in weights}
-        for key in share.keys() & pair:
-            share[key] += weights.get(ENSEMBLE, 0.0) / 2
         mean = sum(share.values()) / len(share)
         return torch.tensor([share.get(key, mean) / mean for key in self.pool.keys])
 

@@ -10,10 +10,9 @@ before the student has moved by it. Every gate among the terms is adapted, each 
 """
 
 import logging
-import math
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -30,8 +29,8 @@ from streamkd.losses.match_gate import Gated, LossInputs
 from streamkd.meta import hypergradient, jacobian, maml
 from streamkd.meta.jacobian import Jvp
 from streamkd.meta.maml import SHARED
+from streamkd.meta.optimizers import adam
 from streamkd.meta.rates import rates_of
-from streamkd.meta.temperature import Temperature
 from streamkd.meta.trajectory import InnerStep, Trajectory
 from streamkd.students import optimizers
 
@@ -41,7 +40,7 @@ Engine = Literal["auto", "forward", "finite-difference", "maml", "prequential"]
 
 @runtime_checkable
 class Beginning(Protocol):
-    """A gate that holds what is true of one stream alone: of its labels, its pool, its prices."""
+    """A gate, or its optimiser, that holds what is true of one stream alone: of its labels, its pool, its prices."""
 
     def begin_stream(self, teachers: Collection[str]) -> None:
         """A stream, or an episode, begins under these teachers: keep of what was learned what holds for it."""
@@ -59,7 +58,6 @@ class GateAdapter:
     """Adapts the gates of one step on the schedule above; counts what it did.
 
     ``horizon``: over so many inner steps, by the first-order sum (``maml``: unrolled, ``first_order`` or second).
-    ``temperature``: the first tempered term's moves too, within [0.5, 10] or what was configured.
     """
 
     def __init__(
@@ -71,10 +69,10 @@ class GateAdapter:
         engine: Engine,
         learning_rate: float,
         query: int,
+        optimizer: Callable[[Sequence[nn.Parameter], float], torch.optim.Optimizer] = adam,
         anchor: float = 1e-3,
         horizon: int = 1,
         first_order: bool = False,
-        temperature: bool = False,
         balance: float = 0.0,
     ) -> None:
         self.gate, self.every, self.on_task_steps, self.query = gate, every, on_task_steps, query
@@ -83,8 +81,7 @@ class GateAdapter:
         self.parameters = [p for p in gate.parameters() if p.requires_grad]
         self.origin = [p.detach().clone() for p in self.parameters]
         self.active = bool(self.parameters) or any(isinstance(part, Hedging) for part in gate.modules())
-        self.temperature = Temperature() if temperature and self.active else None
-        self.optimizer = self._optimizer(learning_rate)
+        self.optimizer = optimizer(self.parameters, learning_rate) if self.parameters else None
         self.trajectory = Trajectory(horizon, kept=engine == "prequential")
         self.lacking: str | None = None  # what torch said of an operator without forward mode
         self.faults: Counter[str] = Counter()  # left out (memory, not_finite), or by differences for once (forward)
@@ -106,16 +103,11 @@ class GateAdapter:
             return "finite-difference"
         return "forward" if self.engine == "auto" else self.engine
 
-    def _optimizer(self, learning_rate: float) -> torch.optim.Optimizer | None:
-        moved = [*self.parameters, *([self.temperature.log] if self.temperature else [])]
-        fused = all(p.device.type in ("cpu", "cuda") for p in moved)
-        return torch.optim.Adam(moved, lr=learning_rate, fused=fused) if moved else None
-
     def attach(self, step: Step) -> None:
         """Join the step whose gates are to be adapted: from now on it tells of its updates.
 
         Raises:
-            ConfigError: the engine, or the learned temperature, does not fit it.
+            ConfigError: the engine does not fit it.
         """
         self.trajectory.clear()
         step.adapter = self
@@ -128,15 +120,14 @@ class GateAdapter:
         rates_of(step.optimizer, step.parameters)
         if self.engine == "maml":
             maml.rate_of(step)
-        if self.temperature is not None:
-            told = [] if self.engine == "maml" else [loss for _, loss in self._gated]
-            self.temperature.of(told)
 
     def begin_stream(self, teachers: Collection[str]) -> None:
         """An episode begins under these teachers; where a gate keeps less, its moments are cut back with it."""
         begin_stream(self.gate, teachers)
         if self.optimizer is not None:
             self.origin = _cut_back(self.optimizer, self.parameters, self.origin)
+        if isinstance(self.optimizer, Beginning):
+            self.optimizer.begin_stream(teachers)
 
     def begin_task(self) -> None:
         """A task begins, or the world has changed within one: the next steps adapt."""
@@ -209,13 +200,7 @@ class GateAdapter:
         except RuntimeError as fault:
             if not _out_of_memory(fault):
                 raise
-            self._skip("memory", fault)
-
-    def _skip(self, reason: str, why: object) -> None:
-        """Leave this adaptation out."""
-        if self.temperature is not None:
-            self.temperature.slope = 0.0
-        self._count(reason, why)
+            self._count("memory", fault)
 
     def _count(self, reason: str, why: object) -> None:
         """Count what went wrong with an adaptation, and say it the first time."""
@@ -234,7 +219,7 @@ class GateAdapter:
     def _by_slopes(
         self, step: Step, trajectory: Sequence[InnerStep], outer: Sequence[Tensor]
     ) -> list[dict[int, Tensor]]:
-        """The tables of each step along its own direction; the temperature's derivative is noted on the way."""
+        """The tables of each step along its own direction."""
         updates = [taken.update for taken in trajectory]
         us = hypergradient.directions(step.optimizer, step.parameters, updates, outer, step.clip_norm)
         return [self._tables(step, taken, u) for taken, u in zip(trajectory, us, strict=True)]
@@ -242,15 +227,12 @@ class GateAdapter:
     def _tables(self, step: Step, taken: InnerStep, u: list[Tensor]) -> dict[int, Tensor]:
         at = taken.at(self._names)
         if self.engine != "finite-difference" and self.lacking is None:
-            noted = self.temperature.slope if self.temperature else 0.0
             try:
                 return self._read(step, taken, jacobian.forward(step.student, taken.x, at, u, self._layers))
             except RuntimeError as fault:  # a NotImplementedError is one
                 if self.engine == "forward" or _out_of_memory(fault):
                     raise
                 self._without_forward_mode(fault)
-                if self.temperature is not None:
-                    self.temperature.slope = noted
         return self._read(step, taken, jacobian.difference(step.student, taken.x, at, u, self._layers))
 
     def _without_forward_mode(self, fault: RuntimeError) -> None:
@@ -268,8 +250,6 @@ class GateAdapter:
             table = term.weight * slope.table(loss, lesson)
             key = SHARED if term.gate is None else place
             found[key] = found[key] + table if key in found else table
-            if self.temperature is not None and loss is self.temperature.loss:
-                self.temperature.note(term.weight, slope, lesson)
         return found
 
     def _by_unrolling(
@@ -284,7 +264,7 @@ class GateAdapter:
     def _adapt(self, step: Step, trajectory: Sequence[InnerStep], tables: Sequence[dict[int, Tensor]]) -> None:
         """One outer step; tables that are not finite move nothing."""
         if not all(bool(torch.isfinite(table).all()) for each in tables for table in each.values()):
-            self._skip("not_finite", "a table is not finite")
+            self._count("not_finite", "a table is not finite")
             return
         if self.optimizer is not None:
             self.optimizer.zero_grad()
@@ -298,7 +278,7 @@ class GateAdapter:
         if isinstance(total, Tensor):
             total.backward()
         if not self._slopes_finite():
-            self._skip("not_finite", "a gradient of the gate, or of the temperature, is not finite")
+            self._count("not_finite", "a gradient of the gate is not finite")
             return
         self._move()
         self.adaptations += 1
@@ -306,8 +286,7 @@ class GateAdapter:
     def _slopes_finite(self) -> bool:
         """Whether what moves the gate is: one infinite moment would stay for ever."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        finite = not gradients or bool(torch.stack(torch._foreach_norm(gradients)).isfinite().all())
-        return finite and (self.temperature is None or math.isfinite(self.temperature.slope))
+        return not gradients or bool(torch.stack(torch._foreach_norm(gradients)).isfinite().all())
 
     @contextmanager
     def _looking_back(self) -> Iterator[None]:
@@ -345,11 +324,7 @@ class GateAdapter:
             parameters, origins = map(list, zip(*moved, strict=True))
             pull = torch._foreach_sub(parameters, origins)
             torch._foreach_add_([p.grad for p in parameters], pull, alpha=2 * self.anchor)
-        if self.temperature is not None:
-            self.temperature.begin()
         self.optimizer.step()
-        if self.temperature is not None:
-            self.temperature.end()
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -361,22 +336,18 @@ class GateAdapter:
             "adaptations": self.adaptations,
             "lacking": self.lacking,
             "trail": self.trajectory.state_dict(),
-            "temperature": None if self.temperature is None else self.temperature.log.detach(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore; what the configuration has changed since (engine, horizon, temperature) begins anew."""
+        """Restore; what the configuration has changed since (engine, horizon) begins anew."""
         device = self.parameters[0].device if self.parameters else torch.device("cpu")
         self.origin = [begun.to(device) for begun in state["origin"]]
-        same = (state.get("temperature") is None) == (self.temperature is None)
-        if self.optimizer is not None:
-            optimizers.restore(self.optimizer, state["optimizer"], None if same else len(self.parameters))
+        if self.optimizer is not None:  # older versions may have moved a temperature behind the gate
+            optimizers.restore(self.optimizer, state["optimizer"], len(self.parameters))
         self.steps, self.burst, self.adaptations = state["steps"], state["burst"], state["adaptations"]
         self._task = state.get("task")
         self.lacking = state.get("lacking")  # "refused" of older versions also came from what passes, and is not read
         self.trajectory.load_state_dict(state.get("trail", {"steps": []}), device)
-        if same and self.temperature is not None:
-            self.temperature.restore(float(state["temperature"]))
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
     gate              weights of the step's gates: where the stream's begin, and what they are anchored to
     gate_notes        what else belongs to their state (of which teacher a row is), as JSON; of most gates nothing
     start             a one-class student: where the stream's student begins, its head row beginning every label
-    gate_optimizer    a learned optimiser's weights; none: Adam
+    gate_optimizer    the rule of the gate's optimiser, where it has one to learn
     trained_on        the stream, its tasks, episodes, seed: what the figures of a run should be read with
 
 A learner keeps a copy in its checkpoints, so that a state directory goes on with what it began from.
@@ -34,7 +34,7 @@ class Artefact:
     """What a stream may begin from; an empty part was not learned."""
 
     learned_for: Mapping[str, Any] = field(default_factory=dict)
-    """The configuration's ``gate`` and ``student`` that it is bound to, each where something of it was learned."""
+    """The configuration's parts that it is bound to (gate, its optimiser, student), each where it was learned."""
     gate_weights: Weights = field(default_factory=dict)
     start: Weights = field(default_factory=dict)
     gate_optimizer: Weights = field(default_factory=dict)
@@ -69,8 +69,10 @@ class Artefact:
         for name, tensor in state["tensors"].items():
             part, _, rest = name.partition("/")
             parts[part][rest] = tensor
+        # written before it was a plugin's, and by no other
+        bound = {"adapt.optimizer": {"name": "learned"}} if parts["gate_optimizer"] else {}
         return cls(
-            document["learned_for"],
+            bound | document["learned_for"],
             parts["gate"],
             parts["start"],
             parts["gate_optimizer"],

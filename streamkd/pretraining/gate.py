@@ -16,21 +16,23 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, ValidationError
+from torch import nn
 
 from streamkd import wiring
-from streamkd.config import Config, Positive, Ratio
+from streamkd.config import Config
 from streamkd.errors import ConfigError
 from streamkd.learning.step import Step
 from streamkd.meta import artefact
 from streamkd.meta.adaptation import GateAdapter
 from streamkd.meta.artefact import Artefact, Weights
-from streamkd.meta.learned_optimizer import Rule, RuleTrainer
+from streamkd.meta.optimizers import Ruled
 from streamkd.plugins import Registry
 from streamkd.pretraining import initialization, outer_loop, synthetic
 from streamkd.pretraining.episodes import Course, EpisodeShape, KnownTask
 from streamkd.pretraining.synthetic import NATURES
 from streamkd.pretraining.teachers import Recorded, fit, recorded
 from streamkd.records import Model, RecordSchema
+from streamkd.settings import Positive, Ratio
 from streamkd.students import optimizers
 from streamkd.students.networks import Student
 from streamkd.wiring import device_of, schema_of
@@ -53,7 +55,6 @@ class Phase2(Model):
     shift: int = Field(default=1, ge=0, description="pixels by which images move in the start's episodes, at most")
     first_order: bool = Field(default=True, description="of the start; false: second derivatives")
     outer_rate: float = Field(default=4e-3, gt=0, description="Adam's rate of the start")
-    gate_optimizer: Literal["adam", "learned"] = "adam"
     tasks: Positive = Field(default=2, description="known tasks in a row in each episode")
     ways: Positive = Field(default=10, description="labels of a task, at most")
     records: Positive = Field(default=100, description="support records of a task, about")
@@ -101,13 +102,7 @@ class _Training:
 
     def __init__(self, config: Config, registry: Registry, phase: Phase2, progress: Progress) -> None:
         # the gate is moved by episodes alone: no bursts, no anchor, no artefact to begin from
-        adapt = {
-            "every": phase.horizon,
-            "horizon": phase.horizon,
-            "on_task_steps": 0,
-            "anchor": 0.0,
-            "temperature": False,
-        }
+        adapt = {"every": phase.horizon, "horizon": phase.horizon, "on_task_steps": 0, "anchor": 0.0}
         self.config = config.model_copy(update={"meta": None, "adapt": config.adapt.model_copy(update=adapt)})
         self.registry, self.phase, self.begun = registry, phase, time.monotonic()
         self.schema: RecordSchema = schema_of(config, registry)
@@ -120,14 +115,18 @@ class _Training:
     def run(self) -> Artefact:
         start = self._start()
         begun = Artefact(start=start.weights) if start else Artefact()
-        gate, notes, optimizer, played = self._gate(begun)
+        gate, notes, rule, played = self._gate(begun)
         bound = wiring.learned_for(self.config, self.schema)
         return Artefact(
-            learned_for={what: bound[what] for what, learned in (("gate", gate), ("student", start)) if learned},
+            learned_for={
+                what: bound[what]
+                for what, learned in (("gate", gate), ("adapt.optimizer", rule), ("student", start))
+                if learned
+            },
             gate_weights=gate,
             gate_notes=notes,
             start=begun.start,
-            gate_optimizer=optimizer,
+            gate_optimizer=rule,
             trained_on=self._trained_on(start, played),
         )
 
@@ -151,13 +150,13 @@ class _Training:
         )
 
     def _gate(self, begun: Artefact) -> tuple[Weights, dict[str, Any], Weights, list[outer_loop.Played]]:
-        """Weights of the gate, its notes, weights of its learned optimiser, and how the episodes went."""
+        """Weights of the gate, its notes, its optimiser's rule, and how the episodes went."""
         shared, adapter = self._step(range(2), begun, self.config.seed)
         if not adapter.parameters or not self.phase.episodes:
             return {}, {}, {}, []
         artefact.parted(adapter.gate.state_dict())  # what cannot be kept is said before the episodes
-        if self.phase.gate_optimizer == "learned":
-            adapter.optimizer = RuleTrainer(adapter.parameters, Rule(self.config.adapt.learning_rate).to(self.device))
+        rule = adapter.optimizer.rule if isinstance(adapter.optimizer, Ruled) else nn.Module()
+        rule.train()
         before = self.total - self.phase.episodes
         played = outer_loop.train_gate(
             adapter,
@@ -165,8 +164,7 @@ class _Training:
             batch=self.config.stream.batch.size,
             progress=lambda done: self._advance(before + done),
         )
-        rule = adapter.optimizer.rule.state_dict() if isinstance(adapter.optimizer, RuleTrainer) else {}
-        return *artefact.parted(adapter.gate.state_dict()), rule, played
+        return *artefact.parted(adapter.gate.state_dict()), rule.state_dict(), played
 
     def _episodes(self, shared: Step, adapter: GateAdapter, begun: Artefact) -> Iterator[tuple[Course, Step]]:
         """Courses with steps of their own, in whose pools strangers of changing kinds sit."""

@@ -18,7 +18,6 @@ import torch
 
 from streamkd.learning.step import Step
 from streamkd.meta.adaptation import GateAdapter
-from streamkd.meta.learned_optimizer import RuleTrainer
 from streamkd.pretraining.episodes import Course
 from streamkd.pretraining.initialization import Batch
 from streamkd.pretraining.synthetic import SyntheticTeacher
@@ -48,8 +47,6 @@ def train_gate(
         usual = [teacher.key for teacher in step.pool.teachers if not isinstance(teacher, SyntheticTeacher)]
         played.append(play(adapter, course, step, batch))
         adapter.begin_stream(usual)
-        if isinstance(adapter.optimizer, RuleTrainer):
-            adapter.optimizer.forget()
         progress(number + 1)
     return played
 

@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from streamkd import config as configuration
-from streamkd.config import Choice, Config
+from streamkd.choices import Choice
+from streamkd.config import Config
 from streamkd.errors import ConfigError, SourceError, StateError
 from streamkd.plugins import Registry
 from streamkd.records import Label, RecordSchema

@@ -33,7 +33,7 @@ from streamkd.serve.predictions.follower import VersionFollower
 from streamkd.serve.predictions.predictor import Predictor
 from streamkd.serve.predictions.reader import Reader
 from streamkd.serve.processes import messages
-from streamkd.serve.processes.child import ChildProcess
+from streamkd.serve.processes.child import LEARNER, ChildProcess, Started
 from streamkd.serve.processes.messages import Message
 from streamkd.serve.processes.reports import STOPPING
 from streamkd.serve.processes.server_status import ServerStatus
@@ -41,7 +41,6 @@ from streamkd.state.directory import StateDirectory
 from streamkd.streams.ingest.tokens import Tokens
 from streamkd.telemetry import Exposition, Recorder
 
-LEARNER = "streamkd.serve.processes.learner"
 INGRESS = "streamkd.serve.processes.ingress"
 # from a signal to the end with everything hung: drain, ingress, hung, hurried, graceful; within 45 s
 INGRESS_SECONDS = 10.0
@@ -53,8 +52,8 @@ HURRIED_SECONDS = 5.0
 logger = logging.getLogger(__name__)
 
 
-def serve(config: Config, state: Path, registry: Registry | None = None) -> int:
-    """Learn and answer until a signal; returns the exit code.
+def serve(config: Config, state: Path, registry: Registry | None = None, learner: Started | None = None) -> int:
+    """Learn and answer until a signal, with a learner that is ``started`` already, or another; returns the exit code.
 
     Raises:
         ConfigError: the address, the port, the certificates or the tokens cannot be used.
@@ -68,13 +67,15 @@ def serve(config: Config, state: Path, registry: Registry | None = None) -> int:
     registry = registry or Registry.load()
     bound = bind(config.serve.host, config.serve.port)
     with bound, runtime_folder() as runtime:
-        return Supervisor(config, state, registry, tokens, runtime).run(bound, tls)
+        return Supervisor(config, state, registry, tokens, runtime, learner).run(bound, tls)
 
 
 class Supervisor:
     """The parts of a running server, wired."""
 
-    def __init__(self, config: Config, state: Path, registry: Registry, tokens: Tokens, runtime: Path) -> None:
+    def __init__(
+        self, config: Config, state: Path, registry: Registry, tokens: Tokens, runtime: Path, learner: Started | None
+    ) -> None:
         self._config = config
         self._state = state
         source = config.stream.source.name
@@ -87,7 +88,15 @@ class Supervisor:
         self._services = _services(config, state, registry, tokens, self._status, self._socket)
         hang_seconds = config.serve.hang_seconds
         told = (self._status, self._services.recorder)
-        self._learner = ChildProcess("learner", LEARNER, self._start_learner, self._hear_learner, *told, hang_seconds)
+        self._learner = ChildProcess(
+            "learner",
+            LEARNER,
+            self._start_learner,
+            self._hear_learner,
+            *told,
+            hang_seconds,
+            started=learner,
+        )
         self._ingress = ChildProcess(
             "ingress",
             INGRESS,

@@ -126,7 +126,7 @@ class StateDirectory:
         self._make_folders()
         handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            self._take(handle)
+            take(handle, self.path, "owns this state directory", "--state")
             check()
             self.create()
             self.epoch = self._begin_epoch()
@@ -134,19 +134,6 @@ class StateDirectory:
         finally:
             self.epoch = None
             os.close(handle)
-
-    def _take(self, handle: int) -> None:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            pid = os.pread(handle, 32, 0).decode(errors="replace").strip()
-            raise StateInUse(
-                f"process {pid or '(starting)'} owns this state directory",
-                where=str(self.path),
-                fix="stop that process, or name another directory with --state",
-            ) from None
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
 
     def _begin_epoch(self) -> int:
         with closing(self.connect()) as connection, transaction(connection):
@@ -171,6 +158,22 @@ def fence(connection: sqlite3.Connection, epoch: int | None, where: Path) -> Non
             where=str(where),
             fix="stop this process; nothing of it was written",
         )
+
+
+def take(handle: int, place: Path, does: str, option: str) -> None:
+    """Be the only process that holds an open lock file, until it is closed; the file says which process does.
+
+    Raises:
+        StateInUse: another process holds it; it is named, with what it ``does``.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        pid = os.pread(handle, 32, 0).decode(errors="replace").strip()
+        fix = f"stop that process, or name another directory with {option}"
+        raise StateInUse(f"process {pid or '(starting)'} {does}", where=str(place), fix=fix) from None
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
 
 
 def sync(path: Path) -> None:

@@ -16,6 +16,7 @@ from streamkd.testing.admissions import check_admission
 from streamkd.testing.clauses import ContractBroken, Given
 from streamkd.testing.gates import check_gate
 from streamkd.testing.losses import check_loss
+from streamkd.testing.optimizers import check_optimizer
 from streamkd.testing.policies import check_policy
 from streamkd.testing.row_sources import check_rows
 from streamkd.testing.selectors import check_selector
@@ -32,6 +33,7 @@ __all__ = [
     "check_gate",
     "check_loss",
     "check_observer",
+    "check_optimizer",
     "check_policy",
     "check_rows",
     "check_selector",
@@ -52,6 +54,7 @@ def check(group: Group, kind: Kind, options: Given = None) -> None:
         "teachers": check_teacher,
         "losses": check_loss,
         "gates": check_gate,
+        "optimizers": check_optimizer,
         "rows": check_rows,
         "sources": check_source,
         "detectors": check_detector,

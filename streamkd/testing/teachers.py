@@ -318,7 +318,9 @@ def _tests_then_trains(clause: Clause, nursery: Nursery) -> None:
         before.is_kept_by(whole, x)
         needs(not _differ(state, _state_of(whole)), "the same state", "another")
         same(_learned(nursery.build()[0], x[learn], y[learn], learn[learn]), said[learn])
-    with clause("what it has learned shows", "learn the rows of `learn`"):
+    with clause("what it has learned shows", "learn the rows of `learn`; a thousand suffice"):
+        for _ in range(1_000 // int(learn.sum()) + 1):
+            _learned(whole, x, y, learn)
         needs(not torch.equal(nursery.build()[0].logits(x), whole.logits(x)), "other answers than at first", "the same")
 
 

@@ -1,146 +1,91 @@
-"""Slots on the machines of a Ray cluster, and the only door to Ray. Ray is a place to run, nothing else.
+"""A search on a Ray cluster, or on a Ray of this machine alone: who is asked, with which token, whether trials fit.
 
-    driver ── the job, once, into Ray's object store
-           ── an actor for each slot ─► ``ProcessSlot`` there ─► a child process for each trial
+    connected ─► streamkd.tune.tuner: Ray Tune runs the trials
 
-An actor has what a trial asks for, so Ray puts it where that is free, and shows it its GPUs alone. How trials end is
-told as here; an actor that is gone took its trial with it, and another one takes the slot. The search itself stays
-with its driver: the workers write nothing. Ray reads its environment when it is imported, so that happens last.
+The search itself stays with its driver: the workers write nothing. Ray reads its environment when it is imported, so
+that happens last.
 """
 
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from streamkd import extras
-from streamkd.errors import ConfigError, StreamkdError, TrialFailed
+from streamkd.errors import ConfigError, StreamkdError
+from streamkd.tune.controller import Controller
 from streamkd.tune.settings import Settings
-from streamkd.tune.slot import TICK_SECONDS, ProcessSlot, SlotStopped
-from streamkd.tune.space.space import Values
 
 ASK_SECONDS = 10.0
+QUIET = {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths are seen from where the search was begun
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints every failure
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the results are ours to write
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is the driver's
+}
+"""Ray Tune runs trials and nothing else."""
 
 
-class _Remote(ProcessSlot):
-    """A slot of the machine that this actor is on."""
-
-    def __init__(self, job: bytes, made_in: str, settings: Settings) -> None:
-        import ray
-
-        gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
-        super().__init__(job, made_in, settings, ",".join(gpus))
-
-
-class RaySlot:
-    """A slot somewhere in the cluster; ``make`` makes its actor."""
-
-    def __init__(self, make: Callable[[], Any], stopping: Callable[[], bool]) -> None:
-        self._make, self._stopping = make, stopping
-        self._actor: Any = None
-
-    def begin(self, values: Values) -> None:
-        """See ``Slot``."""
-        self._actor = self._actor or self._make()
-        self._asked(self._actor.begin.remote(values))
-
-    def advance(self, milestone: int) -> Mapping[str, Any]:
-        """See ``Slot``."""
-        reading: Mapping[str, Any] = self._asked(self._actor.advance.remote(milestone))
-        return reading
-
-    def end(self) -> None:
-        """See ``Slot``. Where the search is stopping the actor may be in the middle of a milestone."""
-        if self._actor is None:
-            return
-        import ray
-
-        if not self._stopping():
-            with suppress(ray.exceptions.RayError):
-                ray.get(self._actor.end.remote())
-                return
-        ray.kill(self._actor)
-        self._actor = None
-
-    def _asked(self, answer: Any) -> Any:
-        import ray
-
-        while not self._stopping():
-            try:
-                return ray.get(answer, timeout=TICK_SECONDS)
-            except ray.exceptions.GetTimeoutError:
-                continue
-            except ray.exceptions.RayTaskError as fault:
-                raise fault.cause from None
-            except ray.exceptions.RayActorError as fault:
-                self._actor = None
-                said = " ".join(str(fault).split())[:200]
-                raise TrialFailed("crash", f"its machine or Ray's process there ended: {said}") from None
-        raise SlotStopped
-
-
-@contextmanager
-def slots(job: bytes, made_in: str, settings: Settings, stopping: Callable[[], bool]) -> Iterator[Sequence[RaySlot]]:
-    """The slots of the cluster at ``settings.address``: as many as were asked for, or as it takes now.
+def run(controller: Controller) -> None:
+    """Run a search where ``settings.address`` says, as many trials at once as were asked for, or as there is room.
 
     Raises:
         ConfigError: an address that no search can be driven through. StreamkdError: nobody answers there, or a trial
             fits nowhere.
     """
-    with _connected(str(settings.address)) as ray:
-        count = settings.concurrency or _fitting(settings, ray.nodes())
-        shared = ray.put(job)
-        actors = ray.remote(_Remote).options(
-            num_cpus=settings.cpus_per_trial, num_gpus=settings.gpus_per_trial, max_restarts=0
-        )
-        made = [RaySlot(lambda: actors.remote(shared, made_in, settings), stopping) for _ in range(count)]
-        try:
-            yield made
-        finally:
-            for slot in made:
-                slot.end()
+    with (
+        TemporaryDirectory(prefix="streamkd-", ignore_cleanup_errors=True) as notes,
+        _connected(str(controller.settings.address), notes) as ray,
+    ):
+        _refuse_too_much(controller.settings, ray.nodes())
+        from streamkd.tune import tuner
+
+        tuner.fit(controller, notes)
 
 
-def _fitting(settings: Settings, machines: Sequence[Mapping[str, Any]]) -> int:
-    """How many trials these machines take.
-
-    Raises:
-        StreamkdError: none.
-    """
+def _refuse_too_much(settings: Settings, machines: Sequence[Mapping[str, Any]]) -> None:
+    """Ray would wait for a machine that takes a trial; one may still come where ``concurrency`` was asked for."""
     asked = {"CPU": settings.cpus_per_trial, "GPU": settings.gpus_per_trial}
-    nodes = [node["Resources"] for node in machines if node["Alive"]]
-    found = sum(min(int(one.get(name, 0) / share + 1e-9) for name, share in asked.items() if share) for one in nodes)
-    if not found:
-        there = "; ".join(f"{one.get('CPU', 0):g} CPUs, {one.get('GPU', 0):g} GPUs" for one in nodes)
+    there = [node["Resources"] for node in machines if node["Alive"]]
+    fits = any(all(one.get(name, 0) >= share for name, share in asked.items()) for one in there)
+    if not fits and settings.concurrency is None:
+        got = "; ".join(f"{one.get('CPU', 0):g} CPUs, {one.get('GPU', 0):g} GPUs" for one in there)
         raise StreamkdError(
-            f"needed {asked['CPU']:g} CPUs and {asked['GPU']:g} GPUs on one machine for each trial, got {there}",
+            f"needed {asked['CPU']:g} CPUs and {asked['GPU']:g} GPUs on one machine for each trial, got {got}",
             where="Ray", fix="ask for less; where machines are still to be started, say --concurrency",
         )  # fmt: skip
-    return found
 
 
 @contextmanager
-def _connected(address: str) -> Iterator[Any]:
+def _connected(address: str, notes: str) -> Iterator[Any]:
     if "://" in address:
         raise ConfigError(
-            f"needed host:port of a cluster's head, or auto, got {address}", where="--address",
+            f"needed host:port of a cluster's head, auto or local, got {address}", where="--address",
             fix="give the command on a machine of the cluster; a search is not driven through a Ray client",
         )  # fmt: skip
-    os.environ.update(_token())
+    alone = address == "local"
+    os.environ.update(QUIET | (_alone(notes) if alone else _token()))
     extras.need("ray", "a search on a cluster", "--address")
     import ray
 
     try:
-        if address != "auto":  # Ray itself would try for many minutes
+        if address != "auto" and not alone:  # Ray itself would try for many minutes
             host, _, port = address.rpartition(":")
             socket.create_connection((host.strip("[]"), int(port)), ASK_SECONDS).close()
-        with _handlers_kept():
-            ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
+        handler = signal.getsignal(signal.SIGTERM)
+        ray.init(
+            address=address, log_to_driver=False, logging_level=logging.CRITICAL, runtime_env={"env_vars": QUIET},
+            include_dashboard=False if alone else None,
+        )  # fmt: skip
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray takes it for itself
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as fault:
         said = getattr(fault, "strerror", None) or str(fault).partition(". ")[0].splitlines()[0]
         raise StreamkdError(
@@ -153,19 +98,14 @@ def _connected(address: str) -> Iterator[Any]:
         ray.shutdown()
 
 
+def _alone(notes: str) -> dict[str, str]:
+    """A Ray of this machine alone. It listens on loopback, asks for a token that nobody else has, leaves nothing."""
+    mine = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_TMPDIR": notes}
+    return {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0", **mine}
+
+
 def _token() -> dict[str, str]:
     """Token mode, where this user has a token for the cluster and has not said otherwise."""
     known = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     known = known or (Path.home() / ".ray" / "auth_token").exists()
     return {"RAY_AUTH_MODE": "token"} if known and "RAY_AUTH_MODE" not in os.environ else {}
-
-
-@contextmanager
-def _handlers_kept() -> Iterator[None]:
-    """Ray takes SIGTERM for itself; it stays the driver's."""
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)

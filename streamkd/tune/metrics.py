@@ -7,9 +7,9 @@ from collections import Counter
 from typing import get_args
 
 from streamkd.telemetry import Exposition, Recorder
-from streamkd.tune import progress
+from streamkd.tune.controller import SearchStatus
 from streamkd.tune.record import DONE, State
-from streamkd.tune.search import SearchStatus
+from streamkd.tune.results.decision import highest
 
 
 class Metrics:
@@ -25,8 +25,8 @@ class Metrics:
         states["waiting"] += standing.settings.trials - len(standing.trials)
         for state in get_args(State):
             self._recorder.set("tune_trials", states[state], state=state)
-        for name in standing.directions:
-            if (best := progress.best(standing, name)) is not None:
+        for name, direction in standing.directions.items():
+            if (best := highest(standing.trials, name, direction)) is not None:
                 self._recorder.set("tune_best_objective", best.objective(name) or 0.0, objective=name)
         over = {one.number: one.seconds for one in standing.trials if one.state in DONE}
         for number in over.keys() - (over if self._over is None else self._over):

@@ -10,9 +10,10 @@ from collections import Counter
 from typing import TYPE_CHECKING, TextIO
 
 from streamkd.tune.record import DONE, TrialRecord
+from streamkd.tune.results.decision import highest
 
 if TYPE_CHECKING:
-    from streamkd.tune.search import SearchStatus
+    from streamkd.tune.controller import SearchStatus
 
 
 class Progress:
@@ -49,8 +50,8 @@ def head(standing: "SearchStatus") -> str:
     states = ", ".join(f"{counts[state]} {state}" for state in DONE if counts[state])
     over = f"{sum(counts[state] for state in DONE)} of {standing.settings.trials} trials over"
     over += f" ({states})" * bool(states) + f", {counts['running']} running" * bool(counts["running"])
-    left, name = seconds_left(standing), next(iter(standing.directions))
-    first = best(standing, name)
+    left, (name, direction) = seconds_left(standing), next(iter(standing.directions.items()))
+    first = highest(standing.trials, name, direction)
     return "; ".join(
         [
             over,
@@ -67,33 +68,22 @@ def _ended(one: TrialRecord, standing: "SearchStatus") -> str:
     return f"trial {one.number} {one.state}{why} at {one.records:,} of {standing.total:,} records{figures}"
 
 
-def best(standing: "SearchStatus", name: str) -> TrialRecord | None:
-    """The finished trial with the best figure, the first of equals."""
-    sign = 1.0 if standing.directions[name] == "max" else -1.0
-    known = [(sign * value, -one.number, one) for one in standing.trials if (value := one.final(name)) is not None]
-    return max(known, default=(0.0, 0, None), key=lambda each: each[:2])[2]
-
-
 def seconds_left(standing: "SearchStatus") -> float | None:
     """Trials to come and the rest of those that run, each as long as one was, over as many as run at once.
 
     ``None`` where no trial runs, and while none is over; no more than the time budget leaves.
     """
     running = [one for one in standing.trials if one.state == "running"]
-    spent = [one.seconds for one in standing.trials if one.state in DONE and one.seconds]
+    over = [one for one in standing.trials if one.state in DONE]
     if not running:
         return None
-    left = None
-    if spent:
-        each = sum(spent) / len(spent)
-        to_come = standing.settings.trials - sum(one.state in DONE for one in standing.trials) - len(running)
-        work = max(to_come, 0) * each + sum(max(each - one.seconds, 0.1 * each) for one in running)
-        left = work / len(running)
     budget = standing.settings.time_budget_seconds
-    if budget is None:
-        return left
-    rest = max(budget - standing.seconds, 0.0)
-    return rest if left is None else min(left, rest)
+    most = [] if budget is None else [max(budget - standing.seconds, 0.0)]
+    if spent := [one.seconds for one in over if one.seconds]:
+        each = sum(spent) / len(spent)
+        to_come = max(standing.settings.trials - len(over) - len(running), 0) * each
+        most.append((to_come + sum(max(each - one.seconds, 0.1 * each) for one in running)) / len(running))
+    return min(most, default=None)
 
 
 def figure(value: float | None) -> str:

@@ -27,7 +27,6 @@ class TrialRecord:
     readings: tuple[Mapping[str, Any], ...] = ()
     reason: str = ""
     seconds: float = 0.0
-    begun_at: float | None = None
 
     @property
     def records(self) -> int:

@@ -9,12 +9,10 @@ power of ``REDUCTION`` are the rungs where it may be ended:
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from streamkd.errors import ConfigError
 
-SCHEDULERS = ("asha", "none")
-SAMPLERS = ("optuna", "random", "grid")
 REDUCTION, RUNGS = 4, 2
 PARTS = 9
 """Milestones of a trial without rungs."""
@@ -26,14 +24,15 @@ class Settings:
 
     ``objectives``: names of ``tune.trials.objective``; the first leads, a second makes a front. ``seeds``: those of a
     trial, which advance together. ``seed``: of the sampler's own draws. ``hang_seconds``: a trial that learned no
-    record for so long is ended. ``memory_bytes``: what a trial may allocate. ``address``: of a Ray cluster.
+    record for so long is ended. ``memory_bytes``: what a trial may allocate. ``address``: of the Ray
+    whose Ray Tune runs the trials; ``local`` is one of this machine alone.
     """
 
     trials: int = 16
     seeds: tuple[int, ...] = (100, 101)
     objectives: tuple[str, ...] = ("accuracy",)
-    scheduler: str = "asha"
-    sampler: str = "optuna"
+    scheduler: Literal["asha", "none"] = "asha"
+    sampler: Literal["optuna", "random", "grid"] = "optuna"
     seed: int = 0
     concurrency: int | None = None
     cpus_per_trial: float = 1.0
@@ -44,20 +43,14 @@ class Settings:
     address: str | None = None
 
     def __post_init__(self) -> None:
-        for name, known in (("scheduler", SCHEDULERS), ("sampler", SAMPLERS)):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"needed one of {', '.join(known)}, got {getattr(self, name)!r}", where=name)
         if not 1 <= len(self.objectives) <= 2 or len(set(self.objectives)) != len(self.objectives):
             got = ", ".join(self.objectives) or "none"
             raise ConfigError(f"needed one objective, or two for a front, got {got}", where="--objective")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             got = ", ".join(map(str, self.seeds)) or "none"
             raise ConfigError(f"needed seeds, each once, got {got}", where="--seeds")
-        for name in ("trials", "concurrency", "cpus_per_trial", "time_budget_seconds", "hang_seconds", "memory_bytes"):
-            if (value := getattr(self, name)) is not None and value <= 0:
-                raise ConfigError(f"needed more than 0, got {value}", where=name)
         if self.gpus_per_trial and self.address is None:
-            fix = "leave it out: trials of one machine share its GPU; or `ray start --head` and --address auto"
+            fix = "leave it out: trials of one machine share its GPU; or let Ray share it out with --address local"
             raise ConfigError("shares of a GPU are Ray's", where="--gpus-per-trial", fix=fix)
 
     @property

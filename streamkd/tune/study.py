@@ -14,10 +14,10 @@ import os
 import random
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -29,19 +29,18 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from streamkd import __version__
 from streamkd.config import Config
-from streamkd.errors import ConfigError, StateError, StateInUse
+from streamkd.errors import StateError, StateInUse
 from streamkd.evaluate.seeds import plain
 from streamkd.plugins import Registry
-from streamkd.state.directory import sync
+from streamkd.state.directory import sync, take
 from streamkd.tune.record import JOURNAL, State, TrialRecord
 from streamkd.tune.settings import REDUCTION, Settings
+from streamkd.tune.space.domains import Categorical, Parameter, Value, rounded
 from streamkd.tune.space.space import Space, Values
 
 LOCK = "lock"
 STARTUP = (4, 10)
 """So many trials are drawn at random before Optuna models: a third of all, between these."""
-GRID = 20_000
-"""Most points of a grid: more than anybody runs."""
 FEWEST = 8
 """Trials below which nothing is said of importances."""
 OWN = ("nan", "memory")
@@ -109,7 +108,7 @@ class Study:
         """
         handle = os.open(self.place / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            _take(handle, self.place)
+            take(handle, self.place, "drives this search", "--out")
             _mend(self.place / JOURNAL)
             for one in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 self._lose(one.number, one.user_attrs.get("trial"))
@@ -131,9 +130,6 @@ class Study:
 
         Trial 0 is the configuration as it stands. What is proposed for a number depends on the seed and on what is
         known by then alone, so a search that goes on asks as one that was never stopped.
-
-        Raises:
-            ConfigError: a grid without end.
         """
         with self._lock:
             number = self._next(space, settings, config, registry)
@@ -143,12 +139,12 @@ class Study:
             given = trial.user_attrs.get("trial")
             if given is None:
                 self._study.sampler = _sampler(settings, number)
-                given = {"number": number, "values": space.suggest(trial)}
+                given = {"number": number, "values": space.drawn(lambda one: suggest(trial, one))}
             else:
                 for one in space.active(given["values"]):
                     if one.told(given["values"][one.path]) is not None:
-                        one.suggest(trial)
-            trial.set_user_attr("trial", {**given, "begun_at": time.time()})
+                        suggest(trial, one)
+            trial.set_user_attr("trial", given)
             return Asked(given["number"], given["values"], trial)
 
     def _next(self, space: Space, settings: Settings, config: Config, registry: Registry) -> int | None:
@@ -162,10 +158,10 @@ class Study:
             return None
         if number and settings.sampler != "grid":
             return number
-        values = _point(space, settings, number) if number else space.values_of(config, registry)
-        if values is None:
+        points = _grid(space, settings, number) if number else [space.values_of(config, registry)]
+        if len(points) < number:
             return None
-        self._enqueue(number, values, space)
+        self._enqueue(number, points[-1], space)
         return number
 
     def read(self, asked: Asked, step: int, reading: Mapping[str, Any], prune: bool) -> bool:
@@ -264,6 +260,18 @@ class Study:
         self._study.enqueue_trial(inside, user_attrs={"trial": {"number": number, "values": dict(values)}})
 
 
+def suggest(trial: optuna.Trial, one: Parameter) -> Value:
+    """What an Optuna trial gives for a parameter."""
+    domain = one.domain
+    if isinstance(domain, Categorical):
+        return domain.values[domain.names.index(trial.suggest_categorical(one.path, domain.names))]
+    if one.integer:
+        low, high = int(domain.low), int(domain.high)
+        return trial.suggest_int(one.path, low, high, step=int(domain.step or 1), log=domain.log)
+    value = trial.suggest_float(one.path, domain.low, domain.high, step=domain.step, log=domain.log)
+    return rounded(value) if domain.step else value
+
+
 def exists(place: Path | str) -> bool:
     """Whether a search was begun at this place.
 
@@ -292,7 +300,7 @@ def _record(one: FrozenTrial) -> TrialRecord | None:
     if one.state.is_finished() and one.duration is not None:
         seconds = one.duration.total_seconds()
     state = "failed" if reason else states[one.state]
-    return TrialRecord(given["number"], given["values"], state, readings, reason, seconds, given.get("begun_at"))
+    return TrialRecord(given["number"], given["values"], state, readings, reason, seconds)
 
 
 def _sampler(settings: Settings, number: int) -> optuna.samplers.BaseSampler:
@@ -305,14 +313,19 @@ def _sampler(settings: Settings, number: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)
 
 
-def _point(space: Space, settings: Settings, number: int) -> Values | None:
-    """A point of the grid, in an order that the seed draws; ``None`` after the last one."""
-    points: Sequence[Values] = [*islice(space.grid(), GRID + 1)]
-    if len(points) > GRID:
-        fix = "give a smaller --space, or use --search optuna"
-        raise ConfigError(f"the grid has more than {GRID} points", where="--search grid", fix=fix)
-    order = random.Random(settings.seed).sample(range(len(points)), len(points))
-    return points[order[number - 1]] if number <= len(points) else None
+def _grid(space: Space, settings: Settings, count: int) -> list[Values]:
+    """So many points of the grid, or all, in an order that the seed draws."""
+    points: list[Values] = []
+
+    def visit(trial: optuna.Trial) -> float:
+        points.append(space.drawn(lambda one: suggest(trial, one)))
+        return 0.0
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        walk = optuna.create_study(sampler=optuna.samplers.BruteForceSampler(settings.seed))
+    walk.optimize(visit, n_trials=count)
+    return points
 
 
 class _Journal(JournalFileBackend):
@@ -350,19 +363,6 @@ def in_words(where: Path | str, needed: str) -> Iterator[None]:
         raise StateError(
             f"needed {needed}, got: {fault.strerror or fault}", where=str(where), fix="free it, or name another"
         ) from fault
-
-
-def _take(handle: int, place: Path) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        pid = os.pread(handle, 32, 0).decode(errors="replace").strip()
-        raise StateInUse(
-            f"process {pid or '(starting)'} drives this search",
-            where=str(place), fix="wait for it or stop it, or name another directory with --out",
-        ) from None  # fmt: skip
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
 
 
 def _mend(journal: Path) -> None:

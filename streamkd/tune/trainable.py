@@ -1,49 +1,57 @@
-"""A stream as Ray Tune's trainable: Ray Tune's own searchers and schedulers over trials that are measured as here.
+"""A stream as Ray Tune's trainable: `streamkd tune` on a Ray cluster, and whoever has another searcher or scheduler.
 
     tune.Tuner(trainable(config, registry), param_space={"optimizer.learning_rate": tune.loguniform(1e-4, 1e-2)}, ...)
 
-Values go by the dotted paths of the configuration, as in a space's file. `streamkd tune` needs none of it: this is for
-whoever wants another searcher or scheduler than Optuna's. A trial cannot be paused, so schedulers may end trials (ASHA,
-median stopping) and not copy them.
+Values go by the dotted paths of the configuration, as in a space's file. A trial runs in a child process of its actor:
+whatever becomes of it is told as on one machine. It cannot be paused, so schedulers may end trials (ASHA, median
+stopping) and not copy them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import ray
 from ray import tune
 
 from streamkd.config import Config
 from streamkd.plugins import Registry
 from streamkd.tune.settings import Settings
-from streamkd.tune.space.places import Places
-from streamkd.tune.trials import recording
-from streamkd.tune.trials.recording import Recording
-from streamkd.tune.trials.trial import Trial
+from streamkd.tune.slot import Slot
+from streamkd.tune.space.space import Space
+from streamkd.tune.worker import Job, Packed
 
 
 class StreamTrial(tune.Trainable):
     """One trial: a step trains every seed to the next milestone, and reports the objectives and the records so far."""
 
-    def setup(
-        self,
-        config: dict[str, Any],
-        stream: Config | None = None,
-        recordings: Mapping[int, Recording] | None = None,
-        objectives: Sequence[str] = (),
-        milestones: Sequence[int] = (),
-    ) -> None:
+    def setup(self, config: dict[str, Any], packed: Packed | None = None) -> None:
         """Begin a trial; ``config`` has values by path, the rest is what all trials share."""
-        assert stream is not None
-        assert recordings is not None
-        registry = Registry.load()
-        values = {path: getattr(value, "item", lambda value=value: value)() for path, value in config.items()}
-        self._trial = Trial(Places(stream, registry).changed(values), registry, recordings, objectives)
-        self._milestones = list(milestones)
+        assert packed is not None
+        gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+        self._packed, self._slot = packed, Slot(packed, ",".join(gpus))
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Begin another trial in the same actor."""
+        self._slot.end()
+        self._slot.begin({path: getattr(value, "item", lambda v=value: v)() for path, value in new_config.items()})
+        self._steps = 0
+        return True
 
     def step(self) -> dict[str, Any]:
         """On to the next milestone."""
-        reading = self._trial.advance(self._milestones.pop(0))
-        return {**reading.objectives, "records": reading.records, "done": not self._milestones}
+        milestones = self._packed.milestones
+        reading = self._slot.advance(milestones[self._steps])
+        self._steps += 1
+        whole = {"records": reading["records"], "step": self._steps, "reading": [reading]}
+        return {**reading["objectives"], **whole, "done": self._steps == len(milestones)}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: Ray Tune asks for one at the end, and nobody can begin with it."""
+
+    def cleanup(self) -> None:
+        """The trial is over."""
+        self._slot.end()
 
 
 def trainable(
@@ -58,9 +66,14 @@ def trainable(
     Raises:
         ConfigError: the stream is pushed or never ends, or a seed is a report's. SourceError: it cannot be read.
     """
+    from streamkd.tune.trials import recording  # an actor, which imports this module, needs neither
+    from streamkd.tune.trials.trial import Trial
+
     recordings = {seed: recording.record(config, registry, seed) for seed in seeds}
-    total = max(one.total for one in recordings.values())
-    milestones = Settings(objectives=tuple(objectives), seeds=tuple(seeds)).milestones(total)
-    return tune.with_parameters(
-        StreamTrial, stream=config, recordings=recordings, objectives=tuple(objectives), milestones=milestones
-    )
+    settings = Settings(objectives=tuple(objectives), seeds=tuple(seeds))
+    return of(Job(config, Space(()), recordings, settings, Trial))
+
+
+def of(job: Job) -> Any:
+    """Ray Tune's trainable for a job, which goes into Ray's object store once."""
+    return tune.with_parameters(StreamTrial, packed=job.packed())

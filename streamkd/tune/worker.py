@@ -1,48 +1,41 @@
 """The child process that runs one trial: on the driver's machine, or on one of a cluster.
 
-    slot ── milestone ─► child: trial.advance ── ("alive",) ... ("read", reading) | ("failed", reason) ──► slot
+    slot ── milestone ─► child: trial.advance ── reading | TrialFailed ──► slot
 
-It dies with its slot, leaves Ctrl-C to it, and what it prints goes into a file, for the reason of a crash.
+It ends with its slot, leaves Ctrl-C to it, and what it prints goes into a file, for the reason of a crash. An alarm,
+which each batch sets anew, ends it where it learns nothing any more, whatever it does instead.
 """
 
 import contextlib
-import ctypes
 import errno
 import os
 import pickle
 import resource
 import signal
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from streamkd.config import Config
 from streamkd.errors import StreamkdError, TrialFailed
 from streamkd.evaluate.seeds import plain
 from streamkd.plugins import Registry
+from streamkd.tune.settings import Settings
 from streamkd.tune.space.space import Space, Values
 
 if TYPE_CHECKING:
     from streamkd.tune.trials.recording import Recording
-    from streamkd.tune.trials.trial import TrialReading
+    from streamkd.tune.trials.trial import Trial
 
-BEAT_SECONDS = 0.5
-PR_SET_PDEATHSIG = 1
-
-
-class Running(Protocol):
-    """A trial that can be advanced: ``tune.trials.trial.Trial``."""
-
-    def advance(self, records: int) -> "TrialReading":
-        """Train until every seed has seen so many records."""
+START_SECONDS = 300.0
+"""A trial that has not begun after so long is taken to hang."""
 
 
-Make = Callable[[Config, Registry, "Mapping[int, Recording]", Sequence[str], Callable[[], None]], Running]
+Make = Callable[[Config, Registry, "Mapping[int, Recording]", Sequence[str], Callable[[], None]], "Trial"]
 """Makes a trial; a class or function of a module, so that other processes find it."""
 
 
@@ -53,58 +46,82 @@ class Job:
     config: Config
     space: Space
     recordings: "Mapping[int, Recording]"
-    objectives: tuple[str, ...]
-    threads: int
+    settings: Settings
     make: Make
 
-    def begun(self, values: Values, beat: Callable[[], None] = lambda: None) -> Running:
+    @property
+    def milestones(self) -> tuple[int, ...]:
+        """The records at which a trial is read."""
+        return self.settings.milestones(max(one.total for one in self.recordings.values()))
+
+    def packed(self) -> "Packed":
+        """As it is sent to where trials run."""
+        return Packed(pickle.dumps(self), self.make.__module__, self.settings, self.milestones)
+
+    def begun(self, values: Values, beat: Callable[[], None] = lambda: None) -> "Trial":
         """A trial under these values; ``beat`` is called as long as it learns."""
         import torch
 
-        torch.set_num_threads(self.threads)
+        torch.set_num_threads(self.settings.threads)
         registry = Registry.load()
         config = self.space.apply(self.config, values, registry)
-        return self.make(config, registry, self.recordings, self.objectives, beat)
+        return self.make(config, registry, self.recordings, self.settings.objectives, beat)
 
 
-def main(
-    job: bytes, values: Values, connection: Connection, log: str, devices: str | None, memory_bytes: int | None
-) -> None:
+@dataclass(frozen=True)
+class Packed:
+    """A job that nobody has to open who only hands it on: that makes the imports of a trial, from ``made_in`` on."""
+
+    job: bytes
+    made_in: str
+    settings: Settings
+    milestones: tuple[int, ...]
+
+
+def main(packed: Packed, values: Values, connection: Connection, log: str, devices: str | None) -> None:
     """Run a trial, milestone by milestone, until the slot has enough or is gone."""
-    _settle(log, devices, memory_bytes)
-    with contextlib.suppress(EOFError, OSError):
+    settings = packed.settings
+    _settle(log, devices, settings.memory_bytes)
+    with contextlib.suppress(OSError):  # the slot is gone
         try:
-            unpacked: Job = pickle.loads(job)  # noqa: S301 - from the search itself; imports what runs a trial, after the environment is set
-            trial = unpacked.begun(values, _Pulse(connection))
-            connection.send(("alive", None))
-            while (milestone := connection.recv()) is not None:
-                connection.send(("read", plain(asdict(trial.advance(milestone)))))
-        except (EOFError, ConnectionError):
-            return
+            _alarm(max(START_SECONDS, settings.hang_seconds))
+            job: Job = pickle.loads(packed.job)  # noqa: S301 - from the search itself; imports what runs a trial, after the environment is set
+            trial = job.begun(values, lambda: _beat(settings.hang_seconds))
+            while (milestone := _next(connection)) is not None:
+                _alarm(settings.hang_seconds)
+                connection.send(plain(asdict(trial.advance(milestone))))
         except Exception as fault:  # noqa: BLE001 - told to the search, which counts the trial as failed
-            connection.send(("failed", reason_of(fault)))
+            connection.send(failure(fault))
 
 
-class _Pulse:
-    """Says now and then that the trial learns."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection, self._told = connection, 0.0
-
-    def __call__(self) -> None:
-        if (now := time.monotonic()) - self._told > BEAT_SECONDS:
-            self._told = now
-            self._connection.send(("alive", None))
+def _next(connection: Connection) -> int | None:
+    """The next milestone; nothing hurries until it comes."""
+    _alarm(0)
+    milestone: int | None = connection.recv()
+    return milestone
 
 
-def reason_of(fault: BaseException) -> str:
-    """Why a trial failed, its kind first: ``nan: ...``, ``memory: ...`` or ``error: ...``."""
+def _alarm(seconds: float) -> None:
+    """End this process by SIGALRM after so long; 0: never."""
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def _beat(hang_seconds: float) -> None:
+    """Called after each batch."""
+    slot = parent_process()
+    if slot is not None and not slot.is_alive():
+        os._exit(0)
+    _alarm(hang_seconds)
+
+
+def failure(fault: BaseException) -> TrialFailed:
+    """Why a trial failed, with its kind: nan, memory or error."""
     if isinstance(fault, TrialFailed):
-        return fault.reason if fault.message == fault.reason else f"{fault.reason}: {fault.message}"
+        return fault
     said = " ".join(str(fault).split())[:300]
     if isinstance(fault, MemoryError) or _is_torchs_memory(fault) or getattr(fault, "errno", 0) == errno.ENOMEM:
-        return f"memory: {said or type(fault).__name__}"
-    return f"error: {said}" if isinstance(fault, StreamkdError) else f"error: {type(fault).__name__}: {said}"
+        return TrialFailed("memory", said or type(fault).__name__)
+    return TrialFailed("error", said if isinstance(fault, StreamkdError) else f"{type(fault).__name__}: {said}")
 
 
 def _is_torchs_memory(fault: BaseException) -> bool:
@@ -114,9 +131,9 @@ def _is_torchs_memory(fault: BaseException) -> bool:
 
 def _settle(log: str, devices: str | None, memory_bytes: int | None) -> None:
     """The process as a trial needs it."""
-    _die_with_slot()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    handle = os.open(log, os.O_WRONLY | os.O_TRUNC)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    handle = os.open(log, os.O_WRONLY | os.O_APPEND)
     for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
         stream.flush()
         os.dup2(handle, number)
@@ -136,15 +153,3 @@ def bound_memory(more_bytes: int) -> None:
     lines = status.read_text("ascii").splitlines() if status.exists() else []
     taken = next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmData:")), 0)
     resource.setrlimit(resource.RLIMIT_DATA, (taken + more_bytes, taken + more_bytes))
-
-
-def _die_with_slot() -> None:
-    """Ask Linux to kill this process when its parent ends, which is the fork server, which ends with the slot's
-    process; elsewhere the closed pipe says it.
-    """
-    if sys.platform == "linux":
-        prctl: Any = ctypes.CDLL(None, use_errno=True).prctl
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    slot = parent_process()
-    if slot is None or not slot.is_alive():
-        os._exit(0)

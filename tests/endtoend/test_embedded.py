@@ -52,6 +52,12 @@ def test_it_is_ready_and_learns(server: Server) -> None:
     assert seen["records_trained"] > 0
 
 
+def test_the_first_version_comes_with_the_first_records(serve: Serve) -> None:
+    """However rarely versions are published, who starts a server has not to wait for the first."""
+    server = serve(None, "--set", "publish.every_seconds=600")
+    until(server.ready, READY_SECONDS, "readiness")
+
+
 def test_it_answers_while_it_learns(server: Server) -> None:
     """Digits that it has just met are told apart, with version, time of publication and lag in each answer."""
     digits = load_digits()

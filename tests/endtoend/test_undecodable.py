@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from streamkd import config as configuration
-from streamkd.config import Limits
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
+from streamkd.settings import Limits
 from streamkd.streams.ingest.admission import admit_batch
 from streamkd.streams.log.log import Log
 from streamkd.wiring import open_source, schema_of

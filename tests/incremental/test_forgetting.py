@@ -1,11 +1,14 @@
 """Ridge regression that forgets: its moments against their definition, and a world that turns."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 import toys
 
 from streamkd.incremental import forgetting
 from streamkd.incremental.forgetting import ForgettingOptions, ForgettingTeacher, Head
+from streamkd.plugins import Registry
 
 
 def teacher(*half_lives: int, bins: int = 0) -> ForgettingTeacher:
@@ -77,3 +80,14 @@ def test_it_goes_on_from_its_state_before_and_after_the_bins_are_fitted() -> Non
         assert torch.equal(*parts)
         assert said.isfinite().all()
         torch.testing.assert_close(other.part()(x).softmax(1), other.logits(x).softmax(1), rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_served_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """From a version's directory, before and after the bins are fitted: the same answers."""
+    x, y = thresholds(700, 1)
+    for cut in (300, 600):
+        one = teacher(bins=4)
+        one.test_then_train(x[:cut], y[:cut], every(y[:cut]))
+        part = one.part()
+        again = forgetting.load(tmp_path, part.write(tmp_path), toys.context_of("x", toys.mlp()).schema, 2, Registry())
+        assert torch.equal(again(x), part(x))

@@ -12,7 +12,7 @@ from streamkd.meta.artefact import Artefact
 from streamkd.state import tree
 
 WHOLE = Artefact(
-    learned_for={"gate": [{"name": "per-sample"}]},
+    learned_for={"adapt.optimizer": {"name": "learned"}, "gate": [{"name": "per-sample"}]},
     gate_weights={"0.score.0.weight": torch.arange(4.0).reshape(2, 2)},
     start={"body.head.weight": torch.ones(1, 3), "normalise.count": torch.tensor(7)},
     gate_optimizer={"out.bias": torch.zeros(1)},
@@ -46,7 +46,7 @@ def test_the_digest_is_of_what_decides(tmp_path: Path) -> None:
     """A weight or a name changes it; where it was trained does not."""
     changed = [
         {"start": {"body.head.weight": torch.zeros(1, 3)}},
-        {"learned_for": {}},
+        {"learned_for": {"adapt.optimizer": {"name": "learned"}}},
         {"gate_notes": {"0._extra_state": {"names": ["memory"]}}},
     ]
     kept = {name: getattr(WHOLE, name) for name in Artefact.__dataclass_fields__}
@@ -61,6 +61,13 @@ def test_one_from_before_there_were_notes_is_read(tmp_path: Path) -> None:
     artefact.write(tmp_path, plain)
     assert "gate_notes" not in json.loads((tmp_path / artefact.DOCUMENT).read_text())
     _same(artefact.read(tmp_path), plain)
+
+
+def test_one_from_before_optimisers_were_plugins_names_the_one_that_there_was() -> None:
+    """Its rule is of no use to any other."""
+    state = WHOLE.state_dict()
+    state["document"] = {**state["document"], "learned_for": {"gate": [{"name": "per-sample"}]}}
+    _same(Artefact.from_state(state), WHOLE)
 
 
 def test_a_gates_state_is_parted() -> None:

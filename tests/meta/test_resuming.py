@@ -40,9 +40,9 @@ def finished(one: Learner, batches: int = 10_000) -> Learner:
 
 
 @pytest.mark.parametrize("stop", [7, 16])
-@pytest.mark.parametrize("adapt", [{"engine": "prequential"}, {"horizon": 4}, {"temperature": True}], ids=str)
+@pytest.mark.parametrize("adapt", [{"engine": "prequential"}, {"horizon": 4}], ids=str)
 def test_stopping_and_resuming_ends_in_the_same_bits(adapt: dict[str, Any], stop: int) -> None:
-    """Student, gate and temperature after a restart equal those of a run without one."""
+    """Student and gate after a restart equal those of a run without one."""
     whole, stopped = finished(learner(adapt)), finished(learner(adapt), stop)
     resumed = learner(adapt)
     resumed.restore(unpack(pack(stopped.state())), dict(stopped.offsets), stopped.config)
@@ -52,7 +52,6 @@ def test_stopping_and_resuming_ends_in_the_same_bits(adapt: dict[str, Any], stop
         assert weights_sha256(one) == weights_sha256(other)
     assert whole.adapter is not None
     assert whole.adapter.adaptations == resumed.adapter.adaptations > 10
-    assert whole.step.terms[0].loss.temperature == resumed.step.terms[0].loss.temperature
     assert all(torch.isfinite(p).all() for p in whole.adapter.parameters)
 
 

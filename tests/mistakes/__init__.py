@@ -1,6 +1,18 @@
 """Deliberate mistakes: plugins that are right but for one thing, each with the clause that finds it."""
 
-from mistakes import admissions, gates, losses, policies, rows, selectors, sources, students, teachers, watchers
+from mistakes import (
+    admissions,
+    gates,
+    losses,
+    optimizers,
+    policies,
+    rows,
+    selectors,
+    sources,
+    students,
+    teachers,
+    watchers,
+)
 from mistakes.mistake import Mistake
 
 MISTAKES: tuple[Mistake, ...] = (
@@ -8,6 +20,7 @@ MISTAKES: tuple[Mistake, ...] = (
     *teachers.MISTAKES,
     *losses.MISTAKES,
     *gates.MISTAKES,
+    *optimizers.MISTAKES,
     *rows.MISTAKES,
     *sources.MISTAKES,
     *watchers.MISTAKES,

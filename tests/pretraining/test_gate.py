@@ -9,6 +9,7 @@ import torch
 from baselines import REGISTRY
 from click.testing import CliRunner
 from streamkd_baselines.hedge import Hedge
+from streamkd_baselines.learned_optimizer import LearnedOptimizer
 
 from streamkd import config as configuration
 from streamkd import wiring
@@ -16,12 +17,12 @@ from streamkd.cli import cli
 from streamkd.errors import ConfigError, StateConflict, StateError
 from streamkd.learner import Learner
 from streamkd.meta import artefact
-from streamkd.meta.learned_optimizer import LearnedOptimizer
 from streamkd.pretraining.gate import Phase2, meta_train, phase_of
 from streamkd.state.tree import pack, unpack
 from streamkd.wiring import open_source, schema_of
 
-QUICK = Phase2(episodes=3, start_episodes=4, records=30, gate_optimizer="learned")
+QUICK = Phase2(episodes=3, start_episodes=4, records=30, horizon=2)
+LEARNED: dict[str, Any] = {"adapt": {"every": 5, "on_task_steps": 3, "optimizer": "learned"}}
 
 
 def _config(**changes: Any) -> configuration.Config:
@@ -55,13 +56,13 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An artefact with every part."""
     torch.manual_seed(0)
     out = tmp_path_factory.mktemp("begun")
-    meta_train(_config(), REGISTRY, out, QUICK)
+    meta_train(_config(**LEARNED), REGISTRY, out, QUICK)
     return out
 
 
 def test_the_seed_decides(begun: Path, tmp_path: Path) -> None:
     """The same configuration learns the same artefact, which says what it was trained on."""
-    again = meta_train(_config(), REGISTRY, tmp_path, QUICK)
+    again = meta_train(_config(**LEARNED), REGISTRY, tmp_path, QUICK)
     assert again.digest == artefact.read(begun).digest
     assert again.trained_on["tasks"] == ["0", "1", "2"]
     assert again.trained_on["phase"]["start_episodes"] == 4
@@ -70,7 +71,7 @@ def test_the_seed_decides(begun: Path, tmp_path: Path) -> None:
 def test_a_stream_begins_from_it(begun: Path) -> None:
     """Gate, anchor, body, head rows, rates and the gate's optimiser are the artefact's before the first step."""
     found = artefact.read(begun)
-    one = _learner(_config(meta=str(begun)))
+    one = _learner(_config(meta=str(begun), **LEARNED))
     learner = Learner(one.config, REGISTRY, one.source, one.schema)
     learner.labels.learn([3, 1, 4])
     learner._start()
@@ -83,11 +84,15 @@ def test_a_stream_begins_from_it(begun: Path) -> None:
     assert all(torch.equal(gate[name], value) for name, value in found.gate_weights.items())
     assert all(torch.equal(p, origin) for p, origin in zip(adapter.parameters, adapter.origin, strict=True))
     assert isinstance(adapter.optimizer, LearnedOptimizer)
+    rule = adapter.optimizer.rule
+    assert not rule.training
+    assert all(torch.equal(value, found.gate_optimizer[name]) for name, value in rule.state_dict().items())
+    assert rule.out.weight.abs().sum() > 0
 
 
 def test_stopping_and_resuming_ends_in_the_same_bits(begun: Path) -> None:
     """With an artefact too, a learner that was stopped ends where one that never was ends."""
-    config = _config(meta=str(begun))
+    config = _config(meta=str(begun), **LEARNED)
     whole, first = _learner(config), _learner(config, 13)
     second = _learner(config, 0)
     second.restore(unpack(pack(first.state())), first.offsets, config)
@@ -101,12 +106,12 @@ def test_a_state_remembers_what_it_began_from(begun: Path, tmp_path: Path) -> No
     """The directory may go; another artefact, or none, is refused."""
     moved = tmp_path / "begun"
     artefact.write(moved, artefact.read(begun))
-    config = _config(meta=str(moved))
+    config = _config(meta=str(moved), **LEARNED)
     first = _learner(config, 5)
     tree = unpack(pack(first.state()))
-    other = _config(meta=str(tmp_path / "other"))
+    other = _config(meta=str(tmp_path / "other"), **LEARNED)
     artefact.write(tmp_path / "other", artefact.Artefact(start={"body.head.bias": torch.ones(1)}))
-    for changed in (other, _config()):
+    for changed in (other, _config(**LEARNED)):
         with pytest.raises(StateConflict, match="began from"):
             _learner(changed, 0).restore(tree, first.offsets, config)
     for file in moved.iterdir():
@@ -117,14 +122,27 @@ def test_a_state_remembers_what_it_began_from(begun: Path, tmp_path: Path) -> No
     assert resumed.records == first.records
 
 
-def test_it_is_bound_to_gate_and_student(begun: Path) -> None:
-    """A stream with another student or gate is refused, with both."""
+def test_it_is_bound_to_gate_student_and_optimiser(begun: Path) -> None:
+    """A stream with another student, gate or optimiser of the gate is refused, with both."""
     for what, changes in (
         ("student", {"student": {"name": "mlp", "hidden": [8]}}),
         ("gate", {"gate": {"name": "per-sample", "hidden": 4}}),
+        ("adapt.optimizer", {"adapt": {"optimizer": "adam"}}),
     ):
         with pytest.raises(ConfigError, match=f"the {what} of"):
-            _learner(_config(meta=str(begun), **changes))
+            _learner(_config(meta=str(begun), **{**LEARNED, **changes}))
+
+
+def test_a_state_goes_on_under_another_optimiser_of_the_gate() -> None:
+    """Its moments are of no use to that one, which begins anew; the gate goes on."""
+    first = _learner(_config(), 13)
+    second = _learner(_config(**LEARNED), 0)
+    second.restore(unpack(pack(first.state())), first.offsets, first.config)
+    mine, theirs = first.step.gate.state_dict(), second.step.gate.state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    _run(second, 7)
+    assert second.adapter is not None
+    assert second.adapter.adaptations > first.adapter.adaptations
 
 
 def test_parts_that_were_not_learned_leave_the_stream_free(tmp_path: Path) -> None:
@@ -156,8 +174,8 @@ DRIVES = [*((name, "adam") for name in GATES), ("scalar", "learned"), ("per-clas
 @pytest.mark.parametrize(("name", "optimizer"), DRIVES)
 def test_any_gate_with_parameters_is_learned_and_begun_from(name: str, optimizer: Any, tmp_path: Path) -> None:
     """Episodes of other labels and strangers leave what holds for another stream, which then begins from it."""
-    changes = GATES[name]
-    phase = Phase2(episodes=4, student_start="none", records=20, horizon=2, gate_optimizer=optimizer)
+    changes = {**GATES[name], "adapt": {**LEARNED["adapt"], "optimizer": optimizer}}
+    phase = Phase2(episodes=4, student_start="none", records=20, horizon=2)
     made = meta_train(_config(**changes), REGISTRY, tmp_path, phase)
     assert artefact.read(tmp_path).digest == made.digest
     for notes in made.gate_notes.values():
@@ -206,9 +224,9 @@ def test_the_hedges_frozen_policy_is_the_gate_that_was_learned(tmp_path: Path) -
 
 def test_a_learner_that_began_from_a_standing_gate_resumes_in_the_same_bits(tmp_path: Path) -> None:
     """The table's rows go by name through the artefact and through the checkpoint."""
-    phase = Phase2(episodes=2, student_start="none", records=20, horizon=2, gate_optimizer="learned")
-    meta_train(_config(**GATES["per-class"]), REGISTRY, tmp_path, phase)
-    config = _config(meta=str(tmp_path), **GATES["per-class"])
+    phase = Phase2(episodes=2, student_start="none", records=20, horizon=2)
+    meta_train(_config(**GATES["per-class"], **LEARNED), REGISTRY, tmp_path, phase)
+    config = _config(meta=str(tmp_path), **GATES["per-class"], **LEARNED)
     whole, first = _learner(config, 20), _learner(config, 13)
     second = _learner(config, 0)
     second.restore(unpack(pack(first.state())), first.offsets, config)

@@ -1,9 +1,9 @@
 """Phase 2 of the gate, over episodes of the real step."""
 
 import torch
+from streamkd_baselines.learned_optimizer import LearnedOptimizer, Rule
 from toys import adapter_of, make_step, mlp, scorer
 
-from streamkd.meta.learned_optimizer import Rule, RuleTrainer
 from streamkd.pretraining.episodes import EpisodeShape, KnownTask
 from streamkd.pretraining.outer_loop import Played, train_gate
 from streamkd.pretraining.synthetic import NATURES, stranger
@@ -26,13 +26,11 @@ def _expert(known: KnownTask):
     return student.eval().requires_grad_(False)
 
 
-def _play(gate, episodes: int, noise: float, optimizer=None) -> list[Played]:
+def _play(gate, episodes: int, noise: float, **settings) -> list[Played]:
     """Episodes of expert and permuted teacher beside the usual pool."""
     known, draw = _known(), torch.Generator().manual_seed(0)
     expert = _expert(known)
-    adapter = adapter_of(gate, every=4, horizon=4, on_task_steps=0, anchor=0.0, learning_rate=0.03)
-    if optimizer is not None:
-        adapter.optimizer = optimizer(adapter.parameters)
+    adapter = adapter_of(gate, every=4, horizon=4, on_task_steps=0, anchor=0.0, learning_rate=0.03, **settings)
 
     def each():
         for number in range(episodes):
@@ -69,8 +67,8 @@ def test_a_learned_optimiser_is_trained_on_the_way() -> None:
     rule = Rule()
     made = []
 
-    def optimizer(parameters):
-        made.append(RuleTrainer(parameters, rule, window=2))
+    def optimizer(parameters, rate):
+        made.append(LearnedOptimizer(parameters, rule))
         return made[0]
 
     _play(scorer(), 3, noise=0.3, optimizer=optimizer)

@@ -9,8 +9,8 @@ import sys
 import threading
 from pathlib import Path
 
-from streamkd.config import Limits
 from streamkd.records import InputColumn, RecordSchema
+from streamkd.settings import Limits
 from streamkd.streams.ingest.flight import FlightListener, FlightOptions
 from streamkd.streams.ingest.http import HttpListener, HttpOptions
 from streamkd.streams.ingest.intake import Ingest, Intake

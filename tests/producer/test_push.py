@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.flight as fl
 import pytest
 
-from streamkd.config import Limits
 from streamkd.errors import RecordError, SchemaMismatch, SourceError
 from streamkd.producer import http as http_client
 from streamkd.producer import outbox
 from streamkd.producer.push import Ack, push
+from streamkd.settings import Limits
 from streamkd.streams.ingest import tokens
 
 SCRIPT = Path(__file__).with_name("log_server.py")

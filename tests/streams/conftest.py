@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from streamkd.config import Limits, Retain
 from streamkd.records import InputColumn, RecordSchema
+from streamkd.settings import Limits, Retain
 from streamkd.streams.ingest.intake import Ingest, Intake
 from streamkd.streams.ingest.tokens import Tokens
 from streamkd.streams.log.log import Log

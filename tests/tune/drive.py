@@ -1,11 +1,16 @@
-"""A search of stand-ins as a program of its own, to be killed: ``python drive.py OUT TRIALS [resume]``."""
+"""A search of stand-ins as a program of its own, to be killed: ``python drive.py OUT TRIALS [resume] [ADDRESS]``."""
 
 import sys
 
 import stand_ins
 
-from streamkd.tune import slot
+from streamkd.tune import cluster, slot
 
 if __name__ == "__main__":
-    out, trials, *resume = sys.argv[1:]
-    stand_ins.tune(out, slot.slots, stand_ins.Slow, trials=int(trials), concurrency=2, resume=bool(resume))
+    out, trials, *more = sys.argv[1:]
+    addresses = [one for one in more if one != "resume"]
+    asked = {"trials": int(trials), "concurrency": 2, "resume": "resume" in more}
+    if addresses:
+        stand_ins.tune(out, cluster.run, stand_ins.Slow, address=addresses[0], **asked)
+    else:
+        stand_ins.tune(out, slot.run, stand_ins.Slow, **asked)

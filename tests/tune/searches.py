@@ -108,8 +108,6 @@ def reading(records: int, height: float, dice: np.random.Generator, objectives: 
         "records": records,
         "objectives": {name: float(np.mean(each)) for name, each in figures.items()},
         "per_seed": figures,
-        "seeds": [100, 101, 102],
-        "accuracy": float(np.mean(seeds)),
         "curve": curve,
         "seconds": records / 2000,
     }

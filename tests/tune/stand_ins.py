@@ -4,11 +4,9 @@ They are made where a trial is made, in its own process, by a class of this modu
 """
 
 import os
-import pickle
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,12 +18,12 @@ from streamkd.config import Config
 from streamkd.errors import TrialFailed
 from streamkd.plugins import Registry
 from streamkd.tune import search
+from streamkd.tune.controller import Controller
 from streamkd.tune.settings import Settings
-from streamkd.tune.slot import Slot, SlotStopped
 from streamkd.tune.space.domains import Categorical, Interval, Parameter
 from streamkd.tune.space.space import Space
 from streamkd.tune.trials.trial import TrialReading
-from streamkd.tune.worker import Job, reason_of
+from streamkd.tune.worker import failure
 
 REGISTRY = Registry.load()
 TREE: dict[str, Any] = {
@@ -79,7 +77,7 @@ class StandIn:
         self._begun = True
         figures = [self._figure + 0.001 * at for at in range(len(self._seeds))]
         means = dict.fromkeys(self._names, float(np.mean(figures)))
-        return TrialReading(records, means, dict.fromkeys(self._names, figures), self._seeds, means[self._names[0]])
+        return TrialReading(records, means, dict.fromkeys(self._names, figures))
 
     def _do(self) -> None:
         if self._deed == "segfault":
@@ -122,44 +120,26 @@ class Taking(StandIn):
         os.kill(int(server.rpartition(")")[2].split()[1]), signal.SIGKILL)
 
 
-class Here:
-    """A slot in this process; ``before`` is told the values of each trial."""
+def here(before: Callable[[Mapping[str, Any]], Any] = lambda values: None) -> search.Runner:
+    """Runs trials in this process, one after another; ``before`` is told the values of each."""
 
-    def __init__(self, job: Job, stopping: Callable[[], bool], before: Callable[[Mapping[str, Any]], Any]) -> None:
-        self._job, self._stopping, self._before = job, stopping, before
+    def run(controller: Controller) -> None:
+        while not controller.stopping and (asked := controller.begin()) is not None:
+            before(asked.values)
+            try:
+                trial = controller.job.begun(asked.values)
+                for step, milestone in enumerate(controller.job.milestones, 1):
+                    if not controller.read(asked, step, asdict(trial.advance(milestone))):
+                        break
+            except Exception as fault:
+                controller.fail(asked, failure(fault))
 
-    def begin(self, values: Mapping[str, Any]) -> None:
-        self._before(values)
-        self._trial = self._guarded(lambda: self._job.begun(values))
-
-    def advance(self, milestone: int) -> Mapping[str, Any]:
-        if self._stopping():
-            raise SlotStopped
-        return asdict(self._guarded(lambda: self._trial.advance(milestone)))
-
-    def end(self) -> None: ...
-
-    def _guarded(self, what: Callable[[], Any]) -> Any:
-        try:
-            return what()
-        except Exception as fault:
-            kind, _, why = reason_of(fault).partition(": ")
-            raise TrialFailed(kind, why) from fault
+    return run
 
 
-def here(before: Callable[[Mapping[str, Any]], Any] = lambda values: None) -> Any:
-    """Opens one slot in this process."""
-
-    @contextmanager
-    def opened(job: bytes, made_in: str, settings: Settings, stopping: Callable[[], bool]) -> Iterator[Sequence[Slot]]:
-        yield [Here(pickle.loads(job), stopping, before)]
-
-    return opened
-
-
-def tune(out: Path, opened: Any = None, make: Any = StandIn, **more: Any) -> Any:
-    """A search of stand-ins, in this process unless ``opened`` says where."""
+def tune(out: Path, run: search.Runner | None = None, make: Any = StandIn, **more: Any) -> Any:
+    """A search of stand-ins, in this process unless ``run`` says where."""
     rest = {name: more.pop(name) for name in ("resume", "watches", "space", "config") if name in more}
     settings = Settings(**{"sampler": "random", "seeds": (100,), "trials": 6, **more})
     given, space = rest.pop("config", config()), rest.pop("space", GOOD)
-    return search.tune(given, REGISTRY, space, settings, out, make=make, opened=opened or here(), **rest)
+    return search.tune(given, REGISTRY, space, settings, out, make=make, run=run or here(), **rest)

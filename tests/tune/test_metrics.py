@@ -7,9 +7,9 @@ from pathlib import Path
 from urllib.request import urlopen
 
 from streamkd import telemetry
+from streamkd.tune.controller import SearchStatus
 from streamkd.tune.metrics import Metrics
 from streamkd.tune.record import TrialRecord
-from streamkd.tune.search import SearchStatus
 from streamkd.tune.settings import Settings
 
 sys.path.append(str(Path(__file__).parent))

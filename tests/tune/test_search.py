@@ -3,67 +3,27 @@
 import itertools
 import random
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from streamkd.errors import StateConflict, StateInUse, StreamkdError
 from streamkd.tune import study
-from streamkd.tune.record import DONE, TrialRecord
-from streamkd.tune.search import SearchStatus
+from streamkd.tune.controller import SearchStatus
+from streamkd.tune.record import TrialRecord
 from streamkd.tune.settings import Settings
 from streamkd.tune.study import Study
 
 sys.path.append(str(Path(__file__).parent))  # children look there too
 import stand_ins
+from drivers import drive, family, over, refuse_repeated, wait_for, works
 from stand_ins import GOOD, SPACE, here, tune
 
-HERE = Path(__file__).parent
 
-
-def drive(out: Path, trials: int, *resume: str) -> subprocess.Popen[bytes]:
-    """A search in a process of its own, with children."""
-    return subprocess.Popen([sys.executable, str(HERE / "drive.py"), str(out), str(trials), *resume])
-
-
-def over(out: Path) -> dict[int, TrialRecord]:
-    """The trials that are over, as the journal has them."""
-    if not study.exists(out):
-        return {}
-    return {one.number: one for one in Study.open(out).trials() if one.state in DONE}
-
-
-def wait_for(what: Callable[[], bool], seconds: float = 90.0) -> None:
-    """Until it is so, or so long."""
-    deadline = time.monotonic() + seconds
-    while not what() and time.monotonic() < deadline:
-        time.sleep(0.1)
-
-
-def family(pid: int) -> list[psutil.Process]:
-    return psutil.Process(pid).children(recursive=True)
-
-
-def works(process: psutil.Process) -> bool:
-    """Whether a process is at work: one that has ended may wait for somebody to take note of it."""
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def refuse_repeated(before: dict[int, TrialRecord], after: dict[int, TrialRecord]) -> None:
-    """Every trial that was over is as it was: same readings, same begin, same seconds."""
-    for number, one in before.items():
-        assert after[number] == one
-
-
+@pytest.mark.timeout(300)  # the imports of a trial are made twice, beside whatever else runs
 def test_a_killed_driver_goes_on_where_it_was(tmp_path: Path) -> None:
     """Killed with -9 in the middle: no child trains for nobody. Resumed: what was over is kept, the table is whole, and
     what was under way has its number and values again.
@@ -78,7 +38,7 @@ def test_a_killed_driver_goes_on_where_it_was(tmp_path: Path) -> None:
     assert before
     wait_for(lambda: not any(map(works, children)), 10)
     assert not any(map(works, children))
-    assert drive(out, 6, "resume").wait(100) == 0
+    assert drive(out, 6, "resume").wait(200) == 0
     after = over(out)
     refuse_repeated(before, after)
     assert sorted(after) == list(range(6))
@@ -201,11 +161,11 @@ def test_low_trials_are_pruned_at_a_rung(tmp_path: Path) -> None:
 
 
 def test_watches_are_told_of_every_move(tmp_path: Path) -> None:
-    """Each begin, reading and end is told, in order, and the last word is what the journal has."""
+    """Each begin and reading is told, in order, and the last word is what the journal has."""
     told: list[SearchStatus] = []
     found = tune(tmp_path / "s", trials=3, scheduler="none", watches=(told.append,))
     assert told[-1].trials == found.trials
-    assert len(told) == 3 * (1 + len(Settings(scheduler="none").milestones(100)) + 1)
+    assert len(told) == 3 * (1 + len(Settings(scheduler="none").milestones(100))) + 1
     assert all(a.seconds <= b.seconds for a, b in itertools.pairwise(told))
 
 

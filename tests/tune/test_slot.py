@@ -17,7 +17,7 @@ def test_whatever_a_trial_does_to_its_process_hurts_it_alone(tmp_path: Path) -> 
     others finish, and no process is left.
     """
     asked = {"space": ALL, "sampler": "grid", "trials": 1 + len(DEEDS), "concurrency": 4}
-    found = tune(tmp_path / "s", slot.slots, **asked, hang_seconds=2.0, memory_bytes=8 << 30)
+    found = tune(tmp_path / "s", slot.run, **asked, hang_seconds=2.0, memory_bytes=8 << 30)
     kinds = {DEEDS[one.values[stand_ins.DEED] - 100]: one for one in found.trials[1:]}
     reasons = {
         "segfault": "crash: the process ended by SIGSEGV",

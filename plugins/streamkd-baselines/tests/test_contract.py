@@ -13,7 +13,7 @@ from streamkd.plugins import BROUGHT
 
 LAYERS = {"student": "body.layer", "teacher": {"ema": "its.layer"}}
 OPTIONS = dict.fromkeys(("feature", "attention", "relational"), LAYERS)
-GROUPS: tuple[Group, ...] = ("gates", "losses")
+GROUPS: tuple[Group, ...] = ("gates", "losses", "optimizers")
 KINDS = [(group, name) for group in GROUPS for name in REGISTRY.names(group) if REGISTRY.origin(group, name) in MODULES]
 SOURCES = sorted(Path(streamkd_baselines.__file__).parent.glob("*.py"))
 

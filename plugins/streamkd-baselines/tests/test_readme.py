@@ -11,7 +11,8 @@ from streamkd import config
 from streamkd.api import Group
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
-GROUPS: tuple[Group, ...] = ("gates", "losses")
+GROUPS: tuple[Group, ...] = ("gates", "losses", "optimizers")
+HEADINGS = {"gates": "## Gates", "losses": "## Losses", "optimizers": "## Optimiser"}
 KINDS = [(group, name) for group in GROUPS for name in REGISTRY.names(group) if REGISTRY.origin(group, name) in MODULES]
 
 
@@ -36,9 +37,8 @@ def test_its_options_stand_there_with_their_defaults(group: Group, name: str) ->
 @pytest.mark.parametrize(("group", "name"), KINDS, ids=["/".join(kind) for kind in KINDS])
 def test_it_stands_in_the_first_table_of_its_group(group: Group, name: str) -> None:
     """With what it goes by, or its formula."""
-    assert re.search(
-        rf"^\| `{name}` \| .{{30,}} \|$", README.partition("## Losses")[2 if group == "losses" else 0], re.M
-    )
+    section = README.partition(HEADINGS[group])[2].partition("\n## ")[0]
+    assert re.search(rf"^\| `{name}` \| .{{30,}} \|$", section, re.M)
 
 
 def test_who_adapts_is_who_has_parameters() -> None:
@@ -53,7 +53,7 @@ def test_who_adapts_is_who_has_parameters() -> None:
 def test_its_yaml_is_part_of_a_configuration() -> None:
     """Blocks are taken as they stand, beside a stream."""
     blocks = re.findall(r"```yaml\n(.*?)```", README, re.S)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for block in blocks:
         tree = {"stream": {"source": {"name": "replay", "dataset": "digits"}}, **yaml.safe_load(block)}
         config.from_tree(tree, REGISTRY)

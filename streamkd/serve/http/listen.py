@@ -10,9 +10,9 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from streamkd import config
 from streamkd.errors import ConfigError
 from streamkd.serve.http import scratch
+from streamkd.settings import Serve, Tls
 from streamkd.streams.ingest.tokens import Tokens
 
 PREFIX = "streamkd-serve-"
@@ -20,7 +20,7 @@ SOCKET_BYTES = 103  # of the path of a unix socket: 107 on Linux, 103 on others
 LONGEST = PREFIX + "12345678/ingress.sock"
 
 
-def check_ports(serve: config.Serve) -> None:
+def check_ports(serve: Serve) -> None:
     """What of the ports can be said without opening them.
 
     Raises:
@@ -31,7 +31,7 @@ def check_ports(serve: config.Serve) -> None:
     Tokens(serve.tokens)
 
 
-def check_exposure(serve: config.Serve) -> None:
+def check_exposure(serve: Serve) -> None:
     """Refuse an address that others can reach, unless there are TLS and tokens.
 
     Raises:
@@ -56,7 +56,7 @@ def is_loopback(host: str) -> bool:
     return bool(addresses) and all(ipaddress.ip_address(a.partition("%")[0]).is_loopback for a in addresses)
 
 
-def tls_arguments(tls: config.Tls | None) -> dict[str, Any]:
+def tls_arguments(tls: Tls | None) -> dict[str, Any]:
     """TLS for uvicorn, after the files were found to fit each other.
 
     Raises:

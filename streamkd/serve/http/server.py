@@ -14,8 +14,8 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 
-from streamkd.config import Serve
 from streamkd.serve.http.connections import ConnectionLimits, bounded
+from streamkd.settings import Serve
 
 DESCRIPTORS = 512  # for everything that is no connection: files, children, connections that are about to be closed
 GRACEFUL_SECONDS = 10  # for requests in flight

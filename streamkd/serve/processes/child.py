@@ -10,10 +10,11 @@ child, and the next one follows.
 
 import contextlib
 import logging
+import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from streamkd.errors import StreamkdError
 from streamkd.serve.processes.channel import Channel, Process, pair, spawn
@@ -29,6 +30,8 @@ LOOK_SECONDS = 1.0  # between looks at a child that says nothing
 PATIENCE = 5  # times the limit, for what may rightly take long
 _LONG = ("", STARTING, STOPPING, CHECKPOINT)
 _EXIT_SECONDS = 5.0
+LEARNER = "streamkd.serve.processes.learner"
+Started = tuple[Process, Channel]
 logger = logging.getLogger(__name__)
 
 
@@ -85,7 +88,9 @@ class ChildProcess:
         recorder: Recorder,
         hang_seconds: float,
         environment: Mapping[str, str] | None = None,
+        started: Started | None = None,
     ) -> None:
+        """``started``: its first life, where that has begun already."""
         self.name = name
         self._module = module
         self._start = start
@@ -94,6 +99,7 @@ class ChildProcess:
         self._recorder = recorder
         self._hang_seconds = hang_seconds
         self._environment = environment or {}
+        self._started = started
         self._lock = threading.Lock()
         self._process: Process | None = None
         self._channel: Channel | None = None
@@ -172,15 +178,13 @@ class ChildProcess:
             return f"could not be kept: {fault!r:.200}"
 
     def _run(self) -> str:
-        channel, theirs = pair()
+        first, self._started = self._started, None
+        process, channel = first or start(self._module, self._environment)
         try:
-            process = spawn(self._module, theirs, self._environment)
-            try:
-                self._begin(process, channel)
-                return self._listen(channel) or f"ended with code {_reap(process)}{self._last_words}"
-            finally:
-                self._end(process)
+            self._begin(process, channel)
+            return self._listen(channel) or f"ended with code {_reap(process)}{self._last_words}"
         finally:
+            self._end(process)
             channel.close()
 
     def _begin(self, process: Process, channel: Channel) -> None:
@@ -237,6 +241,34 @@ class ChildProcess:
             self._hear(message)
         except (StreamkdError, KeyError, TypeError, ValueError) as fault:
             logger.warning("a message of the %s is left out (%r): %.200r", self.name, fault, message)
+
+
+def start(module: str, environment: Mapping[str, str]) -> Started:
+    """A process that runs the module, and our end of its channel."""
+    channel, theirs = pair()
+    try:
+        return spawn(module, theirs, environment), channel
+    except OSError:
+        channel.close()
+        raise
+
+
+@contextlib.contextmanager
+def started(module: str) -> Iterator[Started]:
+    """A child that loads what it needs while its parent, in its main thread, still does; it is gone after the block."""
+    before = signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # inherited: Ctrl-C is the parent's, while the child loads too
+    try:
+        process, channel = start(module, {})
+    finally:
+        signal.signal(signal.SIGINT, before)
+    try:
+        yield process, channel
+    finally:
+        process.kill()
+        process.wait()
+        channel.close()
 
 
 def _reap(process: Process) -> int:

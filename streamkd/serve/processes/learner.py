@@ -12,7 +12,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from streamkd import config as configuration
@@ -120,7 +120,7 @@ class LearnerProcess:
     def _by_the_clock(self) -> None:
         self._beat("learning" if self._stepped else STARTING)
         now = time.monotonic()
-        if now >= self._next["publish"]:
+        if self.learner.started and now >= self._next["publish"]:
             self._next["publish"] = now + self.config.publish.every_seconds
             self._beat("publishing")
             self._publish()
@@ -221,7 +221,12 @@ def main() -> int:
     logs.to_stderr("%(asctime)s learner %(levelname)s %(message)s")
     channel = Channel.inherited()
     threads.end_process_when_one_dies(channel.send_fatal)
-    start = channel.hear()
+    with suppress(ImportError, RuntimeError):  # now, while the supervisor loads, too; the learner says what is wrong
+        import streamkd.avalanche.strategy  # noqa: F401
+    try:
+        start = channel.hear()
+    except EOFError:
+        return 1
     assert isinstance(start, Begin), "the supervisor speaks first"
     return live(start, channel)
 

@@ -54,7 +54,6 @@ def status_of(learner: Learner, rate: float, version: int | None, answering: int
             "adaptation_seconds": adapter.seconds / adapter.adaptations if adapter and adapter.adaptations else None,
             "label_noise": learner.step.pool.noise if learner.started else None,
             "label_noise_asked": learner.started and learner.step.pool.asks_noise,
-            "temperature": adapter.temperature.value if adapter and adapter.temperature else None,
         },
         "boundaries": [
             {"record": b.record, "detector": b.detector, "task": b.task} for b in learner.tasks.boundaries[-BOUNDARIES:]
@@ -113,7 +112,7 @@ def _totals(learner: Learner) -> dict[_Series, float]:
         ("train_samples_total",): learner.records,
         ("records_repeated_total", source): _repeats(learner)["records"],
     }
-    if learner.pulled:
+    if learner.feed.pulled:
         totals["source_records_total", source] = learner.records
     if (adapter := learner.adapter) is not None:
         totals[("gate_adaptations_total",)] = adapter.adaptations
@@ -176,7 +175,6 @@ class Gauges:
         if status["gate"]["label_noise_asked"]:
             noise = status["gate"]["label_noise"]
             recorder.set("label_noise_ratio", math.nan if noise is None else noise)
-        self._set("distillation_temperature", status["gate"]["temperature"])
         for teacher in status["teachers"]:
             self._set("teacher_marginal_gain_ratio", teacher["marginal_gain"], teacher=teacher["name"])
         names = {teacher["name"] for teacher in status["teachers"]}

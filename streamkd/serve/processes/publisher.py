@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from streamkd import config as configuration
-from streamkd.config import Choice, Config
+from streamkd.choices import Choice
+from streamkd.config import Config
 from streamkd.errors import StateError, StreamkdError
 from streamkd.evaluate.arrival import Predict
 from streamkd.hookspecs import Group

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from streamkd.config import Limits
 from streamkd.errors import LimitExceeded, RecordError, first_line
 from streamkd.records import RecordSchema, Reject
+from streamkd.settings import Limits
 from streamkd.streams.encoding.canonical import arrow_schema, check_schema
 from streamkd.streams.encoding.codec import sift
 from streamkd.streams.ingest import jsonl

@@ -19,8 +19,8 @@ from typing import Protocol
 import numpy as np
 import pyarrow.compute as pc
 
-from streamkd.config import Limits, Retain, Tls
 from streamkd.errors import LogDamaged, NotReady, Overloaded, StreamkdError
+from streamkd.settings import Limits, Retain, Tls
 from streamkd.streams.ingest.admission import Sifted
 from streamkd.streams.ingest.committer import Committer
 from streamkd.streams.ingest.refusals import BadRun, Refusal, refusal_of

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from streamkd.errors import SourceError
+from streamkd.logs import some
 from streamkd.records import RecordSchema
 from streamkd.streams.files.rows import Rows, TableRows, open_rows
 from streamkd.streams.replay import datasets
@@ -190,7 +191,7 @@ def _columns(rows: Rows, schema: RecordSchema, where: str, also: Sequence[str] =
         if name not in there:
             near = difflib.get_close_matches(name, there, 1)
             raise SourceError(
-                f"needed a column {name!r}, got {', '.join(there)}",
+                f"needed a column {name!r}, got {some(there)}",
                 where=where,
                 fix=(f"did you mean {near[0]!r}? " if near else "") + "name the columns in stream.records",
             )

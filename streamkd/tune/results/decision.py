@@ -21,6 +21,7 @@ import numpy as np
 
 from streamkd.tune.record import TrialRecord
 
+SIGN = {"max": 1.0, "min": -1.0}
 FEWEST = 3
 """Seeds whose standard error is told and decided by: of two it is half of their difference, which says nothing."""
 
@@ -49,20 +50,25 @@ class Decision:
 
 def choose(trials: Sequence[TrialRecord], objective: str, direction: str = "max") -> Decision | None:
     """The decision over all trials of a search; ``None`` where none finished with a figure."""
-    sign = 1.0 if direction == "max" else -1.0
-    finished = [(one, sign * value) for one in trials if (value := one.final(objective)) is not None]
-    if not finished:
+    first = highest(trials, objective, direction)
+    if first is None:
         return None
-    highest = max(finished, key=lambda pair: (pair[1], -pair[0].number))[0]
     default = next((one for one in trials if one.number == 0), None)
-    if default is None or highest is default:
-        return Decision(highest, highest, default)
-    records, leads = _leads(highest, default, objective, sign)
+    if default is None or default is first:
+        return Decision(first, first, default)
+    records, leads = _leads(first, default, objective, SIGN[direction])
     if not leads:
-        return Decision(highest, highest, default)
+        return Decision(first, first, default)
     lead, error = float(np.mean(leads)), standard_error(leads)
     stays = default.state != "failed" and (min(leads) <= 0 if error is None else lead <= error)
-    return Decision(default if stays else highest, highest, default, lead, error, records, tuple(leads))
+    return Decision(default if stays else first, first, default, lead, error, records, tuple(leads))
+
+
+def highest(trials: Sequence[TrialRecord], objective: str, direction: str) -> TrialRecord | None:
+    """The finished trial with the best figure, the first of equals."""
+    sign = SIGN[direction]
+    known = [(sign * value, -one.number, one) for one in trials if (value := one.final(objective)) is not None]
+    return max(known, key=lambda each: each[:2])[2] if known else None
 
 
 def standard_error(values: Sequence[float]) -> float | None:

@@ -8,7 +8,7 @@ Each file is there whole or not at all. Called by ``streamkd.tune.search``.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from streamkd.tune.record import TrialRecord
 from streamkd.tune.results import outcome, summary
 from streamkd.tune.results.outcome import Outcome
 from streamkd.tune.results.page import page
+from streamkd.tune.space.places import Keys, keys_of, node_at
 from streamkd.tune.space.space import Space
 from streamkd.tune.study import Study, in_words
 
@@ -97,38 +98,31 @@ def written(config: Config, comments: Sequence[str]) -> str:
 def rooted(config: Config, registry: Registry, directory: Path) -> Config:
     """The configuration with every relative path, also of plugins, seen from ``directory``: it can be moved."""
     tree = configuration.dump(config)
-    for keys, path in _paths(config):
-        _set(tree, keys, str(directory / path))
+    found = [*_paths(config)]
     for at, group, choice in config.choices():
-        for keys, path in _paths(configuration.options(registry, at, group, choice)):
-            _set(tree, [*at.split("."), *keys], str(directory / path))
+        found += _paths(configuration.options(registry, at, group, choice), keys_of(at))
+    for keys, path in found:
+        node_at(tree, keys[:-1])[keys[-1]] = str(directory / path)
     share = config.share
     if share is not None and share.teacher not in {teacher.key for teacher in config.teachers}:
         tree["share"]["teacher"] = str(directory / share.teacher)
     return configuration.from_tree(tree, registry)
 
 
-def _paths(node: Any, keys: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Path]]:
+def _paths(part: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Path]]:
     """Every path below a checked model; what only looks like one is left alone."""
-    if isinstance(node, Path):
-        yield keys, node
-    elif isinstance(node, BaseModel):
-        for name in type(node).model_fields:
-            yield from _paths(getattr(node, name), (*keys, name))
-    elif isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from _paths(value, (*keys, key))
-    elif isinstance(node, list | tuple):
-        for index, value in enumerate(node):
-            yield from _paths(value, (*keys, index))
-
-
-def _set(tree: Any, keys: Sequence[Any], value: str) -> None:
-    """The value at a place of the tree, where the tree has that place."""
-    *parents, last = [int(key) if str(key).isdigit() else key for key in keys]
-    for key in parents:
-        tree = tree[key] if isinstance(tree, list) else tree.get(key, {})
-    tree[last] = value
+    if isinstance(part, Path):
+        yield keys, part
+        return
+    below: Iterable[tuple[Any, Any]] = ()
+    if isinstance(part, BaseModel):
+        below = ((name, getattr(part, name)) for name in type(part).model_fields)
+    elif isinstance(part, Mapping):
+        below = part.items()
+    elif isinstance(part, list | tuple):
+        below = enumerate(part)
+    for key, value in below:
+        yield from _paths(value, (*keys, key))
 
 
 def _put(path: Path, content: bytes) -> None:

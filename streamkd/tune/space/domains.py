@@ -1,29 +1,16 @@
 """What a parameter may be: an interval, perhaps in the logarithm or in steps, or a choice. Plain data.
 
-``Parameter.suggest`` asks an Optuna trial for a value; ``told`` is the same value as Optuna knows it. ``when`` names
-other parameters of the space, each a choice, and the values of theirs under which this one counts.
+``Parameter.told`` is a value as Optuna knows it. ``when`` names other parameters of the space, each a choice, and the
+values of theirs under which this one counts.
 """
 
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 Value: TypeAlias = Any  # plain JSON
-
-
-class Asking(Protocol):
-    """An Optuna trial, as far as a parameter needs it."""
-
-    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = ..., log: bool = ...) -> float:
-        """A number."""
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = ..., log: bool = ...) -> int:
-        """A whole number."""
-
-    def suggest_categorical(self, name: str, choices: Any) -> Any:
-        """One of these."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +51,6 @@ class Parameter:
     integer: bool = False
     when: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
 
-    def suggest(self, trial: Asking) -> Value:
-        """What the trial gives for it."""
-        domain = self.domain
-        if isinstance(domain, Categorical):
-            return domain.values[domain.names.index(trial.suggest_categorical(self.path, domain.names))]
-        if self.integer:
-            low, high = int(domain.low), int(domain.high)
-            return trial.suggest_int(self.path, low, high, step=int(domain.step or 1), log=domain.log)
-        value = trial.suggest_float(self.path, domain.low, domain.high, step=domain.step, log=domain.log)
-        return _rounded(value) if domain.step else value
-
     def told(self, value: Value) -> Any:
         """A value as Optuna knows it; ``None`` where it lies outside, as the configuration's own may."""
         if isinstance(self.domain, Categorical):
@@ -88,36 +64,27 @@ class Parameter:
             return self.domain.place(value) is not None
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             return False
-        step = self.domain.step or (1 if self.integer else None)
-        slack = 1e-9 * step if step else 0.0  # values of steps are rounded
-        steps = (value - self.domain.low) / step if step else 0.0
-        inside = self.domain.low - slack <= value <= self.domain.high + slack
-        return inside and math.isclose(steps, round(steps), rel_tol=1e-9, abs_tol=1e-9)
-
-    def every(self) -> tuple[Value, ...] | None:
-        """All of its values; ``None`` of an interval without steps."""
-        if isinstance(self.domain, Categorical):
-            return self.domain.values
-        count = self._steps(self.domain)
-        return None if count is None else tuple(self._at(self.domain, step) for step in range(count + 1))
+        low, step, slack, nearest = self.domain.low, self.step, 0.0, value
+        if step is not None:  # values of steps are rounded
+            slack, nearest = 1e-9 * step + 1e-11 * abs(value), low + round((value - low) / step) * step
+        return low - slack <= value <= self.domain.high + slack and abs(value - nearest) <= slack
 
     def ends(self) -> tuple[Value, ...]:
         """All of a choice; the first and the last value of an interval, and one between, no whole number if it can."""
         domain = self.domain
         if isinstance(domain, Categorical):
             return domain.values
-        count = self._steps(domain)
-        if count is not None:
-            return tuple(self._at(domain, step) for step in (0, count, min(count, 1)))
-        return float(domain.low), float(domain.high), domain.low + (domain.high - domain.low) * 0.38196601
+        step = self.step
+        if step is None:
+            return float(domain.low), float(domain.high), domain.low + (domain.high - domain.low) * 0.38196601
+        count = math.floor((domain.high - domain.low) / step + 1e-9)
+        values = (rounded(domain.low + steps * step) for steps in (0, count, min(count, 1)))
+        return tuple(map(round, values) if self.integer else values)
 
-    def _steps(self, domain: Interval) -> int | None:
-        step = domain.step or (1 if self.integer else None)
-        return None if step is None else math.floor((domain.high - domain.low) / step + 1e-9)
-
-    def _at(self, domain: Interval, steps: int) -> float:
-        value = _rounded(domain.low + steps * (domain.step or 1))
-        return round(value) if self.integer else value
+    @property
+    def step(self) -> float | None:
+        """From one value of an interval to the next; ``None`` where there is no end of values between."""
+        return None if isinstance(self.domain, Categorical) else self.domain.step or (1 if self.integer else None)
 
 
 def same(one: Value, other: Value) -> bool:
@@ -125,6 +92,6 @@ def same(one: Value, other: Value) -> bool:
     return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
     """0.1 + 2·0.1 is 0.3."""
     return float(f"{value:.12g}")

@@ -24,10 +24,10 @@ class Places:
     def __init__(self, config: Config, registry: Registry) -> None:
         self._registry = registry
         self._tree, self._full = configuration.dump(config), configuration.dump(config)
-        self._plugins = {_keys(path): group for path, group, _ in config.choices()}
+        self._plugins = {keys_of(path): group for path, group, _ in config.choices()}
         for path, group, choice in config.choices():
             options = configuration.options(registry, path, group, choice)
-            _at(self._full, _keys(path)).update(options.model_dump(mode="json"))
+            node_at(self._full, keys_of(path)).update(options.model_dump(mode="json"))
 
     def keys(self, path: str) -> Keys:
         """The place of a path, as far as there is one now; what is below a plugin's name may come with another name.
@@ -71,17 +71,17 @@ class Places:
         tree, renamed = copy.deepcopy(self._tree), set()
         for path in without:
             keys = self.keys(path)
-            _at(tree, keys[:-1]).pop(keys[-1], None)
+            node_at(tree, keys[:-1]).pop(keys[-1], None)
         for path in sorted(values, key=_parents_first):
             keys = self.keys(path)
             if keys[:-1] not in renamed and same(_found(self._full, keys), values[path]):
                 continue  # as it stands, and not written where it was not
-            node, group = _at(tree, keys[:-1]), self._plugins.get(keys[:-1])
+            parent, group = node_at(tree, keys[:-1]), self._plugins.get(keys[:-1])
             if keys[-1] == "name" and group:
                 renamed.add(keys[:-1])
-                for key in node.keys() - set(RESERVED.get(group, ())):
-                    del node[key]
-            node[keys[-1]] = copy.deepcopy(values[path])
+                for key in parent.keys() - set(RESERVED.get(group, ())):
+                    del parent[key]
+            parent[keys[-1]] = copy.deepcopy(values[path])
         return configuration.from_tree(tree, self._registry)
 
 
@@ -90,11 +90,17 @@ def _parents_first(path: str) -> tuple[int, bool, str]:
     return path.count("."), not path.endswith("name"), path
 
 
-def _keys(path: str) -> Keys:
+def keys_of(path: str) -> Keys:
+    """The keys of a path that has positions alone."""
     return tuple(int(part) if part.isdigit() else part for part in path.split("."))
 
 
-def _at(tree: Any, keys: Any) -> Any:
+def node_at(tree: Any, keys: Any) -> Any:
+    """What stands there in a plain tree; mappings that are missing on the way are made.
+
+    Raises:
+        ConfigError: something else stands on the way.
+    """
     for key in keys:
         if not isinstance(tree, dict | list):
             raise ConfigError("there is nothing below it", where=".".join(map(str, keys)))

@@ -1,11 +1,11 @@
 """The search space: places of the configuration tree, and what each may be.
 
-    Space ─► suggest(trial) | grid() ─► Values ─► apply ─► Config
+    Space ─► drawn ─► Values ─► apply ─► Config
 
 ``streamkd.tune.space.file`` reads one from a file, or gives the default one.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
@@ -13,7 +13,7 @@ from streamkd.config import Config
 from streamkd.errors import ConfigError
 from streamkd.evaluate.seeds import plain
 from streamkd.plugins import Registry
-from streamkd.tune.space.domains import Asking, Parameter, Value, same
+from streamkd.tune.space.domains import Interval, Parameter, Value, same
 from streamkd.tune.space.places import Places
 
 Values: TypeAlias = Mapping[str, Value]
@@ -36,43 +36,29 @@ class Space:
                 counting |= {one.path: values[one.path]} if one.path in values else {}
         return found
 
-    def suggest(self, trial: Asking) -> dict[str, Value]:
-        """What an Optuna trial gives for each parameter whose condition holds among those before it."""
+    def drawn(self, draw: Callable[[Parameter], Value]) -> dict[str, Value]:
+        """A value for each parameter whose condition holds among those before it."""
         values: dict[str, Value] = {}
         for one in self.parameters:
             if _counts(one, values):
-                values[one.path] = one.suggest(trial)
+                values[one.path] = draw(one)
         return values
 
-    def grid(self) -> Iterator[dict[str, Value]]:
-        """Every combination of values.
+    def refuse_endless(self) -> None:
+        """Refuse what has no end of values, which a grid would try.
 
         Raises:
-            ConfigError: an interval without steps has no end of them.
+            ConfigError: an interval without steps.
         """
         for one in self.parameters:
-            if one.every() is None:
+            if isinstance(one.domain, Interval) and one.step is None:
                 fix = "give it a step or a choice, or use --search optuna"
                 raise ConfigError("has no end of values, and a grid tries all", where=one.path, fix=fix)
-        yield from self._combined(0, {})
-
-    def _combined(self, at: int, values: dict[str, Value]) -> Iterator[dict[str, Value]]:
-        if at == len(self.parameters):
-            yield values
-        elif not _counts(one := self.parameters[at], values):
-            yield from self._combined(at + 1, values)
-        else:
-            for value in one.every() or ():
-                yield from self._combined(at + 1, {**values, one.path: value})
 
     def values_of(self, config: Config, registry: Registry) -> dict[str, Value]:
         """Where a configuration itself stands; it may lie outside the domains of a space file."""
         places = Places(config, registry)
-        values: dict[str, Value] = {}
-        for one in self.parameters:
-            if _counts(one, values):
-                values[one.path] = places.value(one.path)
-        return values
+        return self.drawn(lambda one: places.value(one.path))
 
     def apply(self, config: Config, values: Values, registry: Registry) -> Config:
         """The configuration with these values, checked; of what is not named it keeps its own.

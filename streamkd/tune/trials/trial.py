@@ -20,19 +20,15 @@ from streamkd.tune.trials.seed_run import SeedRun
 class TrialReading:
     """What a trial says where it was stopped. Plain numbers: ``dataclasses.asdict`` of it is JSON.
 
-    ``records``: seen by each seed. ``objectives``: means over the seeds, ``per_seed`` in the order of ``seeds``.
-    ``accuracy``: of the served model on the validation tasks that have begun, now. ``curve``: (records, accuracy) at
-    the marks of the stream so far and here, means over the seeds. ``seconds``: in all; ``validation_seconds`` of them.
+    ``records``: seen by each seed. ``objectives``: means over the seeds, ``per_seed`` in their order. ``curve``:
+    (records, accuracy) at the marks of the stream so far and here, means over the seeds. ``seconds``: in all.
     """
 
     records: int
     objectives: dict[str, float]
     per_seed: dict[str, list[float]]
-    seeds: list[int]
-    accuracy: float
     curve: list[tuple[int, float]] = field(default_factory=list)
     seconds: float = 0.0
-    validation_seconds: float = 0.0
 
 
 class Trial:
@@ -78,14 +74,10 @@ class Trial:
         per_seed = {one.name: [one.of(curve) for curve in curves] for one in self._objectives}
         drawn = [[(point.records, mean([*point.served.values()])) for point in curve.whole()] for curve in curves]
         shared = zip(*drawn, strict=False)
-        runs = self._runs.values()
         return TrialReading(
             self.records,
             {name: mean(values) for name, values in per_seed.items()},
             per_seed,
-            [*self._runs],
-            mean([points[-1][1] for points in drawn if points]),
             [(max(at for at, _ in points), mean([accuracy for _, accuracy in points])) for points in shared],
-            sum(run.seconds for run in runs),
-            sum(run.validation_seconds for run in runs),
+            sum(run.seconds for run in self._runs.values()),
         )

@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from streamkd.config import Choice, Config
+from streamkd.choices import Choice
+from streamkd.config import Config
 from streamkd.errors import ConfigError, SourceError
 from streamkd.plugins import Registry
 from streamkd.records import RecordSchema, Source

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from streamkd.serve.processes.child import LOOK_SECONDS, ChildProcess, HeartbeatAge
+from streamkd.serve.processes.child import LOOK_SECONDS, ChildProcess, HeartbeatAge, Started, started
 from streamkd.serve.processes.messages import Begin
 from streamkd.serve.processes.server_status import ServerStatus
 from streamkd.telemetry import Exposition, Recorder
@@ -20,13 +20,15 @@ from ..conftest import until
 class Kept:
     """One child with what it writes to."""
 
-    def __init__(self, folder: Path, hang_seconds: float, hear: Callable[[Any], None], manner: str) -> None:
+    def __init__(
+        self, folder: Path, hang_seconds: float, hear: Callable[[Any], None], manner: str, first: Started | None
+    ) -> None:
         self.lives = folder / "lives"
         self.status, self.recorder, self.exposition = ServerStatus("test", "replay"), Recorder(), Exposition()
         start = Begin({"lives": str(self.lives), "manner": manner}, "")
         environment = {"PYTHONPATH": str(Path(__file__).parent)}
         self.child = ChildProcess(
-            "child", "fake_child", lambda: start, hear, self.status, self.recorder, hang_seconds, environment
+            "child", "fake_child", lambda: start, hear, self.status, self.recorder, hang_seconds, environment, first
         )
 
     def pids(self) -> list[int]:
@@ -44,8 +46,13 @@ class Kept:
 def keep(tmp_path: Path) -> Iterator[Callable[..., Kept]]:
     made: list[Kept] = []
 
-    def make(hang_seconds: float = 60.0, hear: Callable[[Any], None] = lambda message: None, manner: str = "") -> Kept:
-        made.append(Kept(tmp_path, hang_seconds, hear, manner))
+    def make(
+        hang_seconds: float = 60.0,
+        hear: Callable[[Any], None] = lambda message: None,
+        manner: str = "",
+        first: Started | None = None,
+    ) -> Kept:
+        made.append(Kept(tmp_path, hang_seconds, hear, manner, first))
         made[-1].child.start()
         return made[-1]
 
@@ -58,6 +65,27 @@ def keep(tmp_path: Path) -> Iterator[Callable[..., Kept]]:
 def test_a_child_is_named_from_the_beginning(keep: Callable[..., Kept]) -> None:
     """Whoever asks before it runs finds it starting, not missing."""
     assert keep().process()["state"] in ("starting", "running")
+
+
+def test_one_that_runs_already_is_the_first(keep: Callable[..., Kept], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told to begin, Ctrl-C does not reach it meanwhile, and another follows when it dies."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    with started("fake_child") as first:
+        os.kill(first[0].pid, signal.SIGINT)
+        kept = keep(first=first)
+        until(kept.pids)
+        assert kept.pids() == [first[0].pid]
+        first[0].kill()
+        until(lambda: len(kept.pids()) == 2)
+
+
+def test_one_that_nobody_takes_is_gone() -> None:
+    """After the block there is no process, and Ctrl-C is again what it was."""
+    before = signal.getsignal(signal.SIGINT)
+    with started("fake_child") as (process, _):
+        assert process.poll() is None
+    assert process.returncode == -signal.SIGKILL
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_child_that_is_stopped_is_seen_killed_and_started_again(keep: Callable[..., Kept]) -> None:

@@ -13,9 +13,9 @@ from streamkd.telemetry import Exposition
 from streamkd.wiring import open_source, schema_of
 
 
-def gauges_of(gate: dict[str, Any], *, temperature: bool = False, **source: Any) -> Exposition:
+def gauges_of(gate: dict[str, Any], **source: Any) -> Exposition:
     """What is told once a short stream has been learned."""
-    learner = learner_of(gate, temperature=temperature, **source)
+    learner = learner_of(gate, **source)
     gauges, exposition = Gauges(learner.recorder, learner), Exposition()
     while learner.advance():
         pass
@@ -24,13 +24,13 @@ def gauges_of(gate: dict[str, Any], *, temperature: bool = False, **source: Any)
     return exposition
 
 
-def learner_of(gate: dict[str, Any], *, temperature: bool = False, **source: Any) -> Learner:
+def learner_of(gate: dict[str, Any], **source: Any) -> Learner:
     config = configuration.from_tree(
         {
             "stream": {"source": {"name": "replay", "dataset": "digits", **source}},
             "student": {"name": "mlp", "hidden": [8]},
             "memory": {"size": 60, "replay": 10},
-            "adapt": {"every": 2, "temperature": temperature},
+            "adapt": {"every": 2},
             "gate": gate,
             "device": "cpu",
         },
@@ -46,15 +46,6 @@ def test_the_label_noise_is_told_by_gates_that_measure_it() -> None:
     assert (noisy.value("label_noise_ratio") or 0.0) > 0.15
     assert math.isnan(gauges_of({"name": "per-sample"}, label_noise=0.33, limit=100).value("label_noise_ratio") or 0.0)
     assert gauges_of({"name": "fixed"}, limit=100).value("label_noise_ratio") is None
-
-
-def test_the_learned_temperature_is_told() -> None:
-    """It has moved from the configured 2.0, within its bounds; where it is not adapted there is no such gauge."""
-    told = gauges_of({"name": "per-sample"}, temperature=True, limit=200).value("distillation_temperature")
-    assert told is not None
-    assert 0.5 <= told <= 10
-    assert told != 2.0
-    assert gauges_of({"name": "fixed"}, limit=100).value("distillation_temperature") is None
 
 
 def test_the_hedges_policies_are_told() -> None:

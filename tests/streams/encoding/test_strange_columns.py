@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from streamkd.config import Limits
 from streamkd.errors import RecordError
 from streamkd.records import InputColumn, RecordSchema
+from streamkd.settings import Limits
 from streamkd.streams.ingest.admission import admit_batch
 
 SCHEMA = RecordSchema(inputs=(InputColumn(name="x", dtype="uint8"),), task="task", id="id", event_time="t")

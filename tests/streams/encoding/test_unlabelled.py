@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from streamkd.config import Limits
 from streamkd.errors import SchemaMismatch
 from streamkd.records import InputColumn, RecordSchema
+from streamkd.settings import Limits
 from streamkd.streams.encoding import codec
 from streamkd.streams.encoding.decoder import Decoder
 from streamkd.streams.ingest.admission import Sifted, admit_batch, admit_lines

@@ -60,6 +60,7 @@ def _load(text: str, folder: Path) -> Config:
                 "forgetting",
                 "analytic",
                 "gates",
+                "optimizers",
                 "per-sample",
                 "match-gate",
             ]

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.flight as fl
 import pytest
 
-from streamkd.config import Tls
 from streamkd.errors import ConfigError, Overloaded
 from streamkd.records import InputColumn, RecordSchema
+from streamkd.settings import Tls
 from streamkd.streams.encoding import codec
 from streamkd.streams.ingest import connections as callers
 from streamkd.streams.ingest import tokens

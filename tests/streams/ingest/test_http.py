@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamkd.config import Limits
 from streamkd.records import InputColumn, RecordSchema
+from streamkd.settings import Limits
 from streamkd.streams.ingest import tokens
 from streamkd.streams.ingest.http import ARROW, LINES, Answer, HttpListener, HttpOptions
 from streamkd.streams.ingest.intake import Ingest, Intake

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamkd.config import Limits
 from streamkd.errors import LimitExceeded, NotReady, Overloaded, RecordError
 from streamkd.records import InputColumn, RecordSchema, Reject
+from streamkd.settings import Limits
 from streamkd.streams.ingest.admission import Sifted, admit_batch, admit_lines
 from streamkd.streams.ingest.intake import BadRun, Intake, _runs
 

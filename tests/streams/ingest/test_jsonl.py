@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from streamkd.config import Limits
 from streamkd.records import InputColumn, RecordSchema
+from streamkd.settings import Limits
 from streamkd.streams.encoding import codec
 from streamkd.streams.ingest import jsonl
 from streamkd.streams.ingest.admission import admit_lines

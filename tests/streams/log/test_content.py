@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from streamkd.config import Limits
 from streamkd.records import InputColumn, RecordSchema
+from streamkd.settings import Limits
 from streamkd.streams.ingest.admission import Sifted, admit_batch, admit_lines
 from streamkd.streams.log.receipts import digest
 

@@ -2,6 +2,8 @@
 
 import gzip
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +43,22 @@ def test_every_dataset_has_its_size_and_its_schema(name: str, train: int, test: 
     size = datasets.describe(name).inputs[0].size
     assert dataset.train.schema == pa.schema({"image": pa.list_(pa.uint8(), size), "label": pa.int64()})
     assert sorted(set(dataset.test["label"].to_pylist())) == list(range(10))
+
+
+def test_digits_are_scikit_learns() -> None:
+    """All its records, read from its file without importing it."""
+    from sklearn.datasets import load_digits
+
+    dataset = datasets.load("digits")
+    ours = np.concatenate(
+        [np.column_stack([_pixels(table), table["label"]]) for table in (dataset.train, dataset.test)]
+    )
+    theirs = np.column_stack(load_digits(return_X_y=True))
+    assert sorted(ours.tolist()) == sorted(theirs.tolist())
+    code = (
+        "import sys; from streamkd.streams.replay.datasets import load; load('digits'); print('sklearn' in sys.modules)"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"
 
 
 def test_mean_and_std_are_those_of_the_training_images() -> None:

@@ -106,7 +106,6 @@ def test_a_trial_measures_what_a_run_would(one: dict[int, Recording]) -> None:
     tested = run_seed(config, REGISTRY)["served"]["accuracy"]
     reading = trial_of(one, "final-accuracy").advance(10_000)
     assert reading.objectives["final-accuracy"] == pytest.approx(tested["final_average"], abs=1e-6)
-    assert reading.accuracy == reading.objectives["final-accuracy"]
 
 
 @pytest.mark.parametrize("batch", [7, 10, 16])
@@ -140,7 +139,7 @@ def test_seeds_advance_together_and_are_averaged(recordings: dict[int, Recording
     """Each seed has seen as many records; the figure is their mean; the reading is plain JSON."""
     trial = trial_of(recordings)
     reading = trial.advance(110)
-    assert (trial.records, reading.records, reading.seeds) == (110, 110, [100, 101])
+    assert (trial.records, reading.records, len(reading.per_seed["accuracy"])) == (110, 110, 2)
     assert reading.objectives["accuracy"] == pytest.approx(sum(reading.per_seed["accuracy"]) / 2)
     assert reading.per_seed["accuracy"][0] != reading.per_seed["accuracy"][1]
     assert json.loads(json.dumps(asdict(reading)))["records"] == 110
@@ -173,7 +172,7 @@ def test_validation_is_small_beside_training(one: dict[int, Recording]) -> None:
     trial = trial_of(one)
     for part in range(1, 10):
         reading = trial.advance(300 * part // 9)
-    assert 0 < reading.validation_seconds < reading.seconds / 2
+    assert 0 < trial._runs[100].validation_seconds < reading.seconds / 2
 
 
 def test_it_is_heard_as_long_as_it_learns(one: dict[int, Recording]) -> None:

@@ -6,10 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from streamkd_baselines import learned_optimizer
+from streamkd_baselines.learned_optimizer import SHARPNESS, LearnedOptimizer, Rule, preprocess
 from torch import nn
-
-from streamkd.meta.learned_optimizer import SHARPNESS, LearnedOptimizer, Rule, RuleTrainer, learned, preprocess
-from streamkd.students import optimizers
 
 
 def _bowl(seed: int) -> tuple[nn.Parameter, torch.Tensor]:
@@ -42,7 +41,7 @@ def test_untrained_it_descends_by_sign() -> None:
     """Before it is trained, each coordinate moves by the rate against its gradient's sign."""
     point, scales = _bowl(0)
     before = point.detach().clone()
-    _descend(LearnedOptimizer([point], Rule(0.01)), point, scales, 1)
+    _descend(LearnedOptimizer([point], Rule(0.01).eval()), point, scales, 1)
     torch.testing.assert_close(point.detach(), before - 0.01 * before.sign())
 
 
@@ -61,20 +60,21 @@ def test_training_the_rule_pays() -> None:
     rule = Rule(0.05)
     for seed in range(25):
         point, scales = _bowl(seed)
-        _descend(RuleTrainer([point], rule, rate=0.01), point, scales, 16)
+        _descend(LearnedOptimizer([point], rule, 0.01), point, scales, 16)
     ends = []
     for candidate in (Rule(0.05), rule):
         point, scales = _bowl(999)
-        ends.append(_descend(LearnedOptimizer([point], candidate), point, scales, 16))
+        ends.append(_descend(LearnedOptimizer([point], candidate.eval()), point, scales, 16))
     assert ends[1] < ends[0]
 
 
-def test_the_slope_to_the_rule_is_exact() -> None:
+def test_the_slope_to_the_rule_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a linear loss, whose gradient does not move, the surrogate's derivative is that of the summed outer loss."""
     g = torch.tensor([0.3, -2.0, 1.5])
     rule, point = Rule().double(), nn.Parameter(torch.zeros(3, dtype=torch.float64))
     nn.init.normal_(rule.out.weight, generator=torch.Generator().manual_seed(0))
-    trainer = RuleTrainer([point], rule, window=10**6)
+    monkeypatch.setattr(learned_optimizer, "WINDOW", 10**6)
+    trainer = LearnedOptimizer([point], rule)
     for _ in range(4):
         point.grad = g.double()
         trainer.step()
@@ -91,11 +91,12 @@ def test_the_slope_to_the_rule_is_exact() -> None:
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
-def test_the_slope_to_the_rule_follows_a_parameter_that_grows() -> None:
+def test_the_slope_to_the_rule_follows_a_parameter_that_grows(monkeypatch: pytest.MonkeyPatch) -> None:
     """What has come at its ends has not moved before: of the earlier steps the old part alone counts."""
     rule, point = Rule().double(), nn.Parameter(torch.zeros(2, 1, dtype=torch.float64))
     nn.init.normal_(rule.out.weight, generator=torch.Generator().manual_seed(0))
-    trainer = RuleTrainer([point], rule, window=10**6)
+    monkeypatch.setattr(learned_optimizer, "WINDOW", 10**6)
+    trainer = LearnedOptimizer([point], rule)
     first, second = torch.tensor([[0.3], [-2.0]]).double(), torch.tensor([[0.5, 1.0], [-1.0, 2.0], [3.0, 0.1]]).double()
     point.grad = first
     trainer.step()
@@ -112,25 +113,13 @@ def test_the_slope_to_the_rule_follows_a_parameter_that_grows() -> None:
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
-def test_its_state_is_restored() -> None:
-    """Stopped, saved, restored and gone on is never stopped, bit for bit."""
-    rule = Rule()
-    nn.init.normal_(rule.out.weight, generator=torch.Generator().manual_seed(0))
-    (whole, scales), (part, _) = _bowl(3), _bowl(3)
-    _descend(learned(rule.state_dict(), [whole]), whole, scales, 6)
-    first = learned(rule.state_dict(), [part])
-    _descend(first, part, scales, 3)
-    second = learned(rule.state_dict(), [part])
-    optimizers.restore(second, optimizers.state_of(first))
-    _descend(second, part, scales, 3)
-    assert torch.equal(whole, part)
-
-
-def test_a_parameter_may_grow() -> None:
-    """Coordinates that have just come begin with a fresh state."""
-    point = nn.Parameter(torch.ones(2))
+def test_the_graph_ends_with_the_episode() -> None:
+    """What was moved in one is not judged by the gradients of the next; the rule's state goes on."""
+    point, scales = _bowl(0)
     optimizer = LearnedOptimizer([point], Rule())
-    _descend(optimizer, point, torch.ones(2), 2)
-    point.data = torch.ones(5)
-    _descend(optimizer, point, torch.ones(5), 2)
-    assert len(optimizer.state[point]["hidden"]) == 5
+    _descend(optimizer, point, scales, 3)
+    assert optimizer._surrogate is not None
+    optimizer.begin_stream(["ema"])
+    assert optimizer._surrogate is None
+    assert not optimizer.state[point]["hidden"].requires_grad
+    assert optimizer.state[point]["hidden"].abs().sum() > 0

@@ -1,6 +1,6 @@
 """The learner: one student on one stream; ``advance`` trains on the next batch.
 
-    source ─► Batcher ─► codec ─► labels, tasks ─► strategy (memory, teachers, gate, loss, update) ─► live quality
+    source ─► Feed ─► labels, tasks ─► strategy (memory, teachers, gate, loss, update) ─► live quality
 
 Whatever decides the weights is in ``state()`` and comes from the log's order and from generators, never from the
 clock: a learner restored from a checkpoint ends where one that was never stopped ends, bit for bit on CPU.
@@ -15,25 +15,23 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from streamkd import wiring
+from streamkd.avalanche import available
 from streamkd.config import Config
-from streamkd.errors import ConfigError, SourceError, first_line
 from streamkd.evaluate.accuracy import Prequential
 from streamkd.evaluate.arrival import Arrivals
 from streamkd.evaluate.live import LiveQuality
-from streamkd.learning import terms
+from streamkd.learner import resuming
+from streamkd.learner.feed import Feed
 from streamkd.learning.batch import Taken
 from streamkd.learning.step import Step
 from streamkd.meta.adaptation import GateAdapter
 from streamkd.meta.artefact import Artefact
 from streamkd.observe import Observers
 from streamkd.plugins import Registry
-from streamkd.records import Chunk, Records, RecordSchema, Reject, Source
+from streamkd.records import Records, RecordSchema, Source
 from streamkd.replay.memory import Ring
 from streamkd.state.checkpoint import DeadBatch
-from streamkd.streams.batcher import Batcher
-from streamkd.streams.encoding.decoder import Decoder
 from streamkd.streams.log.log import Log
-from streamkd.students import optimizers
 from streamkd.students.networks import Student, at_rest
 from streamkd.tasks.boundary import Boundary, Tasks
 from streamkd.tasks.experience import TensorBatch, tensors
@@ -68,10 +66,10 @@ class Learner:
         self.config, self.registry, self.source, self.schema = config, registry, source, schema
         self.recorder = recorder or Recorder()
         self.device = wiring.device_of(config.device)
-        self.offsets: dict[str, int] = dict.fromkeys(source.partitions, 0)
         self.records = 0
         self.steps = 0
         self.labels = LabelSpace()
+        self.feed = Feed(config.stream, source, schema, self.labels, self.recorder, journal)
         self.tasks = Tasks(dict(wiring.make_all(registry, "detectors", config.detectors)))
         self.prequential = Prequential(WINDOW)
         self.arrivals = Arrivals(WINDOW)
@@ -79,22 +77,27 @@ class Learner:
         self.quality = LiveQuality()
         self.observers = Observers(wiring.make_all(registry, "observers", config.observers), self.recorder)
         self._selector: Selector = wiring.make(registry, "publish.model", "selectors", config.publish.model)
-        self.dead: list[DeadBatch] = []
         self.last: Taken | None = None
-        self._batcher = Batcher(source, config.stream.batch.size, config.stream.batch.flush_seconds, journal)
-        self._decoder = Decoder(source, schema)
-        self._avalanche = _avalanche([*avalanche_plugins, *avalanche_metrics])
+        self._avalanche = available.strategy([*avalanche_plugins, *avalanche_metrics])
         self._plugins, self._metrics = list(avalanche_plugins), list(avalanche_metrics)
         self._on_task_end = on_task_end
         self._on_batch = on_batch  # told when the offsets are past a batch that is about to be learned
-        self.pulled = journal is None  # else records were counted when they were accepted
         self.last_step_at: float | None = None
-        self._bad_in_a_row = 0
         self._step: Step | None = None
         self._strategy: StreamStrategy | None = None  # none where Avalanche cannot be imported
         self._adapter: GateAdapter | None = None
         self._chosen: tuple[int, Model] | None = None  # what is served, as chosen after so many steps
         self._begun: Artefact | None = None
+
+    @property
+    def offsets(self) -> dict[str, int]:
+        """Of each partition the first record that was not taken yet."""
+        return self.feed.offsets
+
+    @property
+    def dead(self) -> list[DeadBatch]:
+        """What was refused, until a checkpoint holds it."""
+        return self.feed.dead
 
     @property
     def started(self) -> bool:
@@ -134,32 +137,12 @@ class Learner:
         Raises:
             SourceError: so many bad rows in a row that the source must be wrong.
         """
-        chunk = self._batcher.next(self.offsets)
-        if chunk is None:
+        records = self.feed.next()
+        if records is None:
             return False
-        records, rejects = self._decoder.decode(chunk)
-        if len(self.labels) + len(records) > self.config.stream.limits.labels:
-            records, more = self._without_surplus_labels(records, chunk.offset)
-            rejects = [*rejects, *more]
-        if rejects:
-            self._refuse(chunk, rejects, len(records))
-        self.offsets[chunk.partition] = chunk.next_offset
         if len(records):
-            self._bad_in_a_row = 0
             self._train(records)
         return True
-
-    def _without_surplus_labels(self, records: Records, offset: int) -> tuple[Records, list[Reject]]:
-        """Records of labels that are known or for which there is room: an id that stands as label fills no memory."""
-        limit = self.config.stream.limits.labels
-        new = [label for label in dict.fromkeys(records.labels) if label is not None and label not in self.labels]
-        surplus = set(new[max(0, limit - len(self.labels)) :])
-        rejects = [
-            Reject(int(at) - offset, "too_many_labels", f"{label!r:.80} is new, and {limit} labels are known")
-            for at, label in zip(records.offsets, records.labels, strict=True)
-            if label in surplus
-        ]
-        return records.take([i for i, label in enumerate(records.labels) if label not in surplus]), rejects
 
     def _log(self, name: str, value: float) -> None:
         self.recorder.set("avalanche_metric", value, metric=name)
@@ -169,31 +152,10 @@ class Learner:
         if self.started:
             self._end_task(self.tasks.current)
 
-    def _refuse(self, chunk: Chunk, rejects: Sequence[Any], good: int) -> None:
-        offsets = range(chunk.offset, chunk.next_offset)
-        self.dead.append(DeadBatch(rejects, chunk.rows, chunk.partition, offsets))
-        for reject in rejects:
-            self.recorder.count("records_rejected_total", source=self._source, reason=reject.reason)
-            self.recorder.count("dead_letter_records_total", source=self._source, reason=reject.reason)
-        self._bad_in_a_row = 0 if good else self._bad_in_a_row + len(rejects)
-        # pushed records are acknowledged already, and their bad runs refused at the door: stopping for
-        # those in the log would stop every later start at the same place
-        if self.pulled and self._bad_in_a_row >= self.config.stream.limits.bad_in_a_row:
-            raise SourceError(
-                f"{self._bad_in_a_row} records in a row were refused, the last for {rejects[-1].reason}: "
-                f"{rejects[-1].detail}",
-                where=f"{chunk.partition}, offset {offsets[rejects[-1].row]}",
-                fix="mend the source or stream.records; nothing of it was learned",
-            )
-
-    @property
-    def _source(self) -> str:
-        return self.config.stream.source.name
-
     def _train(self, records: Records) -> None:
         begun = time.perf_counter()
         if unlabelled := records.labels.count(None):
-            self.recorder.count("records_unlabelled_total", unlabelled, source=self._source)
+            self.recorder.count("records_unlabelled_total", unlabelled, source=self.config.stream.source.name)
             if not self.labels and unlabelled == len(records):
                 return  # no class is known yet, so there is nothing that anybody could teach of them
         new = self.labels.learn(records.labels)
@@ -308,7 +270,7 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """Everything that decides what is learned next, as a tree for a checkpoint."""
-        tree: dict[str, Any] = {
+        return {
             "records": self.records,
             "steps": self.steps,
             "schema": self.schema.model_dump(mode="json"),
@@ -318,30 +280,9 @@ class Learner:
             "arrivals": self.arrivals.state_dict(),
             "answered": self.answered.state_dict(),
             "quality": self.quality.state_dict(),
-            "bad_in_a_row": self._bad_in_a_row,
-            "learned": None,
+            "bad_in_a_row": self.feed.bad_in_a_row,
+            "learned": None if self._adapter is None else resuming.state_of(self.step, self._adapter, self._begun),
         }
-        if self.started:
-            step = self.step
-            tree["learned"] = {
-                "student": step.student.state_dict(),
-                "optimizer": optimizers.state_of(step.optimizer),
-                "memory": step.memory.state_dict(),
-                "rows": step.sources.state_dict(),
-                "held_out": step.held_out.state_dict(),
-                "mixture": step.mixture.state_dict(),
-                "contradiction": step.contradiction.state_dict(),
-                "recent": step.recent.state_dict(),
-                "present": step.present.state_dict(),
-                "settling": step.rate_decay.state_dict(),
-                "pool": step.pool.state_dict(),
-                "gate": step.gate.state_dict(),
-                "begun": self._begun and self._begun.state_dict(),
-                "heritage": step.transfer.state_dict() if step.transfer else {},
-                "losses": terms.state_of(step.terms),
-                "adapter": cast(GateAdapter, self._adapter).state_dict(),
-            }
-        return tree
 
     def restore(self, tree: Mapping[str, Any], offsets: Mapping[str, int], saved: Config) -> None:
         """Go on from a checkpoint that was written under the configuration ``saved``.
@@ -361,66 +302,12 @@ class Learner:
         if "answered" in tree:
             self.answered.load_state_dict(tree["answered"])
         self.quality.load_state_dict(tree["quality"])
-        self._bad_in_a_row = tree["bad_in_a_row"]
+        self.feed.bad_in_a_row = tree["bad_in_a_row"]
         if tree["learned"] is not None:
             self._restore_learned(tree["learned"], saved)
-
-    def _restore_adapter(self, adapter: Mapping[str, Any], saved: Config) -> None:
-        """Where losses have changed, the steps that it kept are of no use; nor is the rest, if some had gates."""
-        if saved.losses == self.config.losses:
-            cast(GateAdapter, self._adapter).load_state_dict(dict(adapter))
-        elif not any(choice.gate for choice in (*saved.losses, *self.config.losses)):
-            cast(GateAdapter, self._adapter).load_state_dict({**adapter, "trail": {"steps": []}})
 
     def _restore_learned(self, learned: Mapping[str, Any], saved: Config) -> None:
         self._begun = wiring.begun_from(learned.get("begun"), saved, self.config, self.schema)
         self._start()
-        step = self.step
-        step.student.load_state_dict(learned["student"])
-        if step.transfer is not None:
-            step.transfer.load_state_dict(learned["heritage"])
-        adapters = saved.losses == self.config.losses and terms.restore(step.terms, learned.get("losses", []))
-        if saved.optimizer.name == self.config.optimizer.name:
-            # behind the student's parameters come those of the losses: of other losses than now, they say nothing
-            first = None if adapters else len([*step.student.parameters()])
-            optimizers.restore(step.optimizer, learned["optimizer"], first)
-        step.memory.load_state_dict(learned["memory"], self.device)
-        if "rows" in learned:
-            step.sources.load_state_dict(learned["rows"])
-        if "held_out" in learned:
-            step.held_out.load_state_dict(learned["held_out"])
-        if "mixture" in learned:
-            step.mixture.load_state_dict(learned["mixture"])
-            step.contradiction.load_state_dict(learned["contradiction"])
-            step.recent.load_state_dict(learned["recent"], self.device)
-        if "present" in learned:
-            step.present.load_state_dict(learned["present"])
-        if "settling" in learned:
-            step.rate_decay.load_state_dict(learned["settling"])
-        step.pool.load_state_dict(learned["pool"], self.fresh_student, self.labels.labels)
-        if saved.gate == self.config.gate:
-            step.gate.load_state_dict(learned["gate"])
-            self._restore_adapter(learned["adapter"], saved)
-        for what in ("optimizer", "gate", "teachers", "pool", "losses", "adapt", "vicinal", "rows"):
-            before, now = getattr(saved, what), getattr(self.config, what)
-            if before != now:
-                logger.warning("%s has changed since the checkpoint: was %s, is %s", what, before, now)
-
-
-def _avalanche(asked: Sequence[Any]) -> Any:
-    """The loop as Avalanche knows it, a module; ``None`` where Avalanche cannot be imported.
-
-    Raises:
-        ConfigError: it cannot, and plugins or metrics of it are ``asked`` for.
-    """
-    try:
-        from streamkd.avalanche import strategy
-    except (ImportError, RuntimeError) as fault:  # torchvision beside a torch of another build
-        fix = "install torch and torchvision of one index: CPU builds both, or neither"
-        if asked:
-            raise ConfigError(
-                f"Avalanche cannot be imported: {first_line(fault)}", where="avalanche", fix=fix
-            ) from None
-        logger.warning("steps are taken without Avalanche, to the same bits (%s); %s", first_line(fault), fix)
-        return None
-    return strategy
+        assert self._adapter is not None
+        resuming.restore(self.step, self._adapter, learned, saved, self.config, self.labels.labels, self.fresh_student)

@@ -1,0 +1,126 @@
+"""Every metric family, declared once: what it is, what it means, and the names of its labels."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+FamilyType = Literal["counter", "gauge", "histogram"]
+FAST = (0.0005, 0.002, 0.005, 0.02, 0.05, 0.2, 1.0)
+SLOW = (0.01, 0.05, 0.2, 1.0, 5.0, 20.0)
+TRIALS = (1.0, 10.0, 60.0, 600.0, 3600.0)
+ROWS = (1, 4, 16, 64, 256, 1024)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One metric family: its type, what it means, and the names of its labels."""
+
+    type: FamilyType
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+def _counter(help: str, *labels: str) -> Family:
+    return Family("counter", help, labels)
+
+
+def _gauge(help: str, *labels: str) -> Family:
+    return Family("gauge", help, labels)
+
+
+def _histogram(help: str, buckets: tuple[float, ...], *labels: str) -> Family:
+    return Family("histogram", help, labels, buckets)
+
+
+FAMILIES: Mapping[str, Family] = {
+    "build_info": _gauge("Always 1; the labels say what runs.", "version", "python", "torch", "platform"),
+    "ready": _gauge("1 when every endpoint of the configuration accepts connections."),
+    "process_up": _gauge("1 while the child process runs.", "process"),
+    "process_restarts_total": _counter("Child processes started again after they died.", "process"),
+    "process_hangs_total": _counter("Child processes killed because they were silent for too long.", "process"),
+    "process_heartbeat_age_seconds": _gauge("Time since the child's main loop was last known to go on.", "process"),
+    "telemetry_dropped_total": _counter("Statuses and metrics that could not be told; nothing else is lost.", "kind"),
+    "source_records_total": _counter("Records accepted from the source.", "source"),
+    "source_bytes_total": _counter("Bytes accepted from the source.", "source"),
+    "source_errors_total": _counter("Failures to read the source or to take a batch.", "source", "reason"),
+    "source_lag_records": _gauge("Records that are there and not yet trained.", "source"),
+    "source_paused": _gauge("1 while the source is held back.", "source"),
+    "source_watermark_timestamp_seconds": _gauge("Event time of the newest record.", "source"),
+    "records_rejected_total": _counter("Records refused, by reason.", "source", "reason"),
+    "records_unlabelled_total": _counter("Records that came without label, and were not refused for it.", "source"),
+    "dead_letter_records_total": _counter("Records written to the dead letters.", "source", "reason"),
+    "records_duplicate_total": _counter("Records that a producer sent again.", "source"),
+    "records_repeated_total": _counter("Records whose inputs had come before, as far as that is remembered.", "source"),
+    "records_repeated_ratio": _gauge("Part of the newest records whose inputs had come before.", "source"),
+    "source_pass": _gauge("Pass (epoch) over its records of a source that repeats them, from 1 on.", "source"),
+    "queue_records": _gauge("Records waiting in the queue.", "queue"),
+    "queue_capacity_records": _gauge("Records that the queue can hold.", "queue"),
+    "train_steps_total": _counter("Optimiser steps."),
+    "train_samples_total": _counter("Records taken in steps, held-out ones among them; replay not counted."),
+    "train_steps_skipped_total": _counter("Steps that were left out.", "reason"),
+    "train_step_duration_seconds": _histogram("Duration of a step.", FAST),
+    "train_loss": _gauge("Loss of the last step.", "loss"),
+    "train_learning_rate": _gauge("Learning rate in use.", "group"),
+    "train_last_step_timestamp_seconds": _gauge("When the last step ended."),
+    "tasks_total": _counter("Tasks begun."),
+    "task_boundaries_total": _counter("Boundaries between tasks, by detector.", "detector"),
+    "eval_accuracy_ratio": _gauge(
+        "Of the newest records, each before it was learned: by the version served then (served), by the network in "
+        "training (student). Of the newest model on records never learned: mean over the tasks (holdout).",
+        "window",
+    ),
+    "eval_forgetting_ratio": _gauge("What each task had at best on held-out records minus now, mean.", "window"),
+    "avalanche_metric": _gauge("Last value of an Avalanche metric, by Avalanche's name for it.", "metric"),
+    "gate_weight_ratio": _gauge(
+        "Mean gate weight over the rows of the last step, by teacher; `hard` is the label's own.", "teacher"
+    ),
+    "gate_policy_ratio": _gauge(
+        "Weight of a policy in a gate that mixes several: the posterior of the hedge.", "policy"
+    ),
+    "label_noise_ratio": _gauge(
+        "Estimated label noise: part of the labels that are wrong; NaN where it cannot be told, ignored below 0.05."
+    ),
+    "gate_adaptations_total": _counter("Meta-adaptations of the gate."),
+    "gate_adaptation_faults_total": _counter(
+        "Meta-adaptations that were left out (memory, not_finite) or taken by finite differences for once (forward).",
+        "reason",
+    ),
+    "gate_forward_mode": _gauge("1, or 0 where an operator has no forward mode and finite differences are taken."),
+    "gate_adaptation_duration_seconds": _histogram("Duration of a meta-adaptation.", SLOW),
+    "gate_outer_loss": _gauge("Outer loss of the last meta-adaptation."),
+    "teachers": _gauge("Teachers in the pool."),
+    "teacher_marginal_gain_ratio": _gauge(
+        "Held-out probability of the label that the pool would lose without the teacher.", "teacher"
+    ),
+    "teacher_requests_total": _counter("Batches that the teacher was asked about.", "teacher"),
+    "teacher_failures_total": _counter("Batches that the teacher failed on.", "teacher", "reason"),
+    "teacher_duration_seconds": _histogram(
+        "Mean duration of a teacher's answers between two reports.", SLOW, "teacher"
+    ),
+    "teacher_cache_hits_total": _counter("Samples answered by logits that are kept in the memory.", "teacher"),
+    "predict_requests_total": _counter("Prediction requests.", "protocol"),
+    "predict_failures_total": _counter("Prediction requests without a prediction.", "protocol", "reason"),
+    "predict_duration_seconds": _histogram("Duration of a prediction request.", FAST, "protocol"),
+    "predict_queue_duration_seconds": _histogram("Wait before the forward pass.", FAST),
+    "predict_batch_size": _histogram("Rows of a forward pass.", ROWS),
+    "predict_in_flight": _gauge("Prediction requests being answered.", "protocol"),
+    "model_version": _gauge("Version that answers."),
+    "model_pinned": _gauge("1 while a rollback is pinned, so that newer versions are not served."),
+    "model_lag_records": _gauge("Records trained since the served version was cut."),
+    "model_published_timestamp_seconds": _gauge("When the served version was published."),
+    "model_swaps_total": _counter("Versions swapped in."),
+    "model_swaps_rejected_total": _counter("Versions not published or not swapped in.", "reason"),
+    "model_swap_duration_seconds": _histogram("Time to load and swap a version.", SLOW),
+    "checkpoints_total": _counter("Checkpoints committed."),
+    "checkpoint_failures_total": _counter("Checkpoints that failed.", "reason"),
+    "checkpoint_duration_seconds": _histogram("Duration of a checkpoint.", SLOW),
+    "checkpoint_size_bytes": _gauge("Bytes of the last checkpoint."),
+    "checkpoint_last_success_timestamp_seconds": _gauge("When the last checkpoint was committed."),
+    "plugin_enabled": _gauge("1 for a plugin that is on, 0 for one that failed.", "plugin"),
+    "plugin_errors_total": _counter("Errors of a plugin.", "plugin", "hook"),
+    "auth_failures_total": _counter("Requests refused for their token.", "protocol"),
+    "tune_trials": _gauge("Trials of a search, by state.", "state"),
+    "tune_best_objective": _gauge("Best figure of a finished trial.", "objective"),
+    "tune_trial_seconds": _histogram("Duration of a trial that is over.", TRIALS),
+}

@@ -1,0 +1,87 @@
+"""The feed: what comes from a source, as records that can be learned; what cannot, as dead letters.
+
+source ─► Batcher: cut by count, or by a silence that is journaled ─► codec ─► as many labels as there is room for
+"""
+
+from collections.abc import Sequence
+
+from streamkd.errors import SourceError
+from streamkd.records import Chunk, Records, RecordSchema, Reject, Source
+from streamkd.settings import Stream
+from streamkd.state.checkpoint import DeadBatch
+from streamkd.streams.batcher import Batcher
+from streamkd.streams.encoding.decoder import Decoder
+from streamkd.streams.log.log import Log
+from streamkd.tasks.labels import LabelSpace
+from streamkd.telemetry import Recorder
+
+
+class Feed:
+    """Reads a source batch by batch; ``offsets`` are behind what it gave, ``dead`` is what it refused."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        source: Source,
+        schema: RecordSchema,
+        labels: LabelSpace,
+        recorder: Recorder,
+        journal: Log | None,
+    ) -> None:
+        self.offsets: dict[str, int] = dict.fromkeys(source.partitions, 0)
+        self.dead: list[DeadBatch] = []
+        self.bad_in_a_row = 0
+        self.pulled = journal is None  # else records were counted when they were accepted
+        self._name, self._limits = stream.source.name, stream.limits
+        self._labels, self._recorder = labels, recorder
+        self._batcher = Batcher(source, stream.batch.size, stream.batch.flush_seconds, journal)
+        self._decoder = Decoder(source, schema)
+
+    def next(self) -> Records | None:
+        """The good records of the next batch, none perhaps; ``None`` where the source has none now.
+
+        Raises:
+            SourceError: so many bad rows in a row that the source must be wrong.
+        """
+        chunk = self._batcher.next(self.offsets)
+        if chunk is None:
+            return None
+        records, rejects = self._decoder.decode(chunk)
+        if len(self._labels) + len(records) > self._limits.labels:
+            records, more = self._without_surplus_labels(records, chunk.offset)
+            rejects = [*rejects, *more]
+        if rejects:
+            self._refuse(chunk, rejects, len(records))
+        self.offsets[chunk.partition] = chunk.next_offset
+        if len(records):
+            self.bad_in_a_row = 0
+        return records
+
+    def _without_surplus_labels(self, records: Records, offset: int) -> tuple[Records, list[Reject]]:
+        """Records of labels that are known or for which there is room: an id that stands as label fills no memory."""
+        limit, known = self._limits.labels, self._labels
+        new = [label for label in dict.fromkeys(records.labels) if label is not None and label not in known]
+        surplus = set(new[max(0, limit - len(known)) :])
+        rejects = [
+            Reject(int(at) - offset, "too_many_labels", f"{label!r:.80} is new, and {limit} labels are known")
+            for at, label in zip(records.offsets, records.labels, strict=True)
+            if label in surplus
+        ]
+        return records.take([i for i, label in enumerate(records.labels) if label not in surplus]), rejects
+
+    def _refuse(self, chunk: Chunk, rejects: Sequence[Reject], good: int) -> None:
+        offsets = range(chunk.offset, chunk.next_offset)
+        self.dead.append(DeadBatch(rejects, chunk.rows, chunk.partition, offsets))
+        for reject in rejects:
+            self._recorder.count("records_rejected_total", source=self._name, reason=reject.reason)
+            self._recorder.count("dead_letter_records_total", source=self._name, reason=reject.reason)
+        self.bad_in_a_row = 0 if good else self.bad_in_a_row + len(rejects)
+        # pushed records are acknowledged already, and their bad runs refused at the door: stopping for
+        # those in the log would stop every later start at the same place
+        if self.pulled and self.bad_in_a_row >= self._limits.bad_in_a_row:
+            raise SourceError(
+                f"{self.bad_in_a_row} records in a row were refused, the last for {rejects[-1].reason}: "
+                f"{rejects[-1].detail}",
+                where=f"{chunk.partition}, offset {offsets[rejects[-1].row]}",
+                fix="mend the source or stream.records; nothing of it was learned",
+            )

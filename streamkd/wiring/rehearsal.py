@@ -1,0 +1,70 @@
+"""A rehearsal: every part built once and let go, so that what cannot be is said at start, not with the first record."""
+
+import logging
+
+import numpy as np
+import torch
+
+from streamkd.choices import Choice
+from streamkd.config import Config
+from streamkd.errors import ConfigError
+from streamkd.plugins import Registry
+from streamkd.records import Label, RecordSchema
+from streamkd.settings import Limits
+from streamkd.streams.replay.review import first_records
+from streamkd.wiring.beginning import artefact_of
+from streamkd.wiring.parts import make
+from streamkd.wiring.sources import open_source, source_kind
+from streamkd.wiring.step import step_of
+
+logger = logging.getLogger(__name__)
+
+
+def rehearse(config: Config, registry: Registry, schema: RecordSchema, device: torch.device) -> None:
+    """Build every part once and let it go: what cannot be built is said at start, not with the first record.
+
+    Raises:
+        PluginError: a part that the configuration names cannot be built. ConfigError: no pushed record fits the limits.
+    """
+    if source_kind(config, registry).push:
+        _refuse_limits(config.stream.limits, schema)
+    with torch.random.fork_rng(devices=[]):
+        labels: list[Label] = [0 if schema.label_type == "int" else ""]
+        _, adapter = step_of(config, registry, schema, labels, device, artefact_of(config, schema))
+        make(registry, "publish.model", "selectors", config.publish.model)
+    wanted = adapter.active and (adapter.every or adapter.on_task_steps) and adapter.engine != "prequential"
+    if wanted and not config.memory.holdout_ratio:
+        logger.warning(
+            "memory.holdout_ratio is 0, so the gate has no records to adapt by; adapt.engine prequential needs none"
+        )
+
+
+def rehearse_source(config: Config, registry: Registry, schema: RecordSchema) -> None:
+    """Open the source and read its first records, where it is not pushed: what cannot be learned is said at once.
+
+    Raises:
+        SourceError: it cannot be opened, does not fit, is hardly meant, or none of its first records can be learned.
+    """
+    choice = config.stream.source
+    if source_kind(config, registry).push:
+        return
+    if choice.values.get("rate") is not None:  # at a pace there is nothing to read yet
+        choice = Choice.model_validate({**choice.model_dump(), "rate": None})
+    stream = config.stream.model_copy(update={"source": choice})
+    source, _ = open_source(config.model_copy(update={"stream": stream}), registry, schema)
+    try:
+        first_records(source, schema)
+    finally:
+        source.close()
+
+
+def _refuse_limits(limits: Limits, schema: RecordSchema) -> None:
+    """Under these every batch that is pushed would be refused."""
+    held_bytes = sum(c.size * np.dtype(c.dtype).itemsize for c in schema.inputs if c.kind == "tensor")
+    for key, needed in (("columns", len(schema.inputs) + 1 + bool(schema.task)), ("row_bytes", held_bytes)):
+        if needed > (given := getattr(limits, key)):
+            raise ConfigError(
+                f"a record of this stream needs {needed}, got {given}",
+                where=f"stream.limits.{key}",
+                fix=f"raise it to {needed} or more",
+            )
