@@ -58,9 +58,9 @@ def per_teacher(
 
 
 def gate_prior(evidence: GateInputs, options: PerSampleOptions) -> list[list[float]]:
-    """v_k ∝ ((1 - slip)·p_k(y) + slip / C)^(b·trust) · exp(c_k[y])^credit among those heard, · stale / n for n stale;
-    w0 = max(hard, doubt·(1 - Σ v_k·exp(c_k[y]) / (1 - noise)))·b within [0.02, 0.98], and no less than floor·b. The
-    belief b goes evenly, over a label's first 60 meetings, from 1 to 1 - (noise - 0.05) / 0.25 within [0.04, 1].
+    """v_k ∝ ((1 - slip)·p_k(y) + slip / C)^(b·trust) · exp(c_k[y])^credit · r_k among those heard, · stale / n for n
+    stale; w0 = max(hard, doubt·(1 - Σ v_k·exp(c_k[y]) / (1 - noise)))·b within [0.02, 0.98], and no less than floor·b.
+    The belief b goes evenly, over a label's first 60 meetings, from 1 to 1 - (noise - 0.05) / 0.25 within [0.04, 1].
     """
     answers, known, heard, credit = evidence.answers, evidence.known, evidence.heard, evidence.credit
     least = min(max(1 - (evidence.noise - 0.05) / 0.25, 0.04), 1.0)
@@ -77,7 +77,8 @@ def gate_prior(evidence: GateInputs, options: PerSampleOptions) -> list[list[flo
         p = {k: max(v, math.exp(-10)) for k, v in p.items()}
         q = {k: math.exp(float(credit[k, label])) for k in mine}
         drawn = {k: (1 - options.slip) * p[k] + options.slip / classes for k in mine}
-        score = {k: drawn[k] ** (belief * options.trust) * q[k] ** options.credit * counts[k] for k in mine}
+        now = {k: 1.0 if evidence.present is None else float(evidence.present[k]) for k in mine}
+        score = {k: drawn[k] ** (belief * options.trust) * q[k] ** options.credit * counts[k] * now[k] for k in mine}
         share = {k: score[k] / sum(score.values()) for k in mine}
         trusted = sum(share[k] * q[k] for k in mine) / (1 - evidence.noise)
         w0 = max(options.hard, options.doubt * (1 - trusted))

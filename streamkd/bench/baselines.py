@@ -34,7 +34,7 @@ WITNESSES = ("last-label", "linear", "crossed", "forgetting", "former")
 
 
 def default_teachers() -> list[str]:
-    """The teachers of a configuration that names none, without those that teach nobody."""
+    """The teachers of a configuration that names none, without those that speak of the present alone."""
     return [choice.name for choice in Config.model_fields["teachers"].default if choice.name not in WITNESSES]
 
 

@@ -50,6 +50,10 @@ class GateInputs:
     """Gives ``credit`` and ``noise``; it is called only by gates that want them."""
     met: Int[Tensor, "batch"] | None = None
     stale: Bool[Tensor, "teachers"] | None = None
+    present: Float[Tensor, "teachers"] | None = None
+    """Where the world has changed, what each teacher's answers to the newest records were worth beside the others':
+    1 is as much as they on average. ``None``: all are 1.
+    """
 
     @property
     def labelled(self) -> Bool[Tensor, "batch"]:

@@ -35,9 +35,10 @@ class PerSampleGate(nn.Module):
     """Weights per sample from a scorer that all teachers share, so that it survives the pool's growth.
 
     The prior over C classes, with c_k the teachers' held-out log-likelihood of the sample's class, n the number of
-    stale teachers heard, and b the belief in the sample's label, 1 where labels are right (``belief``):
+    stale teachers heard, b the belief in the sample's label, 1 where labels are right (``belief``), and r_k what the
+    teacher was worth on the newest records, where the world has changed (``GateInputs.present``):
 
-        v_k ∝ ((1 - slip)·p_k(y) + slip / C)^(b·trust) · exp(c_k)^credit · (stale / n where k is stale)
+        v_k ∝ ((1 - slip)·p_k(y) + slip / C)^(b·trust) · exp(c_k)^credit · (stale / n where k is stale) · r_k
         w_0 = max(hard, doubt·(1 - Σ v_k·exp(c_k) / (1 - noise))) · b
 
     Where a label may be wrong, what a teacher says of it tells less than what it said of held-out ones. A new record's
@@ -80,6 +81,8 @@ class PerSampleGate(nn.Module):
         if evidence.stale is not None:
             count = (evidence.heard & evidence.stale).sum(1, keepdim=True).clamp_min(1).to(scores.dtype)
             scores = scores + torch.where(evidence.stale, torch.log(options.stale / count), 0.0)
+        if evidence.present is not None:
+            scores = scores + evidence.present.clamp_min(LEAST_PRESENT).log()
         return scores, credit
 
 
@@ -102,6 +105,7 @@ def belief(noise: float, met: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
 LEAST, OFTEN = 0.04, 60  # belief that noise cannot take; replays after which a label is known by heart
 FEATURES = 7  # of a teacher on a sample
 CREDIT = 3.0  # a mean over records, so it varies less than what one label says
+LEAST_PRESENT = 1e-4  # a teacher that was worth nothing has no weight, and a finite score
 
 
 def _scorer(hidden: int) -> nn.Sequential:

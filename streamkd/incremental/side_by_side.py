@@ -3,9 +3,9 @@
     record ─► answers [heads, classes] ─► fixed share ─► p     (a test)
            └─► every head learns it                            (then training)
 
-Which of the heads follows the present is told by the records themselves. Such a teacher speaks of what comes, in the
-order in which it comes, and teaches nobody: what it has forgotten may still be true. In float64; what is not finite in
-a record counts as its mean, and such a record is not learned.
+Which of the heads follows the present is told by the records themselves. Such a teacher speaks of what comes now, and
+teaches while it knows that better than the student: what it has forgotten may still be true. In float64; what is not
+finite in a record counts as its mean, and such a record is not learned.
 """
 
 from abc import ABC, abstractmethod
@@ -55,8 +55,8 @@ class SideBySide(ABC):
     ``identity`` is what its state is bound to, beside the names.
     """
 
-    role: Role = "prequential"
-    fresh = False
+    role: Role = "present"
+    fresh = True
 
     def __init__(self, context: TeacherContext, names: Sequence[str], identity: dict[str, str]) -> None:
         self.key = context.key

@@ -32,6 +32,7 @@ def state_of(step: Step, adapter: GateAdapter, begun: Artefact | None) -> dict[s
         "mixture": step.mixture.state_dict(),
         "contradiction": step.contradiction.state_dict(),
         "recent": step.recent.state_dict(),
+        "present": step.present.state_dict(),
         "settling": step.rate_decay.state_dict(),
         "pool": step.pool.state_dict(),
         "gate": step.gate.state_dict(),
@@ -66,6 +67,8 @@ def restore(
         step.mixture.load_state_dict(learned["mixture"])
         step.contradiction.load_state_dict(learned["contradiction"])
         step.recent.load_state_dict(learned["recent"], device)
+    if "present" in learned:
+        step.present.load_state_dict(learned["present"])
     if "settling" in learned:
         step.rate_decay.load_state_dict(learned["settling"])
     step.pool.load_state_dict(learned["pool"], fresh_student, labels)

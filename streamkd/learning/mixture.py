@@ -26,6 +26,7 @@ from streamkd.teachers.pool import Pool
 from streamkd.teachers.teacher import Servable
 
 STUDENT = "student"
+OF_NOW = ("prequential", "present")  # roles of teachers that speak of what comes: of other rows they are asked for this
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,10 +184,10 @@ def probabilities(pool: Pool, held: Remembered, logits: Tensor, answers: Answers
     found = {STUDENT: student.cpu().numpy()}
     heard = answers.known.any(2).any(0).tolist()  # where a teacher has no answer to a record, the student's stands
     for place, key in enumerate(pool.keys):
-        if heard[place]:
+        if heard[place] and pool.teachers[place].role not in OF_NOW:
             found[key] = completed(answers.logits[:, place], answers.known[:, place], student).cpu().numpy()
     for teacher in pool.everybody:
-        if teacher.role == "prequential" and (said := pool.guard.ask(teacher, held.x, logits.shape[1])) is not None:
+        if teacher.role in OF_NOW and (said := pool.guard.ask(teacher, held.x, logits.shape[1])) is not None:
             found[teacher.key] = torch.softmax(said[0].double(), 1).cpu().numpy()
     return Held(tuple(found), np.stack([*found.values()], 1).astype(np.float32), held.y.cpu().numpy(), away)
 

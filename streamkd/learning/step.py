@@ -27,6 +27,7 @@ from streamkd.learning.contradiction import Contradiction
 from streamkd.learning.held_out import HeldOut
 from streamkd.learning.host import Hosted
 from streamkd.learning.mixture import Mixture
+from streamkd.learning.present import Present
 from streamkd.learning.recent import Recent
 from streamkd.learning.sharing import WeightTransfer
 from streamkd.learning.terms import Term
@@ -84,9 +85,10 @@ class Step:
         self.gate, self.terms = gate, tuple(terms)
         self.adapter: Adapter | None = None
         self.recent = Recent()
+        self.mixture = Mixture(pool)
+        self.present = Present(pool, self.mixture)
         self.held_out = HeldOut(student, memory, pool, self.recent)
         self.measure = measure or self.held_out.measured  # what gates are told of the teachers
-        self.mixture = Mixture(pool)
         self.contradiction = Contradiction(memory, pool, self.mixture, self.recent)
         self.replay, self.clip_norm = replay, clip_norm
         self.weighing_seconds = 0.0
@@ -237,6 +239,7 @@ class Step:
             self.measure,
             plan.rows.met,
             self.pool.stale(plan.y.device),
+            self.present.worth(),
         )
 
     def lesson(
@@ -313,6 +316,7 @@ class Step:
         self.pool.keep_former(self.mixture.now.weights, int((labels >= 0).sum()))
         self.recent.add(plan.x[fresh], labels)
         self.contradiction.after_step(labels)
+        self.present.after_step(labels)
 
     @torch.no_grad()
     def abandon(self, plan: StepBatch) -> None:

@@ -1,6 +1,7 @@
 """What the teachers answer on a step's rows: in person, or from the cache.
 
     rows: fresh | remembered | unseen ─► live teachers all, versioned ones the ends, cached the middle ─► Answers
+                                         those of the present all, while they are ``ahead``
 
 Called by the ``pool``, whose teachers these are.
 """
@@ -32,6 +33,7 @@ class TeacherPanel:
 
     def __init__(self, teachers: Sequence[Teacher], guard: Guard, cache: Cache) -> None:
         self.teachers, self.guard, self.cache = teachers, guard, cache
+        self.ahead: frozenset[str] = frozenset()
         self._complete: tuple[tuple[int, int], bool] = ((-1, -1), False)
         self._everything = torch.ones(1, 1, 1, dtype=torch.bool)
 
@@ -52,7 +54,7 @@ class TeacherPanel:
 
     def unseen(self, answers: Answers) -> Answers:
         """Of what is said of rows the part of those teachers who would answer had nobody ever seen them."""
-        able = [teacher.role in ("live", "versioned") for teacher in self.teachers]
+        able = [teacher.role in ("live", "versioned", "present") for teacher in self.teachers]
         heard = torch.tensor(able, dtype=torch.bool, device=answers.known.device)  # of no teacher, too
         return Answers(answers.logits, answers.known & heard.view(1, -1, 1))
 
@@ -69,10 +71,10 @@ class TeacherPanel:
         logits = x.new_zeros((rows, len(self.teachers), classes), dtype=torch.float32)
         known = torch.zeros((rows, len(self.teachers), classes), dtype=torch.bool, device=x.device)
         for index, teacher in enumerate(self.teachers):
-            for part in _asked(teacher, fresh, end, rows):
+            for part in _asked(teacher, fresh, end, rows) if self._speaks(teacher) else []:
                 if (answer := self.guard.ask(teacher, x[part], classes)) is not None:
                     logits[part, index], known[part, index] = answer
-            if remembered is None or teacher.role in ("live", "prequential"):
+            if remembered is None or teacher.role in ("live", "prequential", "present"):
                 continue
             if teacher.role == "remembered":
                 logits[fresh:end, index] = remembered.logits().float()
@@ -85,10 +87,13 @@ class TeacherPanel:
                 known[fresh:end, index] = teacher.known().to(x.device) & answered.unsqueeze(1)
         return Answers(logits, known & torch.isfinite(logits))
 
+    def _speaks(self, teacher: Teacher) -> bool:
+        return teacher.role != "present" or teacher.key in self.ahead
+
 
 def _asked(teacher: Teacher, fresh: int, end: int, rows: int) -> list[slice]:
     """The rows that a teacher is asked about in person; those between ``fresh`` and ``end`` are remembered ones."""
-    if teacher.role == "live":
+    if teacher.role in ("live", "present"):
         return [slice(0, rows)]
     if teacher.role == "prequential":
         return [slice(0, fresh)] if fresh and teacher.fresh else []

@@ -98,6 +98,15 @@ class Pool:
         return tuple(teacher.key for teacher in self.teachers)
 
     @property
+    def ahead(self) -> frozenset[str]:
+        """The teachers of the present that teach now (``streamkd.learning.present``); no others are asked."""
+        return self._panel.ahead
+
+    @ahead.setter
+    def ahead(self, keys: frozenset[str]) -> None:
+        self._panel.ahead = keys
+
+    @property
     def everybody(self) -> list[Teacher]:
         """Teachers and witnesses."""
         return [*self.teachers, *self.witnesses]
@@ -278,7 +287,7 @@ class Pool:
     def _measured(self, values: Tensor) -> dict[str, float]:
         """By teacher, of those that are asked about held-out records."""
         pairs = zip(self.teachers, values.tolist(), strict=True)
-        return {teacher.key: value for teacher, value in pairs if teacher.role != "prequential"}
+        return {teacher.key: value for teacher, value in pairs if teacher.role not in ("prequential", "present")}
 
     def _verdict(self, classes: int) -> Assessment | None:
         """Of all teachers on the held-out records; ``None`` without any."""

@@ -6,7 +6,8 @@
 A *live* teacher changes at every step and is asked each time. A *frozen* one never changes, so its answer on a
 remembered sample is cached; whether it is asked about fresh rows too is its own choice (``fresh``). A *versioned* one
 (``Versioned``) changes now and then and says so: its cached answers are asked for anew when its version has risen.
-A *prequential* one (``Incremental``) speaks of the rows that have just arrived alone, in the order of the stream.
+A *prequential* one (``Incremental``) speaks of the rows that have just arrived alone, in the order of the stream; one
+of the *present* (``Incremental`` too) of all rows, while it knows better than the student what comes.
 
 A ``Teacher`` answers, says what it knows, and follows the label space. What else it can do it shows by having the
 methods of ``Following``, ``Observing``, ``Incremental``, ``Recalling``, ``Layered``, ``Servable``, ``Stateful`` or
@@ -32,7 +33,7 @@ from streamkd.records import Label, RecordSchema
 from streamkd.students.networks import Student
 
 M = TypeVar("M", bound=nn.Module)
-Role = Literal["live", "remembered", "frozen", "versioned", "prequential", "snapshots"]
+Role = Literal["live", "remembered", "frozen", "versioned", "prequential", "present", "snapshots"]
 
 
 @dataclass(frozen=True)

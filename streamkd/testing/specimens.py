@@ -59,6 +59,7 @@ def evidence_of(teachers: int) -> GateInputs:
         measure=lambda: measured,
         met=10 * torch.arange(6),
         stale=torch.arange(teachers) % 2 == 1,
+        present=0.1 + torch.rand(teachers, generator=generator),
     )
 
 
@@ -79,6 +80,7 @@ def of_teachers(evidence: GateInputs, order: list[int]) -> GateInputs:
         teachers=tuple(evidence.teachers[index] for index in order),
         measure=lambda: Measured(evidence.credit[order], evidence.noise),
         stale=None if evidence.stale is None else evidence.stale[order],
+        present=None if evidence.present is None else evidence.present[order],
     )
 
 

@@ -128,14 +128,16 @@ class Said:
 def _introduces_itself(clause: Clause, teacher: Teacher) -> None:
     with clause(
         "it goes by the key of its context, and has a role",
-        "take `key` from the context; role: live, remembered, frozen, prequential, or versioned with an int `version`",
+        "take `key` from the context; role: live, remembered, frozen, prequential, present, or versioned with an int "
+        "`version`",
     ):
         needs(teacher.key.startswith("its-key"), "the key 'its-key'", repr(teacher.key))
-        roles = ("live", "remembered", "frozen", "versioned", "prequential")
+        roles = ("live", "remembered", "frozen", "versioned", "prequential", "present")
         needs(teacher.role in roles, "a role", repr(teacher.role))
         for role, kind, part in (
             ("versioned", Versioned, "a version"),
             ("prequential", Incremental, "test_then_train()"),
+            ("present", Incremental, "test_then_train()"),
         ):
             needs(teacher.role != role or isinstance(teacher, kind), f"{part}, as {role} teachers have", "none")
         needs(isinstance(teacher.fresh, bool), "`fresh` to be a bool", repr(teacher.fresh))
@@ -395,7 +397,7 @@ class Course:
             "what it learns changes its answers only with a new version: only live teachers change without",
             "versioned: raise `version`, never lower it, whenever logits or known change; frozen: never change",
         ):
-            if teacher.role in ("live", "prequential"):
+            if teacher.role in ("live", "prequential", "present"):
                 return
             now = Said.by(teacher, self.x)
             if before.version is not None and now.version != before.version:

@@ -133,8 +133,9 @@ def test_a_teacher_that_is_never_heard_changes_nothing(seed: int) -> None:
 def test_the_scorer_begins_at_the_documented_prior(
     seed: int, floor: float, hard: float, trust: float, slip: float, credit: float, noise: float
 ) -> None:
-    """Shares by the label, drawn to chance, and by held-out credit, stale ones less; a fixed weight for the label, more
-    under doubt, and less the more often it was met where labels are wrong.
+    """Shares by the label, drawn to chance, by held-out credit and by what teachers were worth on the newest records,
+    stale ones less; a fixed weight for the label, more under doubt, and less the more often it was met where labels are
+    wrong.
     """
     parts = toys.lesson(seed)
     gate = toys.scorer(floor=floor, hard=hard, trust=trust, slip=slip, credit=credit).double()
@@ -145,6 +146,7 @@ def test_the_scorer_begins_at_the_documented_prior(
         measure=lambda: measured,
         met=torch.tensor([0, 1, 30, 60, 400]),
         stale=torch.arange(evidence.heard.shape[1]) > 0,
+        present=3 * torch.rand(evidence.heard.shape[1], generator=torch.Generator().manual_seed(seed)).double() + 1e-3,
     )
     wanted = torch.tensor(oracles.gate_prior(evidence, gate.options), dtype=torch.float64)
     torch.testing.assert_close(gate(evidence), wanted, rtol=1e-9, atol=1e-9)
