@@ -5,8 +5,8 @@
     weights of the mixture (``FixedShare``)     ─► each teacher's beside the mean: the gate's ``present``
 
 Teachers of the present forget. So they teach while they are ahead of the student, which is where the world has changed,
-and while every class that has come still comes. Otherwise nobody asks them, and the gate goes by held-out records of
-all times alone.
+and while every class and every domain that has come still comes. Otherwise nobody asks them, and the gate goes by
+held-out records of all times alone.
 """
 
 from collections.abc import Mapping
@@ -17,10 +17,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from streamkd.learning.mixture import STUDENT, Mixture
+from streamkd.learning.mixture import STUDENT, Held, Mixture
 from streamkd.teachers.pool import Pool
 
 HALF_LIFE = 1_000  # records after which a mistake counts half
+AWAY = 0.3  # of the held-out records are unlike what comes: a tenth would be by chance (``streamkd.learning.recent``)
 AHEAD = 2.0  # standard errors by which a teacher has to be ahead: it is asked at every step
 
 
@@ -30,9 +31,13 @@ class Present:
     def __init__(self, pool: Pool, mixture: Mixture) -> None:
         self.pool, self.mixture = pool, mixture
         self.alone: dict[str, np.ndarray] = {}
+        self._whole = True  # whether what comes is like all that has come
 
-    def after_step(self, labels: Int[Tensor, "batch"]) -> None:
-        """The columns of a step's fresh rows, -1 where they tell nothing, when everybody has been heard of them."""
+    def after_step(self, labels: Int[Tensor, "batch"], held: Held | None) -> None:
+        """The columns of a step's fresh rows, -1 where they tell nothing, when everybody has been heard of them.
+
+        ``held`` are the held-out records as they were last looked at.
+        """
         said, columns = self.mixture.last, labels.cpu().numpy()
         if said is None:
             return
@@ -43,6 +48,7 @@ class Present:
             mine = right[:, said.names.index(key)]
             counts = np.array([(mine & ~student).sum(), (student & ~mine).sum()], dtype=np.float64)
             self.alone[key] = kept * self.alone.get(key, np.zeros(2)) + counts
+        self._whole = held is None or bool(held.away.mean() <= AWAY)
         self.pool.ahead = self._ahead()
 
     def _theirs(self, names: tuple[str, ...]) -> list[str]:
@@ -50,7 +56,7 @@ class Present:
 
     def _ahead(self) -> frozenset[str]:
         """Who teaches now: the sign test of its records and the student's (McNemar 1947)."""
-        if self.mixture.now.share.presence.absent().any():
+        if not self._whole or self.mixture.now.share.presence.absent().any():
             return frozenset()
         return frozenset(
             key for key, (mine, theirs) in self.alone.items() if mine - theirs > AHEAD * (mine + theirs) ** 0.5
@@ -66,10 +72,12 @@ class Present:
         return torch.tensor([share.get(key, mean) / mean for key in self.pool.keys])
 
     def state_dict(self) -> dict[str, Any]:
-        """The counts."""
-        return {key: torch.from_numpy(counts.copy()) for key, counts in self.alone.items()}
+        """The counts, and whether all still comes."""
+        alone = {key: torch.from_numpy(counts.copy()) for key, counts in self.alone.items()}
+        return {"alone": alone, "whole": self._whole}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state."""
-        self.alone = {key: counts.numpy().copy() for key, counts in state.items()}
+        self.alone = {key: counts.numpy().copy() for key, counts in state["alone"].items()}
+        self._whole = state["whole"]
         self.pool.ahead = self._ahead()

@@ -316,7 +316,7 @@ class Step:
         self.pool.keep_former(self.mixture.now.weights, int((labels >= 0).sum()))
         self.recent.add(plan.x[fresh], labels)
         self.contradiction.after_step(labels)
-        self.present.after_step(labels)
+        self.present.after_step(labels, self.held_out.said)
 
     @torch.no_grad()
     def abandon(self, plan: StepBatch) -> None:

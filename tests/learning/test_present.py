@@ -1,10 +1,12 @@
 """The present: who is ahead of the student, asked, and believed."""
 
+import numpy as np
 import torch
 import toys
 from torch import Tensor
 
 from streamkd.incremental.linear import LinearOptions, LinearTeacher
+from streamkd.learning.mixture import Held
 from streamkd.learning.present import Present
 from streamkd.learning.step import Step
 from streamkd.teachers.teacher import EmaOptions, EmaTeacher
@@ -53,7 +55,7 @@ def test_a_teacher_that_is_not_ahead_is_not_asked() -> None:
     step = made()
     for x, y in toys.batches(8):
         toys.train(step, x, y)
-    step.present.load_state_dict({"linear": torch.tensor([5.0, 4.0])})
+    step.present.load_state_dict({"alone": {"linear": torch.tensor([5.0, 4.0])}, "whole": True})
     teacher = step.pool.teachers[1]
     teacher.asked = 0
     x, y = toys.batches(1, seed=9)[0]
@@ -73,11 +75,22 @@ def test_where_a_class_has_stopped_to_come_nobody_teaches_the_present_alone() ->
     assert step.pool.ahead == frozenset()
 
 
+def test_where_a_domain_has_stopped_to_come_nobody_teaches_the_present_alone() -> None:
+    """While more of the held-out records are unlike what comes than chance makes so."""
+    step = renamed(made())
+    labels = torch.full((8,), -1)  # nothing new is told
+    for unlike, ahead in ((1, {"linear"}), (4, set())):
+        away = np.arange(10) < unlike
+        held = Held(("student",), np.full((10, 1, 3), 1 / 3), np.zeros(10, dtype=np.int64), away)
+        step.present.after_step(labels, held)
+        assert step.pool.ahead == ahead
+
+
 def test_ahead_is_beyond_two_standard_errors() -> None:
     """Of the records on which one of the two alone was right."""
     step = made()
     for mine, students, ahead in ((24.0, 10.0, True), (24.0, 14.0, False), (10.0, 24.0, False), (5.0, 0.0, True)):
-        step.present.load_state_dict({"linear": torch.tensor([mine, students])})
+        step.present.load_state_dict({"alone": {"linear": torch.tensor([mine, students])}, "whole": True})
         assert bool(step.pool.ahead) is ahead
 
 
