@@ -12,6 +12,7 @@ BASELINES = {
     "confidence": ["gates/confidence"],
     "shared": ["gates/scalar", "gates/per-class"],
     "hedge": ["gates/hedge"],
+    "learned-optimizer": ["optimizers/learned"],
     "readings": ["losses/match-gate-literal", "losses/match-gate-mixture"],
     "divergences": ["losses/kd", "losses/decoupled-kd"],
     "features": ["losses/feature", "losses/attention"],

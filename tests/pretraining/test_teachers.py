@@ -114,7 +114,7 @@ def test_training_again_gives_the_same_bits(records: Path, tmp_path: Path) -> No
 
 def test_the_best_epoch_stays() -> None:
     """Of all epochs the student keeps the one with the least validation loss, and stops when none is better."""
-    schema = configuration.RecordSchema.model_validate({"inputs": [{"name": "x", "shape": [8]}]})
+    schema = RecordSchema.model_validate({"inputs": [{"name": "x", "shape": [8]}]})
     kind = REGISTRY.kind("students", "mlp")
     g = torch.Generator().manual_seed(0)
     y = torch.randint(0, 2, (60,), generator=g)

@@ -94,11 +94,13 @@ def test_stopped_and_resumed_it_is_as_if_never_stopped(registry: Registry, table
 def test_what_is_served_may_hold_them(registry: Registry, table: Path, tmp_path: Path) -> None:
     """In a version they are files, and answer as they did when it was taken; what is learned then changes nothing."""
     one = run(learner(registry, table), 9)
-    parts = one.step.pool.candidates(one.student, one.step.mixture.share.weights).teachers
+    parts = one.step.pool.candidates(one.student, one.step.mixture.share.weights, {}).teachers
     assert set(parts) == {"tree", "bayes"}
     average, x = one.step.pool.average, one.step.recent.rows[0]
     model = Served(
-        {"average": copy_of(average.student), **parts}, MixtureSelector().combine, {"weights": [0.2, 0.5, 0.3]}
+        {"average": copy_of(average.student), **parts},
+        MixtureSelector().combine,
+        {"weights": [0.2, 0.5, 0.3], "exponents": [1.0, 1.0, 1.0]},
     )
     about = {"name": "mlp", "options": {"hidden": [8]}}, {"name": "auto", "options": {}}
     meta = {

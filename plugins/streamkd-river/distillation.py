@@ -1,6 +1,6 @@
 """A learner on a drawn stream, with a forest among its teachers and without: how near the student comes to it.
 
-    python -m streamkd_river.distillation agrawal --records 20000
+    python plugins/streamkd-river/distillation.py agrawal --records 20000
 
 Everybody is judged on each record as it comes, labels at once, batches of ten (as in ``streamkd bench drift``); the
 seconds are those of the process. Answers are timed at the end, ten rows at a time.
@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from streamkd_river import teacher
 
 from streamkd import config as configuration
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
 from streamkd.students.networks import at_rest
 from streamkd.wiring import open_source, schema_of
-from streamkd_river import teacher
 
 FOREST = {"name": "river", "id": "forest", "model": "forest.ARFClassifier"}
 TIMED = 100  # answers of which the seconds are the mean
@@ -28,7 +28,7 @@ TIMED = 100  # answers of which the seconds are the mean
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write a table for each of the two learners."""
-    parser = argparse.ArgumentParser(prog="python -m streamkd_river.distillation", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python plugins/streamkd-river/distillation.py", description=__doc__)
     parser.add_argument("stream", help="a drawn stream, as `replay` names it: agrawal, ...")
     parser.add_argument("--records", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
