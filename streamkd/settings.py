@@ -133,7 +133,7 @@ class MemorySettings(Model):
 class PoolSettings(Model):
     """How many teachers may be kept, and how many bytes they may take."""
 
-    limit: Positive = 10
+    limit: Positive = 8
     bytes: Bytes = 256 << 20
     admission: Choice = Field(default=Choice(name="worth"), description="which snapshots join")
 

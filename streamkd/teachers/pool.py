@@ -78,9 +78,9 @@ class Pool:
         self._facts: Tensor | None = None
         self.label_noise = LabelNoise()
         self.asks_noise = False  # whether a gate wants to know of label noise
-        if len(self.teachers) > limit:
+        if self._counted > limit:
             raise ConfigError(
-                f"{len(self.teachers)} teachers are configured, the pool takes {limit}",
+                f"{self._counted} teachers are configured, the pool takes {limit}",
                 where="pool.limit",
                 fix="raise pool.limit, or name fewer teachers",
             )
@@ -261,7 +261,12 @@ class Pool:
 
     def _too_many(self) -> bool:
         most = self.snapshots.limit if self.snapshots else 0
-        return len(self._mine()) > most or len(self.teachers) > self.limit
+        return len(self._mine()) > most or self._counted > self.limit
+
+    @property
+    def _counted(self) -> int:
+        """Teachers that take a place: one of the present is asked now and then, and nothing of it is recorded."""
+        return sum(teacher.role != "present" for teacher in self.teachers)
 
     def _drop(self, teacher: Teacher) -> None:
         self.teachers.remove(teacher)

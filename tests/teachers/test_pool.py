@@ -10,11 +10,12 @@ import toys
 from torch import Tensor, nn
 
 from streamkd.errors import ConfigError, PluginError
+from streamkd.incremental.linear import LinearOptions, LinearTeacher
 from streamkd.learning.step import Step
 from streamkd.losses.match_gate import soft_answers
 from streamkd.teachers.admission import Worth, WorthOptions
 from streamkd.teachers.guard import STRIKES, Guard
-from streamkd.teachers.pool import bytes_of
+from streamkd.teachers.pool import Pool, bytes_of
 from streamkd.teachers.snapshot import SnapshotTeacher
 from streamkd.teachers.teacher import Role, copy_of
 
@@ -380,6 +381,15 @@ def test_no_more_teachers_than_the_pools_limit() -> None:
     end_tasks(step, 6)
     assert step.pool.keys[:2] == ("ema", "memory")
     assert len(step.pool.teachers) == 4
+
+
+def test_a_teacher_of_the_present_takes_no_place() -> None:
+    """It is asked now and then and nothing of it is recorded: an average and its logits still fit a pool of two."""
+    linear = LinearTeacher(LinearOptions(), toys.context_of("linear", toys.mlp()))
+    step = toys.make_step(snapshots=5, limit=2)
+    Pool([*step.pool.teachers, linear], None, step.memory, limit=2, limit_bytes=1 << 30)
+    with pytest.raises(ConfigError, match="2 teachers are configured, the pool takes 1"):
+        Pool([*step.pool.teachers, linear], None, step.memory, limit=1, limit_bytes=1 << 30)
 
 
 def test_no_more_bytes_than_the_budget() -> None:
