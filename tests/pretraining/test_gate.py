@@ -179,10 +179,10 @@ def test_any_gate_with_parameters_is_learned_and_begun_from(name: str, optimizer
     made = meta_train(_config(**changes), REGISTRY, tmp_path, phase)
     assert artefact.read(tmp_path).digest == made.digest
     for notes in made.gate_notes.values():
-        assert set(notes["names"]) == {"ema", "memory", "analytic"}
+        assert set(notes["names"]) == {"ema", "memory", "analytic", "linear", "crossed", "forgetting"}
     for key, value in made.gate_weights.items():
         if key.endswith("table"):
-            assert value.shape == (4, 1)
+            assert value.shape == (7, 1)
             assert value.abs().sum() > 0
     learner = _learner(_config(meta=str(tmp_path), **changes), 0)
     learner.labels.learn([3, 1, 4])
