@@ -58,9 +58,8 @@ class Present:
         """Who teaches now: the sign test of its records and the student's (McNemar 1947)."""
         if not self._whole or self.mixture.now.share.presence.absent().any():
             return frozenset()
-        return frozenset(
-            key for key, (mine, theirs) in self.alone.items() if mine - theirs > AHEAD * (mine + theirs) ** 0.5
-        )
+        here = {key: counts for key, counts in self.alone.items() if key in self.pool.keys}
+        return frozenset(key for key, (mine, theirs) in here.items() if mine - theirs > AHEAD * (mine + theirs) ** 0.5)
 
     def worth(self) -> Float[Tensor, "teachers"] | None:
         """Each teacher's weight over their mean, 1 of one that has none; ``None`` where nobody is ahead."""

@@ -136,10 +136,9 @@ def superfluous(copies: Sequence[FormerTeacher], x: Tensor | None) -> FormerTeac
     if x is None or len(copies) < 2:
         return copies[0]
     said = torch.stack([copy.logits(x).argmax(1) for copy in copies])
-    alike = (said.unsqueeze(0) == said.unsqueeze(1)).float().mean(2).triu(1) - torch.ones(
-        len(copies), len(copies)
-    ).tril()
-    return copies[int(alike.argmax()) // len(copies)]
+    older, newer = torch.triu_indices(len(copies), len(copies), 1)
+    alike = (said[older] == said[newer]).float().mean(1)
+    return copies[int(older[alike.argmax()])]
 
 
 def _bytes(file: Path) -> Tensor:
