@@ -12,6 +12,7 @@ from streamkd import config as configuration
 from streamkd.errors import ConfigError, SourceError, StateConflict
 from streamkd.inspection import weights_sha256
 from streamkd.learner import Learner
+from streamkd.learner.resuming import FORM
 from streamkd.state.tree import pack, unpack
 from streamkd.teachers.teacher import copy_of
 from streamkd.wiring import open_source, schema_of
@@ -154,6 +155,44 @@ def test_a_checkpoint_from_before_the_served_models_count_is_taken() -> None:
     again = learner()
     again.restore(unpack(pack(saved)), dict(one.offsets), one.config)
     assert (again.records, again.arrivals.records) == (30, 0)
+
+
+def older(state: dict[str, Any]) -> dict[str, Any]:
+    """As the form before today's kept it: weights without exponents, and a teacher of the present in another shape."""
+    del state["form"]
+    learned = state["learned"]
+    learned["mixture"] = {"now": learned["mixture"]["now"]["share"], "share": learned["mixture"]["share"]["share"]}
+    learned["contradiction"] = {"age": 0, "changed": False, "wrong": None}
+    learned["pool"]["teachers"] |= {"forgetting": {"heads": [], "waiting": None}, "linear": {}}
+    del learned["present"]
+    return state
+
+
+def test_a_checkpoint_of_the_form_before_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    """Student, memory and offsets go on from it; what has no place in today's form begins anew, and that is said."""
+    everyone = {"teachers": [{"name": name} for name in ("ema", "memory", "linear", "forgetting")]}
+    one = run(learner(everyone), 12)
+    again = learner(everyone)
+    again.restore(unpack(pack(older(one.state()))), dict(one.offsets), one.config)
+    assert weights(again) == weights(one)
+    assert "begin anew" in caplog.text
+    assert run(again).records == 400
+
+
+def test_a_checkpoint_of_a_form_to_come_is_refused() -> None:
+    """Nobody reads half of what a newer version wrote."""
+    one = run(learner(), 3)
+    with pytest.raises(StateConflict, match=rf"(?s)form {FORM}, got {FORM + 1}.*upgrade"):
+        learner().restore(one.state() | {"form": FORM + 1}, dict(one.offsets), one.config)
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_once() -> None:
+    """Another start would meet the same: so it is a conflict, which ends the server with words."""
+    one = run(learner(), 3)
+    state = one.state()
+    del state["learned"]["memory"]["replayed"]
+    with pytest.raises(StateConflict, match=r"(?s)after 30 records: needed .*KeyError.*begin elsewhere"):
+        learner().restore(state, dict(one.offsets), one.config)
 
 
 def test_resuming_with_another_optimiser_rate_is_taken() -> None:

@@ -17,6 +17,7 @@ import torch
 from streamkd import wiring
 from streamkd.avalanche import available
 from streamkd.config import Config
+from streamkd.errors import StateConflict
 from streamkd.evaluate.accuracy import Prequential
 from streamkd.evaluate.arrival import Arrivals
 from streamkd.evaluate.live import LiveQuality
@@ -271,6 +272,7 @@ class Learner:
     def state(self) -> dict[str, Any]:
         """Everything that decides what is learned next, as a tree for a checkpoint."""
         return {
+            "form": resuming.FORM,
             "records": self.records,
             "steps": self.steps,
             "schema": self.schema.model_dump(mode="json"),
@@ -288,8 +290,20 @@ class Learner:
         """Go on from a checkpoint that was written under the configuration ``saved``.
 
         Raises:
-            StateConflict: what may not change has changed; both values and the way out are named.
+            StateConflict: what may not change has changed, both values and the way out are named; or the tree is none
+                that this version reads.
         """
+        try:
+            self._restore(resuming.today(tree), offsets, saved)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as fault:
+            logger.exception("the checkpoint cannot be taken up")
+            raise StateConflict(
+                f"needed the state of a learner as this streamkd keeps it, got one that does not fit: {fault!r}",
+                where=f"checkpoint after {tree.get('records')} records",
+                fix="go on with the streamkd and the plugins that wrote it, or begin elsewhere with --state DIR",
+            ) from fault
+
+    def _restore(self, tree: Mapping[str, Any], offsets: Mapping[str, int], saved: Config) -> None:
         before = RecordSchema.model_validate(tree["schema"])
         wiring.refuse_conflicts(saved, before, self.config, self.schema, self.registry)
         self.offsets.update(offsets)

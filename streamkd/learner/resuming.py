@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from streamkd.config import Config
+from streamkd.errors import StateConflict
 from streamkd.learning import terms
 from streamkd.learning.step import Step
 from streamkd.meta.adaptation import GateAdapter
@@ -18,7 +19,32 @@ from streamkd.students import optimizers
 from streamkd.students.networks import Student
 
 CHANGEABLE = ("optimizer", "gate", "teachers", "pool", "losses", "adapt", "vicinal", "rows")
+FORM = 2  # of the tree; 1 weighed sources without exponents, and had no teachers of the present
+EVIDENCE = ("held_out", "mixture", "contradiction", "recent", "present")  # is gathered again within a thousand records
+PRESENT = ("linear", "forgetting")  # their tables had other columns
 logger = logging.getLogger("streamkd.learner")
+
+
+def today(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The tree of a checkpoint in the form of today; what has no place in it begins anew, and is said.
+
+    Raises:
+        StateConflict: a newer streamkd wrote it.
+    """
+    form, learned = tree.get("form", 1), tree["learned"]
+    if form > FORM:
+        raise StateConflict(
+            f"needed a checkpoint of form {FORM}, got {form}", where="checkpoint", fix="upgrade streamkd"
+        )
+    if form == FORM or learned is None:
+        return tree
+    logger.warning(
+        "an older streamkd wrote the checkpoint: weights of sources, and teachers of the present, begin anew"
+    )
+    pool = learned["pool"]
+    teachers = {key: state for key, state in pool["teachers"].items() if key not in PRESENT}
+    kept = {name: state for name, state in learned.items() if name not in EVIDENCE}
+    return {**tree, "learned": {**kept, "pool": {**pool, "teachers": teachers}}}
 
 
 def state_of(step: Step, adapter: GateAdapter, begun: Artefact | None) -> dict[str, Any]:

@@ -49,7 +49,8 @@ class MixtureSelector:
         student = torch.softmax(logits[:, :1], 2)
         mine = torch.softmax(logits.masked_fill(~known, -torch.inf), 2)
         whole = torch.where(known, mine * (1 - (student * ~known).sum(2, keepdim=True)), student)
-        weights, exponents = (torch.tensor(how[name]).to(logits) for name in ("weights", "exponents"))
+        weights = torch.tensor(how["weights"]).to(logits)
+        exponents = torch.tensor(how.get("exponents", [1.0] * len(weights))).to(logits)  # older versions have none
         spread = (1 - EVEN) * whole + EVEN / whole.shape[2]
         heard = torch.softmax(spread.log() * exponents.unsqueeze(1), 2)
         return (torch.einsum("p,bpc->bc", weights, heard) + 1e-9).log()

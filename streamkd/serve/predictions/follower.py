@@ -174,7 +174,8 @@ class VersionFollower:
             return
         self._refused = version if self._refused is None else max(self._refused, version)
         self._recorder.count("model_swaps_rejected_total", reason=_reason(fault))
-        logger.warning("version %d is refused, version %s stays: %s", version, self._predictor.version, fault)
+        said = fault if isinstance(fault, StreamkdError) else f"its files do not fit this streamkd ({fault!r})"
+        logger.warning("version %d is refused, version %s stays: %s", version, self._predictor.version, said)
 
     def _ready(self, version: int) -> ServedModel:
         """A version that has answered once, from the few that are kept loaded or from the disk."""
