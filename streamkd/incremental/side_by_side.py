@@ -24,6 +24,7 @@ from streamkd.students.columns import Columns
 from streamkd.teachers import checkpoint
 from streamkd.teachers.teacher import Role, TeacherContext
 
+FAR = 1e6  # a logit beyond is of weights that have diverged
 N = TypeVar("N", int, float)
 
 
@@ -119,8 +120,8 @@ class SideBySide(ABC):
         """[n, heads, classes] probabilities over the classes that were learned; even before there are any."""
         if not self.learned.any():
             return np.full((len(rows), len(self.names), len(self.learned)), 1 / len(self.learned))
-        said = self.answers(rows)
-        raised = np.exp(said - said.max(2, keepdims=True)) * self.learned
+        said = np.where(self.learned, np.nan_to_num(self.answers(rows)).clip(-FAR, FAR), -np.inf)
+        raised = np.exp(said - said.max(2, keepdims=True))
         return raised / raised.sum(2, keepdims=True)
 
     def _rows(self, x: Tensor) -> np.ndarray:

@@ -77,6 +77,19 @@ def test_it_goes_on_from_its_state(made: Made) -> None:
         assert torch.equal(*said)
 
 
+@pytest.mark.parametrize("logit", [1e4, 1e300, float("inf"), float("nan")])
+def test_however_far_weights_have_gone_answers_are_probabilities(logit: float) -> None:
+    """A class that was never learned may have the greatest logit, and rates that are too high diverge."""
+    teacher = linear()
+    x, y = stream(3)
+    teacher.test_then_train(x, torch.zeros_like(y), every(y))
+    teacher._bias[0, 1:] = logit  # of classes that were not learned
+    teacher._bias[1, 0] = logit
+    said = teacher.logits(x).exp()
+    torch.testing.assert_close(said.sum(1), torch.ones(len(x)))
+    assert said[:, 0].min() > 0.9
+
+
 @pytest.mark.parametrize(
     ("before", "now"),
     [
