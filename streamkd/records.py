@@ -222,3 +222,12 @@ class Repeating(Protocol):
     def turn(self, partition: str, offset: int) -> int | None:
         """In which pass over its records the offset lies, from 1 on; ``None`` where there is only one."""
         ...
+
+
+@runtime_checkable
+class Late(Protocol):
+    """A source whose labels come later than its records. Its offsets number the labels, in the order they come in."""
+
+    def asked(self, partition: str, start: int, offset: int) -> tuple[pa.RecordBatch, np.ndarray]:
+        """The records that came before the label at ``offset``, from the ``start``-th on, and the offsets of theirs."""
+        ...

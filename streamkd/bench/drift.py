@@ -175,24 +175,20 @@ def _peer(task: DriftRun, stream: drifting.Drifting) -> list[Predictions]:
 def ours(config: configuration.Config, registry: Registry, stream: drifting.Drifting, delay: int) -> list[Predictions]:
     """Our learner: what is served, the student, and each teacher that answers.
 
-    A batch is learned when the label of its last record is known. What is then answered are the records that have come
-    since the batch before: without delay the batch's own, by what its step said of them before the update.
+    A batch is learned when the label of its last record is known; its records were answered when they came.
     """
     schema = schema_of(config, registry)
     source, _ = open_source(config, registry, schema)
-    learner = Learner(config, registry, source, schema)
+    learner = Learner(config, registry, drifting.Delayed(source, delay) if delay else source, schema)
     panel = Panel(learner, len(stream.y))
     x, size, answered = torch.from_numpy(stream.x), config.stream.batch.size, 0
     begun = time.process_time()
     while True:
-        come = min(learner.records + size + delay, len(stream.y))
-        if delay:
-            panel.write(answered, asked(learner, x[answered:come]))
+        learned, come = learner.records, min(learner.records + size + delay, len(stream.y))
         panel.serve(answered, x[answered:come])
         if not learner.advance():
             break
-        if not delay and learner.last is not None:
-            panel.write(answered, told(learner.step.mixture.last))
+        panel.write(learned, told(learner.step.mixture.last))
         answered = come
     seconds = time.process_time() - begun
     source.close()
@@ -211,13 +207,6 @@ def told(said: mixture.Testimony | None) -> Said:
         return {}
     found = {name: torch.from_numpy(said.probabilities[:, place]) for place, name in enumerate(said.names)}
     return {**found, "served": torch.from_numpy(said.mixed)}
-
-
-def asked(learner: Learner, x: Tensor) -> Said:
-    """The same of any rows [rows, *shape], as things stand; nothing before the first step."""
-    if not learner.started or not len(x):
-        return {}
-    return told(learner.step.mixture.ask(learner.student, x))
 
 
 class Panel:

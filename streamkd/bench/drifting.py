@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from streamkd.bench.streams import Tree, config_of
 from streamkd.config import Config
 from streamkd.errors import SourceError
 from streamkd.plugins import Registry
-from streamkd.records import InputColumn, RecordSchema
+from streamkd.records import InputColumn, RecordSchema, Source
 from streamkd.streams.encoding import codec
 from streamkd.streams.replay import datasets, generators
 from streamkd.wiring import open_source, schema_of
@@ -32,6 +33,20 @@ class Drifting:
     x: np.ndarray
     y: np.ndarray
     concept: np.ndarray | None
+
+
+class Delayed:
+    """A source whose labels come when ``delay`` more records have come (``streamkd.records.Late``)."""
+
+    def __init__(self, source: Source, delay: int) -> None:
+        self._source, self._delay = source, delay
+        self.partitions, self.finite = source.partitions, source.finite
+        self.read, self.end, self.tests, self.close = source.read, source.end, source.tests, source.close
+
+    def asked(self, partition: str, start: int, offset: int) -> tuple[pa.RecordBatch, np.ndarray]:
+        """Those that came before the label at ``offset``: so many records more."""
+        chunk = self._source.read(partition, start, max(0, offset + 1 + self._delay - start))
+        return chunk.rows, np.arange(chunk.offset, chunk.next_offset)
 
 
 def tree(name: str, data: Path | None, limit: int | None = None) -> Tree:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,6 +51,17 @@ class Arrivals:
         self._waiting.append((x, y))
         if sum(len(y) for _, y in self._waiting) >= BLOCK:
             self._answer()
+
+    @torch.no_grad()
+    def answer(self, x: Tensor) -> Tensor | None:
+        """Logits of records x [rows, *shape] whose labels come later; ``None`` while there is no model."""
+        self._answer()
+        return None if self._model is None else self._model(x)
+
+    def count(self, columns: np.ndarray, y: np.ndarray) -> None:
+        """Count answers that were given earlier: columns [rows], -1 where there was none; y [rows] are right."""
+        there = (columns >= 0) & (y >= 0)
+        self._prequential.add(int((columns == y)[there].sum()), int(there.sum()))
 
     @torch.no_grad()
     def _answer(self) -> None:

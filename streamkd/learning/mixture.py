@@ -37,6 +37,10 @@ class Testimony:
     probabilities: np.ndarray
     mixed: np.ndarray
 
+    def of(self, names: Sequence[str]) -> np.ndarray:
+        """[rows, names, classes] by these sources; who was not asked stands where the student does."""
+        return self.probabilities[:, [self.names.index(name if name in self.names else STUDENT) for name in names]]
+
 
 @dataclass(frozen=True, slots=True)
 class Held:
@@ -121,21 +125,28 @@ class Mixture:
         self.pool = pool
         self.now, self.share = Weighing(), Weighing()
         self.last: Testimony | None = None
+        self.then: Testimony | None = None  # of the next step's fresh rows, where they came earlier than their labels
 
     def test(self, plan: StepBatch, logits: Tensor, held: Held | None) -> None:
         """The step's fresh rows test the sources; call it when the teachers have answered and learned them.
 
-        A row without label, or one that came before, is answered and tells nothing.
+        A row without label, or one that came before, is answered and tells nothing; nor does one of which nobody said
+        anything when it came.
         """
         fresh = plan.fresh
         said = dict(self._said(plan, torch.softmax(logits[:fresh].detach().double(), 1)))
         labels = plan.y[:fresh].clone()
         labels[plan.offer.again] = -1
         names, probabilities = tuple(said), np.stack([*said.values()], 1)
-        columns = labels.cpu().numpy()
+        columns, then = labels.cpu().numpy(), self.then
+        self.then = None
+        if then is not None:
+            probabilities = then.of(names)
+            columns[np.isnan(probabilities).any((1, 2))] = -1
         able = [place for place, name in enumerate(names) if self._servable(name)]
         self.share.test([names[place] for place in able], probabilities[:, able], columns, held)
-        self.last = Testimony(names, probabilities, self.now.test(names, probabilities, columns, None))
+        mixed = self.now.test(names, probabilities, columns, None)
+        self.last = Testimony(names, probabilities, mixed if then is None else then.mixed)
 
     def _servable(self, name: str) -> bool:
         average = self.pool.average

@@ -322,7 +322,7 @@ class Step:
     def abandon(self, plan: StepBatch) -> None:
         """The step was not taken, for its loss or gradients were not finite: nothing of its fresh rows is kept."""
         self._weighed = None
-        self.pool.prequential, self.mixture.last = {}, None
+        self.pool.prequential, self.mixture.last, self.mixture.then = {}, None, None
         self.memory.withdraw(plan.offer)
         for buffer, before in self._buffers:  # one infinite activation would stay in a running mean for ever
             buffer.copy_(before)
