@@ -116,7 +116,9 @@ def test_the_served_version_is_judged_by_what_it_said_then() -> None:
 
 def test_what_sources_said_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the bytes a record is still answered and counted, and weighs nobody."""
-    monkeypatch.setattr(waiting, "KEPT_BYTES", 5 * 4 * 2 * 4)  # five records of four sources and two classes
+    monkeypatch.setattr(
+        waiting, "KEPT_BYTES", 5 * (4 + 18) * 2 * 4
+    )  # five records of four sources, nine pairs twice, two classes
     one = learner(40)
     for _ in range(10):
         one.advance()
@@ -129,13 +131,11 @@ def test_what_sources_said_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_class_that_came_meanwhile_had_no_part_in_the_answer() -> None:
     """What was said of two classes is read over three, nothing for the third; a new source stands as the student."""
     one = Waiting(Delayed(learner(5).source, 5), learner(5).schema, torch.device("cpu"))
-    said = np.array([[[0.25, 0.75]]])
-    one._keep(np.array([7]), mixture.Testimony(("student",), said, said[:, 0]), None)
-    one._keep(
-        np.array([8]), mixture.Testimony(("student", "ema"), np.full((1, 2, 3), 1 / 3), np.full((1, 3), 1 / 3)), None
-    )
+    for offset, names, classes in ((7, ("student",), 2), (8, ("student", "ema"), 3)):
+        said, each = np.full((1, len(names), classes), 1 / classes), np.full((1, 2, 9, classes), 1 / classes)
+        one._keep(np.array([offset]), mixture.Testimony(names, said, said[:, 0], each), None)
     found, columns = one.take([7, 8, 9], 3)
     assert found.names == ("student", "ema")
-    np.testing.assert_array_equal(found.probabilities[0], [[0.25, 0.75, 0.0]] * 2)
+    np.testing.assert_array_equal(found.probabilities[0], [[0.5, 0.5, 0.0]] * 2)
     assert np.isnan(found.probabilities[2]).all()
     assert columns.tolist() == [-1, -1, -1]

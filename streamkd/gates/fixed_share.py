@@ -23,6 +23,7 @@ from streamkd.gates.presence import Presence
 from streamkd.gates.spread import LEAST, spread
 
 RATES, SHARES = (0.02, 0.1, 0.5), (1e-4, 1e-3, 1e-2)  # decision 31
+PAIRS = [(rate, share) for rate in RATES for share in SHARES]
 SWITCH = 1e-3  # share of the pairs of rate and share among each other
 MOST = 10  # times as much as a record that comes count the held-out ones, at most
 NOBODY = np.zeros((0, 0)), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool)
@@ -34,10 +35,9 @@ class FixedShare:
 
     def __init__(self) -> None:
         self.names: tuple[str, ...] = ()
-        pairs = [(rate, share) for rate in RATES for share in SHARES]
-        self._rates, self._shares = (np.array(column)[:, None] for column in zip(*pairs, strict=True))
-        self._table = np.zeros((len(pairs), 0))
-        self._trust = np.full(len(pairs), 1 / len(pairs))
+        self._rates, self._shares = (np.array(column)[:, None] for column in zip(*PAIRS, strict=True))
+        self._table = np.zeros((len(PAIRS), 0))
+        self._trust = np.full(len(PAIRS), 1 / len(PAIRS))
         self.presence = Presence()
 
     @property
@@ -47,8 +47,14 @@ class FixedShare:
 
     def mixed(self, names: Sequence[str], said: np.ndarray) -> np.ndarray:
         """The mixture of these sources' probabilities [n, sources, classes] as it is now; even shares at first."""
-        known = self.weights or dict.fromkeys(names, 1 / len(names))
-        return np.tensordot(np.array([known[name] for name in names]), spread(said), (0, 1))
+        known = self.weights or dict.fromkeys(names, 1.0)
+        weights = np.array([known[name] for name in names])
+        return np.tensordot(weights / weights.sum(), spread(said), (0, 1))
+
+    def each(self, names: Sequence[str], said: np.ndarray) -> np.ndarray:
+        """The same of each pair of rate and share: [n, pairs, classes]."""
+        table = self._table[:, [self.names.index(name) for name in names]]
+        return np.einsum("ps,nsc->npc", table / table.sum(1, keepdims=True), spread(said))
 
     def test(
         self,
@@ -58,12 +64,14 @@ class FixedShare:
         held: np.ndarray,
         held_labels: np.ndarray,
         away: np.ndarray,
+        then: np.ndarray | None = None,
     ) -> np.ndarray:
         """The mixture's answers to records as they come, each by what those before it have told: [n, classes].
 
         ``said`` [n, sources, classes] are the sources' probabilities, ``labels`` [n] what was true (-1: not known, and
         nothing told). ``held`` [m, sources] is the probability of the true label on held-out records, ``away`` [m]
-        which of them are unlike what comes now.
+        which of them are unlike what comes now. ``then`` [n, pairs, classes] is what ``each`` gave when the records
+        came, where that was earlier than now: a rate is worth what it had answered by then.
         """
         self._meet(tuple(names))
         said = spread(said)
@@ -72,7 +80,8 @@ class FixedShare:
             mixed[row] = self._trust @ self._table @ said[row]
             if label >= 0:
                 self.presence.see(label)
-                self._learn(said[row, :, label], *self._beside(held, held_labels, away, said.shape[2]))
+                gave = None if then is None else then[row, :, label]
+                self._learn(said[row, :, label], gave, *self._beside(held, held_labels, away, said.shape[2]))
         return mixed
 
     def _meet(self, names: tuple[str, ...]) -> None:
@@ -101,11 +110,14 @@ class FixedShare:
         away, each = self.still_true(labels, away)
         return (1 - LEAST) * np.nan_to_num(held[away]) + LEAST / classes, np.full(int(away.sum()), each)
 
-    def _learn(self, told: np.ndarray, held: np.ndarray, counts: np.ndarray) -> None:
-        """One step by the probabilities [sources] of a record's label, and those of the held-out ones beside it."""
+    def _learn(self, told: np.ndarray, gave: np.ndarray | None, held: np.ndarray, counts: np.ndarray) -> None:
+        """One step by the probabilities [sources] of a record's label, and those of the held-out ones beside it.
+
+        ``gave`` [pairs] is what the pairs gave the label, ``None``: as they would now.
+        """
         whole = 1 + counts.sum()  # one step a record, whatever stands beside it: held-out ones are the same each time
         m = self._table @ told
-        slope, log = told / m[:, None], np.log(m)
+        slope, log = told / m[:, None], np.log(m if gave is None else gave)
         if len(held):
             each = self._table @ held.T
             slope, log = slope + (counts / each) @ held, log + np.log(each) @ counts

@@ -7,13 +7,15 @@ So nobody is judged by what he would say of a record today. A learner whose labe
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from streamkd.gates.fixed_share import PAIRS
+from streamkd.gates.spread import LEAST
 from streamkd.learning.mixture import STUDENT, Testimony
 from streamkd.records import Late, RecordSchema
 from streamkd.streams.encoding import codec
@@ -21,25 +23,28 @@ from streamkd.streams.encoding import codec
 KEPT_BYTES = 64 << 20
 """Of what each source said of records that wait. What came beyond is answered and counted, but weighs nobody."""
 NOBODY = -1  # the column of an answer that nobody gave
+ARRAYS = ("mixed", "said", "each")  # of an answer
 Ask = Callable[[Tensor], tuple[Testimony, Tensor | None]]
 """Raw inputs [rows, *shape] to what everybody says of them, and the logits of the version that is served."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """To one record: who said what (probabilities [sources, classes] float32, none beyond ``KEPT_BYTES``), what was
-    answered in the stream (``mixed`` [classes]), and the column that the served version gave.
+    """To one record: what was answered in the stream (``mixed`` [classes]), the column that the served version gave,
+    and of ``names``, unless it is beyond ``KEPT_BYTES``, what was ``said`` [sources, classes] and ``each`` [2, pairs,
+    classes] (``streamkd.learning.mixture.Testimony``), in float32.
     """
 
     names: tuple[str, ...]
-    said: np.ndarray | None
     mixed: np.ndarray
     published: int
+    said: np.ndarray | None = None
+    each: np.ndarray | None = None
 
     @property
     def bytes(self) -> int:
-        """Of ``said``."""
-        return 0 if self.said is None else self.said.nbytes
+        """Of what may be left out."""
+        return sum(array.nbytes for array in (self.said, self.each) if array is not None)
 
 
 class Waiting:
@@ -65,12 +70,13 @@ class Waiting:
             self._keep(offsets[records.offsets], *ask(torch.from_numpy(records.inputs.copy()).to(self._device)))
 
     def _keep(self, offsets: np.ndarray, said: Testimony, published: Tensor | None) -> None:
+        assert said.each is not None  # whoever was asked has it
         columns = np.full(len(offsets), NOBODY) if published is None else published.argmax(1).cpu().numpy()
-        probabilities = said.probabilities.astype(np.float32)
         for row, offset in enumerate(offsets.tolist()):
-            fits = self._bytes + probabilities[row].nbytes <= KEPT_BYTES
-            kept = probabilities[row].copy() if fits else None
-            answer = Answer(said.names, kept, said.mixed[row].astype(np.float32), int(columns[row]))
+            arrays = [array[row].astype(np.float32) for array in (said.mixed, said.probabilities, said.each)]
+            answer = Answer(said.names, arrays[0], int(columns[row]), *arrays[1:])
+            fits = self._bytes + answer.bytes <= KEPT_BYTES
+            answer = answer if fits else replace(answer, said=None, each=None)
             self._answers[offset] = answer
             self._bytes += answer.bytes
 
@@ -82,14 +88,17 @@ class Waiting:
         known = [answer for answer in answers if answer is not None]
         self._bytes -= sum(answer.bytes for answer in known)
         names = known[-1].names if known else (STUDENT,)
-        said, mixed = np.full((len(answers), len(names), classes), np.nan), np.full((len(answers), classes), np.nan)
+        said, mixed, each = (
+            np.full((len(answers), *shape, classes), np.nan) for shape in ((len(names),), (), (2, len(PAIRS)))
+        )
         for row, answer in enumerate(answers):
             if answer is not None:
                 mixed[row] = _wide(answer.mixed, classes)
-                if answer.said is not None:
-                    said[row] = _wide(answer.said[_places(answer.names, names)], classes)
+            if answer is not None and answer.said is not None and answer.each is not None:
+                said[row] = _wide(answer.said[_places(answer.names, names)], classes)
+                each[row] = _wide(answer.each, classes, LEAST / classes)
         columns = np.array([NOBODY if answer is None else answer.published for answer in answers])
-        return Testimony(names, said, mixed), columns
+        return Testimony(names, said, mixed, each), columns
 
     def state_dict(self) -> dict[str, Any]:
         """The answers, those of the same sources and classes together."""
@@ -107,9 +116,9 @@ class Waiting:
         self._bytes = sum(answer.bytes for answer in found.values())
 
 
-def _wide(said: np.ndarray, classes: int) -> np.ndarray:
-    """Over the classes of now: who did not know one gave it nothing."""
-    return np.pad(said, [(0, 0)] * (said.ndim - 1) + [(0, classes - said.shape[-1])])
+def _wide(said: np.ndarray, classes: int, least: float = 0.0) -> np.ndarray:
+    """Over the classes of now: who did not know one gave it nothing, or the least that a mixture gives."""
+    return np.pad(said, [(0, 0)] * (said.ndim - 1) + [(0, classes - said.shape[-1])], constant_values=least)
 
 
 def _places(theirs: tuple[str, ...], names: tuple[str, ...]) -> list[int]:
@@ -119,20 +128,17 @@ def _places(theirs: tuple[str, ...], names: tuple[str, ...]) -> list[int]:
 
 def _together(group: Sequence[tuple[int, Answer]]) -> dict[str, Any]:
     offsets, answers = zip(*group, strict=True)
-    said = None if answers[0].said is None else torch.from_numpy(np.stack([answer.said for answer in answers]))
-    return {
-        "names": list(answers[0].names),
-        "offsets": torch.tensor(offsets),
-        "said": said,
-        "mixed": torch.from_numpy(np.stack([answer.mixed for answer in answers])),
-        "published": torch.tensor([answer.published for answer in answers]),
-    }
+    first = answers[0]
+    kept = [name for name in ARRAYS if getattr(first, name) is not None]
+    arrays = {name: torch.from_numpy(np.stack([getattr(answer, name) for answer in answers])) for name in kept}
+    published = torch.tensor([answer.published for answer in answers])
+    return {"names": list(first.names), "offsets": torch.tensor(offsets), "published": published, "arrays": arrays}
 
 
 def _apart(group: Mapping[str, Any]) -> list[tuple[int, Answer]]:
-    names, said = tuple(group["names"]), group["said"]
-    lines = zip(group["offsets"].tolist(), group["mixed"].numpy(), group["published"].tolist(), strict=True)
+    arrays = {name: tensor.numpy().copy() for name, tensor in group["arrays"].items()}
+    lines = zip(group["offsets"].tolist(), group["published"].tolist(), strict=True)
     return [
-        (offset, Answer(names, None if said is None else said[row].numpy().copy(), mixed.copy(), published))
-        for row, (offset, mixed, published) in enumerate(lines)
+        (offset, Answer(tuple(group["names"]), published=published, **{k: array[row] for k, array in arrays.items()}))
+        for row, (offset, published) in enumerate(lines)
     ]

@@ -31,11 +31,15 @@ OF_NOW = ("prequential", "present")  # roles of teachers that speak of what come
 
 @dataclass(frozen=True, slots=True)
 class Testimony:
-    """By whom what was said: probabilities [rows, sources, classes] of the sources, and ``mixed`` [rows, classes]."""
+    """By whom what was said: probabilities [rows, sources, classes] of the sources, and ``mixed`` [rows, classes].
+
+    ``each`` [rows, 2, pairs, classes] is what the pairs of rate and share made of it, of ``Mixture.now`` and ``share``.
+    """
 
     names: tuple[str, ...]
     probabilities: np.ndarray
     mixed: np.ndarray
+    each: np.ndarray | None = None
 
     def of(self, names: Sequence[str]) -> np.ndarray:
         """[rows, names, classes] by these sources; who was not asked stands where the student does."""
@@ -96,12 +100,26 @@ class Weighing:
         """The answers [n, classes] to these sources' probabilities [n, sources, classes] as things stand."""
         return self.share.mixed(names, self.sharpness.heard(names, said))
 
-    def test(self, names: Sequence[str], said: np.ndarray, labels: np.ndarray, held: Held | None) -> np.ndarray:
-        """The same of records as they come, each by what those before it told; labels [n], -1 where there is none."""
+    def each(self, names: Sequence[str], said: np.ndarray) -> np.ndarray:
+        """The same of each pair of rate and share [n, pairs, classes]."""
+        return self.share.each(names, self.sharpness.heard(names, said))
+
+    def test(
+        self,
+        names: Sequence[str],
+        said: np.ndarray,
+        labels: np.ndarray,
+        held: Held | None,
+        then: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """The same of records as they come, each by what those before it told; labels [n], -1 where there is none.
+
+        ``then`` is what ``each`` gave when they came, if that was earlier.
+        """
         kept = said[:0] if held is None else held.of(names, said.shape[2])
         columns, away = (labels[:0], labels[:0] > 0) if held is None else (held.labels, held.away)
         true = self.sharpness.heard(names, kept)[np.arange(len(kept)), :, columns]
-        mixed = self.share.test(names, self.sharpness.heard(names, said), labels, true, columns, away)
+        mixed = self.share.test(names, self.sharpness.heard(names, said), labels, true, columns, away, then)
         told, (away, each) = labels >= 0, self.share.still_true(columns, away)
         whole = told.sum() / (1 + each * away.sum())
         counts = whole * np.concatenate([np.full(told.sum(), 1 / max(told.sum(), 1)), each * away])
@@ -144,8 +162,9 @@ class Mixture:
             probabilities = then.of(names)
             columns[np.isnan(probabilities).any((1, 2))] = -1
         able = [place for place, name in enumerate(names) if self._servable(name)]
-        self.share.test([names[place] for place in able], probabilities[:, able], columns, held)
-        mixed = self.now.test(names, probabilities, columns, None)
+        now, share = (None, None) if then is None or then.each is None else then.each.swapaxes(0, 1)
+        self.share.test([names[place] for place in able], probabilities[:, able], columns, held, share)
+        mixed = self.now.test(names, probabilities, columns, None, now)
         self.last = Testimony(names, probabilities, mixed if then is None else then.mixed)
 
     def _servable(self, name: str) -> bool:
@@ -177,7 +196,10 @@ class Mixture:
                 found[teacher.key] = completed(answer[0], answer[1].expand(own.shape), own).cpu().numpy()
         names = tuple(found)
         probabilities = np.stack([*found.values()], 1)
-        return Testimony(names, probabilities, self.now.mixed(names, probabilities))
+        able = [place for place, name in enumerate(names) if name in self.share.names]
+        share = self.share.each([names[place] for place in able], probabilities[:, able])
+        each = np.stack([self.now.each(names, probabilities), share], 1)
+        return Testimony(names, probabilities, self.now.mixed(names, probabilities), each)
 
     def state_dict(self) -> dict[str, Any]:
         """The shares."""

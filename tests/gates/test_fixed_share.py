@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from streamkd.gates import fixed_share
-from streamkd.gates.fixed_share import NOBODY, FixedShare
+from streamkd.gates.fixed_share import NOBODY, PAIRS, RATES, FixedShare
 
 NAMES = ("a", "b", "c")
 
@@ -129,3 +129,21 @@ def test_an_answer_that_is_not_finite_is_none() -> None:
     assert np.isfinite(mixed).all()
     assert np.isfinite([*one.weights.values()]).all()
     assert (mixed.argmax(1) == labels).mean() > 0.88
+
+
+@pytest.mark.parametrize(("late", "best"), [(False, 0.5), (True, 0.02)])
+def test_a_rate_is_worth_what_it_had_answered_by_then(late: bool, best: float) -> None:
+    """Two sources are right in turns of twenty: who follows fast is ahead, unless labels come twenty records late."""
+    share, given = FixedShare(), []
+    for record in range(2_000):
+        said = np.full((1, 2, 2), 0.1)
+        said[0, record // 20 % 2, 0] = said[0, 1 - record // 20 % 2, 1] = 0.9
+        share._meet(("a", "b"))
+        given.append(share.each(("a", "b"), said))
+        if record >= 20:
+            label, before = np.zeros(1, dtype=np.int64), record - 20
+            then = np.full((1, 2, 2), 0.1)
+            then[0, before // 20 % 2, 0] = then[0, 1 - before // 20 % 2, 1] = 0.9
+            share.test(("a", "b"), then, label, *NOBODY, given[before] if late else None)
+    trust = {rate: share._trust[[pair[0] == rate for pair in PAIRS]].sum() for rate in RATES}
+    assert max(trust, key=trust.__getitem__) == best
