@@ -88,7 +88,7 @@ def run_seed(config: Config, registry: Registry, progress: Progress = lambda don
         raise SourceError("the stream gave no record that could be learned", where=config.name)
     learner.end_of_stream()
     progress(total, total)
-    seconds = time.perf_counter() - begun - seen.test_seconds - learner.arrivals.seconds
+    seconds = time.perf_counter() - begun - seen.test_seconds - learner.answered.version.seconds
     source.close()
     return seen.result(seconds)
 
@@ -122,7 +122,7 @@ class _SeedRun:
         """What answers arriving records is replaced when it is ``REFRESH`` records old."""
         if self.learner.started and self.learner.records - self.taken >= REFRESH:
             begun = time.perf_counter()
-            self.learner.arrivals.take(copy_of(self.learner.served))
+            self.learner.answered.version.take(copy_of(self.learner.served))
             self.taken = self.learner.records
             self.test_seconds += time.perf_counter() - begun
 
@@ -237,7 +237,7 @@ class _SeedRun:
         baseline = np.array([self._accuracy(untrained, test) for test in tests])
         found = report.assess(
             matrix,
-            (self.learner.prequential if name == "student" else self.learner.arrivals).overall,
+            (self.learner.answered.student if name == "student" else self.learner.answered.version).overall,
             np.concatenate([probabilities(model, test.x) for test in tests]),
             np.concatenate([self._columns(test).numpy() for test in tests]),
             baseline if self._named else None,
@@ -246,7 +246,10 @@ class _SeedRun:
         pairs = zip(self.tests, ends, strict=True)
         found["accuracy"]["per_test"] = [{"task": test.task, "accuracy": end} for test, end in pairs]
         if name == "served":
-            found["accuracy"] |= {"prequential_records": self.learner.arrivals.records, "refresh_records": REFRESH}
+            found["accuracy"] |= {
+                "prequential_records": self.learner.answered.version.records,
+                "refresh_records": REFRESH,
+            }
         if not self._named and (len(self.tests) > 1 or len(self.ended) > 1):
             found["accuracy"]["anytime_average"] = None  # which records belong to the tasks so far, nobody knows
         return found

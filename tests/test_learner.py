@@ -56,7 +56,7 @@ def run(one: Learner, batches: int | None = None) -> Learner:
 def test_it_learns_the_stream_better_than_chance() -> None:
     """After one pass over 400 digits of three tasks the student knows most of what it has just seen."""
     one = run(learner())
-    accuracy = one.prequential.overall
+    accuracy = one.answered.student.overall
     assert one.records == 400
     assert accuracy is not None
     assert accuracy > 0.5
@@ -142,9 +142,9 @@ def test_asking_what_is_served_reaches_no_weights() -> None:
     whole, asked = run(learner()), learner()
     while asked.advance():
         if asked.steps % 3 == 1:
-            asked.arrivals.take(copy_of(asked.served))
+            asked.answered.version.take(copy_of(asked.served))
     assert weights(asked) == weights(whole)
-    assert asked.arrivals.records == 390  # all but the first batch, before which there was nothing to serve
+    assert asked.answered.version.records == 390  # all but the first batch, before which there was nothing to serve
 
 
 def test_a_checkpoint_from_before_the_served_models_count_is_taken() -> None:
@@ -154,7 +154,7 @@ def test_a_checkpoint_from_before_the_served_models_count_is_taken() -> None:
     del saved["arrivals"]
     again = learner()
     again.restore(unpack(pack(saved)), dict(one.offsets), one.config)
-    assert (again.records, again.arrivals.records) == (30, 0)
+    assert (again.records, again.answered.version.records) == (30, 0)
 
 
 def older(state: dict[str, Any]) -> dict[str, Any]:

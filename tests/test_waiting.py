@@ -37,8 +37,8 @@ def learner(delay: int, **changes: Any) -> Learner:
 
 def waiting_of(one: Learner) -> Waiting:
     """There is one, as the source says that labels are late."""
-    assert one.waiting is not None
-    return one.waiting
+    assert one.answered.waiting is not None
+    return one.answered.waiting
 
 
 def test_what_was_said_then_is_what_is_judged() -> None:
@@ -60,7 +60,7 @@ def test_what_was_said_then_is_what_is_judged() -> None:
         for offset, answer in waiting_of(one)._answers.items():
             given[offset] = (answer.names, answer.said, answer.mixed)
     assert len(given) == RECORDS - 35
-    assert one.answered.records == one.prequential.records == RECORDS - 35
+    assert one.answered.mixture.records == one.answered.student.records == RECORDS - 35
 
 
 def test_records_wait_until_their_label_comes() -> None:
@@ -78,7 +78,7 @@ def test_a_label_that_no_answer_waits_for_tells_nobody_anything() -> None:
     while one.advance():
         assert set(one.step.mixture.now.weights.values()) == {0.25}
     assert one.records == RECORDS
-    assert one.answered.records == 0
+    assert one.answered.mixture.records == 0
 
 
 @pytest.mark.parametrize("stop", [1, 4, 17])
@@ -95,7 +95,7 @@ def test_answers_that_wait_outlive_a_restart(stop: int) -> None:
     run(resumed)
     assert weights_sha256(resumed.student.state_dict()) == weights_sha256(whole.student.state_dict())
     assert resumed.step.mixture.now.weights == whole.step.mixture.now.weights
-    assert resumed.answered.state_dict() == whole.answered.state_dict()
+    assert resumed.answered.mixture.state_dict() == whole.answered.mixture.state_dict()
 
 
 def test_the_served_version_is_judged_by_what_it_said_then() -> None:
@@ -103,15 +103,15 @@ def test_the_served_version_is_judged_by_what_it_said_then() -> None:
     one = learner(25)
     one.advance()
     columns = torch.eye(2)[torch.zeros(RECORDS, dtype=torch.int64)]
-    one.arrivals.take(lambda x: columns[: len(x)])
+    one.answered.version.take(lambda x: columns[: len(x)])
     one.advance()  # 10 come, and are answered with the first class
-    one.arrivals.take(lambda x: columns[: len(x)].flip(1))
+    one.answered.version.take(lambda x: columns[: len(x)].flip(1))
     while one.records < 50:
         one.advance()
     labels = one.labels.indices(one.source.read("replay/0", 35, 15).rows.column("label").to_pylist())
-    assert one.arrivals.records == 15
+    assert one.answered.version.records == 15
     right = labels[:10].count(0) + labels[10:].count(1)
-    assert one.arrivals.overall == pytest.approx(right / 15)
+    assert one.answered.version.overall == pytest.approx(right / 15)
 
 
 def test_what_sources_said_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +125,7 @@ def test_what_sources_said_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(answer.said is not None for answer in waiting_of(one)._answers.values()) == 5
     while one.advance():
         pass
-    assert one.answered.records == RECORDS - 50
+    assert one.answered.mixture.records == RECORDS - 50
 
 
 def test_a_class_that_came_meanwhile_had_no_part_in_the_answer() -> None:

@@ -7,33 +7,27 @@ clock: a learner restored from a checkpoint ends where one that was never stoppe
 """
 
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from streamkd import wiring
 from streamkd.avalanche import available
 from streamkd.config import Config
 from streamkd.errors import StateConflict
-from streamkd.evaluate.accuracy import Prequential
-from streamkd.evaluate.arrival import Arrivals
 from streamkd.evaluate.live import LiveQuality
 from streamkd.learner import resuming
+from streamkd.learner.answered import Answered
 from streamkd.learner.feed import Feed
-from streamkd.learner.waiting import Waiting
 from streamkd.learning.batch import Taken
-from streamkd.learning.mixture import STUDENT, Testimony
 from streamkd.learning.step import Step
 from streamkd.meta.adaptation import GateAdapter
 from streamkd.meta.artefact import Artefact
 from streamkd.observe import Observers
 from streamkd.plugins import Registry
-from streamkd.records import Late, Records, RecordSchema, Source
+from streamkd.records import Records, RecordSchema, Source
 from streamkd.replay.memory import Ring
 from streamkd.state.checkpoint import DeadBatch
 from streamkd.streams.log.log import Log
@@ -48,7 +42,6 @@ if TYPE_CHECKING:
     from streamkd.avalanche.strategy import StreamStrategy
 
 logger = logging.getLogger(__name__)
-WINDOW = 1_000  # records of the prequential accuracy
 
 
 class Learner:
@@ -76,14 +69,11 @@ class Learner:
         self.labels = LabelSpace()
         self.feed = Feed(config.stream, source, schema, self.labels, self.recorder, journal)
         self.tasks = Tasks(dict(wiring.make_all(registry, "detectors", config.detectors)))
-        self.prequential = Prequential(WINDOW)
-        self.arrivals = Arrivals(WINDOW)
-        self.answered = Prequential(WINDOW)  # by the mixture as each record found it
+        self.answered = Answered(source, schema, self.device)
         self.quality = LiveQuality()
         self.observers = Observers(wiring.make_all(registry, "observers", config.observers), self.recorder)
         self._selector: Selector = wiring.make(registry, "publish.model", "selectors", config.publish.model)
         self.last: Taken | None = None
-        self.waiting = Waiting(source, schema, self.device) if isinstance(source, Late) else None
         self._avalanche = available.strategy([*avalanche_plugins, *avalanche_metrics])
         self._plugins, self._metrics = list(avalanche_plugins), list(avalanche_metrics)
         self._on_task_end = on_task_end
@@ -147,16 +137,9 @@ class Learner:
         if records is None:
             return False
         if len(records):
-            if self.waiting is not None:
-                self.waiting.answer(
-                    self.source.partitions[0], int(records.offsets[-1]), self._ask if self.started else None
-                )
+            self.answered.come(records, self._step)
             self._train(records)
         return True
-
-    def _ask(self, x: Tensor) -> tuple[Testimony, Tensor | None]:
-        """What everybody says of rows [rows, *shape] as things stand, and the logits of the version that is served."""
-        return self.step.mixture.ask(self.student, x), self.arrivals.answer(x)
 
     def _log(self, name: str, value: float) -> None:
         self.recorder.set("avalanche_metric", value, metric=name)
@@ -185,46 +168,18 @@ class Learner:
         if boundary is not None:
             self._begin_task(boundary, new=len(self.tasks.names) > known)
         batch = tensors(records, self.labels, self.tasks.current, self.device)
-        self._score(batch, records)
+        self.answered.score(batch, records, self.step)
         # a student with dropout draws from torch's own generator: by the step's number, so that resuming is exact
         torch.default_generator.manual_seed(self.config.seed * 1_000_003 + self.steps)
         taken = self.last = self._take(batch)
         self.records += taken.fresh
         self.steps += 1
         self.last_step_at = time.time()
-        labelled, right = taken.known() if self.waiting is None else self._known_then(taken)
-        if labelled:
-            self.prequential.add(right, labelled)
-        self._count_answered(taken)
+        right = self.answered.count(taken, self.step.mixture.last)
         if self.tasks.scoring:
             self.tasks.score(taken.wrong())
         self._count(taken, time.perf_counter() - begun)
-        self.observers.tell("on_step", self.records, float(taken.loss), right / labelled if labelled else math.nan)
-
-    def _score(self, batch: TensorBatch, records: Records) -> None:
-        """The served version's answers to a batch: its own, or what it gave when the records came."""
-        if self.waiting is None:
-            self.arrivals.score(batch.x, batch.y)
-        else:
-            self.step.mixture.then, columns = self.waiting.take(records.offsets.tolist(), len(self.labels))
-            self.arrivals.count(columns, batch.y.cpu().numpy())
-
-    def _known_then(self, taken: Taken) -> tuple[int, int]:
-        """Labelled rows that the student was asked about when they came, and how many it had right."""
-        said = self.step.mixture.last
-        if said is None:
-            return 0, 0
-        labels = taken.plan.y[: taken.fresh].cpu().numpy()
-        student = said.probabilities[:, said.names.index(STUDENT)]
-        there = (labels >= 0) & ~np.isnan(student[:, 0])
-        return int(there.sum()), int((student.argmax(1) == labels)[there].sum())
-
-    def _count_answered(self, taken: Taken) -> None:
-        said = self.step.mixture.last
-        if said is not None:
-            labels = taken.plan.y[: taken.fresh].cpu().numpy()
-            there = (labels >= 0) & ~np.isnan(said.mixed[:, 0])
-            self.answered.add(int((said.mixed.argmax(1) == labels)[there].sum()), int(there.sum()))
+        self.observers.tell("on_step", self.records, float(taken.loss), right)
 
     def _take(self, batch: TensorBatch) -> Taken:
         if self._strategy is not None:
@@ -285,7 +240,7 @@ class Learner:
                 self.quality.measure(served, *held, self.tasks.names, self.tasks.current)
         weights = self.gate_weights()
         hard = weights.pop("hard", None)
-        self.quality.note(self.records, self.prequential.accuracy, hard, weights, self.arrivals.accuracy)
+        self.quality.note(self.records, self.answered.student.accuracy, hard, weights, self.answered.version.accuracy)
 
     def gate_weights(self) -> dict[str, float]:
         """Mean weights of the last step, the hard label's under ``hard``."""
@@ -309,12 +264,9 @@ class Learner:
             "schema": self.schema.model_dump(mode="json"),
             "labels": self.labels.state_dict(),
             "tasks": self.tasks.state_dict(),
-            "prequential": self.prequential.state_dict(),
-            "arrivals": self.arrivals.state_dict(),
-            "answered": self.answered.state_dict(),
+            **self.answered.state_dict(),
             "quality": self.quality.state_dict(),
             "bad_in_a_row": self.feed.bad_in_a_row,
-            "waiting": None if self.waiting is None else self.waiting.state_dict(),
             "learned": None if self._adapter is None else resuming.state_of(self.step, self._adapter, self._begun),
         }
 
@@ -342,15 +294,9 @@ class Learner:
         self.records, self.steps = tree["records"], tree["steps"]
         self.labels.load_state_dict(tree["labels"])
         self.tasks.load_state_dict(tree["tasks"])
-        self.prequential.load_state_dict(tree["prequential"])
-        if "arrivals" in tree:
-            self.arrivals.load_state_dict(tree["arrivals"])
-        if "answered" in tree:
-            self.answered.load_state_dict(tree["answered"])
+        self.answered.load_state_dict(tree)
         self.quality.load_state_dict(tree["quality"])
         self.feed.bad_in_a_row = tree["bad_in_a_row"]
-        if self.waiting is not None and tree.get("waiting"):
-            self.waiting.load_state_dict(tree["waiting"])
         if tree["learned"] is not None:
             self._restore_learned(tree["learned"], saved)
 

@@ -92,9 +92,9 @@ def test_a_report_says_what_happened() -> None:
     strategy = strategy_of(toys.make_step())
     learn(strategy, 3)
     x, y = toys.batches(1, seed=4)[0]
-    right = int((strategy.model(x).argmax(1) == y).sum())
+    wrong = (strategy.model(x).argmax(1) != y).tolist()
     taken = strategy.learn(TensorBatch(x, y, 0))
-    assert (taken.fresh, taken.known(), taken.skipped) == (8, (8, right), False)
+    assert (taken.fresh, taken.wrong().tolist(), taken.skipped) == (8, wrong, False)
     assert taken.weights.shape == (8 + 6, 3)
     assert strategy.loss == taken.loss
 
@@ -198,7 +198,7 @@ def test_a_stock_metric_and_a_logger_work() -> None:
     said = evaluator.get_last_metrics()
     accuracy = next(v for k, v in said.items() if k.startswith("Top1_Acc_MB"))
     loss = next(v for k, v in said.items() if k.startswith("Loss_MB"))
-    assert accuracy == strategy.taken.known()[1] / strategy.taken.fresh
+    assert accuracy == 1 - strategy.taken.wrong().mean()
     assert loss == pytest.approx(float(strategy.taken.loss))
     assert "Top1_Acc_Epoch" in text.getvalue()
 

@@ -36,9 +36,9 @@ def status_of(learner: Learner, rate: float, version: int | None, answering: int
         "tasks": learner.tasks.names[-TASKS:],
         "classes": learner.labels.labels,
         "accuracy": {
-            "served": learner.arrivals.accuracy,
+            "served": learner.answered.version.accuracy,
             "served_version": answering,
-            "student": learner.prequential.accuracy,
+            "student": learner.answered.student.accuracy,
             "holdout": quality.accuracy,
             "per_task": quality.per_task,
             "forgetting": quality.forgetting,

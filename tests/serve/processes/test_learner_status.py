@@ -82,7 +82,7 @@ def test_the_served_versions_figure_is_not_the_students() -> None:
     """A model that is always wrong answers: that is told as the served one's, and the student's beside it."""
     learner = learner_of({"name": "fixed"}, per_class=20)
     learner.advance()
-    learner.arrivals.take(lambda x: torch.zeros(len(x), 1))
+    learner.answered.version.take(lambda x: torch.zeros(len(x), 1))
     while learner.advance():
         pass
     accuracy = status_of(learner, 0.0, 7, 5)["accuracy"]

@@ -63,9 +63,9 @@ def scored(one: Learner) -> tuple[int, torch.Tensor, torch.Tensor]:
     ring = one.step.memory.replayed
     assert ring.x is not None
     x, y = ring.x[: ring.filled], ring.y[: ring.filled]
-    before = one.arrivals.state_dict()["prequential"]["right"]
-    one.arrivals.score(x, y)
-    return one.arrivals.state_dict()["prequential"]["right"] - before, x, y
+    before = one.answered.version.state_dict()["prequential"]["right"]
+    one.answered.version.score(x, y)
+    return one.answered.version.state_dict()["prequential"]["right"] - before, x, y
 
 
 def test_the_newest_version_is_scored_until_another_is_pinned(directory: StateDirectory) -> None:
@@ -74,7 +74,7 @@ def test_the_newest_version_is_scored_until_another_is_pinned(directory: StateDi
     published = publisher(directory, one)
     scoring = ScoredVersion(published, REGISTRY)
     scoring.follow(one)
-    assert (scoring.version, one.arrivals.records) == (None, 0)
+    assert (scoring.version, one.answered.version.records) == (None, 0)
     run(one, 8)
     first = published.publish(one)
     scoring.follow(one)
@@ -117,7 +117,7 @@ def test_a_version_that_has_learned_what_comes_is_not_asked(directory: StateDire
     again = ScoredVersion(publisher(directory, behind), REGISTRY)
     again.follow(behind)
     run(behind, 4)
-    assert behind.arrivals.accuracy is None
+    assert behind.answered.version.accuracy is None
     again.follow(behind)
     assert again.version == version
 
@@ -136,4 +136,4 @@ def test_a_version_that_cannot_be_read_is_not_scored(
     assert again.version is None
     assert len([record for record in caplog.records if "version 1 is not scored" in record.message]) == 1
     run(one, 1)
-    assert one.arrivals.accuracy is None
+    assert one.answered.version.accuracy is None
