@@ -21,7 +21,7 @@ from torch import Tensor
 from streamkd import config as configuration
 from streamkd.config import Config
 from streamkd.errors import ConfigError, SourceError
-from streamkd.evaluate import efficiency, fidelity, report
+from streamkd.evaluate import efficiency, fidelity, measures, report
 from streamkd.evaluate.test_sets import TestSet, listed, probabilities, probabilities_over, sets_of
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
@@ -235,21 +235,28 @@ class _SeedRun:
         matrix, tests = self._matrix(name)
         untrained = self.learner.fresh_student(model.classes)
         baseline = np.array([self._accuracy(untrained, test) for test in tests])
-        found = report.assess(
-            matrix,
-            (self.learner.prequential if name == "student" else self.learner.arrivals).overall,
-            np.concatenate([probabilities(model, test.x) for test in tests]),
-            np.concatenate([self._columns(test).numpy() for test in tests]),
-            baseline if self._named else None,
-        )
+        arriving = self.learner.prequential if name == "student" else self.learner.arrivals.measures
+        said = np.concatenate([probabilities(model, test.x) for test in tests])
+        columns = np.concatenate([self._columns(test).numpy() for test in tests])
+        found = report.assess(matrix, arriving.overall, said, columns, baseline if self._named else None)
+        found["measures"] = {
+            "arrival": arriving.figures(self.learner.labels.labels)["all"],
+            "tests": measures.of_tests(*self._every_label(tests), said),
+        }
         ends = self.rows[name][self.ended[-1]]
         pairs = zip(self.tests, ends, strict=True)
         found["accuracy"]["per_test"] = [{"task": test.task, "accuracy": end} for test, end in pairs]
         if name == "served":
-            found["accuracy"] |= {"prequential_records": self.learner.arrivals.records, "refresh_records": REFRESH}
+            found["accuracy"] |= {"prequential_records": arriving.records, "refresh_records": REFRESH}
         if not self._named and (len(self.tests) > 1 or len(self.ended) > 1):
             found["accuracy"]["anytime_average"] = None  # which records belong to the tasks so far, nobody knows
         return found
+
+    def _every_label(self, tests: Sequence[TestSet]) -> tuple[list[Any], np.ndarray]:
+        """All labels, those behind the learner's that were never learned, and the column of each test record."""
+        column = {label: place for place, label in enumerate(self.learner.labels.labels)}
+        columns = [column.setdefault(label, len(column)) for test in tests for label in test.labels]
+        return list(column), np.array(columns)
 
     def _accuracy(self, model: Model, test: TestSet) -> float:
         return float((probabilities(model, test.x).argmax(1) == self._columns(test).numpy()).mean())

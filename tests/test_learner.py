@@ -144,17 +144,17 @@ def test_asking_what_is_served_reaches_no_weights() -> None:
         if asked.steps % 3 == 1:
             asked.arrivals.take(copy_of(asked.served))
     assert weights(asked) == weights(whole)
-    assert asked.arrivals.records == 390  # all but the first batch, before which there was nothing to serve
+    assert asked.arrivals.measures.records == 390  # all but the first batch, before which there was nothing to serve
 
 
-def test_a_checkpoint_from_before_the_served_models_count_is_taken() -> None:
-    """Its count begins where the checkpoint was written."""
+def test_a_checkpoint_from_before_the_measures_is_taken() -> None:
+    """They begin where the checkpoint was written."""
     one = run(learner(), 3)
     saved = one.state()
-    del saved["arrivals"]
+    del saved["measures"], saved["served"]
     again = learner()
     again.restore(unpack(pack(saved)), dict(one.offsets), one.config)
-    assert (again.records, again.arrivals.records) == (30, 0)
+    assert (again.records, again.arrivals.measures.records) == (30, 0)
 
 
 def older(state: dict[str, Any]) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from streamkd import wiring
 from streamkd.avalanche import available
 from streamkd.config import Config
 from streamkd.errors import StateConflict
-from streamkd.evaluate.accuracy import Prequential
 from streamkd.evaluate.arrival import Arrivals
 from streamkd.evaluate.live import LiveQuality
+from streamkd.evaluate.measures import Measures
 from streamkd.learner import resuming
 from streamkd.learner.feed import Feed
 from streamkd.learning.batch import Taken
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from streamkd.avalanche.strategy import StreamStrategy
 
 logger = logging.getLogger(__name__)
-WINDOW = 1_000  # records of the prequential accuracy
+WINDOW = 1_000  # records of the measures of what comes
 
 
 class Learner:
@@ -72,9 +72,9 @@ class Learner:
         self.labels = LabelSpace()
         self.feed = Feed(config.stream, source, schema, self.labels, self.recorder, journal)
         self.tasks = Tasks(dict(wiring.make_all(registry, "detectors", config.detectors)))
-        self.prequential = Prequential(WINDOW)
+        self.prequential = Measures(WINDOW)  # of the student in training
         self.arrivals = Arrivals(WINDOW)
-        self.answered = Prequential(WINDOW)  # by the mixture as each record found it
+        self.answered = Measures(WINDOW)  # by the mixture as each record found it
         self.quality = LiveQuality()
         self.observers = Observers(wiring.make_all(registry, "observers", config.observers), self.recorder)
         self._selector: Selector = wiring.make(registry, "publish.model", "selectors", config.publish.model)
@@ -179,21 +179,16 @@ class Learner:
         self.records += taken.fresh
         self.steps += 1
         self.last_step_at = time.time()
-        labelled, right = taken.known()
-        if labelled:
-            self.prequential.add(right, labelled)
-            self._count_answered(taken)
+        labels, given = taken.answers()
+        self.prequential.add(labels, given)
+        if (said := self.step.mixture.last) is not None:
+            self.answered.add(labels, said.mixed.argmax(1))
+        wrong = (given != labels)[labels >= 0]
         if self.tasks.scoring:
-            self.tasks.score(taken.wrong())
+            self.tasks.score(wrong)
         self._count(taken, time.perf_counter() - begun)
-        self.observers.tell("on_step", self.records, float(taken.loss), right / labelled if labelled else math.nan)
-
-    def _count_answered(self, taken: Taken) -> None:
-        said = self.step.mixture.last
-        if said is not None:
-            labels = taken.plan.y[: taken.fresh].cpu().numpy()
-            right = (said.mixed.argmax(1) == labels) & (labels >= 0)
-            self.answered.add(int(right.sum()), int((labels >= 0).sum()))
+        right = 1 - float(wrong.mean()) if len(wrong) else math.nan
+        self.observers.tell("on_step", self.records, float(taken.loss), right)
 
     def _take(self, batch: TensorBatch) -> Taken:
         if self._strategy is not None:
@@ -254,7 +249,7 @@ class Learner:
                 self.quality.measure(served, *held, self.tasks.names, self.tasks.current)
         weights = self.gate_weights()
         hard = weights.pop("hard", None)
-        self.quality.note(self.records, self.prequential.accuracy, hard, weights, self.arrivals.accuracy)
+        self.quality.note(self.records, self.prequential.accuracy, hard, weights, self.arrivals.measures.accuracy)
 
     def gate_weights(self) -> dict[str, float]:
         """Mean weights of the last step, the hard label's under ``hard``."""
@@ -278,9 +273,8 @@ class Learner:
             "schema": self.schema.model_dump(mode="json"),
             "labels": self.labels.state_dict(),
             "tasks": self.tasks.state_dict(),
-            "prequential": self.prequential.state_dict(),
-            "arrivals": self.arrivals.state_dict(),
-            "answered": self.answered.state_dict(),
+            "measures": {"student": self.prequential.state_dict(), "answered": self.answered.state_dict()},
+            "served": self.arrivals.measures.state_dict(),
             "quality": self.quality.state_dict(),
             "bad_in_a_row": self.feed.bad_in_a_row,
             "learned": None if self._adapter is None else resuming.state_of(self.step, self._adapter, self._begun),
@@ -310,11 +304,10 @@ class Learner:
         self.records, self.steps = tree["records"], tree["steps"]
         self.labels.load_state_dict(tree["labels"])
         self.tasks.load_state_dict(tree["tasks"])
-        self.prequential.load_state_dict(tree["prequential"])
-        if "arrivals" in tree:
-            self.arrivals.load_state_dict(tree["arrivals"])
-        if "answered" in tree:
-            self.answered.load_state_dict(tree["answered"])
+        if "measures" in tree:  # before, right ones alone were counted
+            self.prequential.load_state_dict(tree["measures"]["student"])
+            self.answered.load_state_dict(tree["measures"]["answered"])
+            self.arrivals.measures.load_state_dict(tree["served"])
         self.quality.load_state_dict(tree["quality"])
         self.feed.bad_in_a_row = tree["bad_in_a_row"]
         if tree["learned"] is not None:

@@ -36,13 +36,14 @@ def status_of(learner: Learner, rate: float, version: int | None, answering: int
         "tasks": learner.tasks.names[-TASKS:],
         "classes": learner.labels.labels,
         "accuracy": {
-            "served": learner.arrivals.accuracy,
+            "served": learner.arrivals.measures.accuracy,
             "served_version": answering,
             "student": learner.prequential.accuracy,
             "holdout": quality.accuracy,
             "per_task": quality.per_task,
             "forgetting": quality.forgetting,
         },
+        "measures": learner.arrivals.measures.figures(learner.labels.labels),
         "repeats": _repeats(learner),
         "teachers": _teachers(learner, weights),
         "gate": {

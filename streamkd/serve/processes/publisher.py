@@ -106,7 +106,7 @@ def _still_true(learner: Learner) -> tuple[torch.Tensor | None, torch.Tensor | N
     if ring.x is None:
         return None, None
     x, y = ring.x[: ring.filled].cpu(), ring.y[: ring.filled].cpu()
-    now, served = learner.answered.accuracy, learner.arrivals.accuracy
+    now, served = learner.answered.accuracy, learner.arrivals.measures.accuracy
     if now is None or served is None or now < served:
         return x, y
     absent = learner.step.mixture.share.share.presence.absent()
