@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from streamkd.evaluate.measures import Measures
+from streamkd.evaluate.measures import WINDOW, Measures
 
 BLOCK = 128
 """Records that wait to be answered together: in batches of ten they take 9 % of the learner's time (digits, the default
@@ -29,7 +29,7 @@ class Arrivals:
     whoever resumes takes the version that is served.
     """
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int = WINDOW) -> None:
         self._measures = Measures(window)
         self._model: Predict | None = None
         self._waiting: list[tuple[Tensor, Tensor]] = []

@@ -1,7 +1,7 @@
 """Measures of what was answered before the label was known (test, then train): over the newest records, and over all.
 
     labels, answers, probabilities ─► wait for each other ─► window of records ─► figures, exactly
-                                                        └──► Tally of all     ─► figures, areas by histogram
+                                                        └──► Counts of all     ─► figures, areas by histogram
 
 Accuracy, balanced accuracy, macro F1, area under the ROC curve (one class against the rest, mean), Cohen's kappa,
 kappa against the label before (*temporal*) and against the most frequent label (*M*; Bifet et al. 2015), log-loss,
@@ -9,13 +9,14 @@ calibration error; recall, precision, F1 and confusion by class. When to look
 at which is in docs/explanation/measures.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from streamkd.evaluate.tally import Answered, Tally
+from streamkd.evaluate.counts import Answered, Counts
 
+WINDOW = 1_000  # records
 BLOCK = 128  # records that wait to be counted together: alone, ten cost as much
 NONE = np.zeros(0, np.int64)
 UNTOLD = np.full((1, 1), np.nan)  # in the place of probabilities that were not given
@@ -24,9 +25,9 @@ UNTOLD = np.full((1, 1), np.nan)  # in the place of probabilities that were not 
 class Measures:
     """Prequential (Gama et al. 2013), with a sliding window of the newest ``window`` records."""
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int = WINDOW) -> None:
         self._window = window
-        self._ever = Tally()
+        self._ever = Counts()
         self._newest = Answered.of(NONE, NONE, UNTOLD[:0])
         self._waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._waits = 0
@@ -82,9 +83,9 @@ class Measures:
     def figures(self, names: Sequence[Any]) -> dict[str, Any]:
         """``newest`` and ``all`` records' measures as plain values; ``names`` are the labels by column."""
         self._count()
-        tally = Tally()
-        tally.add(self._newest)
-        newest = tally.figures(names, self._newest.areas())
+        counts = Counts()
+        counts.add(self._newest)
+        newest = counts.figures(names, self._newest.areas())
         return {"newest": newest, "all": newest if self._ever.records <= self._window else self._ever.figures(names)}
 
     def state_dict(self) -> dict[str, Any]:
@@ -101,11 +102,29 @@ def of_tests(names: Sequence[Any], labels: np.ndarray, probabilities: np.ndarray
 
     ``names`` are the labels by column. One that the model does not know is a column beyond its classes.
     """
-    told, tally = Answered.of(labels, probabilities.argmax(1), probabilities.astype(np.float64)), Tally()
-    tally.add(told)
-    found = tally.figures(names, told.areas())
+    told, counts = Answered.of(labels, probabilities.argmax(1), probabilities.astype(np.float64)), Counts()
+    counts.add(told)
+    found = counts.figures(names, told.areas())
     found.pop("kappa_temporal", None)
     return found
+
+
+def told(found: Mapping[str, Any]) -> str:
+    """Figures in one line for a person."""
+    if not found["records"]:
+        return "no record yet"
+    parts = [
+        ("balanced accuracy", "balanced_accuracy"),
+        ("macro F1", "macro_f1"),
+        ("ROC AUC", "auc"),
+        ("kappa", "kappa"),
+    ]
+    said = [f"{name} {found[key]:.3f}" for name, key in parts if found.get(key) is not None]
+    majority = found["majority"]
+    return (
+        f"accuracy {found['accuracy']:.3f} of {found['records']:,.0f} records, "
+        f"where always {majority['label']!r} has {majority['share']:.3f}; {', '.join(said)}"
+    )
 
 
 def _stacked(rows: Sequence[np.ndarray]) -> np.ndarray:

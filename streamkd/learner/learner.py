@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from streamkd.avalanche.strategy import StreamStrategy
 
 logger = logging.getLogger(__name__)
-WINDOW = 1_000  # records of the measures of what comes
 
 
 class Learner:
@@ -72,9 +71,9 @@ class Learner:
         self.labels = LabelSpace()
         self.feed = Feed(config.stream, source, schema, self.labels, self.recorder, journal)
         self.tasks = Tasks(dict(wiring.make_all(registry, "detectors", config.detectors)))
-        self.prequential = Measures(WINDOW)  # of the student in training
-        self.arrivals = Arrivals(WINDOW)
-        self.answered = Measures(WINDOW)  # by the mixture as each record found it
+        self.prequential = Measures()  # of the student in training
+        self.arrivals = Arrivals()
+        self.answered = Measures()  # by the mixture as each record found it
         self.quality = LiveQuality()
         self.observers = Observers(wiring.make_all(registry, "observers", config.observers), self.recorder)
         self._selector: Selector = wiring.make(registry, "publish.model", "selectors", config.publish.model)

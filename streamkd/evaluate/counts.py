@@ -1,6 +1,6 @@
 """What answered records come to: counts and sums that grow record by record, and the measures that follow from them.
 
-    Answered: label, answer, probabilities ─► Tally.add ─► Tally.figures
+    Answered: label, answer, probabilities ─► Counts.add ─► Counts.figures
 
 Sums are taken one record after the other, so that they are the same bit for bit however records are grouped. Memory is
 bounded: counts for each class; confusion and scores for the first ``TRACKED`` classes. Called by
@@ -75,7 +75,7 @@ class Answered:
         return cls(**{name: tensor.numpy().copy() for name, tensor in state.items()})
 
 
-class Tally:
+class Counts:
     """Counts and sums over answered records."""
 
     def __init__(self) -> None:
