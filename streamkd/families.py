@@ -8,6 +8,7 @@ FamilyType = Literal["counter", "gauge", "histogram"]
 FAST = (0.0005, 0.002, 0.005, 0.02, 0.05, 0.2, 1.0)
 SLOW = (0.01, 0.05, 0.2, 1.0, 5.0, 20.0)
 TRIALS = (1.0, 10.0, 60.0, 600.0, 3600.0)
+SERVED = "what was served: of the newest records (served), of all (served_ever)."
 ROWS = (1, 4, 16, 64, 256, 1024)
 
 
@@ -70,6 +71,20 @@ FAMILIES: Mapping[str, Family] = {
         "training (student). Of the newest model on records never learned: mean over the tasks (holdout).",
         "window",
     ),
+    "eval_majority_ratio": _gauge(
+        "Part of the records with the most frequent label: always saying it has it.", "window"
+    ),
+    "eval_balanced_accuracy_ratio": _gauge(f"Recall, mean over the classes, of {SERVED}", "window"),
+    "eval_macro_f1_ratio": _gauge(f"F1, mean over the classes, of {SERVED}", "window"),
+    "eval_auc_ratio": _gauge(f"Area under the ROC curve, a class against the rest, mean, of {SERVED}", "window"),
+    "eval_kappa": _gauge(
+        "Accuracy of what was served beside a simple answer's, 0 as good, 1 perfect: chance (cohen), the label before "
+        "(temporal), the most frequent label (m); windows as above.",
+        "kappa",
+        "window",
+    ),
+    "eval_log_loss_nats": _gauge(f"Mean -log p(label) of {SERVED}", "window"),
+    "eval_calibration_error_ratio": _gauge(f"Expected calibration error of {SERVED}", "window"),
     "eval_forgetting_ratio": _gauge("What each task had at best on held-out records minus now, mean.", "window"),
     "avalanche_metric": _gauge("Last value of an Avalanche metric, by Avalanche's name for it.", "metric"),
     "gate_weight_ratio": _gauge(

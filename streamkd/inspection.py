@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from streamkd.errors import StateError
+from streamkd.evaluate.measures import Measures, told
 from streamkd.logs import some
 from streamkd.state.checkpoint import CheckpointStore, Snapshot
 from streamkd.state.directory import StateDirectory
@@ -75,6 +76,7 @@ def _learned(snapshot: Snapshot) -> dict[str, Any]:
         "weights_sha256": weights_sha256(learned["student"]) if learned else None,
         "tasks": tree["tasks"]["names"],
         "classes": tree["labels"]["labels"],
+        "measures": _measures(tree),
         "teachers": [
             {
                 "name": name,
@@ -88,6 +90,14 @@ def _learned(snapshot: Snapshot) -> dict[str, Any]:
         "records_repeated": memory.get("recognition", {}).get("repeats", 0) if memory else 0,
         "memory_records": memory["replayed"]["filled"] + memory["holdout"]["filled"] if memory else 0,
     }
+
+
+def _measures(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what was served; nothing where an older streamkd wrote the checkpoint."""
+    found = Measures()
+    if "measures" in tree:
+        found.load_state_dict(tree["measures"]["version"])
+    return found.figures(tree["labels"]["labels"])
 
 
 def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
@@ -129,6 +139,7 @@ def in_words(found: Mapping[str, Any]) -> str:
         f"{found['records_trained']} records trained in {found['steps']} steps"
         f"{_again(found['records_repeated'])}; "
         f"{len(tasks)} tasks ({some(tasks)}), {len(classes)} classes ({some(classes)})",
+        f"served on arrival: {told(found['measures']['newest'])}",
         f"served version: {found['version'] or 'none yet'}{' (pinned)' if found['pinned'] else ''}",
         f"teachers: {some([t['name'] for t in found['teachers']]) or 'none'}; "
         f"{found['memory_records']} remembered records",

@@ -21,7 +21,7 @@ from torch import Tensor
 from streamkd import config as configuration
 from streamkd.config import Config
 from streamkd.errors import ConfigError, SourceError
-from streamkd.evaluate import efficiency, fidelity, report
+from streamkd.evaluate import efficiency, fidelity, measures, report
 from streamkd.evaluate.test_sets import TestSet, listed, probabilities, probabilities_over, sets_of
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
@@ -88,7 +88,7 @@ def run_seed(config: Config, registry: Registry, progress: Progress = lambda don
         raise SourceError("the stream gave no record that could be learned", where=config.name)
     learner.end_of_stream()
     progress(total, total)
-    seconds = time.perf_counter() - begun - seen.test_seconds - learner.answered.version.seconds
+    seconds = time.perf_counter() - begun - seen.test_seconds - learner.prequential.version.seconds
     source.close()
     return seen.result(seconds)
 
@@ -122,7 +122,7 @@ class _SeedRun:
         """What answers arriving records is replaced when it is ``REFRESH`` records old."""
         if self.learner.started and self.learner.records - self.taken >= REFRESH:
             begun = time.perf_counter()
-            self.learner.answered.version.take(copy_of(self.learner.served))
+            self.learner.prequential.version.take(copy_of(self.learner.served))
             self.taken = self.learner.records
             self.test_seconds += time.perf_counter() - begun
 
@@ -235,24 +235,28 @@ class _SeedRun:
         matrix, tests = self._matrix(name)
         untrained = self.learner.fresh_student(model.classes)
         baseline = np.array([self._accuracy(untrained, test) for test in tests])
-        found = report.assess(
-            matrix,
-            (self.learner.answered.student if name == "student" else self.learner.answered.version).overall,
-            np.concatenate([probabilities(model, test.x) for test in tests]),
-            np.concatenate([self._columns(test).numpy() for test in tests]),
-            baseline if self._named else None,
-        )
+        arriving = self.learner.prequential.student if name == "student" else self.learner.prequential.version.measures
+        said = np.concatenate([probabilities(model, test.x) for test in tests])
+        columns = np.concatenate([self._columns(test).numpy() for test in tests])
+        found = report.assess(matrix, arriving.overall, said, columns, baseline if self._named else None)
+        found["measures"] = {
+            "arrival": arriving.figures(self.learner.labels.labels)["all"],
+            "tests": measures.of_tests(*self._every_label(tests), said),
+        }
         ends = self.rows[name][self.ended[-1]]
         pairs = zip(self.tests, ends, strict=True)
         found["accuracy"]["per_test"] = [{"task": test.task, "accuracy": end} for test, end in pairs]
         if name == "served":
-            found["accuracy"] |= {
-                "prequential_records": self.learner.answered.version.records,
-                "refresh_records": REFRESH,
-            }
+            found["accuracy"] |= {"prequential_records": arriving.records, "refresh_records": REFRESH}
         if not self._named and (len(self.tests) > 1 or len(self.ended) > 1):
             found["accuracy"]["anytime_average"] = None  # which records belong to the tasks so far, nobody knows
         return found
+
+    def _every_label(self, tests: Sequence[TestSet]) -> tuple[list[Any], np.ndarray]:
+        """All labels, those behind the learner's that were never learned, and the column of each test record."""
+        column = {label: place for place, label in enumerate(self.learner.labels.labels)}
+        columns = [column.setdefault(label, len(column)) for test in tests for label in test.labels]
+        return list(column), np.array(columns)
 
     def _accuracy(self, model: Model, test: TestSet) -> float:
         return float((probabilities(model, test.x).argmax(1) == self._columns(test).numpy()).mean())

@@ -50,5 +50,5 @@ def test_stop_resume_go_on_is_never_stopped(gate: dict[str, Any]) -> None:
     while second.advance():
         pass
     assert hashes(second) == hashes(whole)
-    assert whole.answered.student.overall is not None
-    assert whole.answered.student.overall > 0.4
+    assert whole.prequential.student.overall is not None
+    assert whole.prequential.student.overall > 0.4

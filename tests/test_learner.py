@@ -56,7 +56,7 @@ def run(one: Learner, batches: int | None = None) -> Learner:
 def test_it_learns_the_stream_better_than_chance() -> None:
     """After one pass over 400 digits of three tasks the student knows most of what it has just seen."""
     one = run(learner())
-    accuracy = one.answered.student.overall
+    accuracy = one.prequential.student.overall
     assert one.records == 400
     assert accuracy is not None
     assert accuracy > 0.5
@@ -142,19 +142,21 @@ def test_asking_what_is_served_reaches_no_weights() -> None:
     whole, asked = run(learner()), learner()
     while asked.advance():
         if asked.steps % 3 == 1:
-            asked.answered.version.take(copy_of(asked.served))
+            asked.prequential.version.take(copy_of(asked.served))
     assert weights(asked) == weights(whole)
-    assert asked.answered.version.records == 390  # all but the first batch, before which there was nothing to serve
+    assert (
+        asked.prequential.version.measures.records == 390
+    )  # all but the first batch, before which there was nothing to serve
 
 
-def test_a_checkpoint_from_before_the_served_models_count_is_taken() -> None:
-    """Its count begins where the checkpoint was written."""
+def test_a_checkpoint_from_before_the_measures_is_taken() -> None:
+    """They begin where the checkpoint was written."""
     one = run(learner(), 3)
     saved = one.state()
-    del saved["arrivals"]
+    del saved["measures"]
     again = learner()
     again.restore(unpack(pack(saved)), dict(one.offsets), one.config)
-    assert (again.records, again.answered.version.records) == (30, 0)
+    assert (again.records, again.prequential.version.measures.records) == (30, 0)
 
 
 def older(state: dict[str, Any]) -> dict[str, Any]:

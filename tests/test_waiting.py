@@ -37,8 +37,8 @@ def learner(delay: int, **changes: Any) -> Learner:
 
 def waiting_of(one: Learner) -> Waiting:
     """There is one, as the source says that labels are late."""
-    assert one.answered.waiting is not None
-    return one.answered.waiting
+    assert one.prequential.waiting is not None
+    return one.prequential.waiting
 
 
 def test_what_was_said_then_is_what_is_judged() -> None:
@@ -60,7 +60,7 @@ def test_what_was_said_then_is_what_is_judged() -> None:
         for offset, answer in waiting_of(one)._answers.items():
             given[offset] = (answer.names, answer.said, answer.mixed)
     assert len(given) == RECORDS - 35
-    assert one.answered.mixture.records == one.answered.student.records == RECORDS - 35
+    assert one.prequential.mixture.records == one.prequential.student.records == RECORDS - 35
 
 
 def test_records_wait_until_their_label_comes() -> None:
@@ -78,7 +78,7 @@ def test_a_label_that_no_answer_waits_for_tells_nobody_anything() -> None:
     while one.advance():
         assert set(one.step.mixture.now.weights.values()) == {0.25}
     assert one.records == RECORDS
-    assert one.answered.mixture.records == 0
+    assert one.prequential.mixture.records == 0
 
 
 @pytest.mark.parametrize("stop", [1, 4, 17])
@@ -95,7 +95,8 @@ def test_answers_that_wait_outlive_a_restart(stop: int) -> None:
     run(resumed)
     assert weights_sha256(resumed.student.state_dict()) == weights_sha256(whole.student.state_dict())
     assert resumed.step.mixture.now.weights == whole.step.mixture.now.weights
-    assert resumed.answered.mixture.state_dict() == whole.answered.mixture.state_dict()
+    labels = whole.labels.labels
+    assert resumed.prequential.mixture.figures(labels) == whole.prequential.mixture.figures(labels)
 
 
 def test_the_served_version_is_judged_by_what_it_said_then() -> None:
@@ -103,15 +104,15 @@ def test_the_served_version_is_judged_by_what_it_said_then() -> None:
     one = learner(25)
     one.advance()
     columns = torch.eye(2)[torch.zeros(RECORDS, dtype=torch.int64)]
-    one.answered.version.take(lambda x: columns[: len(x)])
+    one.prequential.version.take(lambda x: columns[: len(x)])
     one.advance()  # 10 come, and are answered with the first class
-    one.answered.version.take(lambda x: columns[: len(x)].flip(1))
+    one.prequential.version.take(lambda x: columns[: len(x)].flip(1))
     while one.records < 50:
         one.advance()
     labels = one.labels.indices(one.source.read("replay/0", 35, 15).rows.column("label").to_pylist())
-    assert one.answered.version.records == 15
+    assert one.prequential.version.measures.records == 15
     right = labels[:10].count(0) + labels[10:].count(1)
-    assert one.answered.version.overall == pytest.approx(right / 15)
+    assert one.prequential.version.measures.overall == pytest.approx(right / 15)
 
 
 def test_what_sources_said_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +126,7 @@ def test_what_sources_said_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(answer.said is not None for answer in waiting_of(one)._answers.values()) == 5
     while one.advance():
         pass
-    assert one.answered.mixture.records == RECORDS - 50
+    assert one.prequential.mixture.records == RECORDS - 50
 
 
 def test_a_class_that_came_meanwhile_had_no_part_in_the_answer() -> None:
@@ -134,8 +135,8 @@ def test_a_class_that_came_meanwhile_had_no_part_in_the_answer() -> None:
     for offset, names, classes in ((7, ("student",), 2), (8, ("student", "ema"), 3)):
         said, each = np.full((1, len(names), classes), 1 / classes), np.full((1, 2, 9, classes), 1 / classes)
         one._keep(np.array([offset]), mixture.Testimony(names, said, said[:, 0], each), None)
-    found, columns = one.take([7, 8, 9], 3)
+    found, published = one.take([7, 8, 9], 3)
     assert found.names == ("student", "ema")
     np.testing.assert_array_equal(found.probabilities[0], [[0.5, 0.5, 0.0]] * 2)
     assert np.isnan(found.probabilities[2]).all()
-    assert columns.tolist() == [-1, -1, -1]
+    assert np.isnan(published[:, 0]).all()

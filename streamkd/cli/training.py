@@ -19,6 +19,7 @@ def run(config: Path | None, overrides: tuple[str, ...], out: Path, seeds: str) 
     numbers = integers(seeds)
     from streamkd import config as configuration
     from streamkd import run as runs
+    from streamkd.evaluate.measures import told
     from streamkd.evaluate.page import tested
     from streamkd.plugins import Registry
 
@@ -40,6 +41,7 @@ def run(config: Path | None, overrides: tuple[str, ...], out: Path, seeds: str) 
         f"served model: final average accuracy {show(accuracy)}, forgetting {show(forgetting)}, "
         f"on arriving records {show(arriving)}"
     )
+    click.echo(f"on arrival: {told(report['served']['measures']['arrival'])}")
     refused = [f"{n:,} records were refused and not learned" for n in [report["stream"]["refused"]] if n]
     click.echo("; ".join([*tested(report), *refused]))
     click.echo(f"wrote {out / 'report.json'} and {out / 'report.html'}")

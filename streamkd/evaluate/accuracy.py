@@ -1,12 +1,10 @@
-"""Accuracy on a stream of tasks: the matrix and what is read from it, and prequential accuracy.
+"""Accuracy on a stream of tasks: the matrix and what is read from it.
 
 ``R[i, j]`` is the accuracy on the test records of task j after training on task i (both from 0); a cell that
 was not measured is NaN. Pure functions in float64; called by ``streamkd.evaluate.report`` and the benchmarks.
 """
 
 import math
-from collections import deque
-from typing import Any
 
 import numpy as np
 
@@ -63,58 +61,6 @@ def forward_transfer(matrix: np.ndarray, baseline: np.ndarray) -> float:
     if np.shape(baseline) != (len(square),):
         raise ValueError(f"needed a baseline of {len(square)} tasks, got shape {np.shape(baseline)}")
     return _mean(np.diag(square, 1) - np.asarray(baseline, np.float64)[1:])
-
-
-class Prequential:
-    """Accuracy of predictions made before training on the same records (test, then train).
-
-    Gama, Sebastião & Rodrigues 2013, with a sliding window: the newest batches that together hold at least
-    ``window`` records. Batches come and go whole, so the work of ``add`` does not depend on the window.
-    """
-
-    def __init__(self, window: int) -> None:
-        self._window = window
-        self._batches: deque[tuple[int, int]] = deque()
-        self._right = self._total = 0
-        self._right_ever = self._total_ever = 0
-
-    def add(self, right: int, total: int) -> None:
-        """Count one batch: so many right of so many predicted."""
-        if not 0 <= right <= total:
-            raise ValueError(f"needed 0 <= right <= total, got {right} of {total}")
-        if total == 0:
-            return
-        self._batches.append((right, total))
-        self._right, self._total = self._right + right, self._total + total
-        self._right_ever, self._total_ever = self._right_ever + right, self._total_ever + total
-        while self._total - self._batches[0][1] >= self._window:
-            old_right, old_total = self._batches.popleft()
-            self._right, self._total = self._right - old_right, self._total - old_total
-
-    @property
-    def accuracy(self) -> float | None:
-        """Over the window; ``None`` before the first batch."""
-        return self._right / self._total if self._total else None
-
-    @property
-    def overall(self) -> float | None:
-        """Over every record so far: the figure of a report."""
-        return self._right_ever / self._total_ever if self._total_ever else None
-
-    @property
-    def records(self) -> int:
-        """How many were predicted so far."""
-        return self._total_ever
-
-    def state_dict(self) -> dict[str, Any]:
-        batches = [list(batch) for batch in self._batches]
-        return {"batches": batches, "right": self._right_ever, "total": self._total_ever}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._batches = deque((right, total) for right, total in state["batches"])
-        self._right = sum(right for right, _ in self._batches)
-        self._total = sum(total for _, total in self._batches)
-        self._right_ever, self._total_ever = state["right"], state["total"]
 
 
 def _square(matrix: np.ndarray) -> np.ndarray:

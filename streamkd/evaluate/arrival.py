@@ -1,6 +1,6 @@
-"""Prequential accuracy of what is served: a frozen model answers each record as it comes, before anybody learns it.
+"""Measures of what is served: a frozen model answers each record as it comes, before anybody learns it.
 
-    served model ─► take (a copy that stays as it is) ─► score every arriving batch ─► accuracy, overall
+    served model ─► take (a copy that stays as it is) ─► score every arriving batch ─► Measures
 
 The student's own prequential accuracy says how well it learns; this says how well users were answered. Whoever serves
 decides when another model is taken: ``streamkd run`` every so many records, a server when it publishes. Called by the
@@ -9,13 +9,12 @@ learner.
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from streamkd.evaluate.accuracy import Prequential
+from streamkd.evaluate.measures import WINDOW, Measures
 
 BLOCK = 128
 """Records that wait to be answered together: in batches of ten they take 9 % of the learner's time (digits, the default
@@ -25,13 +24,14 @@ Predict = Callable[[Tensor], Tensor]
 
 
 class Arrivals:
-    """How many arriving records the model that is served had right; ``seconds`` is what asking it took.
+    """What the model that is served said of arriving records; ``seconds`` is what asking it took.
 
-    Records that come while there is no model are not counted: nobody could be answered.
+    Records that come while there is no model are not counted: nobody could be answered. The model is in no checkpoint:
+    whoever resumes takes the version that is served.
     """
 
-    def __init__(self, window: int) -> None:
-        self._prequential = Prequential(window)
+    def __init__(self, window: int = WINDOW) -> None:
+        self._measures = Measures(window)
         self._model: Predict | None = None
         self._waiting: list[tuple[Tensor, Tensor]] = []
         self.seconds = 0.0
@@ -53,15 +53,10 @@ class Arrivals:
             self._answer()
 
     @torch.no_grad()
-    def answer(self, x: Tensor) -> Tensor | None:
-        """Logits of records x [rows, *shape] whose labels come later; ``None`` while there is no model."""
+    def answer(self, x: Tensor) -> np.ndarray | None:
+        """Probabilities for records x [rows, *shape] whose labels come later; ``None`` while there is no model."""
         self._answer()
-        return None if self._model is None else self._model(x)
-
-    def count(self, columns: np.ndarray, y: np.ndarray) -> None:
-        """Count answers that were given earlier: columns [rows], -1 where there was none; y [rows] are right."""
-        there = (columns >= 0) & (y >= 0)
-        self._prequential.add(int((columns == y)[there].sum()), int(there.sum()))
+        return None if self._model is None else _probabilities(self._model(x))
 
     @torch.no_grad()
     def _answer(self) -> None:
@@ -71,33 +66,16 @@ class Arrivals:
         begun = time.perf_counter()
         x, y = (torch.cat(part) for part in zip(*self._waiting, strict=True))
         self._waiting = []
-        labelled = y >= 0
-        right = (self._model(x).argmax(1) == y) & labelled
-        self._prequential.add(int(right.sum()), int(labelled.sum()))
+        said = _probabilities(self._model(x))
+        self._measures.add(y.cpu().numpy(), said.argmax(1), said)
         self.seconds += time.perf_counter() - begun
 
     @property
-    def accuracy(self) -> float | None:
-        """Over the window; ``None`` before the first record that a model was there for."""
+    def measures(self) -> Measures:
+        """Of every record that came while a model was served; what was answered elsewhere may be added to them."""
         self._answer()
-        return self._prequential.accuracy
+        return self._measures
 
-    @property
-    def overall(self) -> float | None:
-        """Over every record that was counted."""
-        self._answer()
-        return self._prequential.overall
 
-    @property
-    def records(self) -> int:
-        """How many were counted."""
-        self._answer()
-        return self._prequential.records
-
-    def state_dict(self) -> dict[str, Any]:
-        """The counts. The model is not in it: whoever resumes takes the version that is served."""
-        self._answer()
-        return {"prequential": self._prequential.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._prequential.load_state_dict(state["prequential"])
+def _probabilities(logits: Tensor) -> np.ndarray:
+    return torch.softmax(logits.double(), 1).cpu().numpy()

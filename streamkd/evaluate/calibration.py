@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+BINS = 15
 SMALLEST = 1e-12  # of a probability: one certain mistake costs 27.6 nats, not infinity
 
 
@@ -30,7 +31,7 @@ def nll(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean(-np.log(np.maximum(chosen, SMALLEST))))
 
 
-def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
+def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
     """Expected calibration error ``Σ_m |B_m|/n · |acc(B_m) - conf(B_m)|`` (Guo et al. 2017, eq. 3), 0 to 1.
 
     Bins of equal width, closed above; confidence is the largest probability.
@@ -40,13 +41,13 @@ def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
     return float(sum(one.records * abs(one.accuracy - one.confidence) for one in found) / total)
 
 
-def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> list[Bin]:
+def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> list[Bin]:
     """The bins that hold records, from low confidence to high (the same paper, figure 1)."""
     rows, labels = _checked(probabilities, labels)
     confidence = rows.max(axis=1)
     right = rows.argmax(axis=1) == labels
     edges = np.linspace(0.0, 1.0, bins + 1)
-    place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+    place = bin_of(confidence, bins)
     records = np.bincount(place, minlength=bins)
     confidences = np.bincount(place, weights=confidence, minlength=bins)
     rights = np.bincount(place, weights=right, minlength=bins)
@@ -55,6 +56,11 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -
         for m, n in enumerate(records)
         if n
     ]
+
+
+def bin_of(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """The bin of each confidence [records], 0 to ``bins`` - 1; bins are closed above."""
+    return np.clip(np.searchsorted(np.linspace(0.0, 1.0, bins + 1), confidence, side="left") - 1, 0, bins - 1)
 
 
 def _checked(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -119,8 +119,18 @@ def bars(values: Mapping[str, float | None], deviations: Mapping[str, float | No
     return svg(title, [axes(frame, across=False), *drawn])
 
 
-def heatmap(matrix: Sequence[Sequence[float | None]], names: Sequence[str], *, title: str) -> str:
-    """Accuracy after each task (down) on each task (across); cells above the diagonal were not learned yet."""
+def heatmap(
+    matrix: Sequence[Sequence[float | None]],
+    names: Sequence[str],
+    *,
+    title: str,
+    sides: tuple[str, str] = ("after", "on"),
+    early: bool = True,
+) -> str:
+    """Accuracy after each task (down) on each task (across); cells above the diagonal were not learned yet (``early``).
+
+    ``sides``: what down and across are, of another matrix of shares.
+    """
     count = len(matrix)
     cell = min(64.0, (_WIDTH - 90) / max(count, 1))
     width, height = 90 + cell * count, 40 + cell * count
@@ -128,14 +138,16 @@ def heatmap(matrix: Sequence[Sequence[float | None]], names: Sequence[str], *, t
     every = math.ceil(24 / cell)  # names that would touch are left out
     for i, row in enumerate(matrix):
         y = 30 + i * cell
-        drawn += [_cell(value, i, j, 90 + j * cell, y, cell, names) for j, value in enumerate(row)]
+        for j, value in enumerate(row):
+            said = f"{sides[0]} {names[i]}, {sides[1]} {names[j]}"
+            drawn.append(_cell(value, early and j > i, 90 + j * cell, y, cell, said))
         if i % every:
             continue
         drawn.append(f'<text x="82" y="{y + cell / 2 + 4:.1f}" class="tick end">{escape(_short(names[i]))}</text>')
         drawn.append(
             f'<text x="{90 + (i + 0.5) * cell:.1f}" y="22" class="tick middle">{escape(_short(names[i]))}</text>'
         )
-    head = '<text x="82" y="10" class="axis end">after ↓ on →</text>'
+    head = f'<text x="82" y="10" class="axis end">{sides[0]} ↓ {sides[1]} →</text>'
     return svg(title, [head, *drawn], width, height, "heat")
 
 
@@ -259,14 +271,14 @@ def mark(one: Mark, frame: Frame) -> str:
     )
 
 
-def _cell(value: float | None, i: int, j: int, x: float, y: float, size: float, names: Sequence[str]) -> str:
+def _cell(value: float | None, is_early: bool, x: float, y: float, size: float, about: str) -> str:
     place = f'x="{x + 1:.1f}" y="{y + 1:.1f}" width="{size - 2:.1f}" height="{size - 2:.1f}" rx="3"'
     if value is None:
         return f'<rect {place} class="blank"/>'
-    said = f"after {names[i]}, on {names[j]}: {value:.3f}"
+    said = f"{about}: {value:.3f}"
     text = f"{100 * value:.0f}" if size >= 22 else ""
     strong = "strong" if value > 0.6 else "weak"
-    early = " early" if j > i else ""
+    early = " early" if is_early else ""
     return (
         f'<rect {place} class="cell{early}" style="fill-opacity:{0.06 + 0.94 * max(0.0, min(1.0, value)):.3f}">'
         f"<title>{escape(said)}</title></rect>"

@@ -68,6 +68,7 @@ def _tiles(report: Mapping[str, Any]) -> list[str]:
         ("Served model", served, ("accuracy", "final_average"), "final average accuracy", 100, " %"),
         ("Student", student, ("accuracy", "final_average"), _learning(student), 100, " %"),
         ("Served, on arrival", served, ("accuracy", "prequential"), _answered(served), 100, " %"),
+        ("Balanced accuracy", served, ("measures", "arrival", "balanced_accuracy"), _alone(served), 100, " %"),
         ("Forgetting", served, ("forgetting", "average"), "best so far minus final", 100, " %"),
         ("Calibration", served, ("calibration", "ece"), "expected error", 100, " %"),
         ("Throughput", report, ("throughput", "samples_per_second"), "records per second", 1, ""),
@@ -85,6 +86,14 @@ def _answered(served: Mapping[str, Any]) -> str:
     """By whom arriving records were answered."""
     every = served.get("accuracy", {}).get("refresh_records")
     return f"by a copy up to {every:,.0f} records old" if every else "by the version of its time"
+
+
+def _alone(served: Mapping[str, Any]) -> str:
+    """What saying the most frequent label would come to."""
+    arrival = (served.get("measures") or {}).get("arrival") or {}
+    share, label = (arrival.get("majority") or {}).get("share"), (arrival.get("majority") or {}).get("label")
+    always = "the most frequent label" if label is None else f"“{escape(label)}”"
+    return "recall, mean over classes" + (f"; always {always} has {100 * share:.1f} % right" if share else "")
 
 
 def _tile(name: str, value: float | None, deviation: float | None, said: str, scale: float, unit: str) -> str:
@@ -109,6 +118,8 @@ def _cards(report: Mapping[str, Any]) -> list[str]:
     narrow = [
         *[_matrix_card(name, model, report) for name, model in models.items()],
         _tests_card(report),
+        *_class_cards(report),
+        _measures_card(report),
         _history_card(history, marks),
         _forgetting_card(history, marks),
         _gate_card(report, marks),
@@ -152,6 +163,62 @@ def _tests_card(report: Mapping[str, Any]) -> str:
         for one in found.get("sets") or []
     ]
     return card("Test records", note, table(["test set", "records", *_MODELS.values()], rows))
+
+
+_SPANS = {"arrival": "on arrival", "tests": "on test records"}
+_MEASURES = (
+    ("accuracy", "accuracy", 100),
+    ("balanced accuracy (recall, mean over classes)", "balanced_accuracy", 100),
+    ("macro F1", "macro_f1", 100),
+    ("ROC AUC (a class against the rest, mean)", "auc", 1),
+    ("Cohen's kappa (0: chance)", "kappa", 1),
+    ("kappa, temporal (0: the label before, again)", "kappa_temporal", 1),
+    ("kappa M (0: always the most frequent label)", "kappa_m", 1),
+    ("log-loss, nats", "log_loss", 1),
+    ("calibration error", "calibration_error", 100),
+)
+
+
+def _measures_card(report: Mapping[str, Any]) -> str:
+    """Each measure of each model, on what arrived and on test records."""
+    found = {
+        f"{_MODELS[name]}, {said}": (report.get(name) or {}).get("measures", {}).get(span) or {}
+        for name in _MODELS
+        for span, said in _SPANS.items()
+    }
+    found = {head: measures for head, measures in found.items() if measures.get("records")}
+    if not found:
+        return ""
+    rows = [
+        [said + (" %" if scale == 100 else ""), *(_pm(m, key, 3 if scale == 1 else 1, scale) for m in found.values())]
+        for said, key, scale in _MEASURES
+    ]
+    off = max((measures.get("auc_error") or 0.0 for measures in found.values()), default=0.0)
+    note = "On arrival: of all records, each answered before it was learned."
+    note += f" Areas of so many records are taken from histograms, {off:.4f} off at most." if off else ""
+    return card("Measures", note, table(["measure", *found], rows))
+
+
+def _class_cards(report: Mapping[str, Any]) -> list[str]:
+    """Of what was served: the confusion matrix, and recall, precision, F1 and area of each class."""
+    spans = (report.get("served") or {}).get("measures") or {}
+    return [_class_card(spans[span], said) for span, said in _SPANS.items() if (spans.get(span) or {}).get("classes")]
+
+
+def _class_card(found: Mapping[str, Any], said: str) -> str:
+    classes = found["classes"]
+    names = [one["label"] for one in classes]
+    matrix = [
+        [one["answered"].get(name, 0) / one["records"] if one["records"] else None for name in names] for one in classes
+    ]
+    drawn = charts.heatmap(matrix, names, title=f"Confusion {said}", sides=("label", "answered"), early=False)
+    figures = ("recall", "precision", "f1", "auc")
+    rows = [[one["label"], f"{one['records']:,.0f}", *(_pm(one, key, 3) for key in figures)] for one in classes]
+    note = "Percent of the records of each label (down) that were given each answer (across)."
+    left = (found.get("classes_seen") or 0) - sum(1 for one in classes if one["records"])
+    note += f" {left:,.0f} rarer or later classes are left out." if left > 0 else ""
+    head = ["class", "records", "recall", "precision", "F1", "AUC"]
+    return card(f"Answers by class, served {said}", note, drawn + table(head, rows))
 
 
 def _compared(report: Mapping[str, Any]) -> bool:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-NAMING = ("seed", "teacher", "name", "form", "batch", "record", "task", "detector", "low", "high")
-MAPS = ("weights",)  # their keys are names of teachers, so deviations go into a map beside
+NAMING = ("seed", "teacher", "name", "form", "batch", "record", "task", "detector", "low", "high", "label")
+MAPS = ("weights", "answered")  # their keys are names of teachers or labels, so deviations go into a map beside
 
 
 def plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ clock: a learner restored from a checkpoint ends where one that was never stoppe
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -19,8 +20,8 @@ from streamkd.config import Config
 from streamkd.errors import StateConflict
 from streamkd.evaluate.live import LiveQuality
 from streamkd.learner import resuming
-from streamkd.learner.answered import Answered
 from streamkd.learner.feed import Feed
+from streamkd.learner.prequential import Prequential
 from streamkd.learning.batch import Taken
 from streamkd.learning.step import Step
 from streamkd.meta.adaptation import GateAdapter
@@ -69,7 +70,7 @@ class Learner:
         self.labels = LabelSpace()
         self.feed = Feed(config.stream, source, schema, self.labels, self.recorder, journal)
         self.tasks = Tasks(dict(wiring.make_all(registry, "detectors", config.detectors)))
-        self.answered = Answered(source, schema, self.device)
+        self.prequential = Prequential(source, schema, self.device)
         self.quality = LiveQuality()
         self.observers = Observers(wiring.make_all(registry, "observers", config.observers), self.recorder)
         self._selector: Selector = wiring.make(registry, "publish.model", "selectors", config.publish.model)
@@ -137,7 +138,7 @@ class Learner:
         if records is None:
             return False
         if len(records):
-            self.answered.come(records, self._step)
+            self.prequential.come(records, self._step)
             self._train(records)
         return True
 
@@ -168,18 +169,20 @@ class Learner:
         if boundary is not None:
             self._begin_task(boundary, new=len(self.tasks.names) > known)
         batch = tensors(records, self.labels, self.tasks.current, self.device)
-        self.answered.score(batch, records, self.step)
+        self.prequential.score(batch, records, self.step)
         # a student with dropout draws from torch's own generator: by the step's number, so that resuming is exact
         torch.default_generator.manual_seed(self.config.seed * 1_000_003 + self.steps)
         taken = self.last = self._take(batch)
         self.records += taken.fresh
         self.steps += 1
         self.last_step_at = time.time()
-        right = self.answered.count(taken, self.step.mixture.last)
+        wrong = self.prequential.count(taken, self.step.mixture.last)
         if self.tasks.scoring:
-            self.tasks.score(taken.wrong())
+            self.tasks.score(wrong)
         self._count(taken, time.perf_counter() - begun)
-        self.observers.tell("on_step", self.records, float(taken.loss), right)
+        self.observers.tell(
+            "on_step", self.records, float(taken.loss), 1 - float(wrong.mean()) if len(wrong) else math.nan
+        )
 
     def _take(self, batch: TensorBatch) -> Taken:
         if self._strategy is not None:
@@ -240,7 +243,9 @@ class Learner:
                 self.quality.measure(served, *held, self.tasks.names, self.tasks.current)
         weights = self.gate_weights()
         hard = weights.pop("hard", None)
-        self.quality.note(self.records, self.answered.student.accuracy, hard, weights, self.answered.version.accuracy)
+        self.quality.note(
+            self.records, self.prequential.student.accuracy, hard, weights, self.prequential.version.measures.accuracy
+        )
 
     def gate_weights(self) -> dict[str, float]:
         """Mean weights of the last step, the hard label's under ``hard``."""
@@ -264,7 +269,7 @@ class Learner:
             "schema": self.schema.model_dump(mode="json"),
             "labels": self.labels.state_dict(),
             "tasks": self.tasks.state_dict(),
-            **self.answered.state_dict(),
+            "measures": self.prequential.state_dict(),
             "quality": self.quality.state_dict(),
             "bad_in_a_row": self.feed.bad_in_a_row,
             "learned": None if self._adapter is None else resuming.state_of(self.step, self._adapter, self._begun),
@@ -294,7 +299,8 @@ class Learner:
         self.records, self.steps = tree["records"], tree["steps"]
         self.labels.load_state_dict(tree["labels"])
         self.tasks.load_state_dict(tree["tasks"])
-        self.answered.load_state_dict(tree)
+        if "measures" in tree:  # before, right ones alone were counted
+            self.prequential.load_state_dict(tree["measures"])
         self.quality.load_state_dict(tree["quality"])
         self.feed.bad_in_a_row = tree["bad_in_a_row"]
         if tree["learned"] is not None:

@@ -22,22 +22,21 @@ from streamkd.streams.encoding import codec
 
 KEPT_BYTES = 64 << 20
 """Of what each source said of records that wait. What came beyond is answered and counted, but weighs nobody."""
-NOBODY = -1  # the column of an answer that nobody gave
-ARRAYS = ("mixed", "said", "each")  # of an answer
-Ask = Callable[[Tensor], tuple[Testimony, Tensor | None]]
-"""Raw inputs [rows, *shape] to what everybody says of them, and the logits of the version that is served."""
+ARRAYS = ("mixed", "published", "said", "each")  # of an answer
+Ask = Callable[[Tensor], tuple[Testimony, np.ndarray | None]]
+"""Raw inputs [rows, *shape] to what everybody says of them, and the served version's probabilities [rows, classes]."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """To one record: what was answered in the stream (``mixed`` [classes]), the column that the served version gave,
-    and of ``names``, unless it is beyond ``KEPT_BYTES``, what was ``said`` [sources, classes] and ``each`` [2, pairs,
-    classes] (``streamkd.learning.mixture.Testimony``), in float32.
+    """To one record: what was answered in the stream (``mixed`` [classes]) and by the served version (``published``
+    [classes], NaN where there was none), and of ``names``, unless it is beyond ``KEPT_BYTES``, what was ``said``
+    [sources, classes] and ``each`` [2, pairs, classes] (``streamkd.learning.mixture.Testimony``). In float32.
     """
 
     names: tuple[str, ...]
     mixed: np.ndarray
-    published: int
+    published: np.ndarray
     said: np.ndarray | None = None
     each: np.ndarray | None = None
 
@@ -69,42 +68,41 @@ class Waiting:
         if len(records):
             self._keep(offsets[records.offsets], *ask(torch.from_numpy(records.inputs.copy()).to(self._device)))
 
-    def _keep(self, offsets: np.ndarray, said: Testimony, published: Tensor | None) -> None:
+    def _keep(self, offsets: np.ndarray, said: Testimony, published: np.ndarray | None) -> None:
         assert said.each is not None  # whoever was asked has it
-        columns = np.full(len(offsets), NOBODY) if published is None else published.argmax(1).cpu().numpy()
+        published = np.full_like(said.mixed, np.nan) if published is None else published
         for row, offset in enumerate(offsets.tolist()):
-            arrays = [array[row].astype(np.float32) for array in (said.mixed, said.probabilities, said.each)]
-            answer = Answer(said.names, arrays[0], int(columns[row]), *arrays[1:])
+            arrays = [array[row].astype(np.float32) for array in (said.mixed, published, said.probabilities, said.each)]
+            answer = Answer(said.names, *arrays)
             fits = self._bytes + answer.bytes <= KEPT_BYTES
             answer = answer if fits else replace(answer, said=None, each=None)
             self._answers[offset] = answer
             self._bytes += answer.bytes
 
     def take(self, offsets: Sequence[int], classes: int) -> tuple[Testimony, np.ndarray]:
-        """What was said of the records of these labels, over so many classes, and the columns that the served version
-        gave; a record that was not asked about is a row of NaN, and nobody's column.
+        """What was said of the records of these labels, over so many classes; the served version's [rows, classes] too.
+
+        NaN where nobody was asked.
         """
         answers = [self._answers.pop(offset, None) for offset in offsets]
         known = [answer for answer in answers if answer is not None]
         self._bytes -= sum(answer.bytes for answer in known)
         names = known[-1].names if known else (STUDENT,)
-        said, mixed, each = (
-            np.full((len(answers), *shape, classes), np.nan) for shape in ((len(names),), (), (2, len(PAIRS)))
-        )
+        shapes = ((), (), (len(names),), (2, len(PAIRS)))
+        mixed, published, said, each = (np.full((len(answers), *shape, classes), np.nan) for shape in shapes)
         for row, answer in enumerate(answers):
             if answer is not None:
-                mixed[row] = _wide(answer.mixed, classes)
+                mixed[row], published[row] = _wide(answer.mixed, classes), _wide(answer.published, classes)
             if answer is not None and answer.said is not None and answer.each is not None:
                 said[row] = _wide(answer.said[_places(answer.names, names)], classes)
                 each[row] = _wide(answer.each, classes, LEAST / classes)
-        columns = np.array([NOBODY if answer is None else answer.published for answer in answers])
-        return Testimony(names, said, mixed, each), columns
+        return Testimony(names, said, mixed, each), published
 
     def state_dict(self) -> dict[str, Any]:
         """The answers, those of the same sources and classes together."""
         groups: dict[tuple[Any, ...], list[tuple[int, Answer]]] = {}
         for offset, answer in self._answers.items():
-            shape = (answer.names, len(answer.mixed), answer.said is None)
+            shape = (answer.names, len(answer.mixed), len(answer.published), answer.said is None)
             groups.setdefault(shape, []).append((offset, answer))
         return {"asked": self.asked, "groups": [_together(group) for group in groups.values()]}
 
@@ -128,17 +126,12 @@ def _places(theirs: tuple[str, ...], names: tuple[str, ...]) -> list[int]:
 
 def _together(group: Sequence[tuple[int, Answer]]) -> dict[str, Any]:
     offsets, answers = zip(*group, strict=True)
-    first = answers[0]
-    kept = [name for name in ARRAYS if getattr(first, name) is not None]
+    kept = [name for name in ARRAYS if getattr(answers[0], name) is not None]
     arrays = {name: torch.from_numpy(np.stack([getattr(answer, name) for answer in answers])) for name in kept}
-    published = torch.tensor([answer.published for answer in answers])
-    return {"names": list(first.names), "offsets": torch.tensor(offsets), "published": published, "arrays": arrays}
+    return {"names": list(answers[0].names), "offsets": torch.tensor(offsets), "arrays": arrays}
 
 
 def _apart(group: Mapping[str, Any]) -> list[tuple[int, Answer]]:
-    arrays = {name: tensor.numpy().copy() for name, tensor in group["arrays"].items()}
-    lines = zip(group["offsets"].tolist(), group["published"].tolist(), strict=True)
-    return [
-        (offset, Answer(tuple(group["names"]), published=published, **{k: array[row] for k, array in arrays.items()}))
-        for row, (offset, published) in enumerate(lines)
-    ]
+    names, arrays = tuple(group["names"]), {name: tensor.numpy().copy() for name, tensor in group["arrays"].items()}
+    rows = enumerate(group["offsets"].tolist())
+    return [(offset, Answer(names, **{name: array[row] for name, array in arrays.items()})) for row, offset in rows]

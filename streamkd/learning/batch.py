@@ -73,8 +73,8 @@ class Taken:
         """How many rows have arrived."""
         return self.plan.fresh
 
-    def wrong(self) -> np.ndarray:
-        """[labelled fresh rows] whether the student's first choice was another than the label."""
+    def answers(self) -> tuple[np.ndarray, np.ndarray]:
+        """[fresh rows] their labels, -1 where there is none, and the student's first choices."""
+        # numpy: a fifth of the calls that torch would take
         labels = self.plan.y[: self.fresh].cpu().numpy()
-        chosen = self.logits[: self.fresh].detach().cpu().numpy().argmax(1)
-        return (chosen != labels)[labels >= 0]
+        return labels, self.logits[: self.fresh].detach().cpu().numpy().argmax(1)

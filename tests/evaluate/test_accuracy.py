@@ -1,7 +1,6 @@
 """Accuracy on a stream of tasks: every figure against its definition, written out as a loop."""
 
 import math
-import random
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamkd.evaluate.accuracy import (
-    Prequential,
     anytime_average,
     backward_transfer,
     final_average,
@@ -94,55 +92,3 @@ def test_a_baseline_of_other_length_is_refused() -> None:
     """One accuracy per task is needed."""
     with pytest.raises(ValueError, match="baseline of 2 tasks"):
         forward_transfer(np.ones((2, 2)), np.ones(3))
-
-
-_BATCHES = st.lists(st.integers(0, 9).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), max_size=40)
-
-
-@settings(deadline=None, derandomize=True)
-@given(_BATCHES, st.integers(1, 30))
-def test_prequential_is_the_mean_of_the_newest_batches_at_every_prefix(
-    batches: list[tuple[int, int]], window: int
-) -> None:
-    """After each batch: the fewest newest whole batches that hold the window, or all of them."""
-    incremental = Prequential(window)
-    for count, (right, total) in enumerate(batches, 1):
-        incremental.add(right, total)
-        rights = totals = 0
-        for old_right, old_total in reversed(batches[:count]):
-            if totals >= window:
-                break
-            rights, totals = rights + old_right, totals + old_total
-        assert incremental.accuracy == (rights / totals if totals else None)
-        seen = sum(total for _, total in batches[:count])
-        assert incremental.overall == (sum(right for right, _ in batches[:count]) / seen if seen else None)
-
-
-def test_prequential_stopped_and_resumed_is_the_same() -> None:
-    """A restored one gives the same figures from then on as one that was never stopped."""
-    dice = random.Random(3)
-    batches = [(dice.randint(0, 10), 10) for _ in range(50)]
-    whole, first, second = Prequential(70), Prequential(70), Prequential(70)
-    for right, total in batches[:20]:
-        whole.add(right, total)
-        first.add(right, total)
-    second.load_state_dict(first.state_dict())
-    for right, total in batches[20:]:
-        whole.add(right, total)
-        second.add(right, total)
-        assert (second.accuracy, second.overall) == (whole.accuracy, whole.overall)
-
-
-def test_prequential_keeps_a_bounded_window() -> None:
-    """After ten thousand batches its state is as large as after a window full."""
-    one = Prequential(100)
-    for _ in range(10_000):
-        one.add(5, 10)
-    assert len(one.state_dict()["batches"]) == 10
-
-
-def test_prequential_knows_nothing_at_first() -> None:
-    """No records, no accuracy; impossible counts are refused."""
-    assert Prequential(10).accuracy is None
-    with pytest.raises(ValueError, match="got 3 of 2"):
-        Prequential(10).add(3, 2)

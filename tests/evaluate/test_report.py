@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from pages import Page
 
+from streamkd.evaluate.measures import of_tests
 from streamkd.evaluate.report import assess, summarise, write_report
 
 TASKS = ["0", "1", "2"]
@@ -19,7 +20,10 @@ TASKS = ["0", "1", "2"]
 def _model(seed: int) -> dict[str, Any]:
     dice = np.random.default_rng(seed)
     matrix = np.tril(dice.uniform(0.6, 1.0, (3, 3)))
-    return assess(matrix, 0.8, dice.dirichlet(np.ones(6), 100), dice.integers(0, 6, 100), np.full(3, 0.1))
+    rows, labels = dice.dirichlet(np.ones(6), 100), dice.integers(0, 6, 100)
+    measured = of_tests([f"class-{c}" for c in range(6)], labels, rows)
+    found = assess(matrix, 0.8, rows, labels, np.full(3, 0.1))
+    return {**found, "measures": {"arrival": {**measured, "kappa_temporal": 0.25}, "tests": measured}}
 
 
 def _seed(seed: int) -> dict[str, Any]:
@@ -82,6 +86,18 @@ def test_figures_are_the_means_of_the_seeds(tmp_path: Path) -> None:
         assert report["served"][path[0]][f"{path[1]}_std"] == pytest.approx(np.std(each, ddof=1))
 
 
+def test_classes_are_matched_by_their_label_over_seeds(tmp_path: Path) -> None:
+    """Seeds list classes in another order each; recall and confusion are means of the same class's."""
+    report = _write(tmp_path)
+    each = [
+        {one["label"]: one for one in seed["served"]["measures"]["tests"]["classes"]} for seed in report["per_seed"]
+    ]
+    for one in report["served"]["measures"]["tests"]["classes"]:
+        mine = [classes[one["label"]] for classes in each]
+        assert one["recall"] == pytest.approx(np.mean([m["recall"] for m in mine]))
+        assert one["answered"]["class-0"] == pytest.approx(np.mean([m["answered"]["class-0"] for m in mine]))
+
+
 def test_what_cannot_be_measured_is_null() -> None:
     """One task has no forgetting and no transfer; the JSON says null, not NaN."""
     model = assess(np.array([[0.9]]), None, np.full((4, 2), 0.5), np.zeros(4, int))
@@ -109,6 +125,14 @@ def test_the_page_shows_every_part(tmp_path: Path) -> None:
     report = _write(tmp_path)
     text = _parse(tmp_path).text
     for part in ("Accuracy matrix", "Forgetting over time", "Gate weights over time", "Marginal gain of each teacher"):
+        assert part in text
+    for part in (
+        "Measures",
+        "Answers by class, served on arrival",
+        "label ↓ answered →",
+        "class-5",
+        "Balanced accuracy",
+    ):
         assert part in text
     for part in ("Boundaries", "Calibration", "Efficiency", "Fidelity to the teachers", "Each seed", "task-column"):
         assert part in text

@@ -104,7 +104,7 @@ def learned(student: str, **adapt: Any) -> Learner:
 def test_the_engine_auto_trains_it(student: str) -> None:
     """It learns well above chance, its gate is adapted by finite difference, and the gate has moved."""
     learner = learned(student)
-    assert learner.answered.student.overall > 0.5
+    assert learner.prequential.student.overall > 0.5
     adapter = learner.adapter
     assert adapter.lacking
     assert adapter.adaptations > 5

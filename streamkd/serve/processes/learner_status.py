@@ -17,6 +17,13 @@ from streamkd.telemetry import Recorder
 
 TASKS = 1_000  # names that are told
 BOUNDARIES = 240  # the page's strip has as many points of history
+MEASURES = {
+    "eval_balanced_accuracy_ratio": "balanced_accuracy",
+    "eval_macro_f1_ratio": "macro_f1",
+    "eval_auc_ratio": "auc",
+    "eval_log_loss_nats": "log_loss",
+    "eval_calibration_error_ratio": "calibration_error",
+}
 _Series = tuple[Any, ...]  # a family, and its labels as (name, value)
 _EACH = {  # a histogram of seconds, and the counter of the times: what each took on average is observed
     "teacher_duration_seconds": "teacher_requests_total",
@@ -36,13 +43,14 @@ def status_of(learner: Learner, rate: float, version: int | None, answering: int
         "tasks": learner.tasks.names[-TASKS:],
         "classes": learner.labels.labels,
         "accuracy": {
-            "served": learner.answered.version.accuracy,
+            "served": learner.prequential.version.measures.accuracy,
             "served_version": answering,
-            "student": learner.answered.student.accuracy,
+            "student": learner.prequential.student.accuracy,
             "holdout": quality.accuracy,
             "per_task": quality.per_task,
             "forgetting": quality.forgetting,
         },
+        "measures": learner.prequential.version.measures.figures(learner.labels.labels),
         "repeats": _repeats(learner),
         "teachers": _teachers(learner, weights),
         "gate": {
@@ -141,6 +149,8 @@ class Gauges:
         accuracy, repeats, source = status["accuracy"], status["repeats"], learner.config.stream.source.name
         for window in ("served", "student", "holdout"):
             self._set("eval_accuracy_ratio", accuracy[window], window=window)
+        for window, which in (("served", "newest"), ("served_ever", "all")):
+            self._record_measures(status["measures"][which], window)
         self._set("eval_forgetting_ratio", accuracy["forgetting"], window="holdout")
         self._set("train_loss", status["loss"], loss="total")
         self._set("train_last_step_timestamp_seconds", learner.last_step_at)
@@ -150,6 +160,16 @@ class Gauges:
         self._set("source_pass", repeats["pass"], source=source)
         self._record_teachers(status, learner)
         self._record_gate(learner, self._count(_totals(learner)))
+
+    def _record_measures(self, found: Json, window: str) -> None:
+        """Of all classes together: one for each would be a series for each label that comes."""
+        if not found["records"]:
+            return
+        self._set("eval_majority_ratio", found["majority"]["share"], window=window)
+        for family, name in MEASURES.items():
+            self._set(family, found[name], window=window)
+        for kappa, name in (("cohen", "kappa"), ("temporal", "kappa_temporal"), ("m", "kappa_m")):
+            self._set("eval_kappa", found[name], kappa=kappa, window=window)
 
     def _set(self, family: str, value: float | None, **labels: str) -> None:
         """Of what is not known yet nothing is told."""

@@ -106,7 +106,7 @@ def _still_true(learner: Learner) -> tuple[torch.Tensor | None, torch.Tensor | N
     if ring.x is None:
         return None, None
     x, y = ring.x[: ring.filled].cpu(), ring.y[: ring.filled].cpu()
-    now, served = learner.answered.mixture.accuracy, learner.answered.version.accuracy
+    now, served = learner.prequential.mixture.accuracy, learner.prequential.version.measures.accuracy
     if now is None or served is None or now < served:
         return x, y
     absent = learner.step.mixture.share.share.presence.absent()
@@ -199,7 +199,7 @@ class ScoredVersion:
         if served.records > learner.records:  # killed before a checkpoint: what it has learned comes again first
             return
         try:
-            learner.answered.version.take(self._at_hand(served, learner) or self._read(served, learner))
+            learner.prequential.version.take(self._at_hand(served, learner) or self._read(served, learner))
         except StreamkdError as fault:
             self._refused = served.version
             logger.warning("version %d is not scored on arriving records: %s", served.version, fault)

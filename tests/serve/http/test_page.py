@@ -16,12 +16,27 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from streamkd.evaluate.measures import Measures
 
 from ..conftest import Running
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-STATUS = {
+
+
+def measured(names: list[str], share: list[float]) -> dict[str, Any]:
+    """Measures of 2,000 records with labels of these shares, of which a third of each class is answered as the next."""
+    labels = np.repeat(np.arange(len(names)), [round(2_000 * part) for part in share])
+    rows = np.eye(len(names))[np.where(np.arange(len(labels)) % 3, labels, (labels + 1) % len(names))]
+    order = np.random.default_rng(0).permutation(len(labels))
+    found = Measures()
+    found.add(labels[order], rows[order].argmax(1), rows[order])
+    return found.figures(names)
+
+
+STATUS: dict[str, Any] = {
     "records_trained": 1200,
     "steps": 120,
     "task": "1",
@@ -35,6 +50,7 @@ STATUS = {
         "forgetting": None,
         "per_task": {"0": 0.5, "1": 1.0},
     },
+    "measures": measured(["plain", "<i>rare</i>"], [0.99, 0.01]),
     "repeats": {"records": 1100, "share": 0.9, "told_apart": True, "pass": 12},
     "teachers": [{"name": "ema", "kind": "live", "marginal_gain": 0.2, "weight": 0.4, "classes": 3, "bytes": 2048}],
     "gate": {"hard": 0.6, "weights": {"ema": 0.4}, "adaptations": 7, "adaptation_seconds": 0.01},
@@ -57,6 +73,7 @@ STATUS = {
         for i in range(1, 12)
     ],
 }
+MAJORITY = STATUS["measures"]["newest"]["majority"]["share"]
 
 
 def text() -> str:
@@ -143,6 +160,15 @@ def test_a_browser_shows_the_status(running: Running, tmp_path: Path) -> None:
         "2 KiB",
         "ema",
         'class="line"',
+        *(
+            "Answers by class",
+            "Balanced accuracy",
+            "ROC AUC",
+            "Kappa M",
+            f"always “plain” would be {100 * MAJORITY:.1f} %",
+        ),
+        "&lt;i&gt;rare&lt;/i&gt;",
+        "plain answered as &lt;i&gt;rare&lt;/i&gt;: ",
     ):
         assert shown in page, shown
     assert "&lt;b&gt;2&lt;/b&gt;" in page
@@ -154,6 +180,7 @@ def test_a_browser_shows_the_page_before_the_first_status(running: Running, tmp_
     page, console = render(running.url, tmp_path)
     assert console == ""
     assert "The pool fills when the first record is trained." in page
+    assert re.search(r'id="answers" hidden=""', page)
 
 
 def much() -> dict[str, Any]:
@@ -169,6 +196,7 @@ def much() -> dict[str, Any]:
         "tasks": tasks,
         "classes": list(range(120)),
         "accuracy": {**figures, "per_task": dict.fromkeys(tasks[:59], 0.5)},
+        "measures": measured([f"a class with a long name of its own, {i}" for i in range(120)], [1 / 120] * 120),
         "repeats": {"records": 46_000, "share": 0.98, "told_apart": True, "pass": 12},
         "teachers": [
             {
@@ -207,7 +235,8 @@ MEASURE = """<script>setTimeout(() => {
   const name = (e) => e.tagName + "#" + e.id + "." + e.className + " " + e.textContent.slice(0, 40);
   const svg = document.getElementById("tracks").getBoundingClientRect();
   const box = (e) => e.getBoundingClientRect();
-  const out = (e) => box(e).left < svg.left - 1 || box(e).right > svg.right + 1;
+  const own = (e) => box(e.closest("svg"));
+  const out = (e) => box(e).left < own(e).left - 1 || box(e).right > own(e).right + 1;
   const strip = [...document.querySelectorAll("svg rect.task")].map((e) => e.getBoundingClientRect());
   const low = Math.min(...strip.map((box) => box.left)), high = Math.max(...strip.map((box) => box.right));
   const said = {
@@ -219,6 +248,8 @@ MEASURE = """<script>setTimeout(() => {
     bands: document.querySelectorAll("svg path:not(.line)").length,
     teachers: document.querySelectorAll("#teachers tbody tr").length,
     tasks: document.querySelectorAll("#tasks li").length,
+    classes: document.querySelectorAll("#classes tbody tr").length,
+    cells: document.querySelectorAll("#confusion rect").length,
   };
   parent.document.body.replaceChildren(JSON.stringify(said));
 }, 1500)</script>"""
@@ -270,7 +301,7 @@ def test_nothing_is_clipped_or_blank_after_50_000_records(width: int, tmp_path: 
     assert said["strip"] > 0.7
     assert said["painted"] > 0.98
     assert said["bands"] >= 13
-    assert (said["teachers"], said["tasks"]) == (13, 60)
+    assert (said["teachers"], said["tasks"], said["classes"], said["cells"]) == (13, 60, 10, 110)
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium to open the page with")

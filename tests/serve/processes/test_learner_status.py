@@ -9,6 +9,7 @@ from baselines import REGISTRY
 from streamkd import config as configuration
 from streamkd.learner import Learner
 from streamkd.serve.processes.learner_status import Gauges, status_of
+from streamkd.teachers.teacher import copy_of
 from streamkd.telemetry import Exposition
 from streamkd.wiring import open_source, schema_of
 
@@ -78,11 +79,31 @@ def test_before_the_first_record_nothing_is_a_number() -> None:
         assert exposition.value("eval_accuracy_ratio", window=window) is None
 
 
+def test_measures_of_all_classes_together_are_metrics() -> None:
+    """Of the newest records and of all, as the status has them; no label of a metric is a label of the stream."""
+    learner = learner_of({"name": "fixed"}, per_class=20)
+    learner.advance()
+    learner.prequential.version.take(copy_of(learner.served))
+    while learner.advance():
+        pass
+    status = status_of(learner, 0.0, 7, 5)
+    Gauges(learner.recorder, learner).record(status, learner)
+    told = {(name, *labels): value for name, labels, value in learner.recorder.drain() if name.startswith("eval_")}
+    for window, which in (("served", "newest"), ("served_ever", "all")):
+        found = status["measures"][which]
+        assert told["eval_balanced_accuracy_ratio", window] == found["balanced_accuracy"]
+        assert told["eval_macro_f1_ratio", window] == found["macro_f1"]
+        assert told["eval_auc_ratio", window] == found["auc"] > 0.5
+        assert told["eval_majority_ratio", window] == found["majority"]["share"]
+        assert [told["eval_kappa", name, window] for name in ("cohen", "m")] == [found["kappa"], found["kappa_m"]]
+    assert len(told) < 30
+
+
 def test_the_served_versions_figure_is_not_the_students() -> None:
     """A model that is always wrong answers: that is told as the served one's, and the student's beside it."""
     learner = learner_of({"name": "fixed"}, per_class=20)
     learner.advance()
-    learner.answered.version.take(lambda x: torch.zeros(len(x), 1))
+    learner.prequential.version.take(lambda x: torch.zeros(len(x), 1))
     while learner.advance():
         pass
     accuracy = status_of(learner, 0.0, 7, 5)["accuracy"]

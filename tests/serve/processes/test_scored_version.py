@@ -58,14 +58,19 @@ def right(directory: StateDirectory, version: int, x: torch.Tensor, y: torch.Ten
     return int((torch.from_numpy(loaded.predict(x.numpy())).argmax(1) == y).sum())
 
 
+def hits(one: Learner) -> int:
+    found = one.prequential.version.measures
+    return round((found.overall or 0.0) * found.records)
+
+
 def scored(one: Learner) -> tuple[int, torch.Tensor, torch.Tensor]:
     """How many of what is remembered the learner counts as right for users, with these records."""
     ring = one.step.memory.replayed
     assert ring.x is not None
     x, y = ring.x[: ring.filled], ring.y[: ring.filled]
-    before = one.answered.version.state_dict()["prequential"]["right"]
-    one.answered.version.score(x, y)
-    return one.answered.version.state_dict()["prequential"]["right"] - before, x, y
+    before = hits(one)
+    one.prequential.version.score(x, y)
+    return hits(one) - before, x, y
 
 
 def test_the_newest_version_is_scored_until_another_is_pinned(directory: StateDirectory) -> None:
@@ -74,7 +79,7 @@ def test_the_newest_version_is_scored_until_another_is_pinned(directory: StateDi
     published = publisher(directory, one)
     scoring = ScoredVersion(published, REGISTRY)
     scoring.follow(one)
-    assert (scoring.version, one.answered.version.records) == (None, 0)
+    assert (scoring.version, one.prequential.version.measures.records) == (None, 0)
     run(one, 8)
     first = published.publish(one)
     scoring.follow(one)
@@ -117,7 +122,7 @@ def test_a_version_that_has_learned_what_comes_is_not_asked(directory: StateDire
     again = ScoredVersion(publisher(directory, behind), REGISTRY)
     again.follow(behind)
     run(behind, 4)
-    assert behind.answered.version.accuracy is None
+    assert behind.prequential.version.measures.accuracy is None
     again.follow(behind)
     assert again.version == version
 
@@ -136,4 +141,4 @@ def test_a_version_that_cannot_be_read_is_not_scored(
     assert again.version is None
     assert len([record for record in caplog.records if "version 1 is not scored" in record.message]) == 1
     run(one, 1)
-    assert one.answered.version.accuracy is None
+    assert one.prequential.version.measures.accuracy is None
