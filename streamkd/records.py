@@ -219,6 +219,16 @@ class RecordSchema(Model):
         return (sum(column.width for column in self.inputs),)
 
     @property
+    def indicators(self) -> dict[str, slice]:
+        """By column with gaps that are filled: the elements of a record that tell of them."""
+        found, at = {}, 0
+        for column in self.inputs:
+            if places := column.indicators:
+                found[column.name] = slice(at + places.start, at + places.stop)
+            at += column.width
+        return found
+
+    @property
     def dtype(self) -> np.dtype:
         """Element type of an encoded record; several columns of different types become float32."""
         kinds = {c.dtype if c.kind == "tensor" else "uint8" if c.kind == "image" else "float32" for c in self.inputs}

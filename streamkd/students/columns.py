@@ -64,6 +64,18 @@ class Amounts:
         self.missing, self.told_by = torch.tensor(missing).long(), torch.tensor(told_by).long()
 
 
+def with_gaps(rows: Tensor, missing: Tensor, told_by: Tensor) -> Tensor:
+    """Flat rows [batch, elements] with NaN for the amounts that are missing, by ``Amounts``.
+
+    Between a record and one with a gap the amount is the first's, or it is a gap, whatever is nearer.
+    """
+    if not len(missing):
+        return rows
+    gone, rows = rows[:, told_by], rows.clone()
+    rows[:, missing] = torch.where(gone < 0.5, rows[:, missing] / (1 - gone), torch.nan)
+    return rows
+
+
 def _amounts(column: InputColumn) -> Iterable[int]:
     if column.kind == "category":
         return ()

@@ -264,3 +264,12 @@ def test_categories_of_a_configuration_may_be_numbers_and_booleans() -> None:
     column = InputColumn.model_validate({"name": "x", "kind": "category", "shape": [9], "values": [0, True, "a"]})
     assert column.values == ("0", "1", "a")
     assert InputColumn.model_validate(column.model_dump(mode="json")) == column
+
+
+def test_a_schema_says_where_its_gaps_are_told() -> None:
+    """By column, in the order of an encoded record; columns without gaps are not among them."""
+    pair = InputColumn(name="pair", shape=(2,), missing="fill")
+    plain, colour = InputColumn(name="plain"), COLOUR.model_copy(update={"name": "colour"})
+    schema = RecordSchema(inputs=(plain, pair, colour, NUMBER))
+    assert schema.indicators == {"pair": slice(3, 5), "colour": slice(10, 11), "x": slice(12, 13)}
+    assert schema.shape == (13,)
