@@ -1,6 +1,6 @@
 """The teacher ``crossed``: logistic regression on cells of one to four columns together, at several rates side by side.
 
-    record ─► each column in bins ─► a cell for each chosen set of columns ─► z = Σ_sets W[set, cell]
+    record ─► numbers in bins, categories as they are ─► a cell for each chosen set of them ─► z = Σ_sets W[set, cell]
     W[set, cell] ← W[set, cell] - η (softmax(z) - e_y) / sets      one step a record, for each rate η
     answers ─► fixed share over the rates (``streamkd.gates.fixed_share``)
 
@@ -11,6 +11,7 @@ cells there are. Where the world changes, the cells that records now fall into c
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,14 @@ from streamkd.hookspecs import Options, TeacherKind, hookimpl
 from streamkd.incremental.heads import Heads, read
 from streamkd.incremental.side_by_side import SideBySide, distinct, stacked, unstacked
 from streamkd.plugins import Registry
-from streamkd.records import Label, RecordSchema
+from streamkd.records import InputColumn, Label, RecordSchema
+from streamkd.students.columns import Columns
 from streamkd.teachers.teacher import TeacherContext
 
-BINS = (16, 8, 4, 3)  # of a column alone, in twos, in threes, in fours; decision 33
+BINS = (16, 8, 4, 3)  # of a number alone, in twos, in threes, in fours; decision 33
+PLACES = (None, 16, 6, 4)  # of a category likewise: all, or so many, of which the last is for the others
 FIRST = 500  # records that the bins are fitted to
-MOST = 32  # columns: more, and records are no table
+MOST = 32  # numbers and categories: more, and records are no table
 
 
 class CrossedOptions(Options):
@@ -46,46 +49,94 @@ class CrossedOptions(Options):
         return distinct(rates)
 
 
-class Cells:
-    """Where in the table of weights rows [n, columns] lie: a number for each set of columns.
+@dataclass(frozen=True)
+class Crossable:
+    """What is crossed: a number at a place of a record, or a category with ``places`` from there on."""
 
-    ``edges`` [columns, orders, bins - 1] are inner edges of the bins, infinite where a column has fewer.
+    at: int
+    places: int = 0
+    gaps: bool = False
+
+    def cells(self, order: int) -> int:
+        """How many bins it has in sets of so many; a gap of a number is one more, of a category a place of its own."""
+        if self.places:
+            return min(self.places, PLACES[order - 1] or self.places)
+        return BINS[order - 1] + self.gaps
+
+
+def crossables(columns: Sequence[InputColumn]) -> list[Crossable]:
+    """What is crossed of records of these columns: no texts, no images, no long lists, and none at all of too many."""
+    found, at = list[Crossable](), 0
+    for column in columns:
+        if column.kind == "category":
+            found.append(Crossable(at, column.width))
+        elif column.kind == "time" or (column.kind == "tensor" and column.size <= MOST):
+            filled = column.missing == "fill" and column.kind == "tensor"
+            found += [Crossable(at + place, gaps=filled) for place in range(column.width - len(column.indicators))]
+        at += column.width
+    return found if len(found) <= MOST else []
+
+
+class Cells:
+    """Where in the table of weights rows [n, features] lie: a number for each set of what is crossed.
+
+    ``edges`` [numbers, orders, bins - 1] are inner edges of the bins, infinite where a number has fewer.
     """
 
-    def __init__(self, columns: int, sets: int, seed: int) -> None:
+    def __init__(self, crossed: Sequence[Crossable], sets: int, seed: int) -> None:
         draw = np.random.RandomState(seed % 2**32)
-        self.edges = np.full((columns, len(BINS), max(BINS) - 1), np.inf)
-        self._parts: list[tuple[int, np.ndarray, np.ndarray]] = []  # order, columns [order, sets], first cells [sets]
-        self.size = 0
-        for order, bins in enumerate(BINS[:columns], 1):
-            chosen = _sets(columns, order, sets if order > 1 else columns, draw)
-            first = self.size + np.arange(len(chosen)) * bins**order
-            self._parts.append((order, chosen.T, first))
-            self.size += len(chosen) * bins**order
-        self.count = sum(len(first) for _, _, first in self._parts)
+        self._categories = [(place, each) for place, each in enumerate(crossed) if each.places]
+        self._numbers = np.array([place for place, each in enumerate(crossed) if not each.places], int)
+        self._at = np.array([crossed[place].at for place in self._numbers], int)
+        self._gaps = np.array([crossed[place].gaps for place in self._numbers], bool)
+        self.edges = np.full((len(self._numbers), len(BINS), max(BINS) - 1), np.inf)
+        self._parts: list[
+            tuple[int, np.ndarray, np.ndarray, np.ndarray]
+        ] = []  # order, members, their cells, first cells
+        self.size, self._crossed = 0, len(crossed)
+        for order in range(1, min(len(BINS), len(crossed)) + 1):
+            chosen = _sets(len(crossed), order, sets if order > 1 else len(crossed), draw)
+            cells = np.array([each.cells(order) for each in crossed])[chosen]
+            ends = self.size + cells.prod(1).cumsum()
+            self._parts.append((order, chosen.T, cells.T, ends - cells.prod(1)))
+            self.size = int(ends[-1])
+        self.count = sum(len(first) for *_, first in self._parts)
 
     def fit(self, rows: np.ndarray) -> None:
-        """The bins have as many of these rows each, as far as columns differ so often."""
-        for column, values in enumerate(rows.T):
+        """The bins have as many of these rows each, as far as numbers differ so often."""
+        for number, at in enumerate(self._at):
+            values = rows[:, at]
             for place, bins in enumerate(BINS):
-                edges = _edges(values, bins)
-                self.edges[column, place, : len(edges)] = edges
+                edges = _edges(values[np.isfinite(values)], bins)
+                self.edges[number, place, : len(edges)] = edges
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """[n, count] numbers below ``size``; what is not a number lies in the first bin."""
-        bins = (rows[:, :, None, None] >= self.edges).sum(3)  # [n, columns, orders]
+        """[n, count] numbers below ``size``; what is not a number lies in the first bin, where it is no gap."""
+        bins = self._bins(rows)
         found = []
-        for order, columns, first in self._parts:
+        for order, members, cells, first in self._parts:
             mine = bins[:, :, order - 1]
-            cell = mine[:, columns[0]]
-            for column in columns[1:]:
-                cell = cell * BINS[order - 1] + mine[:, column]
+            cell = mine[:, members[0]]
+            for member, many in zip(members[1:], cells[1:], strict=True):
+                cell = cell * many + mine[:, member]
             found.append(first + cell)
         return np.concatenate(found, 1)
 
+    def _bins(self, rows: np.ndarray) -> np.ndarray:
+        """[n, crossed, orders]"""
+        bins = np.zeros((len(rows), self._crossed, len(BINS)), int)
+        values = rows[:, self._at]
+        found = (values[:, :, None, None] >= self.edges).sum(3)
+        bins[:, self._numbers] = np.where((np.isnan(values) & self._gaps)[:, :, None], BINS, found)
+        for place, each in self._categories:
+            hot = rows[:, each.at : each.at + each.places].argmax(1)
+            for order in range(1, len(BINS) + 1):
+                bins[:, place, order - 1] = np.minimum(hot, each.cells(order) - 1)
+        return bins
+
 
 def _sets(columns: int, order: int, most: int, draw: np.random.RandomState) -> np.ndarray:
-    """[sets, order] different sets of columns."""
+    """[sets, order] different sets."""
     every = np.array([*itertools.combinations(range(columns), order)])
     return every if len(every) <= most else every[np.sort(draw.permutation(len(every))[:most])]
 
@@ -93,6 +144,8 @@ def _sets(columns: int, order: int, most: int, draw: np.random.RandomState) -> n
 def _edges(values: np.ndarray, bins: int) -> np.ndarray:
     """Inner edges: between the values where they are few, else by quantiles."""
     different = np.unique(values)
+    if not len(values):
+        return different
     if len(different) <= bins:
         return (different[1:] + different[:-1]) / 2
     return np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1]))
@@ -116,10 +169,10 @@ class CrossedHeads(Heads):
         return {**super().write(directory), **self._about}
 
 
-def load(directory: Path, about: Mapping[str, Any], _schema: RecordSchema, _classes: int, _all: Registry) -> Heads:
+def load(directory: Path, about: Mapping[str, Any], schema: RecordSchema, _classes: int, _all: Registry) -> Heads:
     """The part that wrote itself there; the sets follow from their seed."""
     numbers = read(directory)
-    cells = Cells(len(numbers["mean"]), about["sets"], about["seed"])
+    cells = Cells(crossables(Columns(schema, schema.student).schema.inputs), about["sets"], about["seed"])
     cells.edges = numbers["edges"].double().numpy()
     return CrossedHeads(numbers, cells, about)
 
@@ -131,9 +184,9 @@ class CrossedTeacher(SideBySide):
         self._about = {"seed": context.student.seed, "sets": options.sets}
         identity = {name: str(number) for name, number in self._about.items()}
         super().__init__(context, [*map(str, options.rates)], identity)
-        columns = len(self.standard.mean)
-        self._table = columns <= MOST
-        self.cells = Cells(columns if self._table else 1, options.sets, context.student.seed)
+        crossed = crossables(self._columns.schema.inputs)
+        self._table = bool(crossed)
+        self.cells = Cells(crossed or [Crossable(0)], options.sets, context.student.seed)
         self.fitted = False
         self._rates = np.array(options.rates)[:, None] / self.cells.count
         self._weights = np.zeros((self.cells.size, len(options.rates), len(context.labels)), np.float32)

@@ -26,7 +26,7 @@ from streamkd.incremental.heads import Heads, read
 from streamkd.incremental.side_by_side import SideBySide, distinct, stacked, unstacked
 from streamkd.plugins import Registry
 from streamkd.records import Label, RecordSchema
-from streamkd.students.columns import Columns
+from streamkd.students.columns import Amounts, Columns
 from streamkd.teachers.teacher import TeacherContext, copy_of, module_bytes
 
 BLOCK = 20  # records that are taken together: until there are as many nothing changes
@@ -64,8 +64,9 @@ class ForgettingOptions(Options):
 class Hidden(nn.Module):
     """Features of inputs [batch, features], raw and standardised: random ones, and where they are few the inputs too.
 
-    With ``bins`` the same again of the inputs in bins, once ``fit`` has seen some: a threshold in one column is a line
-    there, and one in two columns no harder than in two (piecewise linear encoding, Gorishniy et al. 2022, equation 1).
+    With ``bins`` the same again of those that are ``amounts`` in bins, once ``fit`` has seen some: a threshold in one
+    column is a line there, and one in two columns no harder than in two (piecewise linear encoding, Gorishniy et al.
+    2022, equation 1).
     ``parts`` are the columns of the two sets of features, with a 1 at the end that both share.
     """
 
@@ -74,21 +75,23 @@ class Hidden(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, features: int, width: int, bins: int, seed: int) -> None:
+    def __init__(self, amounts: Tensor, width: int, bins: int, seed: int) -> None:
         super().__init__()
         self.width, self.seed = width, seed
-        self.bins = bins if features * bins <= MOST else 0
+        self._amounts = amounts.nonzero().squeeze(1)
+        features, binned = len(amounts), len(self._amounts)
+        self.bins = bins if 0 < binned * bins <= MOST else 0
         self.random = RandomFeatures((features,), 0, width, seed)
         self._few = features <= width
         plain = width + features * self._few
         self.parts = [[*range(plain), -1]]
-        self.register_buffer("edges", torch.zeros(self.bins + 1, features))
+        self.register_buffer("edges", torch.zeros(self.bins + 1, binned))
         self.register_buffer("seen", torch.zeros((), dtype=torch.bool))
-        self.register_buffer("mean", torch.zeros(features * self.bins))
-        self.register_buffer("std", torch.ones(features * self.bins))
+        self.register_buffer("mean", torch.zeros(binned * self.bins))
+        self.register_buffer("std", torch.ones(binned * self.bins))
         if self.bins:
-            self.binned = RandomFeatures((features * self.bins,), 0, width, seed + 1)
-            self.parts.append([*range(plain, plain + width + features * self.bins), -1])
+            self.binned = RandomFeatures((binned * self.bins,), 0, width, seed + 1)
+            self.parts.append([*range(plain, plain + width + binned * self.bins), -1])
 
     def forward(self, x: Tensor, z: Tensor) -> Float[Tensor, "batch hidden"]:
         found = [self.random(z), z] if self._few else [self.random(z)]
@@ -100,7 +103,7 @@ class Hidden(nn.Module):
     def fit(self, x: Tensor) -> None:
         """The bins have as many of these rows [n, features] each, as far as columns differ so often."""
         self.seen.fill_(True)
-        self.edges.copy_(torch.quantile(x.double(), torch.linspace(0, 1, self.bins + 1).double(), 0))
+        self.edges.copy_(torch.quantile(x[:, self._amounts].double(), torch.linspace(0, 1, self.bins + 1).double(), 0))
         encoded = self._encoded(x)
         self.mean.copy_(encoded.mean(0))
         self.std.copy_(encoded.std(0, correction=0).clamp_min(0.1))
@@ -113,7 +116,7 @@ class Hidden(nn.Module):
     def _encoded(self, x: Tensor) -> Tensor:
         """[batch, bins x features] how much of each bin lies below the input."""
         low, high = self.edges[:-1], self.edges[1:]
-        parts = (x.unsqueeze(1) - low) / (high - low).clamp_min(1e-9)
+        parts = (x[:, self._amounts].unsqueeze(1) - low) / (high - low).clamp_min(1e-9)
         return parts.clamp(0, 1).flatten(1).float()
 
 
@@ -198,10 +201,11 @@ class ForgettingHeads(Heads):
         return {**super().write(directory), "width": self.map.width, "bins": self.map.bins, "seed": self.map.seed}
 
 
-def load(directory: Path, about: Mapping[str, Any], _schema: RecordSchema, _classes: int, _all: Registry) -> Heads:
+def load(directory: Path, about: Mapping[str, Any], schema: RecordSchema, _classes: int, _all: Registry) -> Heads:
     """The part that wrote itself there; the random features follow from their seed."""
     numbers = read(directory)
-    features = Hidden(len(numbers["mean"]), about["width"], about["bins"], about["seed"])
+    amounts = Amounts(Columns(schema, schema.student).schema.inputs).all
+    features = Hidden(amounts, about["width"], about["bins"], about["seed"])
     features.load_state_dict({name[4:]: numbers[name] for name in numbers if name.startswith("map.")})
     return ForgettingHeads({name: numbers[name] for name in numbers if not name.startswith("map.")}, features)
 
@@ -210,8 +214,8 @@ class ForgettingTeacher(SideBySide):
     """One ``Head`` for each half-life and set of features."""
 
     def __init__(self, options: ForgettingOptions, context: TeacherContext) -> None:
-        features = int(np.prod(Columns(context.schema, context.schema.student).schema.shape))
-        self._map = Hidden(features, options.width, options.bins, context.student.seed)
+        amounts = Amounts(Columns(context.schema, context.schema.student).schema.inputs).all
+        self._map = Hidden(amounts, options.width, options.bins, context.student.seed)
         many = [(half_life, part) for part in self._map.parts for half_life in options.half_lives]
         names = [f"{len(part)} features, {half_life}" for half_life, part in many]
         super().__init__(context, names, {"seed": str(context.student.seed)})
@@ -250,7 +254,7 @@ class ForgettingTeacher(SideBySide):
     def _fit(self, rows: np.ndarray) -> None:
         """The bins, once there are records enough."""
         if self._map.bins and not self._map.fitted:
-            self._first += [*rows]
+            self._first += [*np.where(np.isfinite(rows), rows, self.standard.mean)]
             if len(self._first) >= FIRST:
                 self._map.fit(torch.from_numpy(np.stack(self._first)))
                 self._first = []

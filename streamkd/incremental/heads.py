@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from streamkd.gates.spread import LEAST
+from streamkd.students.columns import with_gaps
 
 FILE = "heads.safetensors"
 
@@ -21,7 +22,7 @@ class Heads(nn.Module):
     """Raw inputs [batch, *shape] to log-probabilities [batch, classes].
 
     ``weight`` [heads, width + 1, classes], the last row for a constant; ``share`` [heads] sums to 1. What is not finite
-    counts as its mean.
+    counts as its mean, and so does a gap (``missing`` and ``told_by``, where records may have some).
     """
 
     mean: Tensor
@@ -29,6 +30,8 @@ class Heads(nn.Module):
     weight: Tensor
     share: Tensor
     known: Tensor
+    missing: Tensor
+    told_by: Tensor
 
     def __init__(self, teacher: str, numbers: dict[str, Tensor]) -> None:
         super().__init__()
@@ -38,13 +41,16 @@ class Heads(nn.Module):
 
     def forward(self, x: Tensor) -> Float[Tensor, "batch classes"]:
         rows = x.flatten(1).float()
-        z = self.logits(torch.where(rows.isfinite(), rows, self.mean))
+        if "missing" in self._buffers:
+            rows = with_gaps(rows, self.missing, self.told_by)
+        z = self.logits(rows)
         p = torch.softmax(z.masked_fill(~self.known, -torch.inf), 2).nan_to_num(1 / z.shape[2])
         mixed = torch.einsum("h,hbc->bc", self.share, p)
         return ((1 - LEAST) * mixed + LEAST / mixed.shape[1]).log()
 
     def logits(self, rows: Tensor) -> Float[Tensor, "heads batch classes"]:
-        """Of each head, of finite rows [batch, features]."""
+        """Of each head, of rows [batch, features]."""
+        rows = torch.where(rows.isfinite(), rows, self.mean)
         h = F.pad(self.features(rows, (rows - self.mean) * self.gain), (0, 1), value=1.0)
         return torch.einsum("bf,hfc->hbc", h, self.weight)
 

@@ -4,8 +4,8 @@
            └─► every head learns it                            (then training)
 
 Which of the heads follows the present is told by the records themselves. Such a teacher speaks of what comes now, and
-teaches while it knows that better than the student: what it has forgotten may still be true. In float64; what is not
-finite in a record counts as its mean, and such a record is not learned.
+teaches while it knows that better than the student: what it has forgotten may still be true. In float64; a gap counts
+as its column's mean, and so does what is not finite; a record with the latter is not learned.
 """
 
 from abc import ABC, abstractmethod
@@ -20,7 +20,7 @@ from torch import Tensor
 from streamkd.gates.fixed_share import NOBODY, FixedShare
 from streamkd.incremental.standard import Standard
 from streamkd.records import Label
-from streamkd.students.columns import Columns
+from streamkd.students.columns import Amounts, Columns, with_gaps
 from streamkd.teachers import checkpoint
 from streamkd.teachers.teacher import Role, TeacherContext
 
@@ -66,11 +66,12 @@ class SideBySide(ABC):
         self.learned = np.zeros(len(context.labels), dtype=bool)
         self._identity = {**identity, "heads": "; ".join(names)}
         self._columns = Columns(context.schema, context.schema.student)
-        self.standard = Standard(int(np.prod(self._columns.schema.shape)))
+        self._amounts = Amounts(self._columns.schema.inputs)
+        self.standard = Standard(self._amounts.all.numpy())
 
     @abstractmethod
     def answers(self, rows: np.ndarray) -> np.ndarray:
-        """[n, heads, classes] logits of each head to raw rows [n, features]."""
+        """[n, heads, classes] logits of each head to raw rows [n, features], in which gaps are NaN."""
 
     @abstractmethod
     def learn(self, row: np.ndarray, label: int) -> None:
@@ -83,7 +84,7 @@ class SideBySide(ABC):
     def logits(self, x: Tensor) -> Float[Tensor, "batch classes"]:
         if not self.learned.any():
             return torch.zeros(len(x), len(self.learned), device=x.device)
-        return self._given(self.share.mixed(self.names, self._said(self._rows(x))), x)
+        return self._given(self.share.mixed(self.names, self._said(self._rows(self._flat(x)))), x)
 
     def known(self) -> Bool[Tensor, "classes"]:
         return torch.from_numpy(self.learned.copy())
@@ -94,8 +95,9 @@ class SideBySide(ABC):
     def test_then_train(
         self, x: Tensor, y: Int[Tensor, "batch"], learn: Bool[Tensor, "batch"]
     ) -> Float[Tensor, "batch classes"]:
-        rows, labels = self._rows(x), y.cpu().numpy()
-        tested = np.where(learn.cpu().numpy() & np.isfinite(rows).all(1), labels, -1)
+        flat, labels = self._flat(x), y.cpu().numpy()
+        rows = self._rows(flat)
+        tested = np.where((learn.cpu() & flat.isfinite().all(1)).numpy(), labels, -1)
         said = np.empty((len(rows), len(self.names), len(self.learned)))
         start, first = 0, 0 if self.learned.any() else len(rows)
         while start < len(rows):
@@ -124,8 +126,11 @@ class SideBySide(ABC):
         raised = np.exp(said - said.max(2, keepdims=True))
         return raised / raised.sum(2, keepdims=True)
 
-    def _rows(self, x: Tensor) -> np.ndarray:
-        return self._columns(x).flatten(1).cpu().numpy().astype(np.float64)
+    def _flat(self, x: Tensor) -> Tensor:
+        return self._columns(x).flatten(1).cpu()
+
+    def _rows(self, flat: Tensor) -> np.ndarray:
+        return with_gaps(flat.double(), self._amounts.missing, self._amounts.told_by).numpy()
 
     @staticmethod
     def _given(answers: np.ndarray, x: Tensor) -> Tensor:
@@ -134,7 +139,13 @@ class SideBySide(ABC):
     def numbers(self) -> dict[str, Tensor]:
         """What ``Heads`` needs beside the weights."""
         share = torch.tensor([*self.share.weights.values()])
-        return {"share": share, "known": self.known(), **self.standard.numbers()}
+        gaps = {"missing": self._amounts.missing, "told_by": self._amounts.told_by}
+        return {
+            "share": share,
+            "known": self.known(),
+            **self.standard.numbers(),
+            **(gaps if len(gaps["missing"]) else {}),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return {

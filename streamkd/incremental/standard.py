@@ -6,28 +6,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
+LEAST_STD = 0.1  # of zeros and ones of which a hundredth are ones
 ARRAYS = ("mean", "squares", "gain")
 
 
 class Standard:
-    """Running moments of ``features`` numbers (Welford's update), for teachers that learn record by record.
+    """Running moments of numbers (Welford's update), for teachers that learn record by record.
 
-    What is not finite counts as its mean; a feature that has been constant is 0.
+    What is not finite counts as its mean, and not in the moments; a number that has been constant is 0. What is no
+    amount (``amounts`` bool [features]) has a std of ``LEAST_STD`` or more: the 1 of a rare category would be 100.
     """
 
-    def __init__(self, features: int) -> None:
-        self.count = 0
-        self.mean, self.squares, self.gain = np.zeros(features), np.zeros(features), np.zeros(features)
+    def __init__(self, amounts: np.ndarray) -> None:
+        self._least = np.where(amounts, 0.0, LEAST_STD)
+        self.count, self.gain = np.zeros(len(amounts), np.int64), np.zeros(len(amounts))
+        self.mean, self.squares = np.zeros(len(amounts)), np.zeros(len(amounts))
 
     def learn(self, row: np.ndarray) -> None:
-        """Take a record's finite numbers [features]."""
-        self.count += 1
-        apart = row - self.mean
-        self.mean += apart / self.count
-        self.squares += apart * (row - self.mean)
-        std = np.sqrt(self.squares / self.count)
+        """Take a record's numbers [features]."""
+        there = np.isfinite(row)
+        self.count += there
+        count = np.maximum(self.count, 1)
+        apart = np.where(there, row - self.mean, 0.0)
+        self.mean += apart / count
+        self.squares += apart * np.where(there, row - self.mean, 0.0)
+        std = np.sqrt(self.squares / count)
         varied = std > 1e-9 * np.abs(self.mean)  # below that a spread is rounding
-        self.gain = np.divide(1.0, std, out=np.zeros_like(std), where=varied)
+        self.gain = np.divide(1.0, np.maximum(std, self._least), out=np.zeros_like(std), where=varied)
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         """Rows [..., features], standardised."""
@@ -39,10 +44,13 @@ class Standard:
 
     def state_dict(self) -> dict[str, Any]:
         """The moments."""
-        return {"count": self.count, **{name: torch.from_numpy(getattr(self, name).copy()) for name in ARRAYS}}
+        return {
+            "count": torch.from_numpy(self.count.copy()),
+            **{name: torch.from_numpy(getattr(self, name).copy()) for name in ARRAYS},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from moments."""
-        self.count = state["count"]
+        self.count = np.broadcast_to(np.asarray(state["count"]), self.mean.shape).copy()
         for name in ARRAYS:
             setattr(self, name, state[name].numpy().copy())

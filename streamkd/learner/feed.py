@@ -34,6 +34,7 @@ class Feed:
         self.pulled = journal is None  # else records were counted when they were accepted
         self._name, self._limits = stream.source.name, stream.limits
         self._labels, self._recorder = labels, recorder
+        self._indicators = schema.indicators
         self._batcher = Batcher(source, stream.batch.size, stream.batch.flush_seconds, journal)
         self._decoder = Decoder(source, schema)
 
@@ -55,7 +56,13 @@ class Feed:
         self.offsets[chunk.partition] = chunk.next_offset
         if len(records):
             self.bad_in_a_row = 0
+            self._count_gaps(records)
         return records
+
+    def _count_gaps(self, records: Records) -> None:
+        for column, places in self._indicators.items():
+            if gaps := int(records.inputs[:, places].sum()):
+                self._recorder.count("gaps_filled_total", gaps, column=column)
 
     def _without_surplus_labels(self, records: Records, offset: int) -> tuple[Records, list[Reject]]:
         """Records of labels that are known or for which there is room: an id that stands as label fills no memory."""

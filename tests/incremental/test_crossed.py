@@ -8,7 +8,7 @@ import toys
 
 from streamkd.gates.spread import LEAST
 from streamkd.incremental import crossed
-from streamkd.incremental.crossed import Cells, CrossedOptions, CrossedTeacher
+from streamkd.incremental.crossed import Cells, Crossable, CrossedOptions, CrossedTeacher
 from streamkd.incremental.linear import LinearOptions, LinearTeacher
 
 
@@ -28,13 +28,13 @@ def rows(count: int, seed: int) -> torch.Tensor:
 def test_a_cell_is_that_of_its_columns_bins() -> None:
     """Two rows share a set's cell if and only if they share the bins of all its columns; cells of sets do not mix."""
     x = rows(400, 0).double().numpy()
-    cells = Cells(toys.FEATURES, 50, 0)
+    cells = Cells([Crossable(place) for place in range(toys.FEATURES)], 50, 0)
     cells.fit(x)
     found = cells(x)
     assert found.min() >= 0
     assert found.max() < cells.size
     place = 0
-    for order, columns, _first in cells._parts:
+    for order, columns, _cells, _first in cells._parts:
         for chosen in columns.T:
             edges = [np.quantile(x[:, c], np.linspace(0, 1, crossed.BINS[order - 1] + 1)[1:-1]) for c in chosen]
             bins = [tuple(e.searchsorted(row[c], "right") for c, e in zip(chosen, edges, strict=True)) for row in x]
