@@ -4,16 +4,25 @@
 them, ``Records`` is what the codec makes of the good ones, ``Reject`` what it says of a bad one.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Label = str | int
-InputKind = Literal["tensor", "text", "image"]
+InputKind = Literal["tensor", "text", "image", "category", "time"]
+TimePart = Literal["minute", "hour", "weekday", "day_of_month", "day_of_year", "age"]
+Epoch = Literal["s", "ms", "us", "ns"]
+_OF_KINDS: Mapping[str, tuple[InputKind, ...]] = {
+    "values": ("category",),
+    "parts": ("time",),
+    "epoch": ("time",),
+    **dict.fromkeys(("scale", "mean", "std", "fit"), ("tensor", "text", "image", "time")),
+}
 ElementType = Literal["uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]
 LabelType = Literal["int", "string"]
 
@@ -39,11 +48,15 @@ class Model(BaseModel):
 class InputColumn(Model):
     """One input column: what it holds on the wire and how it becomes numbers.
 
-    ``tensor`` is a number, a list, a fixed-size list or a fixed-shape tensor; ``text`` is a
-    string, hashed into ``shape[0]`` features; ``image`` is PNG or JPEG bytes, decoded to ``shape``
-    (height, width) or (height, width, channels).
-    The student sees ``(value * scale - mean) / std``; with ``fit`` = N, mean and std come from the
-    first N records of the stream and are kept in the checkpoint.
+    ``tensor`` is a number, a boolean, a list, a fixed-size list or a fixed-shape tensor; ``text`` is a string, hashed
+    into ``shape[0]`` features; ``image`` is PNG or JPEG bytes, decoded to ``shape`` (height, width) or (height, width,
+    channels). ``category`` is a string, a whole number or a boolean, a one-hot vector of ``shape[0]`` places: one for
+    each of ``values``, the others for whatever else comes, by its hash. ``time`` is a timestamp, a date, or text in ISO
+    8601: of each part sine and cosine, of ``age`` the years since 2000.
+    The student sees ``(value * scale - mean) / std``; with ``fit`` = N, mean and std come from the first N records of
+    the stream and are kept in the checkpoint.
+    A gap (null, NaN, an empty category or time) is refused, or filled with what the student sees as 0, and beside it
+    stands an indicator that is 1: one for each number of a tensor, one for anything else (a category's last place).
     """
 
     name: str = Field(min_length=1)
@@ -55,9 +68,21 @@ class InputColumn(Model):
     std: float | tuple[float, ...] = 1.0
     fit: int = Field(default=0, ge=0)
     pad: bool = Field(default=False, description="lists of varying length: shorter end in zeros, longer are cut")
+    missing: Literal["refuse", "fill"] = Field(default="refuse", description="records with a gap in this column")
+    values: tuple[str, ...] = Field(default=(), description="categories with a place of their own")
+    parts: tuple[TimePart, ...] = Field(
+        default=("hour", "weekday", "day_of_year"), min_length=1, description="what is read of a time, in UTC"
+    )
+    epoch: Epoch | None = Field(default=None, description="whole numbers are times, in this unit since 1970")
+
+    @field_validator("values", mode="before")
+    @classmethod
+    def _written_out(cls, values: Any) -> Any:
+        """YAML reads some names as numbers and booleans: they are what the encoding makes of them."""
+        return [str(int(v)) if isinstance(v, int) else v for v in values] if _is_list(values) else values
 
     @model_validator(mode="after")
-    def _normalisation_fits(self) -> "InputColumn":
+    def _shape_fits(self) -> "InputColumn":
         if any(length < 1 for length in self.shape):
             raise ValueError(f"every length of shape is at least 1, got {self.shape}")
         if self.kind == "text" and len(self.shape) != 1:
@@ -66,6 +91,12 @@ class InputColumn(Model):
             raise ValueError(
                 f"an image needs the shape (height, width) or (height, width, 1, 3 or 4 channels), got {self.shape}"
             )
+        if self.kind == "time" and self.shape:
+            raise ValueError(f"the shape of a time follows from its parts, got {self.shape}")
+        return self
+
+    @model_validator(mode="after")
+    def _normalisation_fits(self) -> "InputColumn":
         last = self.shape[-1] if self.shape else 1
         for name, value in (("mean", self.mean), ("std", self.std)):
             if isinstance(value, tuple) and len(value) not in (1, last):
@@ -78,10 +109,68 @@ class InputColumn(Model):
             raise ValueError(f"scale is not 0: all records would be the same; got {self.scale}")
         return self
 
+    @model_validator(mode="after")
+    def _kind_fits(self) -> "InputColumn":
+        for option, kinds in _OF_KINDS.items():
+            if self.kind not in kinds and getattr(self, option) != type(self).model_fields[option].default:
+                raise ValueError(f"{option} is for kind: {' and '.join(kinds)}, got kind: {self.kind}")
+        if len(set(self.values)) < len(self.values) or len(set(self.parts)) < len(self.parts):
+            raise ValueError("values and parts differ from one another, got one of them twice")
+        if "" in self.values:
+            raise ValueError("an empty category is a gap, got it among values")
+        needed = len(self.values) + 1 + (self.missing == "fill")
+        if self.kind == "category" and (len(self.shape) != 1 or self.shape[0] < needed):
+            raise ValueError(
+                f"a category needs a shape of one length, its places: one for each of values, one for gaps where they "
+                f"are filled, one or more for whatever else comes; so {needed} or more, got {self.shape}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gaps_can_be(self) -> "InputColumn":
+        if self.missing == "refuse":
+            return self
+        if self.kind == "image":
+            raise ValueError("there is nothing to fill an image with; leave missing out")
+        if self.kind == "tensor" and (len(self.shape) > 1 or np.dtype(self.dtype).kind != "f"):
+            raise ValueError(
+                f"gaps are filled in a number or a list of numbers, of a floating dtype (where a gap is NaN), "
+                f"got {self.dtype} {self.shape}"
+            )
+        return self
+
     @property
     def size(self) -> int:
-        """Elements of one record."""
-        return int(np.prod(self.shape, dtype=np.int64)) if self.shape else 1
+        """Elements that ``shape`` says: of a tensor or image those of one record, as they come."""
+        return math.prod(self.shape)
+
+    @property
+    def encoded_shape(self) -> tuple[int, ...]:
+        """Shape of one encoded record; indicators come last."""
+        filled = self.missing == "fill"
+        if self.kind == "time":
+            return (sum(1 if part == "age" else 2 for part in self.parts) + filled,)
+        if self.kind == "text":
+            return (self.shape[0] + filled,)
+        if self.kind == "tensor" and filled:
+            return (2 * self.size,)
+        return self.shape or (1,)
+
+    @property
+    def width(self) -> int:
+        """Elements of one encoded record."""
+        return math.prod(self.encoded_shape)
+
+    @property
+    def indicators(self) -> range:
+        """The elements of an encoded record that are 1 where there was a gap."""
+        if self.missing == "refuse":
+            return range(0)
+        return range(self.width - (self.size if self.kind == "tensor" else 1), self.width)
+
+
+def _is_list(value: object) -> TypeGuard[list[Any] | tuple[Any, ...]]:
+    return isinstance(value, list | tuple)
 
 
 class RecordSchema(Model):
@@ -126,13 +215,13 @@ class RecordSchema(Model):
     def shape(self) -> tuple[int, ...]:
         """Shape of one encoded record: the column's own, or one flat vector of several columns."""
         if len(self.inputs) == 1:
-            return self.inputs[0].shape or (1,)
-        return (sum(column.size for column in self.inputs),)
+            return self.inputs[0].encoded_shape
+        return (sum(column.width for column in self.inputs),)
 
     @property
     def dtype(self) -> np.dtype:
         """Element type of an encoded record; several columns of different types become float32."""
-        kinds = {"float32" if c.kind == "text" else "uint8" if c.kind == "image" else c.dtype for c in self.inputs}
+        kinds = {c.dtype if c.kind == "tensor" else "uint8" if c.kind == "image" else "float32" for c in self.inputs}
         return np.dtype(kinds.pop() if len(kinds) == 1 else "float32")
 
 

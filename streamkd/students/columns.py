@@ -5,14 +5,17 @@
 A student reads the columns of ``stream.records.student``, a teacher its own ``columns``; each sees them as if the
 stream had no others: one column in its own shape, several as one flat vector in the order of the names. Mixed types
 travel as float32, which holds whole numbers up to 2²⁴ exactly.
+
+Not every element is an amount: categories and indicators are 0 or 1, parts of a time lie on a circle, and stay what
+they are. An amount that was missing is 0, and its indicator 1 (``Amounts``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from streamkd.records import RecordSchema
+from streamkd.records import InputColumn, RecordSchema
 
 
 class Columns:
@@ -26,8 +29,8 @@ class Columns:
         self.schema = schema.only(names) if names else schema
         starts, at = {}, 0
         for column in schema.inputs:
-            starts[column.name], at = at, at + column.size
-        parts = [(starts[column.name], starts[column.name] + column.size) for column in self.schema.inputs]
+            starts[column.name], at = at, at + column.width
+        parts = [(starts[column.name], starts[column.name] + column.width) for column in self.schema.inputs]
         self._parts = _joined(parts)
         self.all = self._parts == [(0, at)] and len(self.schema.inputs) == len(schema.inputs)
 
@@ -37,6 +40,36 @@ class Columns:
             return x
         parts = [x[:, start:end] for start, end in self._parts]
         return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).reshape(len(x), *self.schema.shape)
+
+
+class Amounts:
+    """Which elements of a record of these columns are amounts, and which element tells that one is missing.
+
+    ``all`` bool [elements]; ``missing`` and ``told_by`` [amounts that may be missing] are places of elements.
+    """
+
+    def __init__(self, columns: Sequence[InputColumn]) -> None:
+        chosen, missing, told_by, at = [], list[int](), list[int](), 0
+        for column in columns:
+            amounts = list(_amounts(column))
+            chosen.append(
+                torch.zeros(column.width, dtype=torch.bool).index_fill_(0, torch.tensor(amounts).long(), True)
+            )
+            if column.indicators:
+                last = len(column.indicators) - 1
+                missing += [at + place for place in amounts]
+                told_by += [at + column.indicators[min(place, last)] for place in amounts]
+            at += column.width
+        self.all = torch.cat(chosen)
+        self.missing, self.told_by = torch.tensor(missing).long(), torch.tensor(told_by).long()
+
+
+def _amounts(column: InputColumn) -> Iterable[int]:
+    if column.kind == "category":
+        return ()
+    if column.kind == "time":
+        return (2 * column.parts.index("age"),) if "age" in column.parts else ()
+    return range(column.size)
 
 
 def _joined(parts: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -25,7 +25,7 @@ from streamkd.errors import PluginError, StateError
 from streamkd.hookspecs import Kind, Options, hookimpl
 from streamkd.plugins import Registry
 from streamkd.records import InputColumn, Label, RecordSchema
-from streamkd.students.columns import Columns
+from streamkd.students.columns import Amounts, Columns
 from streamkd.students.images import CHANNELS, SMALLEST
 
 torch_dtype = {name: getattr(torch, name) for name in ("uint8", "int8", "int16", "int32", "int64", "float16")}
@@ -112,14 +112,16 @@ def streamkd_students() -> Iterable[Kind]:
 class Normalise(nn.Module):
     """``(x * scale - mean) / std`` in float32, as one multiply-add; mean and std may be fitted on the first records.
 
-    Of the records' columns only those are seen that the schema gives to the student. The statistics are buffers: they
-    are checkpointed and published with the student.
+    Of the records' columns only those are seen that the schema gives to the student. What is no amount stays as it is,
+    and an amount that was missing is 0, halfway between two rows as well: ``x * gain + bias * (1 - indicator)``. The
+    statistics are those of what was there; they are buffers: they are checkpointed and published with the student.
     """
 
     gain: Tensor
     bias: Tensor
     moments: Tensor
     count: Tensor
+    absent: Tensor
 
     def __init__(self, schema: RecordSchema) -> None:
         super().__init__()
@@ -132,42 +134,74 @@ class Normalise(nn.Module):
         self.fit = max(column.fit for column in columns)
         if plain and not self.fit:
             gain, bias = gain.flatten()[0].clone(), bias.flatten()[0].clone()
-        self._fitted = torch.cat([torch.full((c.size,), bool(c.fit)) for c in columns]).reshape(schema.shape)
-        self._scale = torch.cat([torch.full((c.size,), c.scale) for c in columns]).reshape(schema.shape)
+        self._amounts = Amounts(columns)
+        fitted = torch.cat([torch.full((c.width,), bool(c.fit)) for c in columns])
+        self._fitted = (fitted & self._amounts.all).reshape(schema.shape)
+        self._scale = torch.cat([torch.full((c.width,), c.scale) for c in columns]).reshape(schema.shape)
         self.register_buffer("gain", gain)
         self.register_buffer("bias", bias)
         self.register_buffer("moments", torch.zeros((2, *schema.shape) if self.fit else (2, 0), dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        if self.fit and len(self._amounts.missing):
+            self.register_buffer("absent", torch.zeros(schema.shape, dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.columns(x).float() * self.gain).add_(self.bias)
+        x = self.columns(x).float()
+        z = (x * self.gain).add_(self.bias)
+        if len(self._amounts.missing):
+            z[:, self._amounts.missing] -= self.bias[self._amounts.missing] * x[:, self._amounts.told_by]
+        return z
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         """Take the first ``fit`` records into mean and std (Welford's update by batch, float64)."""
-        seen = int(self.count)
-        x = self.columns(x[: max(self.fit - seen, 0)]).double() * self._scale.to(x.device).double()
+        before = int(self.count)
+        x = self.columns(x[: max(self.fit - before, 0)])
         if not len(x):
             return
-        total = seen + len(x)
-        shift = x.mean(0) - self.moments[0]
-        self.moments[0] += shift * (len(x) / total)
-        self.moments[1] += x.var(0, correction=0) * len(x) + shift**2 * (seen * len(x) / total)
-        self.count.fill_(total)
+        there = self._there(x)
+        seen, fresh = before - self._gone(), there.sum(0)
+        x = x.double() * self._scale.to(x.device).double()
+        total = (seen + fresh).clamp_min(1)
+        mean = (x * there).sum(0) / fresh.clamp_min(1)
+        shift = torch.where(fresh > 0, mean - self.moments[0], 0.0)
+        self.moments[0] += shift * (fresh / total)
+        self.moments[1] += ((x - mean) ** 2 * there).sum(0) + shift**2 * (seen * fresh / total)
+        self.count.fill_(before + len(x))
+        if "absent" in self._buffers:
+            self.absent += len(x) - fresh.long()
+        self._take(total)
+
+    def _there(self, x: Tensor) -> Tensor:
+        """float64 [batch, *shape] 1 where an amount was there."""
+        there = torch.ones(x.shape, dtype=torch.float64, device=x.device)
+        if len(self._amounts.missing):
+            there[:, self._amounts.missing] -= x[:, self._amounts.told_by].double()
+        return there
+
+    def _gone(self) -> Tensor | int:
+        """How many of the observed records had no such amount."""
+        return self.absent if "absent" in self._buffers else 0
+
+    def _take(self, total: Tensor) -> None:
+        """The moments of so many records [*shape] as gain and bias."""
         std = (self.moments[1] / total).sqrt()
         # below the resolution of float32 a spread is rounding: the feature has been constant so far
         constant = std <= 1e-6 * self.moments[0].abs()
         std = torch.where(constant, torch.ones_like(std), std.clamp_min(1e-6))
-        fitted = self._fitted.to(x.device)
-        self.gain.copy_(torch.where(fitted, self._scale.to(x.device).double() / std, self.gain.double()))
+        fitted = self._fitted.to(std.device)
+        self.gain.copy_(torch.where(fitted, self._scale.to(std.device).double() / std, self.gain.double()))
         self.bias.copy_(torch.where(fitted, -self.moments[0] / std, self.bias.double()))
 
 
 def _affine(column: InputColumn) -> tuple[Tensor, Tensor]:
-    """Gain and bias of one column, flat; mean and std go over its last axis (channels)."""
-    shape = column.shape or (1,)
+    """Gain and bias of one column, flat; mean and std go over its last axis (channels). Amounts alone are scaled."""
+    amounts = Amounts([column]).all
+    gain, bias = torch.ones(column.width), torch.zeros(column.width)
+    shape = (int(amounts.sum()),) if column.kind in ("category", "time") else column.shape or (1,)
     mean, std = (torch.as_tensor(v, dtype=torch.float64).expand(shape).reshape(-1) for v in (column.mean, column.std))
-    return (column.scale / std).float(), (-mean / std).float()
+    gain[amounts], bias[amounts] = (column.scale / std).float(), (-mean / std).float()
+    return gain, bias
 
 
 class Student(nn.Module):

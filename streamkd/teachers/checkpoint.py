@@ -213,7 +213,7 @@ def columns_of(model: FrozenModel, names: Sequence[str], schema: RecordSchema, w
     fix = f"name the stream's columns in the order of its inputs ({_said(own) or 'any'}): columns: [...]"
     columns = _columns(schema, names, where, fix)
     theirs = columns.schema.inputs
-    if own and [(c.kind, c.size) for c in own] != [(c.kind, c.size) for c in theirs]:
+    if own and [(c.kind, c.width) for c in own] != [(c.kind, c.width) for c in theirs]:
         raise PluginError(f"needed {_said(own)}, got {_said(theirs)}", where=where, fix=fix)
     return columns
 

@@ -86,7 +86,7 @@ class OnnxNetwork(nn.Module):
                 where=self._where,
                 fix="name the columns in the order of the inputs: columns: [...]",
             )
-        return [column.shape or (1,) for column in schema.inputs]
+        return [column.encoded_shape for column in schema.inputs]
 
     def _type(self, declared: Any) -> Any:
         if declared.type not in _TYPES:

@@ -223,6 +223,66 @@ def test_fitting_leaves_other_columns_alone() -> None:
     torch.testing.assert_close(normalise(x)[:, 2], (x[:, 2] - x[:, 2].mean()) / x[:, 2].std(correction=0))
 
 
+def gappy(rows: int, fit: int = 0) -> tuple[RecordSchema, torch.Tensor, torch.Tensor]:
+    """A number, a list of two, a category and an age, each with gaps: the schema, encoded rows, and what is there."""
+    columns = (
+        InputColumn(name="a", scale=2.0, mean=6.0, std=4.0, missing="fill", fit=fit),
+        InputColumn(name="b", shape=(2,), mean=(1.0, 2.0), std=(2.0, 3.0), missing="fill", fit=fit),
+        InputColumn(name="c", kind="category", shape=(3,), missing="fill"),
+        InputColumn(name="d", kind="time", parts=("hour", "age"), mean=20.0, std=5.0, missing="fill", fit=fit),
+    )
+    g = torch.Generator().manual_seed(0)
+    there = torch.rand(rows, 4, generator=g) < 0.7
+    a, b, age = (torch.randn(rows, n, generator=g) * 5 + 9 for n in (1, 2, 1))
+    gone = ~there
+    parts = [a * there[:, :1], gone[:, :1], b * there[:, 1:3], gone[:, 1:3], torch.eye(3)[torch.arange(rows) % 3]]
+    parts += [torch.ones(rows, 2) * there[:, 3:], age * there[:, 3:], gone[:, 3:]]
+    return RecordSchema(inputs=columns), torch.cat([part.float() for part in parts], 1), there
+
+
+AMOUNTS, INDICATORS = [0, 2, 3, 11], [1, 4, 5, 12]
+
+
+def test_a_gap_is_zero_after_normalising() -> None:
+    """Amounts that are there are scaled, missing ones 0; categories, circles and indicators stay what they are."""
+    schema, x, there = gappy(50)
+    z = Normalise(schema)(x)
+    scaled = (x[:, AMOUNTS] * torch.tensor([2.0, 1, 1, 1]) - torch.tensor([6.0, 1, 2, 20])) / torch.tensor(
+        [4.0, 2, 3, 5]
+    )
+    torch.testing.assert_close(z[:, AMOUNTS], torch.where(there, scaled, 0.0))
+    others = [place for place in range(x.shape[1]) if place not in AMOUNTS]
+    assert torch.equal(z[:, others], x[:, others])
+
+
+def test_halfway_to_a_gap_is_halfway_to_zero() -> None:
+    """A mixture of two rows is normalised to the mixture of what they are normalised to, gaps among them."""
+    schema, x, _ = gappy(50)
+    normalise = Normalise(schema)
+    torch.testing.assert_close(
+        normalise(0.3 * x[:25] + 0.7 * x[25:]), 0.3 * normalise(x[:25]) + 0.7 * normalise(x[25:])
+    )
+
+
+def test_gaps_do_not_count_in_fitted_statistics() -> None:
+    """At every prefix mean and std are those of the values that were there, in float64."""
+    schema, x, there = gappy(60, fit=40)
+    normalise, seen = Normalise(schema), 0
+    for size in (1, 2, 9, 17, 31):
+        normalise.observe(x[seen : seen + size])
+        seen += size
+        for place, known, scale in zip(AMOUNTS, there[: min(seen, 40)].T, (2, 1, 1, 1), strict=True):
+            values = x[: min(seen, 40), place][known].double() * scale
+            std = values.std(correction=0) if len(values) > 1 else torch.tensor(1.0)
+            mean = values.mean() if len(values) else torch.tensor(0.0)
+            torch.testing.assert_close(normalise.moments[0, place], mean.double(), rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(normalise.gain[place].double(), scale / std.double(), rtol=1e-5, atol=1e-5)
+        assert not normalise(x)[:, AMOUNTS][~there].any()
+    one = Normalise(schema)
+    one.load_state_dict(normalise.state_dict())
+    assert torch.equal(one(x), normalise(x))
+
+
 @pytest.mark.parametrize("constant", [0.1, 1e-3, 12345.678, 0.0])
 def test_a_constant_feature_is_not_blown_up(constant: float) -> None:
     """Rounding is no variance: a feature that never moved while fitting has std 1: a later value stays sane."""

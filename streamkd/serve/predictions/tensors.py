@@ -72,6 +72,8 @@ def _from_binary(raw: memoryview, column: InputColumn, rows: int, where: str) ->
     if len(raw) != needed:
         raise RecordError(f"{where}: needed {needed} bytes for its shape and datatype, got {len(raw)}")
     values = np.frombuffer(raw, np.dtype(column.dtype).newbyteorder("<"))
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise RecordError("NaN or infinite", where=f"input {column.name!r}")
     return values.astype(column.dtype).reshape(rows, *column.shape)  # a copy: torch takes no read-only memory
 
 

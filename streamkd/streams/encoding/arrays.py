@@ -1,9 +1,11 @@
 """Records as numbers: canonical Arrow rows, or the columns of a prediction request, to numpy.
 
     tensor ─► view, reshaped        image ─► Pillow ─► uint8        text ─► hashed n-grams, L2 norm ─► float32
+    category ─► one-hot (``categories``)                            time ─► parts (``times``)
+    a gap ─► 0, and 1 in its indicator
 
-One input column keeps its shape and element type; several become one flat vector. Text is hashed by
-a hash without a seed of its own (scikit-learn), so that every process gets the same numbers.
+One input column keeps its shape and element type; several become one flat vector. Nothing is fitted here, and text is
+hashed by a hash without a seed of its own (scikit-learn), so that every process gets the same numbers at any time.
 """
 
 import io
@@ -16,6 +18,7 @@ import pyarrow as pa
 
 from streamkd.errors import RecordError
 from streamkd.records import InputColumn, Records, RecordSchema, Reject, RejectReason
+from streamkd.streams.encoding import categories, times
 
 Refuse = Callable[[int, RejectReason, str], None]
 _IMAGE_MODES: Mapping[int, str] = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -48,10 +51,11 @@ def undecodable(array: pa.Array, column: InputColumn) -> Iterator[tuple[int, Rej
 def encode_inputs(columns: Mapping[str, np.ndarray | Sequence[Any]], schema: RecordSchema) -> np.ndarray:
     """The inputs of a prediction request, [rows, *shape] in the schema's element type.
 
-    Of every input: numbers [rows, *shape] in the column's type, strings, or the bytes of images.
+    Of every input: numbers [rows, *shape] in the column's type (NaN: a gap), strings (``None``: a gap), the bytes of
+    images, or times as ``times.microseconds`` (``times.GAP``: a gap).
 
     Raises:
-        RecordError: names the input that holds a number that is not finite, or what is no image of its size.
+        RecordError: names the input that holds what is no image of its size.
     """
     return _join([_request(columns[column.name], column) for column in schema.inputs], schema)
 
@@ -64,16 +68,50 @@ def _join(parts: list[np.ndarray], schema: RecordSchema) -> np.ndarray:
 
 def _column(array: pa.Array, column: InputColumn, rows: np.ndarray, bad: dict[int, Reject]) -> np.ndarray:
     """One canonical column as numbers; images that fail are zero and noted in ``bad``."""
-    if column.kind == "tensor":
-        return np.asarray(array.flatten().to_numpy(zero_copy_only=False)).reshape(len(array), *(column.shape or (1,)))
-    if column.kind == "text":
-        return _hash(array.to_pylist(), column.size)
 
     def refuse(place: int, reason: RejectReason, said: str) -> None:
         row = int(rows[place])
         bad.setdefault(row, Reject(row, reason, f"{column.name}: {said}"))
 
-    return _images(array.to_pylist(), column, refuse)
+    if column.kind == "tensor":
+        return _encoded(array.flatten().to_numpy(zero_copy_only=False), column, refuse)
+    if column.kind == "time":
+        moments = array.cast(pa.int64())
+        moments = moments.fill_null(times.GAP) if moments.null_count else moments
+        return times.features(moments.to_numpy(), column)
+    return _encoded(array.to_pylist(), column, refuse)
+
+
+def _encoded(values: Any, column: InputColumn, refuse: Refuse) -> np.ndarray:
+    """[rows, *encoded shape] of values as ``encode_inputs`` takes them."""
+    if column.kind == "tensor":
+        return _with_gaps(values.reshape(-1, *(column.shape or (1,))), column)
+    if column.kind == "text":
+        return _texts(values, column)
+    if column.kind == "category":
+        return categories.one_hot(values, column)
+    if column.kind == "time":
+        return times.features(values, column)
+    return _images(values, column, refuse)
+
+
+def _with_gaps(values: np.ndarray, column: InputColumn) -> np.ndarray:
+    """Numbers [rows, size] and, where they may be missing, their indicators."""
+    if column.missing == "refuse":
+        return np.asarray(values)
+    gaps = np.isnan(values)
+    return np.concatenate([np.where(gaps, 0, values), gaps], axis=1, dtype=values.dtype)
+
+
+def _texts(values: Sequence[str | None], column: InputColumn) -> np.ndarray:
+    hashed = _hash([value or "" for value in values], column.size)
+    if column.missing == "refuse":
+        return hashed
+    return (
+        np.concatenate([hashed, [[not value] for value in values]], axis=1, dtype=np.float32)
+        if len(values)
+        else (np.zeros((0, column.width), np.float32))
+    )
 
 
 def _images(values: Sequence[bytes], column: InputColumn, refuse: Refuse) -> np.ndarray:
@@ -125,15 +163,7 @@ def _hasher(features: int) -> Callable[[Sequence[str]], np.ndarray]:
 
 
 def _request(values: Any, column: InputColumn) -> np.ndarray:
-    where = f"input {column.name!r}"
-    if column.kind == "text":
-        return _hash(values, column.size)
-    if column.kind == "tensor":
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise RecordError("NaN or infinite", where=where)
-        return np.asarray(values.reshape(len(values), *(column.shape or (1,))))
-
     def refuse(row: int, _reason: RejectReason, said: str) -> None:
-        raise RecordError(f"row {row}: {said}", where=where)
+        raise RecordError(f"row {row}: {said}", where=f"input {column.name!r}")
 
-    return _images(values, column, refuse)
+    return _encoded(values, column, refuse)

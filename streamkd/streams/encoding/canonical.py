@@ -1,7 +1,8 @@
 """What a stream's records look like in Arrow, and which batches can be brought into that form.
 
-Canonical: a tensor is a fixed-size list of the column's element type, text a string, an image its
-bytes, the label int64 or string, task and id strings, the event time microseconds UTC.
+Canonical: a tensor is a fixed-size list of the column's element type, text and categories are strings, an image is its
+bytes, times are microseconds UTC, the label int64 or string, task and id strings. A gap that is filled is NaN in a
+tensor, and null elsewhere.
 """
 
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from streamkd.errors import SchemaMismatch
 from streamkd.records import InputColumn, RecordSchema, RejectReason
 from streamkd.streams.encoding.types import is_list, is_number, is_text
 
-EVENT_TIME = pa.timestamp("us", "UTC")
+MOMENT = pa.timestamp("us", "UTC")
 
 
 @lru_cache(64)
@@ -65,10 +66,11 @@ def places(schema: RecordSchema) -> tuple[Place, ...]:
 
 
 def _each_place(schema: RecordSchema) -> Iterator[Place]:
-    kinds = {"text": pa.string(), "image": pa.binary()}
+    kinds = {"text": pa.string(), "category": pa.string(), "image": pa.binary(), "time": MOMENT}
     for column in schema.inputs:
         tensor = pa.list_(pa.from_numpy_dtype(np.dtype(column.dtype)), column.size)
-        yield Place(column.name, kinds.get(column.kind, tensor), "missing_input", column)
+        missing: RejectReason | None = "missing_input" if column.missing == "refuse" else None
+        yield Place(column.name, kinds.get(column.kind, tensor), missing, column)
     label = pa.int64() if schema.label_type == "int" else pa.string()
     yield Place(schema.label, label, "missing_label", optional=schema.unlabelled)
     if schema.task:
@@ -76,7 +78,7 @@ def _each_place(schema: RecordSchema) -> Iterator[Place]:
     if schema.id:
         yield Place(schema.id, pa.string(), None)
     if schema.event_time:
-        yield Place(schema.event_time, EVENT_TIME, None)
+        yield Place(schema.event_time, MOMENT, None)
 
 
 def _names(got: pa.Schema) -> str:
@@ -89,21 +91,23 @@ def _names(got: pa.Schema) -> str:
 def _fits(found: pa.DataType, place: Place) -> bool:
     if place.column is not None:
         return _fits_input(found, place.column)
-    if place.type == EVENT_TIME:
+    if place.type == MOMENT:
         return pa.types.is_timestamp(found) or pa.types.is_date(found)
     if place.optional and pa.types.is_null(found):
         return True
     found = found.value_type if pa.types.is_dictionary(found) else found
     if pa.types.is_int64(place.type):
-        return is_number(found)
+        return is_number(found) or pa.types.is_boolean(found)
     if place.missing == "missing_label":
         return is_text(found)
     return is_text(found) or pa.types.is_primitive(found)  # tasks and ids of any plain type are written out
 
 
 def _fits_input(found: pa.DataType, column: InputColumn) -> bool:
-    if column.kind == "text":
-        return is_text(found.value_type if pa.types.is_dictionary(found) else found)
+    if pa.types.is_null(found):  # a column of gaps alone
+        return column.missing == "fill"
+    if column.kind in ("text", "category", "time"):
+        return _fits_one(found.value_type if pa.types.is_dictionary(found) else found, column)
     if column.kind == "image":
         return pa.types.is_binary(found) or pa.types.is_large_binary(found)
     if isinstance(found, pa.FixedShapeTensorType):
@@ -123,9 +127,19 @@ def _fits_input(found: pa.DataType, column: InputColumn) -> bool:
     )
 
 
+def _fits_one(found: pa.DataType, column: InputColumn) -> bool:
+    if column.kind == "category":
+        return is_text(found) or is_number(found) or pa.types.is_boolean(found)
+    if column.kind == "time":
+        moment = pa.types.is_timestamp(found) or pa.types.is_date(found) or is_text(found)
+        return moment or (pa.types.is_integer(found) and column.epoch is not None)
+    return is_text(found)
+
+
 def _fits_number(found: pa.DataType, column: InputColumn) -> bool:
     """Integers go into integers (row by row, if they survive) and floats; floats into floats only."""
-    return pa.types.is_integer(found) or (pa.types.is_floating(found) and np.dtype(column.dtype).kind == "f")
+    floats = np.dtype(column.dtype).kind == "f"
+    return pa.types.is_integer(found) or pa.types.is_boolean(found) or (pa.types.is_floating(found) and floats)
 
 
 def nesting(found: pa.DataType) -> tuple[list[int | None], pa.DataType]:

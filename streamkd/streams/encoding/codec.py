@@ -13,9 +13,10 @@ import pyarrow.compute as pc
 
 from streamkd.errors import LimitExceeded, SchemaMismatch
 from streamkd.records import InputColumn, Records, RecordSchema, Reject, RejectReason
+from streamkd.streams.encoding import times
 from streamkd.streams.encoding.arrays import encode_rows, undecodable
 from streamkd.streams.encoding.canonical import (
-    EVENT_TIME,
+    MOMENT,
     Place,
     arrow_schema,
     check_schema,
@@ -23,7 +24,8 @@ from streamkd.streams.encoding.canonical import (
     nesting,
     places,
 )
-from streamkd.streams.encoding.lists import padded
+from streamkd.streams.encoding.categories import category_of
+from streamkd.streams.encoding.lists import padded, to_values
 from streamkd.streams.encoding.types import is_text
 
 NAME_BYTES = 256  # of a label or a task
@@ -49,8 +51,8 @@ def sift(
     for place in places(schema):
         index = rows.schema.get_field_index(place.name)
         array = _plain(rows.column(index)) if index >= 0 else pa.nulls(rows.num_rows, place.type)
-        if place.column is not None and place.column.kind == "tensor":
-            arrays.append(_tensor(array, place.column, place.type, faults))
+        if place.column is not None:
+            arrays.append(_input(array, place, place.column, faults))
         elif pa.types.is_int64(place.type):
             arrays.append(_integers(array, place, faults))
         else:
@@ -74,12 +76,30 @@ def encode(rows: pa.RecordBatch, schema: RecordSchema, partition_offset: int) ->
     """
     numbers = np.arange(rows.num_rows)
     rejects: list[Reject] = []
-    canonical = rows.schema.equals(arrow_schema(schema))
-    if not canonical or (not schema.unlabelled and rows.column(schema.label).null_count):
+    if not _is_sifted(rows, schema):
         rows, rejects = sift(rows, schema)
         numbers = np.delete(numbers, [reject.row for reject in rejects])
     records, undecoded = encode_rows(rows, schema, numbers, partition_offset)
     return records, sorted([*rejects, *undecoded], key=lambda reject: reject.row)
+
+
+def _is_sifted(rows: pa.RecordBatch, schema: RecordSchema) -> bool:
+    """Whether nothing is left for ``sift``: rows of the log, or of a file that happens to be as whole as they are."""
+    return rows.schema.equals(arrow_schema(schema)) and all(
+        _is_whole(rows.column(place.name), place) for place in places(schema)
+    )
+
+
+def _is_whole(array: pa.Array, place: Place) -> bool:
+    kind = place.column.kind if place.column else None
+    if kind == "tensor":
+        values = array.flatten()
+        floats = pa.types.is_floating(values.type)
+        whole = not floats or not _neither_number_nor_gap(values.to_numpy(zero_copy_only=False), place.column).any()
+        return not array.null_count and not values.null_count and whole
+    if array.null_count and place.missing is not None and not place.optional:
+        return False
+    return kind != "category" or not pc.any(pc.equal(array, "")).as_py()
 
 
 class _Faults:
@@ -114,6 +134,54 @@ def _plain(array: pa.Array) -> pa.Array:
     return array.dictionary_decode()
 
 
+def _input(array: pa.Array, place: Place, column: InputColumn, faults: _Faults) -> pa.Array:
+    array = array.cast(place.type) if pa.types.is_null(array.type) else array
+    if column.kind == "tensor" and column.missing == "fill":
+        return _with_gaps(array, column, place.type, faults)
+    if column.kind == "tensor":
+        return _tensor(array, column, place.type, faults)
+    if column.kind == "category":
+        array = _category(array)
+    elif column.kind == "time" and not pa.types.is_temporal(array.type):
+        array = _moments(array, column, faults)
+    return _cast(array, place, faults)
+
+
+def _category(array: pa.Array) -> pa.Array:
+    """Whatever names a category as text, of booleans 0 and 1; numbers of a floating type are whole where they can be
+    (as pandas writes integers with gaps), NaN and the empty text are gaps.
+    """
+    if pa.types.is_floating(array.type):
+        values = array.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        return pa.array([category_of(value) for value in values.tolist()], pa.string())
+    array = array.cast(pa.uint8()) if pa.types.is_boolean(array.type) else array
+    array = array if is_text(array.type) else array.cast(pa.string())
+    empty = pc.equal(array, "")
+    return pc.if_else(empty, pa.scalar(None, array.type), array) if pc.any(empty).as_py() else array
+
+
+def _moments(array: pa.Array, column: InputColumn, faults: _Faults) -> pa.Array:
+    """Times from text or whole numbers; the empty text is a gap."""
+    found: list[int | None] = []
+    for row, value in enumerate(array.to_pylist()):
+        try:
+            found.append(None if value is None or value == "" else times.microseconds(value, column.epoch))
+        except ValueError as fault:
+            faults.add([row], "decode", f"{column.name}: {fault}")
+            found.append(0)
+    return pa.array(found, MOMENT)
+
+
+def _with_gaps(array: pa.Array, column: InputColumn, needed: pa.DataType, faults: _Faults) -> pa.Array:
+    """A number or a flat list of numbers in which nulls become NaN."""
+    values, good = to_values(array, column.size, column.pad, gaps=True)
+    if not good.all():
+        faults.add(np.flatnonzero(~good), "wrong_shape", f"{column.name}: needed {column.size} values, got others")
+    owners = np.repeat(np.arange(len(values), dtype=np.int32), column.size)
+    numbers = _numbers(values.reshape(-1), column, owners, faults)
+    return pa.FixedSizeListArray.from_arrays(pa.array(numbers, needed.value_type), type=needed)
+
+
 def _tensor(array: pa.Array, column: InputColumn, needed: pa.DataType, faults: _Faults) -> pa.Array:
     """Any list or number column as fixed-size lists; rows that do not fit hold zeros and are marked."""
     sizes, _ = nesting(array.type)
@@ -124,11 +192,12 @@ def _tensor(array: pa.Array, column: InputColumn, needed: pa.DataType, faults: _
         if not keep.all():
             array, owners = array.filter(pa.array(keep)), owners[keep]
         array, owners = array.flatten(), np.repeat(owners, length)
+    array = array.cast(pa.uint8()) if pa.types.is_boolean(array.type) else array
     if array.null_count:
         nulls = array.is_null().to_numpy(zero_copy_only=False)
         faults.add(np.unique(owners[nulls]), "missing_input", f"{column.name}: a null")
     values = array.fill_null(0).to_numpy(zero_copy_only=False) if array.null_count else array.to_numpy()
-    values = _numbers(values, np.dtype(column.dtype), owners, column.name, faults)
+    values = _numbers(values, column, owners, faults)
     if len(owners) != faults.rows * column.size:
         whole = np.zeros((faults.rows, column.size), values.dtype)
         good = ~faults.bad[owners]
@@ -153,8 +222,9 @@ def _long_enough(
     return np.asarray(~faults.bad[owners])
 
 
-def _numbers(values: np.ndarray, needed: np.dtype, owners: np.ndarray, name: str, faults: _Faults) -> np.ndarray:
-    """Cast; a row with a value that does not survive, or is not finite, is marked."""
+def _numbers(values: np.ndarray, column: InputColumn, owners: np.ndarray, faults: _Faults) -> np.ndarray:
+    """Cast; a row with a value that does not survive, or is neither finite nor a gap, is marked."""
+    needed, name = np.dtype(column.dtype), column.name
     if values.dtype != needed:
         with np.errstate(all="ignore"):
             cast = values.astype(needed)
@@ -165,16 +235,22 @@ def _numbers(values: np.ndarray, needed: np.dtype, owners: np.ndarray, name: str
                     faults.add(np.unique(owners[changed]), "decode", said)
         values = cast
     if needed.kind == "f":
-        finite = np.isfinite(values)
-        if not finite.all():
-            faults.add(np.unique(owners[~finite]), "not_finite", f"{name}: NaN or infinite")
+        wrong = _neither_number_nor_gap(values, column)
+        if wrong.any():
+            faults.add(np.unique(owners[wrong]), "not_finite", f"{name}: NaN or infinite")
+        if column.missing == "fill":
+            values = np.where(np.isnan(values), needed.type(np.nan), values)  # of all that is called NaN one
     return values
+
+
+def _neither_number_nor_gap(values: np.ndarray, column: InputColumn | None) -> np.ndarray:
+    return np.isinf(values) if column is not None and column.missing == "fill" else ~np.isfinite(values)
 
 
 def _integers(array: pa.Array, place: Place, faults: _Faults) -> pa.Array:
     """Labels as int64; floats only where they are whole numbers, and NaN is none, as pandas writes it."""
     name = place.name
-    array = array.cast(place.type) if pa.types.is_null(array.type) else array
+    array = array.cast(place.type) if pa.types.is_null(array.type) or pa.types.is_boolean(array.type) else array
     gone = np.zeros(len(array), bool)
     if array.null_count:
         gone[_nulls(array)] = True
@@ -200,7 +276,7 @@ def _cast(array: pa.Array, place: Place, faults: _Faults) -> pa.Array:
     """Text, images, string labels, tasks, ids and event times."""
     if array.null_count and place.missing is not None and not place.optional:
         faults.add(_nulls(array), place.missing, f"{place.name}: null")
-    if place.type == EVENT_TIME:
+    if place.type == MOMENT:
         return _times(array, place.name, faults)
     try:
         return array if array.type == place.type else array.cast(place.type)
@@ -223,7 +299,7 @@ def _times(array: pa.Array, name: str, faults: _Faults) -> pa.Array:
             said = f"{name}: needed a time of the years 1 to 9999, got {values[row].as_py()} {unit} since 1970"
             faults.add([row], "decode", said)
         array = pc.if_else(inside, array, pa.scalar(None, array.type))
-    return array.cast(pa.timestamp("us", array.type.tz), safe=False).cast(EVENT_TIME)
+    return array.cast(pa.timestamp("us", array.type.tz), safe=False).cast(MOMENT)
 
 
 def _nulls(array: pa.Array) -> np.ndarray:

@@ -32,7 +32,7 @@ class Decoder:
 
     def __init__(self, source: Source, schema: RecordSchema) -> None:
         self._source, self._schema = source, schema
-        size = max(sum(column.size for column in schema.inputs) * schema.dtype.itemsize, 1)
+        size = max(sum(column.width for column in schema.inputs) * schema.dtype.itemsize, 1)
         self._records = max(1, min(BLOCK_RECORDS, BLOCK_BYTES // size))
         self._block: Block | None = None
 

@@ -3,7 +3,7 @@
     list, large list, fixed-size list (nested too), fixed-shape tensor ─► values [rows, size] ─► fixed_size_list
 
 A row that does not have ``size`` values is null in the result; with ``pad`` a shorter row is filled with
-zeros and a longer one is cut.
+zeros and a longer one is cut. Booleans are 0 and 1.
 """
 
 import numpy as np
@@ -48,15 +48,34 @@ def fit(values: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([values[:size].astype(kind), np.zeros(max(0, size - len(values)), kind)])
 
 
-def to_values(column: pa.Array, size: int, pad: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def nulls_as_nan(values: np.ndarray) -> np.ndarray:
+    """Numbers and nulls, as JSON has them, as numbers; anything else as it came."""
+    if values.dtype.kind != "O" or not all(
+        each is None or isinstance(each, int | float) for each in values.reshape(-1)
+    ):
+        return values
+    return values.astype(np.float64)
+
+
+def to_values(column: pa.Array, size: int, pad: bool = False, gaps: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """``(values [rows, size], good [rows])`` of a column of numbers or lists; bad rows hold zeros.
+
+    With ``gaps`` nulls are NaN, and a null row is of nothing else.
 
     Raises:
         SchemaMismatch: the values are no numbers, or nested lists of varying length.
     """
+    if gaps and column.null_count and is_list(column.type):
+        there = np.asarray(column.is_valid())
+        values, good = np.full((len(column), size), np.nan), np.ones(len(column), bool)
+        values[there], good[there] = to_values(column.filter(pa.array(there)), size, pad, gaps)
+        return values, good
     flat, lengths = _runs(column)
+    flat = flat.cast(pa.uint8()) if pa.types.is_boolean(flat.type) else flat
     if not is_number(flat.type):
         raise SchemaMismatch(f"needed numbers or lists of numbers, got {column.type}")
+    if gaps and flat.null_count:
+        flat = flat.cast(pa.float64(), safe=False).fill_null(np.nan)
     good = (lengths >= 0) if pad else (lengths == size)
     missing = np.asarray(flat.is_null()) if flat.null_count else None
     numbers = (flat.fill_null(0) if flat.null_count else flat).to_numpy(zero_copy_only=False)

@@ -1,7 +1,8 @@
 """JSON lines as rows of a stream: each line is one object, each value is coerced to its column's type.
 
-Tensors are numbers or (nested) lists of numbers, images base64 text, event times ISO 8601 or seconds since
-1970. A line that does not fit is refused alone. Keys that are no columns are ignored.
+Tensors are numbers, booleans or (nested) lists of them, categories text, numbers or booleans, images base64 text, times
+ISO 8601, event times that or seconds since 1970. A gap is null, or no such key. A line that does not fit is refused
+alone. Keys that are no columns are ignored.
 """
 
 import base64
@@ -15,8 +16,10 @@ import numpy as np
 import pyarrow as pa
 
 from streamkd.records import InputColumn, RecordSchema, Reject, RejectReason
-from streamkd.streams.encoding.canonical import EVENT_TIME, Place, arrow_schema, places
-from streamkd.streams.encoding.lists import fit
+from streamkd.streams.encoding import times
+from streamkd.streams.encoding.canonical import MOMENT, Place, arrow_schema, places
+from streamkd.streams.encoding.categories import category_of
+from streamkd.streams.encoding.lists import fit, nulls_as_nan
 
 LINE_FACTOR = 5  # "255," takes four bytes for one
 
@@ -68,7 +71,7 @@ def _value(value: Any, place: Place) -> Any:
         raise _UnfitError(place.missing, f"{place.name}: missing")
     if place.column is not None:
         return _input(value, place.column)
-    if place.type == EVENT_TIME:
+    if place.type == MOMENT:
         return _time(value, place.name)
     return _label(value, place) if place.missing == "missing_label" else _plain(value, place.name)
 
@@ -76,6 +79,8 @@ def _value(value: Any, place: Place) -> Any:
 def _input(value: Any, column: InputColumn) -> Any:
     if column.kind == "tensor":
         return _tensor(value, column)
+    if column.kind in ("category", "time"):
+        return _category_or_time(value, column)
     if not isinstance(value, str):
         raise _UnfitError("decode", f"{column.name}: needed text, got {type(value).__name__}")
     try:
@@ -84,14 +89,29 @@ def _input(value: Any, column: InputColumn) -> Any:
         raise _UnfitError("decode", f"{column.name}: needed base64") from None
 
 
+def _category_or_time(value: Any, column: InputColumn) -> str | int | None:
+    """Canonical; the empty text is a gap."""
+    try:
+        if column.kind == "category":
+            found: str | int | None = category_of(value)
+        else:
+            found = times.microseconds(value, column.epoch) if value != "" else None
+    except ValueError as fault:
+        raise _UnfitError("decode", f"{column.name}: {fault}") from None
+    if found is None and column.missing == "refuse":
+        raise _UnfitError("missing_input", f"{column.name}: missing")
+    return _utf8(found, column.name) if isinstance(found, str) else found
+
+
 def _tensor(value: Any, column: InputColumn) -> np.ndarray:
-    """One record's numbers, flat and in the column's element type."""
-    needed = np.dtype(column.dtype)
+    """One record's numbers, flat and in the column's element type; NaN where a gap is filled."""
+    needed, fills = np.dtype(column.dtype), column.missing == "fill"
     try:
         array = np.asarray(value)
     except (ValueError, OverflowError):  # lists of different lengths, or deeper than numpy goes
         raise _UnfitError("wrong_shape", f"{column.name}: lists of different lengths") from None
-    if array.size and array.dtype.kind not in "iuf":
+    array = nulls_as_nan(array) if fills else array
+    if array.size and array.dtype.kind not in "iufb":
         missing = array.dtype.kind == "O" and any(each is None for each in array.reshape(-1))
         said = "a null" if missing else "needed numbers"
         raise _UnfitError("missing_input" if missing else "decode", f"{column.name}: {said}")
@@ -100,7 +120,7 @@ def _tensor(value: Any, column: InputColumn) -> np.ndarray:
         raise _UnfitError("wrong_shape", f"{column.name}: needed shape {list(column.shape)}, got {list(array.shape)}")
     with np.errstate(all="ignore"):
         cast = array.astype(needed)
-        if needed.kind == "f" and not np.isfinite(cast).all():
+        if needed.kind == "f" and not (np.isfinite(cast) | (fills & np.isnan(cast))).all():
             raise _UnfitError("not_finite", f"{column.name}: NaN or infinite")
         if needed.kind != "f" and not np.array_equal(cast, array):
             raise _UnfitError("decode", f"{column.name}: a value that {needed} cannot hold")
@@ -118,8 +138,7 @@ def _label(value: Any, place: Place) -> str | int:
 
 
 def _is_whole(value: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and -(2**63) <= value < 2**63 and value == int(value)
+    return isinstance(value, int | float) and -(2**63) <= value < 2**63 and value == int(value)
 
 
 def _plain(value: Any, name: str) -> str:
@@ -157,7 +176,8 @@ def _batch(rows: list[list[Any]], schema: RecordSchema) -> pa.RecordBatch:
     arrays = []
     for place, values in zip(places(schema), columns, strict=True):
         if place.column is not None and place.column.kind == "tensor":
-            flat = np.concatenate(values) if values else np.zeros(0, place.column.dtype)
+            gap = np.full(place.column.size, np.nan if place.missing is None else 0).astype(place.column.dtype)
+            flat = np.concatenate([gap if each is None else each for each in values] or [gap[:0]])
             arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(flat, place.type.value_type), type=place.type))
         else:
             arrays.append(pa.array(values, place.type))

@@ -32,7 +32,7 @@ STRANGE: list[tuple[str, pa.Array, str]] = [
     ("the largest numbers", pa.array([2**64 - 1, 2**63 - 1], pa.uint64()), "rrtt-"),
     ("no number", pa.array([float("nan"), float("inf")]), "-rtt-"),
     ("a half", pa.array([0.5, 1.0]), "-rtt-"),
-    ("booleans", pa.array([True, False]), "--tt-"),
+    ("booleans", pa.array([True, False]), "tttt-"),
     ("text", pa.array(["a", "b"]), "--tt-"),
     ("a null", pa.array(["a", None]), "--rt-"),
     ("nulls of no type", pa.nulls(2), "-----"),
