@@ -101,6 +101,7 @@ FAMILIES: Mapping[str, Family] = {
     "teacher_cache_hits_total": _counter("Samples answered by logits that are kept in the memory.", "teacher"),
     "predict_requests_total": _counter("Prediction requests.", "protocol"),
     "predict_failures_total": _counter("Prediction requests without a prediction.", "protocol", "reason"),
+    "predict_records_rejected_total": _counter("Records answered with an error beside others.", "protocol"),
     "predict_duration_seconds": _histogram("Duration of a prediction request.", FAST, "protocol"),
     "predict_queue_duration_seconds": _histogram("Wait before the forward pass.", FAST),
     "predict_batch_size": _histogram("Rows of a forward pass.", ROWS),

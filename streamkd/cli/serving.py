@@ -87,7 +87,10 @@ def push(source: str, url: str, **options: Any) -> None:
 @click.option("--out", type=FILE, help="Parquet, Arrow or JSON lines; default stdout.")
 @TOKEN
 def predict(file: Path, url: str, out: Path | None, token: str | None) -> None:
-    """Predictions for the records of a FILE."""
+    """Predictions for the records of a FILE; a row that cannot be predicted has an `error`.
+
+    Exit code 1 where no row has a prediction.
+    """
     from streamkd.serve.predictions import client
 
     if out is not None:
@@ -95,6 +98,10 @@ def predict(file: Path, url: str, out: Path | None, token: str | None) -> None:
     with bar("records", None) as advance:
         rows = client.predict_file(file, url, token=token, progress=advance)
     click.echo(client.write(rows, out))
+    if said := client.bad(rows):
+        click.echo(said, err=True)
+    if rows.column("error").null_count == 0:
+        sys.exit(1)
 
 
 @click.group()

@@ -36,7 +36,6 @@ from streamkd.serve.predictions.follower import VersionFollower
 from streamkd.serve.predictions.predictor import Predictor, ServedModel
 from streamkd.serve.predictions.reader import Reader
 from streamkd.serve.processes.server_status import ServerStatus
-from streamkd.streams.encoding.arrays import encode_inputs
 from streamkd.streams.ingest.tokens import Scope, Tokens
 from streamkd.telemetry import Exposition, Recorder
 
@@ -180,6 +179,8 @@ class Api:
         with self._budget.reserve(_peer(request)) as reservation:
             body = await read_body(request, min(limit_bytes, self._s.body_bytes), self._s.patience, reservation)
             asked, inputs = await self._read(body, request.headers.get(openinference.HEADER_LENGTH), published.schema)
+            if asked.faults:
+                self._s.recorder.count("predict_records_rejected_total", len(asked.faults), protocol="http")
             probabilities = await self._s.predictor.predict(published, inputs)
             schema, said = published.schema, self._parameters(published)
             render = partial(
@@ -198,9 +199,9 @@ class Api:
         arguments = (body, header_length, schema, self._s.queue_rows)
         if openinference.json_length(body, header_length) > _INLINE_BYTES:
             return await self._s.reader.read(*arguments)
-        if len(body) <= _INLINE_BYTES and all(column.kind == "tensor" for column in schema.inputs):
-            return _prepare(*arguments)
-        return await asyncio.to_thread(_prepare, *arguments)
+        if len(body) <= _INLINE_BYTES and not any(c.kind in ("text", "image") for c in schema.inputs):
+            return openinference.read(*arguments)
+        return await asyncio.to_thread(openinference.read, *arguments)
 
     def _parameters(self, published: ServedModel) -> dict[str, str | float | bool]:
         return {
@@ -300,13 +301,6 @@ class Api:
         except NotReady as fault:
             return fault.message
         return self._s.status.closed()
-
-
-def _prepare(
-    body: bytes, header_length: str | None, schema: RecordSchema, limit_rows: int
-) -> tuple[openinference.InferRequest, np.ndarray]:
-    asked = openinference.parse(body, header_length, schema, limit_rows)
-    return asked, encode_inputs(asked.columns, schema)
 
 
 def _peer(request: Request) -> str:

@@ -1,11 +1,15 @@
 """Predictions for a file, over the Open Inference Protocol: what ``streamkd predict`` does.
 
 file ─► batches ─► POST /v2/models/student/infer (binary tensors) ─► the rows' label and probabilities
+
+A row that cannot be predicted has an error in place of a label: what the server says of it, or what its tensor cannot
+hold.
 """
 
 import json
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +20,10 @@ import pyarrow.feather
 import pyarrow.parquet
 
 from streamkd.errors import NotReady, RecordError, SchemaMismatch, StreamkdError
-from streamkd.serve.predictions.openinference import HEADER_LENGTH
-from streamkd.serve.predictions.tensors import DATATYPES
+from streamkd.serve.predictions.openinference import ERROR, HEADER_LENGTH, OUTPUTS
+from streamkd.serve.predictions.tensors import DATATYPES, Faults
 from streamkd.streams.encoding import lists
+from streamkd.streams.encoding.categories import category_of
 from streamkd.streams.files import formats
 
 BATCH = 256
@@ -28,10 +33,12 @@ _ELEMENT = {wire: np.dtype(kind).newbyteorder("<") for kind, wire in DATATYPES.i
 def predict_file(
     file: Path, url: str, *, token: str | None = None, progress: Callable[[int, int | None], None] = lambda n, of: None
 ) -> pa.Table:
-    """A table [rows] of ``label``, ``probability`` (of that label), ``version`` and ``probabilities`` (per class).
+    """A table [rows] of ``label``, ``probability`` (of that label), ``version``, ``probabilities`` (per class).
+
+    Its last column ``error`` is null where there is a label, and says why there is none.
 
     Raises:
-        RecordError: the file lacks an input column, or the server refuses a batch.
+        RecordError: the file lacks an input column, or has one of another type.
         NotReady: nothing is published yet. StreamkdError: the server cannot be reached.
     """
     headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -51,7 +58,7 @@ def predict_file(
             progress(done, total)
     if not answers:
         raise RecordError("the file has no rows", where=str(file))
-    return pa.concat_tables(answers)
+    return pa.concat_tables(answers, promote_options="default")  # labels of a batch without a good row are null
 
 
 def _is_http(url: str) -> bool:
@@ -84,15 +91,21 @@ def write(rows: pa.Table, out: Path | None) -> str:
     return f"wrote {rows.num_rows} predictions to {out}"
 
 
+def bad(rows: pa.Table) -> str:
+    """How many rows have no prediction, and why the first of them has none; empty where all have one."""
+    errors = rows.column("error").drop_null()
+    return f"{len(errors)} of {rows.num_rows} rows have no prediction, the first: {errors[0]}" if len(errors) else ""
+
+
 def _predict(client: httpx.Client, batch: pa.RecordBatch, inputs: Sequence[dict[str, Any]]) -> pa.Table:
-    tensors, binary = [], []
+    tensors, binary, faults = [], [], Faults()
     for tensor in inputs:
-        raw = _raw(batch, tensor)
+        raw = _raw(batch, tensor, faults)
         shape = [batch.num_rows, *tensor["shape"][1:]]
         described = {"name": tensor["name"], "datatype": tensor["datatype"], "shape": shape}
         tensors.append({**described, "parameters": {"binary_data_size": len(raw)}})
         binary.append(raw)
-    head = json.dumps({"inputs": tensors}).encode()
+    head = json.dumps({"inputs": tensors, "outputs": [{"name": name} for name in (*OUTPUTS, ERROR)]}).encode()
     answer = _ask(
         client,
         "POST",
@@ -101,53 +114,75 @@ def _predict(client: httpx.Client, batch: pa.RecordBatch, inputs: Sequence[dict[
         headers={HEADER_LENGTH: str(len(head)), "Content-Type": "application/octet-stream"},
     )
     outputs = {output["name"]: output for output in answer["outputs"]}
+    errors = [faults.get(row) or said or None for row, said in enumerate(outputs[ERROR]["data"])]
+    return _table(outputs, np.array([error is not None for error in errors]), errors, int(answer["model_version"]))
+
+
+def _table(outputs: dict[str, Any], bad: np.ndarray, errors: list[str | None], version: int) -> pa.Table:
     probabilities = np.array(outputs["probability"]["data"], np.float32).reshape(outputs["probability"]["shape"])
     return pa.table(
         {
-            "label": outputs["label"]["data"],
-            "probability": probabilities.max(axis=1),
-            "version": [int(answer["model_version"])] * batch.num_rows,
-            "probabilities": list(probabilities),
+            "label": pa.array(outputs["label"]["data"], mask=bad),
+            "probability": pa.array(probabilities.max(axis=1), mask=bad),
+            "version": [version] * len(bad),
+            "probabilities": pa.array(list(probabilities), mask=bad),
+            "error": pa.array(errors, pa.string()),
         }
     )
 
 
-def _raw(batch: pa.RecordBatch, tensor: dict[str, Any]) -> bytes:
-    """One input column in the protocol's binary form."""
+def _raw(batch: pa.RecordBatch, tensor: dict[str, Any], faults: Faults) -> bytes:
+    """One input column in the protocol's binary form; a row that it cannot hold is noted, and zero or empty."""
     name, datatype = tensor["name"], tensor["datatype"]
-    where = f"column {name!r}"
     if batch.schema.get_field_index(name) < 0:
         have = ", ".join(batch.schema.names)
         raise RecordError(f"needed the column {name!r}, got {have}", fix="rename the file's column")
     column = batch.column(name)
     if datatype == "BYTES":
-        return b"".join(struct.pack("<I", len(e)) + e for e in _elements(column))
-    return _numbers(column, int(np.prod(tensor["shape"][1:])), datatype, where).tobytes()
+        return b"".join(struct.pack("<I", len(e)) + e for e in _elements(column, name, faults))
+    return _numbers(column, int(np.prod(tensor["shape"][1:])), tensor, faults).tobytes()
 
 
-def _numbers(column: pa.Array, size: int, datatype: str, where: str) -> np.ndarray:
-    """The column's values [rows, size] in the protocol's type; what would become another value is refused."""
+def _numbers(column: pa.Array, size: int, tensor: dict[str, Any], faults: Faults) -> np.ndarray:
+    """The column's values [rows, size] in the protocol's type; what would become another value is noted.
+
+    Floats can say that there is none, which the server takes or not.
+    """
+    kind, name = _ELEMENT[tensor["datatype"]], tensor["name"]
+    column = column.cast(pa.float64()) if pa.types.is_null(column.type) else column
     try:
-        values, good = lists.to_values(column.cast("uint8") if pa.types.is_boolean(column.type) else column, size)
+        values, good = lists.to_values(column, size, gaps=kind.kind == "f")
     except SchemaMismatch as fault:
-        raise RecordError(fault.message, where=where, fix="send what the model was trained on") from None
-    if not good.all():
-        row = int(np.argmin(good))
-        raise RecordError(f"needed {size} numbers, got {column[row].as_py()!s:.80}", where=f"{where}, row {row}")
+        fix = "send what the model was trained on"
+        raise RecordError(fault.message, where=f"column {name!r}", fix=fix) from None
+    for row in np.flatnonzero(~good).tolist():
+        faults.note(row, name, f"needed {size} numbers, got {column[row].as_py()!s:.80}")
     with np.errstate(over="ignore", invalid="ignore"):
-        sent = values.astype(_ELEMENT[datatype])
-    same = np.isfinite(sent) if sent.dtype.kind == "f" else sent == values
-    if not same.all():
-        row = int(np.argmin(same.all(axis=1)))
-        raise RecordError(
-            f"needed finite numbers that fit {datatype}, got {values[row].tolist()!s:.80}", where=f"{where}, row {row}"
-        )
-    return sent
+        sent = values.astype(kind)
+    same = ~np.isinf(sent) if kind.kind == "f" else sent == values
+    for row in np.flatnonzero(~same.all(axis=1)).tolist():
+        said = f"needed finite numbers that fit {tensor['datatype']}, got {values[row].tolist()!s:.80}"
+        faults.note(row, name, said)
+    return np.where(same & good[:, None], sent, kind.type(0))
 
 
-def _elements(column: pa.Array) -> Iterator[bytes]:
-    for value in column.to_pylist():
-        yield value.encode() if isinstance(value, str) else value or b""
+def _elements(column: pa.Array, name: str, faults: Faults) -> Iterator[bytes]:
+    if pa.types.is_timestamp(column.type):  # Python has no nanoseconds
+        column = column.cast(pa.timestamp("us", column.type.tz), safe=False)
+    for row, value in enumerate(column.to_pylist()):
+        try:
+            yield _element(value)
+        except ValueError as fault:
+            faults.note(row, name, fault)
+            yield b""
+
+
+def _element(value: object) -> bytes:
+    """Text, a category, a time or an image."""
+    if isinstance(value, bytes):
+        return value
+    said = value.isoformat() if isinstance(value, date) else category_of(value)
+    return (said or "").encode()
 
 
 def _ask(client: httpx.Client, method: str, path: str, **more: Any) -> Any:

@@ -2,6 +2,10 @@
 
     JSON [+ binary tensors] ─► InferRequest: columns by name ─► (predictor) ─► JSON [+ binary tensors]
 
+A record that cannot be read does not fail the others: where there are some, an output ``error`` says what is wrong with
+each, empty for the good ones, and the other outputs have nothing in their places. Without a single good record the
+request is refused, unless it asks for that output.
+
 With ``Inference-Header-Content-Length: n`` the body is n bytes of JSON, then the tensors that say
 ``binary_data_size``, in their order (``streamkd.serve.predictions.tensors``).
 """
@@ -16,6 +20,8 @@ from pydantic_core import from_json
 from streamkd.errors import LimitExceeded, RecordError
 from streamkd.records import Label, RecordSchema
 from streamkd.serve.predictions.tensors import (
+    Faults,
+    Values,
     as_mapping,
     datatype_of,
     kind_of,
@@ -25,6 +31,7 @@ from streamkd.serve.predictions.tensors import (
     to_json,
     wire_shape,
 )
+from streamkd.streams.encoding.arrays import encode_inputs
 
 MODEL = "student"
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -32,25 +39,46 @@ EXTENSIONS = ("binary_tensor_data",)
 # an empty JSON list of 3 bytes is 64 bytes of Python: large tensors belong in the binary part
 JSON_BYTES = 16 << 20
 OUTPUTS = ("label", "probability")
+ERROR = "error"  # the output that is there where it is wanted, and where a record is bad
 # 10,000 classes for 4,096 records would be 800 MB of JSON
 JSON_VALUES, BINARY_VALUES = 1 << 20, 1 << 24
 _SLICE = 1 << 14  # values that become JSON in one go, about 1 ms
 _HEAD_BYTES = 1 << 16  # of a request, beside its tensors' values: names, shapes, the id
-Columns = Mapping[str, np.ndarray | list[str] | list[bytes]]
+Columns = Mapping[str, Values]
 
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """``columns`` hold ``rows`` records each; ``outputs`` are the wanted ones, and whether in binary."""
+    """``columns`` hold ``rows`` records each; ``outputs`` are the wanted ones, and whether in binary.
+
+    ``faults`` are the bad records: zeros and gaps stand for what they hold.
+    """
 
     id: str
     columns: Columns
     rows: int
     outputs: tuple[tuple[str, bool], ...]
+    faults: Faults
+
+
+def read(
+    body: bytes, header_length: str | None, schema: RecordSchema, limit_rows: int
+) -> tuple[InferRequest, np.ndarray]:
+    """The request in a body, and its inputs as the student takes them, [rows, *shape].
+
+    Raises:
+        RecordError: as ``parse``, or there is no good record. LimitExceeded: too many rows, or too much JSON.
+    """
+    request = parse(body, header_length, schema, limit_rows)
+    inputs = encode_inputs(request.columns, schema, request.faults.note)
+    if len(request.faults) == request.rows and ERROR not in dict(request.outputs):
+        more = f" (the first of {request.rows} records, none of which is good)" if request.rows > 1 else ""
+        raise RecordError(request.faults[0] + more)
+    return request, inputs
 
 
 def parse(body: bytes, header_length: str | None, schema: RecordSchema, limit_rows: int) -> InferRequest:
-    """The request in a body.
+    """The request in a body, images undecoded.
 
     Raises:
         RecordError: what was needed and what came. LimitExceeded: too many rows, or too much JSON.
@@ -62,8 +90,9 @@ def parse(body: bytes, header_length: str | None, schema: RecordSchema, limit_ro
         raise RecordError(f"needed a string of at most 512 characters as id, got {identity!r:.80}")
     parameters = as_mapping(tree.get("parameters", {}), "parameters")
     outputs = _outputs(tree.get("outputs"), parameters.get("binary_data_output") is True)
-    columns, rows = _inputs(tree.get("inputs"), tail, schema, limit_rows)
-    return InferRequest(identity, columns, rows, outputs)
+    faults = Faults()
+    columns, rows = _inputs(tree.get("inputs"), tail, schema, limit_rows, faults)
+    return InferRequest(identity, columns, rows, outputs, faults)
 
 
 def largest_body(schema: RecordSchema, rows: int) -> int | None:
@@ -101,10 +130,10 @@ def render(
         LimitExceeded: more values than an answer may have.
     """
     tensors, binary = [], []
-    for name, in_binary in request.outputs:
-        values: Any = probabilities if name == "probability" else [classes[i] for i in probabilities.argmax(axis=1)]
-        _check_values(int(np.size(probabilities)) if name == "probability" else len(values), in_binary)
-        datatype = "FP32" if name == "probability" else _label_datatype(schema)
+    for name, in_binary in _told(request):
+        values = _values(name, request, probabilities, classes)
+        _check_values(probabilities.size if name == "probability" else request.rows, in_binary)
+        datatype = {"probability": "FP32", "label": _label_datatype(schema), ERROR: "BYTES"}[name]
         tensor: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(np.shape(values))}
         if in_binary:
             raw = to_binary(values, datatype)
@@ -120,6 +149,28 @@ def render(
         return head, {"Content-Type": "application/json"}
     headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
     return b"".join([head, *binary]), headers
+
+
+def _told(request: InferRequest) -> tuple[tuple[str, bool], ...]:
+    """The outputs of the answer, and whether in binary: with bad records also what is wrong with them."""
+    if not request.faults or ERROR in dict(request.outputs):
+        return request.outputs
+    return (*request.outputs, (ERROR, all(binary for _, binary in request.outputs)))
+
+
+def _values(name: str, request: InferRequest, probabilities: np.ndarray, classes: Sequence[Label]) -> Any:
+    if name == ERROR:
+        return [request.faults.get(row, "") for row in range(request.rows)]
+    bad = list(request.faults)
+    if name == "probability":
+        if bad:
+            probabilities = probabilities.copy()
+            probabilities[bad] = np.nan
+        return probabilities
+    labels: list[Label | None] = [classes[i] for i in probabilities.argmax(axis=1).tolist()]
+    for row in bad:
+        labels[row] = None
+    return labels
 
 
 def _check_values(values: int, binary: bool) -> None:
@@ -141,6 +192,7 @@ def metadata(schema: RecordSchema, classes: Sequence[Label], versions: Sequence[
     outputs = [
         {"name": "label", "datatype": _label_datatype(schema), "shape": [-1]},
         {"name": "probability", "datatype": "FP32", "shape": [-1, len(classes)]},
+        {"name": ERROR, "datatype": "BYTES", "shape": [-1]},
     ]
     return {
         "name": MODEL,
@@ -182,8 +234,8 @@ def _outputs(wanted: Any, binary: bool) -> tuple[tuple[str, bool], ...]:
     chosen = {}
     for output in wanted:
         name = as_mapping(output, "an output").get("name")
-        if name not in OUTPUTS:
-            raise RecordError(f"needed one of the outputs {', '.join(OUTPUTS)}, got {name!r:.80}")
+        if name not in (*OUTPUTS, ERROR):
+            raise RecordError(f"needed one of the outputs {', '.join((*OUTPUTS, ERROR))}, got {name!r:.80}")
         parameters = as_mapping(output.get("parameters", {}), f"parameters of output {name}")
         if parameters.get("classification"):
             raise RecordError(f"output {name}: the classification extension is not supported", fix="ask for label")
@@ -191,7 +243,9 @@ def _outputs(wanted: Any, binary: bool) -> tuple[tuple[str, bool], ...]:
     return tuple(chosen.items())
 
 
-def _inputs(inputs: Any, tail: memoryview, schema: RecordSchema, limit_rows: int) -> tuple[Columns, int]:
+def _inputs(
+    inputs: Any, tail: memoryview, schema: RecordSchema, limit_rows: int, faults: Faults
+) -> tuple[Columns, int]:
     known = {column.name: column for column in schema.inputs}
     if not isinstance(inputs, list):
         raise RecordError(f"needed a list as inputs, got {kind_of(inputs)}")
@@ -201,7 +255,7 @@ def _inputs(inputs: Any, tail: memoryview, schema: RecordSchema, limit_rows: int
     columns, rows = {}, {}
     for tensor in inputs:
         column = known[tensor["name"]]
-        columns[column.name], rows[column.name], tail = read_tensor(tensor, column, tail, limit_rows)
+        columns[column.name], rows[column.name], tail = read_tensor(tensor, column, tail, limit_rows, faults)
     if len(tail):
         raise RecordError(f"needed no bytes after the tensors, got {len(tail)}")
     if len(set(rows.values())) > 1:

@@ -20,9 +20,9 @@ from streamkd.errors import LimitExceeded, Overloaded, RecordError
 from streamkd.records import RecordSchema
 from streamkd.serve.predictions import openinference
 from streamkd.serve.predictions.openinference import InferRequest
+from streamkd.serve.predictions.tensors import Faults
 from streamkd.serve.processes.channel import Process, bound_memory, descriptor, spawn
 from streamkd.serve.processes.messages import Json
-from streamkd.streams.encoding.arrays import encode_inputs
 
 WAITING = 8  # requests that may wait for the one that is read
 SECONDS = 20.0  # 16 MiB of the worst JSON take 2 s on a core of 2020; a machine may be busy
@@ -45,7 +45,7 @@ class Reader:
         """The request in a body, and its inputs as the student takes them, [rows, *shape].
 
         Raises:
-            RecordError, LimitExceeded: as ``openinference.parse``; also where it takes too long.
+            RecordError, LimitExceeded: as ``openinference.read``; also where it takes too long.
             Overloaded: too many wait already.
         """
         if self._waiting >= WAITING:
@@ -65,7 +65,8 @@ class Reader:
             raise _FAULTS[told["error"]](told["message"], where=told["where"], fix=told["fix"])
         outputs = tuple((name, binary) for name, binary in told["outputs"])
         inputs = np.frombuffer(raw, told["dtype"]).reshape(told["shape"])
-        return InferRequest(told["id"], {}, told["rows"], outputs), inputs
+        faults = Faults({int(row): said for row, said in told["faults"].items()})
+        return InferRequest(told["id"], {}, told["rows"], outputs, faults), inputs
 
     async def _ask(self, asked: Mapping[str, Any], body: bytes) -> tuple[Json, bytearray]:
         """One exchange, and another with a fresh process where the one that was there has ended: perhaps before."""
@@ -136,13 +137,12 @@ def _read(body: bytes, asked: Mapping[str, Any]) -> tuple[Json, bytes]:
     """What the request says, and its values; or what is wrong with it."""
     schema = RecordSchema.model_validate(asked["schema"])
     try:
-        request = openinference.parse(body, asked["header_length"], schema, asked["limit_rows"])
-        inputs = encode_inputs(request.columns, schema)
+        request, inputs = openinference.read(body, asked["header_length"], schema, asked["limit_rows"])
     except MemoryError:
         return _told(LimitExceeded("the request needs more memory to be read than there is", fix=_SMALLER))
     except RecordError as fault:
         return _told(fault)
-    told = {"id": request.id, "rows": request.rows, "outputs": request.outputs}
+    told = {"id": request.id, "rows": request.rows, "outputs": request.outputs, "faults": request.faults}
     return {**told, "dtype": inputs.dtype.str, "shape": inputs.shape}, inputs.tobytes()
 
 

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from streamkd.errors import RecordError
 from streamkd.records import InputColumn, Records, RecordSchema, Reject, RejectReason
 from streamkd.streams.encoding import categories, times
 
@@ -48,16 +47,22 @@ def undecodable(array: pa.Array, column: InputColumn) -> Iterator[tuple[int, Rej
             yield row, image[0], f"{column.name}: {image[1]}"
 
 
-def encode_inputs(columns: Mapping[str, np.ndarray | Sequence[Any]], schema: RecordSchema) -> np.ndarray:
+def encode_inputs(
+    columns: Mapping[str, np.ndarray | Sequence[Any]],
+    schema: RecordSchema,
+    refuse: Callable[[int, str, str], None],
+) -> np.ndarray:
     """The inputs of a prediction request, [rows, *shape] in the schema's element type.
 
     Of every input: numbers [rows, *shape] in the column's type (NaN: a gap), strings (``None``: a gap), the bytes of
-    images, or times as ``times.microseconds`` (``times.GAP``: a gap).
-
-    Raises:
-        RecordError: names the input that holds what is no image of its size.
+    images, or times as ``times.microseconds`` (``times.GAP``: a gap). ``refuse`` is told the row and the column of what
+    is no image of its size, and what it is; zeros stand for it.
     """
-    return _join([_request(columns[column.name], column) for column in schema.inputs], schema)
+
+    def encoded(column: InputColumn) -> np.ndarray:
+        return _encoded(columns[column.name], column, lambda row, _, said: refuse(row, column.name, said))
+
+    return _join([encoded(column) for column in schema.inputs], schema)
 
 
 def _join(parts: list[np.ndarray], schema: RecordSchema) -> np.ndarray:
@@ -160,10 +165,3 @@ def _hasher(features: int) -> Callable[[Sequence[str]], np.ndarray]:
     words = HashingVectorizer(analyzer="word", ngram_range=(1, 2), n_features=features, dtype=np.float32)
     half = np.float32(0.5**0.5)
     return lambda texts: np.asarray((characters.transform(texts) + words.transform(texts)).toarray() * half, np.float32)
-
-
-def _request(values: Any, column: InputColumn) -> np.ndarray:
-    def refuse(row: int, _reason: RejectReason, said: str) -> None:
-        raise RecordError(f"row {row}: {said}", where=f"input {column.name!r}")
-
-    return _encoded(values, column, refuse)

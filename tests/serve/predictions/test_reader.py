@@ -16,7 +16,6 @@ from streamkd.records import InputColumn, RecordSchema
 from streamkd.serve.predictions import openinference, reader
 from streamkd.serve.predictions.openinference import largest_body
 from streamkd.serve.predictions.reader import Reader
-from streamkd.streams.encoding.arrays import encode_inputs
 
 from ..conftest import Publisher, Running
 
@@ -42,9 +41,8 @@ def test_what_is_read_elsewhere_is_what_is_read_here() -> None:
     """The same values, rows, id and outputs, bit for bit, and an array that may be written to."""
     body = request(30)
     there, inputs = asyncio.run(_read(body))
-    here = openinference.parse(body, None, WIDE, 4_096)
-    expected = encode_inputs(here.columns, WIDE)
-    assert (there.id, there.rows, there.outputs) == (here.id, here.rows, here.outputs)
+    here, expected = openinference.read(body, None, WIDE, 4_096)
+    assert (there.id, there.rows, there.outputs, there.faults) == (here.id, here.rows, here.outputs, here.faults)
     assert inputs.dtype == expected.dtype
     assert np.array_equal(inputs, expected)
     assert inputs.flags.writeable

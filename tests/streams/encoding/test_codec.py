@@ -21,6 +21,10 @@ SQUARE = RecordSchema(inputs=(InputColumn(name="x", shape=(2, 3)),))
 BYTES = RecordSchema(inputs=(InputColumn(name="x", shape=(3,), dtype="uint8"),))
 
 
+def no_fault(*fault: Any) -> None:
+    pytest.fail(str(fault))
+
+
 def with_labels(x: pa.Array, labels: Any = (0, 1)) -> pa.RecordBatch:
     return pa.record_batch({"x": x, "label": labels if isinstance(labels, pa.Array) else pa.array(list(labels))})
 
@@ -200,7 +204,7 @@ def test_text_is_hashed_into_features_of_norm_near_one() -> None:
     """Equal texts get equal numbers, different texts different ones."""
     schema = RecordSchema(inputs=(InputColumn(name="x", kind="text", shape=(256,)),))
     inputs = codec.encode(with_labels(pa.array(["lost card", "lost card"])), schema, 0)[0].inputs
-    other = encode_inputs({"x": ["exchange rate"]}, schema)
+    other = encode_inputs({"x": ["exchange rate"]}, schema, no_fault)
     assert inputs.shape == (2, 256)
     np.testing.assert_array_equal(inputs[0], inputs[1])
     assert 0.5 < np.linalg.norm(inputs[0]) < 1.5
@@ -210,7 +214,7 @@ def test_text_is_hashed_into_features_of_norm_near_one() -> None:
 def test_a_request_becomes_the_numbers_that_the_learner_saw() -> None:
     """``encode_inputs`` and ``encode`` agree."""
     records, _ = codec.encode(with_labels(FORMS["fixed size"]()), SQUARE, 0)
-    np.testing.assert_array_equal(encode_inputs({"x": VALUES.reshape(2, 2, 3)}, SQUARE), records.inputs)
+    np.testing.assert_array_equal(encode_inputs({"x": VALUES.reshape(2, 2, 3)}, SQUARE, no_fault), records.inputs)
 
 
 def test_labels_and_tasks_are_names_not_texts() -> None:
