@@ -11,6 +11,8 @@ from pathlib import Path
 import yaml
 
 from streamkd.streams.files.columns import Column
+from streamkd.streams.files.dialect import CsvDialect
+from streamkd.streams.files.formats import dialect_of
 from streamkd.streams.files.roles import SAMPLE, ColumnRoles, roles_of
 from streamkd.streams.files.rows import Rows, open_rows
 
@@ -35,14 +37,16 @@ def describe(path: Path, label: str | None = None, accept: Sequence[str] = ()) -
         SourceError: the file cannot be read, no label can be found (its columns are named), there is no input, or
             something is hardly meant and not among ``accept``.
     """
-    rows = open_rows(path)
+    dialect = dialect_of(path, header=True if "header" in accept else None)
+    rows = open_rows(path, dialect, in_order=True)
     roles = roles_of(rows, path, label, accept)
     student, more = _student(roles, len(rows), shuffled=rows.scattered and not roles.time)
-    text = "\n".join([*_head(path, rows, roles, more), *_source(path, rows, roles), *_records(roles), *student, ""])
-    return Description(text, (*roles.notes, *more))
+    notes = (*_dialect_notes(dialect, rows), *roles.notes, *more)
+    written = [*_source(path, rows, roles, dialect), *_records(roles), *student, ""]
+    return Description("\n".join([*_head(path, rows, roles, notes), *written]), notes)
 
 
-def _head(path: Path, rows: Rows, roles: ColumnRoles, more: Sequence[str]) -> list[str]:
+def _head(path: Path, rows: Rows, roles: ColumnRoles, notes: Sequence[str]) -> list[str]:
     looked = "all" if len(rows) <= SAMPLE else f"{SAMPLE:,}"
     lines = [
         f"# Written by `streamkd init {path.name}`: {len(rows):,} records, of which {looked} were looked at.",
@@ -56,13 +60,40 @@ def _head(path: Path, rows: Rows, roles: ColumnRoles, more: Sequence[str]) -> li
     for column in (roles.label, *roles.inputs):
         if column.nulls:
             lines.append(f"# {column.nulls} records have no {column.name!r}: they go to the dead letters.")
-    lines += [f"# {note}" for note in (*roles.notes, *more)]
+    lines += [f"# {note}" for note in notes]
     return [*lines, "# `streamkd check` this file, `streamkd serve` it to learn, `streamkd run` it for a report."]
 
 
-def _source(path: Path, rows: Rows, roles: ColumnRoles) -> list[str]:
+def _dialect_notes(dialect: CsvDialect | None, rows: Rows) -> Iterator[str]:
+    """What of a CSV file is other than usual, with what would change it."""
+    if dialect is None:
+        return
+    if not dialect.header:
+        names = rows.schema.names
+        yield (
+            f"The first line looks like a record, so the columns are called {names[0]} to {names[-1]}; "
+            "--accept header takes it for their names."
+        )
+    if dialect.thousands:
+        yield f"{dialect.thousands!r} between digits groups them; `thousands: ''` under csv takes such cells for words."
+    if days := [form for form in dialect.times if form.startswith(("%d/%m", "%m/%d"))]:
+        yield f"Dates are read as {days[0]}; turn day and month round in `times` under csv if they are the other way."
+    if dialect.encoding == "cp1252":
+        yield "It is not UTF-8 and read as Windows' Western code page; `encoding` under csv names another."
+
+
+def _csv(dialect: CsvDialect | None) -> list[str]:
+    """How the file is written, where it is not as CSV usually is."""
+    if dialect is None or dialect == CsvDialect():
+        return []
+    given = {key: value for key, value in dialect.model_dump().items() if value != getattr(CsvDialect(), key)}
+    given = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
+    return [f"    csv: {yaml.safe_dump(given, default_flow_style=True, width=1 << 20, sort_keys=False).strip()}"]
+
+
+def _source(path: Path, rows: Rows, roles: ColumnRoles, dialect: CsvDialect | None) -> list[str]:
     target = path.resolve()
-    test = _test_file(target, rows)
+    test = _test_file(target, rows, dialect)
     lines = [
         f"name: {re.sub(r'[^A-Za-z0-9_.-]+', '-', path.stem) or 'stream'}",
         "stream:",
@@ -71,6 +102,7 @@ def _source(path: Path, rows: Rows, roles: ColumnRoles) -> list[str]:
         "  source:",
         "    name: replay",
         f"    path: {_plain(str(target))}",
+        *_csv(dialect),
     ]
     lines += [f"    accept: [{', '.join(roles.accept)}]  # hardly meant, but meant"] if roles.accept else []
     if test:
@@ -96,13 +128,17 @@ def _source(path: Path, rows: Rows, roles: ColumnRoles) -> list[str]:
     ]
 
 
-def _test_file(path: Path, rows: Rows) -> Path | None:
+def _test_file(path: Path, rows: Rows, dialect: CsvDialect | None) -> Path | None:
     """The test file beside a train file, if it has the same columns."""
     if "train" not in path.stem:
         return None
     for name in ("test", "validation", "valid", "val"):
         test = path.with_name(path.name.replace("train", name))
-        if test != path and test.is_file() and set(rows.schema.names) <= set(open_rows(test).schema.names):
+        if (
+            test != path
+            and test.is_file()
+            and set(rows.schema.names) <= set(open_rows(test, dialect, in_order=True).schema.names)
+        ):
             return test
     return None
 

@@ -7,7 +7,7 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from streamkd.streams.files.columns import Column, look
 from streamkd.streams.files.doubts import Doubt
 from streamkd.streams.files.rows import Rows
 
-SAMPLE = 5_000
+SAMPLE, RUN = 5_000, 200
 LABELS = ("label", "labels", "target", "class", "y", "category", "intent", "species", "outcome", "digit", "fine_label")
 IDS = ("id", "uuid", "key")
 POSITIONS = ("index", "idx", "row", "row_id", "level_0", "unnamed: 0", "")
@@ -52,21 +52,23 @@ def roles_of(rows: Rows, path: Path, asked: str | None, accept: Sequence[str]) -
     if not len(rows):
         raise SourceError("the file has no rows", where=str(path), fix="name a file with records")
     names = rows.schema.names
-    found = list(doubts.of_header(path, rows))
-    doubts.refuse(found, accept, str(path), INSIST)
+    found = list(doubts.of_header(path, rows)) if "header" in accept else []  # else it was read as it looks
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise SourceError(f"two columns go by the name {twice[0]!r}", where=str(path), fix="rename or drop one of them")
     sample = _sample(rows)
     columns = look(sample)
     label = _label(columns, asked, path)
-    found += doubts.of_labels(doubts.labels_of(label.name, rows.column(label.name)))
+    found += doubts.of_labels(doubts.labels_of(label.name, rows.chunks(label.name)))
     doubts.refuse(found, accept, str(path), INSIST)
     return _parts(rows, columns, label, sample, path, accept, {doubt.kind for doubt in found})
 
 
 def _sample(rows: Rows) -> pa.Table:
     count = min(SAMPLE, len(rows))
-    return rows.pick(np.linspace(0, len(rows) - 1, count).astype(np.int64) if rows.scattered else np.arange(count))
+    if rows.scattered or count == len(rows):
+        return rows.pick(np.linspace(0, len(rows) - 1, count).astype(np.int64))
+    runs = np.linspace(0, len(rows) - RUN, count // RUN).astype(np.int64)  # of a large file, from places all over it
+    return rows.pick(np.unique(runs[:, None] + np.arange(RUN)))
 
 
 def _label(columns: Sequence[Column], asked: str | None, path: Path) -> Column:
@@ -198,14 +200,24 @@ def _order(rows: Rows, time: Column | None, others: Sequence[Column]) -> tuple[b
             for c in others
             if c.counting and TIME_NAME.search(c.name)
         ]
-    column = rows.column(time.name).drop_null().cast(pa.timestamp("us"), safe=False)
-    steps = np.diff(column.cast(pa.int64()).to_numpy())
-    back = int((steps < 0).sum())
+    steps, back = _steps(rows.chunks(time.name))
     kept = f"{time.name!r} is the event time: the records are learned as they lie in the file (order: given)"
     if not back:
         return True, [f"{kept}, which is the order of time, and what came last tests (test: last)."]
-    how = "newest first" if back > 0.9 * len(steps) else f"{back:,} of them earlier than the one before"
+    how = "newest first" if back > 0.9 * steps else f"{back:,} of them earlier than the one before"
     return False, [f"{kept}, {how}: sort them by {time.name!r}; every fifth record of each label tests."]
+
+
+def _steps(chunks: Iterable[pa.Array]) -> tuple[int, int]:
+    """From record to record: how many steps there are in time, and how many of them go back."""
+    steps = back = 0
+    last = np.zeros(0, np.int64)
+    for chunk in chunks:
+        times = chunk.drop_null().cast(pa.timestamp("us"), safe=False).cast(pa.int64()).to_numpy()
+        taken = np.diff(np.concatenate([last, times]))
+        steps, back = steps + len(taken), back + int((taken < 0).sum())
+        last = times[-1:] if len(times) else last
+    return steps, back
 
 
 def _gaps(inputs: Sequence[Column], records: int) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from streamkd.hookspecs import Options
+from streamkd.streams.files.dialect import CsvDialect
 from streamkd.streams.files.doubts import Doubtful
 from streamkd.streams.replay import datasets, generators, variations
 
@@ -17,7 +18,10 @@ class ReplayOptions(Options):
     """What is replayed, in which order, in which forms, how often and how fast."""
 
     dataset: str | None = Field(default=None, description=f"one of {', '.join(datasets.NAMES)}")
-    path: Path | None = Field(default=None, description="a Parquet, Arrow, Feather or CSV file")
+    path: Path | None = Field(default=None, description="a Parquet, Arrow, Feather, CSV or JSON-lines file")
+    csv: CsvDialect | None = Field(
+        default=None, description="how CSV files are written; None: with commas, .tsv with tabs, and a header"
+    )
     test_path: Path | None = Field(default=None, description="a file of test records")
     test_ratio: float = Field(default=0.2, ge=0, lt=1, description="held out of a file without test_path, per label")
     test_limit: int | None = Field(

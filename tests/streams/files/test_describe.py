@@ -256,7 +256,7 @@ def test_many_columns_raise_the_limit(tmp_path: Path) -> None:
 def test_a_large_file_is_played_in_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file too large to hold gets order: given."""
     path = _write(tmp_path, {"x": DRAW.normal(size=60), "label": LABELS})
-    monkeypatch.setattr(described, "open_rows", lambda path: files.open_rows(path, held_bytes=1))
+    monkeypatch.setattr(described, "open_rows", lambda *args, **more: files.open_rows(*args, **more, held_bytes=1))
     assert _load(describe(path).text, tmp_path).stream.source.values["order"] == "given"
 
 

@@ -357,13 +357,13 @@ TABLE = [
         "no header, numbers",
         "init",
         text("".join(f"5.{n % 7},1.4,{n},{n % 3}\n" for n in range(60))),
-        r"!the first line is taken for the columns' names, and looks like a record: '5.0', '1.4', '0', '0'",
+        "The first line looks like a record, so the columns are called f0 to f3",
     ),
     row(
         "no header, a word at the end",
         "init",
         text("".join(f"5.{n % 7},1.4,0.{n},{'ab'[n % 2]}\n" for n in range(60))),
-        "!looks like a record: '5.0', '1.4', '0.0', 'a'",
+        "header: false",
     ),
     row(
         "no header, in a configuration",
@@ -405,7 +405,10 @@ TABLE = [
         "!the file has no records",
     ),
     row(
-        "a picture instead of a table", "init", text("GIF89a", "mine.gif"), "!needed Parquet, Arrow IPC, Feather or CSV"
+        "a picture instead of a table",
+        "init",
+        text("GIF89a", "mine.gif"),
+        "!needed Parquet, Arrow IPC, Feather, CSV or JSON lines",
     ),
     row("two columns of one name", "init", twice_named(), "!two columns go by the name 'x'"),
     row(
