@@ -7,18 +7,22 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import yaml
 
-from streamkd.streams.files.columns import Column
+from streamkd.streams.files import profile
+from streamkd.streams.files.columns import YEARS, Column
 from streamkd.streams.files.dialect import CsvDialect
 from streamkd.streams.files.formats import dialect_of
 from streamkd.streams.files.roles import SAMPLE, ColumnRoles, roles_of
 from streamkd.streams.files.rows import Rows, open_rows
 
 FIT = 1_000
-TEXT_FEATURES, CATEGORY_FEATURES = 4_096, 32
+TEXT_FEATURES, TEXT_BESIDE = 4_096, 1_024  # of texts alone, and beside other columns
+SPARE, CODE_FEATURES = 8, (64, 256)  # places for categories that come later; of few and of many codes
 CHANNELS = (1, 3, 4)
+LARGE = "as the records lie in the file; seed: shuffled by the seed, from a copy on disk, since the file is large"
 PLENTY_COLUMNS = 60  # a batch may have 64 columns unless the limits say more
 
 
@@ -40,8 +44,8 @@ def describe(path: Path, label: str | None = None, accept: Sequence[str] = ()) -
     dialect = dialect_of(path, header=True if "header" in accept else None)
     rows = open_rows(path, dialect, in_order=True)
     roles = roles_of(rows, path, label, accept)
-    student, more = _student(roles, len(rows), shuffled=rows.scattered and not roles.time)
-    notes = (*_dialect_notes(dialect, rows), *roles.notes, *more)
+    student, more = _student(roles, len(rows), _order(rows, roles))
+    notes = (*profile.told(roles), *_dialect_notes(dialect, rows), *roles.notes, *more)
     written = [*_source(path, rows, roles, dialect), *_records(roles), *student, ""]
     return Description("\n".join([*_head(path, rows, roles, notes), *written]), notes)
 
@@ -50,16 +54,17 @@ def _head(path: Path, rows: Rows, roles: ColumnRoles, notes: Sequence[str]) -> l
     looked = "all" if len(rows) <= SAMPLE else f"{SAMPLE:,}"
     lines = [
         f"# Written by `streamkd init {path.name}`: {len(rows):,} records, of which {looked} were looked at.",
-        f"# The label is {roles.label.name!r}: {roles.label.values} different values.",
     ]
     for column in roles.left_out:
         task = (
             f"; `task: {_plain(column.name)}` under records makes it the task" if column.holds == "categories" else ""
         )
         lines.append(f"# Left out: {column.name!r} ({column.type}){task}.")
-    for column in (roles.label, *roles.inputs):
-        if column.nulls:
-            lines.append(f"# {column.nulls} records have no {column.name!r}: they go to the dead letters.")
+    lost = {roles.label.name: len(rows) - roles.labels.records}
+    lost |= {c.name: roles.gaps[c.name] for c in roles.inputs if c.name in roles.gaps and not _fills(c, roles)}
+    lines += [
+        f"# {count:,} records have no {name!r}: they go to the dead letters." for name, count in lost.items() if count
+    ]
     lines += [f"# {note}" for note in notes]
     return [*lines, "# `streamkd check` this file, `streamkd serve` it to learn, `streamkd run` it for a report."]
 
@@ -107,25 +112,30 @@ def _source(path: Path, rows: Rows, roles: ColumnRoles, dialect: CsvDialect | No
     lines += [f"    accept: [{', '.join(roles.accept)}]  # hardly meant, but meant"] if roles.accept else []
     if test:
         lines.append(f"    test_path: {_plain(str(test))}")
-    elif roles.in_time:
+    elif roles.order:
         lines.append("    test_ratio: 0.2")
         lines.append(
-            "    test: last  # what came last is held out, to measure the accuracy; test: evenly, of each label"
+            "    test: last  # what came last is held out, to measure the accuracy; without this line: of each label"
         )
     else:
         lines.append("    test_ratio: 0.2  # held out of each label, to measure the accuracy")
-    if roles.time:
-        lines.append("    order: given  # as the records lie in the file; seed: shuffled by the seed")
-    elif rows.scattered:
-        lines.append("    order: seed  # shuffled by the seed; given: as the records lie in the file")
-    else:
-        lines.append("    order: given  # the file is too large to be shuffled")
+    order = _order(rows, roles)
+    said = {
+        "time": "by the event time; given: as the records lie in the file",
+        "seed": "shuffled by the seed; given: as the records lie in the file",
+        "given": "as the records lie in the file; seed: shuffled by the seed" if rows.scattered else LARGE,
+    }
+    lines.append(f"    order: {order}  # {said[order]}")
     return [
         *lines,
         "    # classes_per_task: 2  # class-incremental: so many labels at a time; then take out the line of detectors",
         "    rate: null  # records per second; null: as fast as they are learned",
         "    repeat: false  # true: for ever",
     ]
+
+
+def _order(rows: Rows, roles: ColumnRoles) -> Literal["seed", "given", "time"]:
+    return roles.order or ("seed" if rows.scattered else "given")
 
 
 def _test_file(path: Path, rows: Rows, dialect: CsvDialect | None) -> Path | None:
@@ -144,26 +154,36 @@ def _test_file(path: Path, rows: Rows, dialect: CsvDialect | None) -> Path | Non
 
 
 def _records(roles: ColumnRoles) -> list[str]:
-    lines = ["  records:", "    inputs:", *(f"      - {_input(column)}" for column in roles.inputs)]
+    lines = ["  records:", "    inputs:", *(f"      - {_input(column, roles)}" for column in roles.inputs)]
     if any(column.lengths for column in roles.inputs):
         lines.append("      # pad: shorter lists end in zeros, longer ones are cut")
     lines.append(f"    label: {_plain(roles.label.name)}")
     lines.append(f"    label_type: {'int' if roles.label.holds == 'numbers' else 'string'}")
     lines += [f"    id: {_plain(roles.id.name)}"] if roles.id else []
-    lines += [f"    event_time: {_plain(roles.time.name)}"] if roles.time else []
+    if roles.time:
+        lines.append(f"    event_time: {_plain(roles.time.name)}")
+        lines.append(f"    # as an input instead, beside order: given: - {_input(roles.time, roles)}")
     if len(roles.inputs) > PLENTY_COLUMNS:
         lines.append(f"  limits: {{columns: {len(roles.inputs) + 8}}}")
     return lines
 
 
-def _input(column: Column) -> str:
+def _fills(column: Column, roles: ColumnRoles) -> bool:
+    """Whether there are gaps in a column, and something to fill them with."""
+    floats = column.holds != "tensor" or (column.dtype.startswith("float") and len(column.shape) == 1)
+    return column.name in roles.gaps and column.holds != "image" and floats
+
+
+def _input(column: Column, roles: ColumnRoles) -> str:
     """One input as a flow mapping, with its normalisation."""
-    values = f"name: {_plain(column.name)}"
-    if column.holds in ("text", "categories"):
-        features = TEXT_FEATURES if column.holds == "text" else CATEGORY_FEATURES
-        return f"{{{values}, kind: text, shape: [{features}]}}  # {column.values} values, hashed"
+    filled = _fills(column, roles)
+    values = f"name: {_plain(column.name)}" + (", missing: fill" if filled else "")
+    gaps = f"{roles.gaps[column.name]:,} gaps" if filled else ""
     if column.holds == "numbers":
-        return f"{{{values}, fit: {FIT}}}"
+        return f"{{{values}, fit: {FIT}}}" + (f"  # {gaps}" if gaps else "")
+    if column.holds not in ("tensor", "image"):
+        more, said = _words(column, alone=len(roles.inputs) == 1, filled=filled)
+        return f"{{{values}, {more}}}  # {', '.join(filter(None, (said, gaps)))}"
     values += ", kind: image" if column.holds == "image" else ""
     values += f", shape: [{', '.join(map(str, column.shape))}]"
     values += "" if column.holds == "image" else f", dtype: {column.dtype}"
@@ -178,14 +198,32 @@ def _input(column: Column) -> str:
     return f"{{{values}, fit: {FIT}}}  # mean and std of the first {FIT:,} records"
 
 
-def _student(roles: ColumnRoles, records: int, shuffled: bool) -> tuple[list[str], list[str]]:
+def _words(column: Column, alone: bool, filled: bool) -> tuple[str, str]:
+    """What a column of texts, categories or times is written as, and what is said of it."""
+    if column.holds == "text":
+        return f"kind: text, shape: [{TEXT_FEATURES if alone else TEXT_BESIDE}]", f"{column.values:,} texts, hashed"
+    if column.holds == "times":
+        parts = ["weekday", "day_of_year"] if column.days else ["hour", "weekday", "day_of_year"]
+        parts += ["age"] if column.years > YEARS else []
+        return f"kind: time, parts: [{', '.join(parts)}]", "age: in years" if "age" in parts else "read in UTC"
+    if column.holds == "codes":
+        places = CODE_FEATURES[column.values > CODE_FEATURES[0]] + filled
+        return f"kind: category, shape: [{places}]", f"{column.values:,} values, hashed"
+    names = [name for name in column.names if name]
+    listed = ", ".join(map(_plain, names))
+    places = len(names) + SPARE + filled
+    return f"kind: category, shape: [{places}], values: [{listed}]", f"{SPARE} places for others"
+
+
+def _student(roles: ColumnRoles, records: int, order: str) -> tuple[list[str], list[str]]:
     """The lines after the stream's, and what should be said of them."""
     column = roles.inputs[0]
     picture = len(roles.inputs) == 1 and _is_picture(column.shape)
     student = "{name: convnet, channels: [32, 64]}" if picture else "{name: mlp, hidden: [256, 128]}"
     per_label = max(500, min(5 * roles.label.values, 5_000))
-    one_task = shuffled or roles.time
-    why = "shuffled records are one task" if shuffled else "one task, in the order of time"
+    one_task = order == "seed" or roles.time or roles.mixed
+    why = "shuffled records are one task" if order == "seed" else "one task: its labels come mixed"
+    why = "one task, in the order of time" if roles.time else why
     detectors = [f"detectors: []  # {why}; without this line new labels begin one"] if one_task else []
     size = min(per_label, max(50, records // 2))
     hints = [] if picture or len(roles.inputs) > 1 else list(_picture_hints(column))

@@ -34,6 +34,10 @@ class Rows(Protocol):
         """One whole column, piece by piece."""
         ...
 
+    def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """All rows in order, once, so nothing is kept for it."""
+        ...
+
     def take(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
         """These rows, in this order."""
         ...
@@ -82,6 +86,9 @@ class TableRows:
     def chunks(self, name: str) -> Iterator[pa.Array]:
         yield from self._table.column(name).chunks
 
+    def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        yield self._table.select(list(columns))
+
     def take(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
         return _taken(self._table.select(list(columns)), rows)
 
@@ -104,6 +111,9 @@ class ColumnRows:
 
     def chunks(self, name: str) -> Iterator[pa.Array]:
         yield from self._columns([name]).column(name).chunks
+
+    def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        return self._pieces.all(columns)
 
     def take(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
         return _taken(self._columns(columns), rows)
@@ -137,6 +147,9 @@ class PieceRows:
     def chunks(self, name: str) -> Iterator[pa.Array]:
         for table in self._pieces.all([name]):
             yield from table.column(name).chunks
+
+    def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        return self._pieces.all(columns)
 
     def take(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
         starts = self._pieces.starts

@@ -279,6 +279,8 @@ def _unparsed(path: Path, fault: Exception, row: int) -> SourceError:
     fix = "write it again, or convert it to Parquet"
     if "conversion error" in said:
         fix = "if such a cell is a gap, add it to `csv: {nulls: [...]}` under stream.source; else mend the file"
+    elif "\0" in said:
+        fix = "`csv: {encoding: utf-16}` under stream.source, or what it is written in"
     elif "Expected" in said and "columns" in said:
         fix = "mend that line; where quoted cells hold line ends, `csv: {newlines: true}` under stream.source"
     elif "UTF8" in said or "UTF-8" in said:

@@ -40,7 +40,9 @@ class ReplayOptions(Options):
         description="held out of the train records, per label, to test on; the test records stay unread",
     )
     classes_per_task: Positive | None = Field(default=None, description="None: the file's task column, or one task")
-    order: Literal["seed", "given"] = Field(default="seed", description="of classes, tasks and records")
+    order: Literal["seed", "given", "time"] = Field(
+        default="seed", description="of classes, tasks and records; time: by the records' event time"
+    )
     seed: int | None = Field(default=None, ge=0, description="None: the configuration's seed")
     variations: tuple[str, ...] = Field(default=("plain",), description="each repeats all tasks in changed form")
     permuted: int = Field(default=0, ge=0, description="so many fixed orders of the elements, the first one plain")
@@ -90,6 +92,8 @@ class ReplayOptions(Options):
             raise ValueError(f"test: {self.test} takes test records out of the train file; test_path brings others")
         if self.test_path and self.test_ratio and "test_ratio" in self.model_fields_set:
             raise ValueError("test_ratio holds records out of a file that has no test_path; give one of them")
+        if self.dataset and self.order == "time":
+            raise ValueError("order: time belongs to path; no dataset has event times")
         if self.dataset in generators.NAMES and (self.order != "given" or self.classes_per_task):
             raise ValueError(
                 f"{self.dataset} drifts as its records are numbered: needs order: given, no classes_per_task"

@@ -22,6 +22,7 @@ from streamkd.streams.replay.options import ReplayOptions
 
 NONE = -1  # a row without label, or outside of every task
 BLOCK_ROWS = 1 << 20
+LATEST = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Split:
     """Rows and the task of each: ``tasks`` [rows of the file] are numbers of ``names``; ``NONE`` leaves a row out.
 
     ``codes`` [rows of the file] number the labels as they are in the file, ``classes``; ``labels`` are other ones.
+    ``by_time``: all rows in the order of their event time, where that is asked for.
     ``outside``: how many labelled rows of a test file are left out, since the train file has no such task or label.
     """
 
@@ -39,17 +41,21 @@ class Split:
     codes: np.ndarray
     classes: Sequence[object]
     labels: pa.Array | None = None
+    by_time: np.ndarray | None = None
     outside: int = 0
 
     def groups(self, in_order: bool) -> Iterator[np.ndarray]:
         """Row numbers task by task; ``in_order``: all at once as the file has them, whatever their tasks."""
         if in_order:
-            yield _numbers_of(self.tasks != NONE)
+            yield self._ordered(self.tasks != NONE)
             return
         for task in range(len(self.names)):
-            rows = _numbers_of(self.tasks == task)
+            rows = self._ordered(self.tasks == task)
             if len(rows):
                 yield rows
+
+    def _ordered(self, chosen: np.ndarray) -> np.ndarray:
+        return _numbers_of(chosen) if self.by_time is None else self.by_time[chosen[self.by_time]]
 
     def take(self, rows: np.ndarray) -> pa.Table:
         """The file's columns of these rows."""
@@ -75,7 +81,8 @@ def split(options: ReplayOptions, schema: RecordSchema, seed: int) -> tuple[Spli
     train, test, where = _open(options, schema, seed)
     columns = _columns(train, schema, where)
     codes, classes = _codes(train.chunks(schema.label))
-    in_train, in_test = _parted(options, codes)
+    by_time = _by_time(train, schema, where) if options.order == "time" else None
+    in_train, in_test = _parted(options, codes, by_time)
     if not in_train.any():
         got = "nothing is left to train on" if len(train) else "the file has no records"
         raise SourceError(got, where=where, fix="lower test_ratio" if len(train) else "name a file with records")
@@ -84,7 +91,7 @@ def split(options: ReplayOptions, schema: RecordSchema, seed: int) -> tuple[Spli
     values = pa.array(classes, train.schema.field(schema.label).type)
     changed = options.label_noise or options.unlabelled
     labels = _changed(codes, values, train_tasks, options, seed) if changed else None
-    train_split = Split(train, columns, train_tasks, tasks.names, codes, classes, labels)
+    train_split = Split(train, columns, train_tasks, tasks.names, codes, classes, labels, by_time)
     if in_test is not None:
         test_tasks = np.where(in_test, tasks.of(train, codes, lost=NONE), NONE)
         return train_split, Split(train, columns, test_tasks, tasks.names, codes, classes)
@@ -98,9 +105,31 @@ def split(options: ReplayOptions, schema: RecordSchema, seed: int) -> tuple[Spli
     return train_split, Split(test, columns, test_tasks, tasks.names, own, found, outside=outside)
 
 
-def _parted(options: ReplayOptions, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+def _by_time(rows: Rows, schema: RecordSchema, where: str) -> np.ndarray:
+    """All rows in the order of their event time; those that have none come last."""
+    if not schema.event_time:
+        raise SourceError(
+            "order: time needs to know the time of a record", where=where, fix="name its column in records.event_time"
+        )
+    kind = rows.schema.field(schema.event_time).type
+    if not (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
+        said = f"column {schema.event_time!r}: needed timestamps or dates to order by, got {kind}"
+        raise SourceError(said, where=where, fix="order: given")
+    parts = [
+        chunk.cast(pa.timestamp("us"), safe=False).cast(pa.int64()).fill_null(LATEST).to_numpy()
+        for chunk in rows.chunks(schema.event_time)
+    ]
+    return np.argsort(np.concatenate([np.zeros(0, np.int64), *parts]), kind="stable").astype(np.int32)
+
+
+def _parted(
+    options: ReplayOptions, codes: np.ndarray, by_time: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Which rows of the train file train, and which test; ``None``: the test records lie apart."""
-    cut = _last if options.test == "last" else _held_out
+
+    def cut(codes: np.ndarray, ratio: float, limit: int) -> np.ndarray:
+        return _last(codes, ratio, limit, by_time) if options.test == "last" else _held_out(codes, ratio, limit)
+
     in_train, in_test = np.ones(len(codes), bool), None
     if not options.dataset and not options.test_path:
         in_test = cut(codes, options.test_ratio, options.held_out)
@@ -137,7 +166,7 @@ class _Tasks:
                     where=where,
                     fix="drop classes_per_task, or give stream.records.task a name that the file has not",
                 )
-            order = _class_order(classes, given=options.order == "given", by_value=bool(options.dataset))
+            order = _class_order(classes, given=options.order != "seed", by_value=bool(options.dataset))
             order = draw.permutation(order) if options.order == "seed" else order
             self._task_of_class = np.empty(len(classes), np.int32)
             self._task_of_class[order] = np.arange(len(classes)) // options.classes_per_task
@@ -276,9 +305,9 @@ def _held_out(codes: np.ndarray, ratio: float, limit: int) -> np.ndarray:
     return out
 
 
-def _last(codes: np.ndarray, ratio: float, limit: int) -> np.ndarray:
+def _last(codes: np.ndarray, ratio: float, limit: int, by_time: np.ndarray | None) -> np.ndarray:
     """The last of the rows that have a label: what comes after all that is trained on."""
-    rows = np.flatnonzero(codes != NONE)
+    rows = np.flatnonzero(codes != NONE) if by_time is None else by_time[codes[by_time] != NONE]
     out = np.zeros(len(codes), bool)
     out[rows[len(rows) - min(int(len(rows) * ratio), limit) :]] = True
     return out

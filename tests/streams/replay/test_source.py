@@ -309,6 +309,26 @@ def test_a_large_file_is_played_as_a_small_one(
     assert large.read(PARTITION, 100, 7).rows.equals(held.slice(100, 7).combine_chunks().to_batches()[0])
 
 
+@pytest.mark.parametrize("held_bytes", [1, 1 << 30])
+def test_a_file_can_be_played_in_the_order_of_time(
+    held_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """order: time sorts by the event time, records without one last; what came last tests."""
+    when = np.random.default_rng(0).permutation(500)
+    times = pa.array(when, pa.timestamp("s"), mask=when == 7)
+    path = write(tmp_path / "a.parquet", {"x": when * 1.0, "label": when % 3, "t": times}, row_group_size=64)
+    schema = RecordSchema(inputs=(InputColumn(name="x"),), event_time="t")
+    monkeypatch.setattr(
+        halves, "open_rows", lambda *args, **more: files.open_rows(*args, **more, held_bytes=held_bytes)
+    )
+    source = from_file(path, schema, order="time", test="last", test_ratio=0.1)
+    kept = [n for n in range(500) if n != 7]
+    assert read_all(source)["x"].to_pylist() == kept[:450]
+    assert sorted(source.tests()["0"]["x"].to_pylist()) == sorted([*kept[450:], 7])
+    with pytest.raises(SourceError, match=r"order: time needs to know the time[\s\S]*records.event_time"):
+        from_file(path, order="time")
+
+
 def test_a_missing_column_is_named_with_the_nearest(tmp_path: Path) -> None:
     """A file without the schema's column is refused; its columns and the nearest are named."""
     path = write(tmp_path / "a.parquet", {"x": [1.0], "lable": [1]})
