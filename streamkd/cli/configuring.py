@@ -20,7 +20,7 @@ from streamkd.logs import some
     "--accept", multiple=True, metavar="DOUBT", help="Take what is refused as hardly meant; may be repeated."
 )  # fmt: skip
 def init(file: Path, label: str | None, out: Path | None, force: bool, accept: tuple[str, ...]) -> None:
-    """Look at a Parquet, Arrow or CSV FILE of your own and write a commented configuration for it."""
+    """Look at a Parquet, Arrow, CSV or JSON-lines FILE of your own and write a commented configuration for it."""
     from streamkd.streams.files import describe, doubts
 
     target = out or Path(f"{file.stem}.yaml")

@@ -96,11 +96,11 @@ def predict(file: Path, url: str, out: Path | None, token: str | None) -> None:
     if out is not None:
         folder(out.parent)
     with bar("records", None) as advance:
-        rows = client.predict_file(file, url, token=token, progress=advance)
-    click.echo(client.write(rows, out))
-    if said := client.bad(rows):
+        written = client.write(client.predict_file(file, url, token=token, progress=advance), out, click.echo)
+    if written.bad:
+        said = f"{written.bad} of {written.rows} rows have no prediction, the first: {written.error}"
         click.echo(said, err=True)
-    if rows.column("error").null_count == 0:
+    if written.bad == written.rows:
         sys.exit(1)
 
 

@@ -8,7 +8,9 @@ hold.
 
 import json
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,6 @@ from typing import Any
 import httpx
 import numpy as np
 import pyarrow as pa
-import pyarrow.feather
 import pyarrow.parquet
 
 from streamkd.errors import NotReady, RecordError, SchemaMismatch, StreamkdError
@@ -30,12 +31,27 @@ BATCH = 256
 _ELEMENT = {wire: np.dtype(kind).newbyteorder("<") for kind, wire in DATATYPES.items()}
 
 
+@dataclass
+class Written:
+    """How many rows were written, how many of them have no prediction, and why the first of those has none."""
+
+    rows: int = 0
+    bad: int = 0
+    error: str = ""
+
+    def count(self, answers: pa.Table) -> None:
+        """Count one table of predictions."""
+        errors = answers.column("error").drop_null()
+        self.error = self.error or (errors[0].as_py() if len(errors) else "")
+        self.rows, self.bad = self.rows + len(answers), self.bad + len(errors)
+
+
 def predict_file(
     file: Path, url: str, *, token: str | None = None, progress: Callable[[int, int | None], None] = lambda n, of: None
-) -> pa.Table:
-    """A table [rows] of ``label``, ``probability`` (of that label), ``version``, ``probabilities`` (per class).
+) -> Iterator[pa.Table]:
+    """Tables [rows] of ``label``, ``probability`` (of that label), ``version``, ``probabilities`` (per class).
 
-    Its last column ``error`` is null where there is a label, and says why there is none.
+    Their last column ``error`` is null where there is a label, and says why there is none.
 
     Raises:
         RecordError: the file lacks an input column, or has one of another type.
@@ -45,7 +61,6 @@ def predict_file(
     if not _is_http(url):
         raise StreamkdError("needed http://HOST:PORT or https://", where=url, fix="the server prints its URLs")
     total, done = formats.count(file), 0
-    answers = []
     with httpx.Client(base_url=url.rstrip("/"), headers=headers, timeout=60, trust_env=False) as client:
         model = _ask(client, "GET", "/v2/models/student")
         if not isinstance(model.get("inputs"), list):
@@ -53,12 +68,11 @@ def predict_file(
                 "what answers there is no model of ours", where=url, fix="name the URL that `serve` prints"
             )
         for batch in formats.batches(file, BATCH):
-            answers.append(_predict(client, batch, model["inputs"]))
+            yield _predict(client, batch, model["inputs"])
             done += batch.num_rows
             progress(done, total)
-    if not answers:
+    if not done:
         raise RecordError("the file has no rows", where=str(file))
-    return pa.concat_tables(answers, promote_options="default")  # labels of a batch without a good row are null
 
 
 def _is_http(url: str) -> bool:
@@ -69,32 +83,51 @@ def _is_http(url: str) -> bool:
     return parsed.scheme in ("http", "https") and bool(parsed.host)
 
 
-def write(rows: pa.Table, out: Path | None) -> str:
-    """Write predictions by the ending of ``out`` (.parquet, .arrow, .feather, else JSON lines); says what was done.
+def write(answers: Iterable[pa.Table], out: Path | None, say: Callable[[str], None]) -> Written:
+    """Write predictions as they come, by the ending of ``out`` (.parquet, .arrow, .feather, else JSON lines).
+
+    The file is there once it is whole. Without ``out`` each is said, as JSON.
 
     Raises:
         StreamkdError: it cannot be written.
     """
+    written = Written()
     if out is None:
-        return "\n".join(json.dumps(row) for row in rows.to_pylist())
+        for table in answers:
+            written.count(table)
+            say(_lines(table))
+        return written
+    part = out.with_name(f"{out.name}.part")
     try:
-        if out.suffix == ".parquet":
-            pa.parquet.write_table(rows, out)
-        elif out.suffix in (".arrow", ".feather"):
-            pa.feather.write_feather(rows, out, compression="uncompressed")
-        else:
-            out.write_text("".join(json.dumps(row) + "\n" for row in rows.to_pylist()), "utf-8")
+        with ExitStack() as opened:
+            put = None
+            for table in answers:
+                put = put or _writer(out.suffix, part, table.schema, opened)
+                put(table)
+                written.count(table)
+        part.replace(out)
     except OSError as fault:
         raise StreamkdError(
             f"cannot be written: {fault.strerror or fault}", where=str(out), fix="name another"
         ) from None
-    return f"wrote {rows.num_rows} predictions to {out}"
+    finally:
+        part.unlink(missing_ok=True)
+    say(f"wrote {written.rows} predictions to {out}")
+    return written
 
 
-def bad(rows: pa.Table) -> str:
-    """How many rows have no prediction, and why the first of them has none; empty where all have one."""
-    errors = rows.column("error").drop_null()
-    return f"{len(errors)} of {rows.num_rows} rows have no prediction, the first: {errors[0]}" if len(errors) else ""
+def _writer(suffix: str, part: Path, schema: pa.Schema, opened: ExitStack) -> Callable[[pa.Table], object]:
+    """What takes tables of the schema, until all that is ``opened`` is closed."""
+    if suffix == ".parquet":
+        return opened.enter_context(pa.parquet.ParquetWriter(part, schema)).write_table
+    if suffix in (".arrow", ".feather"):
+        return opened.enter_context(pa.ipc.new_file(str(part), schema)).write_table
+    file = opened.enter_context(part.open("w", encoding="utf-8"))
+    return lambda table: file.write(_lines(table) + "\n")
+
+
+def _lines(table: pa.Table) -> str:
+    return "\n".join(json.dumps(row) for row in table.to_pylist())
 
 
 def _predict(client: httpx.Client, batch: pa.RecordBatch, inputs: Sequence[dict[str, Any]]) -> pa.Table:
@@ -120,9 +153,10 @@ def _predict(client: httpx.Client, batch: pa.RecordBatch, inputs: Sequence[dict[
 
 def _table(outputs: dict[str, Any], bad: np.ndarray, errors: list[str | None], version: int) -> pa.Table:
     probabilities = np.array(outputs["probability"]["data"], np.float32).reshape(outputs["probability"]["shape"])
+    kind = pa.string() if outputs["label"]["datatype"] == "BYTES" else pa.int64()
     return pa.table(
         {
-            "label": pa.array(outputs["label"]["data"], mask=bad),
+            "label": pa.array(outputs["label"]["data"], kind, mask=bad),
             "probability": pa.array(probabilities.max(axis=1), mask=bad),
             "version": [version] * len(bad),
             "probabilities": pa.array(list(probabilities), mask=bad),

@@ -1,4 +1,4 @@
-"""What the columns of a file seem to hold: numbers, lists of numbers, text, categories, images, times.
+"""What the columns of a file seem to hold: numbers, lists of numbers, text, categories, codes, images, times.
 
 ``look`` judges a sample of rows; ``describe`` picks inputs and label from what it says.
 """
@@ -16,8 +16,12 @@ from streamkd.records import ElementType
 from streamkd.streams.encoding.lists import element_type, holds_lists, to_values
 from streamkd.streams.encoding.types import is_list, is_number, is_text
 
-Holds = Literal["numbers", "tensor", "text", "categories", "image", "times", "other"]
+Holds = Literal["numbers", "tensor", "text", "categories", "codes", "image", "times", "other"]
+"""Categories are few; codes are many short ones that come again, such as those of airports."""
 CATEGORIES = 50
+WORDS = 2.5  # on average in texts, or more
+DAY_MICROSECONDS = 86_400_000_000
+YEARS = 2.0  # times that are further apart than this also have an age
 ELEMENTS: dict[pa.DataType, ElementType] = {
     pa.uint8(): "uint8",
     pa.int8(): "int8",
@@ -32,7 +36,8 @@ class Column:
     """One column as far as the sample shows it; ``shape`` and ``dtype`` are those of one record.
 
     ``lengths``: shortest and longest list, where they vary. ``whole``: all numbers are whole. ``counting``: and rise or
-    fall, from record to record. ``values``: different values, nulls apart. ``mean`` and ``std`` are over all elements.
+    fall, from record to record. ``values``: different values, nulls apart; the ``names`` of categories, the commonest
+    first. ``mean`` and ``std`` are over all elements. ``days``: times have no hours, ``years``: how far they are apart.
     """
 
     name: str
@@ -40,6 +45,9 @@ class Column:
     holds: Holds
     nulls: int
     values: int = 0
+    names: tuple[str, ...] = ()
+    days: bool = False
+    years: float = 0.0
     whole: bool = False
     counting: bool = False
     shape: tuple[int, ...] = ()
@@ -61,18 +69,39 @@ def _column(name: str, values: pa.ChunkedArray) -> Column:
     if is_number(kind):
         return _numbers(column, there)
     if is_text(kind):
-        different = pc.count_distinct(there).as_py()
-        few = different <= max(2, min(CATEGORIES, len(there) // 4))
-        return replace(column, holds="categories" if few else "text", values=different)
+        return _texts(column, there)
     if holds_lists(kind):
         return _tensor(column, there)
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return _image(column, there)
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return _times(column, there)
     return replace(column, holds="times") if pa.types.is_temporal(kind) else column
+
+
+def _texts(column: Column, there: pa.ChunkedArray) -> Column:
+    counted = sorted(pc.value_counts(there).to_pylist(), key=lambda found: -found["counts"])
+    column = replace(column, values=len(counted))
+    if len(counted) <= max(2, min(CATEGORIES, len(there) // 4)):
+        return replace(column, holds="categories", names=tuple(found["values"] for found in counted))
+    words = np.mean([len(value.split()) for value in there.slice(0, 1000).to_pylist()])
+    return replace(column, holds="codes" if words < WORDS and 2 * len(counted) <= len(there) else "text")
+
+
+def _times(column: Column, there: pa.ChunkedArray) -> Column:
+    times = there.cast(pa.timestamp("us"), safe=False).cast(pa.int64()).to_numpy()
+    if not len(times):
+        return replace(column, holds="times")
+    years = float(times.max() - times.min()) / DAY_MICROSECONDS / 365.25
+    days = bool((times % DAY_MICROSECONDS == 0).all())
+    return replace(column, holds="times", days=days, years=years, values=len(np.unique(times)))
 
 
 def _numbers(column: Column, there: pa.ChunkedArray) -> Column:
     numbers = there.to_numpy()
+    if numbers.dtype.kind == "f":
+        there_too = ~np.isnan(numbers)
+        column, numbers = replace(column, nulls=column.nulls + int((~there_too).sum())), numbers[there_too]
     finite = numbers[np.isfinite(numbers)] if numbers.dtype.kind == "f" else numbers
     whole = bool(numbers.dtype.kind != "f" or np.all(finite == np.floor(finite)))
     before, after = numbers[:-1], numbers[1:]

@@ -7,16 +7,22 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import yaml
 
-from streamkd.streams.files.columns import Column
+from streamkd.streams.files import profile
+from streamkd.streams.files.columns import YEARS, Column
+from streamkd.streams.files.dialect import CsvDialect
+from streamkd.streams.files.formats import dialect_of
 from streamkd.streams.files.roles import SAMPLE, ColumnRoles, roles_of
 from streamkd.streams.files.rows import Rows, open_rows
 
 FIT = 1_000
-TEXT_FEATURES, CATEGORY_FEATURES = 4_096, 32
+TEXT_FEATURES, TEXT_BESIDE = 4_096, 1_024  # of texts alone, and beside other columns
+SPARE, CODE_FEATURES = 8, (64, 256)  # places for categories that come later; of few and of many codes
 CHANNELS = (1, 3, 4)
+LARGE = "as the records lie in the file; seed: shuffled by the seed, from a copy on disk, since the file is large"
 PLENTY_COLUMNS = 60  # a batch may have 64 columns unless the limits say more
 
 
@@ -35,34 +41,64 @@ def describe(path: Path, label: str | None = None, accept: Sequence[str] = ()) -
         SourceError: the file cannot be read, no label can be found (its columns are named), there is no input, or
             something is hardly meant and not among ``accept``.
     """
-    rows = open_rows(path)
+    dialect = dialect_of(path, header=True if "header" in accept else None)
+    rows = open_rows(path, dialect, in_order=True)
     roles = roles_of(rows, path, label, accept)
-    student, more = _student(roles, len(rows), shuffled=rows.scattered and not roles.time)
-    text = "\n".join([*_head(path, rows, roles, more), *_source(path, rows, roles), *_records(roles), *student, ""])
-    return Description(text, (*roles.notes, *more))
+    student, more = _student(roles, len(rows), _order(rows, roles))
+    notes = (*profile.told(roles), *_dialect_notes(dialect, rows), *roles.notes, *more)
+    written = [*_source(path, rows, roles, dialect), *_records(roles), *student, ""]
+    return Description("\n".join([*_head(path, rows, roles, notes), *written]), notes)
 
 
-def _head(path: Path, rows: Rows, roles: ColumnRoles, more: Sequence[str]) -> list[str]:
+def _head(path: Path, rows: Rows, roles: ColumnRoles, notes: Sequence[str]) -> list[str]:
     looked = "all" if len(rows) <= SAMPLE else f"{SAMPLE:,}"
     lines = [
         f"# Written by `streamkd init {path.name}`: {len(rows):,} records, of which {looked} were looked at.",
-        f"# The label is {roles.label.name!r}: {roles.label.values} different values.",
     ]
     for column in roles.left_out:
         task = (
             f"; `task: {_plain(column.name)}` under records makes it the task" if column.holds == "categories" else ""
         )
         lines.append(f"# Left out: {column.name!r} ({column.type}){task}.")
-    for column in (roles.label, *roles.inputs):
-        if column.nulls:
-            lines.append(f"# {column.nulls} records have no {column.name!r}: they go to the dead letters.")
-    lines += [f"# {note}" for note in (*roles.notes, *more)]
+    lost = {roles.label.name: len(rows) - roles.labels.records}
+    lost |= {c.name: roles.gaps[c.name] for c in roles.inputs if c.name in roles.gaps and not _fills(c, roles)}
+    lines += [
+        f"# {count:,} records have no {name!r}: they go to the dead letters." for name, count in lost.items() if count
+    ]
+    lines += [f"# {note}" for note in notes]
     return [*lines, "# `streamkd check` this file, `streamkd serve` it to learn, `streamkd run` it for a report."]
 
 
-def _source(path: Path, rows: Rows, roles: ColumnRoles) -> list[str]:
+def _dialect_notes(dialect: CsvDialect | None, rows: Rows) -> Iterator[str]:
+    """What of a CSV file is other than usual, with what would change it."""
+    if dialect is None:
+        return
+    if not dialect.header:
+        names = rows.schema.names
+        yield (
+            f"The first line looks like a record, so the columns are called {names[0]} to {names[-1]}; "
+            "--accept header takes it for their names."
+        )
+    if dialect.thousands:
+        yield f"{dialect.thousands!r} between digits groups them; `thousands: ''` under csv takes such cells for words."
+    if days := [form for form in dialect.times if form.startswith(("%d/%m", "%m/%d"))]:
+        yield f"Dates are read as {days[0]}; turn day and month round in `times` under csv if they are the other way."
+    if dialect.encoding == "cp1252":
+        yield "It is not UTF-8 and read as Windows' Western code page; `encoding` under csv names another."
+
+
+def _csv(dialect: CsvDialect | None) -> list[str]:
+    """How the file is written, where it is not as CSV usually is."""
+    if dialect is None or dialect == CsvDialect():
+        return []
+    given = {key: value for key, value in dialect.model_dump().items() if value != getattr(CsvDialect(), key)}
+    given = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
+    return [f"    csv: {yaml.safe_dump(given, default_flow_style=True, width=1 << 20, sort_keys=False).strip()}"]
+
+
+def _source(path: Path, rows: Rows, roles: ColumnRoles, dialect: CsvDialect | None) -> list[str]:
     target = path.resolve()
-    test = _test_file(target, rows)
+    test = _test_file(target, rows, dialect)
     lines = [
         f"name: {re.sub(r'[^A-Za-z0-9_.-]+', '-', path.stem) or 'stream'}",
         "stream:",
@@ -71,23 +107,25 @@ def _source(path: Path, rows: Rows, roles: ColumnRoles) -> list[str]:
         "  source:",
         "    name: replay",
         f"    path: {_plain(str(target))}",
+        *_csv(dialect),
     ]
     lines += [f"    accept: [{', '.join(roles.accept)}]  # hardly meant, but meant"] if roles.accept else []
     if test:
         lines.append(f"    test_path: {_plain(str(test))}")
-    elif roles.in_time:
+    elif roles.order:
         lines.append("    test_ratio: 0.2")
         lines.append(
-            "    test: last  # what came last is held out, to measure the accuracy; test: evenly, of each label"
+            "    test: last  # what came last is held out, to measure the accuracy; without this line: of each label"
         )
     else:
         lines.append("    test_ratio: 0.2  # held out of each label, to measure the accuracy")
-    if roles.time:
-        lines.append("    order: given  # as the records lie in the file; seed: shuffled by the seed")
-    elif rows.scattered:
-        lines.append("    order: seed  # shuffled by the seed; given: as the records lie in the file")
-    else:
-        lines.append("    order: given  # the file is too large to be shuffled")
+    order = _order(rows, roles)
+    said = {
+        "time": "by the event time; given: as the records lie in the file",
+        "seed": "shuffled by the seed; given: as the records lie in the file",
+        "given": "as the records lie in the file; seed: shuffled by the seed" if rows.scattered else LARGE,
+    }
+    lines.append(f"    order: {order}  # {said[order]}")
     return [
         *lines,
         "    # classes_per_task: 2  # class-incremental: so many labels at a time; then take out the line of detectors",
@@ -96,38 +134,56 @@ def _source(path: Path, rows: Rows, roles: ColumnRoles) -> list[str]:
     ]
 
 
-def _test_file(path: Path, rows: Rows) -> Path | None:
+def _order(rows: Rows, roles: ColumnRoles) -> Literal["seed", "given", "time"]:
+    return roles.order or ("seed" if rows.scattered else "given")
+
+
+def _test_file(path: Path, rows: Rows, dialect: CsvDialect | None) -> Path | None:
     """The test file beside a train file, if it has the same columns."""
     if "train" not in path.stem:
         return None
     for name in ("test", "validation", "valid", "val"):
         test = path.with_name(path.name.replace("train", name))
-        if test != path and test.is_file() and set(rows.schema.names) <= set(open_rows(test).schema.names):
+        if (
+            test != path
+            and test.is_file()
+            and set(rows.schema.names) <= set(open_rows(test, dialect, in_order=True).schema.names)
+        ):
             return test
     return None
 
 
 def _records(roles: ColumnRoles) -> list[str]:
-    lines = ["  records:", "    inputs:", *(f"      - {_input(column)}" for column in roles.inputs)]
+    lines = ["  records:", "    inputs:", *(f"      - {_input(column, roles)}" for column in roles.inputs)]
     if any(column.lengths for column in roles.inputs):
         lines.append("      # pad: shorter lists end in zeros, longer ones are cut")
     lines.append(f"    label: {_plain(roles.label.name)}")
     lines.append(f"    label_type: {'int' if roles.label.holds == 'numbers' else 'string'}")
     lines += [f"    id: {_plain(roles.id.name)}"] if roles.id else []
-    lines += [f"    event_time: {_plain(roles.time.name)}"] if roles.time else []
+    if roles.time:
+        lines.append(f"    event_time: {_plain(roles.time.name)}")
+        lines.append(f"    # as an input instead, beside order: given: - {_input(roles.time, roles)}")
     if len(roles.inputs) > PLENTY_COLUMNS:
         lines.append(f"  limits: {{columns: {len(roles.inputs) + 8}}}")
     return lines
 
 
-def _input(column: Column) -> str:
+def _fills(column: Column, roles: ColumnRoles) -> bool:
+    """Whether there are gaps in a column, and something to fill them with."""
+    floats = column.holds != "tensor" or (column.dtype.startswith("float") and len(column.shape) == 1)
+    return column.name in roles.gaps and column.holds != "image" and floats
+
+
+def _input(column: Column, roles: ColumnRoles) -> str:
     """One input as a flow mapping, with its normalisation."""
-    values = f"name: {_plain(column.name)}"
-    if column.holds in ("text", "categories"):
-        features = TEXT_FEATURES if column.holds == "text" else CATEGORY_FEATURES
-        return f"{{{values}, kind: text, shape: [{features}]}}  # {column.values} values, hashed"
+    filled = _fills(column, roles)
+    values = f"name: {_plain(column.name)}" + (", missing: fill" if filled else "")
+    gaps = f"{roles.gaps[column.name]:,} gaps" if filled else ""
     if column.holds == "numbers":
-        return f"{{{values}, fit: {FIT}}}"
+        return f"{{{values}, fit: {FIT}}}" + (f"  # {gaps}" if gaps else "")
+    if column.holds not in ("tensor", "image"):
+        more, said = _words(column, alone=len(roles.inputs) == 1, filled=filled)
+        return f"{{{values}, {more}}}  # {', '.join(filter(None, (said, gaps)))}"
     values += ", kind: image" if column.holds == "image" else ""
     values += f", shape: [{', '.join(map(str, column.shape))}]"
     values += "" if column.holds == "image" else f", dtype: {column.dtype}"
@@ -142,14 +198,32 @@ def _input(column: Column) -> str:
     return f"{{{values}, fit: {FIT}}}  # mean and std of the first {FIT:,} records"
 
 
-def _student(roles: ColumnRoles, records: int, shuffled: bool) -> tuple[list[str], list[str]]:
+def _words(column: Column, alone: bool, filled: bool) -> tuple[str, str]:
+    """What a column of texts, categories or times is written as, and what is said of it."""
+    if column.holds == "text":
+        return f"kind: text, shape: [{TEXT_FEATURES if alone else TEXT_BESIDE}]", f"{column.values:,} texts, hashed"
+    if column.holds == "times":
+        parts = ["weekday", "day_of_year"] if column.days else ["hour", "weekday", "day_of_year"]
+        parts += ["age"] if column.years > YEARS else []
+        return f"kind: time, parts: [{', '.join(parts)}]", "age: in years" if "age" in parts else "read in UTC"
+    if column.holds == "codes":
+        places = CODE_FEATURES[column.values > CODE_FEATURES[0]] + filled
+        return f"kind: category, shape: [{places}]", f"{column.values:,} values, hashed"
+    names = [name for name in column.names if name]
+    listed = ", ".join(map(_plain, names))
+    places = len(names) + SPARE + filled
+    return f"kind: category, shape: [{places}], values: [{listed}]", f"{SPARE} places for others"
+
+
+def _student(roles: ColumnRoles, records: int, order: str) -> tuple[list[str], list[str]]:
     """The lines after the stream's, and what should be said of them."""
     column = roles.inputs[0]
     picture = len(roles.inputs) == 1 and _is_picture(column.shape)
     student = "{name: convnet, channels: [32, 64]}" if picture else "{name: mlp, hidden: [256, 128]}"
     per_label = max(500, min(5 * roles.label.values, 5_000))
-    one_task = shuffled or roles.time
-    why = "shuffled records are one task" if shuffled else "one task, in the order of time"
+    one_task = order == "seed" or roles.time or roles.mixed
+    why = "shuffled records are one task" if order == "seed" else "one task: its labels come mixed"
+    why = "one task, in the order of time" if roles.time else why
     detectors = [f"detectors: []  # {why}; without this line new labels begin one"] if one_task else []
     size = min(per_label, max(50, records // 2))
     hints = [] if picture or len(roles.inputs) > 1 else list(_picture_hints(column))

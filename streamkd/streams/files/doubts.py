@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from streamkd.errors import SourceError
-from streamkd.streams.encoding.types import is_number, is_text
+from streamkd.streams.encoding.types import is_text
+from streamkd.streams.files.dialect import NUMBER, no_header, numbered
 from streamkd.streams.files.formats import sniff
 from streamkd.streams.files.rows import Rows
 
@@ -39,8 +40,6 @@ DOUBTFUL: tuple[Doubtful, ...] = get_args(Doubtful)
 ENOUGH = 20  # records, or labels: of fewer nothing is concluded
 RECORDS_EACH = 5  # a number that fewer records share than this, on average, is no class
 SEPARATORS = "|;,+"
-RISING_NAMES = 5  # so many numbers in a row that rise are names, as wavelengths are; a record's values seldom do
-NUMBER = re.compile(r"\s*[-+]?(\d+([.,]\d*)?|[.,]\d+)(e[-+]?\d+)?\s*", re.IGNORECASE)
 ID_NAME = re.compile(r"(?i:(^|[_ .-])(id|uuid|guid|key|no|nr|number|index|idx)$)|[a-z](Id|ID|No|Nr)$")
 CODE = re.compile(r"[0-9a-fA-F-]{8,}")
 
@@ -67,13 +66,14 @@ class Labels:
         return int(self.counts.sum())
 
 
-def labels_of(name: str, column: pa.ChunkedArray) -> Labels:
+def labels_of(name: str, chunks: Iterable[pa.Array]) -> Labels:
     """The different values of a label column, in the order of their first records."""
-    there = column.drop_null()
-    if pa.types.is_floating(there.type):
-        there = there.filter(pc.invert(pc.is_nan(there)))
-    found = pc.value_counts(there)
-    return Labels(name, found.field("values").to_pylist(), found.field("counts").to_numpy())
+    counts: Counter[object] = Counter()
+    for chunk in chunks:
+        found = pc.value_counts(chunk.drop_null())
+        counts.update(dict(zip(found.field("values").to_pylist(), found.field("counts").to_pylist(), strict=True)))
+    there = [value for value in counts if value == value]
+    return Labels(name, there, np.array([counts[value] for value in there], np.int64))
 
 
 def refuse(doubts: Iterable[Doubt], accepted: Sequence[str], where: str, insist: str) -> None:
@@ -98,30 +98,16 @@ def refuse(doubts: Iterable[Doubt], accepted: Sequence[str], where: str, insist:
 def of_header(path: Path, rows: Rows) -> Iterator[Doubt]:
     """Whether the names of a CSV file's columns are rather values: numbers over numbers, words that come again."""
     names = rows.schema.names
-    if sniff(path) != "csv" or _numbered(names):
+    if sniff(path) != "csv" or numbered(names):
         return
     records = rows.pick(np.arange(min(100, len(rows))))
-    like = [name for place, name in enumerate(names) if _is_value(name, records.column(place))]
-    if like and 2 * len(like) >= len(names):
+    if no_header(names, [column.to_pylist() for column in records.columns]):
         seen = ", ".join(map(repr, names[:6])) + (", ..." if len(names) > 6 else "")
         yield Doubt(
             "header",
             f"the first line is taken for the columns' names, and looks like a record: {seen}",
-            "put a line with a name for each column before it",
+            "`csv: {header: false}` under stream.source, or a line with a name for each column before it",
         )
-
-
-def _numbered(names: Sequence[str]) -> bool:
-    """0, 1, 2, ... as pandas names columns, or numbers that rise, as wavelengths do."""
-    numbers = [float(name) for name in names if NUMBER.fullmatch(name) and "," not in name]
-    steps = np.diff(numbers)
-    return len(numbers) > 1 and bool(np.all(steps == 1) or (len(numbers) >= RISING_NAMES and np.all(steps > 0)))
-
-
-def _is_value(name: str, column: pa.ChunkedArray) -> bool:
-    if is_text(column.type):
-        return bool(name) and name in column.to_pylist()
-    return NUMBER.fullmatch(name) is not None and is_number(column.type)
 
 
 def of_labels(labels: Labels) -> Iterator[Doubt]:

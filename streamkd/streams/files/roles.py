@@ -7,38 +7,47 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from streamkd.errors import SourceError
 from streamkd.streams.files import doubts
 from streamkd.streams.files.columns import Column, look
-from streamkd.streams.files.doubts import Doubt
+from streamkd.streams.files.doubts import Doubt, Labels
+from streamkd.streams.files.order import Order, are_mixed, order_of
 from streamkd.streams.files.rows import Rows
 
-SAMPLE = 5_000
+SAMPLE, RUN = 5_000, 200
 LABELS = ("label", "labels", "target", "class", "y", "category", "intent", "species", "outcome", "digit", "fine_label")
 IDS = ("id", "uuid", "key")
 POSITIONS = ("index", "idx", "row", "row_id", "level_0", "unnamed: 0", "")
-TIME_NAME = re.compile(r"(^|[_ .-])(time|timestamp|date|datetime|ts|epoch|when)$", re.IGNORECASE)
 INSIST = "`--accept {}`"
+LABEL_KINDS = ("numbers", "text", "categories", "codes")
 GONE = 0.5  # an input that a larger share of the records lacks is said
 
 
 @dataclass(frozen=True)
 class ColumnRoles:
-    """Which column plays which part. ``in_time``: the records lie in the order of the event time."""
+    """Which column plays which part.
+
+    ``order``: that of the file where it is that of the event time (``given``), or by the event time (``time``).
+    ``mixed``: labels come in no order of theirs. ``gaps``: of the inputs, in all records.
+    """
 
     label: Column
+    labels: Labels
     inputs: tuple[Column, ...]
     id: Column | None
     time: Column | None
     left_out: tuple[Column, ...]
-    in_time: bool
+    order: Order | None
+    mixed: bool
+    gaps: Mapping[str, int]
     notes: tuple[str, ...]
     accept: tuple[str, ...]
 
@@ -52,21 +61,24 @@ def roles_of(rows: Rows, path: Path, asked: str | None, accept: Sequence[str]) -
     if not len(rows):
         raise SourceError("the file has no rows", where=str(path), fix="name a file with records")
     names = rows.schema.names
-    found = list(doubts.of_header(path, rows))
-    doubts.refuse(found, accept, str(path), INSIST)
+    found = list(doubts.of_header(path, rows)) if "header" in accept else []  # else it was read as it looks
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise SourceError(f"two columns go by the name {twice[0]!r}", where=str(path), fix="rename or drop one of them")
     sample = _sample(rows)
     columns = look(sample)
     label = _label(columns, asked, path)
-    found += doubts.of_labels(doubts.labels_of(label.name, rows.column(label.name)))
+    labels = doubts.labels_of(label.name, rows.chunks(label.name))
+    found += doubts.of_labels(labels)
     doubts.refuse(found, accept, str(path), INSIST)
-    return _parts(rows, columns, label, sample, path, accept, {doubt.kind for doubt in found})
+    return _parts(rows, columns, label, labels, sample, path, accept, {doubt.kind for doubt in found})
 
 
 def _sample(rows: Rows) -> pa.Table:
     count = min(SAMPLE, len(rows))
-    return rows.pick(np.linspace(0, len(rows) - 1, count).astype(np.int64) if rows.scattered else np.arange(count))
+    if rows.scattered or count == len(rows):
+        return rows.pick(np.linspace(0, len(rows) - 1, count).astype(np.int64))
+    runs = np.linspace(0, len(rows) - RUN, count // RUN).astype(np.int64)  # of a large file, from places all over it
+    return rows.pick(np.unique(runs[:, None] + np.arange(RUN)))
 
 
 def _label(columns: Sequence[Column], asked: str | None, path: Path) -> Column:
@@ -77,10 +89,13 @@ def _label(columns: Sequence[Column], asked: str | None, path: Path) -> Column:
     likely += [c for c in columns if re.search(r"(^|[_ .-])(label|class|target)$", c.name.lower())]
     likely += [c for c in columns[-1:] if c.holds == "categories" or (c.holds == "numbers" and c.values <= 20)]
     categories = [c for c in columns if c.holds == "categories"]
-    likely += categories if len(categories) == 1 else []
+    likely = likely or (categories if len(categories) == 1 else [])
     for column in likely:
         if not _why_no_label(column) and column.values > 1:
             return column
+    named = next((column for column in likely if column.values or _why_no_label(column)), None)
+    if named is not None:
+        return _asked(columns, named.name, path)
     raise SourceError(
         f"no column looks like a label: {_named(columns)}", where=str(path), fix="name it with --label COLUMN"
     )
@@ -103,13 +118,16 @@ def _asked(columns: Sequence[Column], asked: str, path: Path) -> Column:
 
 
 def _why_no_label(column: Column) -> str:
-    if column.holds in ("numbers", "text", "categories") and not column.values:
+    if column.holds in LABEL_KINDS and not column.values:
         return "it holds nothing but nulls"
     if column.holds == "numbers" and not column.whole:
-        return f"it holds {column.values} different fractional numbers, and labels are classes"
+        return (
+            f"it holds {column.values} different fractional numbers, and labels are classes: make some of it, "
+            "such as low, middle, high"
+        )
     if column.holds == "tensor" or column.type.startswith(("list", "large_list", "fixed_size_list")):
         return f"it holds several values a record ({column.type}), and a record has one class"
-    if column.holds not in ("numbers", "text", "categories"):
+    if column.holds not in LABEL_KINDS:
         return f"it holds {column.type}, and labels are whole numbers or strings"
     return ""
 
@@ -118,15 +136,15 @@ def _parts(
     rows: Rows,
     columns: Sequence[Column],
     label: Column,
+    labels: Labels,
     sample: pa.Table,
     path: Path,
     accept: Sequence[str],
     accepted: set[str],
 ) -> ColumnRoles:
     others = [column for column in columns if column is not label]
-    key = next((c for c in others if c.name.lower() in IDS and c.holds in ("numbers", "text", "categories")), None)
-    time = next((c for c in others if c.holds == "times" and c.type.startswith(("timestamp", "date"))), None)
-    in_time, notes = _order(rows, time, others)
+    key = next((c for c in others if c.name.lower() in IDS and c.holds in LABEL_KINDS), None)
+    time, order, notes = order_of(rows, others)
     free = [c for c in others if c not in (key, time) and not (c.counting and c.name.lower() in POSITIONS)]
     free, more, kept = _meant(free, sample, label.name, path, accept)
     inputs = _inputs(free)
@@ -135,7 +153,7 @@ def _parts(
         raise SourceError(
             f"no column beside the label {label.name!r} can be an input{said}",
             where=str(path),
-            fix="inputs are numbers, lists of numbers, strings, or PNG or JPEG bytes",
+            fix="inputs are numbers, lists of numbers, strings, times, or PNG or JPEG bytes",
         )
     mixed = next((c for c in inputs if c.holds == "image" and c.sizes > 1), None)
     if mixed:
@@ -145,10 +163,14 @@ def _parts(
             fix="resize them first",
         )
     used = {label.name, *(c.name for c in inputs), *(c.name for c in (key, time) if c)}
-    notes += [*more, *_gaps(inputs, len(sample)), *_plain_words(inputs, free)]
+    gaps = _gaps(rows, inputs)
+    notes += [*more, *_said_of_gaps(gaps, len(rows)), *_plain_words(inputs, free)]
     left_out = tuple(c for c in columns if c.name not in used)
     insisted = tuple(dict.fromkeys(kind for kind in accept if kind in accepted | kept))
-    return ColumnRoles(label, tuple(inputs), key, time, left_out, in_time, tuple(notes), insisted)
+    in_no_order = are_mixed(rows.chunks(label.name), labels)
+    return ColumnRoles(
+        label, labels, tuple(inputs), key, time, left_out, order, in_no_order, gaps, tuple(notes), insisted
+    )
 
 
 def _meant(
@@ -185,41 +207,35 @@ def _nothing(column: Column, records: int) -> str:
     """Why a column of numbers or categories tells nothing."""
     if column.nulls == records:
         return "holds nothing but nulls"
-    if column.holds in ("numbers", "categories") and column.values < 2 and records >= doubts.ENOUGH:
+    if column.holds in ("numbers", "categories", "times") and column.values < 2 and records >= doubts.ENOUGH:
         return "is the same in all records that were looked at"
     return ""
 
 
-def _order(rows: Rows, time: Column | None, others: Sequence[Column]) -> tuple[bool, list[str]]:
-    """Whether the records lie in the order of their event time, and what is said of it."""
-    if time is None:
-        return False, [
-            f"{c.name!r} counts like a time; as a timestamp column it would be the event time, and the order be kept."
-            for c in others
-            if c.counting and TIME_NAME.search(c.name)
-        ]
-    column = rows.column(time.name).drop_null().cast(pa.timestamp("us"), safe=False)
-    steps = np.diff(column.cast(pa.int64()).to_numpy())
-    back = int((steps < 0).sum())
-    kept = f"{time.name!r} is the event time: the records are learned as they lie in the file (order: given)"
-    if not back:
-        return True, [f"{kept}, which is the order of time, and what came last tests (test: last)."]
-    how = "newest first" if back > 0.9 * len(steps) else f"{back:,} of them earlier than the one before"
-    return False, [f"{kept}, {how}: sort them by {time.name!r}; every fifth record of each label tests."]
+def _gaps(rows: Rows, inputs: Sequence[Column]) -> dict[str, int]:
+    """In how many of all records each input is missing, where it is in some."""
+    found = dict.fromkeys([column.name for column in inputs], 0)
+    for table in rows.tables(list(found)):
+        for name in found:
+            column = table.column(name)
+            found[name] += column.null_count
+            if pa.types.is_floating(column.type):
+                found[name] += pc.sum(pc.is_nan(column)).as_py() or 0
+    return {name: count for name, count in found.items() if count}
 
 
-def _gaps(inputs: Sequence[Column], records: int) -> list[str]:
+def _said_of_gaps(gaps: Mapping[str, int], records: int) -> list[str]:
     return [
-        f"{c.nulls:,} of {records:,} records have no {c.name!r}, and a record needs every input: leave it out?"
-        for c in inputs
-        if c.nulls > GONE * records
+        f"{count:,} of {records:,} records have no {name!r}: leave it out if that says nothing."
+        for name, count in gaps.items()
+        if count > GONE * records
     ]
 
 
 def _plain_words(inputs: Sequence[Column], free: Sequence[Column]) -> list[str]:
     """What else was decided and would surprise."""
-    rest = [c.name for c in free if c not in inputs and c.holds in ("numbers", "categories", "text", "tensor", "image")]
-    what = {"image": "images", "tensor": "lists", "text": "texts"}.get(inputs[0].holds)
+    rest = [c.name for c in free if c not in inputs and c.holds != "other"]
+    what = {"image": "images", "tensor": "lists"}.get(inputs[0].holds)
     return (
         [f"Of {what} only {', '.join(repr(c.name) for c in inputs)}; left out beside: {', '.join(map(repr, rest))}."]
         if rest and what
@@ -228,12 +244,16 @@ def _plain_words(inputs: Sequence[Column], free: Sequence[Column]) -> list[str]:
 
 
 def _inputs(free: Sequence[Column]) -> list[Column]:
-    """Images first, else lists of numbers, else texts, else every number and category: the rest describes them."""
-    by_kind = {holds: [c for c in free if c.holds == holds] for holds in ("image", "tensor", "text")}
-    for holds, limit in (("image", 1), ("tensor", None), ("text", None)):
-        if by_kind[holds]:
-            return by_kind[holds][:limit]
-    return [c for c in free if c.holds in ("numbers", "categories") and c.name]
+    """Images first, else lists of numbers, which the rest describes; else everything."""
+    for holds, limit in (("image", 1), ("tensor", None)):
+        if found := [c for c in free if c.holds == holds]:
+            return found[:limit]
+    return [c for c in free if c.name and _is_input(c)]
+
+
+def _is_input(column: Column) -> bool:
+    times = column.holds == "times" and column.type.startswith(("timestamp", "date"))
+    return times or column.holds in ("numbers", "categories", "codes", "text")
 
 
 def _named(columns: Sequence[Column]) -> str:

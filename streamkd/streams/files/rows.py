@@ -1,27 +1,25 @@
 """The rows of a file by number, for ``replay``.
 
-Mapped where the format can be; else held in memory while small (of Parquet those columns that are asked for), read from
-Parquet one row group at a time, or mapped from a copy of a CSV file.
+Arrow's own formats are mapped. Others are held while small, those columns that are asked for. A larger file is read
+piece by piece where its own order is enough; in another order it is read from a nameless copy, which is mapped too.
 """
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pa_parquet
 
-from streamkd.streams.files.formats import flatten, open_csv, open_parquet, sniff, unreadable
+from streamkd.streams.files.dialect import CsvDialect
+from streamkd.streams.files.flat import flatten
+from streamkd.streams.files.formats import Pieces, open_pieces, sniff, unreadable
+from streamkd.streams.files.texts import Meant
 
-HELD_BYTES = 512 << 20
-DECODED_BYTES = 4 << 20  # Parquet is decoded in such pieces: of lists the decoder takes 20 times what comes out
-KEPT_GROUPS = 2
-BYTES = {"INT_8": 1, "UINT_8": 1, "INT_16": 2, "UINT_16": 2, "INT32": 4, "FLOAT": 4}
-BYTES |= {"INT64": 8, "INT96": 8, "DOUBLE": 8}
-"""Bytes in memory of what Parquet calls so; another width it says itself, or how much it is where it varies."""
+HELD_BYTES = 128 << 20
+KEPT_PIECES = 4
 
 
 class Rows(Protocol):
@@ -32,8 +30,12 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def column(self, name: str) -> pa.ChunkedArray:
-        """One whole column."""
+    def chunks(self, name: str) -> Iterator[pa.Array]:
+        """One whole column, piece by piece."""
+        ...
+
+    def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """All rows in order, once, so nothing is kept for it."""
         ...
 
     def take(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
@@ -45,21 +47,25 @@ class Rows(Protocol):
         ...
 
 
-def open_rows(path: Path, held_bytes: int = HELD_BYTES) -> Rows:
-    """The rows of a file, by number.
+def open_rows(
+    path: Path,
+    dialect: CsvDialect | None = None,
+    meant: Mapping[str, Meant] | None = None,
+    in_order: bool = False,
+    held_bytes: int = HELD_BYTES,
+) -> Rows:
+    """The rows of a file, by number; ``in_order``: their numbers will rise, ``meant``: what a text file's columns are.
 
     Raises:
         SourceError: the file cannot be read, or is of no known format.
     """
-    kind = sniff(path)
+    pieces = open_pieces(path, dialect, meant)
+    if pieces is not None:
+        large = pieces.bytes > held_bytes
+        return PieceRows(pieces) if large and in_order else ColumnRows(pieces, spooled=large)
     try:
-        if kind == "parquet":
-            file = open_parquet(path)
-            return DecodedRows(file) if _decoded_bytes(file) <= held_bytes else ParquetRows(file)
-        if kind == "csv":
-            return TableRows(flatten(_spool(path, held_bytes)))
         mapped = pa.memory_map(str(path))
-        reader = pa.ipc.open_file(mapped) if kind == "file" else pa.ipc.open_stream(mapped)
+        reader = pa.ipc.open_file(mapped) if sniff(path) == "file" else pa.ipc.open_stream(mapped)
         return TableRows(flatten(reader.read_all()))
     except (pa.ArrowException, OSError) as fault:
         raise unreadable(path, fault) from None
@@ -77,8 +83,11 @@ class TableRows:
     def __len__(self) -> int:
         return self._table.num_rows
 
-    def column(self, name: str) -> pa.ChunkedArray:
-        return self._table.column(name)
+    def chunks(self, name: str) -> Iterator[pa.Array]:
+        yield from self._table.column(name).chunks
+
+    def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        yield self._table.select(list(columns))
 
     def take(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
         return _taken(self._table.select(list(columns)), rows)
@@ -87,75 +96,84 @@ class TableRows:
         return _taken(self._table, rows)
 
 
-class DecodedRows:
-    """Rows of a Parquet file: a column is decoded when it is first asked for, and held from then on."""
+class ColumnRows:
+    """Rows whose columns are decoded when they are first asked for, and held from then on: in memory, or on disk."""
 
     scattered = True
 
-    def __init__(self, file: pa_parquet.ParquetFile) -> None:
-        self._file = file
+    def __init__(self, pieces: Pieces, spooled: bool) -> None:
+        self._pieces, self._spooled = pieces, spooled
         self._held: dict[str, pa.ChunkedArray] = {}
-        self.schema = flatten(file.schema_arrow.empty_table()).schema
+        self.schema = pieces.schema
 
     def __len__(self) -> int:
-        return int(self._file.metadata.num_rows)
+        return int(self._pieces.starts[-1])
 
-    def column(self, name: str) -> pa.ChunkedArray:
-        return self._columns([name]).column(name)
+    def chunks(self, name: str) -> Iterator[pa.Array]:
+        yield from self._columns([name]).column(name).chunks
+
+    def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        return self._pieces.all(columns)
 
     def take(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
         return _taken(self._columns(columns), rows)
 
     def pick(self, rows: np.ndarray) -> pa.Table:
-        parts, begin = [self.schema.empty_table()], 0
-        for piece in _pieces(self._file):
-            end = begin + len(piece)
-            mine = rows[(rows >= begin) & (rows < end)] - begin
-            parts += [piece.take(pa.array(mine))] if len(mine) else []
-            begin = end
-        return pa.concat_tables(parts)
+        return _picked(self._pieces, rows)
 
     def _columns(self, names: Sequence[str]) -> pa.Table:
         missing = [name for name in dict.fromkeys(names) if name not in self._held]
         if missing:
-            table = _decoded(self._file, missing)
+            empty = pa.schema([self.schema.field(name) for name in missing]).empty_table()
+            tables = self._pieces.all(missing)
+            table = _spool(tables, empty.schema) if self._spooled else pa.concat_tables([empty, *tables])
             self._held |= {name: table.column(name) for name in missing}
         return pa.table({name: self._held[name] for name in names})
 
 
-class ParquetRows:
-    """Rows of a Parquet file too large to hold: the last row groups read are kept."""
+class PieceRows:
+    """Rows of a large file: the last pieces that were read are kept."""
 
     scattered = False
 
-    def __init__(self, file: pa_parquet.ParquetFile) -> None:
-        self._file = file
-        sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
-        self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        self._group = lru_cache(KEPT_GROUPS)(self._read)
-        self.schema = flatten(file.schema_arrow.empty_table()).schema
+    def __init__(self, pieces: Pieces) -> None:
+        self._pieces = pieces
+        self._piece = lru_cache(KEPT_PIECES)(pieces.read)
+        self.schema = pieces.schema
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return int(self._pieces.starts[-1])
 
-    def column(self, name: str) -> pa.ChunkedArray:
-        return _decoded(self._file, [name]).column(name)
+    def chunks(self, name: str) -> Iterator[pa.Array]:
+        for table in self._pieces.all([name]):
+            yield from table.column(name).chunks
+
+    def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        return self._pieces.all(columns)
 
     def take(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
-        groups = np.searchsorted(self._starts, rows, side="right") - 1
-        cuts = np.flatnonzero(np.diff(groups)) + 1
+        starts = self._pieces.starts
+        places = np.searchsorted(starts, rows, side="right") - 1
+        cuts = np.flatnonzero(np.diff(places)) + 1
         parts = [
-            self._group(int(groups[part[0]]), tuple(columns)).take(pa.array(rows[part] - self._starts[groups[part[0]]]))
+            _taken(self._piece(int(places[part[0]]), tuple(columns)), rows[part] - starts[places[part[0]]])
             for part in np.split(np.arange(len(rows)), cuts)
             if len(part)
         ]
         return pa.concat_tables(parts) if parts else self.schema.empty_table().select(list(columns))
 
     def pick(self, rows: np.ndarray) -> pa.Table:
-        return self.take(rows, self.schema.names)
+        return _picked(self._pieces, rows)
 
-    def _read(self, group: int, columns: tuple[str, ...]) -> pa.Table:
-        return _decoded(self._file, columns, [group])
+
+def _picked(pieces: Pieces, rows: np.ndarray) -> pa.Table:
+    """Rows whose numbers rise, from those pieces alone that have some."""
+    starts = pieces.starts
+    places = np.searchsorted(starts, rows, side="right") - 1
+    parts = [pieces.schema.empty_table()]
+    for place in np.unique(places):
+        parts.append(pieces.read(int(place), pieces.schema.names).take(pa.array(rows[places == place] - starts[place])))
+    return pa.concat_tables(parts)
 
 
 def _taken(table: pa.Table, rows: np.ndarray) -> pa.Table:
@@ -164,51 +182,11 @@ def _taken(table: pa.Table, rows: np.ndarray) -> pa.Table:
     return table.take(pa.array(rows))
 
 
-def _decoded(file: pa_parquet.ParquetFile, columns: Sequence[str], groups: Sequence[int] | None = None) -> pa.Table:
-    """These columns, whole."""
-    empty = flatten(file.schema_arrow.empty_table()).select(list(columns))
-    return pa.concat_tables([empty, *(piece.select(list(columns)) for piece in _pieces(file, columns, groups))])
-
-
-def _pieces(
-    file: pa_parquet.ParquetFile, columns: Sequence[str] | None = None, groups: Sequence[int] | None = None
-) -> Iterator[pa.Table]:
-    """The rows in order, decoded piece by piece, so that what the decoder takes beside them stays small."""
-    rows = max(1, DECODED_BYTES // max(1, _decoded_bytes(file) // max(1, file.metadata.num_rows)))
-    names = None if columns is None else list(columns)
-    for batch in file.iter_batches(rows, row_groups=groups, columns=names):
-        yield flatten(pa.Table.from_batches([batch]))
-
-
-def _decoded_bytes(file: pa_parquet.ParquetFile) -> int:
-    """About what all columns are in memory: a thousand equal numbers are few bytes in the file."""
-    total = 0
-    for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
-        for place in range(group.num_columns):
-            chunk, kind = group.column(place), file.schema.column(place)
-            width = BYTES.get(kind.converted_type) or BYTES.get(kind.physical_type) or kind.length
-            total += chunk.num_values * width if width > 0 else chunk.total_uncompressed_size
-    return total
-
-
-def _spool(path: Path, held_bytes: int) -> pa.Table:
-    """A CSV file as a table: in memory while small, else mapped from a temporary Arrow file without a name."""
-    reader = open_csv(path)
-    held: list[pa.RecordBatch] = []
-    room_bytes = held_bytes
-    for batch in reader:
-        held.append(batch)
-        room_bytes -= batch.nbytes
-        if room_bytes < 0:
-            break
-    else:
-        return pa.Table.from_batches(held, reader.schema)
-    with tempfile.TemporaryDirectory(prefix="streamkd-csv-") as folder:
+def _spool(tables: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:
+    """Columns mapped from a temporary Arrow file without a name."""
+    with tempfile.TemporaryDirectory(prefix="streamkd-rows-") as folder:
         spooled = Path(folder) / "rows.arrow"
-        with pa.ipc.new_file(str(spooled), reader.schema) as writer:
-            for batch in held:
-                writer.write_batch(batch)
-            held.clear()
-            for batch in reader:
-                writer.write_batch(batch)
+        with pa.ipc.new_file(str(spooled), schema) as writer:
+            for table in tables:
+                writer.write_table(table)
         return pa.ipc.open_file(pa.memory_map(str(spooled))).read_all()

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from streamkd.hookspecs import Options
+from streamkd.streams.files.dialect import CsvDialect
 from streamkd.streams.files.doubts import Doubtful
 from streamkd.streams.replay import datasets, generators, variations
 
@@ -17,7 +18,10 @@ class ReplayOptions(Options):
     """What is replayed, in which order, in which forms, how often and how fast."""
 
     dataset: str | None = Field(default=None, description=f"one of {', '.join(datasets.NAMES)}")
-    path: Path | None = Field(default=None, description="a Parquet, Arrow, Feather or CSV file")
+    path: Path | None = Field(default=None, description="a Parquet, Arrow, Feather, CSV or JSON-lines file")
+    csv: CsvDialect | None = Field(
+        default=None, description="how CSV files are written; None: with commas, .tsv with tabs, and a header"
+    )
     test_path: Path | None = Field(default=None, description="a file of test records")
     test_ratio: float = Field(default=0.2, ge=0, lt=1, description="held out of a file without test_path, per label")
     test_limit: int | None = Field(
@@ -36,7 +40,9 @@ class ReplayOptions(Options):
         description="held out of the train records, per label, to test on; the test records stay unread",
     )
     classes_per_task: Positive | None = Field(default=None, description="None: the file's task column, or one task")
-    order: Literal["seed", "given"] = Field(default="seed", description="of classes, tasks and records")
+    order: Literal["seed", "given", "time"] = Field(
+        default="seed", description="of classes, tasks and records; time: by the records' event time"
+    )
     seed: int | None = Field(default=None, ge=0, description="None: the configuration's seed")
     variations: tuple[str, ...] = Field(default=("plain",), description="each repeats all tasks in changed form")
     permuted: int = Field(default=0, ge=0, description="so many fixed orders of the elements, the first one plain")
@@ -86,6 +92,8 @@ class ReplayOptions(Options):
             raise ValueError(f"test: {self.test} takes test records out of the train file; test_path brings others")
         if self.test_path and self.test_ratio and "test_ratio" in self.model_fields_set:
             raise ValueError("test_ratio holds records out of a file that has no test_path; give one of them")
+        if self.dataset and self.order == "time":
+            raise ValueError("order: time belongs to path; no dataset has event times")
         if self.dataset in generators.NAMES and (self.order != "given" or self.classes_per_task):
             raise ValueError(
                 f"{self.dataset} drifts as its records are numbered: needs order: given, no classes_per_task"

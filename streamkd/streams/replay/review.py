@@ -18,7 +18,7 @@ from streamkd.records import RecordSchema, Source
 from streamkd.streams.encoding.canonical import arrow_schema, check_schema
 from streamkd.streams.encoding.codec import sift
 from streamkd.streams.files import doubts
-from streamkd.streams.files.doubts import Doubt
+from streamkd.streams.files.doubts import Doubt, Labels
 from streamkd.streams.replay.options import ReplayOptions
 from streamkd.streams.replay.splits import NONE, Split
 
@@ -82,8 +82,9 @@ def _fits(part: Split, schema: RecordSchema, path: Path) -> None:
 
 def _of_train(options: ReplayOptions, schema: RecordSchema, train: Split) -> Iterator[Doubt]:
     assert options.path is not None
-    yield from doubts.of_header(options.path, train.rows)
-    labels = doubts.labels_of(schema.label, train.rows.column(schema.label))
+    if options.csv is None or options.csv.header:
+        yield from doubts.of_header(options.path, train.rows)
+    labels = _labels(train, schema, train.codes)
     if labels.values or not schema.unlabelled:
         yield from doubts.of_labels(labels)
     rows = np.flatnonzero(train.tasks != NONE)
@@ -129,8 +130,8 @@ def _unknown(
     options: ReplayOptions, schema: RecordSchema, train: Split, test: Split, rows: np.ndarray
 ) -> Iterator[Doubt]:
     """Test records whose label no train record has: no answer to them can be right."""
-    known = set(doubts.labels_of(schema.label, _labels(train, schema, np.flatnonzero(train.tasks != NONE))).values)
-    labels = doubts.labels_of(schema.label, _labels(test, schema, rows))
+    known = set(_labels(train, schema, train.codes[train.tasks != NONE]).values)
+    labels = _labels(test, schema, test.codes[rows])
     other = [(value, count) for value, count in zip(labels.values, labels.counts, strict=True) if value not in known]
     lost = sum(count for _, count in other)
     if not lost:
@@ -143,8 +144,11 @@ def _unknown(
         logger.warning("%s; they count as wrong", said)
 
 
-def _labels(part: Split, schema: RecordSchema, rows: np.ndarray) -> pa.ChunkedArray:
-    return part.rows.column(schema.label).take(pa.array(rows))
+def _labels(part: Split, schema: RecordSchema, codes: np.ndarray) -> Labels:
+    """The labels of these codes, and how many have each; neither nulls nor NaN."""
+    counts = np.bincount(codes[codes != NONE], minlength=len(part.classes))
+    there = [code for code, value in enumerate(part.classes) if counts[code] and value == value]
+    return Labels(schema.label, [part.classes[code] for code in there], counts[there])
 
 
 def _twins(schema: RecordSchema, train: Split, tests: pa.Table) -> int:

@@ -14,6 +14,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from streamkd.errors import SourceError
 from streamkd.hookspecs import SourceKind, hookimpl
@@ -122,7 +123,7 @@ class Replay:
             if self._end is not None and segment.start >= self._end:
                 break
             there = segment.rows if self._end is None else segment.rows[: self._end - segment.start]
-            for task in dict.fromkeys(self._train.tasks[there].tolist()):
+            for task in pc.unique(pa.array(self._train.tasks[there])).to_pylist():
                 rows = np.flatnonzero(self._test.tasks == task)
                 name = self._train.name(task, segment.form)
                 if name is not None and len(rows) and name not in found:

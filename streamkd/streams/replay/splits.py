@@ -5,7 +5,8 @@ open ─► label codes ─► held out, perhaps twice ─► per_class ─► t
 """
 
 import difflib
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,16 +16,21 @@ from streamkd.errors import SourceError
 from streamkd.logs import some
 from streamkd.records import RecordSchema
 from streamkd.streams.files.rows import Rows, TableRows, open_rows
+from streamkd.streams.files.texts import Meant
 from streamkd.streams.replay import datasets
 from streamkd.streams.replay.options import ReplayOptions
 
 NONE = -1  # a row without label, or outside of every task
+BLOCK_ROWS = 1 << 20
+LATEST = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
 class Split:
     """Rows and the task of each: ``tasks`` [rows of the file] are numbers of ``names``; ``NONE`` leaves a row out.
 
+    ``codes`` [rows of the file] number the labels as they are in the file, ``classes``; ``labels`` are other ones.
+    ``by_time``: all rows in the order of their event time, where that is asked for.
     ``outside``: how many labelled rows of a test file are left out, since the train file has no such task or label.
     """
 
@@ -32,18 +38,24 @@ class Split:
     columns: tuple[str, ...]
     tasks: np.ndarray
     names: tuple[str | None, ...]
+    codes: np.ndarray
+    classes: Sequence[object]
     labels: pa.Array | None = None
+    by_time: np.ndarray | None = None
     outside: int = 0
 
     def groups(self, in_order: bool) -> Iterator[np.ndarray]:
         """Row numbers task by task; ``in_order``: all at once as the file has them, whatever their tasks."""
         if in_order:
-            yield np.flatnonzero(self.tasks != NONE)
+            yield self._ordered(self.tasks != NONE)
             return
         for task in range(len(self.names)):
-            rows = np.flatnonzero(self.tasks == task)
+            rows = self._ordered(self.tasks == task)
             if len(rows):
                 yield rows
+
+    def _ordered(self, chosen: np.ndarray) -> np.ndarray:
+        return _numbers_of(chosen) if self.by_time is None else self.by_time[chosen[self.by_time]]
 
     def take(self, rows: np.ndarray) -> pa.Table:
         """The file's columns of these rows."""
@@ -66,10 +78,11 @@ def split(options: ReplayOptions, schema: RecordSchema, seed: int) -> tuple[Spli
     Raises:
         SourceError: data that is missing or damaged, lacks a column of the schema, or leaves nothing to train on.
     """
-    train, test, where = _open(options, seed)
+    train, test, where = _open(options, schema, seed)
     columns = _columns(train, schema, where)
-    codes, classes = _codes(train.column(schema.label))
-    in_train, in_test = _parted(options, codes)
+    codes, classes = _codes(train.chunks(schema.label))
+    by_time = _by_time(train, schema, where) if options.order == "time" else None
+    in_train, in_test = _parted(options, codes, by_time)
     if not in_train.any():
         got = "nothing is left to train on" if len(train) else "the file has no records"
         raise SourceError(got, where=where, fix="lower test_ratio" if len(train) else "name a file with records")
@@ -78,24 +91,45 @@ def split(options: ReplayOptions, schema: RecordSchema, seed: int) -> tuple[Spli
     values = pa.array(classes, train.schema.field(schema.label).type)
     changed = options.label_noise or options.unlabelled
     labels = _changed(codes, values, train_tasks, options, seed) if changed else None
-    train_split = Split(train, columns, train_tasks, tasks.names, labels)
+    train_split = Split(train, columns, train_tasks, tasks.names, codes, classes, labels, by_time)
     if in_test is not None:
-        return train_split, Split(
-            train, columns, np.where(in_test, tasks.of(train, codes, lost=NONE), NONE), tasks.names
-        )
+        test_tasks = np.where(in_test, tasks.of(train, codes, lost=NONE), NONE)
+        return train_split, Split(train, columns, test_tasks, tasks.names, codes, classes)
     assert test is not None  # nothing was held out, so the test records lie apart
     _columns(test, schema, str(options.test_path or where), [tasks.column] if tasks.column else [])
-    test_codes = _codes_among(test.column(schema.label), classes)
-    test_tasks = tasks.of(test, test_codes, lost=NONE)
-    own, _ = _codes(test.column(schema.label))
+    own, found = _codes(test.chunks(schema.label))
+    test_tasks = tasks.of(test, _among(own, found, classes), lost=NONE)
     outside = int(((test_tasks == NONE) & (own != NONE)).sum())
     few = _few(own, np.ones(len(test), bool), options.test_limit)
-    return train_split, Split(test, columns, np.where(few, test_tasks, NONE), tasks.names, outside=outside)
+    test_tasks = np.where(few, test_tasks, NONE)
+    return train_split, Split(test, columns, test_tasks, tasks.names, own, found, outside=outside)
 
 
-def _parted(options: ReplayOptions, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+def _by_time(rows: Rows, schema: RecordSchema, where: str) -> np.ndarray:
+    """All rows in the order of their event time; those that have none come last."""
+    if not schema.event_time:
+        raise SourceError(
+            "order: time needs to know the time of a record", where=where, fix="name its column in records.event_time"
+        )
+    kind = rows.schema.field(schema.event_time).type
+    if not (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
+        said = f"column {schema.event_time!r}: needed timestamps or dates to order by, got {kind}"
+        raise SourceError(said, where=where, fix="order: given")
+    parts = [
+        chunk.cast(pa.timestamp("us"), safe=False).cast(pa.int64()).fill_null(LATEST).to_numpy()
+        for chunk in rows.chunks(schema.event_time)
+    ]
+    return np.argsort(np.concatenate([np.zeros(0, np.int64), *parts]), kind="stable").astype(np.int32)
+
+
+def _parted(
+    options: ReplayOptions, codes: np.ndarray, by_time: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Which rows of the train file train, and which test; ``None``: the test records lie apart."""
-    cut = _last if options.test == "last" else _held_out
+
+    def cut(codes: np.ndarray, ratio: float, limit: int) -> np.ndarray:
+        return _last(codes, ratio, limit, by_time) if options.test == "last" else _held_out(codes, ratio, limit)
+
     in_train, in_test = np.ones(len(codes), bool), None
     if not options.dataset and not options.test_path:
         in_test = cut(codes, options.test_ratio, options.held_out)
@@ -132,15 +166,14 @@ class _Tasks:
                     where=where,
                     fix="drop classes_per_task, or give stream.records.task a name that the file has not",
                 )
-            order = _class_order(classes, given=options.order == "given", by_value=bool(options.dataset))
+            order = _class_order(classes, given=options.order != "seed", by_value=bool(options.dataset))
             order = draw.permutation(order) if options.order == "seed" else order
-            self._task_of_class = np.empty(len(classes), np.int64)
+            self._task_of_class = np.empty(len(classes), np.int32)
             self._task_of_class[order] = np.arange(len(classes)) // options.classes_per_task
             count = max(1, -(-len(classes) // options.classes_per_task))
             self.names: tuple[str | None, ...] = tuple(str(task) for task in range(count))
         elif self.column:
-            values = _task_names(train, self.column)
-            _, found = _codes(values)
+            _, found = _codes(_task_names(train, self.column))
             places = draw.permutation(len(found)) if options.order == "seed" else np.arange(len(found))
             self._values = [found[place] for place in places]
             # The last name is for rows whose task is null: they go on, to be refused with their reason.
@@ -153,27 +186,32 @@ class _Tasks:
         if self._task_of_class is not None:
             return np.where(codes == NONE, lost, self._task_of_class[codes]) if len(self._task_of_class) else codes * 0
         if self.column:
-            found = _codes_among(_task_names(rows, self.column), self._values)
+            found = _among(*_codes(_task_names(rows, self.column)), self._values)
             return np.where(found == NONE, len(self._values) if lost != NONE else NONE, found)
-        return np.zeros(len(rows), np.int64)
+        return np.zeros(len(rows), np.int16)
 
 
-def _open(options: ReplayOptions, seed: int) -> tuple[Rows, Rows | None, str]:
+def _open(options: ReplayOptions, schema: RecordSchema, seed: int) -> tuple[Rows, Rows | None, str]:
     """Train rows, test rows where they are apart, and what to call the place in an error."""
     if options.dataset:
         dataset = datasets.load(options.dataset, seed)
         return TableRows(dataset.train), TableRows(dataset.test), f"dataset {options.dataset}"
     assert options.path is not None  # the options refuse neither of both
-    rows = open_rows(options.path)
-    in_order = options.order == "given" and not options.classes_per_task
-    if not rows.scattered and not in_order:
-        raise SourceError(
-            "the file is too large to be read in another order than its own",
-            where=str(options.path),
-            fix="set order: given and drop classes_per_task, or convert it to an Arrow IPC file, which is mapped",
-        )
+    meant = _meant(schema)
     apart = options.test_path if not options.validation_ratio else None
-    return rows, open_rows(apart) if apart else None, str(options.path)
+    return (
+        open_rows(options.path, options.csv, meant, in_order=options.order == "given"),
+        open_rows(apart, options.csv, meant, in_order=True) if apart else None,
+        str(options.path),
+    )
+
+
+def _meant(schema: RecordSchema) -> dict[str, Meant]:
+    """What a text file's columns are, so that words of digits stay words, and fractions may come late."""
+    meant: dict[str, Meant] = {c.name: "number" if c.kind == "tensor" else "text" for c in schema.inputs if not c.shape}
+    meant |= {c.name: "text" for c in schema.inputs if c.kind != "tensor"}
+    meant |= {schema.label: "text"} if schema.label_type == "string" else {}
+    return meant | ({schema.task: "text"} if schema.task else {})
 
 
 def _columns(rows: Rows, schema: RecordSchema, where: str, also: Sequence[str] = ()) -> tuple[str, ...]:
@@ -198,22 +236,33 @@ def _columns(rows: Rows, schema: RecordSchema, where: str, also: Sequence[str] =
     return tuple(needed)
 
 
-def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[object]]:
+def _codes(chunks: Iterable[pa.Array]) -> tuple[np.ndarray, list[object]]:
     """``(number of its value [rows], values by first appearance)``; nulls are ``NONE``."""
-    encoded = column.combine_chunks().dictionary_encode()
-    codes = encoded.indices.fill_null(NONE).to_numpy(zero_copy_only=False)
-    return codes.astype(np.int64), encoded.dictionary.to_pylist()
+    number: dict[object, int] = {}
+    parts = [np.zeros(0, np.int32)]
+    for chunk in chunks:
+        encoded = chunk.dictionary_encode()
+        values = (value if value == value else math.nan for value in encoded.dictionary.to_pylist())  # one nan
+        here = np.array([*(number.setdefault(value, len(number)) for value in values), NONE], np.int32)
+        parts.append(here[encoded.indices.fill_null(NONE).to_numpy(zero_copy_only=False)])  # NONE is the last place
+    codes = np.concatenate(parts)
+    return codes.astype(np.int16) if len(number) < 1 << 15 else codes, list(number)
 
 
-def _codes_among(column: pa.ChunkedArray, values: Sequence[object]) -> np.ndarray:
-    codes, found = _codes(column)
+def _among(codes: np.ndarray, found: Sequence[object], values: Sequence[object]) -> np.ndarray:
+    """The codes of values that were ``found`` as those among other ``values``."""
     number = {value: place for place, value in enumerate(values)}
-    among = np.array([number.get(value, NONE) for value in found] + [NONE], np.int64)
-    return among[codes]  # NONE is the last place
+    return np.array([number.get(value, NONE) for value in found] + [NONE], np.int32)[codes]
 
 
-def _task_names(rows: Rows, column: str) -> pa.ChunkedArray:
-    return rows.column(column).cast(pa.string())
+def _numbers_of(chosen: np.ndarray) -> np.ndarray:
+    """The numbers of the rows that are chosen, as small as they can be: there may be millions."""
+    rows = np.flatnonzero(chosen)
+    return rows.astype(np.int32) if len(chosen) < 1 << 31 else rows
+
+
+def _task_names(rows: Rows, column: str) -> Iterator[pa.Array]:
+    return (chunk.cast(pa.string()) for chunk in rows.chunks(column))
 
 
 def _class_order(classes: Sequence[object], given: bool, by_value: bool) -> np.ndarray:
@@ -223,31 +272,42 @@ def _class_order(classes: Sequence[object], given: bool, by_value: bool) -> np.n
     return np.array(sorted(range(len(classes)), key=lambda code: classes[code]), np.int64)  # type: ignore[arg-type, return-value]
 
 
-def _rank(codes: np.ndarray) -> np.ndarray:
-    """How many rows of the same code come before each row."""
-    order = np.argsort(codes, kind="stable")
-    ordered = codes[order]
-    starts = np.searchsorted(ordered, ordered, side="left")
-    rank = np.empty(len(codes), np.int64)
-    rank[order] = np.arange(len(codes)) - starts
-    return rank
+def _ranks(codes: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """How many rows of the same code come before each row, block by block."""
+    before = np.zeros(int(codes.max(initial=NONE)) + 2, np.int64)  # NONE is the last place
+    for begin in range(0, len(codes), BLOCK_ROWS):
+        here = slice(begin, begin + BLOCK_ROWS)
+        order = np.argsort(codes[here], kind="stable")
+        ordered = codes[here][order]
+        rank = np.empty(len(ordered), np.int64)
+        rank[order] = before[ordered] + np.arange(len(ordered)) - np.searchsorted(ordered, ordered, side="left")
+        yield here, rank
+        values, counts = np.unique(ordered, return_counts=True)
+        before[values] += counts
 
 
 def _first(count: int | None, codes: np.ndarray, among: np.ndarray) -> np.ndarray:
     """The first ``count`` rows of each class, of those that are among the rows; ``None``: all of these."""
-    return among if count is None else among & (_rank(np.where(among, codes, NONE)) < count)
+    if count is None:
+        return among
+    first = among.copy()
+    for here, rank in _ranks(np.where(among, codes, NONE)):
+        first[here] &= rank < count
+    return first
 
 
 def _held_out(codes: np.ndarray, ratio: float, limit: int) -> np.ndarray:
     """Evenly spaced rows of each class; rows without label are never held out."""
     ratio = min(ratio, limit / max(1, len(codes)))
-    rank = _rank(codes)
-    return (np.floor((rank + 1) * ratio) > np.floor(rank * ratio)) & (codes != NONE)
+    out = codes != NONE
+    for here, rank in _ranks(codes):
+        out[here] &= np.floor((rank + 1) * ratio) > np.floor(rank * ratio)
+    return out
 
 
-def _last(codes: np.ndarray, ratio: float, limit: int) -> np.ndarray:
+def _last(codes: np.ndarray, ratio: float, limit: int, by_time: np.ndarray | None) -> np.ndarray:
     """The last of the rows that have a label: what comes after all that is trained on."""
-    rows = np.flatnonzero(codes != NONE)
+    rows = np.flatnonzero(codes != NONE) if by_time is None else by_time[codes[by_time] != NONE]
     out = np.zeros(len(codes), bool)
     out[rows[len(rows) - min(int(len(rows) * ratio), limit) :]] = True
     return out

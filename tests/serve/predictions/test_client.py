@@ -138,6 +138,6 @@ def test_what_no_server_of_ours_says_is_said(
     stranger.reply = (status, body)  # type: ignore[attr-defined]
     url = f"http://127.0.0.1:{stranger.server_port}"
     with pytest.raises(StreamkdError) as caught:
-        client.predict_file(tmp_path / "x.parquet", url)
+        next(client.predict_file(tmp_path / "x.parquet", url))
     assert said in str(caught.value)
     assert caught.value.where == url

@@ -156,19 +156,19 @@ def test_a_bad_row_of_a_file_is_an_error_in_its_row(shared: Running, tmp_path: P
     """`predict FILE`: what its tensor cannot hold stands in its row, and their number is told."""
     images = pa.array([[1] * 6, [300] * 6, None, [2] * 6])
     pa.parquet.write_table(pa.table({"image": images}), tmp_path / "images.parquet")
-    rows = client.predict_file(tmp_path / "images.parquet", shared.url)
+    (rows,) = client.predict_file(tmp_path / "images.parquet", shared.url)
     assert [error is None for error in rows.column("error").to_pylist()] == [True, False, False, True]
     assert [label in (7, 3, 5) for label in rows.column("label").to_pylist()] == [True, False, False, True]
     assert [p and len(p) for p in rows.column("probabilities").to_pylist()] == [3, None, None, 3]
-    assert client.bad(rows).startswith(
-        "2 of 4 rows have no prediction, the first: input 'image': needed finite numbers"
-    )
+    written = client.write([rows], tmp_path / "said.jsonl", print)
+    assert (written.rows, written.bad) == (4, 2)
+    assert written.error.startswith("input 'image': needed finite numbers")
 
 
 def test_what_the_server_refuses_in_every_row_is_told_in_every_row(table: Running, tmp_path: Path) -> None:
     """A batch without a single good row does not end the file."""
     columns = {name: [data[0]] * 2 for name, data in GOOD.items()}
     pa.parquet.write_table(pa.table({**columns, "at": ["yesterday"] * 2}), tmp_path / "rows.parquet")
-    rows = client.predict_file(tmp_path / "rows.parquet", table.url)
+    (rows,) = client.predict_file(tmp_path / "rows.parquet", table.url)
     assert rows.column("error").to_pylist() == ["input 'at': needed ISO 8601, got 'yesterday'"] * 2
     assert rows.column("label").to_pylist() == [None, None]

@@ -155,36 +155,63 @@ def test_lists_of_varying_length_are_padded_and_said(tmp_path: Path) -> None:
     assert _play(loaded)[0].shape == (30, 18)
 
 
-def test_text_is_hashed_and_metadata_left_out(tmp_path: Path) -> None:
-    """Sentences are the input; categories, numbers and row numbers beside them are left out and named."""
+def test_text_is_an_input_beside_categories(tmp_path: Path) -> None:
+    """Sentences are hashed, categories beside them are inputs too; the id is the id."""
     columns = {
         "id": np.arange(60),
         "text": [f"the {n}th sentence" for n in range(60)],
         "speaker": [f"s{n % 4}" for n in range(60)],
         "intent": np.array(["ask", "pay", "close"])[LABELS],
     }
-    text = describe(_write(tmp_path, columns)).text
-    assert "# Left out: 'speaker' (string); `task: speaker` under records makes it the task." in text
-    records = _records(_load(text, tmp_path))
-    assert [(c.name, c.kind, c.shape) for c in records.inputs] == [("text", "text", (described.TEXT_FEATURES,))]
+    loaded = _load(describe(_write(tmp_path, columns)).text, tmp_path)
+    records = _records(loaded)
+    text, speaker = records.inputs
+    assert (text.name, text.kind, text.shape) == ("text", "text", (described.TEXT_BESIDE,))
+    assert (speaker.kind, speaker.values, speaker.shape) == (
+        "category",
+        ("s0", "s1", "s2", "s3"),
+        (4 + described.SPARE,),
+    )
     assert (records.label, records.id) == ("intent", "id")
+    assert _play(loaded)[0].shape == (30, text.width + speaker.width)
 
 
-def test_a_mixed_table_takes_numbers_and_categories(tmp_path: Path) -> None:
-    """Numbers and few-valued strings are inputs together; a time is the event time; booleans are 0 and 1."""
+def test_a_mixed_table_takes_every_kind(tmp_path: Path) -> None:
+    """Numbers, categories, many codes, times and booleans are inputs together; gaps are filled where there are some."""
     columns = {
         "": np.arange(60),
-        "amount": DRAW.normal(size=60),
-        "colour": [["red", "blue"][n % 2] for n in range(60)],
+        "amount": [None if n % 9 == 4 else n / 7 for n in range(60)],
+        "colour": [[None, "red", "blue", "blue"][n % 4] for n in range(60)],
+        "airport": [f"A{n * 17 % 29}" for n in range(60)],
         "open": [n % 2 == 0 for n in range(60)],
+        "born": pa.array([n * 997 % 20_000 for n in range(60)], pa.date32()),
         "when": pa.array(np.arange(60), pa.timestamp("s")),
         "y": LABELS,
     }
-    loaded = _load(describe(_write(tmp_path, columns)).text, tmp_path)
+    described_as = describe(_write(tmp_path, columns))
+    loaded = _load(described_as.text, tmp_path)
     records = _records(loaded)
-    assert [(c.name, c.kind) for c in records.inputs] == [("amount", "tensor"), ("colour", "text"), ("open", "tensor")]
+    kinds = {column.name: (column.kind, column.missing) for column in records.inputs}
+    assert kinds == {
+        "amount": ("tensor", "fill"),
+        "colour": ("category", "fill"),
+        "airport": ("category", "refuse"),
+        "open": ("tensor", "refuse"),
+        "born": ("time", "refuse"),
+    }
+    assert records.only(["colour"]).inputs[0].values == ("blue", "red")
+    assert records.only(["born"]).inputs[0].parts == ("weekday", "day_of_year", "age")
     assert (records.label, records.event_time) == ("y", "when")
-    assert _play(loaded)[0].shape == (30, 2 + described.CATEGORY_FEATURES)
+    assert "2 numbers (amount, 7 gaps; open); 1 categories (colour of 2, 15 gaps)" in described_as.notes[1]
+    assert _play(loaded)[0].shape == (30, sum(column.width for column in records.inputs))
+
+
+def test_labels_that_come_mixed_are_one_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a large file played in its own order a rare label begins no task; labels that come in turn do."""
+    monkeypatch.setattr(described, "open_rows", lambda *args, **more: files.open_rows(*args, **more, held_bytes=1))
+    for labels, alone in ((DRAW.random(600) < 0.02, True), (np.repeat([0, 1, 2], 200), False)):
+        text = describe(_write(tmp_path, {"x": DRAW.normal(size=600), "label": labels})).text
+        assert ("detectors: []  # one task: its labels come mixed" in text) == alone
 
 
 @pytest.mark.parametrize(
@@ -230,7 +257,7 @@ def test_no_input_and_no_rows_are_refused(tmp_path: Path) -> None:
 
 
 def test_missing_values_are_said(tmp_path: Path) -> None:
-    """Records without label or input are counted in the comments."""
+    """Records without label are counted in the comments."""
     label = pa.array([None if n < 4 else n % 3 for n in range(60)])
     assert "# 4 records have no 'label'" in describe(_write(tmp_path, {"x": DRAW.normal(size=60), "label": label})).text
 
@@ -256,7 +283,7 @@ def test_many_columns_raise_the_limit(tmp_path: Path) -> None:
 def test_a_large_file_is_played_in_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file too large to hold gets order: given."""
     path = _write(tmp_path, {"x": DRAW.normal(size=60), "label": LABELS})
-    monkeypatch.setattr(described, "open_rows", lambda path: files.open_rows(path, held_bytes=1))
+    monkeypatch.setattr(described, "open_rows", lambda *args, **more: files.open_rows(*args, **more, held_bytes=1))
     assert _load(describe(path).text, tmp_path).stream.source.values["order"] == "given"
 
 

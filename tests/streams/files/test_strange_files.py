@@ -184,6 +184,18 @@ TABLE = [
         label="target",
     ),
     row(
+        "a quantity of fractions, guessed",
+        "init",
+        parquet({"x": X, "colour": WORDS, "target": X}),
+        "!'target' cannot be a label: it holds 200 different fractional numbers, and labels are classes",
+    ),
+    row(
+        "one class in a hundred",
+        "init",
+        parquet({"x": X, "label": [["no", "yes"][n % 100 == 9] for n in range(N)]}),
+        "Only 1.0% of the records are 'yes': without it one is right for 99.0%",
+    ),
+    row(
         "a quantity in a configuration",
         "play",
         parquet({"x": WIDE, "label": QUANTITY}),
@@ -226,7 +238,7 @@ TABLE = [
         "one class",
         "init",
         parquet({"x": X, "label": np.ones(N, int)}),
-        "!no column looks like a label",
+        "!all 200 records have the label 1 in 'label'",
     ),
     row(
         "one class, asked for",
@@ -357,13 +369,13 @@ TABLE = [
         "no header, numbers",
         "init",
         text("".join(f"5.{n % 7},1.4,{n},{n % 3}\n" for n in range(60))),
-        r"!the first line is taken for the columns' names, and looks like a record: '5.0', '1.4', '0', '0'",
+        "The first line looks like a record, so the columns are called f0 to f3",
     ),
     row(
         "no header, a word at the end",
         "init",
         text("".join(f"5.{n % 7},1.4,0.{n},{'ab'[n % 2]}\n" for n in range(60))),
-        "!looks like a record: '5.0', '1.4', '0.0', 'a'",
+        "header: false",
     ),
     row(
         "no header, in a configuration",
@@ -405,7 +417,10 @@ TABLE = [
         "!the file has no records",
     ),
     row(
-        "a picture instead of a table", "init", text("GIF89a", "mine.gif"), "!needed Parquet, Arrow IPC, Feather or CSV"
+        "a picture instead of a table",
+        "init",
+        text("GIF89a", "mine.gif"),
+        "!needed Parquet, Arrow IPC, Feather, CSV or JSON lines",
     ),
     row("two columns of one name", "init", twice_named(), "!two columns go by the name 'x'"),
     row(
@@ -577,7 +592,7 @@ TABLE = [
         "texts beside numbers",
         "init",
         parquet({"review": [f"this is the {n}th" for n in range(N)], "stars": X, "label": CLASSES}),
-        "Of texts only 'review'; left out beside: 'stars'",
+        r"1 numbers \(stars\); 1 texts \(review\)",
     ),
     # the order
     row(
@@ -596,13 +611,13 @@ TABLE = [
         "an event time newest first",
         "init",
         parquet({"when": pa.array(TIMES[::-1], pa.timestamp("us")), "x": X, "label": CLASSES}),
-        "newest first: sort them by 'when'",
+        "the records lie newest first, and are learned in the order of time",
     ),
     row(
         "an event time out of order",
         "init",
         parquet({"when": pa.array(np.roll(TIMES, 50), pa.timestamp("us")), "x": X, "label": CLASSES}),
-        "1 of them earlier than the one before: sort them by 'when'",
+        "order: time  # by the event time",
     ),
     row(
         "a date",

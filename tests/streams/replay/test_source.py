@@ -1,11 +1,13 @@
 """The source `replay`: what it plays, in which order and form, and that an offset always means the same record."""
 
+import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
@@ -16,6 +18,7 @@ from streamkd.errors import SourceError
 from streamkd.plugins import Registry
 from streamkd.records import InputColumn, RecordSchema
 from streamkd.streams.files import rows as files
+from streamkd.streams.files import texts
 from streamkd.streams.replay import datasets
 from streamkd.streams.replay import source as replay
 from streamkd.streams.replay import splits as halves
@@ -284,14 +287,46 @@ def test_a_row_of_wrong_length_is_null_in_changed_form(tmp_path: Path) -> None:
     assert read_all(source)["x"].to_pylist() == [[0.0, -1.0], None, [-4.0, -5.0]]
 
 
-def test_a_large_file_is_played_in_its_own_order_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Parquet file that is not held is played by row group; another order is refused with the way out."""
-    path = write(tmp_path / "a.parquet", {"x": np.arange(500.0), "label": np.arange(500) % 3}, row_group_size=64)
-    held = read_all(from_file(path, order="given", test_ratio=0.1))
-    monkeypatch.setattr(halves, "open_rows", lambda path: files.open_rows(path, held_bytes=1))
-    assert read_all(from_file(path, order="given", test_ratio=0.1)).equals(held)
-    with pytest.raises(SourceError, match="order: given"):
-        from_file(path)
+@pytest.mark.parametrize("options", [{"order": "given"}, {"order": "seed"}, {"order": "given", "classes_per_task": 1}])
+@pytest.mark.parametrize("name", ["a.parquet", "a.csv", "a.jsonl"])
+def test_a_large_file_is_played_as_a_small_one(
+    name: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not held has the same records at the same offsets, in its own order and in others."""
+    table = pa.table({"x": np.arange(500.0), "label": np.arange(500) % 3})
+    if name == "a.parquet":
+        pa.parquet.write_table(table, tmp_path / name, row_group_size=64)
+    elif name == "a.csv":
+        pa.csv.write_csv(table, tmp_path / name)
+    else:
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    path = tmp_path / name
+    held = read_all(from_file(path, test_ratio=0.1, **options))
+    monkeypatch.setattr(halves, "open_rows", lambda *args, **more: files.open_rows(*args, **more, held_bytes=1))
+    monkeypatch.setattr(texts, "PIECE_BYTES", 300)
+    large = from_file(path, test_ratio=0.1, **options)
+    assert read_all(large).equals(held)
+    assert large.read(PARTITION, 100, 7).rows.equals(held.slice(100, 7).combine_chunks().to_batches()[0])
+
+
+@pytest.mark.parametrize("held_bytes", [1, 1 << 30])
+def test_a_file_can_be_played_in_the_order_of_time(
+    held_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """order: time sorts by the event time, records without one last; what came last tests."""
+    when = np.random.default_rng(0).permutation(500)
+    times = pa.array(when, pa.timestamp("s"), mask=when == 7)
+    path = write(tmp_path / "a.parquet", {"x": when * 1.0, "label": when % 3, "t": times}, row_group_size=64)
+    schema = RecordSchema(inputs=(InputColumn(name="x"),), event_time="t")
+    monkeypatch.setattr(
+        halves, "open_rows", lambda *args, **more: files.open_rows(*args, **more, held_bytes=held_bytes)
+    )
+    source = from_file(path, schema, order="time", test="last", test_ratio=0.1)
+    kept = [n for n in range(500) if n != 7]
+    assert read_all(source)["x"].to_pylist() == kept[:450]
+    assert sorted(source.tests()["0"]["x"].to_pylist()) == sorted([*kept[450:], 7])
+    with pytest.raises(SourceError, match=r"order: time needs to know the time[\s\S]*records.event_time"):
+        from_file(path, order="time")
 
 
 def test_a_missing_column_is_named_with_the_nearest(tmp_path: Path) -> None:
