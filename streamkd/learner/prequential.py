@@ -13,7 +13,7 @@ import torch
 
 from streamkd.evaluate.arrival import Arrivals
 from streamkd.evaluate.measures import Measures
-from streamkd.learner.waiting import Waiting
+from streamkd.learner.pending import Pending
 from streamkd.learning.batch import Taken
 from streamkd.learning.mixture import STUDENT, Testimony
 from streamkd.learning.step import Step
@@ -26,22 +26,22 @@ class Prequential:
 
     def __init__(self, source: Source, schema: RecordSchema, device: torch.device) -> None:
         self.student, self.version, self.mixture = Measures(), Arrivals(), Measures()
-        self.waiting = Waiting(source, schema, device) if isinstance(source, Late) else None
+        self.pending = Pending(source, schema, device) if isinstance(source, Late) else None
         self._partition = source.partitions[0]
 
     def come(self, records: Records, step: Step | None) -> None:
         """Who has come before the last label of a batch is answered, if labels come later; it is not learned yet."""
-        if self.waiting is None:
+        if self.pending is None:
             return
         ask = None if step is None else lambda x: (step.mixture.ask(step.student, x), self.version.answer(x))
-        self.waiting.answer(self._partition, int(records.offsets[-1]), ask)
+        self.pending.answer(self._partition, int(records.offsets[-1]), ask)
 
     def score(self, batch: TensorBatch, records: Records, step: Step) -> None:
         """The served version is measured: by its answer to the batch, or that which it gave when the records came."""
-        if self.waiting is None:
+        if self.pending is None:
             self.version.score(batch.x, batch.y)
             return
-        step.mixture.then, published = self.waiting.take(records.offsets.tolist(), step.student.classes)
+        step.mixture.then, published = self.pending.take(records.offsets.tolist(), step.student.classes)
         _count(self.version.measures, batch.y.cpu().numpy(), published)
 
     def count(self, taken: Taken, said: Testimony | None) -> np.ndarray:
@@ -51,7 +51,7 @@ class Prequential:
             [labelled fresh rows] whether the student in training was wrong.
         """
         labels, given = taken.answers()
-        if self.waiting is None:
+        if self.pending is None:
             self.student.add(labels, given)
             if said is not None:
                 self.mixture.add(labels, said.mixed.argmax(1))
@@ -63,16 +63,16 @@ class Prequential:
     def state_dict(self) -> dict[str, Any]:
         """The counts, and the answers that wait."""
         measures = {"student": self.student, "version": self.version.measures, "mixture": self.mixture}
-        waiting = {} if self.waiting is None else {"waiting": self.waiting.state_dict()}
-        return {**{name: one.state_dict() for name, one in measures.items()}, **waiting}
+        pending = {} if self.pending is None else {"pending": self.pending.state_dict()}
+        return {**{name: one.state_dict() for name, one in measures.items()}, **pending}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state."""
         self.student.load_state_dict(state["student"])
         self.version.measures.load_state_dict(state["version"])
         self.mixture.load_state_dict(state["mixture"])
-        if self.waiting is not None and "waiting" in state:
-            self.waiting.load_state_dict(state["waiting"])
+        if self.pending is not None and "pending" in state:
+            self.pending.load_state_dict(state["pending"])
 
 
 def _count(measures: Measures, labels: np.ndarray, said: np.ndarray) -> None:

@@ -32,7 +32,7 @@ _ELEMENT = {wire: np.dtype(kind).newbyteorder("<") for kind, wire in DATATYPES.i
 
 
 @dataclass
-class Written:
+class Predicted:
     """How many rows were written, how many of them have no prediction, and why the first of those has none."""
 
     rows: int = 0
@@ -83,7 +83,7 @@ def _is_http(url: str) -> bool:
     return parsed.scheme in ("http", "https") and bool(parsed.host)
 
 
-def write(answers: Iterable[pa.Table], out: Path | None, say: Callable[[str], None]) -> Written:
+def write(answers: Iterable[pa.Table], out: Path | None, say: Callable[[str], None]) -> Predicted:
     """Write predictions as they come, by the ending of ``out`` (.parquet, .arrow, .feather, else JSON lines).
 
     The file is there once it is whole. Without ``out`` each is said, as JSON.
@@ -91,7 +91,7 @@ def write(answers: Iterable[pa.Table], out: Path | None, say: Callable[[str], No
     Raises:
         StreamkdError: it cannot be written.
     """
-    written = Written()
+    written = Predicted()
     if out is None:
         for table in answers:
             written.count(table)

@@ -10,8 +10,8 @@ from baselines import REGISTRY
 from streamkd import config as configuration
 from streamkd.bench.drifting import Delayed
 from streamkd.inspection import weights_sha256
-from streamkd.learner import Learner, waiting
-from streamkd.learner.waiting import Waiting
+from streamkd.learner import Learner
+from streamkd.learner.pending import Pending
 from streamkd.learning import mixture
 from streamkd.state.tree import pack, unpack
 from streamkd.wiring import open_source, schema_of
@@ -35,10 +35,10 @@ def learner(delay: int, **changes: Any) -> Learner:
     return Learner(config, REGISTRY, Delayed(source, delay), schema)
 
 
-def waiting_of(one: Learner) -> Waiting:
+def pending_of(one: Learner) -> Pending:
     """There is one, as the source says that labels are late."""
-    assert one.prequential.waiting is not None
-    return one.prequential.waiting
+    assert one.prequential.pending is not None
+    return one.prequential.pending
 
 
 def test_what_was_said_then_is_what_is_judged() -> None:
@@ -57,7 +57,7 @@ def test_what_was_said_then_is_what_is_judged() -> None:
             else:  # it came before anybody could be asked
                 assert np.isnan(said.probabilities[row]).all()
                 assert offset < 35
-        for offset, answer in waiting_of(one)._answers.items():
+        for offset, answer in pending_of(one)._answers.items():
             given[offset] = (answer.names, answer.said, answer.mixed)
     assert len(given) == RECORDS - 35
     assert one.prequential.mixture.records == one.prequential.student.records == RECORDS - 35
@@ -68,8 +68,8 @@ def test_records_wait_until_their_label_comes() -> None:
     one = learner(40)
     for _ in range(10):
         one.advance()
-    assert waiting_of(one).asked == 100 + 40
-    assert len(waiting_of(one)) == 40
+    assert pending_of(one).asked == 100 + 40
+    assert len(pending_of(one)) == 40
 
 
 def test_a_label_that_no_answer_waits_for_tells_nobody_anything() -> None:
@@ -117,13 +117,12 @@ def test_the_served_version_is_judged_by_what_it_said_then() -> None:
 
 def test_what_sources_said_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the bytes a record is still answered and counted, and weighs nobody."""
-    monkeypatch.setattr(
-        waiting, "KEPT_BYTES", 5 * (4 + 18) * 2 * 4
-    )  # five records of four sources, nine pairs twice, two classes
+    record = (4 + 18) * 2 * 4  # four sources, nine pairs twice, two classes
+    monkeypatch.setattr(pending, "KEPT_BYTES", 5 * record)
     one = learner(40)
     for _ in range(10):
         one.advance()
-    assert sum(answer.said is not None for answer in waiting_of(one)._answers.values()) == 5
+    assert sum(answer.said is not None for answer in pending_of(one)._answers.values()) == 5
     while one.advance():
         pass
     assert one.prequential.mixture.records == RECORDS - 50
@@ -131,7 +130,7 @@ def test_what_sources_said_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_class_that_came_meanwhile_had_no_part_in_the_answer() -> None:
     """What was said of two classes is read over three, nothing for the third; a new source stands as the student."""
-    one = Waiting(Delayed(learner(5).source, 5), learner(5).schema, torch.device("cpu"))
+    one = Pending(Delayed(learner(5).source, 5), learner(5).schema, torch.device("cpu"))
     for offset, names, classes in ((7, ("student",), 2), (8, ("student", "ema"), 3)):
         said, each = np.full((1, len(names), classes), 1 / classes), np.full((1, 2, 9, classes), 1 / classes)
         one._keep(np.array([offset]), mixture.Testimony(names, said, said[:, 0], each), None)

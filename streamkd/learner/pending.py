@@ -28,7 +28,7 @@ Ask = Callable[[Tensor], tuple[Testimony, np.ndarray | None]]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Kept:
     """To one record: what was answered in the stream (``mixed`` [classes]) and by the served version (``published``
     [classes], NaN where there was none), and of ``names``, unless it is beyond ``KEPT_BYTES``, what was ``said``
     [sources, classes] and ``each`` [2, pairs, classes] (``streamkd.learning.mixture.Testimony``). In float32.
@@ -46,20 +46,20 @@ class Answer:
         return sum(array.nbytes for array in (self.said, self.each) if array is not None)
 
 
-class Waiting:
+class Pending:
     """Answers by the offset of their label; ``asked`` counts the records that have come."""
 
     def __init__(self, source: Late, schema: RecordSchema, device: torch.device) -> None:
         self._source, self._schema, self._device = source, schema, device
         self.asked = 0
-        self._answers: dict[int, Answer] = {}
+        self._answers: dict[int, Kept] = {}
         self._bytes = 0
 
     def __len__(self) -> int:
         return len(self._answers)
 
     def answer(self, partition: str, offset: int, ask: Ask | None) -> None:
-        """Answer who has come before the label at ``offset``; nobody, where there is nothing yet to ask."""
+        """Kept who has come before the label at ``offset``; nobody, where there is nothing yet to ask."""
         rows, offsets = self._source.asked(partition, self.asked, offset)
         self.asked += len(offsets)
         if ask is None or not len(offsets):
@@ -73,7 +73,7 @@ class Waiting:
         published = np.full_like(said.mixed, np.nan) if published is None else published
         for row, offset in enumerate(offsets.tolist()):
             arrays = [array[row].astype(np.float32) for array in (said.mixed, published, said.probabilities, said.each)]
-            answer = Answer(said.names, *arrays)
+            answer = Kept(said.names, *arrays)
             fits = self._bytes + answer.bytes <= KEPT_BYTES
             answer = answer if fits else replace(answer, said=None, each=None)
             self._answers[offset] = answer
@@ -100,7 +100,7 @@ class Waiting:
 
     def state_dict(self) -> dict[str, Any]:
         """The answers, those of the same sources and classes together."""
-        groups: dict[tuple[Any, ...], list[tuple[int, Answer]]] = {}
+        groups: dict[tuple[Any, ...], list[tuple[int, Kept]]] = {}
         for offset, answer in self._answers.items():
             shape = (answer.names, len(answer.mixed), len(answer.published), answer.said is None)
             groups.setdefault(shape, []).append((offset, answer))
@@ -124,14 +124,14 @@ def _places(theirs: tuple[str, ...], names: tuple[str, ...]) -> list[int]:
     return [theirs.index(name if name in theirs else STUDENT) for name in names]
 
 
-def _together(group: Sequence[tuple[int, Answer]]) -> dict[str, Any]:
+def _together(group: Sequence[tuple[int, Kept]]) -> dict[str, Any]:
     offsets, answers = zip(*group, strict=True)
     kept = [name for name in ARRAYS if getattr(answers[0], name) is not None]
     arrays = {name: torch.from_numpy(np.stack([getattr(answer, name) for answer in answers])) for name in kept}
     return {"names": list(answers[0].names), "offsets": torch.tensor(offsets), "arrays": arrays}
 
 
-def _apart(group: Mapping[str, Any]) -> list[tuple[int, Answer]]:
+def _apart(group: Mapping[str, Any]) -> list[tuple[int, Kept]]:
     names, arrays = tuple(group["names"]), {name: tensor.numpy().copy() for name, tensor in group["arrays"].items()}
     rows = enumerate(group["offsets"].tolist())
-    return [(offset, Answer(names, **{name: array[row] for name, array in arrays.items()})) for row, offset in rows]
+    return [(offset, Kept(names, **{name: array[row] for name, array in arrays.items()})) for row, offset in rows]
