@@ -10,7 +10,7 @@ from baselines import REGISTRY
 from streamkd import config as configuration
 from streamkd.bench.drifting import Delayed
 from streamkd.inspection import weights_sha256
-from streamkd.learner import Learner
+from streamkd.learner import Learner, pending
 from streamkd.learner.pending import Pending
 from streamkd.learning import mixture
 from streamkd.state.tree import pack, unpack
