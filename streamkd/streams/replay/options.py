@@ -43,6 +43,13 @@ class ReplayOptions(Options):
     order: Literal["seed", "given", "time"] = Field(
         default="seed", description="of classes, tasks and records; time: by the records' event time"
     )
+    request_time: str | None = Field(
+        default=None, description="column of when a record came, where its label came later; orders the stream"
+    )
+    label_time: str | None = Field(
+        default=None,
+        description="column of when its label came; the same one: each record is there twice, joined by id",
+    )
     seed: int | None = Field(default=None, ge=0, description="None: the configuration's seed")
     variations: tuple[str, ...] = Field(default=("plain",), description="each repeats all tasks in changed form")
     permuted: int = Field(default=0, ge=0, description="so many fixed orders of the elements, the first one plain")
@@ -80,6 +87,10 @@ class ReplayOptions(Options):
     def _fits(self) -> "ReplayOptions":
         if (self.dataset is None) == (self.path is None):
             raise ValueError("needs either dataset or path")
+        if (self.request_time is None) != (self.label_time is None):
+            raise ValueError("late labels need both request_time and label_time")
+        if self.request_time and self._made:
+            raise ValueError(f"request_time and label_time order the stream, which {self._made} cannot be beside")
         if self.dataset and self.test_path:
             raise ValueError("test_path belongs to path; a dataset brings its own test records")
         if sum([self.variations != ("plain",), bool(self.permuted), bool(self.rotated)]) > 1:
@@ -103,6 +114,19 @@ class ReplayOptions(Options):
         if not self.forms or len(set(self.forms)) < len(self.forms):
             raise ValueError(f"needs at least one variation, each once, got {list(self.forms)}")
         return self
+
+    @property
+    def _made(self) -> str:
+        """What is asked for that a stream in the order of its labels has no place for."""
+        asked = {
+            "dataset": self.dataset,
+            "classes_per_task": self.classes_per_task,
+            "order: seed": "order" in self.model_fields_set and self.order == "seed",
+            "variations": self.forms != ("plain",),
+            "repeat": self.repeat,
+            "rate": self.rate,
+        }
+        return ", ".join(name for name, there in asked.items() if there)
 
     @property
     def held_out(self) -> int:

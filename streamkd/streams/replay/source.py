@@ -39,7 +39,12 @@ def describe(options: ReplayOptions) -> RecordSchema | None:
 def streamkd_sources() -> list[SourceKind]:
     """The source that plays what is stored."""
     summary = "a dataset or a file as a stream of tasks: split, permuted, rotated, noisy, paced"
-    return [SourceKind("replay", Replay, ReplayOptions, summary, describe=describe)]
+    return [SourceKind("replay", open_replay, ReplayOptions, summary, describe=describe)]
+
+
+def open_replay(options: ReplayOptions, schema: RecordSchema) -> "Replay":
+    """The source; one whose labels are late where the options name their times."""
+    return LateReplay(options, schema) if options.request_time else Replay(options, schema)
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class Replay:
     def __init__(self, options: ReplayOptions, schema: RecordSchema) -> None:
         self._schema = schema
         self._seed = options.seed or 0
-        self._shuffled = options.order == "seed"
+        self._shuffled = options.order == "seed" and not options.request_time
         self._train, self._test = split(options, schema, self._seed)
         if options.path:
             review(options, schema, self._train, self._test)
@@ -215,6 +220,24 @@ class Replay:
         change = self._forms[form]
         values = values if change is None else change(values)
         return to_fixed(values.astype(element_type(column.type).to_pandas_dtype(), copy=False), good)
+
+
+class LateReplay(Replay):
+    """Records in the order of their labels' times, which tells who came before a label (``streamkd.records.Late``)."""
+
+    def __init__(self, options: ReplayOptions, schema: RecordSchema) -> None:
+        super().__init__(options, schema)
+        assert self._train.came is not None  # the options name them
+        rows = self._segments[0].rows[: self._end]
+        came = self._train.came.came[rows]
+        self._asked = np.argsort(came, kind="stable")  # offsets in the order in which the records came
+        self._before = np.searchsorted(came[self._asked], self._train.came.labelled[rows], side="right")
+
+    def asked(self, partition: str, start: int, offset: int) -> tuple[pa.RecordBatch, np.ndarray]:
+        """The records that came no later than the label at ``offset``, from the ``start``-th on."""
+        offsets = self._asked[start : self._before[offset]]
+        segment = self._segments[0]
+        return self._compose(self._train, segment.rows[offsets], segment.form), offsets
 
 
 def _form(name: str, schema: RecordSchema, seed: int) -> variations.Form | None:

@@ -17,12 +17,11 @@ from streamkd.logs import some
 from streamkd.records import RecordSchema
 from streamkd.streams.files.rows import Rows, TableRows, open_rows
 from streamkd.streams.files.texts import Meant
-from streamkd.streams.replay import datasets
+from streamkd.streams.replay import datasets, times
 from streamkd.streams.replay.options import ReplayOptions
 
 NONE = -1  # a row without label, or outside of every task
 BLOCK_ROWS = 1 << 20
-LATEST = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Split:
     """Rows and the task of each: ``tasks`` [rows of the file] are numbers of ``names``; ``NONE`` leaves a row out.
 
     ``codes`` [rows of the file] number the labels as they are in the file, ``classes``; ``labels`` are other ones.
-    ``by_time``: all rows in the order of their event time, where that is asked for.
+    ``by_time``: all rows in the order of their event time, or of their labels' where these ``came`` later.
     ``outside``: how many labelled rows of a test file are left out, since the train file has no such task or label.
     """
 
@@ -42,6 +41,7 @@ class Split:
     classes: Sequence[object]
     labels: pa.Array | None = None
     by_time: np.ndarray | None = None
+    came: times.Times | None = None
     outside: int = 0
 
     def groups(self, in_order: bool) -> Iterator[np.ndarray]:
@@ -81,8 +81,10 @@ def split(options: ReplayOptions, schema: RecordSchema, seed: int) -> tuple[Spli
     train, test, where = _open(options, schema, seed)
     columns = _columns(train, schema, where)
     codes, classes = _codes(train.chunks(schema.label))
-    by_time = _by_time(train, schema, where) if options.order == "time" else None
-    in_train, in_test = _parted(options, codes, by_time)
+    came = times.of(train, options, schema, where)
+    by_time = times.order(train, schema, where) if options.order == "time" else None if came is None else came.order()
+    in_train, in_test = _parted(options, codes if came is None else np.where(came.learned, codes, NONE), by_time)
+    in_train = in_train if came is None else in_train & came.learned
     if not in_train.any():
         got = "nothing is left to train on" if len(train) else "the file has no records"
         raise SourceError(got, where=where, fix="lower test_ratio" if len(train) else "name a file with records")
@@ -91,7 +93,7 @@ def split(options: ReplayOptions, schema: RecordSchema, seed: int) -> tuple[Spli
     values = pa.array(classes, train.schema.field(schema.label).type)
     changed = options.label_noise or options.unlabelled
     labels = _changed(codes, values, train_tasks, options, seed) if changed else None
-    train_split = Split(train, columns, train_tasks, tasks.names, codes, classes, labels, by_time)
+    train_split = Split(train, columns, train_tasks, tasks.names, codes, classes, labels, by_time, came)
     if in_test is not None:
         test_tasks = np.where(in_test, tasks.of(train, codes, lost=NONE), NONE)
         return train_split, Split(train, columns, test_tasks, tasks.names, codes, classes)
@@ -103,23 +105,6 @@ def split(options: ReplayOptions, schema: RecordSchema, seed: int) -> tuple[Spli
     few = _few(own, np.ones(len(test), bool), options.test_limit)
     test_tasks = np.where(few, test_tasks, NONE)
     return train_split, Split(test, columns, test_tasks, tasks.names, own, found, outside=outside)
-
-
-def _by_time(rows: Rows, schema: RecordSchema, where: str) -> np.ndarray:
-    """All rows in the order of their event time; those that have none come last."""
-    if not schema.event_time:
-        raise SourceError(
-            "order: time needs to know the time of a record", where=where, fix="name its column in records.event_time"
-        )
-    kind = rows.schema.field(schema.event_time).type
-    if not (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
-        said = f"column {schema.event_time!r}: needed timestamps or dates to order by, got {kind}"
-        raise SourceError(said, where=where, fix="order: given")
-    parts = [
-        chunk.cast(pa.timestamp("us"), safe=False).cast(pa.int64()).fill_null(LATEST).to_numpy()
-        for chunk in rows.chunks(schema.event_time)
-    ]
-    return np.argsort(np.concatenate([np.zeros(0, np.int64), *parts]), kind="stable").astype(np.int32)
 
 
 def _parted(
@@ -200,7 +185,7 @@ def _open(options: ReplayOptions, schema: RecordSchema, seed: int) -> tuple[Rows
     meant = _meant(schema)
     apart = options.test_path if not options.validation_ratio else None
     return (
-        open_rows(options.path, options.csv, meant, in_order=options.order == "given"),
+        open_rows(options.path, options.csv, meant, in_order=options.order == "given" and not options.request_time),
         open_rows(apart, options.csv, meant, in_order=True) if apart else None,
         str(options.path),
     )
