@@ -97,10 +97,12 @@ class FixedShare:
     def still_true(self, labels: np.ndarray, away: np.ndarray) -> tuple[np.ndarray, float]:
         """Which of the held-out records of these labels do not come now [m], and what each counts beside one that does.
 
-        Together as much as they are more than the others.
+        Together as much as they are more than the others. Records of a rare class that comes as it ever did are unlike
+        the recent ones because hardly any of these are of it: what comes tests them.
         """
-        absent = np.pad(self.presence.absent(), (0, int(labels.max(initial=0)) + 1))
-        away = away | absent[labels]
+        more = (0, int(labels.max(initial=0)) + 1)
+        absent, rare = np.pad(self.presence.absent(), more), np.pad(self.presence.rare(), more)
+        away = (away & ~rare[labels]) | absent[labels]
         return away, 1 / max(len(labels) - int(away.sum()), len(labels) / MOST, 1)
 
     def _beside(

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+RECENT = 200  # records of what comes that are kept, to tell what is like them
 MISSED = 5.0  # records of a class that should have come and did not: by chance one time in 150 (Poisson)
 ARRAYS = ("first", "last", "count")
 
@@ -36,6 +37,10 @@ class Presence:
         """[classes] which of the classes that have come do not come now; up to the last one that was seen."""
         missed = (self.now - self.last) * self.count / (self.now - self.first + 1)
         return (self.count > 0) & (missed > MISSED)
+
+    def rare(self) -> np.ndarray:
+        """[classes] which come too seldom for the recent records to show what they are like now."""
+        return (self.count > 0) & (self.count * RECENT < MISSED * (self.now - self.first + 1))
 
     def state_dict(self) -> dict[str, Any]:
         """What the next answers follow from."""

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-KEPT = 200  # records
+from streamkd.gates.presence import RECENT as KEPT
+
 WITHIN = 0.9  # of them have a neighbour as near as that
 FEW = 20  # of them say nothing yet
 

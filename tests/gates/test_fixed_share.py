@@ -85,6 +85,16 @@ def test_records_of_classes_that_do_not_come_are_not_forgotten() -> None:
     assert shares[0] < 0.3 < 0.9 < shares[1]
 
 
+def test_records_of_a_rare_class_that_comes_are_told_by_what_comes() -> None:
+    """Its held-out records are unlike the recent ones, for hardly any of these are of it; of a frequent one that says
+    that its world is another.
+    """
+    one, labels = FixedShare(), np.tile([0] * 99 + [1], 10)
+    one.test(("a", "b"), np.full((1_000, 2, 2), 0.5), labels, *NOBODY)
+    held, unlike = np.array([0, 0, 1, 1]), np.array([False, True, False, True])
+    assert one.still_true(held, unlike)[0].tolist() == [False, True, False, False]
+
+
 def test_a_row_without_label_is_answered_and_tells_nothing() -> None:
     """Label -1."""
     one = FixedShare()

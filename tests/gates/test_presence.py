@@ -36,6 +36,12 @@ def test_a_rare_class_that_comes_is_there() -> None:
     assert one.absent().tolist() == [False, True]
 
 
+def test_a_class_is_rare_by_its_own_rate() -> None:
+    """Of two hundred records one is too few to show what the class is like, ten are not; one that never came is not."""
+    one = seen(([0] * 19 + [2]) * 10 + [3] + [0] * 199)
+    assert one.rare().tolist() == [False, False, False, True]
+
+
 def test_it_goes_on_from_its_state() -> None:
     """The same answers after a restart."""
     one, other = seen([0, 1, 2] * 9 + [0] * 60), Presence()
