@@ -32,6 +32,7 @@ from streamkd.teachers.teacher import TeacherContext
 BINS = (16, 8, 4, 3)  # of a number alone, in twos, in threes, in fours; decision 33
 PLACES = (None, 16, 6, 4)  # of a category likewise: all, or so many, of which the last is for the others
 FIRST = 500  # records that the bins are fitted to
+BEYOND = float(np.finfo(np.float32).max)  # finite: a version with numbers that are not is never published
 MOST = 32  # numbers and categories: more, and records are no table
 
 
@@ -80,7 +81,7 @@ def crossables(columns: Sequence[InputColumn]) -> list[Crossable]:
 class Cells:
     """Where in the table of weights rows [n, features] lie: a number for each set of what is crossed.
 
-    ``edges`` [numbers, orders, bins - 1] are inner edges of the bins, infinite where a number has fewer.
+    ``edges`` [numbers, orders, bins - 1] are inner edges of the bins, ``BEYOND`` all numbers where one has fewer.
     """
 
     def __init__(self, crossed: Sequence[Crossable], sets: int, seed: int) -> None:
@@ -89,7 +90,7 @@ class Cells:
         self._numbers = np.array([place for place, each in enumerate(crossed) if not each.places], int)
         self._at = np.array([crossed[place].at for place in self._numbers], int)
         self._gaps = np.array([crossed[place].gaps for place in self._numbers], bool)
-        self.edges = np.full((len(self._numbers), len(BINS), max(BINS) - 1), np.inf)
+        self.edges = np.full((len(self._numbers), len(BINS), max(BINS) - 1), BEYOND)
         self._parts: list[
             tuple[int, np.ndarray, np.ndarray, np.ndarray]
         ] = []  # order, members, their cells, first cells
@@ -260,7 +261,8 @@ class CrossedTeacher(SideBySide):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self._weights, self.cells.edges = (state[name].numpy().copy() for name in ("weights", "edges"))
+        self._weights, edges = (state[name].numpy().copy() for name in ("weights", "edges"))
+        self.cells.edges = np.minimum(edges, BEYOND)
         self.fitted, first = state["fitted"], state["first"]
         self._first = [*zip(unstacked(first["rows"]), first["labels"], strict=True)]
 

@@ -12,6 +12,7 @@ from streamkd.incremental.crossed import CrossedOptions, CrossedTeacher
 from streamkd.incremental.forgetting import ForgettingOptions, ForgettingTeacher
 from streamkd.incremental.linear import LinearOptions, LinearTeacher
 from streamkd.incremental.side_by_side import SideBySide
+from streamkd.serve.processes.publisher import against_weights
 
 Made = Callable[[], SideBySide]
 
@@ -63,6 +64,15 @@ def test_what_is_served_answers_as_the_teacher_does(made: Made) -> None:
     assert one.part() is None
     one.test_then_train(x, y, every(y))
     torch.testing.assert_close(one.part()(x).softmax(1), one.logits(x).softmax(1), rtol=1e-3, atol=1e-4)
+
+
+@EVERY
+def test_what_is_served_may_be_published(made: Made) -> None:
+    """Every number of it is finite: a version with another one is refused."""
+    x, y = stream(150)
+    one = made()
+    one.test_then_train(x, y, every(y))
+    assert against_weights(one.part().state_dict(), one.part().state_dict()) is None
 
 
 @EVERY
