@@ -45,7 +45,8 @@ def init(file: Path, label: str | None, out: Path | None, force: bool, accept: t
 @CONFIG
 @SET
 @click.option("--show", is_flag=True, help="Print the complete configuration.")
-def check(config: Path | None, overrides: tuple[str, ...], show: bool) -> None:
+@click.option("--sample", "sampled", is_flag=True, help="Read a hundred records, and show one as the student sees it.")
+def check(config: Path | None, overrides: tuple[str, ...], show: bool, sampled: bool) -> None:
     """Validate a configuration: every key; every part that it names is built once, on the CPU; files are looked at."""
     import torch
     import yaml
@@ -53,7 +54,7 @@ def check(config: Path | None, overrides: tuple[str, ...], show: bool) -> None:
     from streamkd import config as configuration
     from streamkd.plugins import Registry
     from streamkd.serve.http.listen import check_ports
-    from streamkd.wiring import rehearse, rehearse_source, schema_of
+    from streamkd.wiring import rehearse, rehearse_source, sample, schema_of
 
     registry = Registry.load()
     tree = configuration.load(config, overrides, registry)
@@ -66,6 +67,8 @@ def check(config: Path | None, overrides: tuple[str, ...], show: bool) -> None:
     else:
         inputs = some([f"{c.name} {c.kind} {list(c.shape)} {c.dtype}" for c in schema.inputs], 5)
         click.echo(f"{config or 'embedded'}: fine\n  inputs: {inputs}\n  label: {schema.label} ({schema.label_type})")
+    if sampled:
+        click.echo("\n".join(sample(tree, registry, schema)))
 
 
 @click.group()

@@ -4,6 +4,7 @@ A client that does not read its acks would block the server, and then itself.
 """
 
 import json
+import re
 import threading
 from typing import Any
 
@@ -116,4 +117,8 @@ def _extra(fault: Exception) -> dict[str, Any]:
 
 
 def _line(fault: Exception) -> str:
-    return first_line(fault).partition(". Detail: Python exception")[0]  # pyarrow's server adds its frames
+    """What happened, without what gRPC and pyarrow's server put around it: contexts, their own frames."""
+    said = re.split(r"\. (?:Detail: |gRPC client debug context|Client context|Additionally, )", first_line(fault))[0]
+    if unreached := re.search(r"Failed to connect to remote host: (.+)", said):
+        return f"cannot be reached: {unreached[1]}"
+    return re.sub(r"^Flight returned [a-z ]+ error, with message: ", "", said)

@@ -6,6 +6,7 @@
     beginning  meta ─► the gate and the start that were learned before the stream
     step       student, teachers, gate, losses, memory, ... ─► what one training step moves
     rehearsal  all of these, built once at start and let go
+    sample     the first records, and one of them as the student sees it
     conflicts  what a state directory was written under and may not change
 
 Only this room, ``streamkd.learner`` and the commands read the configuration; the parts take plain arguments.
@@ -16,6 +17,7 @@ from streamkd.wiring.conflicts import refuse_conflicts
 from streamkd.wiring.device import device_of
 from streamkd.wiring.parts import make, make_all
 from streamkd.wiring.rehearsal import rehearse, rehearse_source
+from streamkd.wiring.sample import sample
 from streamkd.wiring.sources import open_source, schema_of, source_kind
 from streamkd.wiring.step import step_of, student_of
 
@@ -30,6 +32,7 @@ __all__ = [
     "refuse_conflicts",
     "rehearse",
     "rehearse_source",
+    "sample",
     "schema_of",
     "source_kind",
     "step_of",

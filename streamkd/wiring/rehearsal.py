@@ -5,7 +5,6 @@ import logging
 import numpy as np
 import torch
 
-from streamkd.choices import Choice
 from streamkd.config import Config
 from streamkd.errors import ConfigError
 from streamkd.plugins import Registry
@@ -14,7 +13,7 @@ from streamkd.settings import Limits
 from streamkd.streams.replay.review import first_records
 from streamkd.wiring.beginning import artefact_of
 from streamkd.wiring.parts import make
-from streamkd.wiring.sources import open_source, source_kind
+from streamkd.wiring.sources import at_once, open_source, source_kind
 from streamkd.wiring.step import step_of
 
 logger = logging.getLogger(__name__)
@@ -45,13 +44,9 @@ def rehearse_source(config: Config, registry: Registry, schema: RecordSchema) ->
     Raises:
         SourceError: it cannot be opened, does not fit, is hardly meant, or none of its first records can be learned.
     """
-    choice = config.stream.source
     if source_kind(config, registry).push:
         return
-    if choice.values.get("rate") is not None:  # at a pace there is nothing to read yet
-        choice = Choice.model_validate({**choice.model_dump(), "rate": None})
-    stream = config.stream.model_copy(update={"source": choice})
-    source, _ = open_source(config.model_copy(update={"stream": stream}), registry, schema)
+    source, _ = open_source(at_once(config), registry, schema)
     try:
         first_records(source, schema)
     finally:

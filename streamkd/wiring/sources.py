@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from streamkd import config as configuration
+from streamkd.choices import Choice
 from streamkd.config import Config
 from streamkd.errors import ConfigError
 from streamkd.hookspecs import SourceKind
@@ -62,3 +63,12 @@ def open_source(
         options = options.model_copy(update={"seed": config.seed})
     with named("stream.source", config.stream.source):
         return kind.make(options, schema), None
+
+
+def at_once(config: Config) -> Config:
+    """The same without the source's pace: at one there is nothing to read yet."""
+    choice = config.stream.source
+    if choice.values.get("rate") is None:
+        return config
+    choice = Choice.model_validate({**choice.model_dump(), "rate": None})
+    return config.model_copy(update={"stream": config.stream.model_copy(update={"source": choice})})

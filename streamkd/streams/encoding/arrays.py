@@ -9,6 +9,7 @@ hashed by a hash without a seed of its own (scikit-learn), so that every process
 """
 
 import io
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -68,7 +69,9 @@ def encode_inputs(
 def _join(parts: list[np.ndarray], schema: RecordSchema) -> np.ndarray:
     if len(parts) == 1:
         return parts[0]
-    return np.concatenate([part.reshape(len(part), -1).astype(schema.dtype) for part in parts], axis=1)
+    return np.concatenate(
+        [part.reshape(len(part), math.prod(part.shape[1:])).astype(schema.dtype) for part in parts], axis=1
+    )
 
 
 def _column(array: pa.Array, column: InputColumn, rows: np.ndarray, bad: dict[int, Reject]) -> np.ndarray:

@@ -45,7 +45,14 @@ def describe(path: Path, label: str | None = None, accept: Sequence[str] = ()) -
     rows = open_rows(path, dialect, in_order=True)
     roles = roles_of(rows, path, label, accept)
     student, more = _student(roles, len(rows), _order(rows, roles))
-    notes = (*profile.told(roles), *_dialect_notes(dialect, rows), *roles.notes, *more)
+    notes = (
+        *profile.told(roles),
+        *_dialect_notes(dialect, rows),
+        *_order_notes(rows, roles),
+        *roles.notes,
+        *_lost(rows, roles),
+        *more,
+    )
     written = [*_source(path, rows, roles, dialect), *_records(roles), *student, ""]
     return Description("\n".join([*_head(path, rows, roles, notes), *written]), notes)
 
@@ -60,11 +67,6 @@ def _head(path: Path, rows: Rows, roles: ColumnRoles, notes: Sequence[str]) -> l
             f"; `task: {_plain(column.name)}` under records makes it the task" if column.holds == "categories" else ""
         )
         lines.append(f"# Left out: {column.name!r} ({column.type}){task}.")
-    lost = {roles.label.name: len(rows) - roles.labels.records}
-    lost |= {c.name: roles.gaps[c.name] for c in roles.inputs if c.name in roles.gaps and not _fills(c, roles)}
-    lines += [
-        f"# {count:,} records have no {name!r}: they go to the dead letters." for name, count in lost.items() if count
-    ]
     lines += [f"# {note}" for note in notes]
     return [*lines, "# `streamkd check` this file, `streamkd serve` it to learn, `streamkd run` it for a report."]
 
@@ -85,6 +87,22 @@ def _dialect_notes(dialect: CsvDialect | None, rows: Rows) -> Iterator[str]:
         yield f"Dates are read as {days[0]}; turn day and month round in `times` under csv if they are the other way."
     if dialect.encoding == "cp1252":
         yield "It is not UTF-8 and read as Windows' Western code page; `encoding` under csv names another."
+
+
+def _order_notes(rows: Rows, roles: ColumnRoles) -> Iterator[str]:
+    if roles.order is None and rows.scattered:
+        yield "The records are shuffled by the seed (order: seed); order: given plays them as they lie in the file."
+    elif roles.order is None:
+        yield "The file is large and played as it lies (order: given); order: seed shuffles it, from a copy on disk."
+
+
+def _lost(rows: Rows, roles: ColumnRoles) -> Iterator[str]:
+    """Records that cannot be learned, since they lack something that is not filled."""
+    lost = {roles.label.name: len(rows) - roles.labels.records}
+    lost |= {c.name: roles.gaps[c.name] for c in roles.inputs if c.name in roles.gaps and not _fills(c, roles)}
+    for name, count in lost.items():
+        if count:
+            yield f"{count:,} records have no {name!r}: they go to the dead letters."
 
 
 def _csv(dialect: CsvDialect | None) -> list[str]:

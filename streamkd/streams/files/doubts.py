@@ -230,6 +230,8 @@ def of_input(name: str, column: pa.ChunkedArray, label: pa.ChunkedArray) -> Doub
 
 
 def _id(name: str, values: pa.ChunkedArray, different: int) -> str:
+    if ID_NAME.search(name) and len(values) // 2 < different < len(values):
+        return f"{different:,} of {len(values):,} records have their own, such as {values[0]}"
     if different < len(values):
         return ""
     if pa.types.is_integer(values.type):

@@ -268,3 +268,11 @@ def test_an_id_that_cannot_be_written_out_is_a_schema_that_does_not_fit(strange:
     columns = {"x": pa.array([1.0], pa.float32()), "label": pa.array([0]), "t": pa.array([0], pa.timestamp("us"))}
     with pytest.raises(SchemaMismatch, match="column 'id': needed string, got"):
         codec.sift(pa.record_batch({**columns, "id": strange}), TIMED)
+
+
+def test_a_batch_without_a_good_row_has_no_records() -> None:
+    """Of several columns too: every row is refused, and nothing is left, in the right shape."""
+    schema = RecordSchema(inputs=(InputColumn(name="x"), InputColumn(name="y", shape=(2,))))
+    rows = pa.record_batch({"x": [1.0, 2.0], "y": [[1.0], [2.0]], "label": [0, 1]})
+    records, rejects = codec.encode(rows, schema, 0)
+    assert (records.inputs.shape, len(records), [reject.row for reject in rejects]) == ((0, 3), 0, [0, 1])
