@@ -268,7 +268,7 @@ CHECKS: list[tuple[str, int, str]] = [
     (
         "stream.source={name: replay, dataset: digits, order: random}",
         2,
-        "stream.source.order: Input should be 'seed' or 'given', got 'random'",
+        "stream.source.order: Input should be 'seed', 'given' or 'time', got 'random'",
     ),
     (
         "stream.source={name: replay, dataset: digits, limit: -1}",
@@ -365,7 +365,7 @@ CHECKS: list[tuple[str, int, str]] = [
     (
         "stream={source: {name: flight}, records: {inputs: [{name: image, shape: [8, 8], kind: picture}]}}",
         2,
-        "stream.records.inputs.0.kind: Input should be 'tensor', 'text' or 'image', got 'picture'",
+        "stream.records.inputs.0.kind: Input should be 'tensor', 'text', 'image', 'category' or 'time', got 'picture'",
     ),
     (
         "stream={source: {name: flight}, records: {inputs: [{name: image, kind: text}]}}",
