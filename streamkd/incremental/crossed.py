@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor
@@ -90,6 +91,7 @@ class Cells:
         self._numbers = np.array([place for place, each in enumerate(crossed) if not each.places], int)
         self._at = np.array([crossed[place].at for place in self._numbers], int)
         self._gaps = np.array([crossed[place].gaps for place in self._numbers], bool)
+        self._last = np.array([[each.cells(order + 1) - 1 for order in range(len(BINS))] for each in crossed])
         self.edges = np.full((len(self._numbers), len(BINS), max(BINS) - 1), BEYOND)
         self._parts: list[
             tuple[int, np.ndarray, np.ndarray, np.ndarray]
@@ -127,12 +129,11 @@ class Cells:
         """[n, crossed, orders]"""
         bins = np.zeros((len(rows), self._crossed, len(BINS)), int)
         values = rows[:, self._at]
-        found = (values[:, :, None, None] >= self.edges).sum(3)
+        found = np.count_nonzero(values[:, :, None, None] >= self.edges, axis=3)
         bins[:, self._numbers] = np.where((np.isnan(values) & self._gaps)[:, :, None], BINS, found)
         for place, each in self._categories:
             hot = rows[:, each.at : each.at + each.places].argmax(1)
-            for order in range(1, len(BINS) + 1):
-                bins[:, place, order - 1] = np.minimum(hot, each.cells(order) - 1)
+            bins[:, place] = np.minimum(hot[:, None], self._last[place])
         return bins
 
 
@@ -163,7 +164,8 @@ class CrossedHeads(Heads):
 
     def logits(self, rows: Tensor) -> Float[Tensor, "heads batch classes"]:
         cells = torch.from_numpy(self._cells(rows.double().cpu().numpy())).to(self.table.device)
-        return self.table[cells].sum(1).transpose(0, 1)
+        found = F.embedding_bag(cells, self.table.flatten(1), mode="sum")
+        return found.view(len(rows), *self.table.shape[1:]).transpose(0, 1)
 
     def write(self, directory: Path) -> dict[str, Any]:
         """Put its numbers into a version's directory."""
