@@ -52,8 +52,9 @@ class FixedShare:
         return np.tensordot(weights / weights.sum(), spread(said), (0, 1))
 
     def each(self, names: Sequence[str], said: np.ndarray) -> np.ndarray:
-        """The same of each pair of rate and share: [n, pairs, classes]."""
-        table = self._table[:, [self.names.index(name) for name in names]]
+        """The same of each pair of rate and share [n, pairs, classes]; even shares at first."""
+        places = [self.names.index(name) for name in names if self.names]
+        table = self._table[:, places] if places else np.ones((len(PAIRS), len(names)))
         return np.einsum("ps,nsc->npc", table / table.sum(1, keepdims=True), spread(said))
 
     def test(

@@ -214,11 +214,11 @@ class CrossedTeacher(SideBySide):
         return 1 if self.fitted else FIRST - len(self._first)
 
     def test_then_train(
-        self, x: Tensor, y: Int[Tensor, "batch"], learn: Bool[Tensor, "batch"]
+        self, x: Tensor, y: Int[Tensor, "batch"], learn: Bool[Tensor, "batch"], then: np.ndarray | None = None
     ) -> Float[Tensor, "batch classes"]:
         if not self._table:
             return self.logits(x)
-        return super().test_then_train(x, y, learn)
+        return super().test_then_train(x, y, learn, then)
 
     def learn(self, row: np.ndarray, label: int) -> None:
         """A step of gradient descent at each rate; of the first records when there are enough to fit the bins to."""

@@ -92,8 +92,13 @@ class SideBySide(ABC):
     def grow(self, labels: Sequence[Label]) -> None:
         self.learned = np.pad(self.learned, (0, len(labels) - len(self.learned)))
 
+    def opinion(self, x: Tensor) -> np.ndarray:
+        """[n, heads + pairs, classes] what each head says of rows that have come, and each pair of rate and share."""
+        said = self._said(self._rows(x))
+        return np.concatenate([said, self.share.each(self.names, said)], 1)
+
     def test_then_train(
-        self, x: Tensor, y: Int[Tensor, "batch"], learn: Bool[Tensor, "batch"]
+        self, x: Tensor, y: Int[Tensor, "batch"], learn: Bool[Tensor, "batch"], then: np.ndarray | None = None
     ) -> Float[Tensor, "batch classes"]:
         flat, labels = self._flat(x), y.cpu().numpy()
         rows = self._rows(flat)
@@ -109,9 +114,18 @@ class SideBySide(ABC):
                     self.learn(row, label)
             start = span.stop
             first = min(first, start) if self.learned.any() else first
-        answers = self.share.test(self.names, said, tested, *NOBODY)
+        answers = self._weighed(said, tested, then)
         answers[:first] = 1.0  # nothing was learned yet
         return self._given(answers, x)
+
+    def _weighed(self, said: np.ndarray, labels: np.ndarray, then: np.ndarray | None) -> np.ndarray:
+        """The answers [n, classes] from those of the heads, which are tested: as they are, or as they were ``then``."""
+        if then is None:
+            return self.share.test(self.names, said, labels, *NOBODY)
+        answers, told = self.share.mixed(self.names, said), np.where(np.isnan(then).any((1, 2)), -1, labels)
+        heads, each = np.split(then, [len(self.names)], 1)
+        self.share.test(self.names, heads, told, *NOBODY, each)
+        return answers
 
     def _span(self, labels: np.ndarray) -> int:
         """How many of the rows of these labels (-1: not learned) are answered alike, whoever of them is learned."""

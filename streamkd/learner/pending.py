@@ -22,28 +22,29 @@ from streamkd.streams.encoding import codec
 
 KEPT_BYTES = 64 << 20
 """Of what each source said of records that wait. What came beyond is answered and counted, but weighs nobody."""
-ARRAYS = ("mixed", "published", "said", "each")  # of an answer
 Ask = Callable[[Tensor], tuple[Testimony, np.ndarray | None]]
 """Raw inputs [rows, *shape] to what everybody says of them, and the served version's probabilities [rows, classes]."""
+
+
+SAID, EACH = "said", "each"  # what ``Testimony`` has of a record besides opinions, which go by their teacher
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
     """To one record: what was answered in the stream (``mixed`` [classes]) and by the served version (``published``
-    [classes], NaN where there was none), and of ``names``, unless it is beyond ``KEPT_BYTES``, what was ``said``
-    [sources, classes] and ``each`` [2, pairs, classes] (``streamkd.learning.mixture.Testimony``). In float32.
+    [classes], NaN where there was none), and unless it is beyond ``KEPT_BYTES`` the evidence [..., classes]: what the
+    sources ``names`` said, what pairs of rate and share made of it, and opinions by teacher. In float32.
     """
 
     names: tuple[str, ...]
     mixed: np.ndarray
     published: np.ndarray
-    said: np.ndarray | None = None
-    each: np.ndarray | None = None
+    evidence: Mapping[str, np.ndarray]
 
     @property
     def bytes(self) -> int:
-        """Of what may be left out."""
-        return sum(array.nbytes for array in (self.said, self.each) if array is not None)
+        """Of the evidence."""
+        return sum(array.nbytes for array in self.evidence.values())
 
 
 class Pending:
@@ -71,13 +72,13 @@ class Pending:
     def _keep(self, offsets: np.ndarray, said: Testimony, published: np.ndarray | None) -> None:
         assert said.each is not None  # whoever was asked has it
         published = np.full_like(said.mixed, np.nan) if published is None else published
+        evidence = {SAID: said.probabilities, EACH: said.each, **said.opinions}
         for row, offset in enumerate(offsets.tolist()):
-            arrays = [array[row].astype(np.float32) for array in (said.mixed, published, said.probabilities, said.each)]
-            answer = Kept(said.names, *arrays)
-            fits = self._bytes + answer.bytes <= KEPT_BYTES
-            answer = answer if fits else replace(answer, said=None, each=None)
-            self._answers[offset] = answer
-            self._bytes += answer.bytes
+            mine = {name: array[row].astype(np.float32) for name, array in evidence.items()}
+            kept = Kept(said.names, said.mixed[row].astype(np.float32), published[row].astype(np.float32), mine)
+            kept = kept if self._bytes + kept.bytes <= KEPT_BYTES else replace(kept, evidence={})
+            self._answers[offset] = kept
+            self._bytes += kept.bytes
 
     def take(self, offsets: Sequence[int], classes: int) -> tuple[Testimony, np.ndarray]:
         """What was said of the records of these labels, over so many classes; the served version's [rows, classes] too.
@@ -88,21 +89,26 @@ class Pending:
         known = [answer for answer in answers if answer is not None]
         self._bytes -= sum(answer.bytes for answer in known)
         names = known[-1].names if known else (STUDENT,)
-        shapes = ((), (), (len(names),), (2, len(PAIRS)))
-        mixed, published, said, each = (np.full((len(answers), *shape, classes), np.nan) for shape in shapes)
+        last = known[-1].evidence if known else {}
+        shapes = {SAID: (len(names),), EACH: (2, len(PAIRS))} | {name: last[name].shape[:-1] for name in last}
+        mixed, published = (np.full((len(answers), classes), np.nan) for _ in range(2))
+        evidence = {name: np.full((len(answers), *shape, classes), np.nan) for name, shape in shapes.items()}
         for row, answer in enumerate(answers):
-            if answer is not None:
-                mixed[row], published[row] = _wide(answer.mixed, classes), _wide(answer.published, classes)
-            if answer is not None and answer.said is not None and answer.each is not None:
-                said[row] = _wide(answer.said[_places(answer.names, names)], classes)
-                each[row] = _wide(answer.each, classes, LEAST / classes)
-        return Testimony(names, said, mixed, each), published
+            if answer is None:
+                continue
+            mixed[row], published[row] = _wide(answer.mixed, classes), _wide(answer.published, classes)
+            for name in evidence.keys() & answer.evidence.keys():
+                said = answer.evidence[name]
+                evidence[name][row] = _wide(said[_places(answer.names, names)] if name == SAID else said, classes)
+        said, each = evidence.pop(SAID), evidence.pop(EACH)
+        return Testimony(names, said, mixed, each, evidence), published
 
     def state_dict(self) -> dict[str, Any]:
         """The answers, those of the same sources and classes together."""
         groups: dict[tuple[Any, ...], list[tuple[int, Kept]]] = {}
         for offset, answer in self._answers.items():
-            shape = (answer.names, len(answer.mixed), len(answer.published), answer.said is None)
+            shapes = tuple((name, array.shape) for name, array in answer.evidence.items())
+            shape = (answer.names, len(answer.mixed), len(answer.published), shapes)
             groups.setdefault(shape, []).append((offset, answer))
         return {"asked": self.asked, "groups": [_together(group) for group in groups.values()]}
 
@@ -114,9 +120,10 @@ class Pending:
         self._bytes = sum(answer.bytes for answer in found.values())
 
 
-def _wide(said: np.ndarray, classes: int, least: float = 0.0) -> np.ndarray:
-    """Over the classes of now: who did not know one gave it nothing, or the least that a mixture gives."""
-    return np.pad(said, [(0, 0)] * (said.ndim - 1) + [(0, classes - said.shape[-1])], constant_values=least)
+def _wide(said: np.ndarray, classes: int) -> np.ndarray:
+    """Over the classes of now: who did not know one gave it the least that a mixture gives."""
+    more = [(0, 0)] * (said.ndim - 1) + [(0, classes - said.shape[-1])]
+    return np.pad(said, more, constant_values=LEAST / classes)
 
 
 def _places(theirs: tuple[str, ...], names: tuple[str, ...]) -> list[int]:
@@ -126,12 +133,20 @@ def _places(theirs: tuple[str, ...], names: tuple[str, ...]) -> list[int]:
 
 def _together(group: Sequence[tuple[int, Kept]]) -> dict[str, Any]:
     offsets, answers = zip(*group, strict=True)
-    kept = [name for name in ARRAYS if getattr(answers[0], name) is not None]
-    arrays = {name: torch.from_numpy(np.stack([getattr(answer, name) for answer in answers])) for name in kept}
-    return {"names": list(answers[0].names), "offsets": torch.tensor(offsets), "arrays": arrays}
+    evidence = {name: torch.from_numpy(np.stack([a.evidence[name] for a in answers])) for name in answers[0].evidence}
+    return {
+        "names": list(answers[0].names),
+        "offsets": torch.tensor(offsets),
+        "mixed": torch.from_numpy(np.stack([answer.mixed for answer in answers])),
+        "published": torch.from_numpy(np.stack([answer.published for answer in answers])),
+        "evidence": evidence,
+    }
 
 
 def _apart(group: Mapping[str, Any]) -> list[tuple[int, Kept]]:
-    names, arrays = tuple(group["names"]), {name: tensor.numpy().copy() for name, tensor in group["arrays"].items()}
-    rows = enumerate(group["offsets"].tolist())
-    return [(offset, Kept(names, **{name: array[row] for name, array in arrays.items()})) for row, offset in rows]
+    mixed, published = (group[name].numpy().copy() for name in ("mixed", "published"))
+    evidence = {name: tensor.numpy().copy() for name, tensor in group["evidence"].items()}
+    return [
+        (offset, Kept(tuple(group["names"]), mixed[row], published[row], {n: e[row] for n, e in evidence.items()}))
+        for row, offset in enumerate(group["offsets"].tolist())
+    ]

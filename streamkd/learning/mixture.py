@@ -8,7 +8,7 @@ those who can be served, for a published version, which may be asked about anyth
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,13 +33,15 @@ OF_NOW = ("prequential", "present")  # roles of teachers that speak of what come
 class Testimony:
     """By whom what was said: probabilities [rows, sources, classes] of the sources, and ``mixed`` [rows, classes].
 
-    ``each`` [rows, 2, pairs, classes] is what the pairs of rate and share made of it, of ``Mixture.now`` and ``share``.
+    ``each`` [rows, 2, pairs, classes] is what the pairs of rate and share made of it, of ``Mixture.now`` and ``share``;
+    ``opinions`` are the pool's. Both are there where labels come later.
     """
 
     names: tuple[str, ...]
     probabilities: np.ndarray
     mixed: np.ndarray
     each: np.ndarray | None = None
+    opinions: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def of(self, names: Sequence[str]) -> np.ndarray:
         """[rows, names, classes] by these sources; who was not asked stands where the student does."""
@@ -199,7 +201,7 @@ class Mixture:
         able = [place for place, name in enumerate(names) if name in self.share.names]
         share = self.share.each([names[place] for place in able], probabilities[:, able])
         each = np.stack([self.now.each(names, probabilities), share], 1)
-        return Testimony(names, probabilities, self.now.mixed(names, probabilities), each)
+        return Testimony(names, probabilities, self.now.mixed(names, probabilities), each, self.pool.opinions(x))
 
     def state_dict(self) -> dict[str, Any]:
         """The shares."""

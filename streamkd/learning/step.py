@@ -303,7 +303,8 @@ class Step:
         self.pool.heard(logits[: plan.fresh].detach(), plan.answers, _unless(y, plan.offer.again))
         learn = y >= 0
         learn[plan.offer.untaught] = False
-        self.pool.observe(x, y, learn)
+        then = self.mixture.then
+        self.pool.observe(x, y, learn, then.opinions if then else {})
         self.pool.after_step(self.student, plan.fresh)
         self.rate_decay.step()
 

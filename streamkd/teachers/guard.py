@@ -10,12 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import numpy as np
 from torch import Tensor
 
 from streamkd.errors import PluginError
 from streamkd.teachers.former import FormerTeacher
 from streamkd.teachers.snapshot import SnapshotTeacher
-from streamkd.teachers.teacher import Incremental, Recalling, Teacher
+from streamkd.teachers.teacher import Hindsight, Incremental, Recalling, Teacher
 
 STRIKES = 3  # chosen by hand
 T = TypeVar("T")
@@ -59,12 +60,21 @@ class Guard:
             teacher, lambda: self._checked(_said(teacher, x, y), teacher.known().to(x.device), len(x), classes)
         )
 
-    def test_then_train(self, teacher: Incremental, x: Tensor, y: Tensor, learn: Tensor) -> Tensor | None:
-        """What it says of each row before it learns it, [n, classes] on the rows' device; ``None``: it failed."""
+    def test_then_train(
+        self, teacher: Incremental, x: Tensor, y: Tensor, learn: Tensor, then: np.ndarray | None = None
+    ) -> Tensor | None:
+        """What it says of each row before it learns it, [n, classes] on the rows' device; ``None``: it failed.
+
+        ``then`` is its ``opinion`` of the rows when they came, where that was earlier.
+        """
 
         def call() -> Tensor:
             known = teacher.known()
-            return self._checked(teacher.test_then_train(x, y, learn).to(x.device), known, len(x), len(known))[0]
+            if then is not None and isinstance(teacher, Hindsight):
+                said = teacher.test_then_train(x, y, learn, then)
+            else:
+                said = teacher.test_then_train(x, y, learn)
+            return self._checked(said.to(x.device), known, len(x), len(known))[0]
 
         return self.guarded(teacher, call)
 

@@ -11,8 +11,10 @@ worthy snapshot goes.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +34,7 @@ from streamkd.teachers.snapshot import SnapshotMaker, SnapshotTeacher
 from streamkd.teachers.teacher import (
     EmaTeacher,
     Following,
+    Hindsight,
     Incremental,
     Layered,
     Observing,
@@ -41,6 +44,8 @@ from streamkd.teachers.teacher import (
     copy_of,
 )
 from streamkd.teachers.worth import Assessment, assessment
+
+NOT_ASKED: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 class Pool:
@@ -149,13 +154,17 @@ class Pool:
                 )
         return {key: _features(by_key[key], x, layers) for key, layers in wanted.items()}
 
-    def observe(self, x: Tensor, y: Tensor, learn: Tensor) -> None:
+    def observe(
+        self, x: Tensor, y: Tensor, learn: Tensor, then: Mapping[str, np.ndarray] = MappingProxyType({})
+    ) -> None:
         """Teachers that learn from labels themselves see a step's fresh rows: raw x [n, *shape], columns y, -1 without
         label. They learn those of ``learn`` [n]; who learns record by record answers all of them on the way.
+
+        ``then``: by teacher what ``opinions`` gave when the rows came, where that was earlier.
         """
         self.prequential = {}
         for incremental in self._incremental:
-            answers = self.guard.test_then_train(incremental, x, y, learn)
+            answers = self.guard.test_then_train(incremental, x, y, learn, then.get(incremental.key))
             if answers is not None and incremental.known().any():
                 self.prequential[incremental.key] = answers
         if not self._observers or not learn.any():
@@ -163,6 +172,12 @@ class Pool:
         x, y = x[learn], y[learn]
         for teacher in self._observers:
             self.guard.guarded(cast(Teacher, teacher), partial(teacher.observe, x, y))
+
+    def opinions(self, x: Tensor) -> dict[str, np.ndarray]:
+        """By teacher what it wants to be told again when the labels of rows [n, *shape] come."""
+        who = [teacher for teacher in self._incremental if isinstance(teacher, Hindsight)]
+        found = {teacher.key: self.guard.guarded(teacher, partial(teacher.opinion, x)) for teacher in who}
+        return {key: said for key, said in found.items() if said is not None}
 
     @torch.no_grad()
     def keep_former(self, weights: Mapping[str, float], records: int) -> None:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
@@ -136,6 +137,21 @@ class Incremental(Teacher, Protocol):
         columns y, -1 without label. Rows that are held out or have no label are answered and not learned. It takes
         the place of ``observe``; what it keeps of the rows it copies.
         """
+        ...
+
+
+@runtime_checkable
+class Hindsight(Incremental, Protocol):
+    """One that weighs answers of its own, by what they were when a record came, where its label comes later."""
+
+    def opinion(self, x: Tensor) -> np.ndarray:
+        """[n, ..., classes] of rows [n, *shape] that have come: what it wants to be told again with their labels."""
+        ...
+
+    def test_then_train(
+        self, x: Tensor, y: Int[Tensor, "batch"], learn: Bool[Tensor, "batch"], then: np.ndarray | None = None
+    ) -> Float[Tensor, "batch classes"]:
+        """``then`` [n, ..., classes] are opinions of these rows, NaN where there was none; else they come just now."""
         ...
 
 

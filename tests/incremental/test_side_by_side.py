@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import toys
@@ -85,6 +86,24 @@ def test_it_goes_on_from_its_state(made: Made) -> None:
         other.load_state_dict(whole.state_dict())
         said = [one.test_then_train(x[cut:], y[cut:], every(y[cut:])) for one in (whole, other)]
         assert torch.equal(*said)
+
+
+@EVERY
+def test_heads_are_weighed_by_what_they_said_then(made: Made) -> None:
+    """Opinions that were given when records came decide the shares; whose answers came to nothing decide nothing."""
+    x, y = stream(40)
+    late, told = made(), made()
+    for teacher in (late, told):
+        teacher.test_then_train(x, y, every(y))
+    before = late.share.weights
+    late.test_then_train(x[:30], y[:30], every(y[:30]), np.full_like(late.opinion(x[:30]), np.nan))
+    assert late.share.weights == before
+    opinion = told.opinion(x[:30])
+    opinion[:, 1 : len(told.names)] = 1 / 3  # the others said nothing of use
+    opinion[:, 0] = np.eye(3)[y[:30]]
+    told.test_then_train(x[:30], y[:30], every(y[:30]), opinion)
+    weights = [*told.share.weights.values()]
+    assert weights[0] == max(weights) > before[told.names[0]]
 
 
 @pytest.mark.parametrize("logit", [1e4, 1e300, float("inf"), float("nan")])
