@@ -25,6 +25,7 @@ from streamkd.serve.predictions.openinference import ERROR, HEADER_LENGTH, OUTPU
 from streamkd.serve.predictions.tensors import DATATYPES, Faults
 from streamkd.streams.encoding import lists
 from streamkd.streams.encoding.categories import category_of
+from streamkd.streams.encoding.types import is_text
 from streamkd.streams.files import formats
 
 BATCH = 256
@@ -67,8 +68,11 @@ def predict_file(
             raise RecordError(
                 "what answers there is no model of ours", where=url, fix="name the URL that `serve` prints"
             )
+        written = formats.sniff(file) == "csv"
         for batch in formats.batches(file, BATCH):
-            yield _predict(client, batch, model["inputs"])
+            faults = Faults()
+            batch = _parsed(batch, model["inputs"], faults) if written else batch
+            yield _predict(client, batch, model["inputs"], faults)
             done += batch.num_rows
             progress(done, total)
     if not done:
@@ -130,8 +134,9 @@ def _lines(table: pa.Table) -> str:
     return "\n".join(json.dumps(row) for row in table.to_pylist())
 
 
-def _predict(client: httpx.Client, batch: pa.RecordBatch, inputs: Sequence[dict[str, Any]]) -> pa.Table:
-    tensors, binary, faults = [], [], Faults()
+def _predict(client: httpx.Client, batch: pa.RecordBatch, inputs: Sequence[dict[str, Any]], faults: Faults) -> pa.Table:
+    """Predictions of a batch; rows of ``faults`` have none, whatever the server says of them."""
+    tensors, binary = [], []
     for tensor in inputs:
         raw = _raw(batch, tensor, faults)
         shape = [batch.num_rows, *tensor["shape"][1:]]
@@ -198,6 +203,27 @@ def _numbers(column: pa.Array, size: int, tensor: dict[str, Any], faults: Faults
         said = f"needed finite numbers that fit {tensor['datatype']}, got {values[row].tolist()!s:.80}"
         faults.note(row, name, said)
     return np.where(same & good[:, None], sent, kind.type(0))
+
+
+def _parsed(batch: pa.RecordBatch, inputs: Sequence[dict[str, Any]], faults: Faults) -> pa.RecordBatch:
+    """Words as numbers where numbers are needed: one word in a CSV file makes all of its column words."""
+    for tensor in inputs:
+        place = batch.schema.get_field_index(tensor["name"])
+        if place >= 0 and tensor["datatype"] != "BYTES" and is_text(batch.schema.types[place]):
+            column = _numbers_of(batch.column(place), tensor["name"], faults)
+            batch = batch.set_column(place, tensor["name"], column)
+    return batch
+
+
+def _numbers_of(column: pa.Array, name: str, faults: Faults) -> pa.Array:
+    values: list[float | None] = []
+    for row, word in enumerate(column.to_pylist()):
+        try:
+            values.append(None if word is None else float(word))
+        except ValueError:
+            faults.note(row, name, f"needed a number, got {word!r:.80}")
+            values.append(0.0)
+    return pa.array(values, pa.float64())
 
 
 def _elements(column: pa.Array, name: str, faults: Faults) -> Iterator[bytes]:

@@ -172,3 +172,19 @@ def test_what_the_server_refuses_in_every_row_is_told_in_every_row(table: Runnin
     (rows,) = client.predict_file(tmp_path / "rows.parquet", table.url)
     assert rows.column("error").to_pylist() == ["input 'at': needed ISO 8601, got 'yesterday'"] * 2
     assert rows.column("label").to_pylist() == [None, None]
+
+
+def test_one_word_among_the_numbers_of_a_csv_file_is_an_error_in_its_row(registry: Registry, tmp_path: Path) -> None:
+    """The others of its column are numbers as before, and a gap stays one."""
+    publisher = Publisher(tmp_path / "state")
+    publisher.publish(
+        schema=RecordSchema(inputs=tuple(TABLE.inputs[place] for place in (0, 2, 5))), classes=("süß", "b")
+    )
+    (tmp_path / "rows.csv").write_text("age;count;colour\n31,5;1;red\n;2;\nold;3;red\n7;x;blue\n", "utf-8")
+    with serving(publisher, registry) as running:
+        running.wait_for(1)
+        (rows,) = client.predict_file(tmp_path / "rows.csv", running.url)
+    publisher.close()
+    said = [None, None, "input 'age': needed a number, got 'old'", "input 'count': needed a number, got 'x'"]
+    assert rows.column("error").to_pylist() == said
+    assert [label is None for label in rows.column("label").to_pylist()] == [False, False, True, True]
