@@ -177,9 +177,8 @@ def test_what_the_server_refuses_in_every_row_is_told_in_every_row(table: Runnin
 def test_one_word_among_the_numbers_of_a_csv_file_is_an_error_in_its_row(registry: Registry, tmp_path: Path) -> None:
     """The others of its column are numbers as before, and a gap stays one."""
     publisher = Publisher(tmp_path / "state")
-    publisher.publish(
-        schema=RecordSchema(inputs=tuple(TABLE.inputs[place] for place in (0, 2, 5))), classes=("süß", "b")
-    )
+    schema = RecordSchema(inputs=tuple(TABLE.inputs[place] for place in (0, 2, 5)), label_type="string")
+    publisher.publish(schema=schema, classes=("süß", "b"))
     (tmp_path / "rows.csv").write_text("age;count;colour\n31,5;1;red\n;2;\nold;3;red\n7;x;blue\n", "utf-8")
     with serving(publisher, registry) as running:
         running.wait_for(1)
