@@ -199,7 +199,9 @@ class Api:
         arguments = (body, header_length, schema, self._s.queue_rows)
         if openinference.json_length(body, header_length) > _INLINE_BYTES:
             return await self._s.reader.read(*arguments)
-        if len(body) <= _INLINE_BYTES and not any(c.kind in ("text", "image") for c in schema.inputs):
+        kinds = {column.kind for column in schema.inputs}
+        inline_bytes = 0 if kinds & {"text", "image"} else _INLINE_BYTES if kinds == {"tensor"} else _INLINE_BYTES // 4
+        if len(body) <= inline_bytes:
             return openinference.read(*arguments)
         return await asyncio.to_thread(openinference.read, *arguments)
 

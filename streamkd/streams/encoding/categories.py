@@ -1,11 +1,8 @@
 """Categories as one-hot vectors, whatever comes: nothing is fitted, and every process makes the same numbers.
 
-    value ─┬─► one of `values`: its own place
-           ├─► anything else: two of the places behind them, by its hash (one where there is one)
-           └─► a gap: the last place, where gaps are filled
-
-Two places each, so that two values which meet in one of them differ in the other: of a hundred values in 64 places two
-that are told apart by nothing are one in a hundred pairs in two places, and one in 64 in one (Bloom 1970).
+value ─┬─► one of `values`: its own place
+       ├─► anything else: one of the places behind them, by its hash
+       └─► a gap: the last place, where gaps are filled
 """
 
 from collections.abc import Sequence
@@ -16,16 +13,14 @@ import numpy as np
 
 from streamkd.records import InputColumn
 
-REMEMBERED = 1 << 14  # values whose places are known without hashing them again; ids that stand as categories are more
+REMEMBERED = 1 << 14  # values that are not hashed again; ids that stand as categories are more
 
 
 def one_hot(values: Sequence[str | None], column: InputColumn) -> np.ndarray:
     """float32 [rows, places] of canonical values; what is ``None`` or empty is a gap."""
     known = _places(column)
-    places = np.array([known[value or ""] for value in values], np.int64).reshape(-1, 2)
     found = np.zeros((len(values), column.width), np.float32)
-    rows = np.arange(len(values))
-    found[rows, places[:, 0]] = found[rows, places[:, 1]] = 1.0
+    found[np.arange(len(values)), [known[value or ""] for value in values]] = 1.0
     return found
 
 
@@ -44,30 +39,22 @@ def category_of(value: object) -> str | None:
     return str(value)
 
 
-class _Places(dict[str, tuple[int, int]]):
-    """The places of a column's values; what is asked for the first time is hashed."""
+class _Places(dict[str, int]):
+    """The place of each of a column's values; what is asked for the first time is hashed."""
 
     def __init__(self, column: InputColumn) -> None:
-        self._known = {value: (place, place) for place, value in enumerate(column.values)}
-        self._known[""] = (column.width - 1, column.width - 1)
-        self._first = len(column.values)
-        self._spare = column.width - self._first - len(column.indicators)
+        self._known = {value: place for place, value in enumerate(column.values)}
+        self._known[""] = column.width - 1
+        self._spare = column.width - len(column.values) - len(column.indicators)
         super().__init__(self._known)
 
-    def __missing__(self, value: str) -> tuple[int, int]:
+    def __missing__(self, value: str) -> int:
         if len(self) > REMEMBERED:
             self.clear()
             self.update(self._known)
-        self[value] = places = self._hashed(value)
-        return places
-
-    def _hashed(self, value: str) -> tuple[int, int]:
-        digest = blake2b(value.encode(), digest_size=16).digest()
-        one = int.from_bytes(digest[:8], "little") % self._spare
-        if self._spare == 1:
-            return self._first, self._first
-        other = int.from_bytes(digest[8:], "little") % (self._spare - 1)
-        return self._first + one, self._first + other + (other >= one)
+        digest = blake2b(value.encode(), digest_size=8).digest()
+        self[value] = place = len(self._known) - 1 + int.from_bytes(digest, "little") % self._spare
+        return place
 
 
 @lru_cache(256)

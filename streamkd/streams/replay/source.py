@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from streamkd.errors import SourceError
 from streamkd.hookspecs import SourceKind, hookimpl
-from streamkd.records import Chunk, RecordSchema
+from streamkd.records import Chunk, InputColumn, RecordSchema
 from streamkd.streams.encoding.lists import element_type, holds_lists, to_fixed, to_values
 from streamkd.streams.replay import datasets, variations
 from streamkd.streams.replay.options import ReplayOptions
@@ -200,7 +200,7 @@ class Replay:
         for column in self._schema.inputs:
             values = table.column(column.name).combine_chunks()
             if column.kind == "tensor" and (self._changed or (column.pad and holds_lists(values.type))):
-                values = self._reshape(values, column.size, column.pad, form, draws)
+                values = self._reshape(values, column, form, draws)
             columns[column.name] = values
         noisy = part.labels
         label = table.column(self._schema.label).combine_chunks() if noisy is None else noisy.take(pa.array(rows))
@@ -212,14 +212,16 @@ class Replay:
                 columns[name] = table.column(name).combine_chunks()
         return pa.RecordBatch.from_pydict(columns)
 
-    def _reshape(self, column: pa.Array, size: int, pad: bool, form: str, draws: np.ndarray | None) -> pa.Array:
-        """Lists as fixed-size lists of one type, so that every form has the same columns."""
-        values, good = to_values(column, size, pad)
+    def _reshape(self, lists: pa.Array, column: InputColumn, form: str, draws: np.ndarray | None) -> pa.Array:
+        """Lists as fixed-size lists of one type, so that every form has the same columns; a filled gap is NaN."""
+        filled = column.missing == "fill"
+        values, good = to_values(lists, column.size, column.pad, gaps=filled)
         if self._jitter is not None and draws is not None:
             values = self._jitter(values, draws)
         change = self._forms[form]
         values = values if change is None else change(values)
-        return to_fixed(values.astype(element_type(column.type).to_pandas_dtype(), copy=False), good)
+        kind = np.dtype(column.dtype) if filled else element_type(lists.type).to_pandas_dtype()
+        return to_fixed(values.astype(kind, copy=False), good)
 
 
 class LateReplay(Replay):

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from streamkd.errors import SourceError
 from streamkd.plugins import Registry
 from streamkd.records import InputColumn, RecordSchema
+from streamkd.streams.encoding import codec
 from streamkd.streams.files import rows as files
 from streamkd.streams.files import texts
 from streamkd.streams.replay import datasets
@@ -448,3 +449,16 @@ def test_a_test_file_without_the_task_is_refused(tmp_path: Path) -> None:
     schema = RecordSchema(inputs=(InputColumn(name="x"),), task="where")
     with pytest.raises(SourceError, match=r"b\.parquet: needed a column 'where'"):
         from_file(train, schema, test_path=test)
+
+
+def test_a_padded_list_keeps_its_gaps(tmp_path: Path) -> None:
+    """A null within a list that is padded is one gap, and a null in place of it nothing but gaps."""
+    table = pa.table({"x": pa.array([[1.0], [None, 2.0], None, [1.0, 2.0]]), "label": [0, 1, 0, 1]})
+    pa.parquet.write_table(table, tmp_path / "lists.parquet")
+    column = InputColumn(name="x", shape=(2,), pad=True, missing="fill")
+    schema = RecordSchema(inputs=(column,))
+    options = ReplayOptions(path=tmp_path / "lists.parquet", order="given", test_ratio=0.0)
+    source = Replay(options, schema)
+    records, rejects = codec.encode(source.read(source.partitions[0], 0, 4).rows, schema, 0)
+    assert not rejects
+    np.testing.assert_array_equal(records.inputs, [[1, 0, 0, 0], [0, 2, 1, 0], [0, 0, 1, 1], [1, 2, 0, 0]])
