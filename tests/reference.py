@@ -20,6 +20,8 @@ from streamkd.config import EMBEDDED, Config
 from streamkd.hookspecs import Group, Kind
 from streamkd.plugins import SINGULAR, Registry
 
+from .streams.files.kinds import KINDS
+
 PACKAGE = Path(__file__).parent.parent / "streamkd"
 FOLDER = PACKAGE.parent / "docs" / "reference"
 MADE = "Made of {} by `pytest tests/test_reference.py --write-reference`; a test holds it to them."
@@ -107,6 +109,24 @@ def constants() -> str:
     return _page(["# Constants", MADE.format("the modules"), about, table])
 
 
+def files() -> str:
+    """Files as people have them, and what `streamkd init` says of each."""
+    lines = [(kind.title, "refused" if kind.refused else "taken", f"`{kind.said}`") for kind in KINDS]
+    about = (
+        "Each is made small in `tests/streams/files/kinds.py`, described, played, pushed and asked about: the student "
+        "must see the same numbers by all three ways, and no record may be lost but those without a label. What is no "
+        "stream of classes is refused with one sentence. [Files as they are](../how-to/files.md) has the whole story."
+    )
+    return _page(
+        [
+            "# Files that were tried",
+            MADE.format("`tests/streams/files/kinds.py`"),
+            about,
+            rows(("file", "it is", "init says or writes"), lines),
+        ]
+    )
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "configuration.md": configuration,
     "commands.md": commands,
@@ -114,6 +134,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "metrics.md": metrics,
     "errors.md": mistakes,
     "constants.md": constants,
+    "files.md": files,
 }
 LEARNING = (
     "students",

@@ -134,8 +134,8 @@ def _lines(table: pa.Table) -> str:
     return "\n".join(json.dumps(row) for row in table.to_pylist())
 
 
-def _predict(client: httpx.Client, batch: pa.RecordBatch, inputs: Sequence[dict[str, Any]], faults: Faults) -> pa.Table:
-    """Predictions of a batch; rows of ``faults`` have none, whatever the server says of them."""
+def request(batch: pa.RecordBatch, inputs: Sequence[dict[str, Any]], faults: Faults) -> tuple[bytes, int]:
+    """The body that asks about a batch, and how long its JSON is; rows that cannot be said are noted in ``faults``."""
     tensors, binary = [], []
     for tensor in inputs:
         raw = _raw(batch, tensor, faults)
@@ -144,12 +144,18 @@ def _predict(client: httpx.Client, batch: pa.RecordBatch, inputs: Sequence[dict[
         tensors.append({**described, "parameters": {"binary_data_size": len(raw)}})
         binary.append(raw)
     head = json.dumps({"inputs": tensors, "outputs": [{"name": name} for name in (*OUTPUTS, ERROR)]}).encode()
+    return b"".join([head, *binary]), len(head)
+
+
+def _predict(client: httpx.Client, batch: pa.RecordBatch, inputs: Sequence[dict[str, Any]], faults: Faults) -> pa.Table:
+    """Predictions of a batch; rows of ``faults`` have none, whatever the server says of them."""
+    body, length = request(batch, inputs, faults)
     answer = _ask(
         client,
         "POST",
         "/v2/models/student/infer",
-        content=b"".join([head, *binary]),
-        headers={HEADER_LENGTH: str(len(head)), "Content-Type": "application/octet-stream"},
+        content=body,
+        headers={HEADER_LENGTH: str(length), "Content-Type": "application/octet-stream"},
     )
     outputs = {output["name"]: output for output in answer["outputs"]}
     errors = [faults.get(row) or said or None for row, said in enumerate(outputs[ERROR]["data"])]

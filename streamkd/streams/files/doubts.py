@@ -232,7 +232,7 @@ def of_input(name: str, column: pa.ChunkedArray, label: pa.ChunkedArray) -> Doub
 def _id(name: str, values: pa.ChunkedArray, different: int) -> str:
     if ID_NAME.search(name) and len(values) // 2 < different < len(values):
         return f"{different:,} of {len(values):,} records have their own, such as {values[0]}"
-    if different < len(values):
+    if different < len(values) or not len(values):
         return ""
     if pa.types.is_integer(values.type):
         numbers = values.to_numpy()

@@ -85,17 +85,15 @@ def _label(columns: Sequence[Column], asked: str | None, path: Path) -> Column:
     """The column that was asked for, or the likeliest: by name, else the last one with few values."""
     if asked is not None:
         return _asked(columns, asked, path)
-    likely = [c for name in LABELS for c in columns if c.name.lower() == name]
-    likely += [c for c in columns if re.search(r"(^|[_ .-])(label|class|target)$", c.name.lower())]
-    likely += [c for c in columns[-1:] if c.holds == "categories" or (c.holds == "numbers" and c.values <= 20)]
+    called = [c for name in LABELS for c in columns if c.name.lower() == name]
+    called += [c for c in columns if re.search(r"(^|[_ .-])(label|class|target)$", c.name.lower())]
+    last = [c for c in columns[-1:] if c.holds == "categories" or (c.holds == "numbers" and c.values <= 20)]
     categories = [c for c in columns if c.holds == "categories"]
-    likely = likely or (categories if len(categories) == 1 else [])
-    for column in likely:
+    for column in (*called, *last, *(categories if len(categories) == 1 and not called else [])):
         if not _why_no_label(column) and column.values > 1:
             return column
-    named = next((column for column in likely if column.values or _why_no_label(column)), None)
-    if named is not None:
-        return _asked(columns, named.name, path)
+    if called:
+        return _asked(columns, called[0].name, path)
     raise SourceError(
         f"no column looks like a label: {_named(columns)}", where=str(path), fix="name it with --label COLUMN"
     )

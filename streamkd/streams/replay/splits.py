@@ -193,8 +193,8 @@ def _open(options: ReplayOptions, schema: RecordSchema, seed: int) -> tuple[Rows
 
 def _meant(schema: RecordSchema) -> dict[str, Meant]:
     """What a text file's columns are, so that words of digits stay words, and fractions may come late."""
-    meant: dict[str, Meant] = {c.name: "number" if c.kind == "tensor" else "text" for c in schema.inputs if not c.shape}
-    meant |= {c.name: "text" for c in schema.inputs if c.kind != "tensor"}
+    kinds: dict[str, Meant] = {"tensor": "number", "text": "text", "category": "text"}
+    meant = {c.name: kinds[c.kind] for c in schema.inputs if c.kind in kinds}
     meant |= {schema.label: "text"} if schema.label_type == "string" else {}
     return meant | ({schema.task: "text"} if schema.task else {})
 

@@ -179,7 +179,7 @@ def test_one_word_among_the_numbers_of_a_csv_file_is_an_error_in_its_row(registr
     publisher = Publisher(tmp_path / "state")
     schema = RecordSchema(inputs=tuple(TABLE.inputs[place] for place in (0, 2, 5)), label_type="string")
     publisher.publish(schema=schema, classes=("süß", "b"))
-    (tmp_path / "rows.csv").write_text("age;count;colour\n31,5;1;red\n;2;\nold;3;red\n7;x;blue\n", "utf-8")
+    (tmp_path / "rows.csv").write_text("age;count;colour\n31.5;1;red\n;2;\nold;3;red\n7;x;blue\n", "utf-8")
     with serving(publisher, registry) as running:
         running.wait_for(1)
         (rows,) = client.predict_file(tmp_path / "rows.csv", running.url)
