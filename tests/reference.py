@@ -111,7 +111,7 @@ def constants() -> str:
 
 def files() -> str:
     """Files as people have them, and what `streamkd init` says of each."""
-    lines = [(kind.title, "refused" if kind.refused else "taken", f"`{kind.said}`") for kind in KINDS]
+    lines = [(kind.title, "refused" if kind.refused else "taken", kind.said) for kind in KINDS]
     about = (
         "Each is made small in `tests/streams/files/kinds.py`, described, played, pushed and asked about: the student "
         "must see the same numbers by all three ways, and no record may be lost but those without a label. What is no "
