@@ -173,8 +173,9 @@ def by_stream(rows: Sequence[Row], what: str = ACCURACY) -> Scores:
     lines = ((student, STUDENT), (served, SERVED), *([(CLOSED_FORM, ALONE)] if what == ACCURACY else []))
     for row in rows:
         for key, ours in lines:
-            if key in row and (key != CLOSED_FORM or row["method"] == baselines.OURS):
-                line = ours if row["method"] == baselines.OURS else row["method"]
+            mine = row["method"] == baselines.OURS  # others that serve, our gates among them, are told by their student
+            if key in row and (mine or key == student):
+                line = ours if mine else row["method"]
                 found.setdefault(row["stream"], {}).setdefault(line, []).append(row[key])
     return found
 

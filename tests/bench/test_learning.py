@@ -189,6 +189,8 @@ def _rows() -> list[dict[str, Any]]:
                      "served": 0.9, "forgetting": 0.2, "served_forgetting": 0.05})  # fmt: skip
         rows.append({"stream": "digits", "method": "der", "seed": seed, "student": 0.7, "forgetting": 0.3})
         rows.append({"stream": "digits", "method": "joint", "seed": seed, "student": 0.95})
+        rows.append({"stream": "digits", "method": "uniform", "seed": seed, "student": 0.6, "served": 0.9,
+                     "forgetting": 0.4, "served_forgetting": 0.1, "analytic": 0.9})  # fmt: skip
     return rows
 
 
@@ -200,6 +202,7 @@ def test_figures_bear_the_names_that_are_quoted() -> None:
     assert (found["digits.served"], found["digits.forgetting"]) == (pytest.approx(0.9), pytest.approx(0.05))
     assert (found["digits.der"], found["digits.der.forgetting"]) == (pytest.approx(0.7), pytest.approx(0.3))
     assert found["digits.joint"] == pytest.approx(0.95)
+    assert (found["digits.uniform"], found["digits.uniform.forgetting"]) == (pytest.approx(0.6), pytest.approx(0.4))
     assert all(np.isfinite(list(found.values())))
     json.dumps(found)
 
@@ -208,7 +211,7 @@ def test_the_table_has_a_line_for_each_method() -> None:
     """Ours come first, as served model and as student; a method without runs has no line."""
     head, lines = learning.table(_rows())
     assert head == ("final average accuracy", "digits")
-    assert [line[0] for line in lines] == ["streamkd, served", "streamkd, student", "der", "joint"]
+    assert [line[0] for line in lines] == ["streamkd, served", "streamkd, student", "der", "uniform", "joint"]
     assert lines[1][1] == "0.810 ± 0.010"
 
 
@@ -234,7 +237,7 @@ def test_a_plot_stands_alone(tmp_path: Path) -> None:
     (file,) = plots.write(learning.by_stream(_rows()), tmp_path)
     text = file.read_text()
     assert file.name == "digits.svg"
-    assert text.count("<circle") == 12
+    assert text.count("<circle") == 15
     assert text.index(">joint<") < text.index(">streamkd, served<") < text.index(">der<")
     assert "<script" not in text
     assert text.count("http") == 1  # the name of the format
