@@ -152,6 +152,7 @@ def _from_json(data: object, column: InputColumn, rows: int, faults: Faults) -> 
         values = np.array(data)
     except (ValueError, OverflowError):
         values = np.empty(0, object)
+    values = nulls_as_nan(values) if column.missing == "fill" else values
     if values.dtype.kind not in _kinds(column) or values.size != rows * column.size:
         return _row_by_row(data, column, rows, faults)
     if values.ndim > 2 and values.shape[1:] != column.shape:

@@ -223,7 +223,8 @@ def _words(column: Column, alone: bool, filled: bool) -> tuple[str, str]:
     if column.holds == "times":
         parts = ["weekday", "day_of_year"] if column.days else ["hour", "weekday", "day_of_year"]
         parts += ["age"] if column.years > YEARS else []
-        return f"kind: time, parts: [{', '.join(parts)}]", "age: in years" if "age" in parts else "read in UTC"
+        scaled = f", fit: {FIT}" if "age" in parts else ""
+        return f"kind: time, parts: [{', '.join(parts)}]{scaled}", "age: in years" if scaled else "read in UTC"
     if column.holds == "codes":
         places = CODE_FEATURES[column.values > CODE_FEATURES[0]] + filled
         return f"kind: category, shape: [{places}]", f"{column.values:,} values, hashed"
