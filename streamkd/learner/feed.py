@@ -6,7 +6,7 @@ source ─► Batcher: cut by count, or by a silence that is journaled ─► co
 from collections.abc import Sequence
 
 from streamkd.errors import SourceError
-from streamkd.records import Chunk, Records, RecordSchema, Reject, Source
+from streamkd.records import Chunk, Label, Records, RecordSchema, Reject, Source
 from streamkd.settings import Stream
 from streamkd.state.checkpoint import DeadBatch
 from streamkd.streams.batcher import Batcher
@@ -35,6 +35,7 @@ class Feed:
         self._name, self._limits = stream.source.name, stream.limits
         self._labels, self._recorder = labels, recorder
         self._indicators = schema.indicators
+        self._journal = journal
         self._batcher = Batcher(source, stream.batch.size, stream.batch.flush_seconds, journal)
         self._decoder = Decoder(source, schema)
 
@@ -63,6 +64,14 @@ class Feed:
         for column, places in self._indicators.items():
             if gaps := int(records.inputs[:, places].sum()):
                 self._recorder.count("gaps_filled_total", gaps, column=column)
+
+    def answered(self, records: Records) -> Sequence[tuple[Label, Label]]:
+        """Of the records of a batch whose label came later: what was answered when they were asked about, and it."""
+        if self._journal is None or not len(records):
+            return []
+        answers = self._journal.answers(int(records.offsets[0]), int(records.offsets[-1]) + 1)
+        pairs = zip(records.offsets.tolist(), records.labels, strict=True) if answers else ()
+        return [(answers[at].label, label) for at, label in pairs if at in answers and label is not None]
 
     def _without_surplus_labels(self, records: Records, offset: int) -> tuple[Records, list[Reject]]:
         """Records of labels that are known or for which there is room: an id that stands as label fills no memory."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 
 from streamkd import wiring
@@ -157,6 +158,9 @@ class Learner:
             if not self.labels and unlabelled == len(records):
                 return  # no class is known yet, so there is nothing that anybody could teach of them
         new = self.labels.learn(records.labels)
+        if answered := [pair for pair in self.feed.answered(records) if pair[0] in self.labels]:
+            said, came = (np.array(self.labels.indices(each)) for each in zip(*answered, strict=True))
+            self.prequential.delayed.add(came, said)
         previous, known = self.tasks.current, len(self.tasks.names)
         boundary = self.tasks.observe(records, new, self.records)
         if self._step is None:

@@ -22,10 +22,14 @@ from streamkd.tasks.experience import TensorBatch
 
 
 class Prequential:
-    """Measures: ``student`` in training, ``version`` that is served, ``mixture`` as each record found it."""
+    """Measures: ``student`` in training, ``version`` that is served, ``mixture`` as each record found it.
+
+    ``delayed``: by what users were answered, of records of a log whose labels came later.
+    """
 
     def __init__(self, source: Source, schema: RecordSchema, device: torch.device) -> None:
         self.student, self.version, self.mixture = Measures(), Arrivals(), Measures()
+        self.delayed = Measures()
         self.pending = Pending(source, schema, device) if isinstance(source, Late) else None
         self._partition = source.partitions[0]
 
@@ -63,6 +67,7 @@ class Prequential:
     def state_dict(self) -> dict[str, Any]:
         """The counts, and the answers that wait."""
         measures = {"student": self.student, "version": self.version.measures, "mixture": self.mixture}
+        measures["delayed"] = self.delayed
         pending = {} if self.pending is None else {"pending": self.pending.state_dict()}
         return {**{name: one.state_dict() for name, one in measures.items()}, **pending}
 
@@ -71,6 +76,8 @@ class Prequential:
         self.student.load_state_dict(state["student"])
         self.version.measures.load_state_dict(state["version"])
         self.mixture.load_state_dict(state["mixture"])
+        if "delayed" in state:
+            self.delayed.load_state_dict(state["delayed"])
         if self.pending is not None and "pending" in state:
             self.pending.load_state_dict(state["pending"])
 
