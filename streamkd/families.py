@@ -9,6 +9,7 @@ FAST = (0.0005, 0.002, 0.005, 0.02, 0.05, 0.2, 1.0)
 SLOW = (0.01, 0.05, 0.2, 1.0, 5.0, 20.0)
 TRIALS = (1.0, 10.0, 60.0, 600.0, 3600.0)
 SERVED = "what was served: of the newest records (served), of all (served_ever)."
+DELAYS = (1.0, 60.0, 600.0, 3_600.0, 21_600.0, 86_400.0, 604_800.0)
 ROWS = (1, 4, 16, 64, 256, 1024)
 
 
@@ -69,7 +70,8 @@ FAMILIES: Mapping[str, Family] = {
     "task_boundaries_total": _counter("Boundaries between tasks, by detector.", "detector"),
     "eval_accuracy_ratio": _gauge(
         "Of the newest records, each before it was learned: by the version served then (served), by the network in "
-        "training (student). Of the newest model on records never learned: mean over the tasks (holdout).",
+        "training (student), or where its label came later as it was answered then (delayed). Of the newest model on "
+        "records never learned: mean over the tasks (holdout).",
         "window",
     ),
     "eval_majority_ratio": _gauge(
@@ -129,6 +131,12 @@ FAMILIES: Mapping[str, Family] = {
     "model_swaps_total": _counter("Versions swapped in."),
     "model_swaps_rejected_total": _counter("Versions not published or not swapped in.", "reason"),
     "model_swap_duration_seconds": _histogram("Time to load and swap a version.", SLOW),
+    "predictions_kept_total": _counter("Predictions handed over to be kept for their label."),
+    "predictions_not_kept_total": _counter("Predictions that are not kept, since too many wait to be.", "reason"),
+    "labels_joined_total": _counter("Labels that came later and made a record of their prediction."),
+    "labels_unmatched_total": _counter("Labels that made no record.", "reason"),
+    "labels_pending": _gauge("Predictions that are kept and have no label yet."),
+    "label_delay_seconds": _histogram("From a prediction to the record that its label made.", DELAYS),
     "checkpoints_total": _counter("Checkpoints committed."),
     "checkpoint_failures_total": _counter("Checkpoints that failed.", "reason"),
     "checkpoint_duration_seconds": _histogram("Duration of a checkpoint.", SLOW),

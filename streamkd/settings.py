@@ -68,6 +68,19 @@ class Retain(Model):
     quota_bytes: Bytes = Field(default=16 << 30, description="a full log is back-pressure, never loss")
 
 
+class LateLabels(Model):
+    """Predictions are kept, so that their labels may come later."""
+
+    keep_seconds: Seconds = Field(default=7 * 86_400.0, description="of a running server, and")
+    keep_bytes: Bytes = Field(default=1 << 30, description="whichever is reached first")
+    early_seconds: float = Field(default=60.0, ge=0, description="a label waits so long for its prediction")
+    settle_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        description="0: the first label of a prediction counts; else the last that comes within so long",
+    )
+
+
 class Stream(Model):
     """Where the records come from and what they look like."""
 
@@ -81,11 +94,28 @@ class Stream(Model):
     unlabelled: Literal["reject", "distil"] = Field(
         default="reject", description="records without label are refused, or taught by the teachers alone"
     )
+    labels: LateLabels | None = Field(
+        default=None,
+        description="`{}`: predictions are kept, and labels for them taken; for sources that are pushed to",
+    )
 
     @model_validator(mode="after")
     def _unlabelled_in_one_place(self) -> "Stream":
         if self.records is not None and self.records.unlabelled:
             raise ValueError("records.unlabelled is not to be set; write unlabelled: distil in stream")
+        return self
+
+    @model_validator(mode="after")
+    def _predictions_can_become_records(self) -> "Stream":
+        if self.labels is None or self.records is None:
+            return self
+        left_out = [column.name for column in self.records.inputs if column.name not in self.records.student]
+        if self.records.student and left_out:
+            raise ValueError(
+                f"labels needs predictions that bring every input column, and the student does not read {left_out[0]!r}"
+            )
+        if "prediction_id" in (self.records.label, self.records.task):
+            raise ValueError("labels needs the name prediction_id for itself; rename the column")
         return self
 
     def schema_of(self, described: RecordSchema | None = None) -> RecordSchema | None:

@@ -243,6 +243,18 @@ CHECKS: list[tuple[str, int, str]] = [
     ("stream.batch.flush_seconds=0", 2, "stream.batch.flush_seconds: Input should be greater than 0, got 0"),
     ("stream.unlabelled=maybe", 2, "stream.unlabelled: Input should be 'reject' or 'distil', got 'maybe'"),
     ("stream.unlabelled=true", 2, "stream.unlabelled: Input should be 'reject' or 'distil', got True"),
+    (
+        "stream.labels={}",
+        2,
+        "stream.labels: the source replay is not pushed to, so that there is no log in which predictions could be kept",
+    ),
+    ("stream.labels=true", 2, "stream.labels: needed a mapping of keys, got True"),
+    (
+        "stream.labels={keep_seconds: 0}",
+        2,
+        "stream.labels.keep_seconds: Input should be greater than 0, got 0",
+    ),
+    ("stream.labels={on_repeat: last}", 2, "stream.labels.on_repeat: unknown key 'on_repeat'"),
     ("stream.limits.batch_rows=0", 2, "stream.limits.batch_rows: Input should be greater than 0, got 0"),
     ("stream.limits.row_bytes=1", 0, ""),
     ("stream.limits.labels=1", 0, ""),

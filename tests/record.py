@@ -23,7 +23,7 @@ from .serve.predictions import test_client, test_reader
 from .state import test_coherence, test_versions
 from .streams.encoding import test_codec, test_strange_columns
 from .streams.files import test_strange_files
-from .streams.ingest import test_flight, test_http, test_intake, test_jsonl, test_tokens
+from .streams.ingest import test_flight, test_http, test_intake, test_jsonl, test_labels, test_tokens
 from .streams.log import test_log, test_receipts
 from .streams.replay import test_source
 
@@ -225,6 +225,13 @@ TABLES = [
         "Between two good lines, which are taken.",
         test_jsonl.test_a_bad_line_is_refused_alone_with_its_reason,
         lambda line, reason: (code(line), reason),
+    ),
+    Table(
+        "input",
+        "Labels of predictions",
+        "Kept are `one` of a row, `two` of two rows, and `done`, which has its label.",
+        test_labels.test_an_answer_to_labels,
+        lambda what, body, status, said: (f"{what}: {code(body)}", f"{status}: {plain(said)}"),
     ),
     Table(
         "input",

@@ -112,7 +112,7 @@ TYPED: list[tuple[str, int, str]] = [
     (f"predict noise.parquet {TO}", 1, "noise.parquet: cannot be read"),
     (f"predict good.parquet {TO} --out good.yaml/out", 1, "good.yaml: the folder cannot be made: File exists"),
     ("tokens add t.json me", 2, "Missing option '--scope'"),
-    ("tokens add t.json me --scope all", 2, "one or more of predict, ingest, admin"),
+    ("tokens add t.json me --scope all", 2, "one or more of predict, ingest, label, admin"),
     ("tokens add folder me --scope predict", 2, "'folder' is a directory"),
     ("tokens add good.yaml me --scope predict", 2, "good.yaml: is no token file"),
     ("tokens add half.json me --scope predict", 2, "half.json: is no token file"),

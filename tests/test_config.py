@@ -398,3 +398,17 @@ def test_a_gate_of_an_older_name_is_taken(caplog: pytest.LogCaptureFixture) -> N
     """For one release."""
     assert from_tree({"stream": {"source": {"name": "flight"}}, "gate": {"name": "arbiter"}}).gate.name == "hedge"
     assert "arbiter is called hedge" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("records", "said"),
+    [
+        ({"inputs": [{"name": "x"}, {"name": "y"}], "student": ["x"]}, "the student does not read 'y'"),
+        ({"inputs": [{"name": "x"}], "task": "prediction_id"}, "needs the name prediction_id for itself"),
+    ],
+)
+def test_labels_need_predictions_that_can_become_records(records: dict[str, Any], said: str) -> None:
+    """Every input column is in the request, and the label names the prediction."""
+    stream = {"source": {"name": "http"}, "records": records, "labels": {}}
+    with pytest.raises(ConfigError, match=said):
+        from_tree({"stream": stream})

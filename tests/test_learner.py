@@ -385,3 +385,50 @@ def test_repeats_stopped_and_resumed_end_in_the_same_bits() -> None:
     memories = [part.step.memory for part in (resumed, whole)]
     assert str(memories[0].state_dict()) == str(memories[1].state_dict())
     assert memories[0].duplicates.repeats == 2 * 200
+
+
+def test_labels_that_come_later_score_what_was_answered_then(tmp_path: Any) -> None:
+    """Right as often as the answers that users had, whatever the model knows by now; a checkpoint holds it."""
+    labels = np.arange(60) % 3
+    answers = np.where(np.arange(60) % 4 == 0, labels, (labels + 1) % 3)
+    config = configuration.from_tree(late_tree(), REGISTRY)
+    schema = schema_of(config, REGISTRY)
+    keep_and_label(tmp_path / "log.sqlite", schema, labels, answers)
+    source, journal = open_source(config, REGISTRY, schema, tmp_path / "log.sqlite")
+    one = Learner(config, REGISTRY, source, schema, journal=journal)
+    run(one, 3)
+    two = Learner(config, REGISTRY, source, schema, journal=journal)
+    two.restore(unpack(pack(one.state())), one.offsets, config)
+    for each in (one, two):
+        run(each, 3)
+        assert (each.prequential.delayed.overall, each.prequential.delayed.records, each.records) == (0.25, 60, 60)
+    source.close()
+
+
+def late_tree() -> dict[str, Any]:
+    records = {"inputs": [{"name": "x", "shape": [2]}]}
+    return tree(stream={"source": {"name": "http"}, "records": records, "labels": {}, "batch": {"size": 10}})
+
+
+def keep_and_label(path: Any, schema: Any, labels: np.ndarray, answers: np.ndarray) -> None:
+    """A log of records whose labels came after these answers."""
+    import pyarrow as pa
+
+    from streamkd.settings import LateLabels
+    from streamkd.streams.log.log import Entry, Log
+    from streamkd.streams.log.predictions import KeptRequest, kept_schema, with_requests
+
+    count = len(labels)
+    x = pa.FixedSizeListArray.from_arrays(pa.array(np.eye(3, 2, dtype=np.float32)[labels].ravel()), 2)
+    columns = [
+        x,
+        pa.array(answers),
+        pa.array([0.5] * count, pa.float32()),
+        pa.array([0] * count, pa.timestamp("us", "UTC")),
+    ]
+    rows = pa.RecordBatch.from_arrays(columns, schema=kept_schema(schema))
+    given = pa.record_batch({"prediction_id": [f"p/{n}" for n in range(count)], "label": labels})
+    log = Log(path, schema, labels=LateLabels())
+    kept = Entry(with_requests(rows, [KeptRequest("p", count, 1)]), kind="predictions")
+    log.append_many([kept, Entry(given, kind="labels")])
+    log.close()

@@ -46,6 +46,7 @@ def serve(config: Path | None, state: Path, overrides: tuple[str, ...], **servin
 @click.option("--limit", type=click.IntRange(1), help="Send so many records at most.")
 @click.option("--batch", type=click.IntRange(1), default=500, show_default=True, help="Records per batch.")
 @click.option("--columns", help="Send these columns only, renamed: theirs=ours,...")
+@click.option("--labels", is_flag=True, help="SOURCE has labels of predictions that were made, by prediction_id.")
 @click.option("--producer", help="Name for deduplication: the same batches again under the same name count once.")
 @click.option("--ca", type=EXISTING, help="PEM file of the authorities to trust.")
 @click.option("--certificate", type=EXISTING, help="PEM file of a client certificate.")
@@ -57,7 +58,8 @@ def push(source: str, url: str, **options: Any) -> None:
     from streamkd.producer import push as pushing
 
     opened = outgoing.open_outgoing(source, pairs(options["columns"]), options["limit"], options["batch"])
-    with bar("records", opened.total) as advance:
+    what = "labels" if options["labels"] else "records"
+    with bar(what, opened.total) as advance:
         done = 0
 
         def on_ack(ack: pushing.Ack) -> None:
@@ -73,10 +75,11 @@ def push(source: str, url: str, **options: Any) -> None:
             token=options["token"],
             rate=options["rate"],
             on_ack=on_ack,
+            labels=options["labels"],
             tls=pushing.ClientTls(options["ca"], options["certificate"], options["key"]),
         )
     click.echo(
-        f"{summary.sent} records sent, {summary.accepted} accepted, {summary.rejected} rejected, "
+        f"{summary.sent} {what} sent, {summary.accepted} accepted, {summary.rejected} rejected, "
         f"{summary.duplicates} duplicates, {summary.seconds:.1f} s"
     )
 

@@ -18,14 +18,22 @@ from streamkd.learning.batch import Taken
 from streamkd.learning.mixture import STUDENT, Testimony
 from streamkd.learning.step import Step
 from streamkd.records import Late, Records, RecordSchema, Source
+from streamkd.streams.log.log import Log
 from streamkd.tasks.experience import TensorBatch
+from streamkd.tasks.labels import LabelSpace
 
 
 class Prequential:
-    """Measures: ``student`` in training, ``version`` that is served, ``mixture`` as each record found it."""
+    """Measures: ``student`` in training, ``version`` that is served, ``mixture`` as each record found it.
 
-    def __init__(self, source: Source, schema: RecordSchema, device: torch.device) -> None:
-        self.student, self.version, self.mixture = Measures(), Arrivals(), Measures()
+    ``delayed``: by what users were answered, of records of a log whose labels came later.
+    """
+
+    def __init__(
+        self, source: Source, schema: RecordSchema, device: torch.device, labels: LabelSpace, journal: Log | None
+    ) -> None:
+        self.student, self.version, self.mixture, self.delayed = Measures(), Arrivals(), Measures(), Measures()
+        self._labels, self._journal = labels, journal
         self.pending = Pending(source, schema, device) if isinstance(source, Late) else None
         self._partition = source.partitions[0]
 
@@ -38,11 +46,22 @@ class Prequential:
 
     def score(self, batch: TensorBatch, records: Records, step: Step) -> None:
         """The served version is measured: by its answer to the batch, or that which it gave when the records came."""
+        if self._journal is not None:
+            self._count_delayed(records, self._journal)
         if self.pending is None:
             self.version.score(batch.x, batch.y)
             return
         step.mixture.then, published = self.pending.take(records.offsets.tolist(), step.student.classes)
         _count(self.version.measures, batch.y.cpu().numpy(), published)
+
+    def _count_delayed(self, records: Records, journal: Log) -> None:
+        """Records whose label was joined to a prediction, by what was answered then."""
+        answers = journal.answers(int(records.offsets[0]), int(records.offsets[-1]) + 1)
+        pairs = zip(records.offsets.tolist(), records.labels, strict=True) if answers else ()
+        told = [(label, answers[at].label) for at, label in pairs if at in answers and label is not None]
+        known = [pair for pair in told if pair[1] in self._labels]
+        if known:
+            self.delayed.add(*(np.array(self._labels.indices(column)) for column in zip(*known, strict=True)))
 
     def count(self, taken: Taken, said: Testimony | None) -> np.ndarray:
         """Student and mixture are measured by what a step has heard of them.
@@ -62,7 +81,8 @@ class Prequential:
 
     def state_dict(self) -> dict[str, Any]:
         """The counts, and the answers that wait."""
-        measures = {"student": self.student, "version": self.version.measures, "mixture": self.mixture}
+        parts = {"student": self.student, "version": self.version.measures}
+        measures = {**parts, "mixture": self.mixture, "delayed": self.delayed}
         pending = {} if self.pending is None else {"pending": self.pending.state_dict()}
         return {**{name: one.state_dict() for name, one in measures.items()}, **pending}
 
@@ -71,6 +91,8 @@ class Prequential:
         self.student.load_state_dict(state["student"])
         self.version.measures.load_state_dict(state["version"])
         self.mixture.load_state_dict(state["mixture"])
+        if "delayed" in state:
+            self.delayed.load_state_dict(state["delayed"])
         if self.pending is not None and "pending" in state:
             self.pending.load_state_dict(state["pending"])
 

@@ -22,7 +22,7 @@ def deliver(outbox: Outbox, target: Target) -> None:
     try:
         with fl.connect(target.url, **_trust(target)) as client:
             options = fl.FlightCallOptions(headers=_headers(target))
-            descriptor = fl.FlightDescriptor.for_path(target.stream)
+            descriptor = fl.FlightDescriptor.for_path(target.stream, *(["labels"] if target.labels else []))
             writer, acks = client.do_put(descriptor, outbox.schema, options)
             _put(outbox, target, writer, acks, faults)
     except (pa.ArrowException, OSError) as fault:

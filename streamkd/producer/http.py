@@ -34,7 +34,7 @@ def deliver(outbox: Outbox, target: Target) -> None:
 
 
 def _post(client: httpx.Client, piece: Piece, outbox: Outbox, target: Target) -> None:
-    path = f"/v1/streams/{target.stream}"
+    path = "/v1/labels" if target.labels else f"/v1/streams/{target.stream}"
     try:
         answer = client.post(path, content=_body(piece.rows), headers={"Streamkd-Sequence": str(piece.sequence)})
     except httpx.TransportError as fault:

@@ -52,6 +52,7 @@ def push(
     rate: float | None = None,
     on_ack: Callable[[Ack], None] = lambda ack: None,
     *,
+    labels: bool = False,
     tls: ClientTls | None = None,
     patience_seconds: float = PATIENCE_SECONDS,
 ) -> PushSummary:
@@ -60,12 +61,14 @@ def push(
     ``url`` is grpc://, grpc+tls://, http:// or https://; a path /v1/streams/NAME names the stream. ``rate`` is in
     records per second. A ``producer`` who is named may send the same batches again after a crash of its own: those
     that the server has are not counted twice; different data needs another name, and is refused under this one.
-    ``on_ack`` is called from another thread. Without any progress for ``patience_seconds`` it gives up.
+    ``labels``: the batches are labels of predictions, by ``prediction_id``. ``on_ack`` is called from another thread.
+    Without any progress for ``patience_seconds`` it gives up.
 
     Raises:
         SourceError: the server stays away. RecordError: the server refuses the batches, or the token.
     """
-    transport, target = _target(url, stream, producer or f"push-{uuid.uuid4().hex[:12]}", token, tls or ClientTls())
+    producer = producer or f"push-{uuid.uuid4().hex[:12]}"
+    transport, target = _target(url, stream, producer, token, tls or ClientTls(), labels)
     outbox = Outbox(batches, rate, on_ack)
     began = time.monotonic()
     _outside(lambda: _deliver(transport, outbox, target, patience_seconds))
@@ -74,7 +77,9 @@ def push(
     return PushSummary(outbox.sent, outbox.accepted, outbox.rejected, max(0, duplicates), seconds, outbox.resent)
 
 
-def _target(url: str, stream: str, producer: str, token: str | None, tls: ClientTls) -> tuple[Transport, Target]:
+def _target(
+    url: str, stream: str, producer: str, token: str | None, tls: ClientTls, labels: bool
+) -> tuple[Transport, Target]:
     parts = urlsplit(url)
     path = parts.path.strip("/").split("/") if parts.path.strip("/") else []
     if path[:2] == ["v1", "streams"] and len(path) == 3:
@@ -87,7 +92,7 @@ def _target(url: str, stream: str, producer: str, token: str | None, tls: Client
         raise SourceError("needed a port from 1 to 65535", where=url, fix="the server prints its URLs when it listens")
     if not parts.hostname:
         raise SourceError("needed a host", where=url, fix="grpc://127.0.0.1:8815 or http://127.0.0.1:8470")
-    place = Target(f"{parts.scheme}://{parts.netloc}", stream, producer, token, tls)
+    place = Target(f"{parts.scheme}://{parts.netloc}", stream, producer, token, tls, labels)
     if parts.scheme in ("grpc", "grpc+tcp", "grpc+tls"):
         from streamkd.producer.flight import deliver as over_flight
 

@@ -25,13 +25,14 @@ class ClientTls:
 
 @dataclass(frozen=True)
 class Target:
-    """Where to send, and as whom."""
+    """Where to send, and as whom; ``labels``: of predictions, instead of records."""
 
     url: str
     stream: str
     producer: str
     token: str | None
     tls: ClientTls
+    labels: bool = False
 
 
 class Disconnected(Exception):

@@ -26,6 +26,7 @@ from streamkd.hookspecs import SourceKind
 from streamkd.plugins import Registry
 from streamkd.serve.http.api import Services, application
 from streamkd.serve.http.body import BodyTimeouts
+from streamkd.serve.http.handover import Handover
 from streamkd.serve.http.ingest_proxy import IngestProxy
 from streamkd.serve.http.listen import announce, bind, check_exposure, runtime_folder, tls_arguments, url_of
 from streamkd.serve.http.server import Server, Signals, http_server
@@ -43,6 +44,7 @@ from streamkd.telemetry import Exposition, Recorder
 
 INGRESS = "streamkd.serve.processes.ingress"
 # from a signal to the end with everything hung: drain, ingress, hung, hurried, graceful; within 45 s
+HANDOVER_SECONDS = 1.0
 INGRESS_SECONDS = 10.0
 INGRESS_HANGS = 0.25  # of the limit: it has no steps that take long
 INGRESS_HANGS_SECONDS = 5.0  # at least: it beats once a second, on a machine that may be busy
@@ -130,11 +132,15 @@ class Supervisor:
         self._signals.bind(asyncio.get_running_loop())
         self._learner.start()
         ending = asyncio.create_task(self._end(server))
+        handover = self._services.handover
+        keeping = asyncio.create_task(handover.run()) if handover else None
         try:
             self._say("http", url_of(scheme, bound), "predictions, records, metrics, and a page to look at")
             await server.serve(sockets=[bound])
         finally:
             ending.cancel()
+            if keeping is not None:
+                keeping.cancel()
             self._services.reader.close()
             await self._services.proxy.close()
 
@@ -157,6 +163,8 @@ class Supervisor:
             logger.info("stopping: no longer ready, answering for %g s more", self._config.serve.drain_seconds)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._signals.second.wait(), self._config.serve.drain_seconds)
+        if self._services.handover is not None:
+            await self._services.handover.flush(HANDOVER_SECONDS)
         self._ingress.ask_to_end(messages.Drain())
         await self._gone(self._ingress, INGRESS_SECONDS)
         self._ingress.kill()
@@ -222,6 +230,8 @@ class Supervisor:
                 logger.error("%s", reason)
             case messages.Listening(urls):
                 self._open(urls)
+            case messages.Status(status):
+                self._status.tell_labels(status["labels"])
             case messages.Fatal():
                 # later, predictions and learning go on, and the next start may find it mended; but not a damaged log
                 if not self._listened or message.damage:
@@ -271,6 +281,8 @@ def _services(
     settings, recorder = config.serve, Recorder()
     predictor = Predictor(settings.batch_rows, settings.queue_rows, recorder)
     timeouts = BodyTimeouts(settings.body_seconds, settings.idle_seconds)
+    schema = config.stream.schema_of() if config.stream.labels else None
+    handover = Handover(ingress, schema, recorder) if ingress and schema else None
     return Services(
         status=status,
         predictor=predictor,
@@ -281,7 +293,8 @@ def _services(
         exposition=Exposition(),
         body_bytes=settings.body_bytes,
         queue_rows=settings.queue_rows,
-        reader=Reader(),
+        reader=Reader(columns=handover is not None),
         patience=timeouts,
         hosts=settings.hosts,
+        handover=handover,
     )

@@ -58,6 +58,9 @@ def open_source(
             raise ConfigError(f"the source {kind.name} needs a state directory for its log", where="stream.source")
         journal = Log(log, schema, stream=config.stream.name)
         return LogSource(journal), journal
+    if config.stream.labels is not None:
+        said = f"the source {kind.name} is not pushed to, so that there is no log in which predictions could be kept"
+        raise ConfigError(said, where="stream.labels", fix="leave it out, or set stream.source to flight or http")
     options = configuration.options(registry, "stream.source", "sources", config.stream.source)
     if options.model_dump().get("seed", 0) is None:
         options = options.model_copy(update={"seed": config.seed})

@@ -16,8 +16,9 @@ import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pyarrow as pa
@@ -261,14 +262,14 @@ def keys_of(rows: pa.Table) -> list[tuple[object, ...]]:
     return [(*row["x"], row["label"], row["task"]) for row in rows.select(["x", "label", "task"]).to_pylist()]
 
 
-def check_learned(server: Server, undisturbed: Path, acknowledged: int) -> None:
+def check_learned(server: Server, undisturbed: Path, acknowledged: int, config: Mapping[str, Any] = DISTURBED) -> None:
     """Everything that was acknowledged is trained, and all that decides what is learned next has the same bits."""
     seen = server.inspect()
     assert (seen["records_trained"], seen["offsets"]) == (acknowledged, {"main/0": acknowledged})
     undisturbed.mkdir()
     for file in server.state.glob("log.sqlite*"):
         shutil.copy(file, undisturbed)
-    tree = by_a_learner(undisturbed, acknowledged)
+    tree = by_a_learner(undisturbed, acknowledged, config)
     assert differences(learned(server.state), leaves(tree)) == []
     assert weights_sha256(tree["learned"]["student"]) == seen["weights_sha256"]
 

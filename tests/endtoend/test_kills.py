@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +118,10 @@ def check_kills(
     assert weights_sha256(tree["learned"]["student"]) == seen["weights_sha256"]
 
 
-def by_a_learner(state: Path, rows: int) -> Any:
+def by_a_learner(state: Path, rows: int, tree: Mapping[str, Any] = DISTURBED) -> Any:
     """What a learner in this process makes of the log, without a checkpoint before its end."""
     registry = Registry.load()
-    config = configuration.from_tree(DISTURBED, registry)
+    config = configuration.from_tree(tree, registry)
     schema = schema_of(config, registry)
     source, journal = open_source(config, registry, schema, state / "log.sqlite")
     learner = Learner(config, registry, source, schema, journal=journal)

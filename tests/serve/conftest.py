@@ -18,6 +18,7 @@ from streamkd.records import InputColumn, Label, RecordSchema
 from streamkd.serve.http.api import Services, application
 from streamkd.serve.http.body import BODY_TIMEOUTS, BodyTimeouts
 from streamkd.serve.http.connections import ConnectionLimits, bounded
+from streamkd.serve.http.handover import Handover
 from streamkd.serve.http.ingest_proxy import IngestProxy
 from streamkd.serve.http.listen import bind, url_of
 from streamkd.serve.predictions.follower import VersionFollower
@@ -124,9 +125,11 @@ def serving(
     connections: ConnectionLimits = PATIENCE,
     bodies: BodyTimeouts = BODY_TIMEOUTS,
     hosts: tuple[str, ...] = (),
+    keep: bool = False,
 ) -> Iterator[Running]:
-    """A server over the publisher's state directory."""
+    """A server over the publisher's state directory; ``keep``: predictions are handed over to the socket."""
     recorder = Recorder()
+    handover = Handover(socket, SCHEMA, recorder) if keep and socket else None
     predictor = Predictor(16, queue_rows, recorder)
     follower = VersionFollower(
         StateDirectory(publisher.directory.path),
@@ -145,9 +148,10 @@ def serving(
         Exposition(),
         body_bytes,
         queue_rows,
-        Reader(),
+        Reader(columns=keep),
         bodies,
         hosts,
+        handover,
     )
     bound = bind("127.0.0.1", 0)
     app = application(services)
@@ -156,7 +160,10 @@ def serving(
     )
 
     async def serve() -> None:
+        keeping = [asyncio.create_task(handover.run())] if handover else []
         await server.serve(sockets=[bound])
+        for task in keeping:
+            task.cancel()
         services.reader.close()
         await services.proxy.close()
 

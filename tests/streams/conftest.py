@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from streamkd.records import InputColumn, RecordSchema
-from streamkd.settings import Limits, Retain
+from streamkd.settings import LateLabels, Limits, Retain
 from streamkd.streams.ingest.intake import Ingest, Intake
 from streamkd.streams.ingest.tokens import Tokens
 from streamkd.streams.log.log import Log
@@ -67,9 +67,14 @@ def open_way(tmp_path: Path) -> Iterator[Callable[..., Way]]:
     """Opens the way into ``log.sqlite``; closed at the end of the test."""
     with contextlib.ExitStack() as stack:
 
-        def make(schema: RecordSchema = SCHEMA, quota_bytes: int | None = None, **limits: Any) -> Way:
+        def make(
+            schema: RecordSchema = SCHEMA,
+            quota_bytes: int | None = None,
+            late: LateLabels | None = None,
+            **limits: Any,
+        ) -> Way:
             recorder = Recorder()
-            log = Log(tmp_path / "log.sqlite", schema, quota_bytes=quota_bytes)
+            log = Log(tmp_path / "log.sqlite", schema, quota_bytes=quota_bytes, labels=late)
             intake = Intake(log, Limits(**limits), recorder, Retain())
             stack.callback(log.close)
             stack.callback(intake.close)

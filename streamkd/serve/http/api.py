@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version as distribution_version
+from urllib.parse import quote
 
 import numpy as np
 from starlette.applications import Starlette
@@ -29,10 +30,12 @@ from streamkd.records import RecordSchema
 from streamkd.serve.http import page
 from streamkd.serve.http.answers import RequestError, answer, reason_of, refusal, retry_after
 from streamkd.serve.http.body import BODY_TIMEOUTS, BodyBudget, BodyTimeouts, read_body
+from streamkd.serve.http.handover import Handover
 from streamkd.serve.http.hosts import Hosts, same_origin
 from streamkd.serve.http.ingest_proxy import IngestProxy
 from streamkd.serve.predictions import openinference
 from streamkd.serve.predictions.follower import VersionFollower
+from streamkd.serve.predictions.kept import Prediction
 from streamkd.serve.predictions.predictor import Predictor, ServedModel
 from streamkd.serve.predictions.reader import Reader
 from streamkd.serve.processes.server_status import ServerStatus
@@ -61,6 +64,7 @@ class Services:
     reader: Reader
     patience: BodyTimeouts = BODY_TIMEOUTS
     hosts: tuple[str, ...] = ()
+    handover: Handover | None = None  # where predictions are kept for their labels
 
 
 def application(services: Services) -> Starlette:
@@ -83,6 +87,7 @@ def application(services: Services) -> Starlette:
         ("POST", "/v1/models/rollback", "admin", api.rollback),
         ("POST", "/v1/models/unpin", "admin", api.unpin),
         ("POST", "/v1/streams/{stream}", "ingest", api.push),
+        ("POST", "/v1/labels", "label", api.label),
     )
     routes = [
         Route(path, api.guarded(scope, endpoint, path), methods=[method]) for method, path, scope, endpoint in scoped
@@ -182,7 +187,7 @@ class Api:
             if asked.faults:
                 self._s.recorder.count("predict_records_rejected_total", len(asked.faults), protocol="http")
             probabilities = await self._s.predictor.predict(published, inputs)
-            schema, said = published.schema, self._parameters(published)
+            schema, said = published.schema, self._parameters(published, asked, probabilities)
             render = partial(
                 openinference.render, asked, probabilities, published.classes, schema, published.version, said
             )
@@ -205,13 +210,20 @@ class Api:
             return openinference.read(*arguments)
         return await asyncio.to_thread(openinference.read, *arguments)
 
-    def _parameters(self, published: ServedModel) -> dict[str, str | float | bool]:
-        return {
+    def _parameters(
+        self, published: ServedModel, asked: openinference.InferRequest, probabilities: np.ndarray
+    ) -> dict[str, str | float | bool]:
+        said: dict[str, str | float | bool] = {
             "version": published.version,
             "published_timestamp_seconds": published.published_at,
             "lag_records": self._s.status.lag_records(published.records),
-            "prediction_id": uuid.uuid4().hex,
+            "prediction_id": (key := asked.prediction_id or uuid.uuid4().hex),
         }
+        if self._s.handover is not None:
+            now, bad = time.time(), tuple(sorted(asked.faults))
+            answered = Prediction(key, asked.columns, probabilities, published, now, bad)
+            said["kept"] = self._s.handover.put(answered)
+        return said
 
     async def _published(self, request: Request) -> ServedModel:
         model, version = request.path_params["model"], request.path_params.get("version")
@@ -292,7 +304,13 @@ class Api:
     async def push(self, request: Request) -> Response:
         """Records for the log."""
         with self._budget.reserve(_peer(request)) as reservation:
-            return await self._s.proxy.forward(request, request.path_params["stream"], reservation)
+            path = f"/v1/streams/{quote(request.path_params['stream'], safe='')}"
+            return await self._s.proxy.forward(request, path, reservation)
+
+    async def label(self, request: Request) -> Response:
+        """Labels of predictions, for the log."""
+        with self._budget.reserve(_peer(request)) as reservation:
+            return await self._s.proxy.forward(request, "/v1/labels", reservation)
 
     def _reason(self) -> str:
         """Why this server is not ready; empty when it answers predictions and takes pushed records."""

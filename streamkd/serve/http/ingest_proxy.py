@@ -1,6 +1,6 @@
-"""The way of pushed records over HTTP: through to the ingress process, which alone decodes them.
+"""The way of pushed records and labels over HTTP: through to the ingress process, which alone decodes them.
 
-    POST /v1/streams/{stream} ─► whole body, in time ─► unix socket ─► ingress ─► its answer, unchanged
+    POST /v1/streams/{stream} | /v1/labels ─► whole body, in time ─► unix socket ─► ingress ─► its answer, unchanged
 
 The ingress takes few bodies at once, and gets whole ones only: one that comes slowly holds up nobody else's.
 A batch that brings the ingress down takes nothing else with it: the client gets 503 with Retry-After and sends
@@ -8,7 +8,6 @@ the batch again under its (producer, sequence), which the log deduplicates.
 """
 
 from pathlib import Path
-from urllib.parse import quote
 
 import httpx
 from starlette.requests import Request
@@ -44,7 +43,7 @@ class IngestProxy:
             transport = httpx.AsyncHTTPTransport(uds=str(socket), limits=_LIMITS)
             self._client = httpx.AsyncClient(transport=transport, base_url="http://ingress", timeout=_TIMEOUT)
 
-    async def forward(self, request: Request, stream: str, reservation: Reservation) -> Response:
+    async def forward(self, request: Request, path: str, reservation: Reservation) -> Response:
         """The ingress' answer to a request, whose body is held in ``reservation``.
 
         Raises:
@@ -61,11 +60,7 @@ class IngestProxy:
         headers = [(name, value) for name, value in request.headers.raw if name.decode("latin-1") in FORWARDED]
         body = await read_body(request, self._limit_bytes, self._patience, reservation, unpack=False)
         try:
-            reply = await self._client.post(
-                f"/v1/streams/{quote(stream, safe='')}",
-                content=body,
-                headers=headers,
-            )
+            reply = await self._client.post(path, content=body, headers=headers)
         except httpx.PoolTimeout:
             raise Overloaded("too many batches are being taken at once", fix="send fewer at a time") from None
         except httpx.ConnectError:

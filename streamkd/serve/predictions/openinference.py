@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from pydantic_core import from_json
 
 from streamkd.errors import LimitExceeded, RecordError
@@ -32,6 +33,7 @@ from streamkd.serve.predictions.tensors import (
     wire_shape,
 )
 from streamkd.streams.encoding.arrays import encode_inputs
+from streamkd.streams.log.predictions import ID_CHARACTERS
 
 MODEL = "student"
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -44,7 +46,7 @@ ERROR = "error"  # the output that is there where it is wanted, and where a reco
 JSON_VALUES, BINARY_VALUES = 1 << 20, 1 << 24
 _SLICE = 1 << 14  # values that become JSON in one go, about 1 ms
 _HEAD_BYTES = 1 << 16  # of a request, beside its tensors' values: names, shapes, the id
-Columns = Mapping[str, Values]
+Columns = Mapping[str, Values | pa.Array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class InferRequest:
     """``columns`` hold ``rows`` records each; ``outputs`` are the wanted ones, and whether in binary.
 
     ``faults`` are the bad records: zeros and gaps stand for what they hold.
+    ``prediction_id``: the key for a later label, where the client has chosen one.
     """
 
     id: str
@@ -59,6 +62,7 @@ class InferRequest:
     rows: int
     outputs: tuple[tuple[str, bool], ...]
     faults: Faults
+    prediction_id: str = ""
 
 
 def read(
@@ -92,7 +96,13 @@ def parse(body: bytes, header_length: str | None, schema: RecordSchema, limit_ro
     outputs = _outputs(tree.get("outputs"), parameters.get("binary_data_output") is True)
     faults = Faults()
     columns, rows = _inputs(tree.get("inputs"), tail, schema, limit_rows, faults)
-    return InferRequest(identity, columns, rows, outputs, faults)
+    return InferRequest(identity, columns, rows, outputs, faults, _prediction_id(parameters.get("prediction_id", "")))
+
+
+def _prediction_id(given: object) -> str:
+    if isinstance(given, str) and len(given) <= ID_CHARACTERS and "/" not in given:
+        return given
+    raise RecordError(f"needed a prediction_id of at most {ID_CHARACTERS} characters without /, got {given!r:.80}")
 
 
 def largest_body(schema: RecordSchema, rows: int) -> int | None:

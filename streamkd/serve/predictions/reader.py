@@ -9,16 +9,19 @@ ended where one takes too long, and started again for the next. It goes when its
 import asyncio
 import contextlib
 import json
+import math
 import os
 import socket
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from streamkd.errors import LimitExceeded, Overloaded, RecordError
 from streamkd.records import RecordSchema
 from streamkd.serve.predictions import openinference
+from streamkd.serve.predictions.kept import in_arrow, to_ipc
 from streamkd.serve.predictions.openinference import InferRequest
 from streamkd.serve.predictions.tensors import Faults
 from streamkd.serve.processes.channel import Process, bound_memory, descriptor, spawn
@@ -31,9 +34,10 @@ _FAULTS = {"LimitExceeded": LimitExceeded, "RecordError": RecordError}
 
 
 class Reader:
-    """The process, for one event loop."""
+    """The process, for one event loop; ``columns``: what is read comes as it was asked, too."""
 
-    def __init__(self) -> None:
+    def __init__(self, columns: bool = False) -> None:
+        self._columns = columns
         self._turn = asyncio.Lock()
         self._waiting = 0
         self._process: Process | None = None
@@ -50,7 +54,8 @@ class Reader:
         """
         if self._waiting >= WAITING:
             raise Overloaded(f"{WAITING} large requests are being read", fix="come again, or send tensors in binary")
-        asked = {"bytes": len(body), "header_length": header_length, "limit_rows": limit_rows}
+        asked: Json = {"bytes": len(body), "header_length": header_length, "limit_rows": limit_rows}
+        asked["columns"] = self._columns
         self._waiting += 1
         try:
             async with self._turn, asyncio.timeout(SECONDS):
@@ -64,9 +69,11 @@ class Reader:
         if "error" in told:
             raise _FAULTS[told["error"]](told["message"], where=told["where"], fix=told["fix"])
         outputs = tuple((name, binary) for name, binary in told["outputs"])
-        inputs = np.frombuffer(raw, told["dtype"]).reshape(told["shape"])
+        inputs = np.frombuffer(raw, told["dtype"], math.prod(told["shape"])).reshape(told["shape"])
         faults = Faults({int(row): said for row, said in told["faults"].items()})
-        return InferRequest(told["id"], {}, told["rows"], outputs, faults), inputs
+        columns = pa.ipc.open_stream(raw[inputs.nbytes :]).read_next_batch() if self._columns else None
+        named = {} if columns is None else dict(zip(columns.schema.names, columns.columns, strict=True))
+        return InferRequest(told["id"], named, told["rows"], outputs, faults, told["prediction_id"]), inputs
 
     async def _ask(self, asked: Mapping[str, Any], body: bytes) -> tuple[Json, bytearray]:
         """One exchange, and another with a fresh process where the one that was there has ended: perhaps before."""
@@ -143,7 +150,9 @@ def _read(body: bytes, asked: Mapping[str, Any]) -> tuple[Json, bytes]:
     except RecordError as fault:
         return _told(fault)
     told = {"id": request.id, "rows": request.rows, "outputs": request.outputs, "faults": request.faults}
-    return {**told, "dtype": inputs.dtype.str, "shape": inputs.shape}, inputs.tobytes()
+    told["prediction_id"] = request.prediction_id
+    columns = to_ipc(in_arrow(request.columns, schema)) if asked["columns"] else b""
+    return {**told, "dtype": inputs.dtype.str, "shape": inputs.shape}, inputs.tobytes() + columns
 
 
 def _told(fault: RecordError) -> tuple[Json, bytes]:

@@ -1,7 +1,7 @@
 """The ingress process: everything that strangers send is decoded here, and here only.
 
     supervisor ─ start message ─► Flight port, unix socket for HTTP ─► intake ─► log.sqlite
-               ◄─ listening, beat, metrics ─┘   committed (makes room), drain ─► stopped
+               ◄─ listening, beat, status, metrics ─┘   committed (makes room), drain ─► stopped
 
 ``python -m streamkd.serve.processes.ingress --fd N`` is started by the supervisor with one end of a channel. It has no
 torch and a bound address space, so a batch past all limits ends this process alone. It is started again at
@@ -14,7 +14,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
 import uvicorn
@@ -33,18 +33,22 @@ from streamkd.serve.processes.channel import Channel, bound_memory
 from streamkd.serve.processes.child import Backoff
 from streamkd.serve.processes.messages import Begin, Committed, Drain, Listening, Message, Stopped, Waiting
 from streamkd.serve.processes.reports import STARTING, STOPPING, Reporter
+from streamkd.settings import LateLabels
 from streamkd.state import coherence
 from streamkd.state.directory import StateDirectory
 from streamkd.streams.ingest.http import Answer, HttpListener, HttpOptions
 from streamkd.streams.ingest.intake import Ingest, Intake, Listener
 from streamkd.streams.ingest.tokens import Tokens
-from streamkd.streams.log.log import Log
+from streamkd.streams.log.joins import REASONS
+from streamkd.streams.log.log import Kind, Log
 from streamkd.telemetry import Recorder
 
 TELL_SECONDS = 0.5
 DRAIN_SECONDS = 2.0
 HTTP_SECONDS = 5.0  # that the HTTP loop may stand before the process stops saying that it goes on
 BODIES = 4  # that are held and decoded at once
+QUOTA_PART = 4  # of the log's quota, that predictions may take which wait for their label
+EARLY_PART = 10  # of the records that may wait to be learned, that labels may be which wait for their prediction
 logger = logging.getLogger("streamkd.ingress")
 
 
@@ -63,7 +67,14 @@ class Ingress:
         self._recorder = Recorder()
         directory = StateDirectory(state)
         coherence.refuse_other_log(directory)
-        self._log = Log(directory.log, records, stream=config.stream.name, quota_bytes=retain.quota_bytes)
+        self._log = Log(
+            directory.log,
+            records,
+            stream=config.stream.name,
+            quota_bytes=retain.quota_bytes,
+            labels=_within(config.stream.labels, retain.quota_bytes // QUOTA_PART),
+            early_rows=max(1, config.stream.limits.queue_records // EARLY_PART),
+        )
         choice = config.stream.source
         self._intake = Intake(self._log, config.stream.limits, self._recorder, retain, choice.name)
         ingest = Ingest(self._intake, Tokens(serve.tokens), serve.host, serve.flight_port, serve.tls)
@@ -106,8 +117,23 @@ class Ingress:
                 reporter.beat("taking records", lambda: {"ends": {self._log.partition: self._log.end()}})
             if time.monotonic() - told >= TELL_SECONDS:
                 told = time.monotonic()
-                reporter.metrics()
+                self._tell(reporter)
             message = channel.hear(TELL_SECONDS)
+
+    def _tell(self, reporter: Reporter) -> None:
+        """Say what was counted, and where labels come later how they stand, which outlives this process."""
+        if self._log.labels is not None:
+            counts = self._intake.label_counts()
+            self._recorder.set("labels_pending", counts["pending"])
+            told = ("kept", "pending", "joined", "unlabelled", "waiting")
+            unmatched = {reason: counts[reason] for reason in REASONS}
+            reporter.status({"labels": {**{name: counts[name] for name in told}, "unmatched": unmatched}})
+        reporter.metrics()
+
+
+def _within(labels: LateLabels | None, quota_bytes: int) -> LateLabels | None:
+    """What is kept of predictions, so that the log has room for records."""
+    return labels and labels.model_copy(update={"keep_bytes": min(labels.keep_bytes, quota_bytes)})
 
 
 class Listeners:
@@ -142,24 +168,35 @@ class Listeners:
 
 
 def application(posts: HttpListener) -> Starlette:
-    """``POST /v1/streams/{stream}`` by the rules of the listener; the supervisor has counted the bodies."""
+    """Records, labels, and the predictions that the supervisor hands over; who sends the first two is checked here."""
     places = threading.BoundedSemaphore(BODIES)
 
-    async def post(request: Request) -> JSONResponse:
-        headers = {name.lower(): value for name, value in request.headers.items()}
-        refusal = posts.refusal(request.path_params["stream"], headers)
-        if refusal is not None:
-            return _response(refusal)
-        if not places.acquire(blocking=False):
-            return _response(Answer(429, {"error": f"{BODIES} batches are being taken"}, {"Retry-After": "1"}))
-        try:
-            return _response(await run_in_threadpool(posts.receive, headers, await request.body()))
-        except ClientDisconnect:
-            return _response(Answer(400, {"error": "the body broke off"}))
-        finally:
-            places.release()
+    def taking(kind: Kind) -> Callable[[Request], Awaitable[JSONResponse]]:
+        async def take(request: Request) -> JSONResponse:
+            headers = {name.lower(): value for name, value in request.headers.items()}
+            refusal = posts.refusal(request.path_params.get("stream"), headers)
+            if refusal is not None:
+                return _response(refusal)
+            if not places.acquire(blocking=False):
+                return _response(Answer(429, {"error": f"{BODIES} batches are being taken"}, {"Retry-After": "1"}))
+            try:
+                return _response(await run_in_threadpool(posts.receive, headers, await request.body(), kind))
+            except ClientDisconnect:
+                return _response(Answer(400, {"error": "the body broke off"}))
+            finally:
+                places.release()
 
-    return Starlette(routes=[Route("/v1/streams/{stream}", post, methods=["POST"])])
+        return take
+
+    async def keep(request: Request) -> JSONResponse:
+        return _response(await run_in_threadpool(posts.keep, await request.body()))
+
+    routes = [
+        Route("/v1/streams/{stream}", taking("records"), methods=["POST"]),
+        Route("/v1/labels", taking("labels"), methods=["POST"]),
+        Route("/v1/predictions", keep, methods=["POST"]),  # the supervisor lets nobody else through to it
+    ]
+    return Starlette(routes=routes)
 
 
 def _response(answer: Answer) -> JSONResponse:

@@ -46,6 +46,7 @@ def status_of(learner: Learner, rate: float, version: int | None, answering: int
             "served": learner.prequential.version.measures.accuracy,
             "served_version": answering,
             "student": learner.prequential.student.accuracy,
+            "delayed": learner.prequential.delayed.accuracy,
             "holdout": quality.accuracy,
             "per_task": quality.per_task,
             "forgetting": quality.forgetting,
@@ -147,7 +148,7 @@ class Gauges:
     def record(self, status: Json, learner: Learner) -> None:
         """Take a status and what the learner has counted."""
         accuracy, repeats, source = status["accuracy"], status["repeats"], learner.config.stream.source.name
-        for window in ("served", "student", "holdout"):
+        for window in ("served", "student", "delayed", "holdout"):
             self._set("eval_accuracy_ratio", accuracy[window], window=window)
         for window, which in (("served", "newest"), ("served_ever", "all")):
             self._record_measures(status["measures"][which], window)

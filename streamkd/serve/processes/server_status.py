@@ -73,6 +73,7 @@ class ServerStatus:
     urls: dict[str, str] = field(default_factory=dict)
     lag: Lag = field(default_factory=Lag)
     _status: Json = field(default_factory=dict)
+    _labels: Json = field(default_factory=dict)
     _processes: dict[str, ProcessStatus] = field(default_factory=dict)
     _shut: str = "records are not taken yet: the learner has not loaded"
     _shut_since: float = -math.inf
@@ -82,6 +83,11 @@ class ServerStatus:
         """Take the learner's status."""
         with self._lock:
             self._status = status
+
+    def tell_labels(self, labels: Json) -> None:
+        """Take how labels that come later stand, as the ingress says it."""
+        with self._lock:
+            self._labels = {"labels": labels}
 
     def process(self, name: str, state: ProcessState, pid: int | None = None, reason: str = "") -> None:
         """Take the state of a child; ``restarting`` counts a restart, ``reason`` says why."""
@@ -145,7 +151,7 @@ class ServerStatus:
         """The status page's data: the learner's words, and the server's own under ``server``."""
         with self._lock:
             processes = {name: asdict(process) for name, process in self._processes.items()}
-            status = dict(self._status)
+            status = {**self._status, **self._labels}
         server = {
             "name": self.name,
             "source": self.source,

@@ -8,7 +8,7 @@ nothing is computed from a batch before the limits and the validation have passe
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -19,6 +19,7 @@ from streamkd.streams.encoding.canonical import arrow_schema, check_schema
 from streamkd.streams.encoding.codec import sift
 from streamkd.streams.ingest import jsonl
 from streamkd.streams.log.dead_letters import RECORD_BYTES, DeadLetter, letters
+from streamkd.streams.log.predictions import requests_of, with_requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,20 @@ def admit_lines(body: bytes, schema: RecordSchema, limits: Limits, source: str) 
         line = lines[each.row] if len(lines[each.row]) <= RECORD_BYTES else None
         kept.append(DeadLetter(source, each.reason, each.detail, record=line, form="json"))
     return Sifted(rows, len(lines), rejects, kept)
+
+
+def admit_predictions(rows: pa.RecordBatch, schema: RecordSchema, limits: Limits) -> pa.RecordBatch:
+    """Predictions to keep (``with_requests``); rows that could be no records are bad ones of their requests."""
+    inputs = RecordSchema(inputs=schema.inputs, label=schema.label, label_type=schema.label_type, unlabelled=True)
+    _, rejects = sift(rows, inputs, limits.row_bytes)
+    if not rejects:
+        return rows
+    refused, asked, first = [reject.row for reject in rejects], [], 0
+    for each in requests_of(rows):
+        bad = {*each.bad, *(row - first for row in refused if first <= row < first + each.count)}
+        asked.append(replace(each, bad=tuple(sorted(bad))))
+        first += each.count
+    return with_requests(rows, asked)
 
 
 def _refuse_past(limit: str, got: int, most: int, unit: str, where: str) -> None:

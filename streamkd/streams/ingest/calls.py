@@ -1,22 +1,25 @@
 """Calls to the Flight port: a token first, and so many at once.
 
-    call ─► token of scope ``ingest``? ─► a place? ─► DoPut, GetSchema ─► completed
+    call ─► token of scope ``ingest`` or ``label``? ─► a place? ─► DoPut, GetSchema ─► completed
 
 A call has a thread of gRPC's before anything of ours hears of it, also where its schema never comes.
 """
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow.flight as fl
 
 from streamkd.errors import Overloaded
 from streamkd.streams.ingest.intake import Ingest
+from streamkd.streams.ingest.tokens import Scope
+
+SCOPES: tuple[Scope, ...] = ("ingest", "label")
 
 
 class CallGuard(fl.ServerMiddlewareFactory):
-    """Refuses every call without a token of scope ``ingest``, and calls beyond ``limit`` at once.
+    """Refuses every call without a token of scope ``ingest`` or ``label``, and calls beyond ``limit`` at once.
 
     ``make_room`` is called where there is no place, and ``refuse`` says it in the protocol's words.
     """
@@ -29,12 +32,12 @@ class CallGuard(fl.ServerMiddlewareFactory):
         self._calls = 0
         self._lock = threading.Lock()
 
-    def start_call(self, info: fl.CallInfo, headers: Mapping[str, list[Any]]) -> "_Call":
-        self._authorize(headers)
+    def start_call(self, info: fl.CallInfo, headers: Mapping[str, list[Any]]) -> "Call":
+        scopes = self._authorize(headers)
         with self._lock:
             if self._calls < self._limit:
                 self._calls += 1
-                return _Call(self._completed)
+                return Call(self._completed, scopes)
         self._make_room()
         raise self._refuse(Overloaded(f"{self._limit} calls are open", fix="come again"))
 
@@ -42,25 +45,32 @@ class CallGuard(fl.ServerMiddlewareFactory):
         with self._lock:
             self._calls -= 1
 
-    def _authorize(self, headers: Mapping[str, list[Any]]) -> None:
+    def _authorize(self, headers: Mapping[str, list[Any]]) -> Sequence[Scope]:
+        """The scopes that the token opens, of those that a call may need."""
         given = next((values for name, values in headers.items() if name.lower() == "authorization"), [])
         header = given[0] if len(given) == 1 else None
         text = header.decode("latin-1") if isinstance(header, bytes) else header
-        verdict = self._ingest.tokens.verdict(text, "ingest")
-        if verdict == "allowed":
-            return
+        verdicts = {scope: self._ingest.tokens.verdict(text, scope) for scope in SCOPES}
+        scopes = [scope for scope, verdict in verdicts.items() if verdict == "allowed"]
+        if scopes:
+            return scopes
         self._ingest.intake.refuse_token("flight")
-        if verdict == "scope":
-            raise fl.FlightUnauthorizedError("the token does not have the scope 'ingest'")
+        if "scope" in verdicts.values():
+            raise lacking("ingest")
         raise fl.FlightUnauthenticatedError("needed 'authorization: Bearer TOKEN' with a token of scope 'ingest'")
 
 
-class _Call(fl.ServerMiddleware):
-    """One call, until it ends."""
+def lacking(scope: Scope) -> Exception:
+    """What a call is told whose token is known and opens something else."""
+    return fl.FlightUnauthorizedError(f"the token does not have the scope {scope!r}")
 
-    def __init__(self, completed: Callable[[], None]) -> None:
+
+class Call(fl.ServerMiddleware):
+    """One call, until it ends; ``scopes``: what its token opens."""
+
+    def __init__(self, completed: Callable[[], None], scopes: Sequence[Scope]) -> None:
         super().__init__()
-        self._completed = completed
+        self._completed, self.scopes = completed, scopes
 
     def call_completed(self, exception: Exception | None) -> None:
         self._completed()

@@ -1,6 +1,6 @@
-"""The source ``flight``: records that producers put over Arrow Flight.
+"""The source ``flight``: records that producers put over Arrow Flight, and labels of predictions.
 
-    DoPut [stream] ─► schema ─► a slot ─► batch, {"producer", "sequence"} ─► intake ─► acks
+    DoPut [stream] | [stream, "labels"] ─► schema ─► a slot ─► batch, {"producer", "sequence"} ─► intake ─► acks
 
 A stream that cannot be taken now is left unread, which holds its producer back; one that sends nothing gives way
 (``connections``). What is wrong with the records is INVALID_ARGUMENT. Every other refusal is a Flight error with a JSON
@@ -23,11 +23,12 @@ from streamkd.hookspecs import Options, SourceKind, hookimpl
 from streamkd.streams.encoding.canonical import arrow_schema
 from streamkd.streams.ingest.acks import Acks
 from streamkd.streams.ingest.admission import admit_batch, admit_schema
-from streamkd.streams.ingest.calls import CallGuard
+from streamkd.streams.ingest.calls import CallGuard, lacking
 from streamkd.streams.ingest.connections import Connections, peer_of
 from streamkd.streams.ingest.intake import Ingest, Listener
 from streamkd.streams.ingest.refusals import Refusal
-from streamkd.streams.log.log import PutStream
+from streamkd.streams.ingest.tokens import Scope
+from streamkd.streams.log.log import Kind, PutStream
 from streamkd.streams.log.receipts import identity
 
 SLOT_SECONDS = 10.0
@@ -164,13 +165,13 @@ class _Server(fl.FlightServerBase):
                 writer.write(pa.py_buffer(body))
 
         with self._slot(context):
-            self._know(descriptor)
-            admit_schema(reader.schema, self._intake.schema, self._intake.limits)
+            kind = self._kind(context, descriptor)
+            admit_schema(reader.schema, self._intake.schema_of(kind), self._intake.limits)
             acks = Acks(write, lambda: connections.leave_waiting(peer))
             try:
                 for batch, note in _chunks(reader):
                     with connections.holding(peer):
-                        self._take(context, batch, note, acks, put_stream)
+                        self._take(context, kind, batch, note, acks, put_stream)
             finally:
                 with connections.holding(peer):
                     acks.finish()
@@ -180,6 +181,7 @@ class _Server(fl.FlightServerBase):
     def _take(
         self,
         context: fl.ServerCallContext,
+        kind: Kind,
         batch: pa.RecordBatch,
         note: bytes | None,
         acks: Acks,
@@ -187,21 +189,30 @@ class _Server(fl.FlightServerBase):
     ) -> None:
         intake = self._intake
         producer, sequence = _note(note)
-        sifted = admit_batch(batch, intake.schema, intake.limits, producer or intake.stream)
+        sifted = admit_batch(batch, intake.schema_of(kind), intake.limits, producer or intake.stream)
         sender = producer or context.peer()
-        receipt = intake.take(sifted, producer, sequence, sender, lambda: not context.is_cancelled(), put_stream)
+        receipt = intake.take(sifted, producer, sequence, sender, lambda: not context.is_cancelled(), put_stream, kind)
         acks.expect(receipt, sifted.rows.nbytes, intake.limits.batch_bytes)
 
     @_guarded
     def get_schema(self, context: fl.ServerCallContext, descriptor: fl.FlightDescriptor) -> fl.SchemaResult:
-        self._know(descriptor)
-        return fl.SchemaResult(arrow_schema(self._intake.schema))
+        return fl.SchemaResult(arrow_schema(self._intake.schema_of(self._kind(context, descriptor))))
 
-    def _know(self, descriptor: fl.FlightDescriptor) -> None:
+    def _kind(self, context: fl.ServerCallContext, descriptor: fl.FlightDescriptor) -> Kind:
+        """What is put under a descriptor, by a token that may."""
         path = [part.decode(errors="replace") for part in descriptor.path or []]
-        if path != [self._intake.stream]:
+        kinds: dict[tuple[str, ...], tuple[Kind, Scope]] = {
+            (self._intake.stream,): ("records", "ingest"),
+            (self._intake.stream, "labels"): ("labels", "label"),
+        }
+        if tuple(path) not in kinds:
             said = f"needed the descriptor path [{self._intake.stream!r}], got {path}"
             raise RecordError(said, where="DoPut", fix="put to the stream that the server's configuration names")
+        kind, scope = kinds[tuple(path)]
+        if scope not in context.get_middleware("guard").scopes:
+            self._intake.refuse_token("flight")
+            raise lacking(scope)
+        return kind
 
     @contextlib.contextmanager
     def _slot(self, context: fl.ServerCallContext) -> Iterator[None]:

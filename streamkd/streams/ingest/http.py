@@ -1,6 +1,6 @@
-"""The source ``http``: records that producers post, as an Arrow IPC stream or as JSON lines.
+"""The source ``http``: records that producers post, as an Arrow IPC stream or as JSON lines, and labels likewise.
 
-    POST /v1/streams/{stream} ─► token ─► type and size ─► admission ─► intake ─► receipt as JSON
+    POST /v1/streams/{stream} | /v1/labels ─► token ─► type and size ─► admission ─► intake ─► receipt as JSON
 
 The rules are here, the web framework is not: ``streamkd.serve.processes.ingress`` reads requests and calls
 ``HttpListener.receive``. One request is one batch: all its rows have one receipt.
@@ -11,15 +11,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from streamkd.errors import RecordError, first_line
 from streamkd.hookspecs import Options, SourceKind, hookimpl
-from streamkd.streams.ingest.admission import Sifted, admit_batch, admit_lines, admit_schema
+from streamkd.records import RecordSchema
+from streamkd.streams.ingest.admission import Sifted, admit_batch, admit_lines, admit_predictions, admit_schema
 from streamkd.streams.ingest.envelope import check_stream
 from streamkd.streams.ingest.intake import Ingest, Listener
+from streamkd.streams.ingest.tokens import Scope
 from streamkd.streams.log.batches import no_rows
-from streamkd.streams.log.receipts import identity
+from streamkd.streams.log.log import JoinReceipt, Kind
+from streamkd.streams.log.receipts import Receipt, identity
 
 ARROW = "application/vnd.apache.arrow.stream"
 LINES = "application/x-ndjson"
@@ -67,16 +71,17 @@ class HttpListener(Listener):
         """The largest body that is read."""
         return self._ingest.intake.limits.batch_bytes
 
-    def refusal(self, stream: str, headers: Mapping[str, str]) -> Answer | None:
-        """Why a request is refused before its body is read; names of headers in lower case."""
-        verdict = self._ingest.tokens.verdict(headers.get("authorization"), "ingest")
+    def refusal(self, stream: str | None, headers: Mapping[str, str]) -> Answer | None:
+        """Why a request is refused before its body is read; ``stream=None``: labels. Names of headers in lower case."""
+        scope: Scope = "label" if stream is None else "ingest"
+        verdict = self._ingest.tokens.verdict(headers.get("authorization"), scope)
         intake = self._ingest.intake
         if verdict != "allowed":
             intake.refuse_token("http")
             if verdict == "scope":
-                return _error(403, "the token does not have the scope 'ingest'")
-            return _error(401, "needed a token of scope 'ingest'", {"WWW-Authenticate": "Bearer"})
-        if stream != intake.stream:
+                return _error(403, f"the token does not have the scope {scope!r}")
+            return _error(401, f"needed a token of scope {scope!r}", {"WWW-Authenticate": "Bearer"})
+        if stream not in (None, intake.stream):
             return _error(404, f"there is no stream {stream!r}, this server has {intake.stream!r}")
         if headers.get("content-encoding", "identity") != "identity":
             return _error(415, "needed no Content-Encoding; Arrow streams may be compressed inside")
@@ -93,12 +98,12 @@ class HttpListener(Listener):
         self._ingest.intake.count_refusal("limits")
         return _error(413, f"the body has more than {self.body_bytes} bytes: send smaller batches")
 
-    def receive(self, headers: Mapping[str, str], body: bytes) -> Answer:
+    def receive(self, headers: Mapping[str, str], body: bytes, kind: Kind = "records") -> Answer:
         """Take one body; answers when the rows are on disk."""
         with self._changed:
             self._open += 1
         try:
-            return self._receive(headers, body)
+            return self._receive(headers, body, kind)
         except Exception as fault:  # noqa: BLE001 - the outermost frame that is ours
             return self._refused(fault)
         finally:
@@ -106,37 +111,44 @@ class HttpListener(Listener):
                 self._open -= 1
                 self._changed.notify_all()
 
-    def _receive(self, headers: Mapping[str, str], body: bytes) -> Answer:
+    def keep(self, body: bytes) -> Answer:
+        """Keep predictions that the supervisor hands over, as one Arrow IPC stream (``with_requests``)."""
+        try:
+            with pa.ipc.open_stream(body) as reader:
+                batches = list(reader)
+            intake = self._ingest.intake
+            good = [admit_predictions(batch, intake.schema, intake.limits) for batch in batches]
+            receipts = [intake.keep(batch) for batch in good]
+            return Answer(200, {"kept": sum(receipt.result().accepted for receipt in receipts)})
+        except Exception as fault:  # noqa: BLE001 - the outermost frame that is ours
+            return self._refused(fault)
+
+    def _receive(self, headers: Mapping[str, str], body: bytes, kind: Kind) -> Answer:
         intake = self._ingest.intake
         if len(body) > self.body_bytes:
             return self._too_large()
-        producer, sequence = _identity(headers)
+        schema, (producer, sequence) = intake.schema_of(kind), _identity(headers)
         if _media_type(headers) == ARROW:
-            sifted = self._arrow(body, producer or intake.stream)
+            sifted = self._arrow(body, schema, producer or intake.stream)
         else:
-            sifted = admit_lines(body, intake.schema, intake.limits, producer or intake.stream)
-        receipt = intake.take(sifted, producer, sequence, producer or "http").result()
-        told = asdict(receipt)
-        if sifted.rejects:
-            told["reasons"] = [asdict(reject) for reject in sifted.rejects[:REASONS]]
-        if sifted.total and len(sifted.rejects) == sifted.total:
-            return Answer(422, {"error": "no row was accepted", **told})
-        return Answer(200, told)
+            sifted = admit_lines(body, schema, intake.limits, producer or intake.stream)
+        receipt = intake.take(sifted, producer, sequence, producer or "http", kind=kind).result()
+        return _told(receipt, sifted)
 
-    def _arrow(self, body: bytes, source: str) -> Sifted:
+    def _arrow(self, body: bytes, schema: RecordSchema, source: str) -> Sifted:
         """All batches of a stream as one, since they have one sequence and one receipt."""
         intake = self._ingest.intake
         check_stream(body, intake.limits.batch_rows, intake.limits.batch_bytes)
         try:
             with pa.ipc.open_stream(body) as reader:
-                admit_schema(reader.schema, intake.schema, intake.limits)
+                admit_schema(reader.schema, schema, intake.limits)
                 batches = list(reader)
                 for batch in batches:
                     batch.validate(full=True)  # before they are joined: offsets may point anywhere
                 whole = pa.concat_batches(batches) if batches else no_rows(reader.schema)
         except (pa.ArrowException, OSError) as fault:
             raise RecordError(f"cannot be read as Arrow: {first_line(fault)}", where="body") from None
-        return admit_batch(whole, intake.schema, intake.limits, source)
+        return admit_batch(whole, schema, intake.limits, source)
 
     def _refused(self, fault: Exception) -> Answer:
         refusal = self._ingest.intake.refused(fault)
@@ -145,6 +157,21 @@ class HttpListener(Listener):
             return Answer(status, {"error": refusal.said, "forgotten": refusal.forgotten})
         wait = max(1, round(refusal.retry_after_seconds or 2))
         return _error(status, refusal.said, {"Retry-After": str(wait)} if status in (429, 503) else None)
+
+
+def _told(receipt: Receipt, sifted: Sifted) -> Answer:
+    """A receipt, with the first rows of which nothing came and why."""
+    told = {name: getattr(receipt, name) for name in ("sequence", "accepted", "rejected", "offset", "duplicate")}
+    reasons = [asdict(reject) for reject in sifted.rejects]
+    if isinstance(receipt, JoinReceipt):
+        told["waiting"] = receipt.waiting
+        places = np.delete(np.arange(sifted.total), [reject.row for reject in sifted.rejects])
+        reasons += [{**asdict(each), "row": int(places[each.row])} for each in receipt.unmatched]
+    if reasons:
+        told["reasons"] = sorted(reasons, key=lambda reason: int(reason["row"]))[:REASONS]
+    if sifted.total and receipt.rejected == sifted.total:
+        return Answer(422, {"error": "no row was accepted", **told})
+    return Answer(200, told)
 
 
 def _identity(headers: Mapping[str, str]) -> tuple[str | None, int | None]:

@@ -1,7 +1,7 @@
 """The way into the log for everything that is pushed: room, order, bad rows in a row, numbers.
 
     listener ─► admission ─► Intake.take ─► Committer ─► Receipt
-                                 ▲ room: records and bytes that no checkpoint holds yet, and the log's quota
+                                 ▲ room: records and bytes that no checkpoint holds yet, labels that wait, the quota
     learner's checkpoint ────────┘ committed(offset): makes room, and trims the log
 
 Flight waits for room and leaves its stream unread meanwhile; HTTP does not wait and answers 429.
@@ -10,27 +10,33 @@ Flight waits for room and leaves its stream unread meanwhile; HTTP does not wait
 import contextlib
 import logging
 import threading
-from collections import OrderedDict
+import time
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
-from streamkd.errors import LogDamaged, NotReady, Overloaded, StreamkdError
+from streamkd.errors import LogDamaged, NotReady, Overloaded, RecordError, StreamkdError
+from streamkd.records import RecordSchema
 from streamkd.settings import Limits, Retain, Tls
 from streamkd.streams.ingest.admission import Sifted
 from streamkd.streams.ingest.committer import Committer
 from streamkd.streams.ingest.refusals import BadRun, Refusal, refusal_of
 from streamkd.streams.ingest.tokens import Tokens
-from streamkd.streams.log.log import Entry, Log, PutStream
+from streamkd.streams.log.batches import no_rows
+from streamkd.streams.log.joins import label_schema
+from streamkd.streams.log.log import Entry, JoinReceipt, Kind, Log, PutStream
 from streamkd.streams.log.receipts import Receipt, digest
 
 logger = logging.getLogger(__name__)
 RUNS = 10_000  # producers whose bad rows in a row are counted
 WAIT_SECONDS = 0.1
+LABELS_ON = "set stream.labels to {} and start it again"
 
 
 class Meter(Protocol):
@@ -39,6 +45,8 @@ class Meter(Protocol):
     def count(self, family: str, amount: float = 1.0, **labels: str) -> None: ...
 
     def set(self, family: str, value: float, **labels: str) -> None: ...
+
+    def observe(self, family: str, value: float, **labels: str) -> None: ...
 
 
 class Listener(Protocol):
@@ -77,6 +85,7 @@ class Intake:
     ) -> None:
         """``source`` names the numbers; ``None``: the stream does."""
         self.schema, self.stream, self.limits = log.schema, log.stream, limits
+        self.label_schema = label_schema(log.schema) if log.labels else None  # of labels that come later
         self.draining = False  # whether no more batches are taken
         self._log = log
         self._meter = meter
@@ -87,6 +96,8 @@ class Intake:
         self._end, self._committed = log.end(), log.committed()
         self._backlog_bytes = log.bytes_between(self._committed, self._end)
         self._pending_records, self._pending_bytes = 0, 0
+        self._waiting = log.label_counts()["waiting"]
+        self._settling: Future[Receipt] | None = None
         self._trim_before: int | None = None
         self._committer = Committer(log, self._written)
         self._meter.set("queue_capacity_records", limits.queue_records, queue="log")
@@ -100,8 +111,9 @@ class Intake:
         sender: str,
         patient: Callable[[], bool] | None = None,
         put_stream: PutStream | None = None,
+        kind: Kind = "records",
     ) -> "Future[Receipt]":
-        """Write a batch; the receipt is there when it is on disk.
+        """Write a batch of records or of labels; the receipt is there when it is on disk.
 
         ``sender`` is whom bad rows in a row are counted for. ``patient``: while it is true, full means wait.
         ``put_stream``: of batches that are sent without waiting for their receipts.
@@ -115,9 +127,38 @@ class Intake:
         if producer is not None and sequence is not None:  # a client that waits for this receipt sends nothing more
             with contextlib.suppress(LogDamaged):  # the committer meets it too, which ends the process
                 self._log.refuse_conflict(producer, sequence, held)
-        entry = Entry(sifted.rows, producer, sequence, sifted.letters, held, put_stream or PutStream())
+        entry = Entry(sifted.rows, producer, sequence, sifted.letters, held, put_stream or PutStream(), kind)
         self._reserve(entry, patient)
         return self._committer.submit(entry)
+
+    def schema_of(self, kind: Kind) -> RecordSchema:
+        """What batches of records, or of labels, look like.
+
+        Raises:
+            RecordError: labels are not taken here.
+        """
+        if kind == "records":
+            return self.schema
+        if self.label_schema is None:
+            raise RecordError("this server keeps no predictions, so it takes no labels for them", fix=LABELS_ON)
+        return self.label_schema
+
+    def keep(self, rows: pa.RecordBatch) -> "Future[Receipt]":
+        """Keep predictions (``with_requests``) for their labels; those that are on disk when the receipt is there.
+
+        Raises:
+            NotReady: draining. Overloaded: the log is full.
+        """
+        if self.draining:
+            raise _ending()
+        self._log.refuse_over_quota(self._pending_bytes + rows.nbytes)
+        return self._committer.submit(Entry(rows, kind="predictions"))
+
+    def label_counts(self) -> Counter[str]:
+        """``Log.label_counts``, and predictions that are ``pending``: kept, without a label."""
+        counts = self._log.label_counts()
+        counts["pending"] = counts["kept"] - counts["joined"] - counts["unlabelled"]
+        return counts
 
     def refused(self, fault: Exception) -> Refusal:
         """Count a batch that was refused whole; what its producer is told."""
@@ -151,7 +192,9 @@ class Intake:
         self.tidy()
 
     def tidy(self) -> None:
-        """Go on with what ``committed`` has left of the trim; to be called every so often."""
+        """Join what has waited enough, go on with what ``committed`` has left of the trim; called every so often."""
+        if self.label_schema and (self._settling is None or self._settling.done()) and self._log.is_due():
+            self._settling = self._committer.submit(Entry(no_rows(pa.schema([])), kind="settle"))
         if self._trim_before is None:
             return
         # what is retained beyond need must leave room in the quota for what is needed
@@ -212,8 +255,8 @@ class Intake:
 
     def _full(self, entry: Entry) -> StreamkdError | None:
         if self.draining:
-            return NotReady("the server is shutting down", fix="send the batch again after the restart")
-        records = self._end - self._committed + self._pending_records
+            return _ending()
+        records = self._end - self._committed + self._pending_records + self._waiting
         held_bytes = self._backlog_bytes + self._pending_bytes
         limits = self.limits
         if records and records + entry.rows.num_rows > limits.queue_records:
@@ -230,11 +273,14 @@ class Intake:
 
     def _written(self, entry: Entry, receipt: Receipt | None) -> None:
         with self._changed:
-            self._pending_records -= entry.rows.num_rows
-            self._pending_bytes -= entry.rows.nbytes
+            if entry.kind in ("records", "labels"):
+                self._pending_records -= entry.rows.num_rows
+                self._pending_bytes -= entry.rows.nbytes
             if receipt is not None and not receipt.duplicate:
-                self._end = receipt.offset
-                self._backlog_bytes += entry.rows.nbytes
+                self._end = max(self._end, receipt.offset)
+                joins = receipt if isinstance(receipt, JoinReceipt) else None
+                self._backlog_bytes += joins.stored_bytes if joins else entry.rows.nbytes
+                self._waiting += joins.waiting if joins else 0
             self._changed.notify_all()
         if receipt is not None:
             self._count(entry, receipt)
@@ -245,21 +291,39 @@ class Intake:
         if receipt.duplicate:
             self._meter.count("records_duplicate_total", entry.rows.num_rows, source=source)
             return
-        self._meter.count("source_records_total", receipt.accepted, source=source)
-        self._meter.count("source_bytes_total", entry.rows.nbytes, source=source)
+        if isinstance(receipt, JoinReceipt):
+            self._count_joins(receipt)
+        else:
+            self._meter.count("source_records_total", receipt.accepted, source=source)
+            self._meter.count("source_bytes_total", entry.rows.nbytes, source=source)
         for letter in entry.letters:
             self._meter.count("records_rejected_total", source=source, reason=letter.reason)
             self._meter.count("dead_letter_records_total", source=source, reason=letter.reason)
-        if self.schema.event_time and receipt.accepted:
+        if self.schema.event_time and receipt.accepted and entry.kind == "records":
             newest = pc.max(entry.rows.column(self.schema.event_time)).value  # microseconds: no ``datetime`` can fail
             if newest is not None:
                 self._meter.set("source_watermark_timestamp_seconds", newest / 1e6, source=source)
 
+    def _count_joins(self, receipt: JoinReceipt) -> None:
+        """Labels that were joined are records of the source; how late they were is by the time of day."""
+        self._meter.count("source_records_total", len(receipt.asked), source=self._source)
+        self._meter.count("source_bytes_total", receipt.stored_bytes, source=self._source)
+        self._meter.count("labels_joined_total", len(receipt.asked))
+        for each in receipt.unmatched:
+            self._meter.count("labels_unmatched_total", reason=each.reason)
+        now = time.time()
+        for asked in receipt.asked:
+            self._meter.observe("label_delay_seconds", max(0.0, now - asked / 1e6))
+
     def _tell(self) -> None:
         with self._changed:
-            records = self._end - self._committed + self._pending_records
+            records = self._end - self._committed + self._pending_records + self._waiting
         self._meter.set("queue_records", max(records, 0), queue="log")
         self._meter.set("source_paused", float(records >= self.limits.queue_records), source=self._source)
+
+
+def _ending() -> NotReady:
+    return NotReady("the server is shutting down", fix="send the batch again after the restart")
 
 
 def _runs(before: int, sifted: Sifted) -> tuple[int, int]:

@@ -26,7 +26,7 @@ from pydantic import Field, ValidationError
 from streamkd.errors import ConfigError
 from streamkd.records import Model
 
-Scope = Literal["predict", "ingest", "admin"]
+Scope = Literal["predict", "ingest", "label", "admin"]
 Verdict = Literal["allowed", "unknown", "scope"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 _BEARER = re.compile(r"(?i)bearer +(\S+) *")

@@ -60,6 +60,24 @@ def note(connection: sqlite3.Connection, key: str, value: str) -> None:
     connection.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", (key, value))
 
 
+class Uptime:
+    """Seconds in which this could have been heard, from the newest moment that the database knows.
+
+    A clock that is set makes nobody silent and lets nothing expire, nor does a night without a server.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, newest: str) -> None:
+        """``newest``: the query for that moment."""
+        self._connection, self._newest = connection, newest
+        self._begun: float | None = None
+
+    def __call__(self) -> float:
+        if self._begun is None:
+            newest = self._connection.execute(self._newest).fetchone()[0]
+            self._begun = (time.time() if newest is None else newest) - time.monotonic()
+        return self._begun + time.monotonic()
+
+
 def insert(connection: sqlite3.Connection, table: str, row: Mapping[str, object]) -> int:
     """Add a row; its number."""
     marks = ", ".join("?" * len(row))

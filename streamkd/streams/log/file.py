@@ -1,7 +1,7 @@
 """The file of a log: made or checked when it is opened, read and written each by one thread at a time.
 
     Log ─► reading() ─┐
-    Log ─► writing() ─┴─► log.sqlite: about, batches, receipts, dead letters, cuts
+    Log ─► writing() ─┴─► log.sqlite: about, batches, receipts, dead letters, cuts, kept predictions and their labels
 
 The file is in WAL mode with ``synchronous=FULL``. What breaks it is a ``LogDamaged``, wherever it is met.
 """
@@ -17,6 +17,7 @@ import pyarrow as pa
 from streamkd.errors import LogDamaged, Overloaded, StateConflict, StateError
 from streamkd.records import RecordSchema
 from streamkd.streams.encoding.canonical import arrow_schema
+from streamkd.streams.log.answers import PastAnswers
 from streamkd.streams.log.batches import DAMAGED, Batches
 from streamkd.streams.log.database import (
     ABOUT,
@@ -30,6 +31,7 @@ from streamkd.streams.log.database import (
     transaction,
 )
 from streamkd.streams.log.dead_letters import DeadLetters
+from streamkd.streams.log.joins import Joins
 from streamkd.streams.log.receipts import Receipts
 from streamkd.streams.log.wal import left_out
 
@@ -163,5 +165,6 @@ def _make(connection: sqlite3.Connection) -> None:
     for statement in (ABOUT, _CUTS):
         connection.execute(statement)
     add_columns(connection, "cuts", {"checksum": "INTEGER"})
-    for part in (Batches(connection, Path()), DeadLetters(connection), Receipts(connection)):
+    for part in (Batches(connection, Path()), DeadLetters(connection), Receipts(connection), PastAnswers(connection)):
         part.create()
+    Joins.create(connection)

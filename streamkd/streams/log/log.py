@@ -1,6 +1,7 @@
 """The durable log of a push stream: one SQLite file, one writer, many readers.
 
     intake ─► Committer (group commit) ─► Log.append_many ─► batches | receipts | dead letters   one transaction
+                                              │ labels ─► joins ─► batches | answers
                                               Log.read ◄─ Batcher (learner) ─► cuts
 
 ``read`` cuts across the batches as they were put. When ``append_many`` returns, the rows are on disk. A receipt is
@@ -9,21 +10,30 @@ file raises ``LogDamaged`` where a page of it is broken, or a batch is not what 
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 
 from streamkd.errors import LogDamaged, Overloaded, RecordError, StateError
 from streamkd.records import Chunk, RecordSchema, Reject
+from streamkd.settings import LateLabels
 from streamkd.streams.encoding.canonical import arrow_schema
+from streamkd.streams.log.answers import PastAnswer, PastAnswers
 from streamkd.streams.log.batches import DAMAGED, Batches, checksum, no_rows
+from streamkd.streams.log.database import Uptime
 from streamkd.streams.log.dead_letters import DeadLetter, DeadLetters, letters
 from streamkd.streams.log.file import LogFile
+from streamkd.streams.log.joins import Joins, Unmatched
+from streamkd.streams.log.predictions import NEWEST as PREDICTED
 from streamkd.streams.log.receipts import Receipt, Receipts, SequenceConflict, digest
 
+EARLY_ROWS = 26_214  # a tenth of the records that may wait to be learned
 TRIM_SECONDS = 0.5  # of one call; the next goes on
+Kind = Literal["records", "labels", "predictions", "settle"]
 
 
 class PutStream:
@@ -34,7 +44,11 @@ class PutStream:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One batch for the log: canonical rows, who sent it, the refused rows' letters, what tells it from others."""
+    """One batch for the log: canonical rows, who sent it, the refused rows' letters, what tells it from others.
+
+    ``kind``: records; labels of predictions (``label_schema``); predictions to keep (``with_requests``); or nothing,
+    to ``settle`` what has waited enough.
+    """
 
     rows: pa.RecordBatch
     producer: str | None = None
@@ -42,6 +56,21 @@ class Entry:
     letters: Sequence[DeadLetter] = ()
     digest: bytes = b""
     put_stream: PutStream = field(default_factory=PutStream)
+    kind: Kind = "records"
+
+
+@dataclass(frozen=True, slots=True)
+class JoinReceipt(Receipt):
+    """What became of labels: ``rejected`` are ``unmatched``, or bad rows. Or of predictions: ``accepted`` are kept.
+
+    ``waiting``: how many more wait now. ``asked``: when each of those that were joined was (µs since 1970), in order;
+    ``stored_bytes``: what they took in the log.
+    """
+
+    waiting: int = 0
+    unmatched: Sequence[Unmatched] = ()
+    asked: Sequence[int] = ()
+    stored_bytes: int = 0
 
 
 class Log:
@@ -55,8 +84,13 @@ class Log:
         *,
         stream: str | None = None,
         quota_bytes: int | None = None,
+        labels: LateLabels | None = None,
+        early_rows: int = EARLY_ROWS,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         """Open or make the log of a stream; ``schema=None`` opens one that is there already.
+
+        ``labels``: predictions are kept in it, and at most ``early_rows`` labels wait for theirs.
 
         Raises:
             StateError: there is none, or the file is no log. LogDamaged: it was one. Overloaded: the disk is full.
@@ -65,9 +99,15 @@ class Log:
         self.path = Path(path)
         self.file = LogFile(self.path, schema, stream, read_only)
         self.schema, self.stream = self.file.schema, self.file.stream
-        self._quota_bytes = quota_bytes
+        self.labels, self._quota_bytes = labels, quota_bytes
         self._batches, self._putting = (Batches(each, self.path) for each in (self.file.reader, self.file.writer))
         self.letters, self._receipts = DeadLetters(self.file.writer), Receipts(self.file.writer)
+        self._answers = PastAnswers(self.file.writer)
+        clock = clock or Uptime(self.file.reader, PREDICTED)
+        joins = (self.path, self.schema, labels or LateLabels(), early_rows, clock)
+        self._joins, self._looking = (Joins(each, *joins) for each in (self.file.writer, self.file.reader))
+        if labels is not None:
+            clock()  # it goes on from now
         self.partition = f"{self.stream}/0"
         self.arrow_schema = arrow_schema(self.schema)
         self._window: tuple[int, pa.RecordBatch] = (0, no_rows(self.arrow_schema))
@@ -103,7 +143,7 @@ class Log:
             for entry in entries:
                 try:
                     outcomes.append(receipt := self._put(entry, end))
-                    end = end if receipt.duplicate else receipt.offset
+                    end = max(end, receipt.offset)
                 except SequenceConflict as conflict:  # of this batch and its put stream alone
                     entry.put_stream.conflict = conflict
                     outcomes.append(conflict)
@@ -134,13 +174,50 @@ class Log:
         name = None if entry.producer is None or entry.sequence is None else (entry.producer, entry.sequence)
         if name and (seen := self._receipts.find(*name, entry.digest)) is not None:
             return seen
-        self._putting.put(entry.rows, end, (entry.producer, entry.sequence))
-        count = entry.rows.num_rows
-        self.letters.put(entry.letters, end + count)
-        receipt = Receipt(entry.sequence, count, len(entry.letters), end + count)
+        receipt = self._store(entry, end)
+        self.letters.put(entry.letters, receipt.offset)
         if name:
             self._receipts.add(name[0], receipt, entry.digest)
         return receipt
+
+    def _store(self, entry: Entry, end: int) -> Receipt:
+        """Write what an entry brings behind the offset ``end``."""
+        rows, refused = entry.rows, len(entry.letters)
+        if entry.kind == "records":
+            self._putting.put(rows, end, (entry.producer, entry.sequence))
+            return Receipt(entry.sequence, rows.num_rows, refused, end + rows.num_rows)
+        kept = 0
+        if entry.kind == "predictions":
+            kept, matched = self._joins.keep(rows)
+        else:
+            matched = self._joins.take(rows) if entry.kind == "labels" else self._joins.settle()
+        asked: list[int] = []
+        stored, at = 0, end
+        for joined in self._joins.records(matched.matches):
+            self._putting.put(joined.rows, at, (entry.producer, entry.sequence))
+            self._answers.put(at, joined.answers)
+            at, stored = at + joined.rows.num_rows, stored + joined.rows.nbytes
+            asked += joined.asked
+        self._joins.forget(matched)
+        unmatched = tuple(matched.unmatched)
+        accepted = rows.num_rows - len(unmatched) if entry.kind == "labels" else kept
+        rejected = refused + len(unmatched) if entry.kind == "labels" else rows.num_rows - kept
+        return JoinReceipt(entry.sequence, accepted, rejected, at, False, matched.waiting, unmatched, asked, stored)
+
+    def is_due(self) -> bool:
+        """Whether labels have waited enough, or predictions are kept for longer than they should be."""
+        with self.file.reading():
+            return self._looking.is_due()
+
+    def label_counts(self) -> Counter[str]:
+        """Predictions ever ``kept``, ``joined``, gone ``unlabelled``; labels ``waiting``, unmatched ones by reason."""
+        with self.file.reading():
+            return self._looking.counts()
+
+    def answers(self, start: int, stop: int) -> Mapping[int, PastAnswer]:
+        """By offset, what was answered about the records from ``start`` to before ``stop``; of most nothing."""
+        with self.file.reading() as reader:
+            return PastAnswers(reader).between(start, stop)
 
     def read(self, offset: int, limit: int) -> Chunk:
         """Up to ``limit`` rows from ``offset`` on.
@@ -200,6 +277,7 @@ class Log:
         with self.file.writing() as writer:
             cut, records = self._putting.forget_some(wanted)
             writer.execute("DELETE FROM cuts WHERE start < ?", (cut,))
+            self._answers.forget(cut)
             self._receipts.forget_idle()
         return records
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from streamkd.errors import RecordError
-from streamkd.streams.log.database import add_columns
+from streamkd.streams.log.database import Uptime, add_columns
 from streamkd.streams.log.dead_letters import DeadLetter
 
 RECEIPTS = 16_384  # some 80 bytes each; 8 million records in batches of 500
@@ -90,7 +90,7 @@ class Receipts:
     def __init__(self, connection: sqlite3.Connection, keep: int = RECEIPTS) -> None:
         self._connection = connection
         self._keep = keep
-        self._begun: float | None = None
+        self._now = Uptime(connection, "SELECT max(updated) FROM producers")
 
     def create(self) -> None:
         """Make the tables where they are missing; receipts of older logs have neither digest nor time."""
@@ -185,16 +185,6 @@ class Receipts:
             newest = "row_number() OVER later AS place, sum(receipts) OVER later AS held"
             ranked = f"SELECT producer, {newest} FROM producers WINDOW later AS (ORDER BY updated DESC, producer)"
             self._drop(f"SELECT producer FROM ({ranked}) WHERE place > ? OR held > ?", *most)
-
-    def _now(self) -> float:
-        """Seconds in which a producer could have been heard, from the time of the first start on.
-
-        A clock that is set makes nobody silent, nor does a night without a server.
-        """
-        if self._begun is None:
-            newest = self._connection.execute("SELECT max(updated) FROM producers").fetchone()[0]
-            self._begun = (time.time() if newest is None else newest) - time.monotonic()
-        return self._begun + time.monotonic()
 
     def _drop(self, which: str, *values: float) -> None:
         self._connection.execute(f"DELETE FROM receipts WHERE producer IN ({which})", values)
