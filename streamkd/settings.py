@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from streamkd.choices import Choice
 from streamkd.records import Model, RecordSchema
@@ -16,6 +16,7 @@ Positive = Annotated[int, Field(gt=0)]
 Ratio = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0)]
 Bytes = Annotated[int, Field(gt=0)]
+Weight = Annotated[float, Field(gt=0, lt=1e9)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
@@ -208,8 +209,17 @@ class Publish(Model):
         description="moving average (ema), student, the average with the analytic teacher (ensemble), or everybody, "
         "weighed by what has come true (auto)",
     )
+    class_weights: Literal["balanced"] | dict[str, Weight] | None = Field(
+        default=None,
+        description="what an answer counts by its class: by label, else 1; balanced: by how rare each is",
+    )
     regression: Ratio = Field(default=0.15, description="largest loss of held-out accuracy that is still published")
     keep: Positive = 10
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _labels_are_texts(cls, given: Any) -> Any:
+        return {str(label): weight for label, weight in given.items()} if isinstance(given, Mapping) else given
 
 
 class Tls(Model):

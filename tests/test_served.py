@@ -25,7 +25,7 @@ from streamkd.serve.processes.publisher import Publisher
 from streamkd.state.directory import StateDirectory
 from streamkd.state.tree import pack, unpack
 from streamkd.state.versions import VersionStore
-from streamkd.students.networks import MlpOptions, build, write_published
+from streamkd.students.networks import MlpOptions, at_rest, build, write_published
 from streamkd.teachers.served import Served
 from streamkd.teachers.teacher import TeacherContext
 from streamkd.telemetry import Recorder
@@ -230,3 +230,47 @@ def test_a_plugin_serves_a_mixture_of_several_parts(tmp_path: Path) -> None:
         with pytest.raises(PluginError, match="no selector 'even'"):
             load_version(versions, version, REGISTRY)
         versions.close()
+
+
+@pytest.mark.parametrize("model", ["auto", "ensemble", "student"])
+def test_class_weights_are_in_what_is_served(model: str, tmp_path: Path) -> None:
+    """Each class's probability counts so many times, in the learner and in a version that is read from its files."""
+    weights = {0: 9.0, 3: 0.5}
+    plain = run(learner(config_of(publish={"model": model})), 30)
+    weighed = run(learner(config_of(publish={"model": model, "class_weights": weights})), 30)
+    x, labels = inputs(plain), plain.labels.labels
+    factors = torch.tensor([weights.get(label, 1.0) for label in labels]).double()
+    expected = torch.softmax(answers(plain, x).double(), 1) * factors
+    found = torch.softmax(answers(weighed, x).double(), 1)
+    torch.testing.assert_close(found, expected / expected.sum(1, keepdim=True), atol=1e-6, rtol=1e-5)
+    directory = StateDirectory(tmp_path)
+    directory.create()
+    with directory.lock():
+        version = Publisher(directory, weighed.config, REGISTRY, Recorder()).publish(weighed)
+        assert version is not None
+        versions = VersionStore(directory)
+        loaded = load_version(versions, version, REGISTRY)
+        versions.close()
+    torch.testing.assert_close(torch.from_numpy(loaded.predict(x.numpy())).double(), found, atol=1e-6, rtol=1e-5)
+
+
+def test_balanced_weights_go_on_from_a_checkpoint() -> None:
+    """Stopped and resumed, the same counts and the same answers as one that was never stopped."""
+    config = config_of(publish={"class_weights": "balanced"})
+    whole, stopped, resumed = run(learner(config)), run(learner(config), 20), learner(config)
+    resumed.restore(unpack(pack(stopped.state())), dict(stopped.offsets), config)
+    run(resumed)
+    assert torch.equal(answers(resumed, inputs(whole)), answers(whole, inputs(whole)))
+    assert resumed.prequential.mixture.figures(range(10)) == whole.prequential.mixture.figures(range(10))
+
+
+def answers(one: Learner, x: torch.Tensor) -> torch.Tensor:
+    """What is served says."""
+    with torch.no_grad(), at_rest(one.served) as served:
+        return served(x)
+
+
+def test_a_weight_of_nothing_is_refused() -> None:
+    """A class that counts nothing would never be answered."""
+    with pytest.raises(ConfigError, match=r"publish\.class_weights"):
+        config_of(publish={"class_weights": {0: 0}})

@@ -133,7 +133,7 @@ def heatmap(
     """
     count = len(matrix)
     cell = min(64.0, (_WIDTH - 90) / max(count, 1))
-    width, height = 90 + cell * count, 40 + cell * count
+    width, height = max(90 + cell * count, 360), 40 + cell * count
     drawn = []
     every = math.ceil(24 / cell)  # names that would touch are left out
     for i, row in enumerate(matrix):
@@ -147,7 +147,7 @@ def heatmap(
         drawn.append(
             f'<text x="{90 + (i + 0.5) * cell:.1f}" y="22" class="tick middle">{escape(_short(names[i]))}</text>'
         )
-    head = f'<text x="82" y="10" class="axis end">{sides[0]} ↓ {sides[1]} →</text>'
+    head = f'<text x="0" y="10" class="axis start">{sides[0]} ↓ {sides[1]} →</text>'
     return svg(title, [head, *drawn], width, height, "heat")
 
 

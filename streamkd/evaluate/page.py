@@ -165,15 +165,15 @@ def _tests_card(report: Mapping[str, Any]) -> str:
     return card("Test records", note, table(["test set", "records", *_MODELS.values()], rows))
 
 
-_SPANS = {"arrival": "on arrival", "tests": "on test records"}
+_SPANS = {"arrival": "on arrival", "tests": "on tests"}
 _MEASURES = (
     ("accuracy", "accuracy", 100),
-    ("balanced accuracy (recall, mean over classes)", "balanced_accuracy", 100),
+    ("balanced accuracy", "balanced_accuracy", 100),
     ("macro F1", "macro_f1", 100),
-    ("ROC AUC (a class against the rest, mean)", "auc", 1),
-    ("Cohen's kappa (0: chance)", "kappa", 1),
-    ("kappa, temporal (0: the label before, again)", "kappa_temporal", 1),
-    ("kappa M (0: always the most frequent label)", "kappa_m", 1),
+    ("ROC AUC", "auc", 1),
+    ("Cohen's kappa", "kappa", 1),
+    ("kappa, temporal", "kappa_temporal", 1),
+    ("kappa M", "kappa_m", 1),
     ("log-loss, nats", "log_loss", 1),
     ("calibration error", "calibration_error", 100),
 )
@@ -182,7 +182,7 @@ _MEASURES = (
 def _measures_card(report: Mapping[str, Any]) -> str:
     """Each measure of each model, on what arrived and on test records."""
     found = {
-        f"{_MODELS[name]}, {said}": (report.get(name) or {}).get("measures", {}).get(span) or {}
+        f"{name} {said}": (report.get(name) or {}).get("measures", {}).get(span) or {}
         for name in _MODELS
         for span, said in _SPANS.items()
     }
@@ -194,7 +194,10 @@ def _measures_card(report: Mapping[str, Any]) -> str:
         for said, key, scale in _MEASURES
     ]
     off = max((measures.get("auc_error") or 0.0 for measures in found.values()), default=0.0)
-    note = "On arrival: of all records, each answered before it was learned."
+    note = (
+        "On arrival: of all records, each answered before it was learned. Kappa: 0 is as good as chance, as the label"
+    )
+    note += " before (temporal), as the most frequent label (M)."
     note += f" Areas of so many records are taken from histograms, {off:.4f} off at most." if off else ""
     return card("Measures", note, table(["measure", *found], rows))
 

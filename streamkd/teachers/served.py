@@ -9,7 +9,7 @@ that selector to combine what its parts say.
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
@@ -32,7 +32,8 @@ Combine: TypeAlias = Callable[[Tensor, Tensor, Mapping[str, Any]], Tensor]
 class Served(nn.Module):
     """Raw inputs [batch, *shape] to logits [batch, classes]: what ``combine`` makes of the parts' by ``how``.
 
-    ``how`` is plain JSON. The first of ``parts`` is a student; any other is a student too, or what a teacher gave.
+    ``how`` is plain JSON. The first of ``parts`` is a student; any other is a student too, or what a teacher gave. By
+    ``class_weights`` in ``how``, whoever chose, each class's probability counts so many times.
     """
 
     def __init__(self, parts: Mapping[str, Student | Part], combine: Combine, how: Mapping[str, Any]) -> None:
@@ -41,7 +42,10 @@ class Served(nn.Module):
         self.parts = nn.ModuleList(cast(nn.Module, part) for part in parts.values())
 
     def forward(self, x: Tensor) -> Float[Tensor, "batch classes"]:
-        return self.combine(torch.stack([part(x) for part in self.parts], 1), self.known, self.how)
+        said = [part(x) for part in self.parts]
+        logits = said[0] if len(said) == 1 else self.combine(torch.stack(said, 1), self.known, self.how)
+        weights = self.how.get("class_weights")
+        return logits if weights is None else logits + torch.tensor(weights).to(logits).log()
 
     @property
     def student(self) -> Student:
@@ -62,6 +66,19 @@ class Served(nn.Module):
 
 Model = Student | Served
 """What may be served."""
+
+
+def weighted(model: Model, weights: Sequence[float]) -> Served:
+    """The same, each class's probability counting so many times [classes]."""
+    how = {"class_weights": [*weights]}
+    if isinstance(model, Student):
+        return Served({"student": model}, _alone, how)
+    parts = cast(Mapping[str, Student | Part], dict(zip(model.names, model.parts, strict=True)))
+    return Served(parts, model.combine, {**model.how, **how})
+
+
+def _alone(logits: Tensor, _known: Tensor, _how: Mapping[str, Any]) -> Tensor:
+    return logits[:, 0]
 
 
 @dataclass(frozen=True, slots=True)
