@@ -188,6 +188,16 @@ class RecordSchema(Model):
     event_time: str | None = None
     unlabelled: bool = Field(default=False, description="`stream.unlabelled` says it: records may lack their label")
 
+    @field_validator("label_type", mode="before")
+    @classmethod
+    def _a_label_is_a_class(cls, given: object) -> object:
+        if isinstance(given, str) and given.rstrip("0123456789") in ("float", "double", "number", "decimal"):
+            raise ValueError(
+                f"a label is a class, int or string, got {given}; a quantity (regression) is not learned: make"
+                " classes of it, such as low, middle, high"
+            )
+        return given
+
     @model_validator(mode="after")
     def _names_differ(self) -> "RecordSchema":
         names = [c.name for c in self.inputs] + [self.label] + [n for n in (self.task, self.id, self.event_time) if n]

@@ -412,3 +412,10 @@ def test_labels_need_predictions_that_can_become_records(records: dict[str, Any]
     stream = {"source": {"name": "http"}, "records": records, "labels": {}}
     with pytest.raises(ConfigError, match=said):
         from_tree({"stream": stream})
+
+
+def test_a_quantity_as_label_is_refused_with_the_way_out() -> None:
+    """Regression is none of this learner's: the error says so, and what to do."""
+    records = {"inputs": [{"name": "x"}], "label_type": "float32"}
+    with pytest.raises(ConfigError, match=r"label_type.*a quantity \(regression\) is not learned: make classes of it"):
+        from_tree({"stream": {"source": {"name": "flight"}, "records": records}})
