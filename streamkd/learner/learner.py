@@ -10,7 +10,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -25,7 +24,6 @@ from streamkd.learner.feed import Feed
 from streamkd.learner.prequential import Prequential
 from streamkd.learning.batch import Taken
 from streamkd.learning.class_weights import ClassWeights
-from streamkd.learning.mixture import Testimony
 from streamkd.learning.step import Step
 from streamkd.meta.adaptation import GateAdapter
 from streamkd.meta.artefact import Artefact
@@ -73,9 +71,8 @@ class Learner:
         self.labels = LabelSpace()
         self.feed = Feed(config.stream, source, schema, self.labels, self.recorder, journal)
         self.tasks = Tasks(dict(wiring.make_all(registry, "detectors", config.detectors)))
-        self.prequential = Prequential(source, schema, self.device, self.labels, journal)
-        given = config.publish.class_weights
-        self.class_weights = None if given is None else ClassWeights(given)
+        self.class_weights = None if (given := config.publish.class_weights) is None else ClassWeights(given)
+        self.prequential = Prequential(source, schema, self.device, self.labels, journal, self.class_weights)
         self.quality = LiveQuality()
         self.observers = Observers(wiring.make_all(registry, "observers", config.observers), self.recorder)
         self._selector: Selector = wiring.make(registry, "publish.model", "selectors", config.publish.model)
@@ -184,23 +181,12 @@ class Learner:
         self.records += taken.fresh
         self.steps += 1
         self.last_step_at = time.time()
-        wrong = self.prequential.count(taken, self._answered())
-        if self.class_weights is not None:
-            self.class_weights.see(taken.plan.y[: taken.fresh].cpu().numpy())
+        wrong = self.prequential.count(taken, self.step.mixture.last)
         if self.tasks.scoring:
             self.tasks.score(wrong)
         self._count(taken, time.perf_counter() - begun)
-        self.observers.tell(
-            "on_step", self.records, float(taken.loss), 1 - float(wrong.mean()) if len(wrong) else math.nan
-        )
-
-    def _answered(self) -> Testimony | None:
-        """What the mixture said, each class counting as it is answered."""
-        said = self.step.mixture.last
-        if said is None or self.class_weights is None:
-            return said
-        rows = said.mixed * self.class_weights.of(self.labels.labels[: said.mixed.shape[1]])
-        return replace(said, mixed=rows / rows.sum(1, keepdims=True))
+        right = 1 - float(wrong.mean()) if len(wrong) else math.nan
+        self.observers.tell("on_step", self.records, float(taken.loss), right)
 
     def _take(self, batch: TensorBatch) -> Taken:
         if self._strategy is not None:
@@ -288,7 +274,6 @@ class Learner:
             "labels": self.labels.state_dict(),
             "tasks": self.tasks.state_dict(),
             "measures": self.prequential.state_dict(),
-            "class_weights": None if self.class_weights is None else self.class_weights.state_dict(),
             "quality": self.quality.state_dict(),
             "bad_in_a_row": self.feed.bad_in_a_row,
             "learned": None if self._adapter is None else resuming.state_of(self.step, self._adapter, self._begun),
@@ -320,8 +305,6 @@ class Learner:
         self.tasks.load_state_dict(tree["tasks"])
         if "measures" in tree:  # before, right ones alone were counted
             self.prequential.load_state_dict(tree["measures"])
-        if self.class_weights is not None and tree.get("class_weights"):
-            self.class_weights.load_state_dict(tree["class_weights"])
         self.quality.load_state_dict(tree["quality"])
         self.feed.bad_in_a_row = tree["bad_in_a_row"]
         if tree["learned"] is not None:

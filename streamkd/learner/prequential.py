@@ -6,6 +6,7 @@ Called by the learner.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from streamkd.evaluate.arrival import Arrivals
 from streamkd.evaluate.measures import Measures
 from streamkd.learner.pending import Pending
 from streamkd.learning.batch import Taken
+from streamkd.learning.class_weights import ClassWeights
 from streamkd.learning.mixture import STUDENT, Testimony
 from streamkd.learning.step import Step
 from streamkd.records import Late, Records, RecordSchema, Source
@@ -30,10 +32,16 @@ class Prequential:
     """
 
     def __init__(
-        self, source: Source, schema: RecordSchema, device: torch.device, labels: LabelSpace, journal: Log | None
+        self,
+        source: Source,
+        schema: RecordSchema,
+        device: torch.device,
+        labels: LabelSpace,
+        journal: Log | None,
+        class_weights: ClassWeights | None,
     ) -> None:
         self.student, self.version, self.mixture, self.delayed = Measures(), Arrivals(), Measures(), Measures()
-        self._labels, self._journal = labels, journal
+        self._labels, self._journal, self._class_weights = labels, journal, class_weights
         self.pending = Pending(source, schema, device) if isinstance(source, Late) else None
         self._partition = source.partitions[0]
 
@@ -70,6 +78,9 @@ class Prequential:
             [labelled fresh rows] whether the student in training was wrong.
         """
         labels, given = taken.answers()
+        said = self._weighted(said)
+        if self._class_weights is not None:
+            self._class_weights.see(labels)
         if self.pending is None:
             self.student.add(labels, given)
             if said is not None:
@@ -79,12 +90,19 @@ class Prequential:
             _count(self.mixture, labels, said.mixed)
         return (given != labels)[labels >= 0]
 
+    def _weighted(self, said: Testimony | None) -> Testimony | None:
+        """What the mixture said, each class counting as it is answered."""
+        if said is None or self._class_weights is None:
+            return said
+        rows = said.mixed * self._class_weights.of(self._labels.labels[: said.mixed.shape[1]])
+        return replace(said, mixed=rows / rows.sum(1, keepdims=True))
+
     def state_dict(self) -> dict[str, Any]:
         """The counts, and the answers that wait."""
         parts = {"student": self.student, "version": self.version.measures}
         measures = {**parts, "mixture": self.mixture, "delayed": self.delayed}
-        pending = {} if self.pending is None else {"pending": self.pending.state_dict()}
-        return {**{name: one.state_dict() for name, one in measures.items()}, **pending}
+        kept = {"pending": self.pending, "class_weights": self._class_weights}
+        return {name: one.state_dict() for name, one in (measures | kept).items() if one is not None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state."""
@@ -95,6 +113,8 @@ class Prequential:
             self.delayed.load_state_dict(state["delayed"])
         if self.pending is not None and "pending" in state:
             self.pending.load_state_dict(state["pending"])
+        if self._class_weights is not None and "class_weights" in state:
+            self._class_weights.load_state_dict(state["class_weights"])
 
 
 def _count(measures: Measures, labels: np.ndarray, said: np.ndarray) -> None:
