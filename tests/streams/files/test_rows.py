@@ -180,3 +180,37 @@ def test_rows_are_picked_from_the_whole_file(path: Path) -> None:
         rows = files.open_rows(path, **way)
         assert rows.pick(picked).to_pylist() == TABLE.take(picked).to_pylist()
         assert not isinstance(rows, files.ColumnRows) or not rows._held
+
+
+MILLIONS = """
+import resource, sys
+from streamkd.records import InputColumn, RecordSchema
+from streamkd.streams.replay.source import PARTITION, Replay, ReplayOptions
+schema = RecordSchema(inputs=tuple(InputColumn(name=f"x{n}") for n in range(6)))
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+before = peak()
+source = Replay(ReplayOptions(path=sys.argv[1], order="given", seed=0), schema)
+source.tests()
+for offset in (0, 1_000_000, 9_900_000):
+    assert source.read(PARTITION, offset, 100).rows.num_rows == 100
+print(peak() - before)
+"""
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.csv"])
+def test_ten_million_records_take_less_than_500_megabytes(name: str, tmp_path: Path) -> None:
+    """Opening them, their test records, and records at the beginning, in the middle and near the end."""
+    draw, rows = np.random.default_rng(0), 1_000_000
+    for number in range(10):
+        numbers = {f"x{n}": draw.normal(size=rows).round(3) for n in range(6)}
+        table = pa.table({**numbers, "label": draw.integers(0, 3, rows)})
+        if not number:
+            kind = pa.parquet.ParquetWriter if name.endswith("parquet") else pa.csv.CSVWriter
+            writer = kind(str(tmp_path / name), table.schema)
+        writer.write(table)
+    writer.close()
+    command = [sys.executable, "-c", MILLIONS, str(tmp_path / name)]
+    assert int(subprocess.check_output(command, text=True)) < 500
+    (tmp_path / name).unlink()
