@@ -28,7 +28,7 @@ from .test_processes import CONFIG, check_learned, strike
 __all__ = ["serve"]
 LATE = merged(
     CONFIG,
-    {"stream": {"labels": {"early_seconds": 3}, "records": {**CONFIG["stream"]["records"], "id": "key"}}},
+    {"stream": {"labels": {"early_seconds": 10}, "records": {**CONFIG["stream"]["records"], "id": "key"}}},
 )
 FIRST = 100  # records with their labels, so that there is a version
 INFER = "/v2/models/student/infer"
