@@ -92,9 +92,10 @@ def test_a_report_says_what_happened() -> None:
     strategy = strategy_of(toys.make_step())
     learn(strategy, 3)
     x, y = toys.batches(1, seed=4)[0]
-    wrong = (strategy.model(x).argmax(1) != y).tolist()
+    given = strategy.model(x).argmax(1).tolist()
     taken = strategy.learn(TensorBatch(x, y, 0))
-    assert (taken.fresh, taken.wrong().tolist(), taken.skipped) == (8, wrong, False)
+    labels, said = (column.tolist() for column in taken.answers())
+    assert (taken.fresh, labels, said, taken.skipped) == (8, y.tolist(), given, False)
     assert taken.weights.shape == (8 + 6, 3)
     assert strategy.loss == taken.loss
 
@@ -198,7 +199,8 @@ def test_a_stock_metric_and_a_logger_work() -> None:
     said = evaluator.get_last_metrics()
     accuracy = next(v for k, v in said.items() if k.startswith("Top1_Acc_MB"))
     loss = next(v for k, v in said.items() if k.startswith("Loss_MB"))
-    assert accuracy == 1 - strategy.taken.wrong().mean()
+    labels, given = strategy.taken.answers()
+    assert accuracy == (labels == given).mean()
     assert loss == pytest.approx(float(strategy.taken.loss))
     assert "Top1_Acc_Epoch" in text.getvalue()
 
