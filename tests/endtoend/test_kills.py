@@ -57,7 +57,9 @@ def learned(state: Path) -> dict[str, Any]:
 
 def leaves(tree: Any) -> dict[str, Any]:
     """The values of a tree by their paths, without what the clock decides: when it is measured, who is asked then."""
-    return dict(_leaves({name: part for name, part in tree.items() if name not in ("quality", "served")}, ""))
+    parts = {name: part for name, part in tree.items() if name != "quality"}
+    parts["measures"] = {name: part for name, part in tree["measures"].items() if name != "version"}
+    return dict(_leaves(parts, ""))
 
 
 def _leaves(node: Any, path: str) -> list[tuple[str, Any]]:
