@@ -131,7 +131,7 @@ def test_rows_that_are_held_out_teach_nobody() -> None:
     """They have no weight, so that the student's gradient is that of the other rows; teachers do not observe them."""
     step = toys.make_step(holdout_ratio=0.5)
     observed: list[Tensor] = []
-    step.pool.observe = lambda x, y, learn: observed.append(x[learn])  # type: ignore[method-assign]
+    step.pool.observe = lambda x, y, learn, then: observed.append(x[learn])  # type: ignore[method-assign]
     for x, y in toys.batches(5):
         plan = step.begin(x, y, 0)
         lesson = step.weigh(plan, logits := step.forward(plan))
