@@ -217,7 +217,11 @@ class ForgettingTeacher(SideBySide):
         amounts = Amounts(Columns(context.schema, context.schema.student).schema.inputs).all
         self._map = Hidden(amounts, options.width, options.bins, context.student.seed)
         many = [(half_life, part) for part in self._map.parts for half_life in options.half_lives]
-        names = [f"{len(part)} features, {half_life}" for half_life, part in many]
+        alike = len({len(part) for part in self._map.parts}) < len(self._map.parts)
+        names = [
+            f"{len(part)} features{' in bins' if alike and part is not self._map.parts[0] else ''}, {half_life}"
+            for half_life, part in many
+        ]
         super().__init__(context, names, {"seed": str(context.student.seed)})
         self.heads = [Head(half_life, part, len(context.labels)) for half_life, part in many]
         self._block: list[tuple[np.ndarray, int]] = []

@@ -62,6 +62,7 @@ class SideBySide(ABC):
     def __init__(self, context: TeacherContext, names: Sequence[str], identity: dict[str, str]) -> None:
         self.key = context.key
         self.names = tuple(names)
+        assert len(set(names)) == len(names)  # a share goes by its name
         self.share = FixedShare()
         self.learned = np.zeros(len(context.labels), dtype=bool)
         self._identity = {**identity, "heads": "; ".join(names)}

@@ -1,5 +1,6 @@
 """Ridge regression that forgets: its moments against their definition, and a world that turns."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import toys
 from streamkd.incremental import forgetting
 from streamkd.incremental.forgetting import ForgettingOptions, ForgettingTeacher, Head
 from streamkd.plugins import Registry
+from streamkd.records import InputColumn, RecordSchema
 
 
 def teacher(*half_lives: int, bins: int = 0) -> ForgettingTeacher:
@@ -91,3 +93,17 @@ def test_what_is_served_is_read_as_it_was_written(tmp_path: Path) -> None:
         part = one.part()
         again = forgetting.load(tmp_path, part.write(tmp_path), toys.context_of("x", toys.mlp()).schema, 2, Registry())
         assert torch.equal(again(x), part(x))
+
+
+def test_as_many_features_in_bins_as_without_are_told_apart() -> None:
+    """One amount in eight bins beside seven places of a category: as many features of either kind."""
+    columns = InputColumn(name="x"), InputColumn(name="kind", kind="category", shape=(7,))
+    context = replace(toys.context_of("forgetting", toys.mlp()), schema=RecordSchema(inputs=columns))
+    teacher = ForgettingTeacher(ForgettingOptions(width=8, bins=8), context)
+    assert len(set(teacher.names)) == len(teacher.heads) == 6
+    x = torch.cat([torch.randn(600, 1), torch.eye(7)[torch.arange(600) % 7]], 1)
+    y = (torch.arange(600) % 7 > 3).long()
+    teacher.test_then_train(x, y, torch.ones(600, dtype=torch.bool))
+    part = teacher.part()
+    assert part is not None
+    torch.testing.assert_close(part(x[:20]), teacher.logits(x[:20]), rtol=1e-4, atol=1e-4)
