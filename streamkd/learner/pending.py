@@ -24,14 +24,12 @@ KEPT_BYTES = 64 << 20
 """Of what each source said of records that wait. What came beyond is answered and counted, but weighs nobody."""
 Ask = Callable[[Tensor], tuple[Testimony, np.ndarray | None]]
 """Raw inputs [rows, *shape] to what everybody says of them, and the served version's probabilities [rows, classes]."""
-
-
 SAID, EACH = "said", "each"  # what ``Testimony`` has of a record besides opinions, which go by their teacher
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """To one record: what was answered in the stream (``mixed`` [classes]) and by the served version (``published``
+    """Of one record: what was answered in the stream (``mixed`` [classes]) and by the served version (``published``
     [classes], NaN where there was none), and unless it is beyond ``KEPT_BYTES`` the evidence [..., classes]: what the
     sources ``names`` said, what pairs of rate and share made of it, and opinions by teacher. In float32.
     """
@@ -60,7 +58,7 @@ class Pending:
         return len(self._answers)
 
     def answer(self, partition: str, offset: int, ask: Ask | None) -> None:
-        """Kept who has come before the label at ``offset``; nobody, where there is nothing yet to ask."""
+        """Answer who has come before the label at ``offset``; nobody, where there is nothing yet to ask."""
         rows, offsets = self._source.asked(partition, self.asked, offset)
         self.asked += len(offsets)
         if ask is None or not len(offsets):
