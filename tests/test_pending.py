@@ -139,3 +139,15 @@ def test_a_class_that_came_meanwhile_had_no_part_in_the_answer() -> None:
     np.testing.assert_allclose(found.probabilities[0], [[0.5, 0.5, 0.0]] * 2, atol=1e-3)
     assert np.isnan(found.probabilities[2]).all()
     assert np.isnan(published[:, 0]).all()
+
+
+def test_nobody_waits_for_a_label_that_was_refused() -> None:
+    """An answer whose label never becomes a record is let go when later labels come."""
+    one = Pending(Delayed(learner(5).source, 5), learner(5).schema, torch.device("cpu"))
+    said, each = np.full((3, 1, 2), 0.5), np.full((3, 2, 9, 2), 0.5)
+    one._keep(np.array([7, 8, 9]), mixture.Testimony(("student",), said, said[:, 0], each), None)
+    one.asked = 10
+    one.take([8], 2)  # 7 was refused
+    assert len(one) == 1
+    one.take([9], 2)
+    assert (len(one), one._bytes) == (0, 0)

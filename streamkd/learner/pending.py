@@ -86,6 +86,7 @@ class Pending:
         answers = [self._answers.pop(offset, None) for offset in offsets]
         known = [answer for answer in answers if answer is not None]
         self._bytes -= sum(answer.bytes for answer in known)
+        self._forget(offsets[-1])
         names = known[-1].names if known else (STUDENT,)
         last = known[-1].evidence if known else {}
         shapes = {SAID: (len(names),), EACH: (2, len(PAIRS))} | {name: last[name].shape[:-1] for name in last}
@@ -100,6 +101,12 @@ class Pending:
                 evidence[name][row] = _wide(said[_places(answer.names, names)] if name == SAID else said, classes)
         said, each = evidence.pop(SAID), evidence.pop(EACH)
         return Testimony(names, said, mixed, each, evidence), published
+
+    def _forget(self, offset: int) -> None:
+        """Labels up to ``offset`` are over: whoever still waits for one of them was refused when it came."""
+        if len(self._answers) > self.asked - offset - 1:
+            self._answers = {at: kept for at, kept in self._answers.items() if at > offset}
+            self._bytes = sum(kept.bytes for kept in self._answers.values())
 
     def state_dict(self) -> dict[str, Any]:
         """The answers, those of the same sources and classes together."""
