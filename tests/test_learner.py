@@ -1,6 +1,7 @@
 """The learner as a whole: what it learns, that stopping changes nothing, and what it refuses."""
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -159,8 +160,14 @@ def test_a_checkpoint_from_before_the_measures_is_taken() -> None:
     assert (again.records, again.prequential.version.measures.records) == (30, 0)
 
 
-def older(state: dict[str, Any]) -> dict[str, Any]:
-    """As the form before today's kept it: weights without exponents, and a teacher of the present in another shape."""
+def of_form_2(state: dict[str, Any]) -> dict[str, Any]:
+    """As the form before today's kept it: `linear` in another shape."""
+    state["learned"]["pool"]["teachers"] |= {"linear": {"weights": torch.zeros(3, 2, 4), "bias": torch.zeros(3, 2)}}
+    return state | {"form": 2}
+
+
+def of_form_1(state: dict[str, Any]) -> dict[str, Any]:
+    """As the first form kept it: weights without exponents, and teachers of the present in another shape."""
     del state["form"]
     learned = state["learned"]
     learned["mixture"] = {"now": learned["mixture"]["now"]["share"], "share": learned["mixture"]["share"]["share"]}
@@ -170,7 +177,10 @@ def older(state: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-def test_a_checkpoint_of_the_form_before_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("older", [of_form_1, of_form_2])
+def test_a_checkpoint_of_an_older_form_goes_on(
+    older: Callable[[dict[str, Any]], dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
     """Student, memory and offsets go on from it; what has no place in today's form begins anew, and that is said."""
     everyone = {"teachers": [{"name": name} for name in ("ema", "memory", "linear", "forgetting")]}
     one = run(learner(everyone), 12)

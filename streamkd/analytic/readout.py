@@ -1,6 +1,6 @@
 """The readout: the network of the analytic teacher, which answers with what was last solved and is never trained.
 
-raw inputs ─► normalisation ─► features ─► W·h + b, over the temperature ─► logits, the largest 0
+raw inputs ─► normalisation ─► features ─► (W·h + b) / temperature + prior ─► logits, the largest 0
 """
 
 from collections.abc import Mapping
@@ -25,12 +25,14 @@ FILE = "readout.safetensors"
 class Readout(nn.Module):
     """Raw inputs [batch, *shape] to logits [batch, classes]: normalisation, features, and what was solved.
 
-    ``known`` [classes] is where there is a solution; the other logits are 0. A frozen network normalises for itself.
+    ``known`` [classes] is where there is a solution; the other logits are 0. ``prior`` [classes] is what speaks for a
+    class beforehand. A frozen network normalises for itself.
     """
 
     teacher = "analytic"
     known: Tensor
     temperature: Tensor
+    prior: Tensor
 
     def __init__(self, normalise: Normalise | None, extractor: Extractor, classes: int) -> None:
         super().__init__()
@@ -39,6 +41,7 @@ class Readout(nn.Module):
         self.bias = nn.Parameter(torch.zeros(classes), requires_grad=False)
         self.register_buffer("known", torch.zeros(classes, dtype=torch.bool))
         self.register_buffer("temperature", torch.ones(()))
+        self.register_buffer("prior", torch.zeros(classes))
 
     def forward(self, x: Tensor) -> Float[Tensor, "batch classes"]:
         return self.answers(self.features(x))
@@ -49,9 +52,13 @@ class Readout(nn.Module):
 
     def answers(self, h: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
         """Logits of features, the largest of a row 0: they are kept in float16."""
-        logits = torch.addmm(self.bias, h, self.weight.T) / self.temperature
+        logits = self.scores(h) / self.temperature + self.prior
         top = logits.masked_fill(~self.known, torch.finfo(logits.dtype).min).amax(1, keepdim=True)
         return (logits - top).masked_fill_(~self.known, 0.0)
+
+    def scores(self, h: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
+        """What was solved: W·h + b."""
+        return torch.addmm(self.bias, h, self.weight.T)
 
     @property
     def classes(self) -> int:
@@ -62,6 +69,7 @@ class Readout(nn.Module):
         """More classes, unknown so far."""
         more = (0, classes - self.classes)
         self.take(F.pad(self.weight.data, (0, 0, *more)), F.pad(self.bias.data, more), F.pad(self.known, more))
+        self.prior = F.pad(self.prior, more)
 
     def take(self, weight: Tensor, bias: Tensor, known: Tensor) -> None:
         """A new solution."""
@@ -75,7 +83,8 @@ class Readout(nn.Module):
     def load_learned(self, learned: dict[str, Tensor]) -> None:
         """Take what ``learned`` gave, with as many classes."""
         frozen = {f"extractor.{name}": tensor for name, tensor in self.extractor.state_dict().items()}
-        self.load_state_dict({**frozen, **learned})
+        even = {"prior": torch.zeros_like(learned["bias"])}  # of older states
+        self.load_state_dict({**frozen, **even, **learned})
 
     def write(self, directory: Path) -> dict[str, Any]:
         """Put what was solved, and what the features need, into a version's directory."""

@@ -3,13 +3,13 @@
     fresh labelled rows ─► features ─► block of rows ─► class means, scatter ─► (now and then) solve ─► logits
 
 It sees each record once, forgets nothing, needs no memory and no gradient (Hayes & Kanan 2020, streaming LDA): with
-class means μ_c and the covariance Σ within the classes, all classes being equally likely beforehand,
+class means μ_c, their shares π_c of all records and the covariance Σ within the classes,
 
-    lda    logit_c(h) = (μ_cᵀ Σ'⁻¹ h - ½ μ_cᵀ Σ'⁻¹ μ_c) / τ,    Σ' = Σ + ridge · mean(diag Σ) · I
+    lda    logit_c(h) = (μ_cᵀ Σ'⁻¹ h - ½ μ_cᵀ Σ'⁻¹ μ_c) / τ + a log π_c,    Σ' = Σ + ridge · mean(diag Σ) · I
     ridge  the affine map of least squares onto one-hot labels, from the same moments (``streamkd.analytic.ridge``)
 
-τ is the temperature whose likelihood was best on rows that had not been learned yet. The answers change only when
-the system is solved anew, so the pool keeps them like a frozen teacher's (role ``versioned``).
+τ is the temperature, and a of 0 and 1 the one, whose likelihood was best on rows that had not been learned yet. The
+answers change only when the system is solved anew, so the pool keeps them like a frozen teacher's (role ``versioned``).
 """
 
 import logging
@@ -138,7 +138,7 @@ class AnalyticTeacher:
             return self.logits(x)
         with torch.no_grad():
             left = self._solution.left_out(self.network.features(x).cpu(), y.cpu()).to(x.device)
-            return left / self.network.temperature
+            return left / self.network.temperature + self.network.prior
 
     def _features_again(self, x: Tensor) -> Tensor:
         """A step asks about its fresh rows before it shows them. They are told by what they hold: a tensor may hold
@@ -232,15 +232,21 @@ class AnalyticTeacher:
         """Rows that are not learned yet, as far as their classes are known, are a test."""
         known = self.network.known.cpu()
         mine = known[y]
-        answers = self.network.answers(h[mine].to(self._device)) * self.network.temperature
-        return self._trial.test(answers.cpu(), y[mine], known)
+        return self._trial.test(self.network.scores(h[mine].to(self._device)).cpu(), y[mine], known, self._prior())
 
     def _solve(self) -> None:
         self._take()
-        if (temperature := self._trial.temperature) is not None:
+        if (best := self._trial.best) is not None:
+            temperature, exponent = best
             self.network.temperature.fill_(temperature)
+            self.network.prior.copy_(exponent * self._prior())
         self.version += 1
         self._since, self._new = 0, {}
+
+    def _prior(self) -> Tensor:
+        """[classes] logarithms of how often each class has come; of one that has not, of a single time."""
+        counts = self.moments.counts.clamp_min(1).float()
+        return (counts / counts.sum()).log()
 
     def _take(self) -> None:
         solution = self._solution = self._method.of(self.moments, self.ridge)

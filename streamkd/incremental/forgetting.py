@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from streamkd.analytic.random_features import RandomFeatures
 from streamkd.hookspecs import Options, TeacherKind, hookimpl
+from streamkd.incremental.bins import Bins, apart
 from streamkd.incremental.heads import Heads, read
 from streamkd.incremental.side_by_side import SideBySide, distinct, stacked, unstacked
 from streamkd.plugins import Registry
@@ -31,8 +32,6 @@ from streamkd.teachers.teacher import TeacherContext, copy_of, module_bytes
 
 BLOCK = 20  # records that are taken together: until there are as many nothing changes
 FEW, WIDE = 16, 8  # a solution lasts for so small a part of the half-life, but for a record for every so many features
-MOST = 256  # columns times bins: more, and records are no table
-FIRST = 500  # records that the bins are fitted to
 RIDGE = 1e-3  # regularisation, relative to a feature's mean square; more while there are fewer records than features
 TRIALS = 2_000  # records after which what a temperature was worth counts half
 SHARPNESS = tuple(2.0**k for k in range(-2, 8))  # 1 / τ
@@ -64,60 +63,29 @@ class ForgettingOptions(Options):
 class Hidden(nn.Module):
     """Features of inputs [batch, features], raw and standardised: random ones, and where they are few the inputs too.
 
-    With ``bins`` the same again of those that are ``amounts`` in bins, once ``fit`` has seen some: a threshold in one
-    column is a line there, and one in two columns no harder than in two (piecewise linear encoding, Gorishniy et al.
-    2022, equation 1).
-    ``parts`` are the columns of the two sets of features, with a 1 at the end that both share.
+    With ``bins`` the same again of those that are ``amounts``, in bins (``streamkd.incremental.bins``). ``parts`` are
+    the columns of the two sets of features, with a 1 at the end that both share.
     """
-
-    edges: Tensor
-    seen: Tensor
-    mean: Tensor
-    std: Tensor
 
     def __init__(self, amounts: Tensor, width: int, bins: int, seed: int) -> None:
         super().__init__()
         self.width, self.seed = width, seed
-        self._amounts = amounts.nonzero().squeeze(1)
-        features, binned = len(amounts), len(self._amounts)
-        self.bins = bins if 0 < binned * bins <= MOST else 0
+        features = len(amounts)
+        self.bins = Bins(amounts, bins)
         self.random = RandomFeatures((features,), 0, width, seed)
         self._few = features <= width
         plain = width + features * self._few
         self.parts = [[*range(plain), -1]]
-        self.register_buffer("edges", torch.zeros(self.bins + 1, binned))
-        self.register_buffer("seen", torch.zeros((), dtype=torch.bool))
-        self.register_buffer("mean", torch.zeros(binned * self.bins))
-        self.register_buffer("std", torch.ones(binned * self.bins))
-        if self.bins:
-            self.binned = RandomFeatures((binned * self.bins,), 0, width, seed + 1)
-            self.parts.append([*range(plain, plain + width + binned * self.bins), -1])
+        if self.bins.width:
+            self.binned = RandomFeatures((self.bins.width,), 0, width, seed + 1)
+            self.parts.append([*range(plain, plain + width + self.bins.width), -1])
 
     def forward(self, x: Tensor, z: Tensor) -> Float[Tensor, "batch hidden"]:
         found = [self.random(z), z] if self._few else [self.random(z)]
-        if self.bins:
-            encoded = (self._encoded(x) - self.mean) / self.std
+        if self.bins.width:
+            encoded = self.bins(x)
             found += [self.binned(encoded), encoded]
         return torch.cat(found, 1)
-
-    def fit(self, x: Tensor) -> None:
-        """The bins have as many of these rows [n, features] each, as far as columns differ so often."""
-        self.seen.fill_(True)
-        self.edges.copy_(torch.quantile(x[:, self._amounts].double(), torch.linspace(0, 1, self.bins + 1).double(), 0))
-        encoded = self._encoded(x)
-        self.mean.copy_(encoded.mean(0))
-        self.std.copy_(encoded.std(0, correction=0).clamp_min(0.1))
-
-    @property
-    def fitted(self) -> bool:
-        """Whether there are bins."""
-        return bool(self.seen)
-
-    def _encoded(self, x: Tensor) -> Tensor:
-        """[batch, bins x features] how much of each bin lies below the input."""
-        low, high = self.edges[:-1], self.edges[1:]
-        parts = (x[:, self._amounts].unsqueeze(1) - low) / (high - low).clamp_min(1e-9)
-        return parts.clamp(0, 1).flatten(1).float()
 
 
 class Head:
@@ -198,16 +166,16 @@ class ForgettingHeads(Heads):
 
     def write(self, directory: Path) -> dict[str, Any]:
         """Put its numbers into a version's directory."""
-        return {**super().write(directory), "width": self.map.width, "bins": self.map.bins, "seed": self.map.seed}
+        return {**super().write(directory), "width": self.map.width, "bins": self.map.bins.bins, "seed": self.map.seed}
 
 
 def load(directory: Path, about: Mapping[str, Any], schema: RecordSchema, _classes: int, _all: Registry) -> Heads:
     """The part that wrote itself there; the random features follow from their seed."""
-    numbers = read(directory)
+    own, bins = apart(read(directory))
     amounts = Amounts(Columns(schema, schema.student).schema.inputs).all
     features = Hidden(amounts, about["width"], about["bins"], about["seed"])
-    features.load_state_dict({name[4:]: numbers[name] for name in numbers if name.startswith("map.")})
-    return ForgettingHeads({name: numbers[name] for name in numbers if not name.startswith("map.")}, features)
+    features.bins.load_state_dict(bins)
+    return ForgettingHeads(own, features)
 
 
 class ForgettingTeacher(SideBySide):
@@ -225,7 +193,6 @@ class ForgettingTeacher(SideBySide):
         super().__init__(context, names, {"seed": str(context.student.seed)})
         self.heads = [Head(half_life, part, len(context.labels)) for half_life, part in many]
         self._block: list[tuple[np.ndarray, int]] = []
-        self._first: list[np.ndarray] = []  # rows that the bins are fitted to
 
     def grow(self, labels: Sequence[Label]) -> None:
         super().grow(labels)
@@ -250,24 +217,15 @@ class ForgettingTeacher(SideBySide):
         self._block = []
         for each in rows:
             self.standard.learn(each)
-        self._fit(rows)
+        self._map.bins.learn(self.standard.filled(rows))
         h = self._features(rows)
-        for head in self.heads[: None if self._map.fitted else len(self.heads) // len(self._map.parts)]:
+        for head in self.heads[: None if self._map.bins.fitted else len(self.heads) // len(self._map.parts)]:
             head.learn(h, torch.from_numpy(labels))
-
-    def _fit(self, rows: np.ndarray) -> None:
-        """The bins, once there are records enough."""
-        if self._map.bins and not self._map.fitted:
-            self._first += [*np.where(np.isfinite(rows), rows, self.standard.mean)]
-            if len(self._first) >= FIRST:
-                self._map.fit(torch.from_numpy(np.stack(self._first)))
-                self._first = []
 
     @torch.no_grad()
     def _features(self, rows: np.ndarray) -> Tensor:
         """[n, features + 1] of raw rows, the last a 1; float64."""
-        raw = np.where(np.isfinite(rows), rows, self.standard.mean)
-        h = self._map(*(torch.from_numpy(part).float() for part in (raw, self.standard(rows))))
+        h = self._map(*(torch.from_numpy(part).float() for part in (self.standard.filled(rows), self.standard(rows))))
         return F.pad(h.double(), (0, 1), value=1.0)
 
     def part(self) -> ForgettingHeads | None:
@@ -290,16 +248,16 @@ class ForgettingTeacher(SideBySide):
 
     def state_dict(self) -> dict[str, Any]:
         block = {"rows": stacked([row for row, _ in self._block]), "labels": [label for _, label in self._block]}
-        mine = {"heads": [head.state_dict() for head in self.heads], "bins": self._map.state_dict()}
-        return {**super().state_dict(), **mine, "block": block, "first": stacked(self._first)}
+        mine = {"heads": [head.state_dict() for head in self.heads], "bins": self._map.bins.state_dict()}
+        return {**super().state_dict(), **mine, "block": block, "first": stacked(self._map.bins.first)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         for head, held in zip(self.heads, state["heads"], strict=True):
             head.load_state_dict(held)
-        self._map.load_state_dict(state["bins"])
+        self._map.bins.load_state_dict(state["bins"])
         self._block = [*zip(unstacked(state["block"]["rows"]), state["block"]["labels"], strict=True)]
-        self._first = unstacked(state["first"])
+        self._map.bins.first = unstacked(state["first"])
 
 
 @hookimpl

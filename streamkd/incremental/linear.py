@@ -1,11 +1,13 @@
 """The teacher ``linear``: multinomial logistic regression that learns record by record, at several rates side by side.
 
-    h = (x - mean) / std               moments of the records so far, each record taken in before it is learned
-    p = softmax(W h + b)
-    W, b ← W - η (p - e_y) hᵀ, b - η (p - e_y)      one step of gradient descent a record, for each rate η
-    answers ─► fixed share over the rates (``streamkd.gates.fixed_share``)
+    h = (x - mean) / std, 1            moments of the records so far, each record taken in before it is learned
+    h = the amounts in bins, what is no amount, 1      (tables alone; ``streamkd.incremental.bins``)
+    p = softmax(W h)
+    V ← V + g²,  W ← W - η g / √V      g = (p - e_y) hᵀ, one step of AdaGrad (Duchi et al. 2011), for each rate η
+    answers ─► fixed share over rates and features (``streamkd.gates.fixed_share``)
 
-A rate stays as it is, so what came long ago fades: at a high one within records, at a low one hardly.
+V begins at 1, so that the first steps are those of gradient descent. A weight of what is rare moves further than one
+that every record moves. At a high rate what came last counts most, at a low one all that came.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,20 +16,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from pydantic import Field, PositiveFloat, field_validator
+from torch import Tensor
 
 from streamkd.hookspecs import Options, TeacherKind, hookimpl
+from streamkd.incremental.bins import Bins, apart
 from streamkd.incremental.heads import Heads, read
-from streamkd.incremental.side_by_side import SideBySide, distinct
+from streamkd.incremental.side_by_side import SideBySide, distinct, stacked, unstacked
 from streamkd.plugins import Registry
 from streamkd.records import Label, RecordSchema
-from streamkd.teachers.teacher import TeacherContext
+from streamkd.students.columns import Amounts, Columns
+from streamkd.teachers.teacher import TeacherContext, copy_of
 
 
 class LinearOptions(Options):
-    """Logistic regression by gradient descent, a step a record."""
+    """Logistic regression by AdaGrad, a step a record."""
 
-    rates: tuple[PositiveFloat, ...] = Field(default=(0.003, 0.03, 0.3), min_length=1, description="learning rates")
+    rates: tuple[PositiveFloat, ...] = Field(default=(0.03, 0.3, 1.0), min_length=1, description="learning rates")
+    bins: int = Field(default=8, ge=0, le=64, description="of each column, on which there are regressions too; 0: none")
 
     @field_validator("rates")
     @classmethod
@@ -35,52 +42,91 @@ class LinearOptions(Options):
         return distinct(rates)
 
 
+class LinearHeads(Heads):
+    """What is served of the teacher: its inputs as they are, and the amounts among them in bins."""
+
+    def __init__(self, numbers: dict[str, Tensor], bins: Bins) -> None:
+        super().__init__("linear", numbers)
+        self.bins = bins
+
+    def features(self, rows: Tensor, z: Tensor) -> Float[Tensor, "batch width"]:
+        """Of inputs [batch, features], raw and standardised."""
+        return torch.cat([z, self.bins(rows)], 1) if self.bins.width else z
+
+    def write(self, directory: Path) -> dict[str, Any]:
+        """Put its numbers into a version's directory."""
+        return {**super().write(directory), "bins": self.bins.bins}
+
+
 class LinearTeacher(SideBySide):
-    """Weights [rates, classes, features] over standardised inputs."""
+    """Weights [heads, classes, features + 1]: every rate over the inputs, and over the amounts in bins."""
 
     def __init__(self, options: LinearOptions, context: TeacherContext) -> None:
-        super().__init__(context, [*map(str, options.rates)], {})
-        self._rates = np.array(options.rates)[:, None]
-        shape = len(options.rates), len(context.labels)
-        self._weights, self._bias = np.zeros((*shape, len(self.standard.mean))), np.zeros(shape)
+        amounts = Amounts(Columns(context.schema, context.schema.student).schema.inputs).all
+        self._bins = Bins(amounts, options.bins)
+        reads = _reads(amounts.numpy(), self._bins.width)
+        names = [f"{rate}{kind}" for _, kind in zip(reads, ("", " in bins"), strict=False) for rate in options.rates]
+        super().__init__(context, names, {"bins": str(options.bins)})
+        self._rates = np.array(options.rates * len(reads))[:, None, None]
+        self._reads = reads.repeat(len(options.rates), 0)[:, None]
+        shape = len(names), len(context.labels), reads.shape[1]
+        self._weights, self._squares = np.zeros(shape), np.ones(shape)
 
     def grow(self, labels: Sequence[Label]) -> None:
-        more = len(labels) - len(self.learned)
+        more = ((0, 0), (0, len(labels) - len(self.learned)), (0, 0))
         super().grow(labels)
-        self._weights = np.pad(self._weights, ((0, 0), (0, more), (0, 0)))
-        self._bias = np.pad(self._bias, ((0, 0), (0, more)))
+        self._weights, self._squares = np.pad(self._weights, more), np.pad(self._squares, more, constant_values=1.0)
 
     def answers(self, rows: np.ndarray) -> np.ndarray:
-        """[n, rates, classes] logits."""
-        return np.einsum("rcf,nf->nrc", self._weights, self.standard(rows)) + self._bias
+        """[n, heads, classes] logits."""
+        return np.einsum("rcf,nf->nrc", self._weights, self._features(rows))
 
     def learn(self, row: np.ndarray, label: int) -> None:
-        """Its moments first, then a step of gradient descent at each rate."""
+        """Its moments and bins first, then a step at each rate."""
         self.standard.learn(row)
-        h = self.standard(row)
-        slope = np.nan_to_num(_softmax(self._weights @ h + self._bias))
+        self._bins.learn(self.standard.filled(row[None]))
+        h = self._features(row[None])[0]
+        slope = np.nan_to_num(_softmax(self._weights @ h))
         slope[:, label] -= 1.0
-        slope *= self._rates
-        self._weights -= slope[:, :, None] * h
-        self._bias -= slope
+        step = slope[:, :, None] * (h * self._reads)
+        self._squares += step**2
+        self._weights -= self._rates * step / np.sqrt(self._squares)
 
-    def part(self) -> Heads | None:
+    def _features(self, rows: np.ndarray) -> np.ndarray:
+        """[n, features + 1] of raw rows, the last a 1; zeros for bins before there are any."""
+        parts = [self.standard(rows)]
+        if self._bins.fitted:
+            parts.append(self._bins(torch.from_numpy(self.standard.filled(rows)).float()).numpy())
+        elif self._bins.width:
+            parts.append(np.zeros((len(rows), self._bins.width)))
+        return np.concatenate([*parts, np.ones((len(rows), 1))], 1)
+
+    def part(self) -> LinearHeads | None:
         """A copy as it is now; nothing before it has learned."""
         if not self.learned.any():
             return None
-        weight = np.concatenate([self._weights, self._bias[:, :, None]], 2).transpose(0, 2, 1)
-        return Heads("linear", {"weight": torch.from_numpy(weight).float(), **self.numbers()})
+        weight = torch.from_numpy(self._weights.transpose(0, 2, 1).copy()).float()
+        return LinearHeads({"weight": weight, **self.numbers()}, copy_of(self._bins))
 
     def size_bytes(self) -> int:
-        return self._weights.nbytes
+        return self._weights.nbytes + self._squares.nbytes
 
     def state_dict(self) -> dict[str, Any]:
-        arrays = {"weights": torch.from_numpy(self._weights.copy()), "bias": torch.from_numpy(self._bias.copy())}
-        return {**super().state_dict(), **arrays}
+        arrays = {"weights": torch.from_numpy(self._weights.copy()), "squares": torch.from_numpy(self._squares.copy())}
+        bins = {"bins": self._bins.state_dict(), "first": stacked(self._bins.first)}
+        return {**super().state_dict(), **arrays, **bins}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self._weights, self._bias = (state[name].numpy().copy() for name in ("weights", "bias"))
+        self._weights, self._squares = (state[name].numpy().copy() for name in ("weights", "squares"))
+        self._bins.load_state_dict(state["bins"])
+        self._bins.first = unstacked(state["first"])
+
+
+def _reads(amounts: np.ndarray, binned: int) -> np.ndarray:
+    """bool [1 or 2, features + 1] of what a kind of head reads: all inputs; bins and what is no amount."""
+    plain = np.r_[np.ones(len(amounts), bool), np.zeros(binned, bool), True]
+    return np.stack([plain, np.r_[~amounts, np.ones(binned + 1, bool)]]) if binned else plain[None]
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
@@ -88,11 +134,13 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return raised / raised.sum(-1, keepdims=True)
 
 
-def load(
-    directory: Path, _about: Mapping[str, Any], _schema: RecordSchema, _classes: int, _registry: Registry
-) -> Heads:
+def load(directory: Path, about: Mapping[str, Any], schema: RecordSchema, _classes: int, _registry: Registry) -> Heads:
     """The part that wrote itself there."""
-    return Heads("linear", read(directory))
+    own, inside = apart(read(directory))
+    bins = Bins(Amounts(Columns(schema, schema.student).schema.inputs).all, about.get("bins", 0))  # older ones had none
+    if inside:
+        bins.load_state_dict(inside)
+    return LinearHeads(own, bins)
 
 
 @hookimpl

@@ -34,9 +34,13 @@ class Standard:
         varied = std > 1e-9 * np.abs(self.mean)  # below that a spread is rounding
         self.gain = np.divide(1.0, np.maximum(std, self._least), out=np.zeros_like(std), where=varied)
 
+    def filled(self, rows: np.ndarray) -> np.ndarray:
+        """Rows [..., features] as they are, the mean where something is not finite."""
+        return np.where(np.isfinite(rows), rows, self.mean)
+
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         """Rows [..., features], standardised."""
-        return (np.where(np.isfinite(rows), rows, self.mean) - self.mean) * self.gain
+        return (self.filled(rows) - self.mean) * self.gain
 
     def numbers(self) -> dict[str, Tensor]:
         """Mean and gain, float32."""

@@ -19,9 +19,11 @@ from streamkd.students import optimizers
 from streamkd.students.networks import Student
 
 CHANGEABLE = ("optimizer", "gate", "teachers", "pool", "losses", "adapt", "vicinal", "rows")
-FORM = 2  # of the tree; 1 weighed sources without exponents, and had no teachers of the present
+FORM = (
+    3  # of the tree; 1 weighed sources without exponents, and had no teachers of the present; 2 a `linear` without bins
+)
 EVIDENCE = ("held_out", "mixture", "contradiction", "recent", "present")  # is gathered again within a thousand records
-PRESENT = ("linear", "forgetting")  # their tables had other columns
+PRESENT = {1: ("linear", "forgetting"), 2: ("linear",)}  # their tables had other columns
 logger = logging.getLogger("streamkd.learner")
 
 
@@ -38,12 +40,18 @@ def today(tree: Mapping[str, Any]) -> Mapping[str, Any]:
         )
     if form == FORM or learned is None:
         return tree
+    evidence = EVIDENCE if form == 1 else ()
     logger.warning(
-        "an older streamkd wrote the checkpoint: weights of sources, and teachers of the present, begin anew"
+        "an older streamkd wrote the checkpoint: %steachers of the present (%s) begin anew",
+        "weights of sources, and " if evidence else "",
+        ", ".join(PRESENT[form]),
     )
     pool = learned["pool"]
-    teachers = {key: state for key, state in pool["teachers"].items() if key not in PRESENT}
-    kept = {name: state for name, state in learned.items() if name not in EVIDENCE}
+    teachers = {key: state for key, state in pool["teachers"].items() if key not in PRESENT[form]}
+    kept = {name: state for name, state in learned.items() if name not in evidence}
+    for group in tree.get("measures", {}).get("pending", {}).get("groups", []):
+        for key in PRESENT[form]:  # what its heads said of records that still wait for their labels
+            group["evidence"].pop(key, None)
     return {**tree, "learned": {**kept, "pool": {**pool, "teachers": teachers}}}
 
 

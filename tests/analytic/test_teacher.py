@@ -441,3 +441,16 @@ def test_nothing_is_recalled_before_the_first_solution() -> None:
     said = teacher.recall(x[y == 7][:5], torch.full((5,), 7))
     wanted = teacher.logits(x[y == 7][:5])
     torch.testing.assert_close(torch.softmax(said[:, :4], 1), torch.softmax(wanted[:, :4], 1), rtol=1e-3, atol=1e-4)
+
+
+def test_where_one_class_is_rare_the_commoner_is_answered_first() -> None:
+    """Of labels that the inputs hardly tell, equally likely classes would miss half of the common ones."""
+    draw = torch.Generator().manual_seed(0)
+    y = (torch.rand(2_000, generator=draw) < 0.1).long()
+    x = torch.randn(2_000, 6, generator=draw) + 0.3 * y[:, None]
+    teacher = show(teacher_of(schema=toys.schema_of(6), channels=0, dense=64), x[:1_600], y[:1_600])
+    teacher.end_task()
+    right = (teacher.logits(x[1_600:]).argmax(1) == y[1_600:]).float().mean()
+    assert right > float((y[1_600:] == 0).float().mean()) - 0.02
+    teacher.network.prior.zero_()
+    assert (teacher.logits(x[1_600:]).argmax(1) == y[1_600:]).float().mean() < right - 0.1

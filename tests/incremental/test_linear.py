@@ -1,15 +1,19 @@
-"""Logistic regression by records: the formula, what it cannot use, and one record like many."""
+"""Logistic regression by records: the formula, what it cannot use, thresholds in bins, and going on from a state."""
+
+from pathlib import Path
 
 import numpy as np
 import torch
 import toys
 
 from streamkd.gates.spread import LEAST
+from streamkd.incremental import linear
 from streamkd.incremental.linear import LinearOptions, LinearTeacher
+from streamkd.plugins import Registry
 
 
-def teacher(*rates: float) -> LinearTeacher:
-    return LinearTeacher(LinearOptions(rates=rates or (0.1, 0.01)), toys.context_of("linear", toys.mlp()))
+def teacher(*rates: float, bins: int = 0) -> LinearTeacher:
+    return LinearTeacher(LinearOptions(rates=rates or (0.1, 0.01), bins=bins), toys.context_of("linear", toys.mlp()))
 
 
 def stream(count: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -18,11 +22,12 @@ def stream(count: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat([x for x, _ in drawn]), torch.cat([y for _, y in drawn])
 
 
-def test_each_record_is_one_step_of_gradient_descent() -> None:
-    """In float64: moments of all records so far by their definition, the gradient by autograd."""
+def test_each_record_is_one_step_of_adagrad() -> None:
+    """In float64: moments of all records so far by their definition, the gradient by autograd, its squares summed."""
     x, y = stream()
     rows = x.double()
     weights = torch.zeros(3, toys.FEATURES + 1, dtype=torch.float64, requires_grad=True)
+    squares = torch.ones_like(weights)
     expected = []
     for row in range(len(y)):
         h = _standard(rows[row], rows[:row])
@@ -32,7 +37,8 @@ def test_each_record_is_one_step_of_gradient_descent() -> None:
         )
         loss = torch.nn.functional.cross_entropy(weights @ _standard(rows[row], rows[: row + 1]), y[row])
         (slope,) = torch.autograd.grad(loss, weights)
-        weights = (weights - 0.1 * slope).detach().requires_grad_()
+        squares = squares + slope**2
+        weights = (weights - 0.1 * slope / squares.sqrt()).detach().requires_grad_()
     got = teacher(0.1).test_then_train(x, y, torch.ones_like(y, dtype=torch.bool))
     wanted = (1 - LEAST) * torch.stack(expected) + LEAST / 3
     torch.testing.assert_close(got.softmax(1), wanted.float(), rtol=1e-5, atol=1e-5)
@@ -80,7 +86,54 @@ def test_of_several_rates_the_one_that_follows_the_world_is_heard() -> None:
     noisy = torch.where(torch.arange(len(y)) % 5 > 0, y, (y + 1) % 3)
     shares = []
     for labels in (turning, noisy):
-        one = teacher(1e-3, 1.0)
+        one = teacher(0.1, 3.0)
         one.test_then_train(x, labels, torch.ones_like(y, dtype=torch.bool))
-        shares.append(one.share.weights["1.0"])
+        shares.append(one.share.weights["3.0"])
     assert shares[0] > 0.5 > shares[1]
+
+
+def thresholds(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whether the first column lies within a band: nothing that a line tells."""
+    x = 3 * torch.randn(count, toys.FEATURES, generator=torch.Generator().manual_seed(0))
+    return x, (x[:, 0].abs() < 2).long()
+
+
+def test_bins_tell_what_lines_do_not() -> None:
+    """Nine of ten are right after 2,000 records, and without bins hardly more than the commoner label."""
+    x, y = thresholds(2_500)
+    right = []
+    for bins in (0, 8):
+        said = teacher(bins=bins).test_then_train(x, y, torch.ones_like(y, dtype=torch.bool))
+        right.append(float((said.argmax(1) == y)[2_000:].float().mean()))
+    assert right[1] > 0.9 > 0.6 > right[0]
+
+
+def test_heads_read_the_inputs_or_the_bins() -> None:
+    """The weights of a rate alone are those that it has without bins; those in bins have none of the inputs."""
+    x, y = thresholds(700)
+    every = torch.ones_like(y, dtype=torch.bool)
+    plain, binned = teacher(0.1, bins=0), teacher(0.1, bins=4)
+    for one in (plain, binned):
+        one.test_then_train(x, y, every)
+    alone, both = plain.state_dict()["weights"], binned.state_dict()["weights"]
+    inputs = [*range(toys.FEATURES), -1]
+    torch.testing.assert_close(both[0][:, inputs], alone[0])
+    assert not both[0][:, toys.FEATURES : -1].any()
+    assert not both[1][:, : toys.FEATURES].any()
+    assert both[1][:, toys.FEATURES : -1].any()
+
+
+def test_it_goes_on_from_its_state_before_and_after_the_bins_are_fitted(tmp_path: Path) -> None:
+    """To the same bits; what is served of it answers as it does, and as it was written into a version."""
+    x, y = thresholds(700)
+    every = torch.ones_like(y, dtype=torch.bool)
+    for cut in (300, 600):
+        whole, other = teacher(bins=4), teacher(bins=4)
+        whole.test_then_train(x[:cut], y[:cut], every[:cut])
+        other.load_state_dict(whole.state_dict())
+        assert torch.equal(*(one.test_then_train(x[cut:], y[cut:], every[cut:]) for one in (whole, other)))
+        part = other.part()
+        assert part is not None
+        torch.testing.assert_close(part(x).softmax(1), other.logits(x).softmax(1), rtol=1e-3, atol=1e-4)
+        schema = toys.context_of("linear", toys.mlp()).schema
+        assert torch.equal(linear.load(tmp_path, part.write(tmp_path), schema, 3, Registry())(x), part(x))

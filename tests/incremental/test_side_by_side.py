@@ -112,8 +112,8 @@ def test_however_far_weights_have_gone_answers_are_probabilities(logit: float) -
     teacher = linear()
     x, y = stream(3)
     teacher.test_then_train(x, torch.zeros_like(y), every(y))
-    teacher._bias[0, 1:] = logit  # of classes that were not learned
-    teacher._bias[1, 0] = logit
+    teacher._weights[0, 1:, -1] = logit  # of classes that were not learned
+    teacher._weights[1, 0, -1] = logit
     said = teacher.logits(x).exp()
     torch.testing.assert_close(said.sum(1), torch.ones(len(x)))
     assert said[:, 0].min() > 0.9

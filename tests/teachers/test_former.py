@@ -129,7 +129,7 @@ def learner(table: Path, *teachers: dict[str, Any]) -> Learner:
         "vicinal": {"rows": 0},
         "adapt": {"every": 0, "on_task_steps": 0},
         "gate": {"name": "fixed"},
-        "teachers": [{"name": "ema"}, {"name": "linear", "rates": [0.003]}, *teachers],
+        "teachers": [{"name": "ema"}, {"name": "linear", "rates": [0.03]}, *teachers],
         "device": "cpu",
     }
     config = configuration.from_tree(tree, REGISTRY)
