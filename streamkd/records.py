@@ -21,7 +21,7 @@ _OF_KINDS: Mapping[str, tuple[InputKind, ...]] = {
     "values": ("category",),
     "parts": ("time",),
     "epoch": ("time",),
-    **dict.fromkeys(("scale", "mean", "std", "fit"), ("tensor", "text", "image", "time")),
+    **dict.fromkeys(("scale", "mean", "std", "fit", "follow"), ("tensor", "text", "image", "time")),
 }
 ElementType = Literal["uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]
 LabelType = Literal["int", "string"]
@@ -54,7 +54,7 @@ class InputColumn(Model):
     each of ``values``, the others for whatever else comes, by its hash. ``time`` is a timestamp, a date, or text in ISO
     8601: of each part sine and cosine, of ``age`` the years since 2000.
     The student sees ``(value * scale - mean) / std``; with ``fit`` = N, mean and std come from the first N records of
-    the stream and are kept in the checkpoint.
+    the stream and are kept in the checkpoint; with ``follow`` they go on, by about the last N.
     A gap (null, NaN, an empty category or time) is refused, or filled with what the student sees as 0, and beside it
     stands an indicator that is 1: one for each number of a tensor, one for anything else (a category's last place).
     """
@@ -67,6 +67,9 @@ class InputColumn(Model):
     mean: float | tuple[float, ...] = 0.0
     std: float | tuple[float, ...] = 1.0
     fit: int = Field(default=0, ge=0)
+    follow: bool = Field(
+        default=False, description="mean and std follow the last `fit` records, for a level that moves"
+    )
     pad: bool = Field(default=False, description="lists of varying length: shorter end in zeros, longer are cut")
     missing: Literal["refuse", "fill"] = Field(default="refuse", description="records with a gap in this column")
     values: tuple[str, ...] = Field(default=(), description="categories with a place of their own")
@@ -105,6 +108,8 @@ class InputColumn(Model):
                 )
         if np.float32(np.min(self.std)) <= 0:
             raise ValueError(f"std is greater than 0 in float32, got {self.std}")
+        if self.follow and not self.fit:
+            raise ValueError("follow needs fit: how many of the newest records mean and std go by")
         if not np.float32(self.scale):
             raise ValueError(f"scale is not 0: all records would be the same; got {self.scale}")
         return self

@@ -112,6 +112,9 @@ def streamkd_students() -> Iterable[Kind]:
 class Normalise(nn.Module):
     """``(x * scale - mean) / std`` in float32, as one multiply-add; mean and std may be fitted on the first records.
 
+    Where a column says ``follow`` they go on by exponential forgetting over about as many records; a number that stands
+    still meanwhile is not blown up: its std stays a tenth of the greatest that it had.
+
     Of the records' columns only those are seen that the schema gives to the student. What is no amount stays as it is,
     and an amount that was missing is 0, halfway between two rows as well: ``x * gain + bias * (1 - indicator)``. The
     statistics are those of what was there; they are buffers: they are checkpointed and published with the student.
@@ -122,6 +125,7 @@ class Normalise(nn.Module):
     moments: Tensor
     count: Tensor
     absent: Tensor
+    least: Tensor
 
     def __init__(self, schema: RecordSchema) -> None:
         super().__init__()
@@ -137,6 +141,8 @@ class Normalise(nn.Module):
         self._amounts = Amounts(columns)
         fitted = torch.cat([torch.full((c.width,), bool(c.fit)) for c in columns])
         self._fitted = (fitted & self._amounts.all).reshape(schema.shape)
+        self._following = torch.cat([torch.full((c.width,), c.follow) for c in columns]).reshape(schema.shape)
+        self.follows = bool(self._following.any())
         self._scale = torch.cat([torch.full((c.width,), c.scale) for c in columns]).reshape(schema.shape)
         self.register_buffer("gain", gain)
         self.register_buffer("bias", bias)
@@ -144,6 +150,8 @@ class Normalise(nn.Module):
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
         if self.fit and len(self._amounts.missing):
             self.register_buffer("absent", torch.zeros(schema.shape, dtype=torch.int64))
+        if self.follows:
+            self.register_buffer("least", torch.zeros(schema.shape, dtype=torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.columns(x).float()
@@ -154,12 +162,19 @@ class Normalise(nn.Module):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Take the first ``fit`` records into mean and std (Welford's update by batch, float64)."""
-        before = int(self.count)
-        x = self.columns(x[: max(self.fit - before, 0)])
+        """Take the first ``fit`` records into mean and std, and where they follow, all others."""
+        new = max(self.fit - int(self.count), 0)
+        self._learn(self.columns(x[:new]), torch.ones_like(self._following))
+        if self.follows:
+            self._learn(self.columns(x[new:]), self._following)
+            self._fade()
+
+    def _learn(self, x: Tensor, which: Tensor) -> None:
+        """Welford's update by batch, float64, of the elements ``which``."""
         if not len(x):
             return
-        there = self._there(x)
+        there = self._there(x) * which.to(x.device)
+        before = int(self.count)
         seen, fresh = before - self._gone(), there.sum(0)
         x = x.double() * self._scale.to(x.device).double()
         total = (seen + fresh).clamp_min(1)
@@ -169,8 +184,17 @@ class Normalise(nn.Module):
         self.moments[1] += ((x - mean) ** 2 * there).sum(0) + shift**2 * (seen * fresh / total)
         self.count.fill_(before + len(x))
         if "absent" in self._buffers:
-            self.absent += len(x) - fresh.long()
+            self.absent += (len(x) - fresh.long()) * which.to(x.device)
         self._take(total)
+
+    def _fade(self) -> None:
+        """What has been seen counts as ``fit`` records."""
+        if (kept := self.fit / max(int(self.count), 1)) < 1:
+            self.count.fill_(self.fit)
+            faded = torch.where(self._following.to(self.moments.device), kept, 1.0)
+            self.moments[1] *= faded
+            if "absent" in self._buffers:
+                self.absent.copy_((self.absent * faded).round())
 
     def _there(self, x: Tensor) -> Tensor:
         """float64 [batch, *shape] 1 where an amount was there."""
@@ -189,6 +213,9 @@ class Normalise(nn.Module):
         # below the resolution of float32 a spread is rounding: the feature has been constant so far
         constant = std <= 1e-6 * self.moments[0].abs()
         std = torch.where(constant, torch.ones_like(std), std.clamp_min(1e-6))
+        if self.follows:
+            self.least.copy_(torch.maximum(self.least, torch.where(constant, 0.0, std / 10)))
+            std = torch.where(self.least > 0, torch.maximum(torch.where(constant, 0.0, std), self.least), std)
         fitted = self._fitted.to(std.device)
         self.gain.copy_(torch.where(fitted, self._scale.to(std.device).double() / std, self.gain.double()))
         self.bias.copy_(torch.where(fitted, -self.moments[0] / std, self.bias.double()))

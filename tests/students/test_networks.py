@@ -283,6 +283,60 @@ def test_gaps_do_not_count_in_fitted_statistics() -> None:
     assert torch.equal(one(x), normalise(x))
 
 
+def test_following_is_exponential_forgetting() -> None:
+    """Mean and std of all records so far, batches fading by 100 / 110 once there are 100; a gap counts in neither."""
+    schema, x, there = gappy(300, fit=100)
+    columns = tuple(column.model_copy(update={"follow": bool(column.fit)}) for column in schema.inputs)
+    normalise = Normalise(RecordSchema(inputs=columns))
+    weights = torch.zeros(0, dtype=torch.float64)
+    for rows in x.split(10):
+        normalise.observe(rows)
+        weights = torch.cat([weights, torch.ones(10, dtype=torch.float64)])
+        for place, known, scale in zip(AMOUNTS, there[: len(weights)].T, (2, 1, 1, 1), strict=True):
+            values, mass = x[: len(weights), place].double() * scale, weights * known
+            mean = (values * mass).sum() / mass.sum().clamp_min(1e-9)
+            var = ((values - mean) ** 2 * mass).sum() / mass.sum().clamp_min(1e-9)
+            torch.testing.assert_close(normalise.moments[0, place], mean, rtol=2e-2, atol=1e-2)
+            if known.sum() > 5:
+                torch.testing.assert_close(normalise.gain[place].double(), scale / var.sqrt(), rtol=2e-2, atol=1e-3)
+        weights *= min(100 / float(weights.sum()), 1.0)
+
+
+def test_a_level_that_moves_is_followed_where_it_is_asked_for() -> None:
+    """A number that is a hundred times as large from one record on is near 1 again; its neighbour's scale stays."""
+    columns = InputColumn(name="a", fit=100, follow=True), InputColumn(name="b", fit=100)
+    normalise = Normalise(RecordSchema(inputs=columns))
+    x = torch.randn(1_100, 2, generator=torch.Generator().manual_seed(0))
+    for rows in x[:200].split(10):
+        normalise.observe(rows)
+    before = normalise.gain.clone()
+    for rows in x[200:].split(10):
+        normalise.observe(100 * rows)
+    z = normalise(100 * x[-200:])
+    assert float(z[:, 0].std()) == pytest.approx(1, abs=0.2)
+    assert torch.equal(normalise.gain[1], before[1])
+    again = Normalise(RecordSchema(inputs=columns))
+    again.load_state_dict(normalise.state_dict())
+    for one in (normalise, again):
+        one.observe(x[:10])
+    assert torch.equal(again(x), normalise(x))
+
+
+def test_a_number_that_stands_still_while_it_is_followed_is_not_blown_up() -> None:
+    """Its std is a tenth of what it was, however long it stands."""
+    normalise = Normalise(RecordSchema(inputs=(InputColumn(name="a", fit=100, follow=True),)))
+    x = torch.randn(200, 1, generator=torch.Generator().manual_seed(0))
+    for rows in (*x.split(10), *torch.zeros(50_000, 1).split(1_000)):
+        normalise.observe(rows)
+    assert 5 < float(normalise.gain) < 15
+
+
+def test_following_needs_a_number_of_records() -> None:
+    """How many are looked back at is what fit says."""
+    with pytest.raises(ValueError, match="follow needs fit"):
+        InputColumn(name="a", follow=True)
+
+
 @pytest.mark.parametrize("constant", [0.1, 1e-3, 12345.678, 0.0])
 def test_a_constant_feature_is_not_blown_up(constant: float) -> None:
     """Rounding is no variance: a feature that never moved while fitting has std 1: a later value stays sane."""
