@@ -28,6 +28,7 @@ SWITCH = 1e-3  # share of the pairs of rate and share among each other
 MOST = 10  # times as much as a record that comes count the held-out ones, at most
 NOBODY = np.zeros((0, 0)), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool)
 """No held-out records."""
+NOTHING = np.zeros(0)
 
 
 class FixedShare:
@@ -76,13 +77,14 @@ class FixedShare:
         """
         self._meet(tuple(names))
         said = spread(said)
+        held = (1 - LEAST) * np.nan_to_num(held) + LEAST / said.shape[2]
         mixed = np.empty((len(said), said.shape[2]))
         for row, label in enumerate(labels.tolist()):
             mixed[row] = self._trust @ self._table @ said[row]
             if label >= 0:
                 self.presence.see(label)
                 gave = None if then is None else then[row, :, label]
-                self._learn(said[row, :, label], gave, *self._beside(held, held_labels, away, said.shape[2]))
+                self._learn(said[row, :, label], gave, *self._beside(held, held_labels, away))
         return mixed
 
     def _meet(self, names: tuple[str, ...]) -> None:
@@ -101,17 +103,16 @@ class FixedShare:
         Together as much as they are more than the others. Records of a rare class that comes as it ever did are unlike
         the recent ones because hardly any of these are of it: what comes tests them.
         """
-        more = (0, int(labels.max(initial=0)) + 1)
-        absent, rare = np.pad(self.presence.absent(), more), np.pad(self.presence.rare(), more)
-        away = (away & ~rare[labels]) | absent[labels]
+        absent, rare = (self.presence.told(of, labels) for of in (self.presence.absent(), self.presence.rare()))
+        away = (away & ~rare) | absent
         return away, 1 / max(len(labels) - int(away.sum()), len(labels) / MOST, 1)
 
-    def _beside(
-        self, held: np.ndarray, labels: np.ndarray, away: np.ndarray, classes: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _beside(self, held: np.ndarray, labels: np.ndarray, away: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Probabilities [m, sources] of the held-out records that do not come now, and what each counts."""
+        if not len(labels):
+            return held, NOTHING
         away, each = self.still_true(labels, away)
-        return (1 - LEAST) * np.nan_to_num(held[away]) + LEAST / classes, np.full(int(away.sum()), each)
+        return held[away], np.full(int(away.sum()), each)
 
     def _learn(self, told: np.ndarray, gave: np.ndarray | None, held: np.ndarray, counts: np.ndarray) -> None:
         """One step by the probabilities [sources] of a record's label, and those of the held-out ones beside it.

@@ -42,6 +42,12 @@ class Presence:
         """[classes] which come too seldom for the recent records to show what they are like now."""
         return (self.count > 0) & (self.count * RECENT < MISSED * (self.now - self.first + 1))
 
+    def told(self, which: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """What ``absent`` or ``rare`` says of each of these labels [m]; nothing of one that has not come."""
+        if not len(which):
+            return np.zeros(len(labels), dtype=bool)
+        return which.take(labels, mode="clip") & (labels < len(which))
+
     def state_dict(self) -> dict[str, Any]:
         """What the next answers follow from."""
         return {"now": self.now, **{name: torch.from_numpy(getattr(self, name).copy()) for name in ARRAYS}}

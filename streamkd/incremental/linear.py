@@ -23,7 +23,7 @@ from torch import Tensor
 from streamkd.hookspecs import Options, TeacherKind, hookimpl
 from streamkd.incremental.bins import Bins, apart
 from streamkd.incremental.heads import Heads, read
-from streamkd.incremental.side_by_side import SideBySide, distinct, stacked, unstacked
+from streamkd.incremental.side_by_side import SideBySide, distinct, finite, stacked, unstacked
 from streamkd.plugins import Registry
 from streamkd.records import Label, RecordSchema
 from streamkd.students.columns import Amounts, Columns
@@ -86,7 +86,7 @@ class LinearTeacher(SideBySide):
         self.standard.learn(row)
         self._bins.learn(self.standard.filled(row[None]))
         h = self._features(row[None])[0]
-        slope = np.nan_to_num(_softmax(self._weights @ h))
+        slope = finite(_softmax(self._weights @ h))
         slope[:, label] -= 1.0
         step = slope[:, :, None] * (h * self._reads)
         self._squares += step**2

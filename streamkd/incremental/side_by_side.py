@@ -28,6 +28,11 @@ FAR = 1e6  # a logit beyond is of weights that have diverged
 N = TypeVar("N", int, float)
 
 
+def finite(numbers: np.ndarray) -> np.ndarray:
+    """The numbers, where one is not finite with 0 in its place (and the greatest there is for infinity)."""
+    return numbers if np.isfinite(numbers).all() else np.nan_to_num(numbers)
+
+
 def distinct(numbers: tuple[N, ...]) -> tuple[N, ...]:
     """The numbers that tell heads apart.
 
@@ -137,7 +142,7 @@ class SideBySide(ABC):
         """[n, heads, classes] probabilities over the classes that were learned; even before there are any."""
         if not self.learned.any():
             return np.full((len(rows), len(self.names), len(self.learned)), 1 / len(self.learned))
-        said = np.where(self.learned, np.nan_to_num(self.answers(rows)).clip(-FAR, FAR), -np.inf)
+        said = np.where(self.learned, finite(self.answers(rows)).clip(-FAR, FAR), -np.inf)
         raised = np.exp(said - said.max(2, keepdims=True))
         return raised / raised.sum(2, keepdims=True)
 

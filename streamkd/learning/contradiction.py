@@ -13,7 +13,7 @@ Wersing 2016), which cleans a long-term memory by the neighbours in a short-term
 
 import math
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from streamkd.learning.mixture import Mixture
 from streamkd.learning.recent import FEW, Recent, near
 from streamkd.replay.memory import Memory, Ring
 from streamkd.teachers.pool import Pool
-from streamkd.teachers.teacher import Incremental, Servable, Teacher
+from streamkd.teachers.teacher import Teacher
 
 EVERY = 10  # steps between two looks
 IN_A_ROW = 2  # looks that say the same: a teacher that is new to a domain errs on the old one's for a while
@@ -61,8 +61,7 @@ class Contradiction:
     def _now(self) -> Teacher | None:
         """Of the teachers that learn record by record, and by what a record holds, the one of the largest weight."""
         weights = self.mixture.now.weights
-        able = [t for t in self.pool.everybody if isinstance(t, Incremental) and isinstance(t, Servable)]
-        return max(cast(list[Teacher], able), key=lambda t: weights.get(t.key, 0.0), default=None)
+        return max(self.pool.followers, key=lambda t: weights.get(t.key, 0.0), default=None)
 
     @torch.no_grad()
     def _look(self, teacher: Teacher) -> None:

@@ -74,7 +74,7 @@ class Pool:
         self.ages: dict[str, int] = {t.key: 0 for t in self.teachers}
         self.taken = 0
         self._observers = [t for t in self.teachers if isinstance(t, Observing)]
-        self._incremental = [t for t in self.everybody if isinstance(t, Incremental)]
+        self._set_witnesses(self.witnesses)
         self.prequential: dict[str, Tensor] = {}
         """What incremental teachers said of the last step's fresh rows, each before it was learned: [n, classes]."""
         self.guard = Guard()
@@ -96,6 +96,9 @@ class Pool:
     def _set_witnesses(self, witnesses: list[Teacher]) -> None:
         self.witnesses = witnesses
         self._incremental = [t for t in self.everybody if isinstance(t, Incremental)]
+        self.followers = [cast(Teacher, t) for t in self._incremental if isinstance(t, Servable)]
+        """Who learns record by record, and may be served."""
+        self._hindsight = [t for t in self._incremental if isinstance(t, Hindsight)]
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -175,7 +178,7 @@ class Pool:
 
     def opinions(self, x: Tensor) -> dict[str, np.ndarray]:
         """By teacher what it wants to be told again when the labels of rows [n, *shape] come."""
-        who = [teacher for teacher in self._incremental if isinstance(teacher, Hindsight)]
+        who = self._hindsight
         found = {teacher.key: self.guard.guarded(teacher, partial(teacher.opinion, x)) for teacher in who}
         return {key: said for key, said in found.items() if said is not None}
 
@@ -187,8 +190,8 @@ class Pool:
         """
         if self.former is None or not self.former.due(records):
             return
-        able = [t for t in self._incremental if isinstance(t, Servable) and not isinstance(t, FormerTeacher)]
-        best = max(cast(list[Teacher], able), key=lambda t: weights.get(t.key, 0.0), default=None)
+        able = [t for t in self.followers if not isinstance(t, FormerTeacher)]
+        best = max(able, key=lambda t: weights.get(t.key, 0.0), default=None)
         part = None if best is None else self.guard.guarded(best, cast(Servable, best).part)
         if part is not None:
             self._set_witnesses([*self.witnesses, self.former.take(part)])
