@@ -1,4 +1,4 @@
-"""The benchmarks: ``bench speed``, ``learning``, ``gate``, ``drift``, ``meta``."""
+"""The benchmarks: ``bench speed``, ``learning``, ``frontier``, ``gate``, ``drift``, ``meta``."""
 
 import json
 from collections.abc import Callable
@@ -88,6 +88,31 @@ def bench_learning(seeds: int, only: tuple[str, ...], baselines: str | None, cho
     _keep(learning, result, learning.by_stream, how)
     for what in (learning.ACCURACY, learning.FORGETTING):
         table(*learning.table(result["rows"], what))
+
+
+@bench.command("frontier")
+@FIGURES
+@TABLE
+@SEEDS
+@_only("stream", " whose data is here")
+@_work("frontier")
+@JOBS
+@_plots("stream")
+def bench_frontier(seeds: int, only: tuple[str, ...], **how: Any) -> None:
+    """Accuracy over its price, seconds and bytes: ours at several gears beside plain loops of replay methods."""
+    from streamkd.bench import documents, frontier, scatter
+    from streamkd.bench.streams import available
+
+    place = {"work": how["work"], "jobs": how["jobs"]}
+    with bar("runs", None) as advance:
+        result = frontier.measure(only or available(), range(seeds), progress=advance, **place)
+    _write(result, how["out"])
+    if how["document"]:
+        documents.write(how["document"], frontier.markdown(result))
+    if how["plots"]:
+        scatter.write(frontier.points(result["rows"]), how["plots"])
+    for found in frontier.tables(result["rows"]).values():
+        table(*found)
 
 
 @bench.command("gate")
