@@ -200,11 +200,15 @@ class CrossedTeacher(SideBySide):
         super().grow(labels)
         self._weights = np.pad(self._weights, ((0, 0), (0, 0), (0, more)))
 
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Their cells [n, sets], once there are bins."""
+        return self.cells(rows) if self.fitted else rows
+
     def answers(self, rows: np.ndarray) -> np.ndarray:
         """[n, rates, classes] logits; zeros before the bins are fitted."""
         if not self.fitted:
             return np.zeros((len(rows), *self._weights.shape[1:]))
-        return self._weights[self.cells(rows)].sum(1, dtype=np.float64)
+        return self._weights[rows].sum(1, dtype=np.float64)
 
     def known(self) -> Bool[Tensor, "classes"]:
         return super().known() & self.fitted
@@ -232,13 +236,12 @@ class CrossedTeacher(SideBySide):
     def _begin(self) -> None:
         """Bins, and a step for each of the first records."""
         self.cells.fit(np.stack([row for row, _ in self._first]))
-        self.fitted = True
+        self.fitted, self.reading = True, self.reading + 1
         for row, label in self._first:
-            self._step(row, label)
+            self._step(self.cells(row[None])[0], label)
         self._first = []
 
-    def _step(self, row: np.ndarray, label: int) -> None:
-        cells = self.cells(row[None])[0]
+    def _step(self, cells: np.ndarray, label: int) -> None:
         z = self._weights[cells].sum(0, dtype=np.float64)
         slope = np.exp(z - z.max(1, keepdims=True))
         slope /= slope.sum(1, keepdims=True)

@@ -63,6 +63,8 @@ class SideBySide(ABC):
 
     role: Role = "present"
     fresh = True
+    reading = 0
+    """How often it has begun to read rows otherwise."""
 
     def __init__(self, context: TeacherContext, names: Sequence[str], identity: dict[str, str]) -> None:
         self.key = context.key
@@ -77,11 +79,15 @@ class SideBySide(ABC):
 
     @abstractmethod
     def answers(self, rows: np.ndarray) -> np.ndarray:
-        """[n, heads, classes] logits of each head to raw rows [n, features], in which gaps are NaN."""
+        """[n, heads, classes] logits of each head to rows [n, ...] as they are ``read``."""
 
     @abstractmethod
     def learn(self, row: np.ndarray, label: int) -> None:
-        """Take a raw row [features]."""
+        """Take a row as it is ``read``."""
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """What of raw rows [n, features], in which gaps are NaN, it goes by: all that no lesson changes, at once."""
+        return rows
 
     def unchanged(self) -> int:
         """How many records may be learned, at least one, before it answers otherwise."""
@@ -90,7 +96,7 @@ class SideBySide(ABC):
     def logits(self, x: Tensor) -> Float[Tensor, "batch classes"]:
         if not self.learned.any():
             return torch.zeros(len(x), len(self.learned), device=x.device)
-        return self._given(self.share.mixed(self.names, self._said(self._rows(self._flat(x)))), x)
+        return self._given(self.share.mixed(self.names, self._said(self.read(self._rows(self._flat(x))))), x)
 
     def known(self) -> Bool[Tensor, "classes"]:
         return torch.from_numpy(self.learned.copy())
@@ -100,18 +106,21 @@ class SideBySide(ABC):
 
     def opinion(self, x: Tensor) -> np.ndarray:
         """[n, heads + pairs, classes] what each head says of rows that have come, and each pair of rate and share."""
-        said = self._said(self._rows(x))
+        said = self._said(self.read(self._rows(x)))
         return np.concatenate([said, self.share.each(self.names, said)], 1)
 
     def test_then_train(
         self, x: Tensor, y: Int[Tensor, "batch"], learn: Bool[Tensor, "batch"], then: np.ndarray | None = None
     ) -> Float[Tensor, "batch classes"]:
         flat, labels = self._flat(x), y.cpu().numpy()
-        rows = self._rows(flat)
+        raw = self._rows(flat)
+        rows, reading = self.read(raw), self.reading
         tested = np.where((learn.cpu() & flat.isfinite().all(1)).numpy(), labels, -1)
         said = np.empty((len(rows), len(self.names), len(self.learned)))
         start, first = 0, 0 if self.learned.any() else len(rows)
         while start < len(rows):
+            if reading != self.reading:
+                rows, reading = self.read(raw), self.reading
             span = slice(start, start + self._span(tested[start:]))
             said[span] = self._said(rows[span])
             for row, label in zip(rows[span], tested[span].tolist(), strict=True):
@@ -135,8 +144,11 @@ class SideBySide(ABC):
 
     def _span(self, labels: np.ndarray) -> int:
         """How many of the rows of these labels (-1: not learned) are answered alike, whoever of them is learned."""
+        most = self.unchanged()
+        if most == 1:
+            return 1
         new = np.flatnonzero((labels >= 0) & ~self.learned[labels])
-        return min(len(labels), self.unchanged(), *(new[:1] + 1).tolist())
+        return min(len(labels), most, *(new[:1] + 1).tolist())
 
     def _said(self, rows: np.ndarray) -> np.ndarray:
         """[n, heads, classes] probabilities over the classes that were learned; even before there are any."""
