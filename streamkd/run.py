@@ -5,8 +5,9 @@
     all seeds ─► report.json, report.html
 
 Test records are only ever looked at to be reported: nothing is chosen by them. Every one of them counts, and the report
-says how many there are. What is compared task by task are tasks that the stream names, and has test records of; where
-it names none, the end is reported over all test records, whatever tasks the detectors saw.
+says how many there are; without any, what arriving records were answered is what it has. What is compared task by task
+are tasks that the stream names, and has test records of; where it names none, the end is reported over all test
+records, whatever tasks the detectors saw.
 """
 
 import time
@@ -170,7 +171,7 @@ class _SeedRun:
                 "adaptations": adapter.adaptations if adapter else 0,
                 "engine": adapter.engine_in_use if adapter else None,
             },
-            "efficiency": efficiency.measure(learner.served, self.tests[0].x[:32]),
+            "efficiency": efficiency.measure(learner.served, self._newest()),
             "throughput": {
                 "samples_per_second": learner.records / seconds,
                 "seconds": seconds,
@@ -186,10 +187,15 @@ class _SeedRun:
             "refused": self.refused,
         }
 
+    def _newest(self) -> Tensor:
+        """Some records [n, *shape] of the last step."""
+        assert self.learner.last is not None  # one was learned at least
+        return self.learner.last.plan.x[:32]
+
     @property
     def _named(self) -> bool:
-        """Whether the tasks are those that the stream names; else detectors made them up, and no test is of theirs."""
-        return not all(map(boundary.is_made, self.ended))
+        """Whether tests are of tasks that the stream names; else there are none, or detectors made the tasks up."""
+        return bool(self.tests) and not all(map(boundary.is_made, self.ended))
 
     def _refuse_unlearned(self) -> None:
         """A task that the stream names, has test records of and never was the learner's has no place in the matrix."""
@@ -231,23 +237,26 @@ class _SeedRun:
         return np.array([[row[place[task]] for task in order] for row in found]), [self.tests[place[t]] for t in order]
 
     def _summary(self, name: str, model: Model) -> dict[str, Any]:
-        """The report's object of one model, over all test records."""
+        """The report's object of one model: over all test records, and over all that arrived."""
+        arriving = self.learner.prequential.student if name == "student" else self.learner.prequential.version.measures
+        tested = self._tested_model(name, model, arriving.overall) if self.tests else report.untested(arriving.overall)
+        tested["measures"]["arrival"] = arriving.figures(self.learner.labels.labels)["all"]
+        if name == "served":
+            tested["accuracy"] |= {"prequential_records": arriving.records, "refresh_records": REFRESH}
+        return tested
+
+    def _tested_model(self, name: str, model: Model, prequential: float | None) -> dict[str, Any]:
+        """What the test records say of one model."""
         matrix, tests = self._matrix(name)
         untrained = self.learner.fresh_student(model.classes)
         baseline = np.array([self._accuracy(untrained, test) for test in tests])
-        arriving = self.learner.prequential.student if name == "student" else self.learner.prequential.version.measures
         said = np.concatenate([probabilities(model, test.x) for test in tests])
         columns = np.concatenate([self._columns(test).numpy() for test in tests])
-        found = report.assess(matrix, arriving.overall, said, columns, baseline if self._named else None)
-        found["measures"] = {
-            "arrival": arriving.figures(self.learner.labels.labels)["all"],
-            "tests": measures.of_tests(*self._every_label(tests), said),
-        }
+        found = report.assess(matrix, prequential, said, columns, baseline if self._named else None)
+        found["measures"] = {"tests": measures.of_tests(*self._every_label(tests), said)}
         ends = self.rows[name][self.ended[-1]]
         pairs = zip(self.tests, ends, strict=True)
         found["accuracy"]["per_test"] = [{"task": test.task, "accuracy": end} for test, end in pairs]
-        if name == "served":
-            found["accuracy"] |= {"prequential_records": arriving.records, "refresh_records": REFRESH}
         if not self._named and (len(self.tests) > 1 or len(self.ended) > 1):
             found["accuracy"]["anytime_average"] = None  # which records belong to the tasks so far, nobody knows
         return found
@@ -266,6 +275,8 @@ class _SeedRun:
 
         The accuracy is the mean over the tests, as the student's is at the end.
         """
+        if not self.tests:
+            return []
         x = torch.cat([test.x for test in self.tests])
         ours = probabilities(self.learner.student, x)
         rows = []

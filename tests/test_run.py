@@ -194,6 +194,25 @@ def test_a_stream_that_is_cut_short_is_tested_on_what_it_reached(tmp_path: Path)
     assert [one["task"] for one in report["tests"]["sets"]] == ["a", "b"]
 
 
+def test_a_stream_without_test_records_is_measured_by_what_arrives(tmp_path: Path) -> None:
+    """All of it is learned; what a test would say is null, and page and figures are those of arriving records."""
+    report = ran(tmp_path, runs_of([0, 1], 200), source={"test_ratio": 0})
+    assert (report["stream"]["records"], report["tests"]["given"], report["tests"]["by_task"]) == (400, 0, False)
+    for side in ("student", "served"):
+        found = report[side]
+        assert found["accuracy"]["prequential"] == found["measures"]["arrival"]["accuracy"] > 0.5
+        assert (found["accuracy"]["final_average"], found["calibration"]["ece"], found["measures"]["tests"]) == (
+            None,
+            None,
+            {"records": 0, "records_std": 0.0},
+        )
+    assert report["fidelity"] == []
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "no test records" in page
+    assert "Answers by class, served on arrival" in page
+    assert "Test records" not in page
+
+
 def test_the_served_model_is_judged_on_what_arrives(tmp_path: Path) -> None:
     """A copy answers each record before it is learned: of two labels that come one after the other, the first fifty
     records of the second one are answered by a copy that does not know it.
@@ -204,15 +223,18 @@ def test_the_served_model_is_judged_on_what_arrives(tmp_path: Path) -> None:
     assert found["prequential"] == pytest.approx(260 / 310, abs=0.02)
 
 
-def test_the_command_says_on_how_much_it_tested(tmp_path: Path) -> None:
-    """Its last lines: what the served model ends with and had on arrival, and the test records, all of them."""
+@pytest.mark.parametrize("ratio", [0.2, 0])
+def test_the_command_says_on_how_much_it_tested(tmp_path: Path, ratio: float) -> None:
+    """Its last lines: what the served model ends with and had on arrival, and on how much it tested, if at all."""
     pq.write_table(runs_of([0, 1], 50), tmp_path / "train.parquet")
     inputs = "[{name: x, shape: [3]}]"
     (tmp_path / "it.yaml").write_text(
-        f"stream: {{source: {{name: replay, path: {tmp_path}/train.parquet}}, records: {{inputs: {inputs}}}}}\n"
+        f"stream: {{source: {{name: replay, path: {tmp_path}/train.parquet, test_ratio: {ratio}}},\n"
+        f"  records: {{inputs: {inputs}}}}}\n"
         "student: {name: mlp, hidden: [8]}\nteachers: [{name: ema}]\ndevice: cpu\n"
     )
     done = CliRunner().invoke(cli, ["run", str(tmp_path / "it.yaml"), "--report", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     assert "on arriving records 0." in done.output
-    assert "tested on 20 of 20 test records" in done.output
+    assert ("final average accuracy" in done.output) == bool(ratio)
+    assert ("tested on 20 of 20 test records" if ratio else "no test records: ") in done.output

@@ -1,5 +1,6 @@
 """Commands that train on recorded data: ``run``, ``meta-train``."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +36,20 @@ def run(config: Path | None, overrides: tuple[str, ...], out: Path, seeds: str) 
             advance(seen[0] * (total or 0) + done, (total or 0) * len(numbers))
 
         report = runs.run(tree, registry, folder(out), numbers, progress)
-    accuracy = report["served"]["accuracy"]["final_average"]
-    forgetting, arriving = report["served"]["forgetting"]["average"], report["served"]["accuracy"]["prequential"]
-    click.echo(
-        f"served model: final average accuracy {show(accuracy)}, forgetting {show(forgetting)}, "
-        f"on arriving records {show(arriving)}"
-    )
+    click.echo(f"served model: {_ends(report)}")
     click.echo(f"on arrival: {told(report['served']['measures']['arrival'])}")
     refused = [f"{n:,} records were refused and not learned" for n in [report["stream"]["refused"]] if n]
     click.echo("; ".join([*tested(report), *refused]))
     click.echo(f"wrote {out / 'report.json'} and {out / 'report.html'}")
+
+
+def _ends(report: Mapping[str, Any]) -> str:
+    """What the served model had on arriving records, and ends with on test records."""
+    accuracy, forgetting = report["served"]["accuracy"], report["served"]["forgetting"]["average"]
+    arriving = f"on arriving records {show(accuracy['prequential'])}"
+    if not report["tests"]["given"]:
+        return arriving
+    return f"final average accuracy {show(accuracy['final_average'])}, forgetting {show(forgetting)}, {arriving}"
 
 
 @click.command("meta-train")

@@ -44,6 +44,8 @@ def tested(report: Mapping[str, Any]) -> list[str]:
     found = report.get("tests")
     if not found:
         return []
+    if not found["given"]:
+        return ["no test records: measured by what was answered as records came, before they were learned"]
     said = [f"tested on {found['records']:,.0f} of {found['given']:,.0f} test records"]
     if unknown := found.get("of_labels_never_learned"):
         said.append(f"{unknown:,.0f} of them of labels that were never learned")
@@ -148,7 +150,7 @@ def _matrix_card(name: str, model: Mapping[str, Any], report: Mapping[str, Any])
 def _tests_card(report: Mapping[str, Any]) -> str:
     """What was tested on, and what the end is on each part of it."""
     found = report.get("tests")
-    if not found:
+    if not found or not found["given"]:
         return ""
     note = f"{'; '.join(tested(report)).capitalize()}. Percent right at the end."
     if not found["by_task"]:

@@ -73,6 +73,18 @@ def assess(
     )
 
 
+def untested(prequential: float | None) -> dict[str, Any]:
+    """As ``assess``, of a model for which there are no test records."""
+    accuracies = {"final_average": None, "anytime_average": None, "prequential": prequential, "matrix": None}
+    return {
+        "accuracy": {**accuracies, "per_test": []},
+        "forgetting": {"average": None, "per_task": []},
+        "transfer": {"backward": None, "forward": None},
+        "calibration": {"nll": None, "ece": None, "bins": []},
+        "measures": {"tests": {"records": 0}},
+    }
+
+
 def write_report(
     path: Path,
     results: Sequence[Mapping[str, Any]],

@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from streamkd.errors import ConfigError, SourceError
+from streamkd.errors import SourceError
 from streamkd.logs import some
 from streamkd.records import RecordSchema
 from streamkd.streams.encoding import codec
@@ -34,14 +34,12 @@ class TestSet:
 
 
 def sets_of(given: Mapping[str, pa.Table], schema: RecordSchema, device: torch.device) -> list[TestSet]:
-    """One of each task that has rows.
+    """One of each task that has rows; none where there are no test records.
 
     Raises:
-        ConfigError: there are none. SourceError: of one no record can be used, and no figure would have it.
+        SourceError: of one no record can be used, and no figure would have it.
     """
     tests = [_test_set(task, rows, schema, device) for task, rows in given.items() if rows.num_rows]
-    if not tests:
-        raise ConfigError("the stream has no test records", where="stream.source", fix="set test_path or test_ratio")
     if empty := [test.task for test in tests if not len(test.x)]:
         raise SourceError(
             f"no test record of {listed(empty)} can be used: they have no label, or are damaged",

@@ -44,16 +44,17 @@ def describe(path: Path, label: str | None = None, accept: Sequence[str] = ()) -
     dialect = dialect_of(path, header=True if "header" in accept else None)
     rows = open_rows(path, dialect, in_order=True)
     roles = roles_of(rows, path, label, accept)
+    test = _test_file(path.resolve(), rows, dialect)
     student, more = _student(roles, len(rows), _order(rows, roles))
     notes = (
         *profile.told(roles),
         *_dialect_notes(dialect, rows),
-        *_order_notes(rows, roles),
         *roles.notes,
+        *_order_notes(rows, roles, test),
         *_lost(rows, roles),
         *more,
     )
-    written = [*_source(path, rows, roles, dialect), *_records(roles), *student, ""]
+    written = [*_source(path, rows, roles, dialect, test), *_records(roles), *student, ""]
     return Description("\n".join([*_head(path, rows, roles, notes), *written]), notes)
 
 
@@ -89,11 +90,13 @@ def _dialect_notes(dialect: CsvDialect | None, rows: Rows) -> Iterator[str]:
         yield "It is not UTF-8 and read as Windows' Western code page; `encoding` under csv names another."
 
 
-def _order_notes(rows: Rows, roles: ColumnRoles) -> Iterator[str]:
+def _order_notes(rows: Rows, roles: ColumnRoles, test: Path | None) -> Iterator[str]:
     if roles.order is None and rows.scattered:
         yield "The records are shuffled by the seed (order: seed); order: given plays them as they lie in the file."
     elif roles.order is None:
         yield "The file is large and played as it lies (order: given); order: seed shuffles it, from a copy on disk."
+    elif test is None:
+        yield "Each record is answered before it is learned, which is measured; test_ratio: 0.2 holds a fifth out."
 
 
 def _lost(rows: Rows, roles: ColumnRoles) -> Iterator[str]:
@@ -114,9 +117,8 @@ def _csv(dialect: CsvDialect | None) -> list[str]:
     return [f"    csv: {yaml.safe_dump(given, default_flow_style=True, width=1 << 20, sort_keys=False).strip()}"]
 
 
-def _source(path: Path, rows: Rows, roles: ColumnRoles, dialect: CsvDialect | None) -> list[str]:
+def _source(path: Path, rows: Rows, roles: ColumnRoles, dialect: CsvDialect | None, test: Path | None) -> list[str]:
     target = path.resolve()
-    test = _test_file(target, rows, dialect)
     lines = [
         f"name: {re.sub(r'[^A-Za-z0-9_.-]+', '-', path.stem) or 'stream'}",
         "stream:",
@@ -131,10 +133,8 @@ def _source(path: Path, rows: Rows, roles: ColumnRoles, dialect: CsvDialect | No
     if test:
         lines.append(f"    test_path: {_plain(str(test))}")
     elif roles.order:
-        lines.append("    test_ratio: 0.2")
-        lines.append(
-            "    test: last  # what came last is held out, to measure the accuracy; without this line: of each label"
-        )
+        lines.append("    test_ratio: 0  # all are learned, and answered before; 0.2 holds a fifth out, to test on")
+        lines.append("    test: last  # what is held out is what came last; without this line: of each label")
     else:
         lines.append("    test_ratio: 0.2  # held out of each label, to measure the accuracy")
     order = _order(rows, roles)

@@ -35,7 +35,7 @@ def order_of(rows: Rows, others: Sequence[Column]) -> tuple[Column | None, Order
 def _in_order(column: Column) -> str:
     return (
         f"{column.name!r} is the event time: the records are learned as they lie in the file (order: given), "
-        "which is the order of time, and what came last tests (test: last)."
+        "which is the order of time."
     )
 
 
@@ -43,7 +43,7 @@ def _out_of_order(column: Column, steps: int, back: int) -> str:
     how = "newest first" if back > 0.9 * steps else f"{back:,} of them earlier than the one before"
     return (
         f"{column.name!r} is the event time: the records lie {how}, and are learned in the order of time "
-        "(order: time; given: that of the file); what came last tests (test: last)."
+        "(order: time; given: that of the file)."
     )
 
 
