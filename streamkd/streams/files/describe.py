@@ -54,7 +54,7 @@ def describe(path: Path, label: str | None = None, accept: Sequence[str] = ()) -
         *_lost(rows, roles),
         *more,
     )
-    written = [*_source(path, rows, roles, dialect, test), *_records(roles), *student, ""]
+    written = [*_source(path, rows, roles, dialect, test), *_records(roles), *student, *_weights(roles), ""]
     return Description("\n".join([*_head(path, rows, roles, notes), *written]), notes)
 
 
@@ -247,6 +247,13 @@ def _student(roles: ColumnRoles, records: int, order: str) -> tuple[list[str], l
     size = min(per_label, max(50, records // 2))
     hints = [] if picture or len(roles.inputs) > 1 else list(_picture_hints(column))
     return [*detectors, f"memory: {{size: {size}}}  # remembered records", f"student: {student}"], hints
+
+
+def _weights(roles: ColumnRoles) -> Iterator[str]:
+    """Of a rare class: what would have it answered more often, for whom it is dear. How dear no file says."""
+    if (rare := profile.rarest(roles.labels)) is not None:
+        yield f"# A missed {rare[0]!r:.40} is dearer than a false alarm? Then each class may count by how rare it is:"
+        yield "# publish: {class_weights: balanced}  # or by label; probabilities are then weighed, too"
 
 
 def _is_picture(shape: tuple[int, ...]) -> bool:

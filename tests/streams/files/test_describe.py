@@ -256,6 +256,17 @@ def test_no_input_and_no_rows_are_refused(tmp_path: Path) -> None:
         describe(_write(tmp_path, {"x": pa.array([], pa.float64()), "label": pa.array([], pa.int64())}))
 
 
+@pytest.mark.parametrize(("shares", "rare"), [((0.96, 0.04), True), ((0.94, 0.06), False), ((0.49, 0.49, 0.02), True)])
+def test_a_rare_class_brings_its_weights_as_a_comment(shares: tuple[float, ...], rare: bool, tmp_path: Path) -> None:
+    """They are off, for how dear a miss is no file says; without its mark the line is taken."""
+    labels = np.repeat(np.arange(len(shares)), [round(1_000 * share) for share in shares])
+    text = describe(_write(tmp_path, {"x": DRAW.normal(size=len(labels)), "label": labels})).text
+    line = "publish: {class_weights: balanced}"
+    assert (f"# {line}" in text) == ("publish.class_weights, a comment now" in text) == rare
+    assert _load(text, tmp_path).publish.class_weights is None
+    assert _load(text.replace(f"# {line}", line), tmp_path).publish.class_weights == ("balanced" if rare else None)
+
+
 def test_missing_values_are_said(tmp_path: Path) -> None:
     """Records without label are counted in the comments."""
     label = pa.array([None if n < 4 else n % 3 for n in range(60)])
