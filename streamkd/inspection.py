@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from streamkd.logs import some
 from streamkd.state.checkpoint import CheckpointStore, Snapshot
 from streamkd.state.directory import StateDirectory
 from streamkd.state.versions import VersionStore
+from streamkd.streams.log import joins
 from streamkd.streams.log.dead_letters import DeadLetters
 from streamkd.streams.log.log import Log
 from streamkd.tune.record import JOURNAL
@@ -60,6 +62,7 @@ def learned(path: Path) -> dict[str, Any]:
         "skipped": [{"id": number, "reason": reason} for number, reason in snapshot.skipped.items()],
         "offsets": dict(snapshot.info.offsets),
         "dead_letters": _dead_letters(directory),
+        "labels": _labels(directory, snapshot.config),
         "environment": snapshot.environment,
         "config": snapshot.config,
     }
@@ -122,10 +125,17 @@ def _dead_letters(directory: StateDirectory) -> int:
     count = DeadLetters(connection).total()
     connection.close()
     if directory.log.exists():
-        log = Log(directory.log, read_only=True)
-        count += log.letters.total()
-        log.close()
+        with closing(Log(directory.log, read_only=True)) as log:
+            count += log.letters.total()
     return count
+
+
+def _labels(directory: StateDirectory, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How labels that come later stand; ``None`` where none are waited for."""
+    if config["stream"].get("labels") is None or not directory.log.exists():
+        return None
+    with closing(Log(directory.log, read_only=True)) as log:
+        return joins.told(log.label_counts())
 
 
 def in_words(found: Mapping[str, Any]) -> str:
@@ -148,8 +158,18 @@ def in_words(found: Mapping[str, Any]) -> str:
         f"checkpoint {found['checkpoint']['id']}, {found['checkpoint']['bytes']} bytes; "
         f"weights {found['weights_sha256']}",
     ]
+    lines += [_of_labels(labels) for labels in [found["labels"]] if labels]
     lines += [f"checkpoint {s['id']} is damaged: {s['reason']}" for s in found["skipped"]]
     return "\n".join(lines)
+
+
+def _of_labels(labels: Mapping[str, Any]) -> str:
+    unmatched = ", ".join(f"{count} {reason}" for reason, count in labels["unmatched"].items())
+    return (
+        f"labels: {labels['joined']} joined, of {labels['kept']} predictions kept ({labels['pending']} have none yet, "
+        f"{labels['unlabelled']} had none in time); {labels['waiting']} waiting, {labels['early']} ever early; "
+        f"unmatched: {unmatched}"
+    )
 
 
 def _again(repeats: int) -> str:

@@ -1,40 +1,79 @@
 """A state directory in words: what it says is what the checkpoint holds."""
 
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
 
 from streamkd import config as configuration
 from streamkd import inspection
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
+from streamkd.settings import LateLabels
 from streamkd.state.checkpoint import CheckpointStore
 from streamkd.state.directory import StateDirectory
 from streamkd.state.environment import environment
+from streamkd.streams.log.log import Entry, Log
 from streamkd.teachers.teacher import copy_of
 from streamkd.wiring import open_source, schema_of
 
+from .streams.ingest.test_labels import SCHEMA, predictions
 
-def test_what_came_again_and_how_it_was_answered_is_said(tmp_path: Path) -> None:
-    """Two passes over fifty records: a hundred were taken, and half of them had come before."""
-    registry = Registry.load()
-    source = {"name": "replay", "dataset": "digits", "per_class": 5, "repeat": 2}
-    tree = {"stream": {"source": source}, "student": {"name": "mlp", "hidden": [4]}, "memory": {"size": 20}}
-    config = configuration.from_tree({**tree, "device": "cpu"}, registry)
-    schema = schema_of(config, registry)
-    one = Learner(config, registry, open_source(config, registry, schema)[0], schema)
-    while one.advance():
-        one.prequential.version.take(copy_of(one.served))
+
+def test_how_labels_stand_is_said(tmp_path: Path) -> None:
+    """Joined, pending, waiting, early and unmatched ones, as the log of the stream counts them."""
     directory = StateDirectory(tmp_path / "state")
     directory.create()
+    stream = {"source": {"name": "http"}, "records": {"inputs": [{"name": "x", "shape": [2]}]}, "labels": {}}
+    stream["batch"] = {"size": 1}
+    one = learner_of({"stream": stream, "student": {"name": "mlp", "hidden": [4]}, "device": "cpu"}, directory.log)
+    with closing(Log(directory.log, SCHEMA, labels=LateLabels())) as log:
+        log.append_many([Entry(predictions(("one", 1), ("two", 2)), kind="predictions")])
+        keys = pa.record_batch({"prediction_id": ["one", "one", "two/7", "later"], "label": [1, 0, 1, 1]})
+        log.append_many([Entry(keys, kind="labels")])
+        assert one.advance()
+    found = inspected(one, directory)
+    unmatched = {"repeated": 1, "late": 0, "unknown": 1}
+    counts = {"kept": 3, "joined": 1, "unlabelled": 0, "waiting": 1, "early": 1, "pending": 2}
+    assert found["labels"] == {**counts, "unmatched": unmatched}
+    words = inspection.in_words(found)
+    assert "labels: 1 joined, of 3 predictions kept (2 have none yet, 0 had none in time); 1 waiting, 1 ever" in words
+
+
+def learner_of(tree: Mapping[str, Any], log: Path | None = None) -> Learner:
+    registry = Registry.load()
+    config = configuration.from_tree(tree, registry)
+    schema = schema_of(config, registry)
+    source, journal = open_source(config, registry, schema, log)
+    return Learner(config, registry, source, schema, journal=journal)
+
+
+def inspected(one: Learner, directory: StateDirectory) -> dict[str, Any]:
+    """What is said of a learner's checkpoint."""
     with directory.lock():
         CheckpointStore(directory, 1).save(
             one.state(),
             offsets=one.offsets,
             records=one.records,
-            config=configuration.dump(config),
+            config=configuration.dump(one.config),
             environment=environment(),
             dead_letters=[],
         )
-        found = inspection.inspect(directory.path)
+        return inspection.inspect(directory.path)
+
+
+def test_what_came_again_and_how_it_was_answered_is_said(tmp_path: Path) -> None:
+    """Two passes over fifty records: a hundred were taken, and half of them had come before."""
+    source = {"name": "replay", "dataset": "digits", "per_class": 5, "repeat": 2}
+    tree = {"stream": {"source": source}, "student": {"name": "mlp", "hidden": [4]}, "memory": {"size": 20}}
+    one = learner_of({**tree, "device": "cpu"})
+    while one.advance():
+        one.prequential.version.take(copy_of(one.served))
+    directory = StateDirectory(tmp_path / "state")
+    directory.create()
+    found = inspected(one, directory)
     assert found["records_repeated"] == 50
     assert found["measures"]["all"] == one.prequential.version.measures.figures(one.labels.labels)["all"]
     assert "served on arrival: accuracy 0." in inspection.in_words(found)

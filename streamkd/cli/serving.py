@@ -82,6 +82,8 @@ def push(source: str, url: str, **options: Any) -> None:
         f"{summary.sent} {what} sent, {summary.accepted} accepted, {summary.rejected} rejected, "
         f"{summary.duplicates} duplicates, {summary.seconds:.1f} s"
     )
+    if summary.early:
+        click.echo(f"{summary.early} of them are early: {summary.note}")
 
 
 @click.command()

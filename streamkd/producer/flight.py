@@ -70,9 +70,7 @@ def _read_acks(acks: fl.FlightMetadataReader, outbox: Outbox, faults: list[Excep
     try:
         while (buffer := acks.read()) is not None:
             ack = json.loads(buffer.to_pybytes())
-            outbox.acknowledge(
-                ack["sequence"], ack["accepted"], ack["rejected"], ack["offset"], bool(ack.get("duplicate"))
-            )
+            outbox.acknowledge(ack["sequence"], ack)
     except Exception as fault:  # noqa: BLE001 - told by the sending thread
         faults.append(fault)
     finally:

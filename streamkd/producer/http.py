@@ -41,9 +41,7 @@ def _post(client: httpx.Client, piece: Piece, outbox: Outbox, target: Target) ->
         raise Disconnected(f"{type(fault).__name__}: {fault}") from None
     said = _json(answer)
     if "sequence" in said:  # also where every row was refused
-        outbox.acknowledge(
-            piece.sequence, said["accepted"], said["rejected"], said["offset"], bool(said.get("duplicate"))
-        )
+        outbox.acknowledge(piece.sequence, said)
         return
     if answer.status_code == 409 and "forgotten" in said:  # else this server takes no records at all
         raise conflict(said, f"{target.url}{path}")

@@ -11,8 +11,9 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -55,7 +56,8 @@ class Outbox:
         self._began = time.monotonic()
         self._pending: Piece | None = None
         self._sent_twice = -1
-        self.sent = self.resent = self.accepted = self.rejected = self.acknowledged = 0
+        self.sent = self.resent = self.accepted = self.rejected = self.acknowledged = self.early = 0
+        self.note = ""  # what the server says of those that are early
         self._pull()
         self.schema = self._pending.rows.schema if self._pending else None
 
@@ -93,15 +95,21 @@ class Outbox:
         self._pull()
         return piece
 
-    def acknowledge(self, sequence: int, accepted: int, rejected: int, offset: int, duplicate: bool = False) -> None:
-        """The server has all pieces up to ``sequence``; a ``duplicate`` that we sent once it has from before."""
+    def acknowledge(self, sequence: int, said: Mapping[str, Any]) -> None:
+        """The server has all pieces up to ``sequence``, and ``said`` what became of them.
+
+        A ``duplicate`` that we sent once it has from before.
+        """
         with self._changed:
-            from_before = duplicate and bool(self._in_flight) and self._in_flight[0].sequence > self._sent_twice
+            from_before = (
+                bool(said.get("duplicate")) and bool(self._in_flight) and self._in_flight[0].sequence > self._sent_twice
+            )
             records = self._forget(sequence)
-        self.accepted += 0 if from_before else accepted
-        self.rejected += 0 if from_before else rejected
+        self.accepted += 0 if from_before else said["accepted"]
+        self.rejected += 0 if from_before else said["rejected"]
+        self.early, self.note = self.early + said.get("early", 0), said.get("note", self.note)
         self.acknowledged += records
-        self._on_ack(Ack(sequence, accepted, rejected, offset, records))
+        self._on_ack(Ack(sequence, said["accepted"], said["rejected"], said["offset"], records))
 
     def skip(self, sequence: int) -> bool:
         """Leave out all pieces up to ``sequence``, as the server has them; ``False`` where none is left after it."""

@@ -33,7 +33,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PushSummary:
-    """What became of the records. ``duplicates``: known to the server from before; ``resent``: sent more than once."""
+    """What became of the records. ``duplicates``: known to the server from before; ``resent``: sent more than once.
+
+    ``early``: labels that wait for their prediction; ``note``: what the server says of them.
+    """
 
     sent: int
     accepted: int
@@ -41,6 +44,8 @@ class PushSummary:
     duplicates: int
     seconds: float
     resent: int = 0
+    early: int = 0
+    note: str = ""
 
 
 def push(
@@ -73,8 +78,9 @@ def push(
     began = time.monotonic()
     _outside(lambda: _deliver(transport, outbox, target, patience_seconds))
     seconds = time.monotonic() - began
-    duplicates = outbox.acknowledged - outbox.accepted - outbox.rejected
-    return PushSummary(outbox.sent, outbox.accepted, outbox.rejected, max(0, duplicates), seconds, outbox.resent)
+    duplicates = max(0, outbox.acknowledged - outbox.accepted - outbox.rejected)
+    counts = (outbox.sent, outbox.accepted, outbox.rejected, duplicates)
+    return PushSummary(*counts, seconds, outbox.resent, outbox.early, outbox.note)
 
 
 def _target(

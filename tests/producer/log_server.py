@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 from streamkd.records import InputColumn, RecordSchema
-from streamkd.settings import Limits
+from streamkd.settings import LateLabels, Limits
 from streamkd.streams.ingest.flight import FlightListener, FlightOptions
 from streamkd.streams.ingest.http import HttpListener, HttpOptions
 from streamkd.streams.ingest.intake import Ingest, Intake
@@ -32,8 +32,9 @@ class Server:
         tokens: Path | None = None,
         limits: Limits | None = None,
         schema: RecordSchema = SCHEMA,
+        late: LateLabels | None = None,
     ) -> None:
-        self.log = Log(path, schema, stream="main")
+        self.log = Log(path, schema, stream="main", labels=late)
         self.intake = Intake(self.log, limits or Limits(), Recorder())
         ingest = Ingest(self.intake, Tokens(tokens), flight_port=flight_port)
         self._flight = FlightListener(FlightOptions(), ingest)
@@ -75,7 +76,8 @@ def _handler(listener: HttpListener) -> type[http.server.BaseHTTPRequestHandler]
         def do_POST(self) -> None:
             headers = {name.lower(): value for name, value in self.headers.items()}
             body = self.rfile.read(int(headers["content-length"]))
-            answer = listener.refusal(self.path.rpartition("/")[2], headers) or listener.receive(headers, body)
+            stream, kind = (None, "labels") if self.path == "/v1/labels" else (self.path.rpartition("/")[2], "records")
+            answer = listener.refusal(stream, headers) or listener.receive(headers, body, kind)
             data = json.dumps(dict(answer.body)).encode()
             self.send_response(answer.status)
             for name, value in {**answer.headers, "Content-Length": str(len(data))}.items():

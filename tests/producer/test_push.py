@@ -1,5 +1,6 @@
 """`streamkd push`: every record arrives once, whatever happens to the connection, the server or an ack."""
 
+import contextlib
 import importlib.util
 import json
 import re
@@ -15,12 +16,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.flight as fl
 import pytest
+from click.testing import CliRunner
 
+from streamkd.cli import cli
 from streamkd.errors import RecordError, SchemaMismatch, SourceError
 from streamkd.producer import http as http_client
 from streamkd.producer import outbox
 from streamkd.producer.push import Ack, push
-from streamkd.settings import Limits
+from streamkd.settings import LateLabels, Limits
 from streamkd.streams.ingest import tokens
 
 SCRIPT = Path(__file__).with_name("log_server.py")
@@ -67,6 +70,18 @@ def test_all_records_arrive_in_order_and_are_acknowledged(server: Any, transport
 
 
 @pytest.mark.parametrize("transport", ["flight", "http"])
+def test_labels_that_are_early_are_told(tmp_path: Path, transport: str) -> None:
+    """The command says how many came before their prediction, how long they wait, and what comes then."""
+    labels = tmp_path / "labels.csv"
+    labels.write_text("prediction_id,label\na,1\nb,2\nc,3\n")
+    with contextlib.closing(log_server.Server(tmp_path / "log.sqlite", late=LateLabels(early_seconds=90))) as server:
+        pushed = ["push", "--labels", str(labels), "--batch", "2", "--to", _url(server, transport)]
+        said = CliRunner().invoke(cli, pushed).output
+    assert "3 labels sent, 3 accepted, 0 rejected" in said
+    assert "3 of them are early: a label that comes before its prediction waits 90 s for it" in said
+
+
+@pytest.mark.parametrize("transport", ["flight", "http"])
 def test_bad_rows_are_counted_and_the_others_arrive(server: Any, transport: str) -> None:
     """A row without label is rejected, a batch of such rows too, and the push goes on."""
     good, bad = ({"x": [n, n + 1], "label": pa.array([label, 1], pa.int64())} for n, label in ((0, 1), (2, None)))
@@ -94,9 +109,9 @@ def test_records_that_the_server_has_from_before_are_duplicates() -> None:
     box.again()
     for _ in range(2):
         box.next(lambda: True)
-    box.acknowledge(1, 20, 0, 20, duplicate=True)
-    box.acknowledge(2, 10, 0, 30, duplicate=True)
-    box.acknowledge(3, 9, 1, 40)
+    box.acknowledge(1, {"accepted": 20, "rejected": 0, "offset": 20, "duplicate": True})
+    box.acknowledge(2, {"accepted": 10, "rejected": 0, "offset": 30, "duplicate": True})
+    box.acknowledge(3, {"accepted": 9, "rejected": 1, "offset": 40})
     assert box.done
     assert (box.acknowledged, box.accepted, box.rejected) == (40, 29, 1)
 

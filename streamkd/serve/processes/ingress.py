@@ -39,7 +39,7 @@ from streamkd.state.directory import StateDirectory
 from streamkd.streams.ingest.http import Answer, HttpListener, HttpOptions
 from streamkd.streams.ingest.intake import Ingest, Intake, Listener
 from streamkd.streams.ingest.tokens import Tokens
-from streamkd.streams.log.joins import REASONS
+from streamkd.streams.log.joins import told
 from streamkd.streams.log.log import Kind, Log
 from streamkd.telemetry import Recorder
 
@@ -123,11 +123,9 @@ class Ingress:
     def _tell(self, reporter: Reporter) -> None:
         """Say what was counted, and where labels come later how they stand, which outlives this process."""
         if self._log.labels is not None:
-            counts = self._intake.label_counts()
-            self._recorder.set("labels_pending", counts["pending"])
-            told = ("kept", "pending", "joined", "unlabelled", "waiting")
-            unmatched = {reason: counts[reason] for reason in REASONS}
-            reporter.status({"labels": {**{name: counts[name] for name in told}, "unmatched": unmatched}})
+            labels = told(self._log.label_counts())
+            self._recorder.set("labels_pending", labels["pending"])
+            reporter.status({"labels": labels})
         reporter.metrics()
 
 

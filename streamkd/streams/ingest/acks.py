@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
+from streamkd.streams.log.log import JoinReceipt
 from streamkd.streams.log.receipts import Receipt
 
 IN_FLIGHT = 256
@@ -106,5 +107,18 @@ def fold(receipts: Sequence[Receipt]) -> bytes:
         "rejected": sum(receipt.rejected for receipt in receipts),
         "offset": max(receipt.offset for receipt in receipts),
         "duplicate": receipts[-1].duplicate,
+        **early(receipts),
     }
     return json.dumps(body).encode()
+
+
+def early(receipts: Sequence[Receipt]) -> dict[str, int | str]:
+    """What is told of labels that came before their prediction, if any did."""
+    found = [receipt for receipt in receipts if isinstance(receipt, JoinReceipt) and receipt.early]
+    if not found:
+        return {}
+    seconds = f"{found[0].early_seconds:g} s"
+    note = (
+        f"a label that comes before its prediction waits {seconds} for it; after that it is unknown, and may come again"
+    )
+    return {"early": sum(receipt.early for receipt in found), "note": note}

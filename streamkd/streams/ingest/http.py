@@ -17,6 +17,7 @@ import pyarrow as pa
 from streamkd.errors import RecordError, first_line
 from streamkd.hookspecs import Options, SourceKind, hookimpl
 from streamkd.records import RecordSchema
+from streamkd.streams.ingest.acks import early
 from streamkd.streams.ingest.admission import Sifted, admit_batch, admit_lines, admit_predictions, admit_schema
 from streamkd.streams.ingest.envelope import check_stream
 from streamkd.streams.ingest.intake import Ingest, Listener
@@ -164,7 +165,7 @@ def _told(receipt: Receipt, sifted: Sifted) -> Answer:
     told = {name: getattr(receipt, name) for name in ("sequence", "accepted", "rejected", "offset", "duplicate")}
     reasons = [asdict(reject) for reject in sifted.rejects]
     if isinstance(receipt, JoinReceipt):
-        told["waiting"] = receipt.waiting
+        told |= {"waiting": receipt.waiting, **early([receipt])}
         places = np.delete(np.arange(sifted.total), [reject.row for reject in sifted.rejects])
         reasons += [{**asdict(each), "row": int(places[each.row])} for each in receipt.unmatched]
     if reasons:

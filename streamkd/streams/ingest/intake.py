@@ -11,7 +11,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -153,12 +153,6 @@ class Intake:
             raise _ending()
         self._log.refuse_over_quota(self._pending_bytes + rows.nbytes)
         return self._committer.submit(Entry(rows, kind="predictions"))
-
-    def label_counts(self) -> Counter[str]:
-        """``Log.label_counts``, and predictions that are ``pending``: kept, without a label."""
-        counts = self._log.label_counts()
-        counts["pending"] = counts["kept"] - counts["joined"] - counts["unlabelled"]
-        return counts
 
     def refused(self, fault: Exception) -> Refusal:
         """Count a batch that was refused whole; what its producer is told."""

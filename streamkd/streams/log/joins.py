@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pyarrow as pa
 
@@ -77,10 +77,14 @@ class _Match:
 
 @dataclass(slots=True)
 class Matched:
-    """What became of labels: those to join, in order, how many more wait, and those of which nothing comes."""
+    """What became of labels: those to join, in order, how many more wait, and those of which nothing comes.
+
+    ``early``: how many began to wait for their prediction.
+    """
 
     matches: list[_Match] = field(default_factory=list)
     waiting: int = 0
+    early: int = 0
     unmatched: list[Unmatched] = field(default_factory=list)
     expired: list[tuple[int, int, int]] = field(default_factory=list)
 
@@ -129,7 +133,7 @@ class Joins:
         for row, given in enumerate(_given(labels, self._schema)):
             found = self._find(given)
             if seconds := self._patience(found, waited + matched.waiting):
-                self._wait(matched, row, given, seconds)
+                self._wait(matched, row, given, seconds, early=not isinstance(found, Found))
             elif isinstance(found, Found):
                 matched.matches.append(self._match(found, given))
             else:
@@ -151,7 +155,7 @@ class Joins:
         self._predictions.mark(found)
         return _Match(found, given)
 
-    def _wait(self, matched: Matched, row: int, given: _Given, seconds: float) -> None:
+    def _wait(self, matched: Matched, row: int, given: _Given, seconds: float, early: bool) -> None:
         """Let a label wait; one that waits for the same prediction stays, or gives way."""
         cursor = self._connection.execute(
             "INSERT OR IGNORE INTO waiting (name, id, due, label, task) VALUES (?, ?, ?, ?, ?)",
@@ -159,6 +163,7 @@ class Joins:
         )
         if cursor.rowcount:
             matched.waiting += 1
+            matched.early += early
         elif self._settings.settle_seconds:
             change = "UPDATE waiting SET label = ?, task = ? WHERE name = ?"
             self._connection.execute(change, (given.label, given.task, given.name))
@@ -231,18 +236,28 @@ class Joins:
         return Joined(rows, answers, asked.cast(pa.int64()).to_pylist())
 
     def counts(self) -> Counter[str]:
-        """How many predictions were kept, went unlabelled, were joined; labels waiting; unmatched ones by reason."""
+        """How many predictions were kept, went unlabelled, were joined; labels waiting; unmatched ones by reason.
+
+        ``early``: labels that ever waited for their prediction, whatever became of them.
+        """
         return Counter(dict(self._connection.execute("SELECT what, count FROM label_counts").fetchall()))
 
     def _tell(self, matched: Matched) -> None:
         unmatched = Counter[str](each.reason for each in matched.unmatched)
-        self._count({"joined": len(matched.matches), "waiting": matched.waiting, **unmatched})
+        self._count({"joined": len(matched.matches), "waiting": matched.waiting, "early": matched.early, **unmatched})
 
     def _count(self, more: Mapping[str, int]) -> None:
         self._connection.executemany(
             "INSERT INTO label_counts VALUES (?, ?) ON CONFLICT (what) DO UPDATE SET count = count + excluded.count",
             [(what, count) for what, count in more.items() if count],
         )
+
+
+def told(counts: Counter[str]) -> dict[str, Any]:
+    """How labels stand, of ``Joins.counts``: predictions that are ``pending`` are kept, and have no label."""
+    pending = counts["kept"] - counts["joined"] - counts["unlabelled"]
+    named = {name: counts[name] for name in ("kept", "joined", "unlabelled", "waiting", "early")}
+    return {**named, "pending": pending, "unmatched": {reason: counts[reason] for reason in REASONS}}
 
 
 def _given(labels: pa.RecordBatch, schema: RecordSchema) -> Iterator[_Given]:

@@ -63,11 +63,13 @@ class Entry:
 class JoinReceipt(Receipt):
     """What became of labels: ``rejected`` are ``unmatched``, or bad rows. Or of predictions: ``accepted`` are kept.
 
-    ``waiting``: how many more wait now. ``asked``: when each of those that were joined was (µs since 1970), in order;
-    ``stored_bytes``: what they took in the log.
+    ``waiting``: how many more wait now; ``early`` of them for their prediction, ``early_seconds`` each. ``asked``: when
+    each of those that were joined was (µs since 1970), in order; ``stored_bytes``: what they took in the log.
     """
 
     waiting: int = 0
+    early: int = 0
+    early_seconds: float = 0.0
     unmatched: Sequence[Unmatched] = ()
     asked: Sequence[int] = ()
     stored_bytes: int = 0
@@ -202,7 +204,10 @@ class Log:
         unmatched = tuple(matched.unmatched)
         accepted = rows.num_rows - len(unmatched) if entry.kind == "labels" else kept
         rejected = refused + len(unmatched) if entry.kind == "labels" else rows.num_rows - kept
-        return JoinReceipt(entry.sequence, accepted, rejected, at, False, matched.waiting, unmatched, asked, stored)
+        early = (matched.early, self.labels.early_seconds if self.labels else 0.0)
+        return JoinReceipt(
+            entry.sequence, accepted, rejected, at, False, matched.waiting, *early, unmatched, asked, stored
+        )
 
     def is_due(self) -> bool:
         """Whether labels have waited enough, or predictions are kept for longer than they should be."""
@@ -210,7 +215,7 @@ class Log:
             return self._looking.is_due()
 
     def label_counts(self) -> Counter[str]:
-        """Predictions ever ``kept``, ``joined``, gone ``unlabelled``; labels ``waiting``, unmatched ones by reason."""
+        """As ``Joins.counts``."""
         with self.file.reading():
             return self._looking.counts()
 

@@ -20,6 +20,7 @@ from streamkd.streams.ingest import tokens
 from streamkd.streams.ingest.flight import FlightListener, FlightOptions
 from streamkd.streams.ingest.http import ARROW, LINES, Answer, HttpListener, HttpOptions
 from streamkd.streams.ingest.tokens import Tokens
+from streamkd.streams.log.joins import told
 from streamkd.streams.log.predictions import KeptRequest, kept_schema, with_requests
 
 SCHEMA = RecordSchema(inputs=(InputColumn(name="x", shape=(2,)),))
@@ -116,7 +117,7 @@ def test_labels_are_counted(way: Any) -> None:
     assert way.counted("labels_joined_total") == 2
     assert way.counted("source_records_total", "main") == 2
     assert [way.counted("labels_unmatched_total", reason) for reason in ("repeated", "unknown", "late")] == [1, 1, 0]
-    assert way.intake.label_counts()["pending"] == 2
+    assert told(way.log.label_counts())["pending"] == 2
 
 
 def test_the_delay_is_from_the_prediction(way: Any) -> None:
@@ -145,6 +146,18 @@ def test_labels_that_wait_count_as_records_that_wait(open_way: Callable) -> None
     assert label(way, b"\n".join(line(f"more-{n}") for n in range(3))).status == 200
 
 
+def test_a_label_that_is_early_is_told_so(open_way: Callable) -> None:
+    """How many are, how long they wait and what comes then; of others nothing is said."""
+    way = open_way(SCHEMA, late=LateLabels(early_seconds=90))
+    way.intake.keep(predictions(("one", 1))).result(10)
+    said = label(way, line("one") + b"\n" + line("soon") + b"\n" + line("never")).body
+    assert (said["accepted"], said["waiting"], said["early"]) == (3, 2, 2)
+    assert "waits 90 s for it; after that it is unknown" in said["note"]
+    assert way.log.label_counts()["early"] == 2
+    way.intake.keep(predictions(("two", 1))).result(10)
+    assert not {"early", "note"} & set(label(way, line("two")).body)
+
+
 def test_a_full_log_keeps_no_predictions(open_way: Callable) -> None:
     """They are refused before they are written."""
     way = open_way(SCHEMA, late=LATE, quota_bytes=1_000)
@@ -161,9 +174,9 @@ def test_a_row_that_can_be_no_record_has_no_prediction(open_way: Callable) -> No
     listener = HttpListener(HttpOptions(), way.ingest())
     answer = listener.keep(ipc(spoilt.replace_schema_metadata(rows.schema.metadata)))
     assert answer == Answer(200, {"kept": 3})
-    told = label(way, line("bad/1") + b"\n" + line("also") + b"\n" + line("bad/0")).body
-    assert [(each["row"], each["reason"]) for each in told["reasons"]] == [(0, "unknown")]
-    assert "row 1 of the request 'bad' was refused" in told["reasons"][0]["detail"]
+    said = label(way, line("bad/1") + b"\n" + line("also") + b"\n" + line("bad/0")).body
+    assert [(each["row"], each["reason"]) for each in said["reasons"]] == [(0, "unknown")]
+    assert "row 1 of the request 'bad' was refused" in said["reasons"][0]["detail"]
     assert way.log.read(0, 2).rows.column("x").to_pylist() == [[7, 0], [0, 0]]
 
 

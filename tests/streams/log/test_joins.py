@@ -160,6 +160,7 @@ def test_an_early_label_waits_for_its_prediction() -> None:
     with a_case(early_seconds=10) as case:
         receipt = case.put(labelled([("a", "yes"), ("never", "no"), ("a", "other")]))
         assert (receipt.accepted, receipt.waiting, receipt.rejected) == (2, 2, 1)
+        assert (receipt.early, receipt.early_seconds) == (2, 10)
         case.log.close()
         case.open()
         case.put(kept([("a", 1)]), labelled([("a", "no longer the first")]))
@@ -168,7 +169,14 @@ def test_an_early_label_waits_for_its_prediction() -> None:
         case.clock.now += 11
         assert case.log.is_due()
         assert [each.reason for each in case.put(SETTLE).unmatched] == ["unknown"]
-        assert case.log.label_counts() == {"kept": 1, "joined": 1, "repeated": 2, "unknown": 1, "waiting": 0}
+        assert case.log.label_counts() == {
+            "kept": 1,
+            "joined": 1,
+            "repeated": 2,
+            "unknown": 1,
+            "waiting": 0,
+            "early": 2,
+        }
 
 
 def test_so_many_may_wait_for_their_prediction() -> None:
@@ -181,7 +189,8 @@ def test_so_many_may_wait_for_their_prediction() -> None:
 def test_the_last_label_within_the_time_wins() -> None:
     """With ``settle_seconds`` a label waits for a later one; after that the record is final."""
     with a_case(settle_seconds=5) as case:
-        case.put(kept([("a", 1)]), labelled([("a", "first")]))
+        receipt = case.put(kept([("a", 1)]), labelled([("a", "first")]))
+        assert (receipt.waiting, receipt.early) == (1, 0)
         case.clock.now += 4
         assert case.put(labelled([("a", "second")])).accepted == 1
         case.clock.now += 2
@@ -210,7 +219,7 @@ def test_a_batch_of_labels_sent_again_counts_once() -> None:
         assert (again.duplicate, again.accepted, again.rejected) == (True, first.accepted, first.rejected)
         assert case.put(labelled([("a", "no")], 1)).rejected == 1
         assert case.put(labelled([("a", "no")], 1)).duplicate
-        assert case.log.label_counts() == {"kept": 1, "joined": 1, "waiting": 1, "repeated": 1}
+        assert case.log.label_counts() == {"kept": 1, "joined": 1, "waiting": 1, "early": 1, "repeated": 1}
 
 
 def test_the_first_prediction_of_an_id_stands() -> None:
@@ -347,6 +356,7 @@ class Oracle:
             elif key not in self.waiting:
                 seconds = self.settings.early_seconds if early else self.settings.settle_seconds
                 self.waiting[key] = (self.clock.now + seconds, label)
+                self.counts["early"] += bool(early)
             else:
                 self.counts["repeated"] += 1
                 if self.settings.settle_seconds:
