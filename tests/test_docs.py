@@ -50,6 +50,15 @@ TAKEN = {
 }
 
 
+# who runs the `curl` of a page
+CURLED = {
+    "README.md": "tests/endtoend/test_embedded.py",
+    "deploy/README.md": "tests/endtoend/test_embedded.py",
+    "docs/how-to/late-labels.md": "tests/endtoend/test_how_to.py",
+    "docs/how-to/push-records.md": "tests/endtoend/test_how_to.py",
+    "docs/tutorials/first-stream.md": "tests/endtoend/test_tutorial.py",
+}
+
 STREAM = {"source": {"name": "replay", "dataset": "digits"}}
 WRITTEN = [page for page in PAGES if page not in ("CHANGELOG.md", "docs/hardening.md")]
 # what has dots and is no key: names in code and in answers, figures of a benchmark, files
@@ -128,6 +137,13 @@ def test_python_is_run() -> None:
         assert re.search(rf"{Path(page).name}|README", (ROOT / test).read_text("utf-8")), page
         for block in blocks(page, "python"):
             ast.parse(block)
+
+
+def test_curl_is_run() -> None:
+    """Every page that calls it is read by a test that runs it."""
+    assert {page for page in PAGES if re.search(r"^    curl ", text(page), re.M)} == set(CURLED)
+    for page, test in CURLED.items():
+        assert f'"{page}"' in (ROOT / test).read_text("utf-8")
 
 
 def test_the_readmes_python_runs() -> None:

@@ -8,6 +8,8 @@ import contextlib
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import ssl
 import subprocess
@@ -24,6 +26,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
+ROOT = Path(__file__).parents[2]
 STREAMKD = [sys.executable, "-m", "streamkd"]
 START_SECONDS = 60.0  # on a machine that is busy with other tests
 Serve = Callable[..., "Server"]
@@ -277,6 +280,36 @@ def merged(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
         old = result.get(key)
         result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return result
+
+
+def commands(page: str, program: str) -> list[str]:
+    """The commands of a page that call a program, each on as many lines as its quotes and backslashes need."""
+    text = (ROOT / page).read_text("utf-8")
+    found = []
+    for begin in re.finditer(rf"^    {program} ", text, re.M):
+        lines = text[begin.start() :].splitlines()
+        found.append(next(part for n in range(1, 9) if _is_whole(part := "\n".join(lines[:n]))))
+    return found
+
+
+def _is_whole(command: str) -> bool:
+    try:
+        return bool(shlex.split(command)) and not command.endswith("\\")
+    except ValueError:  # a quote is open
+        return False
+
+
+def curled(page: str, server: Server, folder: Path) -> list[dict[str, Any]]:
+    """What a server answers to each `curl` of a page, run in a shell as it stands there but for the port."""
+    if shutil.which("curl") is None:
+        pytest.skip("no curl: Debian's package curl has it")
+    answers = []
+    for command in commands(page, "curl"):
+        here = command.replace("http://127.0.0.1:8470", server.url)
+        done = subprocess.run(["sh", "-c", here], cwd=folder, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        answers.append(json.loads(done.stdout))
+    return answers
 
 
 @pytest.fixture(autouse=True)

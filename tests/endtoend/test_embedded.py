@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from sklearn.datasets import load_digits
 
-from .conftest import Serve, Server, until
+from .conftest import Serve, Server, curled, until
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 PROMTOOL = shutil.which("promtool")
@@ -77,13 +77,11 @@ def test_it_answers_while_it_learns(server: Server) -> None:
     assert 0 <= said["lag_records"] < 1_000
 
 
-def test_the_readmes_request_is_answered(server: Server) -> None:
-    """What the README sends by curl is one digit, and one label comes back."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
-    [body] = re.findall(r"infer -d '(.*?)'", readme, re.S)
-    answer = server.post("/v2/models/student/infer", content=body)
-    assert answer.status_code == 200, answer.text
-    assert [len(output["data"]) for output in answer.json()["outputs"] if output["name"] == "label"] == [1]
+def test_the_requests_of_the_readmes_are_answered(server: Server, tmp_path: Path) -> None:
+    """What the README sends by curl is one digit, and one label comes back; deploy's asks whether it is ready."""
+    [answer] = curled("README.md", server, tmp_path)
+    assert [len(output["data"]) for output in answer["outputs"] if output["name"] == "label"] == [1]
+    assert [answer["ready"] for answer in curled("deploy/README.md", server, tmp_path)] == [True]
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="no promtool: Debian's package prometheus has it")

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Serve, streamkd, until
+from .conftest import ROOT, Serve, curled, streamkd, until
 
-PAGE = (Path(__file__).parents[2] / "docs/tutorials/first-stream.md").read_text("utf-8")
+NAME = "docs/tutorials/first-stream.md"
+PAGE = (ROOT / NAME).read_text("utf-8")
 
 
 @pytest.mark.slow
@@ -33,6 +34,7 @@ def test_the_first_stream(serve: Serve, tmp_path: Path, monkeypatch: pytest.Monk
     server = serve(tmp_path / configuration, state=tmp_path / state)
     server.trained(456)
     until(server.ready, 30, "a version")
+    assert [answer["records_trained"] for answer in curled(NAME, server, tmp_path)] == [456]
     assert "569 predictions" in _run([server.url if "8470" in word else word for word in predict])
     assert server.stop() == 0
     assert re.findall(r"```text\n(456 .*)\n", PAGE)[0] in _run(inspect)
