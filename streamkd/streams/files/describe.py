@@ -106,6 +106,11 @@ def _lost(rows: Rows, roles: ColumnRoles) -> Iterator[str]:
     for name, count in lost.items():
         if count:
             yield f"{count:,} records have no {name!r}: they go to the dead letters."
+    if lost[roles.label.name]:
+        yield (
+            "With `unlabelled: distil` under stream, teachers answer for records without a label; where a later record "
+            "brings it, request_time and label_time under source join the two."
+        )
 
 
 def _csv(dialect: CsvDialect | None) -> list[str]:

@@ -39,6 +39,7 @@ Doubtful = Literal[
 DOUBTFUL: tuple[Doubtful, ...] = get_args(Doubtful)
 ENOUGH = 20  # records, or labels: of fewer nothing is concluded
 RECORDS_EACH = 5  # a number that fewer records share than this, on average, is no class
+WORDS = 0.05  # a column of numbers has at most so many words among them
 SEPARATORS = "|;,+"
 ID_NAME = re.compile(r"(?i:(^|[_ .-])(id|uuid|guid|key|no|nr|number|index|idx)$)|[a-z](Id|ID|No|Nr)$")
 CODE = re.compile(r"[0-9a-fA-F-]{8,}")
@@ -215,18 +216,26 @@ def of_input(name: str, column: pa.ChunkedArray, label: pa.ChunkedArray) -> Doub
     if len(column) < ENOUGH or not (is_text(column.type) or pa.types.is_integer(column.type)):
         return None
     values, different = column.drop_null(), pc.count_distinct(column).as_py()
-    if is_text(column.type) and different > ENOUGH and (numbers_of(values.to_pylist()) is not None):
-        return Doubt(
-            "number-texts",
-            f"the column {name!r} holds numbers written as text, such as {values[0].as_py()!r}: each would be a word",
-            "write numbers, with pandas: pandas.to_numeric",
-        )
+    if is_text(column.type) and different > ENOUGH and (found := _number_texts(name, values.to_pylist())):
+        return found
     if why := _id(name, values, different):
         return Doubt("ids", f"the column {name!r} looks like an id: {why}", "take it out of the inputs")
     if different > 1 and _copies(column, label):
         said = f"the column {name!r} says the label: each of the {different} labels has a value of its own there"
         return Doubt("label-copies", said, "take it out of the inputs")
     return None
+
+
+def _number_texts(name: str, values: Sequence[str]) -> Doubt | None:
+    """Numbers as text, perhaps with some words among them."""
+    words = [value for value in values if not NUMBER.fullmatch(value)]
+    if len(words) > WORDS * len(values):
+        return None
+    said = f"holds numbers written as text, such as {values[0]!r}: each would be a word"
+    if words:
+        said = f"holds numbers and {len(words):,} words, such as {words[0]!r}: each number would be a word, too"
+    fix = "write numbers and empty cells, with pandas: pandas.to_numeric(column, errors='coerce')"
+    return Doubt("number-texts", f"the column {name!r} {said}", fix)
 
 
 def _id(name: str, values: pa.ChunkedArray, different: int) -> str:

@@ -153,9 +153,9 @@ def unreadable(path: Path, fault: Exception) -> SourceError:
     """What a library says of a file, as ours."""
     if isinstance(fault, FileNotFoundError):
         return SourceError("there is no such file", where=str(path), fix="check the path")
-    return SourceError(
-        f"cannot be read: {first_line(fault)}", where=str(path), fix="write it again, or convert it to Parquet"
-    )
+    said = first_line(fault)
+    fix = "copy it again: it is cut or damaged" if "Parquet" in said else "write it again, or convert it to Parquet"
+    return SourceError(f"cannot be read: {said}", where=str(path), fix=fix)
 
 
 def _mapped(path: Path) -> Iterator[pa.Table]:

@@ -274,8 +274,8 @@ def _ungrouped(column: pa.ChunkedArray, dialect: CsvDialect) -> pa.ChunkedArray:
 def _unparsed(path: Path, fault: Exception, row: int) -> SourceError:
     """What pyarrow says of a piece that begins with record ``row``, as ours."""
     said = first_line(fault)
-    line = re.search(r"Row #(\d+): ", said)
-    where = f"{path}: near record {row + int(line[1]) - 1 if line else row:,}"
+    line, after = re.search(r"Row #(\d+): ", said), re.search(r"\.? in row (\d+)$", said)  # of CSV, of JSON
+    where = f"{path}: near record {row + (int(line[1]) - 1 if line else int(after[1]) if after else 0):,}"
     fix = "write it again, or convert it to Parquet"
     if "conversion error" in said:
         fix = "if such a cell is a gap, add it to `csv: {nulls: [...]}` under stream.source; else mend the file"
@@ -285,4 +285,10 @@ def _unparsed(path: Path, fault: Exception, row: int) -> SourceError:
         fix = "mend that line; where quoted cells hold line ends, `csv: {newlines: true}` under stream.source"
     elif "UTF8" in said or "UTF-8" in said:
         fix = "`csv: {encoding: cp1252}` under stream.source, or what it is written in"
-    return SourceError(f"cannot be read: {said.replace(line[0], '') if line else said}", where=where, fix=fix)
+    elif "changed from" in said:
+        fix = "write values of one type under a key, and null for a gap"
+    elif "JSON" in said:
+        fix = "mend that line: one whole JSON object a line"
+    for place in filter(None, (line, after)):
+        said = said.replace(place[0], "")
+    return SourceError(f"cannot be read: {said}", where=where, fix=fix)

@@ -529,6 +529,27 @@ TABLE = [
         "!'x' holds numbers written as text[\\s\\S]*pandas.to_numeric",
     ),
     row(
+        "numbers with a few words among them",
+        "init",
+        csv({"x": [*map(str, X[:-3]), "calm", "calm", "gusty"], "label": CLASSES}),
+        "!'x' holds numbers and 3 words, such as 'calm'[\\s\\S]*errors='coerce'",
+    ),
+    row(
+        "JSON lines with a text among numbers",
+        "init",
+        text(
+            "".join(f'{{"x": {n if n != 150 else chr(34) + "n/a" + chr(34)}, "label": 1}}\n' for n in range(N)),
+            "a.jsonl",
+        ),
+        "!near record 150: .*changed from number to string[\\s\\S]*null for a gap",
+    ),
+    row(
+        "JSON lines that break off",
+        "init",
+        text("".join(f'{{"x": {n}, "label": {n % 4}}}\n' for n in range(N))[:-4], "mine.jsonl"),
+        "!near record 199: .*[\\s\\S]*one whole JSON object a line",
+    ),
+    row(
         "numbers written as text, in a configuration",
         "play",
         parquet({"x": [f"{value:.3f}" for value in X], "label": CLASSES}),
