@@ -1,13 +1,14 @@
 """``streamkd bench speed``: records per second of our whole learner, of a bare loop and of Avalanche's online replay.
 
 All three in one process, on the same 30,000 records, one thread, taking turns so that a machine that slows down
-slows all of them; the figures are medians over the turns and ratios of the same turn.
+slows all of them; the figures are medians over the turns and ratios of the same turn. These are of a configuration with
+a bare loop's arithmetic. What the defaults take is told too, beside a plain loop that replays as many rows as they do.
 """
 
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 from streamkd import config as configuration
-from streamkd.bench import bare, book, peers, streams
+from streamkd.bench import bare, book, peers, plain_replay, streams
 from streamkd.plugins import Registry
 
 SHAPE = bare.Shape(
@@ -31,6 +32,7 @@ SHAPE = bare.Shape(
     bias=-0.2860 / 0.3530,
 )
 HIDDEN = (256, 256)
+DEFAULTS = 3_000  # records on which the defaults are timed; they take milliseconds each
 TURNS = 3  # of ours and the bare loop; Avalanche's replay takes minutes and gets one
 
 
@@ -63,18 +65,42 @@ def measure(
         memory=SHAPE.memory,
         learning_rate=SHAPE.learning_rate,
     )
+    rows += _defaults(min(records, DEFAULTS), registry)
     progress(total, total)
-    ours = statistics.median(row["streamkd"] for row in rows)
+    ours = _median(rows, "streamkd")
     figures = {
         "samples_per_second": ours,
-        "bare_loop_samples_per_second": statistics.median(row["bare_loop"] for row in rows),
+        "bare_loop_samples_per_second": _median(rows, "bare_loop"),
         "avalanche_replay_samples_per_second": theirs,
-        "ratio_to_bare_loop": statistics.median(row["ratio"] for row in rows),
+        "ratio_to_bare_loop": _median(rows, "ratio"),
         "ratio_to_avalanche_replay": ours / theirs,
+        "defaults_samples_per_second": _median(rows, "defaults"),
+        "replay_loop_samples_per_second": _median(rows, "replay_loop"),
+        "ratio_of_defaults_to_replay_loop": _median(rows, "defaults_ratio"),
         "records": records,
         "replayed_per_step": replay,
     }
     return book.result("speed", rows, figures=figures)
+
+
+def _median(rows: Sequence[dict[str, float]], name: str) -> float:
+    """Over the turns that have it."""
+    return statistics.median(row[name] for row in rows if name in row)
+
+
+def _defaults(records: int, registry: Registry) -> list[dict[str, float]]:
+    """Turns of the learner with its defaults and of experience replay in a plain loop, records per second."""
+    made = tree(records)
+    config = configuration.from_tree({name: made[name] for name in ("device", "stream", "student")}, registry)
+    x, y = arrays(config, registry)
+    inputs, rows = x.float() * SHAPE.gain + SHAPE.bias, []
+    for turn in range(TURNS):
+        ours, loop = _ours(config, registry), network(x.shape[1])
+        adam = torch.optim.Adam(loop.parameters(), lr=0.001)
+        how = {"batch": SHAPE.batch, "replay": config.memory.replay, "memory": SHAPE.memory, "seed": 0}
+        plain = len(y) / plain_replay.train("replay", inputs, y, loop, adam, **how).seconds
+        rows.append({"turn": turn, "defaults": ours, "replay_loop": plain, "defaults_ratio": ours / plain})
+    return rows
 
 
 def tree(records: int, shape: bare.Shape = SHAPE) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from streamkd.gates.presence import Presence
+from streamkd.gates.presence import Presence, of_labels
 from streamkd.gates.spread import LEAST, spread
 
 RATES, SHARES = (0.02, 0.1, 0.5), (1e-4, 1e-3, 1e-2)  # decision 31
@@ -37,6 +37,7 @@ class FixedShare:
     def __init__(self) -> None:
         self.names: tuple[str, ...] = ()
         self._rates, self._shares = (np.array(column)[:, None] for column in zip(*PAIRS, strict=True))
+        self._kept = 1 - self._shares
         self._table = np.zeros((len(PAIRS), 0))
         self._trust = np.full(len(PAIRS), 1 / len(PAIRS))
         self.presence = Presence()
@@ -78,14 +79,15 @@ class FixedShare:
         self._meet(tuple(names))
         said = spread(said)
         held = (1 - LEAST) * np.nan_to_num(held) + LEAST / said.shape[2]
-        mixed = np.empty((len(said), said.shape[2]))
+        weights, beside, known = np.empty(said.shape[:2]), (held[:0], NOTHING), b""
         for row, label in enumerate(labels.tolist()):
-            mixed[row] = self._trust @ self._table @ said[row]
+            weights[row] = self._trust @ self._table
             if label >= 0:
                 self.presence.see(label)
-                gave = None if then is None else then[row, :, label]
-                self._learn(said[row, :, label], gave, *self._beside(held, held_labels, away))
-        return mixed
+                if len(held) and (told := self.presence.told()) != known:
+                    known, beside = told, self._beside(held, held_labels, away)
+                self._learn(said[row, :, label], None if then is None else then[row, :, label], *beside)
+        return np.einsum("nk,nkc->nc", weights, said)
 
     def _meet(self, names: tuple[str, ...]) -> None:
         """The sources as they are now."""
@@ -103,14 +105,12 @@ class FixedShare:
         Together as much as they are more than the others. Records of a rare class that comes as it ever did are unlike
         the recent ones because hardly any of these are of it: what comes tests them.
         """
-        absent, rare = (self.presence.told(of, labels) for of in (self.presence.absent(), self.presence.rare()))
+        absent, rare = (of_labels(which, labels) for which in (self.presence.absent(), self.presence.rare()))
         away = (away & ~rare) | absent
         return away, 1 / max(len(labels) - int(away.sum()), len(labels) / MOST, 1)
 
     def _beside(self, held: np.ndarray, labels: np.ndarray, away: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Probabilities [m, sources] of the held-out records that do not come now, and what each counts."""
-        if not len(labels):
-            return held, NOTHING
         away, each = self.still_true(labels, away)
         return held[away], np.full(int(away.sum()), each)
 
@@ -119,18 +119,22 @@ class FixedShare:
 
         ``gave`` [pairs] is what the pairs gave the label, ``None``: as they would now.
         """
-        whole = 1 + counts.sum()  # one step a record, whatever stands beside it: held-out ones are the same each time
-        m = self._table @ told
-        slope, log = told / m[:, None], np.log(m if gave is None else gave)
+        table, m = self._table, self._table @ told
+        slope, gave = told / m[:, None], m if gave is None else gave
         if len(held):
-            each = self._table @ held.T
-            slope, log = slope + (counts / each) @ held, log + np.log(each) @ counts
-        self._table = self._table * np.exp(np.minimum(self._rates * slope / whole, 20.0))
-        self._table /= self._table.sum(1, keepdims=True)
-        self._table += self._shares * (1 / len(self.names) - self._table)
-        trust = self._trust * np.exp((log - log.max()) / whole)
-        self._trust = trust / trust.sum()
-        self._trust += SWITCH * (1 / len(trust) - self._trust)
+            whole = (
+                1 + counts.sum()
+            )  # one step a record, whatever stands beside it: held-out ones are the same each time
+            each = table @ held.T
+            slope = (slope + (counts / each) @ held) / whole
+            log = np.log(gave) + np.log(each) @ counts
+            gave = np.exp((log - log.max()) / whole)
+        table *= np.exp(np.minimum(self._rates * slope, 20.0))
+        table /= np.add.reduce(table, 1, keepdims=True)
+        table *= self._kept
+        table += self._shares / len(self.names)
+        trust = self._trust * gave
+        self._trust = trust * ((1 - SWITCH) / np.add.reduce(trust)) + SWITCH / len(trust)
 
     def state_dict(self) -> dict[str, Any]:
         """What the next weights follow from."""

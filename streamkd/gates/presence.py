@@ -42,11 +42,9 @@ class Presence:
         """[classes] which come too seldom for the recent records to show what they are like now."""
         return (self.count > 0) & (self.count * RECENT < MISSED * (self.now - self.first + 1))
 
-    def told(self, which: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """What ``absent`` or ``rare`` says of each of these labels [m]; nothing of one that has not come."""
-        if not len(which):
-            return np.zeros(len(labels), dtype=bool)
-        return which.take(labels, mode="clip") & (labels < len(which))
+    def told(self) -> bytes:
+        """All that ``absent`` and ``rare`` say, to see whether it is still the same."""
+        return self.absent().tobytes() + self.rare().tobytes()
 
     def state_dict(self) -> dict[str, Any]:
         """What the next answers follow from."""
@@ -57,3 +55,10 @@ class Presence:
         self.now = state["now"]
         for name in ARRAYS:
             setattr(self, name, state[name].numpy().copy())
+
+
+def of_labels(which: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """What ``absent`` or ``rare`` says of each of these labels [m]; nothing of one that has not come."""
+    if not len(which):
+        return np.zeros(len(labels), dtype=bool)
+    return which.take(labels, mode="clip") & (labels < len(which))

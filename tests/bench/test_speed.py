@@ -52,4 +52,5 @@ def test_the_figures_have_their_names() -> None:
     result = speed.measure(300)
     assert result["schema"] == 1
     assert {"ratio_to_bare_loop", "ratio_to_avalanche_replay", "samples_per_second"} <= set(result["figures"])
+    assert result["figures"]["ratio_of_defaults_to_replay_loop"] < result["figures"]["ratio_to_bare_loop"]
     assert all(value > 0 for value in result["figures"].values())
