@@ -67,6 +67,6 @@ def _marks(least: float, most: float) -> Sequence[float]:
 
 def _dot(name: str, x: float, y: float) -> str:
     kind = "ours" if name.startswith("streamkd") else "other"
-    label = f'<text x="{x + 7:.1f}" y="{y + 4:.1f}">{escape(name)}</text>' if name == "streamkd" else ""
+    label = f'<text x="{x:.1f}" y="{y - 8:.1f}" text-anchor="middle">{name}</text>' if name == "streamkd" else ""
     dot = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{escape(name)}</title></circle>'
     return f'<g class="{kind}">{dot}{label}</g>'
