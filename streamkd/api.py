@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from streamkd.meta.optimizers import Ruled
     from streamkd.observe import Observer
     from streamkd.records import Chunk, InputColumn, Label, Records, RecordSchema, Repeating, Source
-    from streamkd.replay.policy import Accounting, Contents, Offered, Policy
+    from streamkd.replay.policy import Accounting, Contents, Offered, Policy, Yielding
     from streamkd.replay.rows import HeldOutFigures, RowsContext, RowSource, StepRows
     from streamkd.students.columns import Columns
     from streamkd.students.networks import Student
@@ -142,6 +142,7 @@ __all__ = [
     "TeacherKind",
     "Trained",
     "Versioned",
+    "Yielding",
     "at_labels",
     "capture",
     "copy_of",
@@ -184,7 +185,7 @@ _LATER = {
     "streamkd.meta.optimizers": ("Ruled",),
     "streamkd.observe": ("Observer",),
     "streamkd.records": ("Chunk", "InputColumn", "Label", "RecordSchema", "Records", "Repeating", "Source"),
-    "streamkd.replay.policy": ("Accounting", "Contents", "Offered", "Policy"),
+    "streamkd.replay.policy": ("Accounting", "Contents", "Offered", "Policy", "Yielding"),
     "streamkd.replay.rows": ("HeldOutFigures", "RowSource", "RowsContext", "StepRows"),
     "streamkd.students.columns": ("Columns",),
     "streamkd.students.networks": ("Student",),

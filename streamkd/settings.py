@@ -152,13 +152,26 @@ class Optimizer(Model):
 
 
 class MemorySettings(Model):
-    """Remembered samples: ``size`` in all, of which ``holdout_ratio`` is never replayed."""
+    """Remembered samples: ``size`` in all or as many as ``bytes`` hold; of them ``holdout_ratio`` is never replayed."""
 
-    size: Positive = 500
+    size: Positive | None = Field(default=None, description="records; 500 unless bytes are given")
+    bytes: Bytes | None = Field(
+        default=None, description="of all that is kept of records, teachers' answers among it; in place of size"
+    )
     holdout_ratio: float = Field(default=0.2, ge=0, lt=1)
     replay: int = Field(default=100, ge=0, description="remembered samples added to each step")
     policy: Choice = Field(default=Choice(name="class-balanced"), description="which records keep their places")
     holdout_policy: Choice = Field(default=Choice(name="class-balanced"), description="the same, of held-out records")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_one_bound(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        bounds = [name for name in ("size", "bytes") if given.get(name) is not None]
+        if len(bounds) > 1:
+            raise ValueError(f"needed size or bytes, got both ({given['size']}, {given['bytes']}); set one to null")
+        return given if bounds else {**given, "size": 500}
 
 
 class PoolSettings(Model):

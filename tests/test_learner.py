@@ -220,7 +220,7 @@ def test_resuming_with_another_optimiser_rate_is_taken() -> None:
     ("changes", "where"),
     [
         ({"student": {"name": "mlp", "hidden": [8]}}, "student"),
-        ({"memory": {"size": 61, "replay": 20}}, "memory"),
+        ({"memory": {"size": 60, "replay": 20, "holdout_ratio": 0.5}}, "memory"),
         ({"seed": 5}, "seed"),
     ],
 )

@@ -18,7 +18,8 @@ from streamkd.learning.batch import ARRIVED, StepBatch, Taken
 from streamkd.learning.step import Step
 from streamkd.losses.match_gate import fused_target, soft_answers
 from streamkd.records import InputColumn, RecordSchema
-from streamkd.replay.memory import Memory, whole
+from streamkd.replay.memory import Memory
+from streamkd.replay.ring import whole
 from streamkd.replay.rows import StepRows
 from streamkd.students.networks import Student, at_rest
 from streamkd.teachers.admission import Applicant

@@ -18,7 +18,7 @@ from torch.utils.data import TensorDataset
 from streamkd.avalanche.deferred import AVALANCHES, deferred
 from streamkd.learning.batch import Taken
 from streamkd.learning.step import Step
-from streamkd.replay.memory import Ring
+from streamkd.replay.ring import Ring
 from streamkd.tasks.experience import TensorBatch
 from streamkd.tasks.labels import NONE
 

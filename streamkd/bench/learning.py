@@ -24,6 +24,7 @@ from streamkd import config as configuration
 from streamkd.bench import baselines, book, documents, peers, scores, streams, unordered
 from streamkd.bench.book import Progress, Row
 from streamkd.bench.scores import Scores, Table
+from streamkd.errors import ConfigError
 from streamkd.evaluate import accuracy
 from streamkd.plugins import Registry
 from streamkd.run import run_seed
@@ -147,6 +148,8 @@ def _in_memory(task: LearningRun, config: configuration.Config, registry: Regist
         unordered.train(x, y, network, config.stream.batch.size, epochs, task.settings, task.seed)
         after(network)
         return {"student": float(np.mean(matrix[-1]))}
+    if config.memory.size is None:
+        raise ConfigError("baselines count records, got memory.bytes", where="memory", fix="give memory.size")
     budget = peers.RunBudget(config.stream.batch.size, config.memory.size)
     pairs = [(part.x, part.y) for part in data.train]
     peers.train(task.method, pairs, network, budget, task.settings, task.seed, after)

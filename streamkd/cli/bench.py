@@ -1,4 +1,4 @@
-"""The benchmarks: ``bench speed``, ``learning``, ``frontier``, ``gate``, ``drift``, ``meta``."""
+"""The benchmarks: ``bench speed``, ``memory``, ``learning``, ``frontier``, ``gate``, ``drift``, ``meta``."""
 
 import json
 from collections.abc import Callable
@@ -54,6 +54,25 @@ def bench_speed(out: Path | None, records: int, replay: int) -> None:
 
     with bar("records", None) as advance:
         result = speed.measure(records, replay, progress=advance)
+    _write(result, out)
+    _figures(result)
+
+
+@bench.command("memory")
+@FIGURES
+@click.option(
+    "--size", "sizes", type=click.IntRange(1), multiple=True, help="Records; may be repeated. Default 500 to 100,000."
+)
+@click.option(
+    "--bytes", "bounds", type=click.IntRange(1), multiple=True, help="A memory of so many bytes; may be repeated."
+)
+def bench_memory(out: Path | None, sizes: tuple[int, ...], bounds: tuple[int, ...]) -> None:
+    """What a step and a checkpoint cost with memories of several sizes."""
+    from streamkd.bench import capacity
+
+    chosen = [{"size": size} for size in sizes] + [{"bytes": bound} for bound in bounds]
+    with bar("memories", None) as advance:
+        result = capacity.measure(chosen or [{"size": size} for size in capacity.SIZES], progress=advance)
     _write(result, out)
     _figures(result)
 

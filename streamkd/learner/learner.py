@@ -30,7 +30,7 @@ from streamkd.meta.artefact import Artefact
 from streamkd.observe import Observers
 from streamkd.plugins import Registry
 from streamkd.records import Records, RecordSchema, Source
-from streamkd.replay.memory import Ring
+from streamkd.replay.ring import Ring
 from streamkd.state.checkpoint import DeadBatch
 from streamkd.streams.log.log import Log
 from streamkd.students.networks import Student, at_rest

@@ -21,12 +21,14 @@ from torch import Tensor
 
 from streamkd.learning.mixture import Mixture
 from streamkd.learning.recent import FEW, Recent, near
-from streamkd.replay.memory import Memory, Ring
+from streamkd.replay.memory import Memory
+from streamkd.replay.ring import Ring
 from streamkd.teachers.pool import Pool
 from streamkd.teachers.teacher import Teacher
 
 EVERY = 10  # steps between two looks
 IN_A_ROW = 2  # looks that say the same: a teacher that is new to a domain errs on the old one's for a while
+LOOKED_AT = 500  # remembered records of a ring at most, other ones at each look
 SURE = 4.0  # standard errors by which mistakes on what is remembered are more: it is asked hundreds of times
 
 
@@ -37,6 +39,7 @@ class Contradiction:
         self.memory, self.pool, self.mixture, self.recent = memory, pool, mixture, recent
         self.age = 0
         self.looks = 0
+        self._turn = 0
         self._wrong: list[np.ndarray] = []
 
     @property
@@ -67,18 +70,24 @@ class Contradiction:
     def _look(self, teacher: Teacher) -> None:
         new, known_now = np.concatenate(self._wrong), self._known_now(teacher)
         rings = [ring for ring in (self.memory.replayed, self.memory.holdout) if ring.x is not None and ring.filled]
-        judged = [self._judged(teacher, ring, known_now) for ring in rings]
+        places = [ring.places(LOOKED_AT, self._turn) for ring in rings]
+        judged = [self._judged(teacher, *looked, known_now) for looked in zip(rings, places, strict=True)]
         told = [wrong[like] for like, wrong in judged]
+        self._turn += 1
         more = _more(np.concatenate(told) if told else np.zeros(0, dtype=bool), new)
         self.looks = self.looks + 1 if more else 0
-        for ring, (like, wrong) in zip(rings, judged, strict=True):
-            against = torch.from_numpy(like & wrong & self.changed)
-            ring.contradicted[: ring.filled] = against.to(ring.contradicted.device)
+        for ring, looked, (like, wrong) in zip(rings, places, judged, strict=True):
+            if self.changed:
+                ring.contradicted[looked] = torch.from_numpy(like & wrong).to(looked.device)
+            else:
+                ring.contradicted.zero_()
 
-    def _judged(self, teacher: Teacher, ring: Ring, known_now: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
+    def _judged(
+        self, teacher: Teacher, ring: Ring, places: Tensor, known_now: Tensor | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Of each place whether its record is like those that come, and whether the teacher calls it otherwise."""
         assert ring.x is not None  # it is filled
-        x, y = ring.x[: ring.filled], ring.y[: ring.filled].cpu().numpy()
+        x, y = ring.x[places], ring.y[places].cpu().numpy()
         answer = self.pool.guard.ask(teacher, x, len(teacher.known()))
         if answer is None or known_now is None:
             return np.zeros(len(y), dtype=bool), np.zeros(len(y), dtype=bool)
@@ -101,11 +110,11 @@ class Contradiction:
     def state_dict(self) -> dict[str, Any]:
         """What the next look follows from; the last one's findings are the memory's."""
         wrong = torch.from_numpy(np.concatenate(self._wrong)) if self._wrong else None
-        return {"age": self.age, "looks": self.looks, "wrong": wrong}
+        return {"age": self.age, "looks": self.looks, "turn": self._turn, "wrong": wrong}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state."""
-        self.age, self.looks = state["age"], state["looks"]
+        self.age, self.looks, self._turn = state["age"], state["looks"], state.get("turn", 0)
         self._wrong = [] if state["wrong"] is None else [state["wrong"].numpy().copy()]
 
 

@@ -23,7 +23,8 @@ from streamkd.learning.batch import ARRIVED, StepBatch
 from streamkd.learning.mixture import Held, probabilities
 from streamkd.learning.recent import Recent
 from streamkd.losses.match_gate import fused_target, soft_answers
-from streamkd.replay.memory import Memory, whole
+from streamkd.replay.memory import Memory
+from streamkd.replay.ring import whole
 from streamkd.replay.rows import HeldOutFigures, StepRows
 from streamkd.students.images import is_image, shifted
 from streamkd.students.networks import Student, at_rest

@@ -19,7 +19,7 @@ from torch import Tensor
 from streamkd.gates.fixed_share import FixedShare
 from streamkd.gates.sharpness import Sharpness
 from streamkd.learning.batch import StepBatch
-from streamkd.replay.memory import Remembered
+from streamkd.replay.ring import Remembered
 from streamkd.students.networks import Student, at_rest
 from streamkd.teachers.answers import Answers
 from streamkd.teachers.pool import Pool

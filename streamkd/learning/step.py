@@ -305,7 +305,7 @@ class Step:
         learn[plan.offer.untaught] = False
         then = self.mixture.then
         self.pool.observe(x, y, learn, then.opinions if then else {})
-        self.pool.after_step(self.student, plan.fresh)
+        self.pool.after_step(self.student)
         self.rate_decay.step()
 
     @torch.no_grad()

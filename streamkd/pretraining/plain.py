@@ -199,7 +199,7 @@ def _wire(
     pairs = [_pair(batch, "query") for batch in (() if query is None else query)]
     held = [(x, _classes(y, student.classes, "query")) for x, y in pairs]
     size = sum(len(y) for _, y in held)
-    memory = Memory(max(size, 1), 1.0, 1, seed=0)
+    memory = Memory(max(size, 1), 1.0, 1, seed=0, most_held_out=size)
     memory.holdout_ratio = 0.0  # nothing that arrives is held out
     columns = range(student.classes)
     pool = Pool(

@@ -8,10 +8,10 @@ as much about them. What is kept of each is a mark and when it came last, in a t
 may take the place of an old one: of the last ``PLACES`` / 2 records nearly all are known again.
 
 Where inputs have few values (three columns of yes and no), the same ones are other records as well. That is seen by
-how soon they come again: a source that begins anew does so after more records than the memory has places, chance does
-not wait. So where more than ``COMMON`` of the records had come within that many, inputs tell no records apart, and
-nothing is kept from anybody. Below that little is lost: of inputs that come again by chance, one in fifty at most is
-held out (a tenth of the fifth of the memory that holds out).
+how soon they come again: a source that begins anew does so after more records than the memory has places (or 1,000, of
+a larger one), chance does not wait. So where more than ``COMMON`` of the records had come within that many, inputs tell
+no records apart, and nothing is kept from anybody. Below that little is lost: of inputs that come again by chance, one
+in fifty at most is held out (a tenth of the fifth of the memory that holds out).
 """
 
 import hashlib

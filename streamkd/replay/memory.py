@@ -1,16 +1,17 @@
 """Memory: a bounded set of remembered samples, of which a part is held out: taken as it arrives, for nobody to learn.
 
-Each sample carries the logits that the student gave at insertion and those of frozen teachers (float16),
-so that a frozen teacher is never asked twice about it. All rows live in tensors of a fixed size: the memory
-never holds on to a batch that it saw.
+    arriving rows ─► hold ─► the held-out ring ─► query
+                  ─► remember ─► the replayed ring ─► sample
 
-Which place an offered row takes is said by a policy (``streamkd.replay.policy``).
+It is bounded by records, or by bytes: then by all that is kept of a record, in the stream's own element type. Where a
+record comes to take more (a new class, another teacher whose answers are kept) there are fewer places, and the policy
+says who goes. What a step costs does not depend on how many there are.
 
 On a stream that repeats its records, one that is held out comes again and is not learned; one that was learned comes
 again and is not held out (``streamkd.replay.duplicates``).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,162 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamkd.errors import PluginError
-from streamkd.hookspecs import Stateful
+from streamkd.errors import ConfigError
 from streamkd.replay.duplicates import Duplicates, marks
-from streamkd.replay.policy import Accounting, ClassBalanced, Contents, Offered, Policy
+from streamkd.replay.policy import ClassBalanced, Policy
+from streamkd.replay.ring import Remembered, Ring
 
-TENSORS = ("x", "y", "task", "mark", "logits", "width", "met", "frozen", "answered", "since", "numbers", "contradicted")
-
-
-class Remembered:
-    """Samples drawn from memory: x [n, *shape] in the stream's element type, y [n] int64, and what was cached of them.
-
-    ``slots`` [n] are their places. The caches are gathered when they are asked for: most steps need few of them, and
-    none after the memory has changed.
-    """
-
-    def __init__(self, ring: "Ring", slots: Tensor) -> None:
-        assert ring.x is not None
-        self._ring, self.slots = ring, slots
-        self.x = ring.x.index_select(0, slots)
-        self.y = ring.y.index_select(0, slots)
-
-    def logits(self) -> Tensor:
-        """[n, classes] float16: the student at insertion."""
-        return self._ring.logits.index_select(0, self.slots)
-
-    def width(self) -> Tensor:
-        """[n] int64: classes that the student knew at insertion."""
-        return self._ring.width.index_select(0, self.slots)
-
-    def met(self) -> Tensor:
-        """[n] int64: how often each was learned before: as it came, and whenever it was sampled earlier."""
-        return self._ring.met.index_select(0, self.slots)
-
-    def frozen(self, slot: int) -> tuple[Tensor, Tensor]:
-        """Cached answers of a teacher slot [n, classes] float16, and where there are any [n] bool."""
-        answers, answered = self._ring.frozen[:, slot], self._ring.answered[:, slot]
-        return answers.index_select(0, self.slots), answered.index_select(0, self.slots)
-
-
-class Ring:
-    """``capacity`` places filled by a policy; ``offer`` decides, ``take`` writes the rows."""
-
-    def __init__(self, capacity: int, policy: Policy, teacher_slots: int) -> None:
-        self.capacity, self.policy, self.teacher_slots = capacity, policy, teacher_slots
-        self.filled = 0
-        self.offered = 0
-        self.x: Tensor | None = None
-
-    def __len__(self) -> int:
-        return self.filled
-
-    def _allocate(self, x: Tensor, classes: int) -> None:
-        places, device = self.capacity, x.device
-        self.x = torch.zeros((places, *x.shape[1:]), dtype=x.dtype, device=device)
-        self.y = torch.zeros(places, dtype=torch.int64, device=device)
-        self.task = torch.zeros(places, dtype=torch.int64, device=device)
-        self.mark = torch.zeros(places, dtype=torch.int64, device=device)
-        self.logits = torch.zeros((places, classes), dtype=torch.float16, device=device)
-        self.width = torch.zeros(places, dtype=torch.int64, device=device)
-        self.met = torch.zeros(places, dtype=torch.int64, device=device)
-        self.frozen = torch.zeros((places, self.teacher_slots, classes), dtype=torch.float16, device=device)
-        self.answered = torch.zeros((places, self.teacher_slots), dtype=torch.bool, device=device)
-        self.since = torch.zeros(places, dtype=torch.int64, device=device)
-        self.contradicted = torch.zeros(places, dtype=torch.bool, device=device)
-        self.numbers = torch.zeros((places, self.policy.columns), dtype=torch.float64, device=device)
-
-    def grow(self, classes: int) -> None:
-        """Widen the cached answers to ``classes`` columns."""
-        if self.x is not None and (more := classes - self.logits.shape[1]) > 0:
-            self.logits = torch.nn.functional.pad(self.logits, (0, more))
-            self.frozen = torch.nn.functional.pad(self.frozen, (0, more))
-
-    def offer(self, x: Tensor, labels: Sequence[int], draws: Sequence[tuple[float, float]]) -> dict[int, int]:
-        """Which of the rows x [n, *shape] goes to which place: {place: row}; ``draws`` are two uniform numbers per row.
-
-        Raises:
-            PluginError: the policy gives a place that there is not.
-        """
-        if self.x is None:
-            self._allocate(x, 0)
-        chosen: dict[int, int] = {}
-        places = self.policy.places(Offered(x, labels, draws), self._contents())
-        for row, place in zip(range(len(labels)), places, strict=True):
-            if place is None:
-                continue
-            if not 0 <= place < min(self.filled + 1, self.capacity):
-                raise PluginError(
-                    f"needed a place of the {self.filled} filled ones, or the next of {self.capacity}, got {place}",
-                    where=f"memory.policy {type(self.policy).__name__}",
-                )
-            self.filled = max(self.filled, place + 1)
-            chosen[place] = row
-        self.offered += len(labels)
-        return chosen
-
-    def _contents(self) -> Contents:
-        assert self.x is not None
-        held = slice(self.filled)
-        age = self.offered - self.since[held]
-        return Contents(
-            self.capacity, self.offered, self.x[held], self.y[held], age, self.numbers, self.contradicted[held]
-        )
-
-    def take(self, places: Tensor, x: Tensor, y: Tensor, task: int, logits: Tensor, mark: Tensor | None = None) -> None:
-        """Write rows into places; their cached teacher answers are forgotten. ``mark`` is what they are known by."""
-        assert self.x is not None, "rows are offered before they are taken"
-        self.grow(logits.shape[1])
-        self.x[places], self.y[places], self.task[places] = x, y, task
-        self.mark[places] = 0 if mark is None else mark.to(self.mark.device)
-        self.logits[places] = logits.half()
-        self.width[places] = logits.shape[1]
-        self.met[places] = 0
-        self.since[places] = self.offered
-        self.contradicted[places] = False
-        self.answered[places] = False
-
-    def marks(self) -> list[int]:
-        """What its rows are known by."""
-        return [] if self.x is None else self.mark[: self.filled].tolist()
-
-    def forget(self, slot: int) -> None:
-        """Drop the cached answers of a teacher's slot."""
-        if self.x is not None:
-            self.answered[:, slot] = False
-
-    def drop(self, places: Iterable[int]) -> None:
-        """Empty some places; the last rows move up into them."""
-        for place in sorted(places, reverse=True):
-            self.filled -= 1
-            if isinstance(self.policy, Accounting):
-                self.policy.dropped(place, self.filled)
-            for name in TENSORS if self.x is not None else ():
-                getattr(self, name)[place] = getattr(self, name)[self.filled]
-
-    def state_dict(self) -> dict[str, Any]:
-        tensors = {} if self.x is None else {name: getattr(self, name)[: self.filled] for name in TENSORS}
-        policy = self.policy.state_dict() if isinstance(self.policy, Stateful) else {}
-        return {"filled": self.filled, "offered": self.offered, "policy": policy, **tensors}
-
-    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Restore; with another number of teacher slots, cached answers that have no place any more are dropped."""
-        self.filled = state["filled"]
-        # older checkpoints have what a policy keeps beside the rows
-        self.offered = state["offered"] if "offered" in state else sum(count for _, count in state["seen"])
-        if isinstance(self.policy, Stateful):
-            self.policy.load_state_dict(state.get("policy", state))
-        if "x" in state:
-            self._allocate(state["x"].to(device), state["logits"].shape[1])
-            for name in ("x", "y", "task", "logits", "width"):
-                getattr(self, name)[: self.filled] = state[name].to(device)
-            for name in ("met", "mark", "since", "numbers", "contradicted"):  # not in older checkpoints
-                if name in state:
-                    getattr(self, name)[: self.filled] = state[name].to(device)
-            slots = min(self.teacher_slots, state["frozen"].shape[1])
-            for name in ("frozen", "answered"):
-                getattr(self, name)[: self.filled, :slots] = state[name][:, :slots].to(device)
+MOST_HELD_OUT = 160  # records: every step goes by what was said of each, and none of them is learned
+SOON = 1_000  # records that are too few for a source to have begun anew, of a memory of more
+FEW = 10  # times as many as are drawn: of so few records all are shuffled
+ROUNDS = 4  # of drawing, where many of the records are contradicted
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,31 +55,81 @@ class Offer:
 
 
 class Memory:
-    """A replayed ring and a held-out one, ``size`` places in all; each has a policy of its own, else class-balanced."""
+    """A replayed ring and a held-out one; each has a policy of its own, else class-balanced.
+
+    ``size`` places in all, or as many as ``bytes`` have room for; at most ``most_held_out`` of them are held out.
+    """
 
     def __init__(
         self,
-        size: int,
+        size: int | None,
         holdout_ratio: float,
         teacher_slots: int,
         seed: int,
         policy: Policy | None = None,
         holdout_policy: Policy | None = None,
+        *,
+        bytes: int = 0,
+        most_held_out: int = MOST_HELD_OUT,
     ) -> None:
-        held = round(size * holdout_ratio)
-        self.holdout_ratio = holdout_ratio
-        self.replayed = Ring(size - held, policy or ClassBalanced(), teacher_slots)
-        self.holdout = Ring(held, holdout_policy or ClassBalanced(), teacher_slots)
-        self.duplicates = Duplicates(size)
+        self.bytes, self.holdout_ratio, self.teacher_slots = bytes, holdout_ratio, teacher_slots
+        self._most_held_out = most_held_out
+        replayed, held = self._divided(bytes if size is None else size)  # a row takes one byte at least
+        self.replayed = Ring(replayed, policy or ClassBalanced(), teacher_slots)
+        self.holdout = Ring(held, holdout_policy or ClassBalanced(), teacher_slots, replayed=False)
+        self._bounded_by_bytes = size is None
+        self._fitted: tuple[int, int] | None = None  # for how many classes and teachers there are places now
+        self.duplicates = Duplicates(min(replayed + held, SOON))
         self._generator = torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
         return len(self.replayed) + len(self.holdout)
 
+    @property
+    def _rings(self) -> tuple[Ring, Ring]:
+        return self.replayed, self.holdout
+
+    def _divided(self, places: int) -> tuple[int, int]:
+        """Places of the replayed and of the held-out part."""
+        held = min(round(places * self.holdout_ratio), self._most_held_out)
+        return places - held, held
+
     def grow(self, classes: int) -> None:
         """Widen the cached answers to ``classes`` columns."""
-        self.replayed.grow(classes)
-        self.holdout.grow(classes)
+        self._fit(classes, self.replayed.slots)
+        for ring in self._rings:
+            ring.grow(classes)
+
+    def open(self, slots: int) -> None:
+        """Have room for the answers of so many teachers."""
+        self._fit(0, slots)
+        for ring in self._rings:
+            ring.open(slots)
+
+    def _fit(self, classes: int, slots: int) -> None:
+        """Have as many places as there are bytes for, once rows take so much.
+
+        Raises:
+            ConfigError: there are bytes for no row.
+        """
+        if not self._bounded_by_bytes or self.replayed.x is None:
+            return
+        classes, slots = max(classes, self.replayed.logits.shape[1]), max(slots, self.replayed.slots)
+        if self._fitted == (classes, slots):
+            return
+        self._fitted = classes, slots
+        row_bytes = max(ring.row_bytes(classes, slots) for ring in self._rings)
+        if row_bytes > self.bytes:
+            raise ConfigError(
+                f"one remembered record takes {row_bytes} bytes, got {self.bytes}",
+                where="memory.bytes",
+                fix="raise it to a thousand times that, or give memory.size",
+            )
+        for ring, places in zip(self._rings, self._divided(self.bytes // row_bytes), strict=True):
+            ring.resize(places, self._draws)
+
+    def _draws(self, count: int) -> list[float]:
+        return torch.rand(count, generator=self._generator).tolist()
 
     def insert(self, x: Tensor, y: Tensor, task: int, logits: Tensor) -> None:
         """Offer rows [batch, *shape] that were learned; a share goes to the held-out part, never to both."""
@@ -238,7 +142,12 @@ class Memory:
         before is not held out any more. ``logits`` gives the student's on rows that may be held out; where they are not
         finite a row is not: it would take another's place, and measure nothing.
         """
-        draws = torch.rand(3 * len(y), generator=self._generator).tolist()
+        if self._bounded_by_bytes and self.replayed.x is None:
+            for ring in self._rings:
+                if ring.x is None:
+                    ring.allocate(x, 0)
+            self._fit(0, 0)
+        draws = self._draws(3 * len(y))
         labels, mark = y.tolist(), marks(x)
         again = set(self._again(mark))
         mine = [row for row, label in enumerate(labels) if label >= 0]
@@ -247,6 +156,7 @@ class Memory:
         offer = Offer({}, [], draws)
         if drawn:
             said = logits(drawn)
+            self.grow(said.shape[1])
             fine = torch.isfinite(said).all(1).tolist()
             sane, said = [row for row, ok in zip(drawn, fine, strict=True) if ok], said[fine]
             chosen = self.holdout.offer(x[sane], [labels[row] for row in sane], offer.pairs(sane))
@@ -278,6 +188,7 @@ class Memory:
         if not self.replayed.capacity:
             return
         labels = y.tolist()
+        self.grow(logits.shape[1])
         chosen = self.replayed.offer(x[offer.rows], [labels[row] for row in offer.rows], offer.pairs(offer.rows))
         if chosen:
             rows = [offer.rows[index] for index in chosen.values()]
@@ -303,11 +214,24 @@ class Memory:
         return self._draw(self.holdout, count)
 
     def _draw(self, ring: Ring, count: int) -> Remembered | None:
+        """Some of the ring's rows, in an order of chance, by looking at not many more."""
         if not ring.filled or not count:
             return None
-        slots = torch.randperm(ring.filled, generator=self._generator).to(ring.y.device)
-        slots = slots[~ring.contradicted[slots]][:count]
+        if ring.filled <= FEW * count:
+            slots = torch.randperm(ring.filled, generator=self._generator).to(ring.y.device)
+            slots = slots[~ring.contradicted[slots]][:count]
+        else:
+            slots = self._distinct(ring, count)
         return Remembered(ring, slots) if len(slots) else None
+
+    def _distinct(self, ring: Ring, count: int) -> Tensor:
+        found: dict[int, None] = {}
+        for _ in range(ROUNDS):
+            slots = torch.randint(ring.filled, (2 * count,), generator=self._generator).to(ring.y.device)
+            found |= dict.fromkeys(slots[~ring.contradicted[slots]].tolist())
+            if len(found) >= count:
+                break
+        return torch.tensor([*found][:count], dtype=torch.int64, device=ring.y.device)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -321,6 +245,11 @@ class Memory:
         self.replayed.load_state_dict(state["replayed"], device)
         self.holdout.load_state_dict(state["holdout"], device)
         self._generator.set_state(state["generator"])
+        self._fitted = None
+        self._fit(0, 0)
+        if not self._bounded_by_bytes:
+            for ring in self._rings:
+                ring.resize(ring.capacity, self._draws)
         if "recognition" in state:
             self.duplicates.load_state_dict(state["recognition"])
         else:
@@ -328,13 +257,8 @@ class Memory:
 
     def _recognise(self) -> None:
         """An older checkpoint: of what came, only the remembered rows can be known again."""
-        for ring in (self.replayed, self.holdout):
+        for ring in self._rings:
             if ring.x is not None and ring.filled:
                 known_by = marks(ring.x[: ring.filled])
                 self.duplicates.learn(known_by)
                 ring.mark[: ring.filled] = torch.from_numpy(known_by).to(ring.mark.device)
-
-
-def whole(ring: Ring) -> Remembered | None:
-    """All samples of a ring that nothing contradicts, in the order of their places."""
-    return Remembered(ring, torch.nonzero(~ring.contradicted[: ring.filled]).flatten()) if ring.x is not None else None

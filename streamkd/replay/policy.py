@@ -12,15 +12,20 @@ filled memory is full from then on, and only reservoir sampling within itself re
 a place from the largest. Reservoir sampling is Vitter 1985, algorithm R.
 """
 
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from streamkd.hookspecs import Kind, hookimpl
+
+AT_ONCE = 500  # contradicted records from which one is chosen
+Account: TypeAlias = "array[int]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +44,23 @@ class Offered:
 class Contents:
     """What a ring of ``capacity`` places holds, by place; the tensors are the ring's own, to be read.
 
-    ``numbers`` are the policy's to write, of places that it fills too: [capacity, columns], 0 at first. ``age`` is how
-    many rows have been offered since the batch that brought the row, ``offered`` how many in all before these.
-    ``contradicted`` is what newer records contradict (``streamkd.learning.contradiction``).
+    ``numbers`` are the policy's to write, of places that it fills too: [places, columns], 0 at first. ``since`` is how
+    many rows had been offered when the row's batch was, ``offered`` how many before these. ``contradicted`` is what
+    newer records contradict (``streamkd.learning.contradiction``). There may be millions of places.
     """
 
     capacity: int
     offered: int
     x: Tensor
     y: Int[Tensor, "filled"]
-    age: Int[Tensor, "filled"]
-    numbers: Float[Tensor, "capacity columns"]
+    since: Int[Tensor, "filled"]
+    numbers: Float[Tensor, "places columns"]
     contradicted: Bool[Tensor, "filled"]
+
+    @property
+    def age(self) -> Int[Tensor, "filled"]:
+        """How many rows have been offered since the batch that brought each."""
+        return self.offered - self.since
 
 
 @runtime_checkable
@@ -70,6 +80,15 @@ class Accounting(Protocol):
 
     def dropped(self, place: int, last: int) -> None:
         """The row of ``place`` is gone, and that of ``last``, the last one, lies there now, if it was another."""
+        ...
+
+
+@runtime_checkable
+class Yielding(Accounting, Protocol):
+    """A policy that says who goes where there are fewer places than before; of another's rows any goes."""
+
+    def leaving(self, draw: float) -> int:
+        """The place of the row that goes, of those on its account; it is told that it is ``dropped``."""
         ...
 
 
@@ -97,12 +116,15 @@ class ClassBalanced:
 
     def __init__(self) -> None:
         self.seen: dict[int, int] = {}
-        self._places: dict[int, list[int]] = {}
-        self._labels: list[int] = []
+        self._places: dict[int, Account] = {}  # by class
+        self._labels, self._index = (
+            array("i"),
+            array("i"),
+        )  # of each place: its class, where it stands among the class's
         self._full: set[int] = set()
 
     def places(self, rows: Offered, ring: Contents) -> list[int | None]:
-        stale = [*torch.nonzero(ring.contradicted).flatten().tolist()]
+        stale = torch.nonzero(ring.contradicted).flatten()[:AT_ONCE].tolist() if ring.contradicted.any() else []
         found = list[int | None]()
         for label, (chance, pick) in zip(rows.labels, rows.draws, strict=True):
             found.append(self._instead(stale, label, pick) if stale else None)
@@ -122,47 +144,76 @@ class ClassBalanced:
         seen = self.seen[label] = self.seen.get(label, 0) + 1
         if (filled := len(self._labels)) < capacity:
             self._labels.append(label)
-            self._places.setdefault(label, []).append(filled)
+            self._index.append(0)
+            self._enter(filled, label)
             return filled
         most = max(map(len, self._places.values()))
         self._full.update(known for known, places in self._places.items() if len(places) == most)
         if label not in self._full or label not in self._places:
-            largest = [place for places in self._places.values() if len(places) == most for place in places]
-            return self._replace(largest[int(pick * len(largest))], label)
+            return self._replace(self._of_the_largest(pick), label)
         mine = self._places[label]
         return mine[int(pick * len(mine))] if chance * seen < len(mine) else None
+
+    def _of_the_largest(self, pick: float) -> int:
+        """A place of one of the largest classes, each as likely."""
+        most = max(map(len, self._places.values()))
+        largest = [places for places in self._places.values() if len(places) == most]
+        number = int(pick * len(largest) * most)
+        return largest[number // most][number % most]
 
     def _replace(self, place: int, label: int) -> int:
         old, self._labels[place] = self._labels[place], label
         if old != label:
             self._leave(place, old)
-            self._places.setdefault(label, []).append(place)
+            self._enter(place, label)
         return place
 
+    def _enter(self, place: int, label: int) -> None:
+        mine = self._places.setdefault(label, array("i"))
+        self._index[place] = len(mine)
+        mine.append(place)
+
     def _leave(self, place: int, label: int) -> None:
-        self._places[label].remove(place)
-        if not self._places[label]:
+        """The last place of the class stands where this one stood."""
+        mine = self._places[label]
+        last = mine.pop()
+        if last != place:
+            mine[self._index[place]], self._index[last] = last, self._index[place]
+        if not mine:
             del self._places[label]
+
+    def leaving(self, draw: float) -> int:
+        """One of the largest class."""
+        return self._of_the_largest(draw)
 
     def dropped(self, place: int, last: int) -> None:
         self._leave(place, self._labels[place])
-        label = self._labels.pop()
+        label, index = self._labels.pop(), self._index.pop()
         if place != last:
-            self._labels[place] = label
-            mine = self._places[label]
-            mine[mine.index(last)] = place
+            self._labels[place], self._index[place] = label, index
+            self._places[label][index] = place
 
     def state_dict(self) -> dict[str, Any]:
         # the order of each class's places decides later replacements, so it is state
-        places = [[label, *places] for label, places in self._places.items()]
-        return {"seen": [list(item) for item in self.seen.items()], "places": places, "full": sorted(self._full)}
+        mine = [torch.tensor(np.array(places)) for places in self._places.values()]
+        places = torch.cat(mine) if mine else torch.zeros(0, dtype=torch.int32)
+        sizes = [[label, len(mine)] for label, mine in self._places.items()]
+        seen = [list(item) for item in self.seen.items()]
+        return {"seen": seen, "places": places, "sizes": sizes, "full": sorted(self._full)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.seen = dict(map(tuple, state["seen"]))
-        self._places = {label: list(places) for label, *places in state["places"]}
-        self._full = set(state["full"])
-        labels = {place: label for label, places in self._places.items() for place in places}
-        self._labels = [labels[place] for place in range(len(labels))]
+        self.seen, self._full = dict(map(tuple, state["seen"])), set(state["full"])
+        if "sizes" in state:
+            labels, sizes = [label for label, _ in state["sizes"]], [size for _, size in state["sizes"]]
+            parts = [part.tolist() for part in state["places"].split(sizes)] if sizes else []
+        else:  # an older checkpoint
+            labels, parts = [label for label, *_ in state["places"]], [places for _, *places in state["places"]]
+        self._places = {label: array("i", mine) for label, mine in zip(labels, parts, strict=True)}
+        count = sum(map(len, parts))
+        self._labels, self._index = array("i", [0]) * count, array("i", [0]) * count
+        for label, mine in self._places.items():
+            for index, place in enumerate(mine):
+                self._labels[place], self._index[place] = label, index
 
 
 @hookimpl

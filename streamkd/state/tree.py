@@ -17,8 +17,9 @@ import pyarrow as pa
 import torch
 
 from streamkd.errors import StateError
+from streamkd.replay.table import Rows
 
-Tree = Any  # None, bool, int, float, str, torch.Tensor, pa.Table, and lists, tuples and dicts of trees
+Tree = Any  # None, bool, int, float, str, torch.Tensor, pa.Table, Rows, and lists, tuples and dicts of trees
 
 
 @dataclass
@@ -62,6 +63,8 @@ def _pack(node: Tree, path: str, parts: Parts, storages: set[int]) -> Any:
             key = _free(path, parts.tensors)
             parts.tensors[key] = _alone(node, path, storages)
             return {"$tensor": key}
+        case Rows():
+            return {"$rows": _pack_mapping(node.columns, path, parts, storages)}
         case pa.Table():
             key = _free(path, parts.tables)
             parts.tables[key] = node
@@ -98,6 +101,8 @@ def _unpack(node: Any, parts: Parts) -> Tree:
     match node:
         case {"$tensor": key}:
             return parts.tensors[key]
+        case {"$rows": columns}:
+            return Rows({name: _unpack(column, parts) for name, column in columns.items()})
         case {"$table": key}:
             return parts.tables[key]
         case {"$float": text}:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from streamkd.replay.memory import Remembered
+from streamkd.replay.ring import Remembered
 from streamkd.teachers.cache import Cache
-from streamkd.teachers.guard import Guard, group
+from streamkd.teachers.guard import Guard
 from streamkd.teachers.teacher import Teacher
 
 
@@ -81,8 +81,7 @@ class TeacherPanel:
                 columns = torch.arange(classes, device=x.device)
                 known[fresh:end, index] = columns < remembered.width().unsqueeze(1)
             else:
-                self.guard.of(group(teacher)).cached += end - fresh
-                kept, answered = self.cache.answers(teacher, remembered)
+                kept, answered = self.cache.answers(teacher, remembered, classes)
                 logits[fresh:end, index] = kept.float()
                 known[fresh:end, index] = teacher.known().to(x.device) & answered.unsqueeze(1)
         return Answers(logits, known & torch.isfinite(logits))

@@ -1,20 +1,21 @@
 """The cache: what frozen and versioned teachers say of remembered rows, kept with the rows so that they are asked once.
 
-rows are remembered ─► pending ─► annotate: each teacher is asked about its gaps, in one pass ─► answers of its slot
-                                     ▲ a versioned teacher has changed: all of its answers are gaps
+    rows are drawn from memory ─► those without an answer by the teacher's ticket ─► the teacher ─► answers of its slot
+                                  ▲ a versioned teacher has changed: it has another ticket
+
+So nobody is asked about a row before it is replayed, and what a step asks does not depend on how much is remembered.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from streamkd.replay.memory import Memory, Remembered, Ring
-from streamkd.teachers.guard import Guard
+from streamkd.replay.memory import Memory
+from streamkd.replay.ring import Remembered
+from streamkd.teachers.guard import Guard, group
 from streamkd.teachers.teacher import Teacher, Versioned
-
-ANNOTATE_ROWS = 64  # remembered rows that wait before the teachers are asked about all of them at once
 
 
 def cached(teacher: Teacher) -> bool:
@@ -23,90 +24,72 @@ def cached(teacher: Teacher) -> bool:
 
 
 class Cache:
-    """A slot of the memory's rings for each teacher with cached answers."""
+    """A slot of the memory's rings for each teacher with cached answers, and the ticket by which it answers now."""
 
     def __init__(self, memory: Memory, guard: Guard) -> None:
-        self._rings: tuple[Ring, Ring] = (memory.replayed, memory.holdout)
-        self._guard = guard
+        self._memory, self._guard = memory, guard
         self.slots: dict[str, int] = {}
-        self._versions: dict[str, int] = {}  # of versioned teachers, as their cached answers were given
-        self._pending = 0
+        self._tickets: dict[str, int] = {}
+        self._versions: dict[str, int] = {}  # of versioned teachers, to which their tickets were given
+        self._given = 0  # tickets
 
     @property
     def full(self) -> bool:
         """Whether every slot is taken."""
-        return len(self.slots) >= self._rings[0].teacher_slots
+        return len(self.slots) >= self._memory.teacher_slots
 
     def open(self, teacher: Teacher) -> None:
-        """Give a teacher a slot, empty of answers."""
-        free = set(range(self._rings[0].teacher_slots)) - set(self.slots.values())
-        slot = self.slots[teacher.key] = min(free)
-        for ring in self._rings:
-            ring.forget(slot)
+        """Give a teacher a slot; no answer in it is its own."""
+        free = set(range(self._memory.teacher_slots)) - set(self.slots.values())
+        self.slots[teacher.key] = min(free)
+        self._memory.open(min(free) + 1)
+        self._give_ticket(teacher.key)
 
     def close(self, key: str) -> None:
         """Take a teacher's slot away."""
         self.slots.pop(key, None)
 
-    def answers(self, teacher: Teacher, remembered: Remembered) -> tuple[Tensor, Tensor]:
-        """What it says of remembered rows [n, classes] float16, and on which of them it was asked [n] bool."""
-        return remembered.frozen(self.slots[teacher.key])
-
-    def follow(self, teachers: Sequence[Teacher], inserted: int) -> None:
-        """After a step that offered so many rows: ask about the new ones once enough wait, and whoever has changed."""
-        self._pending += inserted
-        if self._pending >= ANNOTATE_ROWS:
-            self.annotate(teachers)
-        else:
-            self.refresh(teachers)
-
-    def refresh(self, teachers: Sequence[Teacher]) -> None:
-        """Ask the versioned teachers that have changed anew."""
-        for teacher in teachers:
-            if teacher.role == "versioned" and self._outdated(teacher):
-                self._ask(teacher)
-
     @torch.no_grad()
-    def annotate(self, teachers: Sequence[Teacher]) -> None:
-        """Ask each teacher with a slot about the remembered rows that it has not seen, in one pass."""
-        self._pending = 0
-        for teacher in teachers:
-            if cached(teacher):
-                self._ask(teacher)
+    def answers(self, teacher: Teacher, remembered: Remembered, classes: int) -> tuple[Tensor, Tensor]:
+        """What it says of remembered rows [n, classes] float16, and of which of them it says anything [n] bool."""
+        slot, ticket = self.slots[teacher.key], self._ticket(teacher)
+        answers, asked = remembered.frozen(slot)
+        there = asked == ticket
+        self._guard.of(group(teacher)).cached += int(there.sum())
+        if not there.all() and self._ask(teacher, remembered, ~there, classes):
+            return remembered.frozen(slot)[0], torch.ones_like(there)
+        return answers, there
 
-    def _outdated(self, teacher: Teacher) -> bool:
-        return isinstance(teacher, Versioned) and teacher.version != self._versions.get(teacher.key)
-
-    @torch.no_grad()
-    def _ask(self, teacher: Teacher) -> None:
-        """Fill the gaps of its answers, all of which are gaps where it has changed."""
-        if isinstance(teacher, Versioned) and self._outdated(teacher):
-            self._versions[teacher.key] = teacher.version
-            for ring in self._rings:
-                ring.forget(self.slots[teacher.key])
-        for ring in self._rings:
-            self._fill(teacher, ring)
-
-    def _fill(self, teacher: Teacher, ring: Ring) -> None:
-        if ring.x is None:
-            return
-        slot = self.slots[teacher.key]
-        places = (~ring.answered[: ring.filled, slot]).nonzero().squeeze(1)
-        if not len(places):
-            return
+    def _ask(self, teacher: Teacher, remembered: Remembered, which: Tensor, classes: int) -> bool:
+        """About ``which`` [n] of the rows; whether it has answered."""
         # nobody has learned from rows that are held out, so there is nothing to leave out of what is said of them
-        learned = ring.y[places] if ring is self._rings[0] else None
-        answer = self._guard.ask(teacher, ring.x[places], ring.logits.shape[1], learned)
+        learned = remembered.y[which] if remembered.learned else None
+        answer = self._guard.ask(teacher, remembered.x[which], classes, learned)
         if answer is not None:
-            ring.frozen[places, slot] = answer[0].half()
-            ring.answered[places, slot] = True
+            remembered.answer(self.slots[teacher.key], which, answer[0], self._tickets[teacher.key])
+        return answer is not None
+
+    def _ticket(self, teacher: Teacher) -> int:
+        """A new one where the teacher has changed since it was given the last."""
+        if isinstance(teacher, Versioned) and teacher.version != self._versions.get(teacher.key):
+            self._versions[teacher.key] = teacher.version
+            self._give_ticket(teacher.key)
+        return self._tickets[teacher.key]
+
+    def _give_ticket(self, key: str) -> None:
+        self._given += 1
+        self._tickets[key] = self._given
 
     def state_dict(self) -> dict[str, Any]:
-        return {"slots": dict(self.slots), "versions": dict(self._versions), "pending": self._pending}
+        tickets = {"tickets": dict(self._tickets), "given": self._given}
+        return {"slots": dict(self.slots), "versions": dict(self._versions), **tickets}
 
     def load_state_dict(self, state: dict[str, Any], keys: Collection[str]) -> None:
         """Restore for the teachers that are still there; one whose slot is gone has none."""
-        most = self._rings[0].teacher_slots
+        most = self._memory.teacher_slots
         self.slots = {key: slot for key, slot in state["slots"].items() if key in keys and slot < most}
         self._versions = {key: version for key, version in state.get("versions", {}).items() if key in keys}
-        self._pending = state["pending"]
+        # what an older checkpoint has of answers is all by the first ticket
+        tickets = state.get("tickets", dict.fromkeys(self.slots, 1))
+        self._tickets = {key: ticket for key, ticket in tickets.items() if key in self.slots}
+        self._given = state.get("given", 1)

@@ -22,7 +22,8 @@ from streamkd.errors import ConfigError, PluginError
 from streamkd.gates.label_noise import LabelNoise
 from streamkd.hookspecs import Stateful
 from streamkd.records import Label
-from streamkd.replay.memory import Memory, Remembered, whole
+from streamkd.replay.memory import Memory
+from streamkd.replay.ring import Remembered, whole
 from streamkd.students.networks import Student
 from streamkd.teachers.admission import Admission, Applicant, Worth, WorthOptions
 from streamkd.teachers.answers import Answers, TeacherPanel
@@ -45,6 +46,7 @@ from streamkd.teachers.teacher import (
 )
 from streamkd.teachers.worth import Assessment, assessment
 
+COMPARED = 500  # remembered records on which copies are compared
 NOT_ASKED: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
@@ -129,7 +131,6 @@ class Pool:
         for teacher in self.everybody:
             teacher.grow(labels)
         self.memory.grow(len(labels))
-        self.cache.refresh(self.teachers)
 
     def answers(self, x: Tensor, fresh: int, remembered: Remembered | None, classes: int) -> Answers:
         """What every teacher says of the rows; the first ``fresh`` have just arrived, behind the remembered ones come
@@ -196,8 +197,8 @@ class Pool:
         if part is not None:
             self._set_witnesses([*self.witnesses, self.former.take(part)])
         if len(copies := [t for t in self.witnesses if isinstance(t, FormerTeacher)]) > self.former.limit:
-            remembered = whole(self.memory.replayed)
-            leaving = superfluous(copies, None if remembered is None else remembered.x)
+            ring = self.memory.replayed
+            leaving = superfluous(copies, None if ring.x is None else ring.x[ring.places(COMPARED)])
             self._set_witnesses([t for t in self.witnesses if t is not leaving])
             self.guard.strikes.pop(leaving.key, None)
 
@@ -212,16 +213,11 @@ class Pool:
         known = torch.cat([torch.ones_like(said[:, :1], dtype=torch.bool), answers.known[: len(y)]], 1)
         self.label_noise.observe(("student", *self.keys), said, known, y)
 
-    def after_step(self, student: Student, inserted: int) -> None:
-        """Live teachers follow; cached answers are asked for once enough rows wait, or their teacher has changed."""
+    def after_step(self, student: Student) -> None:
+        """Live teachers follow."""
         for teacher in self.teachers:
             if teacher.role == "live" and isinstance(teacher, Following):
                 teacher.after_step(student)
-        self.cache.follow(self.teachers, inserted)
-
-    def annotate(self) -> None:
-        """Ask each teacher with a cache about the remembered rows that it has not seen, in one pass."""
-        self.cache.annotate(self.teachers)
 
     def end_task(self, student: Student) -> str | None:
         """A task has ended: teachers age, worth is measured anew, a snapshot may be admitted; returns its key."""
@@ -230,7 +226,6 @@ class Pool:
         for teacher in self._observers:
             self.guard.guarded(cast(Teacher, teacher), teacher.end_task)
         admitted = self._admit(student) if self.snapshots else None
-        self.annotate()
         self.assess(student)
         while self._mine() and self._over_budget():
             self._drop(self._least())
@@ -245,7 +240,6 @@ class Pool:
         self.taken += 1
         if self.cache.full and not self._mine():
             return None
-        self.annotate()
         pool, alone = self.assess(student), self._verdict_of(candidate)
         leaving = self._least() if self.cache.full else None
         if pool is not None and alone is not None:

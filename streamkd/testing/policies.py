@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from streamkd.hookspecs import Kind, Options
-from streamkd.replay.memory import Ring
+from streamkd.replay.ring import Ring
 from streamkd.testing.clauses import Clause, Given, begin, carried, needs, same
 
 CAPACITY = 12
@@ -37,6 +37,7 @@ def check_policy(kind: Kind, options: Given = None) -> None:
             said.append(_offer(ring, copy.deepcopy(batch), number))
     _leaves_rows(clause, kind, chosen, batches)
     _says_the_same(clause, kind, chosen, batches, said)
+    _gives_places_up(clause, kind, chosen, batches)
     for start, state in enumerate(states):
         with clause(
             "stopped before any batch and restored, it goes on as if never stopped",
@@ -56,8 +57,9 @@ def _leaves_rows(clause: Clause, kind: Kind, options: Options, batches: list[Bat
             chosen = ring.offer(*shown)
             same(shown[0], batch[0], 0)
             needs(shown[1:] == batch[1:], "the same labels and draws", "others")
-            for name in ("x", "y", "since") if "x" in before else ():
-                same(getattr(ring, name)[: len(before[name])], before[name], 0)
+            for name in ("x", "y", "since") if "taken" in before else ():
+                column = before["taken"].columns[name]
+                same(getattr(ring, name)[: len(column)], column, 0)
             _take(ring, chosen, batch, number)
 
 
@@ -73,6 +75,18 @@ def _says_the_same(clause: Clause, kind: Kind, options: Options, batches: list[B
             x.fill_(-1)
             labels.clear()
         needs(got == said, repr(said), repr(got))
+
+
+def _gives_places_up(clause: Clause, kind: Kind, options: Options, batches: list[Batch]) -> None:
+    with clause(
+        "where there are fewer places than before it goes on with those, by `ring.capacity`",
+        "have `leaving(draw)` name a filled place, or leave it out; `dropped` says that its row is gone",
+    ):
+        ring = _ring(kind, options)
+        for number, batch in enumerate(batches):
+            ring.resize(CAPACITY - number // 2, lambda count: [0.7] * count)
+            _offer(ring, copy.deepcopy(batch), number)
+            needs(ring.filled <= ring.capacity, f"at most {ring.capacity} records", str(ring.filled))
 
 
 def _ring(kind: Kind, options: Options) -> Ring:

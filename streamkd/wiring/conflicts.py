@@ -8,6 +8,7 @@ from streamkd.errors import StateConflict
 from streamkd.hookspecs import SourceKind
 from streamkd.plugins import Registry
 from streamkd.records import RecordSchema
+from streamkd.settings import MemorySettings
 from streamkd.wiring.beginning import inputs_of
 
 
@@ -25,7 +26,7 @@ def refuse_conflicts(
         ("stream.records.label_type", saved_schema.label_type, schema.label_type),
         ("student", saved.student, now.student),
         ("share", saved.share, now.share),
-        ("memory", saved.memory.model_copy(update={"replay": now.memory.replay}), now.memory),
+        ("memory", _kept(saved.memory), _kept(now.memory)),
         ("stream.name", saved.stream.name, now.stream.name),
         ("stream.source", _content(saved.stream.source, registry), _content(now.stream.source, registry)),
         ("seed", saved.seed, now.seed),
@@ -37,6 +38,11 @@ def refuse_conflicts(
                 where=what,
                 fix="go back to the first, or begin elsewhere with --state DIR",
             )
+
+
+def _kept(memory: MemorySettings) -> dict[str, Any]:
+    """What of the memory decides which records are kept: not how many, nor how many are replayed."""
+    return memory.model_dump(mode="json", exclude={"size", "bytes", "replay"})
 
 
 def _content(source: Choice, registry: Registry) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def _transfer(config: Config, registry: Registry, student: Student, context: Tea
 def _memory(config: Config, registry: Registry) -> Memory:
     kept = config.memory
     policies = (make(registry, f"memory.{key}", "policies", getattr(kept, key)) for key in ("policy", "holdout_policy"))
-    return Memory(kept.size, kept.holdout_ratio, config.pool.limit, config.seed, *policies)
+    return Memory(kept.size, kept.holdout_ratio, config.pool.limit, config.seed, *policies, bytes=kept.bytes or 0)
 
 
 def _teachers(

@@ -17,6 +17,7 @@ from streamkd.analytic import teacher as analytic
 from streamkd.analytic.teacher import AnalyticOptions, AnalyticTeacher
 from streamkd.errors import PluginError, StateConflict
 from streamkd.records import RecordSchema
+from streamkd.replay.ring import whole
 from streamkd.state import tree
 from streamkd.students.networks import write_published
 from streamkd.teachers.pool import Pool
@@ -406,11 +407,11 @@ def test_in_a_pool_its_answers_on_remembered_rows_are_those_of_its_last_version(
     pool: Pool = step.pool
     assert teacher.version > 1
     assert pool.teachers == [teacher]
-    pool.annotate()
     for ring in (step.memory.replayed, step.memory.holdout):
-        kept = ring.frozen[: ring.filled, 0].float()
-        x, y = ring.x[: ring.filled], ring.y[: ring.filled]
-        said = teacher.recall(x, y) if ring is step.memory.replayed else teacher.logits(x)
+        rows = whole(ring)
+        assert rows is not None
+        kept = pool.answers(rows.x, 0, rows, 3).logits[:, 0]
+        said = teacher.recall(rows.x, rows.y) if ring is step.memory.replayed else teacher.logits(rows.x)
         torch.testing.assert_close(kept, said, rtol=2e-3, atol=2e-3)
 
 

@@ -82,7 +82,7 @@ CONFLICTS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("shape", {"stream": {"records": {"inputs": [{"name": "x", "shape": [2, 4]}]}}}, ("(8,)", "(2, 4)")),
     ("size", {"stream": {"records": {"inputs": [{"name": "x", "shape": [9]}]}}}, ("[8]", "[9]")),
     ("label type", {"stream": {"records": {"label_type": "string"}}}, ("label int64", "label string")),
-    ("memory", {"memory": {"size": 50}}, ("memory", "100", "50")),
+    ("memory", {"memory": {"holdout_ratio": 0.5}}, ("memory", "0.2", "0.5")),
 ]
 
 
@@ -101,7 +101,7 @@ def test_another_student_is_refused(serve: Serve, state: Path) -> None:
 def test_what_may_not_change_is_refused(
     serve: Serve, state: Path, changes: dict[str, Any], words: tuple[str, ...]
 ) -> None:
-    """Student, shape, label type and memory size: refused with both values and the way out."""
+    """Student, shape, label type and what is held out: refused with both values and the way out."""
     said = refused(serve, changes, state)
     for word in (*words, "--state"):
         assert word in said, said

@@ -6,7 +6,7 @@ import toys
 
 from streamkd.incremental.forgetting import ForgettingOptions, ForgettingTeacher
 from streamkd.learning.step import Step
-from streamkd.replay.memory import Ring
+from streamkd.replay.ring import Ring
 from streamkd.teachers.teacher import EmaOptions, EmaTeacher
 
 

@@ -1,18 +1,21 @@
 """Memory: bounded, disjoint, fair, its own tensors, and the same future after a round trip."""
 
 import copy
+import random
+import time
 from collections import Counter
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from streamkd.errors import PluginError
-from streamkd.replay.memory import Memory, Ring, whole
+from streamkd.errors import ConfigError, PluginError
+from streamkd.replay.memory import MOST_HELD_OUT, Memory
 from streamkd.replay.policy import ClassBalanced, Contents, Offered, Policy, Reservoir
+from streamkd.replay.ring import Ring, whole
 
 CPU = torch.device("cpu")
 policies = pytest.mark.parametrize("policy", [Reservoir, ClassBalanced])
@@ -92,7 +95,7 @@ def test_rows_stay_together(policy: type[Policy]) -> None:
         assert rows is not None
         assert [labels[int(v)] for v in rows.x[:, 0]] == rows.y.tolist()
         assert rows.logits().argmax(1).tolist() == rows.y.tolist()
-        assert not isinstance(ring.policy, ClassBalanced) or ring.policy._labels == rows.y.tolist()
+        assert not isinstance(ring.policy, ClassBalanced) or [*ring.policy._labels] == rows.y.tolist()
         assert len(set(numbers(ring))) == ring.filled
 
 
@@ -152,9 +155,17 @@ def test_every_record_has_the_same_chance(policy: type[Policy], classes: int) ->
 
 def test_the_held_out_share_is_a_fair_draw() -> None:
     """About ``holdout_ratio`` of the arriving records are offered to the held-out part."""
-    target = memory(100_000, ratio=0.2)
+    target = Memory(100_000, 0.2, 2, 0, most_held_out=5000)
     fill(target, [0] * 5000, batch=500)
     assert abs(len(target.holdout) / 5000 - 0.2) < 0.02
+
+
+def test_of_a_large_memory_a_few_hundred_records_are_held_out() -> None:
+    """So that what is looked at does not grow with it, and all else is learned."""
+    target = memory(100_000, ratio=0.2)
+    fill(target, [0] * 5000, batch=500)
+    assert len(target.holdout) == target.holdout.capacity == MOST_HELD_OUT
+    assert target.replayed.capacity == 100_000 - MOST_HELD_OUT
 
 
 @policies
@@ -177,13 +188,16 @@ def test_a_batch_is_not_held_on_to() -> None:
     x, y, logits = numbered([0, 1] * 500)
     target.insert(x, y, 0, logits)
     for ring in (target.replayed, target.holdout):
-        for name in ("x", "y", "logits", "width", "frozen", "answered", "task"):
-            tensor = getattr(ring, name)
+        for tensor in columns_of(ring):
             assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
             assert len(tensor) == ring.capacity
     kept = numbers(target.replayed)
     x.zero_()
     assert numbers(target.replayed) == kept
+
+
+def columns_of(ring: Ring) -> list[Tensor]:
+    return [column for table in ring._tables.values() for column in table.columns.values()]
 
 
 def test_what_is_drawn_is_a_copy() -> None:
@@ -232,12 +246,26 @@ def test_a_memory_of_before_records_were_counted_restores(  # a state directory 
     target, other = memory(20), memory(20)
     fill(target, drawn(5, 100))
     target.sample(8)
-    state = copy.deepcopy(target.state_dict())
+    state = as_of_old(target)
     del state["replayed"]["met"], state["holdout"]["met"]
     other.load_state_dict(state, CPU)
     sample = other.sample(8)
     assert sample is not None
     assert sample.met().tolist() == [1] * 8
+
+
+def as_of_old(target: Memory) -> dict[str, Any]:
+    """A state in the form that it had when it was one tensor for each column, and places were lists."""
+    state = copy.deepcopy(target.state_dict())
+    for ring in (state["replayed"], state["holdout"]):
+        del ring["slots"]
+        columns = dict(ring.pop("taken").columns) | dict(ring.pop("answers").columns) | ring.pop("noted")
+        ring |= columns | {"answered": columns.pop("asked") > 0}
+        if "sizes" in ring["policy"]:
+            labels, sizes = zip(*ring["policy"].pop("sizes"), strict=True)
+            parts = ring["policy"]["places"].split(sizes)
+            ring["policy"]["places"] = [[label, *part.tolist()] for label, part in zip(labels, parts, strict=True)]
+    return state
 
 
 def test_growing_pads_what_is_cached() -> None:
@@ -270,6 +298,7 @@ def test_growing_an_empty_memory_is_nothing() -> None:
 def test_a_restored_memory_has_the_same_future(policy: type[Policy], before: int) -> None:
     """State → fresh memory: the same rows, the same draws, the same replacements from there on."""
     target, other = memory(20, policy, seed=1), memory(20, policy, seed=99)
+    target.open(1)
     labels = drawn(5, 300)
     fill(target, labels[:before])
     other.load_state_dict(copy.deepcopy(target.state_dict()), CPU)
@@ -293,15 +322,16 @@ def _same(one: Any, other: Any) -> bool:
 def test_a_restored_memory_may_have_more_or_fewer_places_for_answers() -> None:
     """The pool's limit may change at a restart; rows survive, and answers that still have their place."""
     target = memory(20)
+    target.open(2)
     fill(target, drawn(5, 100))
     target.replayed.frozen[:, 1] = 3.0
-    target.replayed.answered[:] = True
-    state = target.state_dict()
-    for slots in (1, 4):
-        other = Memory(20, 0.2, slots, 0)
-        other.load_state_dict(copy.deepcopy(state), CPU)
-        assert numbers(other.replayed) == numbers(target.replayed)
-        assert other.replayed.answered[: other.replayed.filled].sum(1).unique().tolist() == [min(slots, 2)]
+    target.replayed.asked[:] = 1
+    for state in (target.state_dict(), as_of_old(target)):
+        for slots in (1, 4):
+            other = Memory(20, 0.2, slots, 0)
+            other.load_state_dict(copy.deepcopy(state), CPU)
+            assert numbers(other.replayed) == numbers(target.replayed)
+            assert other.replayed.asked[: other.replayed.filled].sum(1).unique().tolist() == [min(slots, 2)]
 
 
 @policies
@@ -323,7 +353,7 @@ def test_withdrawn_rows_leave_no_trace_among_the_others(policy: type[Policy], se
             if isinstance(ring.policy, ClassBalanced):
                 places = sorted(place for mine in ring.policy._places.values() for place in mine)
                 assert places == list(range(ring.filled))
-                assert labels_of(ring) == ring.policy._labels
+                assert labels_of(ring) == [*ring.policy._labels]
             if ring.filled:
                 assert torch.equal(ring.x[: ring.filled, 0].long(), ring.y[: ring.filled])
     assert len(target) == 20
@@ -378,7 +408,7 @@ def test_an_older_memory_knows_its_own_rows() -> None:
     """A state without marks: what is held out is recognised all the same, and what is replayed not held out."""
     before, after = memory(50), memory(50)
     fill(before, drawn(0, 200))
-    state = before.state_dict()
+    state = as_of_old(before)
     del state["recognition"]
     for ring in ("replayed", "holdout"):
         del state[ring]["mark"]
@@ -456,7 +486,7 @@ def test_a_memory_of_before_policies_had_a_state_of_their_own_restores(policy: t
     """What a checkpoint had beside the rows then is the policy's: its replacements go on."""
     target, other = memory(20, policy), memory(20, policy, seed=9)
     fill(target, drawn(5, 100))
-    state = copy.deepcopy(target.state_dict())
+    state = as_of_old(target)
     for ring, books in ((state["replayed"], target.replayed), (state["holdout"], target.holdout)):
         policy_state = ring.pop("policy") or {"seen": [[0, books.offered]], "places": [], "full": []}
         del ring["offered"], ring["since"], ring["numbers"]
@@ -466,3 +496,139 @@ def test_a_memory_of_before_policies_had_a_state_of_their_own_restores(policy: t
         fill(one, drawn(6, 100))
     assert numbers(other.replayed) == numbers(target.replayed)
     assert numbers(other.holdout) == numbers(target.holdout)
+
+
+def taken_bytes(target: Memory) -> int:
+    """What the tensors of both rings take, and the policies' own accounts."""
+    tables = [table for ring in (target.replayed, target.holdout) for table in ring._tables.values()]
+    accounts = sum(3 * 4 * ring.filled for ring in (target.replayed, target.holdout))
+    stamps = sum(table.changes.stamps.nbytes for table in tables)
+    return accounts + stamps + sum(column.nbytes for table in tables for column in table.columns.values())
+
+
+def images(count: int, seed: int) -> Tensor:
+    return torch.randint(256, (count, 1, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def show(target: Memory, seed: int, classes: int, count: int = 12) -> None:
+    y = torch.randint(classes, (count,), generator=torch.Generator().manual_seed(seed))
+    target.insert(images(count, seed), y, 0, torch.nn.functional.one_hot(y, classes).float())
+
+
+@policies
+@settings(max_examples=20)
+@given(seed=st.integers(0, 1000), size=st.integers(4_000, 20_000), ratio=st.sampled_from([0.0, 0.2]))
+def test_bytes_are_never_exceeded(policy: type[Policy], seed: int, size: int, ratio: float) -> None:
+    """Whatever comes, records, classes, teachers: all that is kept is within the bytes, and still belongs together."""
+    target = Memory(None, ratio, 8, 0, policy(), bytes=size)
+    classes, slots, dice = 2, 0, random.Random(seed)
+    for number in range(30):
+        event = dice.choice(["records", "records", "records", "class", "teacher"])
+        classes, slots = classes + (event == "class"), min(8, slots + (event == "teacher"))
+        target.open(slots)
+        target.grow(classes)
+        show(target, number, classes)
+        assert taken_bytes(target) <= size
+        for ring in (target.replayed, target.holdout):
+            assert ring.filled <= ring.capacity
+            assert not ring.filled or ring.logits[: ring.filled].argmax(1).tolist() == labels_of(ring)
+            assert not isinstance(ring.policy, ClassBalanced) or [*ring.policy._labels] == labels_of(ring)
+
+
+def test_who_goes_when_places_do_is_the_policys_choice() -> None:
+    """Of a class-balanced memory the largest classes give; nothing of a rare class is lost."""
+    target = Memory(None, 0.0, 8, 0, bytes=30_000)
+    labels = [0, 1] * 100 + [2] * 5
+    for start in range(0, len(labels), 5):
+        y = torch.tensor(labels[start : start + 5])
+        target.insert(images(5, start), y, 0, torch.zeros(5, 3))
+    before = Counter(labels_of(target.replayed))
+    target.open(8)
+    after = Counter(labels_of(target.replayed))
+    assert before[2] == after[2] == 5
+    assert before[0] > after[0] + 10
+    assert abs(after[0] - after[1]) <= 1
+    assert len(target) == target.replayed.capacity
+
+
+def test_a_large_bound_costs_nothing_before_it_is_needed() -> None:
+    """A gibibyte of which ten records have come takes some kilobytes."""
+    target = Memory(None, 0.2, 8, 0, bytes=1 << 30)
+    show(target, 0, 3)
+    assert 0 < taken_bytes(target) < 50_000
+    assert target.replayed.capacity > 1_000_000
+
+
+def test_bytes_for_no_record_are_refused() -> None:
+    """What one takes is said, and the way out."""
+    target = Memory(None, 0.2, 8, 0, bytes=100)
+    with pytest.raises(ConfigError, match=r"one remembered record takes \d+ bytes, got 100"):
+        show(target, 0, 3)
+
+
+@policies
+@pytest.mark.parametrize("before", [0, 3, 40])
+def test_a_restored_memory_of_bytes_has_the_same_future(policy: type[Policy], before: int) -> None:
+    """Also where classes and teachers come later, and rows go for them."""
+    target, other = (Memory(None, 0.2, 4, seed, policy(), bytes=20_000) for seed in (1, 99))
+    for number in range(before):
+        show(target, number, 3)
+    other.load_state_dict(copy.deepcopy(target.state_dict()), CPU)
+    for number in range(before, 60):
+        for one in (target, other):
+            one.open(number // 20)
+            show(one, number, 3 + number // 15)
+        assert not target.replayed.slots or _same(target.sample(6), other.sample(6))
+        assert all(torch.equal(*pair) for pair in zip(rows_of(target), rows_of(other), strict=True))
+
+
+def rows_of(target: Memory) -> list[Tensor]:
+    return [ring.x[: ring.filled] for ring in (target.replayed, target.holdout) if ring.x is not None]
+
+
+def test_another_bound_at_a_restart_keeps_what_it_has_places_for() -> None:
+    """Records of 500 places go on in fewer, in more, and in bytes; what is kept still belongs together."""
+    before = memory(500, ratio=0.2)
+    fill(before, drawn(0, 900))
+    for after in (Memory(100, 0.2, 2, 0), Memory(2_000, 0.2, 2, 0), Memory(None, 0.2, 2, 0, bytes=30_000)):
+        after.load_state_dict(copy.deepcopy(before.state_dict()), CPU)
+        assert set(numbers(after.replayed)) <= set(numbers(before.replayed))
+        assert len(after) == min(500, after.replayed.capacity + after.holdout.capacity)
+        fill(after, drawn(1, 50))
+        for ring in (after.replayed, after.holdout):
+            assert ring.filled <= ring.capacity
+            assert ring.logits[: ring.filled].argmax(1).tolist() == labels_of(ring)
+
+
+def test_of_many_records_those_drawn_are_different_and_not_contradicted() -> None:
+    """Also where half of them are contradicted; each of the others is as likely."""
+    target = memory(4_000, ratio=0.0)
+    fill(target, [0] * 4_000, batch=500)
+    target.replayed.contradicted[::2] = True
+    counts: Counter[int] = Counter()
+    for _ in range(100):
+        sample = target.sample(100)
+        assert sample is not None
+        assert len(set(sample.slots.tolist())) == 100
+        counts.update(slot // 400 for slot in sample.slots.tolist())
+        assert all(slot % 2 for slot in sample.slots.tolist())
+    assert _chi_square([*counts.values()], 1_000) < 27.9
+
+
+@policies
+def test_a_step_costs_the_same_however_much_is_remembered(policy: type[Policy]) -> None:
+    """Taking rows of a new class and drawing some: of 100 times the records it takes less than five times as long."""
+    seconds = []
+    for size in (500, 50_000):
+        target = memory(size, policy, ratio=0.0)
+        fill(target, [0, 1] * (size // 2 + 100), batch=1_000)
+        seconds.append(min(_seconds(target, turn) for turn in range(30)))
+    assert seconds[1] < 5 * seconds[0]
+
+
+def _seconds(target: Memory, turn: int) -> float:
+    x, y, logits = numbered([turn % 4] * 10, 10 * turn)
+    begun = time.perf_counter()
+    target.insert(x, y, 0, logits)
+    target.sample(10)
+    return time.perf_counter() - begun

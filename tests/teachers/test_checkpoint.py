@@ -84,10 +84,10 @@ def test_remembered_answers_follow_a_label_that_comes_later(tmp_path: Path) -> N
     memory = Memory(8, 0.0, 2, seed=0)
     pool = Pool([answers], None, memory, limit=2, limit_bytes=1 << 20)
     memory.insert(rows(4), torch.zeros(4, dtype=torch.int64), 0, torch.zeros(4, 1))
-    pool.annotate()
-    pool.grow([7, 3])
     remembered = memory.sample(4)
     assert remembered is not None
+    pool.answers(remembered.x, 0, remembered, 1)
+    pool.grow([7, 3])
     got = pool.answers(remembered.x, 0, remembered, 2)
     assert got.known.all()
     torch.testing.assert_close(got.logits[:, 0], answers.logits(remembered.x), rtol=1e-3, atol=1e-3)

@@ -169,7 +169,6 @@ def test_a_pool_caches_its_answers_on_remembered_rows(weights: Path, context: Co
     pool = Pool([teacher], None, memory, limit=4, limit_bytes=1 << 30)
     raw = images(4)
     memory.insert(raw, torch.tensor([0, 1, 0, 1]), 0, torch.zeros(4, 3))
-    pool.annotate()
     remembered = memory.sample(4)
     assert remembered is not None
     answers = pool.answers(torch.cat([raw, remembered.x]), 4, remembered, 3)

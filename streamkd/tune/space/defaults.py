@@ -97,7 +97,7 @@ def _holding(parameter: Parameter, value: Value, config: Config) -> Parameter:
         return replace(parameter, domain=Categorical(tuple(sorted({*domain.values, value}))))
     high = domain.high
     if parameter.path == "memory.replay":  # more than it holds cannot be replayed
-        high = max(domain.low + 1, min(high, config.memory.size))
+        high = max(domain.low + 1, min(high, config.memory.size or high))
     wide = replace(domain, low=min(domain.low, value), high=max(high, value))
     held = replace(parameter, domain=wide)
     return held if held.contains(value) else replace(parameter, domain=replace(wide, step=None))
