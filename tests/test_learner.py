@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,10 @@ from streamkd.errors import ConfigError, SourceError, StateConflict
 from streamkd.inspection import weights_sha256
 from streamkd.learner import Learner
 from streamkd.learner.resuming import FORM
+from streamkd.state import segments
+from streamkd.state import tree as state_tree
+from streamkd.state.checkpoint import CheckpointStore
+from streamkd.state.directory import StateDirectory
 from streamkd.state.tree import pack, unpack
 from streamkd.teachers.teacher import copy_of
 from streamkd.wiring import open_source, schema_of
@@ -110,6 +115,31 @@ def test_stopping_and_resuming_ends_in_the_same_bits(stop: int) -> None:
     assert weights(resumed) == weights(whole)
     assert resumed.records == whole.records
     assert resumed.tasks.names == whole.tasks.names
+
+
+@pytest.mark.parametrize("bound", [{"size": 60}, {"bytes": 20_000}])
+def test_resuming_from_checkpoints_that_add_up_ends_in_the_same_bits(
+    bound: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saved every few steps, each time what was new, and killed twice: the bits of one that was never stopped."""
+    monkeypatch.setattr(state_tree, "WHOLE_BYTES", 1_000)
+    monkeypatch.setattr(segments, "SEGMENT_BYTES", 2_000)
+    changes, directory = {"memory": {**bound, "replay": 20}}, StateDirectory(tmp_path)
+    whole = run(learner(changes))
+    for _ in range(3):
+        one = learner(changes)
+        with directory.lock():
+            store = CheckpointStore(directory)
+            if (found := store.latest()) is not None:
+                one.restore(found.tree, found.info.offsets, one.config)
+            for steps in (3, 5, 2):
+                run(one, steps)
+                store.save(one.state(), offsets=one.offsets, records=one.records, config={}, environment={})
+            run(one, 1)
+            store.close()
+    run(one)
+    assert weights(one) == weights(whole)
+    assert torch.equal(one.step.memory.replayed.y, whole.step.memory.replayed.y)
 
 
 def permuted(detector: str) -> dict[str, Any]:

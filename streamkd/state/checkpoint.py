@@ -1,6 +1,6 @@
 """Checkpoints: the whole state of a learner and the offsets that belong to it, committed together.
 
-    tree ─► tensors.safetensors, state.json, tables/*.arrow, config.json   in a folder beside, hashed, fsynced
+    tree ─► tensors.safetensors, state.json, tables/*.arrow, rows/*, config.json   in a folder beside, hashed, fsynced
          ─► ONE transaction: fence, row (id, offsets, hashes, records, epoch), rename, dead letters, retention
 
 Until that transaction is committed the checkpoint before is the newest, whatever happens. The learner calls
@@ -23,6 +23,7 @@ from streamkd.records import Reject
 from streamkd.state import files
 from streamkd.state.directory import StateDirectory, fence
 from streamkd.state.leftovers import Leftovers
+from streamkd.state.segments import Segments
 from streamkd.state.tree import Parts, Tree, pack, unpack
 from streamkd.streams.log.database import insert
 from streamkd.streams.log.dead_letters import DeadLetters, letters
@@ -72,6 +73,7 @@ class CheckpointStore:
         self._directory = directory
         self._keep = keep
         self._damaged: set[int] = set()
+        self._segments = Segments()
         self._connection = directory.connect(read_only)
         self._letters = DeadLetters(self._connection)
         self._leftovers = Leftovers(directory.checkpoints, self._connection, lambda: {info.id for info in self.list()})
@@ -107,8 +109,9 @@ class CheckpointStore:
         }
         with self._leftovers.beside("the checkpoint was not saved, the one before is intact") as folder:
             fence(self._connection, self._directory.epoch, self._directory.path)
+            state["segments"], stored = self._segments.write(folder, parts.rows)
             hashes = files.write(folder, parts, state, _plain(config))
-            size = sum((folder / name).stat().st_size for name in hashes)
+            size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
             row = {
                 "records": records,
                 "epoch": self._directory.epoch,
@@ -118,7 +121,9 @@ class CheckpointStore:
                 "sha256": json.dumps(hashes),
                 "marks": json.dumps(dict(marks or {})),
             }
-            return self._commit(folder, row, dead_letters)
+            info = self._commit(folder, row, dead_letters)
+            self._segments.keep(stored, self._directory.checkpoints / str(info.id))
+            return info
 
     def latest(self) -> Snapshot | None:
         """The newest whole checkpoint; ``None`` where there has never been one.
@@ -130,14 +135,17 @@ class CheckpointStore:
         skipped: dict[int, str] = {}
         while (info := self._newest(skipped)) is not None:
             try:
-                parts, state, config = files.read(self._directory.checkpoints / str(info.id), info.sha256)
+                folder = self._directory.checkpoints / str(info.id)
+                parts, state, config = files.read(folder, info.sha256)
                 _refuse_other_place(info, state)
+                parts.rows, stored = self._segments.read(folder, state.get("segments", {}))
             except (OSError, CheckpointDamaged) as fault:
                 if info.id in {kept.id for kept in self.list()}:  # else retention was faster than the reader
                     logger.warning("checkpoint %d is passed over: %s", info.id, fault)
                     skipped[info.id] = str(fault)
                 continue
             self._damaged.update(skipped)
+            self._segments.keep(stored, folder)
             return Snapshot(info, unpack(parts), unpack(Parts(config)), unpack(Parts(state["environment"])), skipped)
         if skipped:
             raise CheckpointDamaged(

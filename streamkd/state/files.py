@@ -20,7 +20,7 @@ from streamkd.errors import CheckpointDamaged, StateConflict, StateError
 from streamkd.state.directory import sync
 from streamkd.state.tree import Parts, Tree
 
-FORMAT = 1
+FORMAT = 2  # 1 has no segments
 
 
 def write(folder: Path, parts: Parts, state: Mapping[str, Tree], config: Tree) -> dict[str, str]:
@@ -37,9 +37,9 @@ def write(folder: Path, parts: Parts, state: Mapping[str, Tree], config: Tree) -
     }
     if names:
         (folder / "tables").mkdir(mode=0o700)
-    hashes = {name: _put(folder / name, content) for name, content in contents.items()}
+    hashes = {name: put(folder / name, content) for name, content in contents.items()}
     for key, name in names.items():
-        hashes[name] = _put(folder / name, _arrow(parts.tables[key]))
+        hashes[name] = put(folder / name, _arrow(parts.tables[key]))
     for path in [folder / "tables", folder] if names else [folder]:
         sync(path)
     return hashes
@@ -51,7 +51,7 @@ def read(folder: Path, sha256: Mapping[str, str]) -> tuple[Parts, dict[str, Tree
     Raises:
         CheckpointDamaged: a file has other bytes. StateConflict: it was written by a newer streamkd.
     """
-    contents = {name: _get(folder / name, expected) for name, expected in sha256.items()}
+    contents = {name: get(folder / name, expected) for name, expected in sha256.items()}
     state = json.loads(contents["state.json"])
     if state["format"] > FORMAT:
         raise StateConflict(
@@ -62,7 +62,8 @@ def read(folder: Path, sha256: Mapping[str, str]) -> tuple[Parts, dict[str, Tree
     return Parts(state["tree"], tensors, tables), state, json.loads(contents["config.json"])
 
 
-def _put(path: Path, content: bytes) -> str:
+def put(path: Path, content: bytes) -> str:
+    """Write and sync a new file; returns its hash."""
     with path.open("xb") as file:
         file.write(content)
         file.flush()
@@ -70,7 +71,12 @@ def _put(path: Path, content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _get(path: Path, expected: str) -> bytes:
+def get(path: Path, expected: str) -> bytes:
+    """What a file holds.
+
+    Raises:
+        CheckpointDamaged: it has another hash.
+    """
     content = path.read_bytes()
     got = hashlib.sha256(content).hexdigest()
     if got != expected:

@@ -19,6 +19,7 @@ import torch
 from streamkd.errors import StateError
 from streamkd.replay.table import Rows
 
+WHOLE_BYTES = 1 << 20  # of the rows of a table, up to which they are not worth files of their own
 Tree = Any  # None, bool, int, float, str, torch.Tensor, pa.Table, Rows, and lists, tuples and dicts of trees
 
 
@@ -29,6 +30,7 @@ class Parts:
     document: Any = None
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     tables: dict[str, pa.Table] = field(default_factory=dict)
+    rows: dict[str, Rows] = field(default_factory=dict)
 
 
 def pack(tree: Tree) -> Parts:
@@ -64,7 +66,7 @@ def _pack(node: Tree, path: str, parts: Parts, storages: set[int]) -> Any:
             parts.tensors[key] = _alone(node, path, storages)
             return {"$tensor": key}
         case Rows():
-            return {"$rows": _pack_mapping(node.columns, path, parts, storages)}
+            return _pack_rows(node, path, parts, storages)
         case pa.Table():
             key = _free(path, parts.tables)
             parts.tables[key] = node
@@ -80,6 +82,15 @@ def _pack(node: Tree, path: str, parts: Parts, storages: set[int]) -> Any:
         where=f"state tree at {path or '/'}",
         fix="turn it into one of these in state_dict()",
     )
+
+
+def _pack_rows(rows: Rows, path: str, parts: Parts, storages: set[int]) -> Any:
+    """Few rows are written whole: three checkpoints have three copies then, which one fault does not reach."""
+    if sum(column.nbytes for column in rows.columns.values()) <= WHOLE_BYTES:
+        return {"$rows": _pack_mapping(rows.columns, path, parts, storages)}
+    key = _free(path, parts.rows)
+    parts.rows[key] = rows
+    return {"$rows": key}
 
 
 def _pack_mapping(node: Mapping[Any, Tree], path: str, parts: Parts, storages: set[int]) -> Any:
@@ -101,6 +112,8 @@ def _unpack(node: Any, parts: Parts) -> Tree:
     match node:
         case {"$tensor": key}:
             return parts.tensors[key]
+        case {"$rows": str() as key}:
+            return parts.rows[key]
         case {"$rows": columns}:
             return Rows({name: _unpack(column, parts) for name, column in columns.items()})
         case {"$table": key}:

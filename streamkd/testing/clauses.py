@@ -132,7 +132,8 @@ def carried(state: Any) -> Any:
     """A state as a checkpoint gives it back: through JSON, and with tensors that nobody else holds."""
     is_tree(state)
     parts = pack(copy.deepcopy(state))
-    return unpack(Parts(json.loads(json.dumps(parts.document, allow_nan=False)), parts.tensors, parts.tables))
+    document = json.loads(json.dumps(parts.document, allow_nan=False))
+    return unpack(Parts(document, parts.tensors, parts.tables, parts.rows))
 
 
 class Hand:

@@ -23,6 +23,7 @@ from streamkd.records import Reject
 from streamkd.state.checkpoint import CheckpointInfo, CheckpointStore, DeadBatch
 from streamkd.state.directory import StateDirectory
 from streamkd.state.environment import compare, environment
+from streamkd.state.files import FORMAT
 from streamkd.streams.log.dead_letters import DeadLetters
 
 torch.set_num_threads(1)
@@ -204,12 +205,12 @@ def test_a_newer_format_is_a_conflict(directory: StateDirectory, checkpoints: Ch
     """A checkpoint of a later streamkd is not passed over as if it were damaged."""
     info = _save(checkpoints, 1)
     path = directory.checkpoints / "1" / "state.json"
-    path.write_text(path.read_text().replace('"format":1', '"format":9'))
+    path.write_text(path.read_text().replace(f'"format":{FORMAT}', '"format":9'))
     hashes = {**info.sha256, "state.json": hashlib.sha256(path.read_bytes()).hexdigest()}
     connection = directory.connect()
     connection.execute("UPDATE checkpoints SET sha256 = ?", (json.dumps(hashes),))
     connection.close()
-    with pytest.raises(StateConflict, match="needed checkpoint format 1, got 9"):
+    with pytest.raises(StateConflict, match=f"needed checkpoint format {FORMAT}, got 9"):
         checkpoints.latest()
 
 
