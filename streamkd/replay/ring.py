@@ -16,7 +16,7 @@ from torch import Tensor
 from streamkd.errors import PluginError
 from streamkd.hookspecs import Stateful
 from streamkd.replay.policy import Accounting, Contents, Offered, Policy, Yielding
-from streamkd.replay.table import Rows, Table
+from streamkd.replay.table import StoredRows, Table
 
 ACCOUNT_BYTES = 12  # of the class-balanced policy for each place
 
@@ -299,7 +299,7 @@ class Ring:
             taken = state["taken"].columns
             self.allocate(taken["x"][:0].to(device), taken["logits"].shape[1])
             for name, table in self._tables.items():
-                rows = state[name] if isinstance(state[name], Rows) else Rows(state[name])
+                rows = state[name] if isinstance(state[name], StoredRows) else StoredRows(state[name])
                 table.load(rows, max(self.filled, self.capacity))
 
 
@@ -320,7 +320,7 @@ def _as_tables(state: dict[str, Any]) -> dict[str, Any]:
     return {
         **state,
         "slots": slots,
-        "taken": Rows(parts["taken"]),
-        "answers": Rows(parts["answers"]),
+        "taken": StoredRows(parts["taken"]),
+        "answers": StoredRows(parts["answers"]),
         "noted": parts["noted"],
     }

@@ -1,6 +1,6 @@
 """A table of remembered rows: columns by place that grow as they fill, and what of them has changed since when.
 
-    put, move ─► columns [places, ...] ─► Rows ─► a checkpoint, which writes the rows alone that are new to it
+    put, move ─► columns [places, ...] ─► StoredRows ─► a checkpoint, which writes the rows alone that are new to it
 
 Places come as they are needed, half as many more at a time, so that a short stream takes little.
 """
@@ -37,12 +37,12 @@ class Changes:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class StoredRows:
     """What a state has of a table: columns [rows, ...], and who knows which changed since the look ``taken``."""
 
     columns: Mapping[str, Tensor]
-    changes: Changes = field(default_factory=Changes, compare=False)
-    taken: int = field(default=0, compare=False)
+    changes: Changes = field(default_factory=Changes, compare=False, repr=False)
+    taken: int = field(default=0, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
@@ -102,11 +102,13 @@ class Table:
             column[places] = column[sources]
         self.changed(places)
 
-    def rows(self, filled: int) -> Rows:
+    def rows(self, filled: int) -> StoredRows:
         """The first so many rows, as they are until the table changes."""
-        return Rows({name: column[:filled] for name, column in self.columns.items()}, self.changes, self.changes.look())
+        return StoredRows(
+            {name: column[:filled] for name, column in self.columns.items()}, self.changes, self.changes.look()
+        )
 
-    def load(self, rows: Rows, most: int) -> None:
+    def load(self, rows: StoredRows, most: int) -> None:
         """Take rows that ``rows`` once gave; columns that they have not begin with zeros."""
         self.reserve(len(rows), most)
         for name, column in rows.columns.items():

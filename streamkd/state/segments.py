@@ -1,8 +1,8 @@
 """Segments: the rows of large tables in files that are only added, so that a checkpoint writes what has changed.
 
-    Rows ─► those that changed since the checkpoint before ─► a new segment, beside links to the older ones
+    StoredRows ─► those that changed since the checkpoint before ─► a new segment, beside links to the older ones
             └ the segments with the fewest rows still true go, and what was true in them is written again
-    segments, the oldest first ─► each puts its rows into their places ─► Rows
+    segments, the oldest first ─► each puts its rows into their places ─► StoredRows
 
 A segment is never written to again. A checkpoint's folder has all that it needs, as hard links where a checkpoint
 before has written it: so it is whole, is removed like any other, and a kill at any time leaves the others as they are.
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from streamkd.errors import CheckpointDamaged
-from streamkd.replay.table import Changes, Rows
+from streamkd.replay.table import Changes, StoredRows
 from streamkd.state import files
 from streamkd.state.directory import sync
 
@@ -50,7 +50,7 @@ class Segments:
         self._folder = Path()
         self._stored: dict[str, Stored] = {}
 
-    def write(self, folder: Path, tables: Mapping[str, Rows]) -> tuple[dict[str, Any], dict[str, Stored]]:
+    def write(self, folder: Path, tables: Mapping[str, StoredRows]) -> tuple[dict[str, Any], dict[str, Stored]]:
         """Write tables into an empty folder, synced: what to read them by, and what to ``keep`` once that counts.
 
         Raises:
@@ -75,7 +75,7 @@ class Segments:
         """These are in a checkpoint's folder, and it is the newest."""
         self._stored, self._folder = dict(stored), folder
 
-    def read(self, folder: Path, about: Mapping[str, Any]) -> tuple[dict[str, Rows], dict[str, Stored]]:
+    def read(self, folder: Path, about: Mapping[str, Any]) -> tuple[dict[str, StoredRows], dict[str, Stored]]:
         """The tables of a checkpoint's folder, and what to ``keep`` if it is gone on from.
 
         Raises:
@@ -84,7 +84,7 @@ class Segments:
         found = {key: _read(folder / FOLDER, key, one) for key, one in about.items()}
         return {key: rows for key, (rows, _) in found.items()}, {key: stored for key, (_, stored) in found.items()}
 
-    def _write(self, folder: Path, key: str, rows: Rows) -> Stored:
+    def _write(self, folder: Path, key: str, rows: StoredRows) -> Stored:
         before = self._stored.get(key)
         if before is not None and before.changes is rows.changes:
             following = _followed(before, rows)
@@ -100,7 +100,7 @@ class Segments:
         return _added(folder, key, rows, Stored(rows.changes, rows.taken, _nowhere(len(rows))))
 
 
-def _followed(before: Stored, rows: Rows) -> Stored:
+def _followed(before: Stored, rows: StoredRows) -> Stored:
     """What of the older files is still good: rows that are to be written are in none."""
     held = _nowhere(len(rows))
     both = min(len(held), len(before.held))
@@ -119,7 +119,7 @@ def _followed(before: Stored, rows: Rows) -> Stored:
     return Stored(rows.changes, rows.taken, held, left)
 
 
-def _added(folder: Path, key: str, rows: Rows, stored: Stored) -> Stored:
+def _added(folder: Path, key: str, rows: StoredRows, stored: Stored) -> Stored:
     """With the rows that are in no file yet in new ones."""
     missing, following = torch.nonzero(stored.held < 0).flatten(), max(stored.files, default=-1) + 1
     pieces = missing.split(max(1, SEGMENT_BYTES // _row_bytes(rows))) if len(missing) else ()
@@ -131,7 +131,7 @@ def _added(folder: Path, key: str, rows: Rows, stored: Stored) -> Stored:
     return stored
 
 
-def _read(folder: Path, key: str, about: Mapping[str, Any]) -> tuple[Rows, Stored]:
+def _read(folder: Path, key: str, about: Mapping[str, Any]) -> tuple[StoredRows, Stored]:
     count = about["rows"]
     kinds = {name: (getattr(torch, kind), (count, *shape)) for name, (kind, *shape) in about["columns"].items()}
     columns = {name: torch.zeros(shape, dtype=dtype) for name, (dtype, shape) in kinds.items()}
@@ -149,7 +149,7 @@ def _read(folder: Path, key: str, about: Mapping[str, Any]) -> tuple[Rows, Store
     if (stored.held < 0).any():
         lost = int((stored.held < 0).sum())
         raise CheckpointDamaged(f"needed {count} rows, {lost} are in no segment", where=str(folder))
-    return Rows(columns, changes), stored
+    return StoredRows(columns, changes), stored
 
 
 def _file(key: str, number: int) -> str:
@@ -166,7 +166,7 @@ def _nowhere(rows: int) -> Tensor:
     return torch.full((rows,), -1, dtype=torch.int64)
 
 
-def _row_bytes(rows: Rows) -> int:
+def _row_bytes(rows: StoredRows) -> int:
     return max(1, sum(column[:1].nbytes for column in rows.columns.values()))
 
 

@@ -17,10 +17,10 @@ import pyarrow as pa
 import torch
 
 from streamkd.errors import StateError
-from streamkd.replay.table import Rows
+from streamkd.replay.table import StoredRows
 
 WHOLE_BYTES = 1 << 20  # of the rows of a table, up to which they are not worth files of their own
-Tree = Any  # None, bool, int, float, str, torch.Tensor, pa.Table, Rows, and lists, tuples and dicts of trees
+Tree = Any  # None, bool, int, float, str, torch.Tensor, pa.Table, StoredRows, and lists, tuples and dicts of trees
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Parts:
     document: Any = None
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     tables: dict[str, pa.Table] = field(default_factory=dict)
-    rows: dict[str, Rows] = field(default_factory=dict)
+    rows: dict[str, StoredRows] = field(default_factory=dict)
 
 
 def pack(tree: Tree) -> Parts:
@@ -65,7 +65,7 @@ def _pack(node: Tree, path: str, parts: Parts, storages: set[int]) -> Any:
             key = _free(path, parts.tensors)
             parts.tensors[key] = _alone(node, path, storages)
             return {"$tensor": key}
-        case Rows():
+        case StoredRows():
             return _pack_rows(node, path, parts, storages)
         case pa.Table():
             key = _free(path, parts.tables)
@@ -84,7 +84,7 @@ def _pack(node: Tree, path: str, parts: Parts, storages: set[int]) -> Any:
     )
 
 
-def _pack_rows(rows: Rows, path: str, parts: Parts, storages: set[int]) -> Any:
+def _pack_rows(rows: StoredRows, path: str, parts: Parts, storages: set[int]) -> Any:
     """Few rows are written whole: three checkpoints have three copies then, which one fault does not reach."""
     if sum(column.nbytes for column in rows.columns.values()) <= WHOLE_BYTES:
         return {"$rows": _pack_mapping(rows.columns, path, parts, storages)}
@@ -115,7 +115,7 @@ def _unpack(node: Any, parts: Parts) -> Tree:
         case {"$rows": str() as key}:
             return parts.rows[key]
         case {"$rows": columns}:
-            return Rows({name: _unpack(column, parts) for name, column in columns.items()})
+            return StoredRows({name: _unpack(column, parts) for name, column in columns.items()})
         case {"$table": key}:
             return parts.tables[key]
         case {"$float": text}:

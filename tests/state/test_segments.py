@@ -17,7 +17,7 @@ from torch import Tensor
 
 from streamkd.errors import CheckpointDamaged
 from streamkd.replay.memory import Memory
-from streamkd.replay.table import Rows, Table
+from streamkd.replay.table import StoredRows, Table
 from streamkd.state import segments, tree
 from streamkd.state.checkpoint import CheckpointInfo, CheckpointStore
 from streamkd.state.directory import StateDirectory
@@ -76,7 +76,7 @@ def _read(directory: StateDirectory) -> Any:
 
 
 def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, Rows):
+    if isinstance(one, StoredRows):
         return _same(dict(one.columns), dict(other.columns))
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
