@@ -181,7 +181,8 @@ def _closed_form(
 
 def _size(parts: Parts) -> int:
     """Bytes of a state as a checkpoint would hold it."""
-    tensors = sum(tensor.numel() * tensor.element_size() for tensor in parts.tensors.values())
+    rows = [column for table in parts.rows.values() for column in table.columns.values()]
+    tensors = sum(tensor.numel() * tensor.element_size() for tensor in (*parts.tensors.values(), *rows))
     return tensors + sum(table.nbytes for table in parts.tables.values()) + len(json.dumps(parts.document))
 
 
