@@ -154,9 +154,9 @@ class Optimizer(Model):
 class MemorySettings(Model):
     """Remembered samples: ``size`` in all or as many as ``bytes`` hold; of them ``holdout_ratio`` is never replayed."""
 
-    size: Positive | None = Field(default=None, description="records; 500 unless bytes are given")
+    size: Positive | None = Field(default=None, description="records, in place of bytes")
     bytes: Bytes | None = Field(
-        default=None, description="of all that is kept of records, teachers' answers among it; in place of size"
+        default=None, description="of all that is kept of records, teachers' answers among it; 64 MiB without size"
     )
     holdout_ratio: float = Field(default=0.2, ge=0, lt=1)
     replay: int = Field(default=100, ge=0, description="remembered samples added to each step")
@@ -171,7 +171,7 @@ class MemorySettings(Model):
         bounds = [name for name in ("size", "bytes") if given.get(name) is not None]
         if len(bounds) > 1:
             raise ValueError(f"needed size or bytes, got both ({given['size']}, {given['bytes']}); set one to null")
-        return given if bounds else {**given, "size": 500}
+        return given if bounds else {**given, "bytes": 64 << 20}
 
 
 class PoolSettings(Model):

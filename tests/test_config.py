@@ -291,6 +291,18 @@ def test_the_tree_goes_round_through_json(tmp_path: Path, registry: Registry) ->
     assert dump(again) == dump(config)
 
 
+def test_one_bound_of_the_memory_decides() -> None:
+    """Bytes, unless records are given; what a file says in records an override may say in bytes."""
+    stream = {"stream": {"source": {"name": "replay"}}}
+    for given, bounds in (
+        ({}, (None, 64 << 20)),
+        ({"size": 7}, (7, None)),
+        ({"bytes": 900, "size": None}, (None, 900)),
+    ):
+        memory = from_tree({**stream, "memory": given}).memory
+        assert (memory.size, memory.bytes) == bounds
+
+
 def test_a_kept_tree_with_a_mistake_names_its_path() -> None:
     """Without a file there is still the dotted path."""
     with pytest.raises(ConfigError) as caught:

@@ -246,6 +246,16 @@ def test_resuming_with_another_optimiser_rate_is_taken() -> None:
     assert run(resumed).records == 400
 
 
+def test_a_memory_of_records_goes_on_in_bytes() -> None:
+    """The bound may be another one at a restart, as it is where the configuration left it to the default."""
+    stopped = run(learner({"memory": {"size": 20, "replay": 20}}), 10)
+    resumed = learner({"memory": {"replay": 20}})
+    resumed.restore(unpack(pack(stopped.state())), dict(stopped.offsets), stopped.config)
+    assert len(resumed.step.memory) == len(stopped.step.memory) == 20
+    assert run(resumed).records == 400
+    assert len(resumed.step.memory) > 200
+
+
 @pytest.mark.parametrize(
     ("changes", "where"),
     [

@@ -50,7 +50,7 @@ class Delayed:
 
 
 def tree(name: str, data: Path | None, limit: int | None = None) -> Tree:
-    """Our learner's configuration with its defaults on a stream, the first ``limit`` records of it.
+    """Our learner's configuration with its defaults and 500 records on a stream, the first ``limit`` records of it.
 
     Raises:
         SourceError: the stream's file is not in ``data``.
@@ -72,6 +72,7 @@ def tree(name: str, data: Path | None, limit: int | None = None) -> Tree:
             "batch": {"size": 10},
         },
         "student": {"name": "mlp", "hidden": list(HIDDEN)},
+        "memory": {"size": 500},
     }
 
 

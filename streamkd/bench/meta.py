@@ -121,6 +121,7 @@ def _config(
             "records": {"inputs": [image], "label": "label", "label_type": "string", "task": "alphabet"},
         },
         "student": dict(student),
+        "memory": {"size": 500},
         "meta": str(meta) if meta else None,
     }
     return configuration.from_tree(tree, registry)
