@@ -13,7 +13,7 @@ import pyarrow.flight as fl
 
 from streamkd.errors import RecordError, first_line
 from streamkd.producer.outbox import Outbox, Piece
-from streamkd.producer.transport import Disconnected, Target, conflict
+from streamkd.producer.transport import Disconnected, Target, conflict, refused
 
 
 def deliver(outbox: Outbox, target: Target) -> None:
@@ -100,7 +100,7 @@ def _told(faults: list[Exception], target: Target) -> Exception:
             return Disconnected(str(said.get("error")), said.get("retry_after_seconds"))
     for fault in faults:
         if isinstance(fault, pa.ArrowInvalid | fl.FlightServerError):
-            return RecordError(_line(fault), where=target.url)
+            return refused(_line(fault), target.url)
     return Disconnected(_line(faults[0]) if faults else "the server ended the stream early")
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from streamkd.errors import LimitExceeded, RecordError, SchemaMismatch, SourceError, StreamkdError
 from streamkd.producer.outbox import Outbox, Piece
-from streamkd.producer.transport import Disconnected, Target, conflict
+from streamkd.producer.transport import Disconnected, Target, conflict, refused
 
 CONTENT_TYPE = "application/vnd.apache.arrow.stream"
 TIMEOUT_SECONDS = 60.0
@@ -56,8 +56,7 @@ def _refusal(status: int, message: str, where: str) -> StreamkdError:
         return RecordError(f"the server refuses the token: {message}", where=where, fix="give --token")
     if status == 413:
         return LimitExceeded(message, where=where, fix="send smaller batches with --batch")
-    kind = SchemaMismatch if status == 422 else RecordError
-    return kind(message, where=where)
+    return refused(message, where, SchemaMismatch if status == 422 else RecordError)
 
 
 def _body(rows: pa.RecordBatch) -> bytes:

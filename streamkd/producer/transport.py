@@ -58,6 +58,12 @@ def conflict(said: Mapping[str, Any], where: str) -> Exception:
     return Forgotten(forgotten, refusal) if isinstance(forgotten, int) else refusal
 
 
+def refused(said: str, where: str, kind: type[RecordError] = RecordError) -> RecordError:
+    """What a server says of records that do not fit, with what may be done here."""
+    fix = "send it, or rename columns with --columns theirs=ours,..." if "no such column" in said else ""
+    return kind(said, where=where, fix=fix)
+
+
 Transport = Callable[[Outbox, Target], None]
 """One connection: sends again what is not acknowledged, then what is new, until all is acknowledged. It raises
 ``Disconnected`` (try again), ``Forgotten`` (go on after it), a ``StreamkdError`` (the server will never take this)."""

@@ -270,9 +270,17 @@ def test_a_refusal_is_not_tried_again(mood: Exception) -> None:
 def test_another_schema_is_refused_naming_both(server: Any, transport: str) -> None:
     """A batch of another schema is refused with what is needed and what came; nothing is stored."""
     rows = pa.RecordBatch.from_pydict({"x": ["a"], "label": [1]})
-    with pytest.raises(RecordError, match=r"'x': needed fixed_size_list<.*int64>\[1\], got string"):
+    with pytest.raises(RecordError, match=r"'x': needed numbers \(int64\), got string"):
         push([rows], _url(server, transport))
     assert server.values() == []
+
+
+@pytest.mark.parametrize("transport", ["flight", "http"])
+def test_a_column_that_is_missing_is_told_with_a_way_out(server: Any, transport: str) -> None:
+    """It may have another name here."""
+    with pytest.raises(RecordError, match=r"'x': needed numbers .* no such column") as caught:
+        push([pa.RecordBatch.from_pydict({"y": [1], "label": [1]})], _url(server, transport))
+    assert "--columns theirs=ours" in caught.value.fix
 
 
 def test_batches_of_two_schemas_are_refused(server: Any) -> None:

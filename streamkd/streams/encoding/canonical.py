@@ -38,11 +38,11 @@ def check_schema(got: pa.Schema, schema: RecordSchema) -> None:
             continue
         if len(indices) != 1:
             said = "no such column" if not indices else f"{len(indices)} columns of that name"
-            raise SchemaMismatch(f"needed {place.type}, got {said} (columns: {_names(got)})", where=where)
+            raise SchemaMismatch(f"needed {place.needed}, got {said} (columns: {_names(got)})", where=where)
         found = got.field(indices[0]).type
         if not _fits(found, place):
-            fix = f"send {place.type}, or change stream.records to what is sent"
-            raise SchemaMismatch(f"needed {place.type}, got {found}", where=where, fix=fix)
+            fix = f"send {place.needed}, or change stream.records to what is sent"
+            raise SchemaMismatch(f"needed {place.needed}, got {found}", where=where, fix=fix)
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,12 @@ class Place:
     missing: RejectReason | None
     column: InputColumn | None = None
     optional: bool = False
+
+    @property
+    def needed(self) -> str:
+        """What the column has to hold, in words."""
+        one = self.column is not None and self.column.kind == "tensor" and not self.column.shape
+        return f"numbers ({self.type.value_type})" if one else str(self.type)
 
 
 @lru_cache(64)
