@@ -1,57 +1,59 @@
-"""The commands of docs/how-to/, followed to the letter but for the ports."""
+"""The commands of docs/how-to/, followed to the letter but for the ports, with one server for the whole file."""
 
 import json
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from .conftest import ROOT, Serve, commands, curled, streamkd, until
+from .conftest import ROOT, Serve, Server, commands, curled, streamkd, until
+
+PUSHED, LATE = "docs/how-to/push-records.md", "docs/how-to/late-labels.md"
+RECORDS = [{"x": [n % 2, 0, 0, n], "label": n % 2} for n in range(20)]
 
 
-def configuration(page: str) -> dict[str, object]:
-    """The first one that a page shows."""
-    return dict(yaml.safe_load(re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text("utf-8"), re.S)[0]))
+@pytest.fixture(scope="module")
+def server(serve_in: Callable[[Path], Serve], tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """One of the first configuration that the page of late labels shows."""
+    [first, *_] = re.findall(r"```yaml\n(.*?)```", (ROOT / LATE).read_text("utf-8"), re.S)
+    server = serve_in(tmp_path_factory.mktemp("how-to"))(yaml.safe_load(first))
+    until(lambda: server.post("/v1/streams/main", content=b"").status_code != 503, 60, "the ingress")
+    return server
 
 
-def test_records_are_pushed_by_curl(serve: Serve, tmp_path: Path) -> None:
-    """docs/how-to/push-records.md: a file of JSON lines is taken, and counts once though it is sent twice."""
-    page = "docs/how-to/push-records.md"
-    server = serve(configuration(page))
-    images = np.random.default_rng(0).integers(0, 256, (20, 28, 28)).tolist()
-    lines = [json.dumps({"image": image, "label": 3}) for image in images]
-    (tmp_path / "records.jsonl").write_text("\n".join(lines))
-    [first], [again] = (curled(page, server, tmp_path) for _ in range(2))
+def pushed(server: Server, folder: Path) -> dict[str, Any]:
+    """What the page of pushed records is answered; sent again, nothing is taken again."""
+    (folder / "records.jsonl").write_text("\n".join(map(json.dumps, RECORDS)))
+    [answer] = curled(PUSHED, server, folder)
+    return answer
+
+
+def test_records_are_pushed_by_curl(server: Server, tmp_path: Path) -> None:
+    """A file of JSON lines is taken, and counts once though it is sent twice."""
+    first, again = (pushed(server, tmp_path) for _ in range(2))
     assert (first["accepted"], first["rejected"], first["offset"], first["duplicate"]) == (20, 0, 20, False)
     assert (again["accepted"], again["offset"], again["duplicate"]) == (20, 20, True)
 
 
 def test_labels_come_later_by_curl_and_from_a_file(
-    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """docs/how-to/late-labels.md: the prediction is kept under its id, its label makes a record; others are pushed."""
-    page = "docs/how-to/late-labels.md"
-    server = serve(configuration(page))
-    rows = [{"x": [n % 2, 0, 0, n], "label": n % 2} for n in range(20)]
-    sent = {"Content-Type": "application/x-ndjson"}
-    body = "\n".join(map(json.dumps, rows))
-    until(lambda: server.post("/v1/streams/main", content=body, headers=sent).status_code == 200, 60, "the ingress")
-    until(server.ready, 60, "a version")
-    asked, told = curled(page, server, tmp_path)
+    """The prediction is kept under its id, and its label makes a record; of a file's labels one is early, and told."""
+    pushed(server, tmp_path)
+    until(server.ready, 60, "a version of the records that were pushed")
+    asked, told = curled(LATE, server, tmp_path)
     assert (asked["parameters"]["prediction_id"], asked["parameters"]["kept"]) == ("order-17", True)
-    assert (told["accepted"], told["waiting"] - told.get("early", 0)) == (
-        1,
-        0,
-    )  # early, where it came before the next write
-    [labels] = commands(page, "streamkd")
+    assert (told["accepted"], told["rejected"]) == (1, 0)
+    until(lambda: server.status()["labels"]["joined"] == 1, 30, "a record of the label")
     pq.write_table(pa.table({"prediction_id": ["order-17", "order-18"], "label": [0, 1]}), tmp_path / "labels.parquet")
     monkeypatch.chdir(tmp_path)
-    until(lambda: server.status()["labels"]["joined"] == 1, 30, "a record of the first label")
-    done = streamkd(*shlex.split(labels.replace("http://127.0.0.1:8470", server.url))[1:])
+    [push] = commands(LATE, "streamkd")
+    done = streamkd(*shlex.split(push.replace("http://127.0.0.1:8470", server.url))[1:])
     assert "2 labels sent, 1 accepted, 1 rejected" in done.stdout, done.stderr
     assert "1 of them are early: " in done.stdout
