@@ -11,7 +11,7 @@ from torch import nn
 
 from streamkd.bench import frontier, plain_replay, scatter
 from streamkd.bench.plain_replay import ClassBuffer
-from streamkd.replay.table import Rows
+from streamkd.replay.table import StoredRows
 from streamkd.state.tree import pack
 
 
@@ -88,7 +88,7 @@ def row(accuracy: float, seconds: float, size: int) -> dict[str, Any]:
 
 def test_the_rows_of_a_large_memory_count() -> None:
     """What a checkpoint would have in files of its own is among the bytes of a state."""
-    rows = Rows({"x": torch.zeros(1_000, 3_000, dtype=torch.uint8), "y": torch.zeros(1_000)})
+    rows = StoredRows({"x": torch.zeros(1_000, 3_000, dtype=torch.uint8), "y": torch.zeros(1_000)})
     assert 3_004_000 < frontier._size(pack({"memory": rows})) < 3_005_000
 
 
