@@ -33,7 +33,7 @@ TREE = configuration.dump(CONFIG)
 TREE["stream"]["batch"]["flush_seconds"] = 1e-9  # what has come is a batch: 10, 5, 10, 5 ...
 CUT = configuration.from_tree(TREE, REGISTRY)
 LEARNED, MORE = 150, 15  # records in the copies, and those that come after
-SHORT, LONG = 48, 1_500
+SHORT, LONG = 32, 1_500
 SILENT_SECONDS = 60.0  # on a machine that is busy with other tests
 NAMES = ("state.sqlite", "checkpoints", "published", "log.sqlite")
 

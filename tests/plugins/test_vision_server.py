@@ -98,7 +98,8 @@ def configuration(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree = {
         "name": "vision",
         "stream": {
-            "source": {"name": "replay", "dataset": "digits", "classes_per_task": 2, "repeat": True, "rate": 200}
+            # short tasks: three are over after 240 records
+            "source": {**DIGITS, "per_class": 40, "rate": 200}
         },
         "student": {"name": "convnet", "channels": [8], "hidden": 32},
         "teachers": [{"name": "ema"}, {**TEACHER, "weights": str(weights)}],
