@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from streamkd.hookspecs import Kind, Options
+from streamkd.replay.table import StoredRows
 from streamkd.state.tree import Parts, pack, unpack
 
 T = TypeVar("T")
@@ -124,7 +125,8 @@ def is_tree(state: Any) -> None:
         for value in state:
             is_tree(value)
     else:
-        known = state is None or isinstance(state, str | int | float | bool | Tensor | pa.Table)
+        # the rows of a memory are its own, and not a plugin's
+        known = state is None or isinstance(state, str | int | float | bool | Tensor | pa.Table | StoredRows)
         needs(known, "a state of dicts, lists, JSON scalars, tensors, Arrow tables", type(state).__name__)
 
 
