@@ -18,7 +18,7 @@ from streamkd.hookspecs import Stateful
 from streamkd.replay.policy import Accounting, Contents, Offered, Policy, Yielding
 from streamkd.replay.table import StoredRows, Table
 
-ACCOUNT_BYTES = 12  # of the class-balanced policy for each place
+ACCOUNT_BYTES = 8  # of the class-balanced policy for each place
 
 
 class Remembered:

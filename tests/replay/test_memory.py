@@ -501,7 +501,7 @@ def test_a_memory_of_before_policies_had_a_state_of_their_own_restores(policy: t
 def taken_bytes(target: Memory) -> int:
     """What the tensors of both rings take, and the policies' own accounts."""
     tables = [table for ring in (target.replayed, target.holdout) for table in ring._tables.values()]
-    accounts = sum(3 * 4 * ring.filled for ring in (target.replayed, target.holdout))
+    accounts = sum(2 * 4 * ring.filled for ring in (target.replayed, target.holdout))
     stamps = sum(table.changes.stamps.nbytes for table in tables)
     return accounts + stamps + sum(column.nbytes for table in tables for column in table.columns.values())
 
