@@ -45,7 +45,7 @@ def describe(path: Path, label: str | None = None, accept: Sequence[str] = ()) -
     rows = open_rows(path, dialect, in_order=True)
     roles = roles_of(rows, path, label, accept)
     test = _test_file(path.resolve(), rows, dialect)
-    student, more = _student(roles, len(rows), _order(rows, roles))
+    student, more = _student(roles, _order(rows, roles))
     notes = (
         *profile.told(roles),
         *_dialect_notes(dialect, rows),
@@ -239,19 +239,17 @@ def _words(column: Column, alone: bool, filled: bool) -> tuple[str, str]:
     return f"kind: category, shape: [{places}], values: [{listed}]", f"{SPARE} places for others"
 
 
-def _student(roles: ColumnRoles, records: int, order: str) -> tuple[list[str], list[str]]:
+def _student(roles: ColumnRoles, order: str) -> tuple[list[str], list[str]]:
     """The lines after the stream's, and what should be said of them."""
     column = roles.inputs[0]
     picture = len(roles.inputs) == 1 and _is_picture(column.shape)
     student = "{name: convnet, channels: [32, 64]}" if picture else "{name: mlp, hidden: [256, 128]}"
-    per_label = max(500, min(5 * roles.label.values, 5_000))
     one_task = order == "seed" or roles.time or roles.mixed
     why = "shuffled records are one task" if order == "seed" else "one task: its labels come mixed"
     why = "one task, in the order of time" if roles.time else why
     detectors = [f"detectors: []  # {why}; without this line new labels begin one"] if one_task else []
-    size = min(per_label, max(50, records // 2))
     hints = [] if picture or len(roles.inputs) > 1 else list(_picture_hints(column))
-    return [*detectors, f"memory: {{size: {size}}}  # remembered records", f"student: {student}"], hints
+    return [*detectors, f"student: {student}"], hints
 
 
 def _weights(roles: ColumnRoles) -> Iterator[str]:
