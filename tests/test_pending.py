@@ -117,7 +117,7 @@ def test_the_served_version_is_judged_by_what_it_said_then() -> None:
 
 def test_what_sources_said_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the bytes a record is still answered and counted, and weighs nobody."""
-    record = (4 + 18 + 3 + 9) * 2 * 4  # sources, pairs twice; rates of a teacher, its pairs; two classes
+    record = (4 + 18 + 6 + 9) * 2 * 4  # sources, pairs twice; heads of a teacher, its pairs; two classes
     monkeypatch.setattr(pending, "KEPT_BYTES", 5 * record)
     one = learner(40)
     for _ in range(10):

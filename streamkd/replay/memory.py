@@ -73,7 +73,7 @@ class Memory:
         most_held_out: int = MOST_HELD_OUT,
     ) -> None:
         self.bytes, self.holdout_ratio, self.teacher_slots = bytes, holdout_ratio, teacher_slots
-        self._most_held_out = most_held_out
+        self._places_held_out = holdout_ratio, most_held_out  # whatever share of what arrives is held out from here on
         replayed, held = self._divided(bytes if size is None else size)  # a row takes one byte at least
         self.replayed = Ring(replayed, policy or ClassBalanced(), teacher_slots)
         self.holdout = Ring(held, holdout_policy or ClassBalanced(), teacher_slots, replayed=False)
@@ -91,7 +91,8 @@ class Memory:
 
     def _divided(self, places: int) -> tuple[int, int]:
         """Places of the replayed and of the held-out part."""
-        held = min(round(places * self.holdout_ratio), self._most_held_out)
+        ratio, most = self._places_held_out
+        held = min(round(places * ratio), most)
         return places - held, held
 
     def grow(self, classes: int) -> None:

@@ -46,8 +46,9 @@ class Cache:
         self._give_ticket(teacher.key)
 
     def close(self, key: str) -> None:
-        """Take a teacher's slot away."""
-        self.slots.pop(key, None)
+        """Take a teacher's slot away, and its ticket."""
+        for of_teachers in (self.slots, self._tickets, self._versions):
+            of_teachers.pop(key, None)
 
     @torch.no_grad()
     def answers(self, teacher: Teacher, remembered: Remembered, classes: int) -> tuple[Tensor, Tensor]:

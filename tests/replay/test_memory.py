@@ -632,3 +632,14 @@ def _seconds(target: Memory, turn: int) -> float:
     target.insert(x, y, 0, logits)
     target.sample(10)
     return time.perf_counter() - begun
+
+
+def test_places_of_the_held_out_part_stay_when_nothing_that_arrives_is_held_out() -> None:
+    """A query of its own may fill them (as phase 2 does), whether records bound the memory or bytes."""
+    for bound in ({"size": 100}, {"size": None, "bytes": 100_000}):
+        memory = Memory(bound.get("size"), 0.2, 1, seed=0, bytes=bound.get("bytes", 0))
+        places = memory.holdout.capacity
+        memory.holdout_ratio = 0.0
+        memory.insert(torch.randn(10, 3), torch.zeros(10, dtype=torch.int64), 0, torch.zeros(10, 1))
+        assert memory.holdout.filled == 0
+        assert memory.holdout.capacity == places > 0

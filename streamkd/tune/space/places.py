@@ -15,6 +15,8 @@ from streamkd.errors import ConfigError
 from streamkd.plugins import RESERVED, Registry
 from streamkd.tune.space.domains import Value, same
 
+INSTEAD = {"memory.size": "memory.bytes", "memory.bytes": "memory.size"}  # one decides, and both are refused
+
 Keys: TypeAlias = tuple[str | int, ...]
 
 
@@ -82,6 +84,8 @@ class Places:
                 for key in parent.keys() - set(RESERVED.get(group, ())):
                     del parent[key]
             parent[keys[-1]] = copy.deepcopy(values[path])
+            if (other := INSTEAD.get(path)) is not None and other not in values:
+                parent[other.rpartition(".")[2]] = None
         return configuration.from_tree(tree, self._registry)
 
 

@@ -15,6 +15,7 @@ from streamkd.document import Document
 from streamkd.errors import ConfigError
 from streamkd.tune.space import defaults, file
 from streamkd.tune.space.domains import Categorical, Interval, Parameter
+from streamkd.tune.space.places import Places
 from streamkd.tune.space.space import Space
 from streamkd.tune.study import suggest
 
@@ -323,3 +324,11 @@ def test_a_file_that_is_not_there_says_so(tmp_path: Path) -> None:
     """The file is named."""
     with pytest.raises(ConfigError, match=r"no\.yaml: cannot be read"):
         file.load(tmp_path / "no.yaml", CONFIG, REGISTRY)
+
+
+def test_a_bound_of_the_memory_takes_the_place_of_the_other() -> None:
+    """One of the two decides: a space over one leaves nothing of the other, whatever the configuration has."""
+    for path, value in (("memory.size", 100), ("memory.bytes", 1 << 20)):
+        changed = Places(CONFIG, REGISTRY).changed({path: value})
+        found = {"memory.size": changed.memory.size, "memory.bytes": changed.memory.bytes}
+        assert {name: bound for name, bound in found.items() if bound is not None} == {path: value}

@@ -12,6 +12,7 @@ import torch
 from streamkd import config as configuration
 from streamkd.errors import TrialFailed
 from streamkd.plugins import Registry
+from streamkd.replay.table import StoredRows
 from streamkd.run import run_seed
 from streamkd.tune.trials.objective import OBJECTIVES
 from streamkd.tune.trials.recording import Recording, record
@@ -69,6 +70,8 @@ def same(a: Any, b: Any) -> bool:
         return (
             isinstance(b, torch.Tensor) and a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.is_floating_point())
         )
+    if isinstance(a, StoredRows):
+        return isinstance(b, StoredRows) and same(dict(a.columns), dict(b.columns))
     if isinstance(a, dict):
         return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):
