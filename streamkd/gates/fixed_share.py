@@ -122,9 +122,7 @@ class FixedShare:
         table, m = self._table, self._table @ told
         slope, gave = told / m[:, None], m if gave is None else gave
         if len(held):
-            whole = (
-                1 + counts.sum()
-            )  # one step a record, whatever stands beside it: held-out ones are the same each time
+            whole = 1 + counts.sum()  # one step a record: what stands beside it is the same each time
             each = table @ held.T
             slope = (slope + (counts / each) @ held) / whole
             log = np.log(gave) + np.log(each) @ counts
