@@ -92,6 +92,7 @@ class Ingress:
             EOFError: the supervisor is gone. ConfigError: a port is taken, at the first start.
         """
         reporter = Reporter(channel, self._recorder)
+        self._tell(reporter)  # before anything is taken: a status without labels says that none may come later
         with _http(application(self._posts), self._http_socket) as goes_on:
             self._until_drain(channel, reporter, goes_on)
             reporter.beat(STOPPING)

@@ -45,6 +45,7 @@ class Process:
         with theirs:
             self.popen = subprocess.Popen(command, pass_fds=[theirs.fileno()], env={**os.environ, **ENVIRONMENT})
         self.http_socket = http_socket
+        self.heard: list[dict[str, Any]] = []
         start = {"kind": "begin", "config": config, "entry_points": [config["stream"]["source"]["name"]]}
         self.channel.send({**start, "state": str(state), "http_socket": str(http_socket), "again": again})
         self.first = self.hear("listening", "waiting", "fatal")
@@ -52,6 +53,7 @@ class Process:
     def hear(self, *kinds: str, seconds: float = 20.0) -> dict[str, Any]:
         """The next message, of these kinds where some are given."""
         while (message := self.channel.receive(seconds)) is not None:
+            self.heard.append(message)
             if not kinds or message["kind"] in kinds:
                 return message
         raise AssertionError("nothing was said")
@@ -138,6 +140,14 @@ def test_flight_and_http_fill_one_log_and_deduplicate_each_other(start: Callable
     assert counted["source_records_total"] == 31
     assert counted["records_duplicate_total"] == 10
     assert Log(tmp_path / "log.sqlite").end() == 31
+
+
+def test_how_labels_stand_is_told_before_anything_is_taken(start: Callable[..., Process]) -> None:
+    """So that a status that is asked for at any later time has it."""
+    told = [
+        message["status"]["labels"] for message in start(stream={"labels": {}}).heard if message["kind"] == "status"
+    ]
+    assert [labels["joined"] for labels in told] == [0]
 
 
 def test_the_ingress_never_loads_torch() -> None:
