@@ -61,6 +61,8 @@ FAMILIES: Mapping[str, Family] = {
     "queue_capacity_records": _gauge("Records that the queue can hold.", "queue"),
     "train_steps_total": _counter("Optimiser steps."),
     "train_samples_total": _counter("Records taken in steps, held-out ones among them; replay not counted."),
+    "train_batch_records": _gauge("Records that a batch has now."),
+    "train_pace_changes_total": _counter("Times that batches became larger or smaller."),
     "train_steps_skipped_total": _counter("Steps that were left out.", "reason"),
     "train_step_duration_seconds": _histogram("Duration of a step.", FAST),
     "train_loss": _gauge("Loss of the last step.", "loss"),

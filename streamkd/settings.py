@@ -40,6 +40,10 @@ class Batching(Model):
     """How the log is cut into training batches: by count, or after a silence (journaled)."""
 
     size: Positive = 10
+    pace: Literal["fixed", "auto"] = Field(
+        default="fixed",
+        description="auto: batches of a quarter to 32 times as many, to keep up with what is pushed",
+    )
     flush_seconds: Seconds = Field(default=1.0, description="a shorter batch is trained after so long a silence")
 
 

@@ -240,6 +240,12 @@ CHECKS: list[tuple[str, int, str]] = [
     ("stream.name=..", 2, "stream.name: String should match pattern '^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}$', got '..'"),
     ("stream.batch.size=0", 2, "stream.batch.size: Input should be greater than 0, got 0"),
     ("stream.batch.size=10000000", 0, ""),
+    (
+        "stream.batch.pace=auto",
+        2,
+        "stream.batch.pace: the source replay is not pushed to, so that no log could journal a pace",
+    ),
+    ("stream.batch.pace=fast", 2, "stream.batch.pace: Input should be 'fixed' or 'auto', got 'fast'"),
     ("stream.batch.flush_seconds=0", 2, "stream.batch.flush_seconds: Input should be greater than 0, got 0"),
     ("stream.unlabelled=maybe", 2, "stream.unlabelled: Input should be 'reject' or 'distil', got 'maybe'"),
     ("stream.unlabelled=true", 2, "stream.unlabelled: Input should be 'reject' or 'distil', got True"),

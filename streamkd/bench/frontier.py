@@ -126,7 +126,7 @@ def run_one(task: FrontierRun) -> Row:
     registry = Registry.load()
     made = streams.tree(task.stream)
     if task.method == OURS:
-        return _learner(
+        return learned(
             streams.config_of({**made, **GEARS[task.gear], "memory": {"size": task.memory}}, registry, task.seed),
             registry,
         )
@@ -142,7 +142,7 @@ def run_one(task: FrontierRun) -> Row:
     return {"accuracy": _final(network, data), "seconds_a_record": cost.seconds / len(y), "bytes": cost.bytes}
 
 
-def _learner(config: configuration.Config, registry: Registry) -> Row:
+def learned(config: configuration.Config, registry: Registry) -> Row:
     """Ours: what is served, and the student beside it."""
     data = streams.arrays(config, registry)
     learner = streams.learner_of(config, registry)

@@ -1,4 +1,4 @@
-"""The benchmarks: ``bench speed``, ``memory``, ``learning``, ``frontier``, ``gate``, ``drift``, ``meta``."""
+"""The benchmarks of ``streamkd bench``: speed, memory, learning, frontier, ablation, gate, drift, meta."""
 
 import json
 from collections.abc import Callable
@@ -132,6 +132,28 @@ def bench_frontier(seeds: int, only: tuple[str, ...], **how: Any) -> None:
         scatter.write(frontier.points(result["rows"]), how["plots"])
     for found in frontier.tables(result["rows"]).values():
         table(*found)
+
+
+@bench.command("ablation")
+@FIGURES
+@TABLE
+@SEEDS
+@_only("stream", "")
+@click.option("--variants", help="Comma-separated. Default all.")
+@click.option("--limit", default=10_000, show_default=True, help="At most so many records of a stream that changes.")
+@_work("ablation")
+@JOBS
+def bench_ablation(seeds: int, only: tuple[str, ...], variants: str | None, **how: Any) -> None:
+    """What each mechanism gives and costs: the defaults beside the same without it."""
+    from streamkd.bench import ablation, documents
+
+    place = {name: how[name] for name in ("work", "limit", "jobs")}
+    with bar("runs", None) as advance:
+        result = ablation.measure(only, range(seeds), names=_listed(variants) or (), progress=advance, **place)
+    _write(result, how["out"])
+    if how["document"]:
+        documents.write(how["document"], ablation.markdown(result))
+    table(*ablation.table(result["rows"]))
 
 
 @bench.command("gate")

@@ -29,6 +29,12 @@ MOST = 10  # times as much as a record that comes count the held-out ones, at mo
 NOBODY = np.zeros((0, 0)), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool)
 """No held-out records."""
 NOTHING = np.zeros(0)
+LESSONS = 40  # in which a batch is learned record by record, at most; decision 41
+
+
+def at_once(records: int) -> int:
+    """How many records of a batch tell their lesson together: one, and of larger batches a fortieth."""
+    return max(1, -(-records // LESSONS))
 
 
 class FixedShare:
@@ -80,13 +86,19 @@ class FixedShare:
         said = spread(said)
         held = (1 - LEAST) * np.nan_to_num(held) + LEAST / said.shape[2]
         weights, beside, known = np.empty(said.shape[:2]), (held[:0], NOTHING), b""
-        for row, label in enumerate(labels.tolist()):
-            weights[row] = self._trust @ self._table
-            if label >= 0:
+        block = at_once(len(labels))
+        for begin in range(0, len(labels), block):
+            rows = slice(begin, begin + block)
+            weights[rows] = self._trust @ self._table
+            told = begin + np.flatnonzero(labels[rows] >= 0)
+            for label in labels[told].tolist():
                 self.presence.see(label)
-                if len(held) and (told := self.presence.told()) != known:
-                    known, beside = told, self._beside(held, held_labels, away)
-                self._learn(said[row, :, label], None if then is None else then[row, :, label], *beside)
+            if not len(told):
+                continue
+            if len(held) and (now := self.presence.told()) != known:
+                known, beside = now, self._beside(held, held_labels, away)
+            column = labels[told]
+            self._learn(said[told, :, column], None if then is None else then[told, :, column], *beside)
         return np.einsum("nk,nkc->nc", weights, said)
 
     def _meet(self, names: tuple[str, ...]) -> None:
@@ -115,24 +127,25 @@ class FixedShare:
         return held[away], np.full(int(away.sum()), each)
 
     def _learn(self, told: np.ndarray, gave: np.ndarray | None, held: np.ndarray, counts: np.ndarray) -> None:
-        """One step by the probabilities [sources] of a record's label, and those of the held-out ones beside it.
+        """One step by the probabilities [n, sources] of records' labels, and those of the held-out ones beside each.
 
-        ``gave`` [pairs] is what the pairs gave the label, ``None``: as they would now.
+        ``gave`` [n, pairs] is what the pairs gave the labels, ``None``: as they would now.
         """
-        table, m = self._table, self._table @ told
-        slope, gave = told / m[:, None], m if gave is None else gave
+        table, n = self._table, len(told)
+        m = told @ table.T
+        slope, log = np.einsum("nk,np->pk", told, 1 / m), np.log(m if gave is None else gave).sum(0)
         if len(held):
             whole = 1 + counts.sum()  # one step a record: what stands beside it is the same each time
             each = table @ held.T
-            slope = (slope + (counts / each) @ held) / whole
-            log = np.log(gave) + np.log(each) @ counts
-            gave = np.exp((log - log.max()) / whole)
+            slope = (slope + n * ((counts / each) @ held)) / whole
+            log = (log + n * (np.log(each) @ counts)) / whole
         table *= np.exp(np.minimum(self._rates * slope, 20.0))
         table /= np.add.reduce(table, 1, keepdims=True)
-        table *= self._kept
-        table += self._shares / len(self.names)
-        trust = self._trust * gave
-        self._trust = trust * ((1 - SWITCH) / np.add.reduce(trust)) + SWITCH / len(trust)
+        kept = self._kept**n
+        table *= kept
+        table += (1 - kept) / len(self.names)
+        trust, switched = self._trust * np.exp(log - log.max()), 1 - (1 - SWITCH) ** n
+        self._trust = trust * ((1 - switched) / np.add.reduce(trust)) + switched / len(trust)
 
     def state_dict(self) -> dict[str, Any]:
         """What the next weights follow from."""

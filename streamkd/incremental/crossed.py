@@ -224,29 +224,31 @@ class CrossedTeacher(SideBySide):
             return self.logits(x)
         return super().test_then_train(x, y, learn, then)
 
-    def learn(self, row: np.ndarray, label: int) -> None:
+    def learn(self, rows: np.ndarray, labels: np.ndarray) -> None:
         """A step of gradient descent at each rate; of the first records when there are enough to fit the bins to."""
         if self.fitted:
-            self._step(row, label)
+            self._step(rows, labels)
         else:
-            self._first.append((row, label))
-            if len(self._first) == FIRST:
+            self._first += zip(rows, labels.tolist(), strict=True)
+            if len(self._first) >= FIRST:
                 self._begin()
 
     def _begin(self) -> None:
         """Bins, and a step for each of the first records."""
-        self.cells.fit(np.stack([row for row, _ in self._first]))
-        self.fitted, self.reading = True, self.reading + 1
-        for row, label in self._first:
-            self._step(self.cells(row[None])[0], label)
-        self._first = []
+        rows, labels = (np.stack(column) for column in zip(*self._first, strict=True))
+        self.cells.fit(rows)
+        self.fitted, self.reading, self._first = True, self.reading + 1, []
+        for cells, label in zip(self.cells(rows), labels, strict=True):
+            self._step(cells[None], label[None])
 
-    def _step(self, cells: np.ndarray, label: int) -> None:
-        z = self._weights[cells].sum(0, dtype=np.float64)
-        slope = np.exp(z - z.max(1, keepdims=True))
-        slope /= slope.sum(1, keepdims=True)
-        slope[:, label] -= 1.0
-        self._weights[cells] -= (self._rates * slope).astype(np.float32)
+    def _step(self, cells: np.ndarray, labels: np.ndarray) -> None:
+        """By the cells [n, sets] of records of these labels [n]."""
+        z = self._weights[cells].sum(1, dtype=np.float64)
+        slopes = np.exp(z - z.max(2, keepdims=True))
+        slopes /= slopes.sum(2, keepdims=True)
+        slopes[np.arange(len(labels)), :, labels] -= 1.0
+        for mine, step in zip(cells, (self._rates * slopes).astype(np.float32), strict=True):
+            self._weights[mine] -= step
 
     def part(self) -> CrossedHeads | None:
         """A copy as it is now; nothing before the bins are fitted."""

@@ -208,15 +208,17 @@ class ForgettingTeacher(SideBySide):
         h = self._features(rows).numpy()
         return np.stack([h[:, head.part] @ (head.weight.numpy() * head.sharpness) for head in self.heads], 1)
 
-    def learn(self, row: np.ndarray, label: int) -> None:
-        """When the block is full: its moments, then every head takes the records."""
-        self._block.append((row, label))
-        if len(self._block) < BLOCK:
-            return
+    def learn(self, rows: np.ndarray, labels: np.ndarray) -> None:
+        """When a block is full: its moments, then every head takes the records."""
+        for row, label in zip(rows, labels.tolist(), strict=True):
+            self._block.append((row, label))
+            if len(self._block) == BLOCK:
+                self._learn_block()
+
+    def _learn_block(self) -> None:
         rows, labels = (np.stack(column) for column in zip(*self._block, strict=True))
         self._block = []
-        for each in rows:
-            self.standard.learn(each)
+        self.standard.learn(rows)
         self._map.bins.learn(self.standard.filled(rows))
         h = self._features(rows)
         for head in self.heads[: None if self._map.bins.fitted else len(self.heads) // len(self._map.parts)]:

@@ -81,14 +81,14 @@ class LinearTeacher(SideBySide):
         """[n, heads, classes] logits."""
         return np.einsum("rcf,nf->nrc", self._weights, self._features(rows))
 
-    def learn(self, row: np.ndarray, label: int) -> None:
-        """Its moments and bins first, then a step at each rate."""
-        self.standard.learn(row)
-        self._bins.learn(self.standard.filled(row[None]))
-        h = self._features(row[None])[0]
-        slope = finite(_softmax(self._weights @ h))
-        slope[:, label] -= 1.0
-        step = slope[:, :, None] * (h * self._reads)
+    def learn(self, rows: np.ndarray, labels: np.ndarray) -> None:
+        """Their moments and bins first, then a step at each rate by the sum of their gradients."""
+        self.standard.learn(rows)
+        self._bins.learn(self.standard.filled(rows))
+        h = self._features(rows)
+        slope = finite(_softmax(np.matmul(self._weights, h.T)))
+        slope[:, labels, np.arange(len(rows))] -= 1.0
+        step = (slope @ h) * self._reads
         self._squares += step**2
         self._weights -= self._rates * step / np.sqrt(self._squares)
 
@@ -130,8 +130,9 @@ def _reads(amounts: np.ndarray, binned: int) -> np.ndarray:
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
-    raised = np.exp(logits - logits.max(-1, keepdims=True))
-    return raised / raised.sum(-1, keepdims=True)
+    """Over the classes of [heads, classes, n]."""
+    raised = np.exp(logits - logits.max(1, keepdims=True))
+    return raised / raised.sum(1, keepdims=True)
 
 
 def load(directory: Path, about: Mapping[str, Any], schema: RecordSchema, _classes: int, _registry: Registry) -> Heads:

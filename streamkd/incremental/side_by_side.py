@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from streamkd.gates.fixed_share import NOBODY, FixedShare
+from streamkd.gates.fixed_share import NOBODY, FixedShare, at_once
 from streamkd.incremental.standard import Standard
 from streamkd.records import Label
 from streamkd.students.columns import Amounts, Columns, with_gaps
@@ -82,8 +82,8 @@ class SideBySide(ABC):
         """[n, heads, classes] logits of each head to rows [n, ...] as they are ``read``."""
 
     @abstractmethod
-    def learn(self, row: np.ndarray, label: int) -> None:
-        """Take a row as it is ``read``."""
+    def learn(self, rows: np.ndarray, labels: np.ndarray) -> None:
+        """Take rows [n, ...] as they are ``read``, and their labels [n], together: n is 1 in batches of up to forty."""
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """What of raw rows [n, features], in which gaps are NaN, it goes by: all that no lesson changes, at once."""
@@ -117,16 +117,16 @@ class SideBySide(ABC):
         rows, reading = self.read(raw), self.reading
         tested = np.where((learn.cpu() & flat.isfinite().all(1)).numpy(), labels, -1)
         said = np.empty((len(rows), len(self.names), len(self.learned)))
-        start, first = 0, 0 if self.learned.any() else len(rows)
+        start, block, first = 0, at_once(len(rows)), 0 if self.learned.any() else len(rows)
         while start < len(rows):
             if reading != self.reading:
                 rows, reading = self.read(raw), self.reading
-            span = slice(start, start + self._span(tested[start:]))
+            span = slice(start, start + self._span(tested[start:], block))
             said[span] = self._said(rows[span])
-            for row, label in zip(rows[span], tested[span].tolist(), strict=True):
-                if label >= 0:
-                    self.learned[label] = True
-                    self.learn(row, label)
+            told = start + np.flatnonzero(tested[span] >= 0)
+            for some in np.split(told, range(block, len(told), block)) if len(told) else ():
+                self.learned[tested[some]] = True
+                self.learn(rows[some], tested[some])
             start = span.stop
             first = min(first, start) if self.learned.any() else first
         answers = self._weighed(said, tested, then)
@@ -142,9 +142,12 @@ class SideBySide(ABC):
         self.share.test(self.names, heads, told, *NOBODY, each)
         return answers
 
-    def _span(self, labels: np.ndarray) -> int:
-        """How many of the rows of these labels (-1: not learned) are answered alike, whoever of them is learned."""
-        most = self.unchanged()
+    def _span(self, labels: np.ndarray, block: int) -> int:
+        """How many of the rows of these labels (-1: not learned) are answered alike, whoever of them is learned.
+
+        As many as are learned together, or more; but a class that is new is known to the next row.
+        """
+        most = max(self.unchanged(), block)
         if most == 1:
             return 1
         new = np.flatnonzero((labels >= 0) & ~self.learned[labels])

@@ -22,14 +22,18 @@ class Standard:
         self.count, self.gain = np.zeros(len(amounts), np.int64), np.zeros(len(amounts))
         self.mean, self.squares = np.zeros(len(amounts)), np.zeros(len(amounts))
 
-    def learn(self, row: np.ndarray) -> None:
-        """Take a record's numbers [features]."""
-        there = np.isfinite(row)
-        self.count += there
-        count = np.maximum(self.count, 1)
-        apart = np.where(there, row - self.mean, 0.0)
-        self.mean += apart / count
-        self.squares += apart * np.where(there, row - self.mean, 0.0)
+    def learn(self, rows: np.ndarray) -> None:
+        """Take records' numbers [n, features] (Chan et al. 1983, equation 2.1)."""
+        there = np.isfinite(rows)
+        more = np.add.reduce(there, 0)
+        count = np.maximum(self.count + more, 1)
+        apart = np.where(there, rows - self.mean, 0.0)
+        shift = np.add.reduce(apart, 0) / np.maximum(more, 1)
+        if len(rows) > 1:
+            self.squares += np.square(np.where(there, apart - shift, 0.0)).sum(0)
+        self.squares += shift**2 * (self.count * more / count)
+        self.mean += shift * (more / count)
+        self.count += more
         std = np.sqrt(self.squares / count)
         varied = std > 1e-9 * np.abs(self.mean)  # below that a spread is rounding
         self.gain = np.divide(1.0, np.maximum(std, self._least), out=np.zeros_like(std), where=varied)

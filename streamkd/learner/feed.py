@@ -12,6 +12,7 @@ from streamkd.state.checkpoint import DeadBatch
 from streamkd.streams.batcher import Batcher
 from streamkd.streams.encoding.decoder import Decoder
 from streamkd.streams.log.log import Log
+from streamkd.streams.pace import Gearbox, Pace
 from streamkd.tasks.labels import LabelSpace
 from streamkd.telemetry import Recorder
 
@@ -35,8 +36,15 @@ class Feed:
         self._name, self._limits = stream.source.name, stream.limits
         self._labels, self._recorder = labels, recorder
         self._indicators = schema.indicators
-        self._batcher = Batcher(source, stream.batch.size, stream.batch.flush_seconds, journal)
+        size = stream.batch.size
+        gearbox = Gearbox(size) if stream.batch.pace == "auto" else None
+        self._batcher = Batcher(source, size, stream.batch.flush_seconds, journal, gearbox=gearbox)
         self._decoder = Decoder(source, schema)
+
+    @property
+    def pace(self) -> Pace:
+        """How many rows a batch has now."""
+        return self._batcher.pace
 
     def next(self) -> Records | None:
         """The good records of the next batch, none perhaps; ``None`` where the source has none now.

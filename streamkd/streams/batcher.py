@@ -3,8 +3,9 @@
     source ─► full batches by count, in order ─► learner
            ─► what waits longer than ``flush_seconds``: cut journaled first, then handed out
 
-A cut by count depends on the offset alone. A cut by the clock does not, so it is written down before
-it is used; after a crash the journaled cut at that offset wins, whatever has arrived meanwhile.
+A cut by count depends on the offset alone. A cut by the clock does not, nor does a count that keeps up with the source
+(``streamkd.streams.pace``), so both are written down before they are used; after a crash what is journaled for that
+offset wins, whatever has arrived meanwhile.
 """
 
 import logging
@@ -16,6 +17,7 @@ import pyarrow as pa
 from streamkd.errors import Overloaded, SourceError
 from streamkd.records import Chunk, Source
 from streamkd.streams.log.log import Log
+from streamkd.streams.pace import Gearbox, Pace
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +25,8 @@ logger = logging.getLogger(__name__)
 class Batcher:
     """Cuts one source. The caller keeps the offsets: the next batch depends on them and the journal alone.
 
-    ``journal`` is where the cuts by the clock are kept; without one there are none.
+    ``journal`` is where the cuts by the clock are kept; without one there are none. ``size`` rows are a batch, or as
+    many as ``gearbox`` says.
     """
 
     def __init__(
@@ -33,12 +36,13 @@ class Batcher:
         flush_seconds: float,
         journal: Log | None = None,
         clock: Callable[[], float] = time.monotonic,
+        gearbox: Gearbox | None = None,
     ) -> None:
         if len(source.partitions) > 1 and not source.finite:
             said = f"needed one partition, got {len(source.partitions)} of a source without end"
             raise SourceError(said, where="batcher", fix="their interleaving would have to be journaled")
         self._source = source
-        self._size = size
+        self.pace = Pace(size, journal, gearbox)
         self._flush_seconds = flush_seconds
         self._journal = journal
         self._clock = clock
@@ -53,13 +57,19 @@ class Batcher:
         for partition in sorted(self._source.partitions, key=lambda name: (offsets.get(name, 0), name)):
             start = offsets.get(partition, 0)
             stop = self._journal.cut_at(start) if self._journal else None
-            chunk = self._gather(partition, start, self._size if stop is None else stop - start)
+            size = self.pace.at(start, self._behind(partition, start))
+            chunk = self._gather(partition, start, size if stop is None else stop - start)
             if self._due(chunk, start, stop):
                 self._waiting = None
+                self.pace.out(chunk.rows.num_rows)
                 return chunk
             if not self._at_end(partition, start):
                 return None  # no other partition may overtake: the order must not depend on time
         return None
+
+    def _behind(self, partition: str, start: int) -> int:
+        """How many records wait from ``start`` on; where nothing hangs on it nobody is asked."""
+        return (self._source.end(partition) or start) - start if self.pace.follows else 0
 
     def _due(self, chunk: Chunk, start: int, stop: int | None) -> bool:
         rows = chunk.rows.num_rows
@@ -67,7 +77,7 @@ class Batcher:
             return False
         if stop is not None:
             return chunk.next_offset >= stop  # a journaled cut is only handed out whole
-        return rows >= self._size or self._at_end(chunk.partition, chunk.next_offset) or self._flushed(chunk, start)
+        return rows >= self.pace.rows or self._at_end(chunk.partition, chunk.next_offset) or self._flushed(chunk, start)
 
     def _gather(self, partition: str, start: int, rows: int) -> Chunk:
         """Up to ``rows`` rows; a source may give them in pieces."""

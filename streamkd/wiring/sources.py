@@ -61,6 +61,10 @@ def open_source(
     if config.stream.labels is not None:
         said = f"the source {kind.name} is not pushed to, so that there is no log in which predictions could be kept"
         raise ConfigError(said, where="stream.labels", fix="leave it out, or set stream.source to flight or http")
+    if config.stream.batch.pace == "auto":
+        said = f"the source {kind.name} is not pushed to, so that no log could journal a pace"
+        fix = "set it to fixed (such a source waits for the learner), or stream.source to one that is pushed to"
+        raise ConfigError(said, where="stream.batch.pace", fix=fix)
     options = configuration.options(registry, "stream.source", "sources", config.stream.source)
     if options.model_dump().get("seed", 0) is None:
         options = options.model_copy(update={"seed": config.seed})

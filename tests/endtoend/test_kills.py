@@ -22,6 +22,7 @@ from streamkd.plugins import Registry
 from streamkd.state.checkpoint import CheckpointStore
 from streamkd.state.directory import StateDirectory
 from streamkd.state.tree import pack, unpack
+from streamkd.streams.log.log import Log
 from streamkd.wiring import open_source, schema_of
 
 from .conftest import PUSHED, STREAMKD, Serve, Server, merged, records
@@ -88,11 +89,12 @@ def check_kills(
     whats: Sequence[str],
     seed: int,
     undisturbed: Callable[[Path, int], Any],
+    tree: Mapping[str, Any] = DISTURBED,
 ) -> None:
     """Push, kill, push on; then let ``undisturbed`` consume a copy of the log, and compare every tensor."""
     moments = random.Random(seed)
     pq.write_table(pa.Table.from_batches([records(rows)]), folder / "rows.parquet")
-    server = serve(DISTURBED)
+    server = serve(tree)
     push = [*STREAMKD, "push", str(folder / "rows.parquet"), "--to", server.flight]
     pushing = subprocess.Popen(
         [*push, "--batch", "7", "--rate", str(rate), "--producer", "p"], stdout=subprocess.PIPE, text=True
@@ -133,6 +135,15 @@ def by_a_learner(state: Path, rows: int, tree: Mapping[str, Any] = DISTURBED) ->
     return unpack(pack(learner.state()))
 
 
+def by_the_journal(state: Path, rows: int) -> Any:
+    """The same, of batches as large as the log says they were; to its end, where the learner would choose again."""
+    log = Log(state / "log.sqlite")
+    assert len(log.paces()) > 2
+    log.put_pace(rows, 1)
+    log.close()
+    return by_a_learner(state, rows)
+
+
 def by_a_server(serve: Serve) -> Callable[[Path, int], Any]:
     """The same by a server that is left alone, with checkpoints at other times."""
 
@@ -149,6 +160,13 @@ def by_a_server(serve: Serve) -> Callable[[Path, int], Any]:
 def test_kills_change_no_bit_of_what_is_learned(serve: Serve, tmp_path: Path) -> None:
     """Learner, ingress and the whole group are killed in mid-push: weights, memory and gate as if nothing had been."""
     check_kills(serve, tmp_path, 3_000, 300, ["learner", "ingress", "group"], 0, by_a_learner)
+
+
+@pytest.mark.soak
+def test_kills_change_no_bit_however_batches_keep_pace(serve: Serve, tmp_path: Path) -> None:
+    """The same, pushed faster than batches of the configuration could be learned."""
+    tree = merged(DISTURBED, {"stream": {"batch": {"pace": "auto"}}})
+    check_kills(serve, tmp_path, 20_000, 1_500, ["learner", "ingress", "group"], 4, by_the_journal, tree)
 
 
 @pytest.mark.soak

@@ -14,24 +14,43 @@ def said(rows: int, seed: int = 0, classes: int = 2) -> np.ndarray:
     return np.random.default_rng(seed).dirichlet(np.ones(classes), (rows, 3))
 
 
-def test_each_record_moves_the_shares_by_the_formulas() -> None:
-    """Exponentiated gradient, then fixed share, then Bayes over the pairs: written out, one number at a time."""
-    probabilities, labels = said(20), np.random.default_rng(1).integers(0, 2, 20)
+def in_tens(one: FixedShare, probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Record by record, as batches of up to forty are."""
+    batches = (slice(begin, begin + 10) for begin in range(0, len(labels), 10))
+    return np.concatenate([one.test(NAMES, probabilities[rows], labels[rows], *NOBODY) for rows in batches])
+
+
+@pytest.mark.parametrize(("batch", "together"), [(1, 1), (40, 1), (41, 2), (160, 4)])
+def test_records_move_the_shares_by_the_formulas(batch: int, together: int) -> None:
+    """Exponentiated gradient, then fixed share, then Bayes over the pairs: written out, one number at a time.
+
+    Of a batch beyond forty several records tell together: each by the shares before all of them.
+    """
+    probabilities, labels = said(batch), np.random.default_rng(1).integers(0, 2, batch)
     one = FixedShare()
     mixed = one.test(NAMES, probabilities, labels, *NOBODY)
     pairs = [(rate, share) for rate in fixed_share.RATES for share in fixed_share.SHARES]
     tables, trust = [[1 / 3] * 3 for _ in pairs], [1 / len(pairs)] * len(pairs)
-    for row, label in enumerate(labels):
-        p = [(1 - fixed_share.LEAST) * probabilities[row, k] + fixed_share.LEAST / 2 for k in range(3)]
+    p = (1 - fixed_share.LEAST) * probabilities + fixed_share.LEAST / 2
+    for begin in range(0, batch, together):
+        rows = range(begin, min(begin + together, batch))
         w = [sum(v * table[k] for v, table in zip(trust, tables, strict=True)) for k in range(3)]
-        np.testing.assert_allclose(mixed[row], sum(w[k] * p[k] for k in range(3)), rtol=1e-9)
+        for row in rows:
+            np.testing.assert_allclose(mixed[row], sum(w[k] * p[row, k] for k in range(3)), rtol=1e-9)
         found = []
         for place, (rate, share) in enumerate(pairs):
-            m = sum(tables[place][k] * p[k][label] for k in range(3))
-            raised = [tables[place][k] * np.exp(rate * (p[k][label] / m - 1)) for k in range(3)]
-            tables[place] = [(1 - share) * r / sum(raised) + share / 3 for r in raised]
-            found.append(trust[place] * m)
-        trust = [(1 - fixed_share.SWITCH) * v / sum(found) + fixed_share.SWITCH / len(pairs) for v in found]
+            told = [[p[row, k, labels[row]] for k in range(3)] for row in rows]
+            m = [sum(v * g for v, g in zip(tables[place], given, strict=True)) for given in told]
+            slopes = [sum(given[k] / each for given, each in zip(told, m, strict=True)) for k in range(3)]
+            raised = [tables[place][k] * np.exp(rate * slopes[k]) for k in range(3)]
+            tables[place] = [r / sum(raised) for r in raised]
+            for _ in rows:
+                tables[place] = [(1 - share) * v + share / 3 for v in tables[place]]
+            found.append(trust[place] * np.prod(m))
+        trust = [v / sum(found) for v in found]
+        for _ in rows:
+            trust = [(1 - fixed_share.SWITCH) * v + fixed_share.SWITCH / len(pairs) for v in trust]
+    np.testing.assert_allclose([*one.weights.values()], np.array(trust) @ np.array(tables), rtol=1e-9)
 
 
 def sources(right: list[float], labels: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -49,7 +68,7 @@ def test_it_answers_as_well_as_the_best_source(right: list[float]) -> None:
     """Within half a point of it over 3,000 records; above it where all err for themselves."""
     labels = np.random.default_rng(2).integers(0, 2, 3_000)
     probabilities = sources(right, labels)
-    mixed = FixedShare().test(NAMES, probabilities, labels, *NOBODY)
+    mixed = in_tens(FixedShare(), probabilities, labels)
     best = max((probabilities[:, k].argmax(1) == labels).mean() for k in range(3))
     got = (mixed.argmax(1) == labels).mean()
     assert got > best - 0.005
@@ -121,10 +140,10 @@ def test_it_goes_on_from_its_state() -> None:
     """To the same bits."""
     probabilities, labels = said(60), np.random.default_rng(1).integers(0, 2, 60)
     whole, first, second = FixedShare(), FixedShare(), FixedShare()
-    mixed = whole.test(NAMES, probabilities, labels, *NOBODY)
-    first.test(NAMES, probabilities[:25], labels[:25], *NOBODY)
+    mixed = in_tens(whole, probabilities, labels)
+    in_tens(first, probabilities[:25], labels[:25])
     second.load_state_dict(first.state_dict())
-    assert np.array_equal(second.test(NAMES, probabilities[25:], labels[25:], *NOBODY), mixed[25:])
+    assert np.array_equal(in_tens(second, probabilities[25:], labels[25:]), mixed[25:])
 
 
 def test_an_answer_that_is_not_finite_is_none() -> None:

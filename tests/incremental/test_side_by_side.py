@@ -9,6 +9,7 @@ import toys
 from pydantic import ValidationError
 
 from streamkd.errors import StateConflict
+from streamkd.gates.fixed_share import NOBODY
 from streamkd.incremental.crossed import CrossedOptions, CrossedTeacher
 from streamkd.incremental.forgetting import ForgettingOptions, ForgettingTeacher
 from streamkd.incremental.linear import LinearOptions, LinearTeacher
@@ -47,14 +48,35 @@ def every(y: torch.Tensor) -> torch.Tensor:
 
 @EVERY
 def test_however_the_stream_is_cut_it_learns_the_same(made: Made) -> None:
-    """Batches of any size learn what one long batch does; products round by shape."""
+    """Batches of up to forty learn record by record; products round by shape."""
     x, y = stream(70)
     learn = torch.arange(len(y)) % 4 > 0
-    whole, cut = made(), made()
-    said = whole.test_then_train(x, y, learn)
-    parts = [cut.test_then_train(*part) for part in zip(x.split(7), y.split(7), learn.split(7), strict=True)]
-    torch.testing.assert_close(torch.cat(parts), said, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(cut.logits(x), whole.logits(x), rtol=1e-5, atol=1e-5)
+    one, cut = made(), made()
+    said, parts = (
+        torch.cat([who.test_then_train(*part) for part in zip(*(t.split(rows) for t in (x, y, learn)), strict=True)])
+        for who, rows in ((one, 1), (cut, 7))
+    )
+    torch.testing.assert_close(parts, said, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(cut.logits(x), one.logits(x), rtol=1e-5, atol=1e-5)
+
+
+@EVERY
+def test_a_larger_batch_is_learned_in_forty_lessons(made: Made) -> None:
+    """Once every class is known, and the bins are fitted: of 160 records four are answered alike, then learned."""
+    x, y = stream(110)
+    more, labels = x[:160], y[:160]
+    once, parts = made(), made()
+    for who in (once, parts):
+        who.test_then_train(x, y, every(y))
+    said = once.test_then_train(more, labels, every(labels))
+    wanted = []
+    for rows, columns in zip(more.split(4), labels.split(4), strict=True):
+        raw = parts.read(parts._rows(parts._flat(rows)))
+        wanted.append(parts._said(raw))
+        parts.learn(raw, columns.numpy())
+    shared = parts.share.test(parts.names, np.concatenate(wanted), labels.numpy(), *NOBODY)
+    torch.testing.assert_close(said.softmax(1).double(), torch.from_numpy(shared), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(once.logits(more), parts.logits(more), rtol=1e-5, atol=1e-5)
 
 
 @EVERY

@@ -107,14 +107,15 @@ def test_categories_are_crossed_with_numbers() -> None:
     assert right["linear"] < 0.8
 
 
-def test_moments_are_those_of_what_was_there() -> None:
-    """Against numpy's of the values without NaN, at every prefix."""
+@pytest.mark.parametrize("block", [1, 7])
+def test_moments_are_those_of_what_was_there(block: int) -> None:
+    """Against numpy's of the values without NaN, at every prefix that is taken."""
     r = np.random.default_rng(0)
     rows = r.normal(3, 2, (40, 4))
     rows[r.random(rows.shape) < 0.3] = np.nan
     standard = Standard(np.ones(4, bool))
-    for count, row in enumerate(rows, 1):
-        standard.learn(row)
+    for count in range(block, len(rows) + 1, block):
+        standard.learn(rows[count - block : count])
         known = np.isfinite(rows[:count]).sum(0) > 1
         np.testing.assert_allclose(standard.mean[known], np.nanmean(rows[:count, known], 0))
         np.testing.assert_allclose(1 / standard.gain[known], np.nanstd(rows[:count, known], 0), rtol=1e-6)
@@ -125,7 +126,7 @@ def test_a_rare_category_is_not_blown_up() -> None:
     """One in ten thousand would be a hundred standard deviations: of what is no amount 0.1 is the least."""
     standard = Standard(np.array([False]))
     for row in np.eye(1, 10_000).T:
-        standard.learn(row)
+        standard.learn(row[None])
     np.testing.assert_allclose(standard(np.array([1.0])), [9.999], rtol=1e-3)
 
 

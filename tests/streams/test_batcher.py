@@ -176,6 +176,9 @@ class FullDisk:
     def cut_at(self, start: int) -> int | None:
         return self.cuts.get(start)
 
+    def paces(self) -> list[tuple[int, int]]:
+        return []
+
 
 def test_a_cut_that_cannot_be_journaled_waits() -> None:
     """While the journal's disk is full nothing is handed out; when there is room the rows go, under a journaled cut."""

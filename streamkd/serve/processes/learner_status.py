@@ -68,6 +68,7 @@ def status_of(learner: Learner, rate: float, version: int | None, answering: int
             {"record": b.record, "detector": b.detector, "task": b.task} for b in learner.tasks.boundaries[-BOUNDARIES:]
         ],
         "samples_per_second": rate,
+        "batch": {"records": learner.feed.pace.rows, "pace": learner.config.stream.batch.pace},
         "loss": float(learner.last.loss) if learner.last else None,
         "device": str(learner.device),
         "history": quality.history,
@@ -119,6 +120,7 @@ def _totals(learner: Learner) -> dict[_Series, float]:
     totals: dict[_Series, float] = {
         ("train_steps_total",): learner.steps,
         ("train_samples_total",): learner.records,
+        ("train_pace_changes_total",): learner.feed.pace.changes,
         ("records_repeated_total", source): _repeats(learner)["records"],
     }
     if learner.feed.pulled:
@@ -154,6 +156,7 @@ class Gauges:
             self._record_measures(status["measures"][which], window)
         self._set("eval_forgetting_ratio", accuracy["forgetting"], window="holdout")
         self._set("train_loss", status["loss"], loss="total")
+        self._set("train_batch_records", status["batch"]["records"])
         self._set("train_last_step_timestamp_seconds", learner.last_step_at)
         for index, group in enumerate(learner.step.optimizer.param_groups if learner.started else []):
             self._recorder.set("train_learning_rate", float(group["lr"]), group=str(index))

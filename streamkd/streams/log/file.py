@@ -1,7 +1,8 @@
 """The file of a log: made or checked when it is opened, read and written each by one thread at a time.
 
     Log ─► reading() ─┐
-    Log ─► writing() ─┴─► log.sqlite: about, batches, receipts, dead letters, cuts, kept predictions and their labels
+    Log ─► writing() ─┴─► log.sqlite: about, batches, receipts, dead letters, cuts, paces, kept predictions
+                                      and their labels
 
 The file is in WAL mode with ``synchronous=FULL``. What breaks it is a ``LogDamaged``, wherever it is met.
 """
@@ -38,6 +39,9 @@ from streamkd.streams.log.wal import left_out
 CHECKED_BYTES = 64 << 20  # a file up to this size is checked page by page at a start: a fifth of a second
 
 _CUTS = "CREATE TABLE IF NOT EXISTS cuts (start INTEGER PRIMARY KEY, stop INTEGER NOT NULL, checksum INTEGER)"
+_PACES = (
+    "CREATE TABLE IF NOT EXISTS paces (start INTEGER PRIMARY KEY, rows INTEGER NOT NULL, checksum INTEGER NOT NULL)"
+)
 _ELSEWHERE = "name another state directory with --state, or go back to the configuration that made this one"
 
 
@@ -162,7 +166,7 @@ def _in_words(schema: pa.Schema) -> str:
 
 def _make(connection: sqlite3.Connection) -> None:
     """Every table of a log, where it is missing, and the columns that an older one has not."""
-    for statement in (ABOUT, _CUTS):
+    for statement in (ABOUT, _CUTS, _PACES):
         connection.execute(statement)
     add_columns(connection, "cuts", {"checksum": "INTEGER"})
     for part in (Batches(connection, Path()), DeadLetters(connection), Receipts(connection), PastAnswers(connection)):

@@ -282,6 +282,7 @@ class Log:
         with self.file.writing() as writer:
             cut, records = self._putting.forget_some(wanted)
             writer.execute("DELETE FROM cuts WHERE start < ?", (cut,))
+            writer.execute("DELETE FROM paces WHERE start < (SELECT max(start) FROM paces WHERE start <= ?)", (cut,))
             self._answers.forget(cut)
             self._receipts.forget_idle()
         return records
@@ -310,6 +311,29 @@ class Log:
                 said = f"the log is damaged: the journaled batch at offset {start} ends at {row[0]}, the log at {end}"
                 raise LogDamaged(said, where=str(self.path), fix=DAMAGED)
         return None if row is None else int(row[0])
+
+    def put_pace(self, start: int, rows: int) -> None:
+        """Journal that batches from ``start`` on have so many rows; of two at one start the later stands.
+
+        Raises:
+            Overloaded: as ``append_many``; nothing has changed.
+        """
+        with self.file.writing() as writer:
+            values = (start, rows, checksum(start, rows, b""))
+            writer.execute("INSERT OR REPLACE INTO paces (start, rows, checksum) VALUES (?, ?, ?)", values)
+
+    def paces(self) -> list[tuple[int, int]]:
+        """From which offsets on batches have how many rows, by offset; none before they first changed.
+
+        Raises:
+            LogDamaged: a number is not the one that was written.
+        """
+        with self.file.reading() as reader:
+            found = reader.execute("SELECT start, rows, checksum FROM paces ORDER BY start").fetchall()
+        if odd := [start for start, rows, held in found if rows < 1 or held != checksum(start, rows, b"")]:
+            said = f"the log is damaged: the rows of batches from offset {odd[0]} on are not those that were journaled"
+            raise LogDamaged(said, where=str(self.path), fix=DAMAGED)
+        return [(start, rows) for start, rows, _ in found]
 
     def note_committed(self, offset: int) -> None:
         """Remember the offset that the learner's checkpoint holds, for the time before it says so again."""

@@ -214,6 +214,7 @@ def much() -> dict[str, Any]:
             {"record": 286 * i, "detector": "new-label", "task": tasks[i % 60]} for i in range(75, 175)
         ],  # of which the first quarter of the stream is not told any more
         "samples_per_second": 1234.5,
+        "batch": {"records": 160, "pace": "auto"},
         "lag_records": 1_234_567,
         "history": [{"record": 210 * i, **point} for i in range(1, 239)],
         "server": {

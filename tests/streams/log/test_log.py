@@ -337,6 +337,25 @@ def test_a_cut_that_no_batch_can_have_is_damage(log: Log, pictures: Pictures) ->
             log.cut_at(0)
 
 
+def test_the_log_keeps_the_pace_of_what_it_keeps(log: Log, pictures: Pictures) -> None:
+    """Trimmed, the last entry before the first record stays; the later of two at one offset stands."""
+    for _ in range(4):
+        log.append(pictures(10))
+    for start, rows in ((0, 20), (5, 40), (15, 80), (15, 10), (30, 5)):
+        log.put_pace(start, rows)
+    assert log.trim(20) == 20
+    assert log.paces() == [(15, 10), (30, 5)]
+
+
+def test_a_pace_that_is_not_the_one_that_was_written_is_damage(log: Log) -> None:
+    """It would cut other batches than were learned."""
+    log.put_pace(0, 20)
+    with log.file.writing() as writer:
+        writer.execute("UPDATE paces SET rows = 40")
+    with pytest.raises(LogDamaged, match="from offset 0 on"):
+        log.paces()
+
+
 def _overwrite_pages(path: Path, from_page: int) -> None:
     data = bytearray(path.read_bytes())
     for place in range(from_page * PAGE_BYTES, len(data)):

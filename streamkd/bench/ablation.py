@@ -1,0 +1,159 @@
+"""``streamkd bench ablation``: what each mechanism gives, and what it costs: the defaults beside the same without it.
+
+    streams × (defaults | a mechanism left out | other batches) × seeds ─► run_one ─► differences to the defaults
+
+Streams of two kinds: where tasks add classes, by the accuracy on all of them at the end, and where the world changes,
+by the accuracy on every record before its label is known. A mechanism is worth its seconds where the same seconds spent
+on smaller batches, which is more replay, give less: the lines of other batches are the rate of exchange.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from streamkd.bench import book, documents, drift, drifting, frontier, streams
+from streamkd.bench.book import Progress, Row
+from streamkd.bench.scores import Table
+from streamkd.plugins import Registry
+
+ADDING = ("digits", "split-mnist-5k")
+CHANGING = ("agrawal-recurring", "hyperplane", "interchanging-clusters")
+WORLDS = {"adding": ADDING, "changing": CHANGING}
+DEFAULTS = "defaults"
+TEACHERS = ("ema", "memory", "analytic", "snapshot", "last-label", "linear", "crossed", "forgetting", "former")
+"""Of the defaults."""
+SECTIONS: dict[str, streams.Tree] = {
+    "vicinal rows": {"vicinal": {"rows": 0}},
+    "adaptation of the gate": {"adapt": {"every": 0, "on_task_steps": 0}},
+    "per-sample gate (fixed instead)": {"gate": {"name": "fixed"}, "adapt": {"every": 0, "on_task_steps": 0}},
+    "followers of the present, all": {"teachers": frontier.WITHOUT_PRESENT},
+}
+BATCHES = (5, 20, 40, 160)
+MEASURES = {"answer": "served", "student": "student"}
+"""Whose accuracy is told: of what is answered, and of the network alone."""
+
+
+def variants() -> dict[str, streams.Tree]:
+    """By name, what is changed of a configuration; nothing of the defaults."""
+    teachers = {f"teacher {name}": {"teachers": [{"name": t} for t in TEACHERS if t != name]} for name in TEACHERS}
+    batches = {f"batches of {rows}": {"stream": {"batch": {"size": rows}}} for rows in BATCHES}
+    return {DEFAULTS: {}, **teachers, **SECTIONS, **batches}
+
+
+@dataclass(frozen=True)
+class AblationRun:
+    """The defaults, or one mechanism left out, on a stream under a seed."""
+
+    stream: str
+    variant: str
+    seed: int
+    limit: int
+
+
+def measure(
+    only: Sequence[str],
+    seeds: Sequence[int],
+    work: Path,
+    *,
+    names: Sequence[str] = (),
+    limit: int = 10_000,
+    jobs: int = 1,
+    progress: Progress = lambda done, total: None,
+) -> dict[str, Any]:
+    """The variants ``names`` on the streams ``only``, or all, under every seed; ``limit`` records of a changing one.
+
+    Raises:
+        ConfigError: a stream or a variant that there is not. SourceError: a stream's data is not on this machine.
+    """
+    known = variants()
+    book.require_known("stream", only, ADDING + CHANGING, "bench ablation")
+    book.require_known("variant", names, known, "bench ablation")
+    chosen = [DEFAULTS, *(name for name in names or known if name != DEFAULTS)]
+    tasks = [
+        AblationRun(stream, name, seed, limit)
+        for name in chosen
+        for stream in only or ADDING + CHANGING
+        for seed in seeds
+    ]
+    keyed = [(book.key_of(asdict(task), known[task.variant]), task) for task in tasks]
+    rows = book.run_all(keyed, run_one, work / "ablation.jsonl", jobs, progress)
+    rows = [row | asdict(task) for row, task in zip(rows, tasks, strict=True)]
+    return book.result("ablation", rows, figures=figures(rows), seeds=list(seeds))
+
+
+def run_one(task: AblationRun) -> Row:
+    """One run, on one thread: accuracy of what is answered and of the student, processor seconds a record."""
+    torch.set_num_threads(1)
+    registry, change = Registry.load(), variants()[task.variant]
+    if task.stream in ADDING:
+        config = streams.config_of(merged(streams.tree(task.stream), change), registry, task.seed)
+        row = frontier.learned(config, registry)
+        return {"answer": row["accuracy"], "student": row["student"], "seconds_a_record": row["seconds_a_record"]}
+    config = streams.config_of(merged(drifting.tree(task.stream, None, task.limit), change), registry, task.seed)
+    stream = drifting.drifting(task.stream, config, registry)
+    found = {one.name: one for one in drift.ours(config, registry, stream, 0)}
+    right = {key: float((found[name].predicted == stream.y).mean()) for key, name in MEASURES.items()}
+    return {**right, "seconds_a_record": found["student"].seconds / len(stream.y)}
+
+
+def merged(tree: Mapping[str, Any], change: Mapping[str, Any]) -> streams.Tree:
+    """The tree with the changes in their places."""
+    both = {key: merged(tree[key], value) for key, value in change.items() if isinstance(tree.get(key), dict)}
+    return {**tree, **change, **both}
+
+
+def _cells(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """By variant, world and measure, a number for each stream and seed: what the defaults have more of it.
+
+    Seconds are differences too, in microseconds a record.
+    """
+    base = {(row["stream"], row["seed"]): row for row in rows if row["variant"] == DEFAULTS}
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for row in rows:
+        if row["variant"] == DEFAULTS:
+            continue
+        with_it = base[row["stream"], row["seed"]]
+        world = next(name for name, names in WORLDS.items() if row["stream"] in names)
+        cell = found.setdefault(row["variant"], {}).setdefault(world, {"us": [], **{name: [] for name in MEASURES}})
+        cell["us"].append(1e6 * (with_it["seconds_a_record"] - row["seconds_a_record"]))
+        for name in MEASURES:
+            cell[name].append(100 * (with_it[name] - row[name]))
+    return found
+
+
+def figures(rows: Sequence[Row]) -> dict[str, float]:
+    """``<variant>.<world>.<measure>``: means over streams and seeds of points of accuracy, microseconds a record."""
+    return {
+        f"{variant}.{world}.{name}": statistics.mean(values)
+        for variant, worlds in _cells(rows).items()
+        for world, cell in worlds.items()
+        for name, values in cell.items()
+    }
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """A line for each mechanism: what it gives in each world, in points with their standard error, and costs."""
+    there = [world for world, names in WORLDS.items() if any(row["stream"] in names for row in rows)]
+    head = ("with it", *(f"{what}, {world}" for world in there for what in ("answer", "student", "µs a record")))
+    lines = []
+    for variant, worlds in _cells(rows).items():
+        cells = [worlds[world] for world in there]
+        told = [
+            (_points(cell["answer"]), _points(cell["student"]), f"{statistics.mean(cell['us']):+.0f}") for cell in cells
+        ]
+        lines.append((variant, *(text for each in told for text in each)))
+    return head, lines
+
+
+def _points(values: Sequence[float]) -> str:
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):+.1f} ± {error:.1f}"
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The result as it stands in docs/explanation/price.md."""
+    return documents.table(*table(result["rows"]))
