@@ -1,14 +1,16 @@
 """Commands about configurations and what is installed: ``init``, ``check``, ``plugins``."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from streamkd.cli.options import CONFIG, EXISTING, FILE, JSON, SET
+from streamkd.cli.options import CONFIG, EXISTING, FILE, FOLDER, JSON, SET
 from streamkd.cli.terminal import table
-from streamkd.errors import StreamkdError
+from streamkd.errors import PluginError, StreamkdError
 from streamkd.logs import some
+from streamkd.scaffold.package import KINDS, Scaffolded
 
 
 @click.command()
@@ -91,3 +93,36 @@ def plugins_list(as_json: bool) -> None:
         return
     head = ("name", "distribution", "brings")
     table(head, [(r["name"], r["distribution"], r["error"] or ", ".join(r["kinds"])) for r in rows])
+
+
+@plugins.command("new")
+@click.argument("name")
+@click.option("--kind", type=click.Choice(KINDS), required=True, help="What it brings.")
+@click.option("--into", type=FOLDER, default=Path(), help="Folder in which it gets one of its own. Default: this one.")
+def plugins_new(name: str, kind: Scaffolded, into: Path) -> None:
+    """Write an installable package NAME whose one kind works: change what it does."""
+    from streamkd.scaffold import package
+
+    for path in package.write(name, kind, into):
+        click.echo(str(path))
+    place = into / name
+    click.echo(f"\n  pip install -e {place} && pytest {place}\n  then, in a configuration:  {package.use(name, kind)}")
+
+
+@plugins.command("check")
+@click.argument("distribution", required=False)
+@JSON
+def plugins_check(distribution: str | None, as_json: bool) -> None:
+    """Hold what is installed to its contracts: every plugin, or those of a DISTRIBUTION."""
+    from streamkd.testing.installed import checked
+
+    rows = checked(distribution)
+    if as_json:
+        click.echo(json.dumps([asdict(row) for row in rows]))
+    elif rows:
+        head = ("kind", "name", "distribution", "s", "verdict")
+        table(head, [(row.kind, row.name, row.distribution, f"{row.seconds:.1f}", row.verdict) for row in rows])
+    else:
+        click.echo("no plugins are installed")
+    if faults := [row.fault for row in rows if row.fault]:
+        raise PluginError("\n".join(faults), where="plugins", fix="mend it, or uninstall it")

@@ -133,9 +133,9 @@ class Incremental(Teacher, Protocol):
     ) -> Float[Tensor, "batch classes"]:
         """Answer row i having learned those rows before it that are to be learned, then learn it; on to the next.
 
-        Once a step, when it has been taken, of all its fresh rows in the order of the stream: raw inputs [n, *shape],
+        Once a step, when it has been taken, of all its fresh rows in the order of the stream, raw inputs [n, *shape],
         columns y, -1 without label. Rows that are held out or have no label are answered and not learned. It takes
-        the place of ``observe``; what it keeps of the rows it copies.
+        the place of ``observe``; what it keeps of the rows it copies. Of more than forty rows several may go together.
         """
         ...
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from streamkd.gates.fixed_share import LESSONS
 from streamkd.hookspecs import Kind, Options, Stateful, TeacherKind
 from streamkd.plugins import Registry
 from streamkd.records import Label, RecordSchema
@@ -275,8 +276,8 @@ def _comes_back(clause: Clause, nursery: Nursery, teacher: Teacher, x: Tensor) -
 
 
 def _tests_then_trains(clause: Clause, nursery: Nursery) -> None:
-    """The fresh rows of three steps, every third of which is held out, and what is said of them."""
-    x, y = (torch.cat(part) for part in zip(*lessons_of(nursery.schema, len(nursery.early), 3), strict=True))
+    """Fresh rows, every third of which is held out, and what is said of them."""
+    x, y = (torch.cat(part)[:LESSONS] for part in zip(*lessons_of(nursery.schema, len(nursery.early), 3), strict=True))
     learn = torch.arange(len(y)) % 3 > 0
     whole, _ = nursery.build()
     with clause(
@@ -288,7 +289,7 @@ def _tests_then_trains(clause: Clause, nursery: Nursery) -> None:
         needs(not said.requires_grad, "no gradient", "one")
     with clause(
         "each row is answered before it is learned, and after those before it",
-        "row by row: what logits() says of it now, then learn it, then the next",
+        "row by row: what logits() says of it now, then learn it, then the next; of more rows several may go together",
     ):
         other, _ = nursery.build()
         for row in range(len(y)):
