@@ -9,6 +9,7 @@ and ``SERIES`` is the ceiling of all families together.
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -139,10 +140,13 @@ class Exposition:
         with self._lock:
             return self._values.get(family, {}).get(_key(family, FAMILIES[family].type, labels)[1])
 
-    def total(self, family: str) -> float:
-        """A counter over all its labels."""
+    def totals(self, family: str, label: str) -> dict[str, float]:
+        """A counter by one of its labels, over all others."""
+        place, found = FAMILIES[family].labels.index(label), Counter[str]()
         with self._lock:
-            return sum(self._values.get(family, {}).values())
+            for labels, value in self._values.get(family, {}).items():
+                found[labels[place]] += value
+        return dict(found)
 
     def expose(self) -> tuple[bytes, str]:
         """The text and its content type."""

@@ -35,6 +35,7 @@ for command in (
     configuring.plugins,
     teachers.teachers,
     kept.models,
+    kept.dlq,
     serving.tokens,
     bench.bench,
 ):

@@ -1,13 +1,14 @@
-"""Commands about what is kept on disk: ``inspect``, ``models``."""
+"""Commands about what is kept on disk: ``inspect``, ``models``, ``dlq``."""
 
 import json
+from collections import Counter
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 
 import click
 
-from streamkd.cli.options import JSON, STATE
+from streamkd.cli.options import JSON, STATE, TOKEN
 from streamkd.cli.terminal import table
 
 
@@ -82,3 +83,82 @@ def _versions(state: Path) -> AbstractContextManager[Any]:
     from streamkd.state.versions import VersionStore
 
     return closing(VersionStore(StateDirectory(state)))
+
+
+@click.group()
+def dlq() -> None:
+    """Dead letters: records that were refused, with the reason; works beside a running server."""
+
+
+NAMES = click.argument("names", nargs=-1)
+REASON = click.option("--reason", help="Those alone that were refused for it: wrong_shape, say.")
+
+
+@dlq.command("list")
+@STATE
+@REASON
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="So many, the newest.")
+@JSON
+def dlq_list(state: Path, reason: str | None, limit: int, as_json: bool) -> None:
+    """What was refused, when, where it stood, and why."""
+    from streamkd import letters
+
+    found = letters.letters(state, reason=reason)
+    told = [letter.told() for letter in found[-limit:]]
+    if as_json:
+        click.echo(json.dumps(told))
+        return
+    head = ("name", "source", "offset", "reason", "detail")
+    table(head, [tuple("" if row[key] is None else str(row[key])[:80] for key in head) for row in told])
+    counts = Counter(letter.letter.reason for letter in found)
+    click.echo(", ".join(f"{count} {why}" for why, count in counts.most_common()) or "no dead letters")
+
+
+@dlq.command("show")
+@NAMES
+@STATE
+@REASON
+def dlq_show(names: tuple[str, ...], state: Path, reason: str | None) -> None:
+    """The records themselves, as JSON lines that can be mended and pushed: those of NAMES, or all."""
+    from streamkd import letters
+
+    for line in letters.as_lines(letters.letters(state, names, reason)):
+        click.echo(line)
+
+
+@dlq.command("replay")
+@NAMES
+@click.option("--to", "url", required=True, help="grpc://HOST:PORT (Arrow Flight) or http://HOST:PORT.")
+@click.option("--stream", default="main", show_default=True)
+@STATE
+@REASON
+@TOKEN
+def dlq_replay(
+    names: tuple[str, ...], url: str, stream: str, state: Path, reason: str | None, token: str | None
+) -> None:
+    """Send them to a running server again, each once, and let them go; what it still refuses comes back anew."""
+    from streamkd import letters
+    from streamkd.producer.push import push
+
+    chosen = [letter for letter in letters.letters(state, names, reason) if letter.batch() is not None]
+    batches = [batch for letter in chosen if (batch := letter.batch()) is not None]
+    summary = push(batches, url, stream, letters.producer_of(chosen), token)
+    letters.drop(state, chosen)
+    click.echo(f"{summary.sent} records sent, {summary.accepted} accepted, {summary.rejected} rejected again")
+    if left := len(letters.letters(state, names, reason)) if not names else 0:
+        click.echo(f"{left} dead letters are left; `streamkd dlq list` has them")
+
+
+@dlq.command("drop")
+@NAMES
+@STATE
+@REASON
+def dlq_drop(names: tuple[str, ...], state: Path, reason: str | None) -> None:
+    """Let those of NAMES go, or with --reason all of that one."""
+    if not names and reason is None:
+        raise click.UsageError("needed names of dead letters, or --reason")
+    from streamkd import letters
+
+    chosen = letters.letters(state, names, reason)
+    letters.drop(state, chosen)
+    click.echo(f"{len(chosen)} dead letters are gone")

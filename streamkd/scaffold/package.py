@@ -8,14 +8,16 @@ The kind is a module of ``streamkd.scaffold.kinds``, in which the name ``example
 import re
 from importlib import resources
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from streamkd.errors import ConfigError
-from streamkd.hookspecs import Group
+
+if TYPE_CHECKING:
+    from streamkd.hookspecs import Group
 
 Scaffolded = Literal["teacher", "loss", "gate", "student", "source", "detector", "observer", "rows"]
 KINDS: tuple[Scaffolded, ...] = get_args(Scaffolded)
-GROUPS: dict[Scaffolded, Group] = {
+GROUPS: "dict[Scaffolded, Group]" = {
     "teacher": "teachers",
     "loss": "losses",
     "gate": "gates",

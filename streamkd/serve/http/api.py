@@ -264,14 +264,14 @@ class Api:
     async def status(self, request: Request) -> Response:
         """What the page at / shows."""
         published = self._s.predictor.current() if self._s.predictor.version is not None else None
-        dead = self._s.exposition.total("dead_letter_records_total")
+        refused = self._s.exposition.totals("dead_letter_records_total", "reason")
         pin = self._s.follower.pin
         return answer(
             self._s.status.status(
                 published.version if published else None,
                 published.published_at if published else None,
                 self._reason(),
-                int(dead) if math.isfinite(dead) else 0,
+                {reason: int(count) for reason, count in refused.items() if count and math.isfinite(count)},
                 asdict(pin) if pin else None,
             ),
             headers={"Cache-Control": "no-store"},

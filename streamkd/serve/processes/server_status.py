@@ -145,10 +145,13 @@ class ServerStatus:
         version: int | None,
         published_at: float | None,
         reason: str,
-        dead_letters: int,
+        refused: Mapping[str, int],
         pinned: Mapping[str, Any] | None = None,
     ) -> Json:
-        """The status page's data: the learner's words, and the server's own under ``server``."""
+        """The status page's data: the learner's words, and the server's own under ``server``.
+
+        ``refused``: dead letters since the start, by reason.
+        """
         with self._lock:
             processes = {name: asdict(process) for name, process in self._processes.items()}
             status = {**self._status, **self._labels}
@@ -160,7 +163,8 @@ class ServerStatus:
             "version": version,
             "published_timestamp_seconds": published_at,
             "pinned": pinned,
-            "dead_letters": dead_letters,
+            "dead_letters": sum(refused.values()),
+            "refused": dict(refused),
             "started_timestamp_seconds": self.started_timestamp_seconds,
             "timestamp_seconds": time.time(),
             "urls": dict(self.urls),

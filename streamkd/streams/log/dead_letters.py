@@ -113,6 +113,10 @@ class DeadLetters:
         )
         return [DeadLetter(*row) for row in found.fetchall()]
 
+    def drop(self, ids: Sequence[int]) -> None:
+        """Forget these, inside the caller's transaction."""
+        self._connection.executemany("DELETE FROM dead_letters WHERE id = ?", [(each,) for each in ids])
+
     def count(self) -> int:
         """How many are kept."""
         return int(self._connection.execute("SELECT count(*) FROM dead_letters").fetchone()[0])

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable
 
 INFER = "/v2/models/student/infer"
 SIDE = 28  # records are SIDE x SIDE numbers
+MORE_SECONDS = 20.0
 SEEN: Counter[str] = Counter()
 
 
@@ -39,6 +40,11 @@ class Attack:
         self.small, self.large = request(1), request(1_000)
         assert len(self.large) > 15_000_000
 
+    def left(self) -> float:
+        """Seconds; more on a machine so busy that hardly anything of the attack has come through."""
+        through = SEEN["large 200"] >= 1 and SEEN["flood 200"] >= 20
+        return self.end + (0.0 if through else MORE_SECONDS) - time.monotonic()
+
     async def run(self, idle: int) -> None:
         kinds: list[tuple[Callable[[], Awaitable[None]], int]] = [
             (self.idle, idle),
@@ -52,9 +58,9 @@ class Attack:
 
     async def again(self, kind: Callable[[], Awaitable[None]]) -> None:
         await asyncio.sleep(random.random())
-        while time.monotonic() < self.end:
+        while (left := self.left()) > 0:
             with contextlib.suppress(OSError, EOFError, TimeoutError):
-                async with asyncio.timeout(max(0.1, self.end - time.monotonic())):
+                async with asyncio.timeout(max(0.1, left)):
                     await kind()
             await asyncio.sleep(1.0 + 2.0 * random.random())  # cut off: come again
 
@@ -95,7 +101,7 @@ class Attack:
 
     async def flood(self) -> None:
         async with self.connected() as (reader, writer):
-            while time.monotonic() < self.end:
+            while self.left() > 0:
                 writer.write(head(len(self.small)) + self.small)
                 answered = await reader.readuntil(b"\r\n\r\n")
                 length = int(answered.lower().partition(b"content-length:")[2].split()[0])

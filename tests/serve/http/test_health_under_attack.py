@@ -40,8 +40,8 @@ def attacked(url: str, seconds: float, idle: int) -> None:
     took = end(begin("behave", url, seconds), seconds + 60)
     seen = end(attack, 60)
     assert seen["idle"] >= min(idle, 1_000)
-    assert seen["large 200"] >= 1
-    assert seen["flood 200"] >= 20
+    assert seen.get("large 200", 0) >= 1, seen
+    assert seen.get("flood 200", 0) >= 20, seen
     pace = statistics.median(calm["predict"])
     assert most(took["live"]) < max(1.0, 50 * pace), sorted(took["live"])[-5:]
     assert most(took["predict"]) < max(0.25, 25 * pace), sorted(took["predict"])[-5:]

@@ -227,6 +227,7 @@ def much() -> dict[str, Any]:
             "started_timestamp_seconds": 1e9,
             "timestamp_seconds": 1e9 + 5,
             "dead_letters": 1_234_567,
+            "refused": {"too_many_labels": 1_200_000, "decode": 34_000, "missing_input": 500, "wrong_shape": 67},
         },
     }
 

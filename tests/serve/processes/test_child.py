@@ -35,7 +35,7 @@ class Kept:
         return [int(line) for line in self.lives.read_text().split()] if self.lives.exists() else []
 
     def process(self) -> dict[str, Any]:
-        return dict(self.status.status(None, None, "", 0)["server"]["processes"].get("child", {}))
+        return dict(self.status.status(None, None, "", {})["server"]["processes"].get("child", {}))
 
     def metric(self, family: str) -> float | None:
         self.exposition.apply(self.recorder.drain())

@@ -1,0 +1,140 @@
+"""The dead letters of a state directory: looked at, sent again when what was wrong is mended, or let go.
+
+    log.sqlite    refused at the door      ─► log-12     ─┬─► in words
+    state.sqlite  refused by the learner   ─► learner-3  ─┼─► JSON lines, to be mended
+                                                          └─► a running server, each counted once
+
+It works beside a running server: each step is one short transaction.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import pyarrow as pa
+import pyarrow.json as pj
+
+from streamkd.errors import ConfigError, StateError
+from streamkd.records import RejectReason
+from streamkd.state.directory import StateDirectory
+from streamkd.streams.log.database import transaction
+from streamkd.streams.log.dead_letters import DeadLetter, DeadLetters
+from streamkd.streams.log.log import Log
+
+LOG, LEARNER = "log", "learner"
+PIECE = 1_000  # letters that are read together
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A dead letter and its name, ``log-12`` say: where it is kept, and its number there."""
+
+    name: str
+    letter: DeadLetter
+
+    def told(self) -> dict[str, Any]:
+        """As plain values, without the record."""
+        found = asdict(self.letter)
+        return {"name": self.name, **{key: found[key] for key in ("created", "source", "offset", "reason", "detail")}}
+
+    def rows(self) -> list[Any]:
+        """The record as it came: a mapping, or the text of a line that is none; nothing where it was too large."""
+        record = self.letter.record
+        if record is None:
+            return []
+        if self.letter.form == "json":
+            try:
+                return [json.loads(record)]
+            except ValueError:
+                return [record.decode(errors="replace")]
+        return pa.ipc.open_stream(record).read_all().to_pylist()
+
+    def batch(self) -> pa.RecordBatch | None:
+        """The record to be sent again; ``None`` where it was too large to be kept, or is no record at all."""
+        record = self.letter.record
+        if record is None:
+            return None
+        if self.letter.form == "arrow":
+            [batch] = pa.ipc.open_stream(record).read_all().to_batches() or [None]
+            return batch
+        try:
+            [batch] = pj.read_json(pa.BufferReader(record.replace(b"\n", b" ") + b"\n")).to_batches()
+        except (pa.ArrowException, ValueError):
+            return None
+        return batch
+
+
+def letters(state: Path, names: Sequence[str] = (), reason: str | None = None) -> list[Letter]:
+    """Those of these names, or all, refused for this ``reason``, or any; the log's first, in order of arrival.
+
+    Raises:
+        StateError: no state directory, or no letter of such a name. ConfigError: no such reason.
+    """
+    if reason is not None and reason not in (known := get_args(RejectReason)):
+        raise ConfigError(f"there is no reason {reason!r}", where="--reason", fix=f"one of {', '.join(known)}")
+    found = [letter for letter in _all(state) if reason in (None, letter.letter.reason)]
+    if missing := sorted(set(names) - {letter.name for letter in found}):
+        raise StateError(f"has no dead letter {missing[0]!r}", where=str(state), fix="see `streamkd dlq list`")
+    return [letter for letter in found if not names or letter.name in names]
+
+
+def drop(state: Path, chosen: Sequence[Letter]) -> None:
+    """Let them go."""
+    for place, change in _places(state):
+        numbers = [letter.letter.id for letter in chosen if letter.name.startswith(f"{place}-")]
+        if numbers:
+            with change() as kept:
+                kept.drop(numbers)
+
+
+def as_lines(chosen: Sequence[Letter]) -> Iterator[str]:
+    """Their records as JSON lines, to be mended and pushed; bytes in base64."""
+    for letter in chosen:
+        for row in letter.rows():
+            yield row if isinstance(row, str) else json.dumps(row, default=_plain)
+
+
+def producer_of(chosen: Sequence[Letter]) -> str:
+    """Under which name they are sent: the same ones again are the same batches, and count once."""
+    names = " ".join(letter.name for letter in chosen)
+    return f"dead-letters-{hashlib.sha256(names.encode()).hexdigest()[:16]}"
+
+
+def _plain(value: Any) -> Any:
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+
+
+def _all(state: Path) -> Iterator[Letter]:
+    for place, change in _places(state):
+        with change() as kept:
+            after = 0
+            while found := kept.list(PIECE, after):
+                yield from (Letter(f"{place}-{letter.id}", letter) for letter in found)
+                after = found[-1].id
+
+
+def _places(state: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Where letters are kept, and how to get at them in a transaction."""
+    directory = StateDirectory(state)
+    if not directory.exists():
+        raise StateError("is no state directory", where=str(state), fix="name the one that `serve` was given")
+    if directory.log.exists():
+        yield LOG, lambda: _of_log(directory.log)
+    yield LEARNER, lambda: _of_learner(directory)
+
+
+@contextmanager
+def _of_log(path: Path) -> Iterator[DeadLetters]:
+    with closing(Log(path)) as log, log.file.writing() as writer:
+        yield DeadLetters(writer)
+
+
+@contextmanager
+def _of_learner(directory: StateDirectory) -> Iterator[DeadLetters]:
+    with closing(directory.connect()) as connection, transaction(connection):
+        yield DeadLetters(connection)

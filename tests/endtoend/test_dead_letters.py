@@ -1,0 +1,34 @@
+"""Dead letters of a real server: what was refused is on the page, and comes back when the cause is mended."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from .conftest import PUSHED, Serve, Server, merged, pa, records, streamkd, until
+
+
+def dlq(server: Server, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    done = streamkd("dlq", *arguments, "--state", server.state)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_what_was_refused_is_learned_once_the_cause_is_mended(serve: Serve, tmp_path: Path) -> None:
+    """Labels beyond the limit, listed and counted by reason; with room for them they are sent again, and once alone."""
+    server = serve(merged(PUSHED, {"stream": {"limits": {"labels": 2}}}))
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_batches([records(600)]), path)  # the last hundred have two labels more
+    streamkd("push", path, "--to", server.flight)
+    until(lambda: server.status()["server"]["refused"] == {"too_many_labels": 100}, 60, "dead letters by reason")
+    until(lambda: "100 too_many_labels" in dlq(server, "list").stdout, 30, "a checkpoint with the letters")
+    shown = [json.loads(line) for line in dlq(server, "show", "--reason", "too_many_labels").stdout.splitlines()]
+    assert sorted({line["label"] for line in shown}) == sorted({*records(600)["label"].to_pylist()[500:]})
+    assert server.stop() == 0
+    again = serve(PUSHED, state=server.state)
+    done = dlq(server, "replay", "--to", again.flight)
+    assert "100 records sent, 100 accepted, 0 rejected again" in done.stdout, done.stderr
+    again.trained(600)
+    assert "no dead letters" in dlq(server, "list").stdout
+    assert len(again.status()["classes"]) == 4
