@@ -1,13 +1,16 @@
 """``streamkd bench ablation``: what each mechanism gives, and what it costs: the defaults beside the same without it.
 
     streams × (defaults | a mechanism left out | other batches) × seeds ─► run_one ─► differences to the defaults
+    a stream of each world, the defaults and a variant in turns         ─► prices, in microseconds a record
 
 Streams of two kinds: where tasks add classes, by the accuracy on all of them at the end, and where the world changes,
 by the accuracy on every record before its label is known. A mechanism is worth its seconds where the same seconds spent
 on smaller batches, which is more replay, give less: the lines of other batches are the rate of exchange.
 """
 
+import itertools
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +21,7 @@ import torch
 from streamkd.bench import book, documents, drift, drifting, frontier, streams
 from streamkd.bench.book import Progress, Row
 from streamkd.bench.scores import Table
+from streamkd.config import Config
 from streamkd.plugins import Registry
 
 ADDING = ("digits", "split-mnist-5k")
@@ -33,6 +37,8 @@ SECTIONS: dict[str, streams.Tree] = {
     "followers of the present, all": {"teachers": frontier.WITHOUT_PRESENT},
 }
 BATCHES = (5, 20, 40, 160)
+TIMED = {"adding": "digits", "changing": "hyperplane"}
+WARM, RECORDS = 300, 1_300  # records after which a price begins to be taken, and ends
 MEASURES = {"answer": "served", "student": "student"}
 """Whose accuracy is told: of what is answered, and of the network alone."""
 
@@ -86,18 +92,22 @@ def measure(
 
 
 def run_one(task: AblationRun) -> Row:
-    """One run, on one thread: accuracy of what is answered and of the student, processor seconds a record."""
+    """One run, on one thread: accuracy of what is answered, and of the student."""
     torch.set_num_threads(1)
-    registry, change = Registry.load(), variants()[task.variant]
+    registry = Registry.load()
+    config = _config(task, registry)
     if task.stream in ADDING:
-        config = streams.config_of(merged(streams.tree(task.stream), change), registry, task.seed)
         row = frontier.learned(config, registry)
-        return {"answer": row["accuracy"], "student": row["student"], "seconds_a_record": row["seconds_a_record"]}
-    config = streams.config_of(merged(drifting.tree(task.stream, None, task.limit), change), registry, task.seed)
+        return {"answer": row["accuracy"], "student": row["student"]}
     stream = drifting.drifting(task.stream, config, registry)
-    found = {one.name: one for one in drift.ours(config, registry, stream, 0)}
-    right = {key: float((found[name].predicted == stream.y).mean()) for key, name in MEASURES.items()}
-    return {**right, "seconds_a_record": found["student"].seconds / len(stream.y)}
+    found = {one.name: one.predicted for one in drift.ours(config, registry, stream, 0)}
+    return {key: float((found[name] == stream.y).mean()) for key, name in MEASURES.items()}
+
+
+def _config(task: AblationRun, registry: Registry) -> Config:
+    adding = task.stream in ADDING
+    tree = streams.tree(task.stream) if adding else drifting.tree(task.stream, None, task.limit)
+    return streams.config_of(merged(tree, variants()[task.variant]), registry, task.seed)
 
 
 def merged(tree: Mapping[str, Any], change: Mapping[str, Any]) -> streams.Tree:
@@ -106,11 +116,34 @@ def merged(tree: Mapping[str, Any], change: Mapping[str, Any]) -> streams.Tree:
     return {**tree, **change, **both}
 
 
-def _cells(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """By variant, world and measure, a number for each stream and seed: what the defaults have more of it.
+def priced(result: Mapping[str, Any], progress: Progress = lambda done, total: None) -> dict[str, Any]:
+    """The same with prices: what each variant saves, timed in turns with the defaults, on a machine left alone."""
+    names = [name for name in dict.fromkeys(row["variant"] for row in result["rows"]) if name != DEFAULTS]
+    there = {row["stream"] for row in result["rows"]}
+    worlds = [world for world, streams in WORLDS.items() if there & set(streams)]
+    prices: dict[str, dict[str, float]] = {name: {} for name in names}
+    for done, (world, name) in enumerate(itertools.product(worlds, names)):
+        progress(done, len(worlds) * len(names))
+        with_it, without = (_microseconds(TIMED[world], variant) for variant in (DEFAULTS, name))
+        prices[name][world] = with_it - without
+    figured = {f"{name}.{world}.us": us for name, each in prices.items() for world, us in each.items()}
+    return {**result, "prices": prices, "figures": {**result["figures"], **figured}}
 
-    Seconds are differences too, in microseconds a record.
-    """
+
+def _microseconds(stream: str, variant: str) -> float:
+    """Of the processor for a record, on one thread, once the learner is warm."""
+    torch.set_num_threads(1)
+    registry = Registry.load()
+    learner = streams.learner_of(_config(AblationRun(stream, variant, 0, RECORDS), registry), registry)
+    begun, start = time.process_time(), 0
+    while learner.records < RECORDS and learner.advance():
+        if not start and learner.records >= WARM:
+            begun, start = time.process_time(), learner.records
+    return 1e6 * (time.process_time() - begun) / max(1, learner.records - start)
+
+
+def _cells(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """By variant, world and measure, a number for each stream and seed: what the defaults have more of it."""
     base = {(row["stream"], row["seed"]): row for row in rows if row["variant"] == DEFAULTS}
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
     for row in rows:
@@ -118,15 +151,14 @@ def _cells(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, list[float]]]]:
             continue
         with_it = base[row["stream"], row["seed"]]
         world = next(name for name, names in WORLDS.items() if row["stream"] in names)
-        cell = found.setdefault(row["variant"], {}).setdefault(world, {"us": [], **{name: [] for name in MEASURES}})
-        cell["us"].append(1e6 * (with_it["seconds_a_record"] - row["seconds_a_record"]))
+        cell = found.setdefault(row["variant"], {}).setdefault(world, {name: [] for name in MEASURES})
         for name in MEASURES:
             cell[name].append(100 * (with_it[name] - row[name]))
     return found
 
 
 def figures(rows: Sequence[Row]) -> dict[str, float]:
-    """``<variant>.<world>.<measure>``: means over streams and seeds of points of accuracy, microseconds a record."""
+    """``<variant>.<world>.<measure>``: means over streams and seeds, in points of accuracy."""
     return {
         f"{variant}.{world}.{name}": statistics.mean(values)
         for variant, worlds in _cells(rows).items()
@@ -135,18 +167,24 @@ def figures(rows: Sequence[Row]) -> dict[str, float]:
     }
 
 
-def table(rows: Sequence[Row]) -> Table:
+def table(result: Mapping[str, Any]) -> Table:
     """A line for each mechanism: what it gives in each world, in points with their standard error, and costs."""
+    rows, prices = result["rows"], result.get("prices", {})
     there = [world for world, names in WORLDS.items() if any(row["stream"] in names for row in rows)]
     head = ("with it", *(f"{what}, {world}" for world in there for what in ("answer", "student", "µs a record")))
     lines = []
     for variant, worlds in _cells(rows).items():
-        cells = [worlds[world] for world in there]
         told = [
-            (_points(cell["answer"]), _points(cell["student"]), f"{statistics.mean(cell['us']):+.0f}") for cell in cells
+            (_points(worlds[world]["answer"]), _points(worlds[world]["student"]), _price(prices, variant, world))
+            for world in there
         ]
-        lines.append((variant, *(text for each in told for text in each)))
+        lines.append((variant, *itertools.chain(*told)))
     return head, lines
+
+
+def _price(prices: Mapping[str, Mapping[str, float]], variant: str, world: str) -> str:
+    us = prices.get(variant, {}).get(world)
+    return "-" if us is None else f"{us:+.0f}"
 
 
 def _points(values: Sequence[float]) -> str:
@@ -156,4 +194,4 @@ def _points(values: Sequence[float]) -> str:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """The result as it stands in docs/explanation/price.md."""
-    return documents.table(*table(result["rows"]))
+    return documents.table(*table(result))

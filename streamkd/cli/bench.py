@@ -143,17 +143,21 @@ def bench_frontier(seeds: int, only: tuple[str, ...], **how: Any) -> None:
 @click.option("--limit", default=10_000, show_default=True, help="At most so many records of a stream that changes.")
 @_work("ablation")
 @JOBS
-def bench_ablation(seeds: int, only: tuple[str, ...], variants: str | None, **how: Any) -> None:
+@click.option("--timing/--no-timing", default=True, show_default=True, help="Prices too, alone, at the end.")
+def bench_ablation(seeds: int, only: tuple[str, ...], variants: str | None, timing: bool, **how: Any) -> None:
     """What each mechanism gives and costs: the defaults beside the same without it."""
     from streamkd.bench import ablation, documents
 
     place = {name: how[name] for name in ("work", "limit", "jobs")}
     with bar("runs", None) as advance:
         result = ablation.measure(only, range(seeds), names=_listed(variants) or (), progress=advance, **place)
+    if timing:
+        with bar("prices", None) as advance:
+            result = ablation.priced(result, advance)
     _write(result, how["out"])
     if how["document"]:
         documents.write(how["document"], ablation.markdown(result))
-    table(*ablation.table(result["rows"]))
+    table(*ablation.table(result))
 
 
 @bench.command("gate")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow as pa
@@ -354,6 +355,15 @@ def test_a_pace_that_is_not_the_one_that_was_written_is_damage(log: Log) -> None
         writer.execute("UPDATE paces SET rows = 40")
     with pytest.raises(LogDamaged, match="from offset 0 on"):
         log.paces()
+
+
+def test_a_log_that_knows_no_pace_yet_is_taken_up(tmp_path: Path, schema: RecordSchema, log: Log) -> None:
+    """One of an older streamkd: its batches were those of the configuration."""
+    with log.file.writing() as writer:
+        writer.execute("DROP TABLE paces")
+    log.close()
+    with closing(Log(tmp_path / "log.sqlite", schema)) as again:
+        assert (again.paces(), again.file.fault()) == ([], None)
 
 
 def _overwrite_pages(path: Path, from_page: int) -> None:
