@@ -21,6 +21,7 @@ EXTRAS: Mapping[str, str] = {
     "optuna": "tune",
     "mlxtend": "datasets",
     "onnxruntime": "onnx",
+    "confluent_kafka": "kafka",
 }
 """The extra that brings a package."""
 OPTIONS: Mapping[str, str] = {"meta": ' --config-settings="--build-option=build_ext"'}

@@ -47,6 +47,8 @@ FAMILIES: Mapping[str, Family] = {
     "source_bytes_total": _counter("Bytes accepted from the source.", "source"),
     "source_errors_total": _counter("Failures to read the source or to take a batch.", "source", "reason"),
     "source_lag_records": _gauge("Records that are there and not yet trained.", "source"),
+    "source_lag_messages": _gauge("Messages that a broker has and the log not yet.", "source", "partition"),
+    "source_lost_messages_total": _counter("Messages that a broker had no more when they were to be read.", "source"),
     "source_paused": _gauge("1 while the source is held back.", "source"),
     "source_watermark_timestamp_seconds": _gauge("Event time of the newest record.", "source"),
     "records_rejected_total": _counter("Records refused, by reason.", "source", "reason"),

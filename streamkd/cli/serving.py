@@ -37,7 +37,9 @@ def serve(config: Path | None, state: Path, overrides: tuple[str, ...], **servin
 
 @click.command()
 @click.argument("source")
-@click.option("--to", "url", required=True, help="grpc://HOST:PORT (Arrow Flight) or http://HOST:PORT.")
+@click.option(
+    "--to", "url", required=True, help="grpc://HOST:PORT (Arrow Flight), http://HOST:PORT or kafka://HOST:PORT/TOPIC."
+)
 @click.option("--stream", default="main", show_default=True)
 @click.option(
     "--rate", type=click.FloatRange(0, min_open=True), callback=finite,

@@ -1,4 +1,4 @@
-"""The producer: sends batches to a running server until each is acknowledged, over Flight or HTTP.
+"""The producer: sends batches to a running server, over Flight or HTTP, or to a topic, until each is acknowledged.
 
     batches ─► Outbox ─► one connection at a time ─► acks
                   ▲              │ breaks
@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import SplitResult, urlsplit
 
 import pyarrow as pa
@@ -63,7 +63,8 @@ def push(
 ) -> PushSummary:
     """Send all batches and wait until the server has them on disk.
 
-    ``url`` is grpc://, grpc+tls://, http:// or https://; a path /v1/streams/NAME names the stream. ``rate`` is in
+    ``url`` is grpc://, grpc+tls://, http:// or https://; a path /v1/streams/NAME names the stream. Or it is of a topic,
+    kafka://HOST:PORT/TOPIC, which ``streamkd.producer.kafka`` reads; there nothing is compared. ``rate`` is in
     records per second. A ``producer`` who is named may send the same batches again after a crash of its own: those
     that the server has are not counted twice; different data needs another name, and is refused under this one.
     ``labels``: the batches are labels of predictions, by ``prediction_id``. ``on_ack`` is called from another thread.
@@ -72,8 +73,13 @@ def push(
     Raises:
         SourceError: the server stays away. RecordError: the server refuses the batches, or the token.
     """
-    producer = producer or f"push-{uuid.uuid4().hex[:12]}"
-    transport, target = _target(url, stream, producer, token, tls or ClientTls(), labels)
+    place = Target(url, stream, producer or f"push-{uuid.uuid4().hex[:12]}", token, tls or ClientTls(), labels)
+    if url.startswith("kafka:"):
+        from streamkd.producer import kafka
+
+        transport, target = kafka.transport(url, patience_seconds, named=producer is not None), place
+    else:
+        transport, target = _target(place)
     outbox = Outbox(batches, rate, on_ack)
     began = time.monotonic()
     _outside(lambda: _deliver(transport, outbox, target, patience_seconds))
@@ -83,9 +89,9 @@ def push(
     return PushSummary(*counts, seconds, outbox.resent, outbox.early, outbox.note)
 
 
-def _target(
-    url: str, stream: str, producer: str, token: str | None, tls: ClientTls, labels: bool
-) -> tuple[Transport, Target]:
+def _target(given: Target) -> tuple[Transport, Target]:
+    """The transport of a server's address, and the address without its path."""
+    url, stream = given.url, given.stream
     parts = urlsplit(url)
     path = parts.path.strip("/").split("/") if parts.path.strip("/") else []
     if path[:2] == ["v1", "streams"] and len(path) == 3:
@@ -98,7 +104,7 @@ def _target(
         raise SourceError("needed a port from 1 to 65535", where=url, fix="the server prints its URLs when it listens")
     if not parts.hostname:
         raise SourceError("needed a host", where=url, fix="grpc://127.0.0.1:8815 or http://127.0.0.1:8470")
-    place = Target(f"{parts.scheme}://{parts.netloc}", stream, producer, token, tls, labels)
+    place = replace(given, url=f"{parts.scheme}://{parts.netloc}", stream=stream)
     if parts.scheme in ("grpc", "grpc+tcp", "grpc+tls"):
         from streamkd.producer.flight import deliver as over_flight
 
@@ -108,7 +114,7 @@ def _target(
 
         return over_http, place
     raise SourceError(
-        f"needed grpc://, grpc+tls://, http:// or https://, got {parts.scheme or 'no scheme'}",
+        f"needed grpc://, grpc+tls://, http://, https:// or kafka://, got {parts.scheme or 'no scheme'}",
         where=url,
         fix="the server prints its URLs when it listens",
     )

@@ -346,7 +346,7 @@ def test_a_server_that_stays_away_is_given_up(caplog: pytest.LogCaptureFixture) 
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("kafka://h:1", "needed grpc://, grpc"),
+        ("mqtt://h:1", "needed grpc://, grpc"),
         ("127.0.0.1:8815", "needed"),
         ("grpc:///v1", "needed"),
         ("http://h/v2/models", "needed no path or /v1/streams/NAME"),

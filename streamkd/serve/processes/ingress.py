@@ -84,6 +84,7 @@ class Ingress:
         self._listeners: list[Listener] = [listener, self._posts] if listener is not self._posts else [listener]
         self._listening = Listeners(self._listeners, again)
         self._http_socket = http_socket
+        self._stop_said = False
 
     def run(self, channel: Channel) -> None:
         """Take records until the supervisor says drain.
@@ -109,7 +110,7 @@ class Ingress:
         message: Message | None = None
         told = time.monotonic()
         while not isinstance(message, Drain):
-            if (said := self._listening.look()) is not None:
+            if (said := self._listening.look() or self._stopped()) is not None:
                 channel.say(said)
             if isinstance(message, Committed) and (partition := self._log.partition) in message.offsets:
                 self._intake.committed(message.offsets[partition], message.oldest.get(partition))
@@ -120,6 +121,13 @@ class Ingress:
                 told = time.monotonic()
                 self._tell(reporter)
             message = channel.hear(TELL_SECONDS)
+
+    def _stopped(self) -> Waiting | None:
+        """That the source gives no more records, once."""
+        if not self._intake.stopped or self._stop_said:
+            return None
+        self._stop_said = True
+        return Waiting(self._intake.stopped)
 
     def _tell(self, reporter: Reporter) -> None:
         """Say what was counted, and where labels come later how they stand, which outlives this process."""

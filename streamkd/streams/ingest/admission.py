@@ -1,14 +1,16 @@
 """A batch as it came from outside, checked against all limits and sifted: what may be written to the log.
 
     Arrow batch ─► rows, columns, bytes ─► schema ─► full validation ─► sift ─► Sifted
+    Arrow stream ─► declared rows and bytes ─► Arrow batch
     JSON lines  ─► rows, bytes ─► coerced line by line ───────────────► sift ─► Sifted
 
 The order matters: a stream of 500 bytes can declare 2³¹ rows, and offsets that point anywhere, so
 nothing is computed from a batch before the limits and the validation have passed it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 import pyarrow as pa
 
@@ -18,6 +20,8 @@ from streamkd.settings import Limits
 from streamkd.streams.encoding.canonical import arrow_schema, check_schema
 from streamkd.streams.encoding.codec import sift
 from streamkd.streams.ingest import jsonl
+from streamkd.streams.ingest.envelope import check_stream
+from streamkd.streams.log.batches import no_rows
 from streamkd.streams.log.dead_letters import RECORD_BYTES, DeadLetter, letters
 from streamkd.streams.log.predictions import requests_of, with_requests
 
@@ -60,6 +64,28 @@ def admit_batch(batch: pa.RecordBatch, schema: RecordSchema, limits: Limits, sou
     return Sifted(rows, batch.num_rows, rejects, letters(rejects, batch, source))
 
 
+def admit_stream(
+    body: bytes, schema: RecordSchema, limits: Limits, source: str, beside: Mapping[str, str | datetime] | None = None
+) -> Sifted:
+    """The good and the bad rows of an Arrow IPC stream, all its batches as one; ``beside``: columns of one value.
+
+    Raises:
+        LimitExceeded, SchemaMismatch, RecordError: as ``admit_batch``.
+    """
+    check_stream(body, limits.batch_rows, limits.batch_bytes)
+    try:
+        with pa.ipc.open_stream(body) as reader:
+            found = _with_fields(reader.schema, beside) if beside else reader.schema
+            admit_schema(found, schema, limits)
+            batches = [_with_columns(batch, found, beside) if beside else batch for batch in reader]
+            for batch in batches:
+                batch.validate(full=True)  # before they are joined: offsets may point anywhere
+            whole = pa.concat_batches(batches) if batches else no_rows(found)
+    except (pa.ArrowException, OSError) as fault:
+        raise RecordError(f"cannot be read as Arrow: {first_line(fault)}", where="body") from None
+    return admit_batch(whole, schema, limits, source)
+
+
 def admit_lines(body: bytes, schema: RecordSchema, limits: Limits, source: str) -> Sifted:
     """The good and the bad rows of JSON lines; empty lines do not count.
 
@@ -68,8 +94,18 @@ def admit_lines(body: bytes, schema: RecordSchema, limits: Limits, source: str) 
     """
     if body.count(b"\n") > limits.batch_rows:
         raise LimitExceeded(f"more than {limits.batch_rows} lines", where="body", fix=_raise("batch_rows"))
-    lines = [line for line in body.split(b"\n") if line.strip()]
-    parsed, places, rejects = jsonl.parse(lines, schema, limits.row_bytes)
+    return admit_objects([line for line in body.split(b"\n") if line.strip()], schema, limits, source)
+
+
+def admit_objects(
+    lines: Sequence[bytes],
+    schema: RecordSchema,
+    limits: Limits,
+    source: str,
+    beside: Sequence[Mapping[str, str]] = (),
+) -> Sifted:
+    """The good and the bad of JSON objects, each a row; ``beside``: what each has beside its own keys."""
+    parsed, places, rejects = jsonl.parse(lines, schema, limits.row_bytes, beside)
     rows, more = sift(parsed, schema, limits.row_bytes, images=True)
     rejects = [*rejects, *(Reject(places[each.row], each.reason, each.detail) for each in more)]
     rejects.sort(key=lambda reject: reject.row)
@@ -78,6 +114,18 @@ def admit_lines(body: bytes, schema: RecordSchema, limits: Limits, source: str) 
         line = lines[each.row] if len(lines[each.row]) <= RECORD_BYTES else None
         kept.append(DeadLetter(source, each.reason, each.detail, record=line, form="json"))
     return Sifted(rows, len(lines), rejects, kept)
+
+
+def _with_fields(schema: pa.Schema, beside: Mapping[str, str | datetime]) -> pa.Schema:
+    kept = [field for field in schema if field.name not in beside]
+    return pa.schema([*kept, *(pa.field(name, pa.scalar(value).type) for name, value in beside.items())])
+
+
+def _with_columns(batch: pa.RecordBatch, schema: pa.Schema, beside: Mapping[str, str | datetime]) -> pa.RecordBatch:
+    """The batch under ``schema``, of which the columns ``beside`` have one value for all rows."""
+    kept = [batch.column(name) for name in schema.names[: len(schema) - len(beside)]]
+    added = [pa.repeat(pa.scalar(value), batch.num_rows) for value in beside.values()]
+    return pa.RecordBatch.from_arrays([*kept, *added], schema=schema)
 
 
 def admit_predictions(rows: pa.RecordBatch, schema: RecordSchema, limits: Limits) -> pa.RecordBatch:

@@ -14,15 +14,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from streamkd.errors import RecordError, first_line
+from streamkd.errors import RecordError
 from streamkd.hookspecs import Options, SourceKind, hookimpl
-from streamkd.records import RecordSchema
 from streamkd.streams.ingest.acks import early
-from streamkd.streams.ingest.admission import Sifted, admit_batch, admit_lines, admit_predictions, admit_schema
-from streamkd.streams.ingest.envelope import check_stream
+from streamkd.streams.ingest.admission import Sifted, admit_lines, admit_predictions, admit_stream
 from streamkd.streams.ingest.intake import Ingest, Listener
 from streamkd.streams.ingest.tokens import Scope
-from streamkd.streams.log.batches import no_rows
 from streamkd.streams.log.log import JoinReceipt, Kind
 from streamkd.streams.log.receipts import Receipt, identity
 
@@ -130,26 +127,11 @@ class HttpListener(Listener):
             return self._too_large()
         schema, (producer, sequence) = intake.schema_of(kind), _identity(headers)
         if _media_type(headers) == ARROW:
-            sifted = self._arrow(body, schema, producer or intake.stream)
+            sifted = admit_stream(body, schema, intake.limits, producer or intake.stream)
         else:
             sifted = admit_lines(body, schema, intake.limits, producer or intake.stream)
         receipt = intake.take(sifted, producer, sequence, producer or "http", kind=kind).result()
         return _told(receipt, sifted)
-
-    def _arrow(self, body: bytes, schema: RecordSchema, source: str) -> Sifted:
-        """All batches of a stream as one, since they have one sequence and one receipt."""
-        intake = self._ingest.intake
-        check_stream(body, intake.limits.batch_rows, intake.limits.batch_bytes)
-        try:
-            with pa.ipc.open_stream(body) as reader:
-                admit_schema(reader.schema, schema, intake.limits)
-                batches = list(reader)
-                for batch in batches:
-                    batch.validate(full=True)  # before they are joined: offsets may point anywhere
-                whole = pa.concat_batches(batches) if batches else no_rows(reader.schema)
-        except (pa.ArrowException, OSError) as fault:
-            raise RecordError(f"cannot be read as Arrow: {first_line(fault)}", where="body") from None
-        return admit_batch(whole, schema, intake.limits, source)
 
     def _refused(self, fault: Exception) -> Answer:
         refusal = self._ingest.intake.refused(fault)

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
@@ -31,6 +31,7 @@ from streamkd.streams.ingest.tokens import Tokens
 from streamkd.streams.log.batches import no_rows
 from streamkd.streams.log.joins import label_schema
 from streamkd.streams.log.log import Entry, JoinReceipt, Kind, Log, PutStream
+from streamkd.streams.log.positions import Move
 from streamkd.streams.log.receipts import Receipt, digest
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ class Intake:
         self.schema, self.stream, self.limits = log.schema, log.stream, limits
         self.label_schema = label_schema(log.schema) if log.labels else None  # of labels that come later
         self.draining = False  # whether no more batches are taken
+        self.stopped = ""  # why the source gives no more records, until the next start
         self._log = log
         self._meter = meter
         self._source = source or log.stream
@@ -112,11 +114,13 @@ class Intake:
         patient: Callable[[], bool] | None = None,
         put_stream: PutStream | None = None,
         kind: Kind = "records",
+        moves: Sequence[Move] = (),
     ) -> "Future[Receipt]":
         """Write a batch of records or of labels; the receipt is there when it is on disk.
 
         ``sender`` is whom bad rows in a row are counted for. ``patient``: while it is true, full means wait.
-        ``put_stream``: of batches that are sent without waiting for their receipts.
+        ``put_stream``: of batches that are sent without waiting for their receipts. ``moves``: of what is read from a
+        broker, in place of producer and sequence; the receipt may be an ``OffsetConflict``.
 
         Raises:
             NotReady: draining. Overloaded: full, and not to be waited for. BadRun: too many bad rows in a row.
@@ -127,7 +131,7 @@ class Intake:
         if producer is not None and sequence is not None:  # a client that waits for this receipt sends nothing more
             with contextlib.suppress(LogDamaged):  # the committer meets it too, which ends the process
                 self._log.refuse_conflict(producer, sequence, held)
-        entry = Entry(sifted.rows, producer, sequence, sifted.letters, held, put_stream or PutStream(), kind)
+        entry = Entry(sifted.rows, producer, sequence, sifted.letters, held, put_stream or PutStream(), kind, moves)
         self._reserve(entry, patient)
         return self._committer.submit(entry)
 
@@ -162,6 +166,32 @@ class Intake:
 
     def count_refusal(self, reason: str) -> None:
         self._meter.count("source_errors_total", source=self._source, reason=reason)
+
+    def positions(self) -> Mapping[str, int]:
+        """The next offset of each partition of a broker, as it is in the log."""
+        return self._log.positions()
+
+    def origin(self, name: str) -> str:
+        """Where the records of the log were read from: what it was told first, this now where nothing was.
+
+        Raises:
+            Overloaded, LogDamaged: as ``Log.append_many``.
+        """
+        if (known := self._log.file.noted("origin")) is None:
+            self._log.file.note("origin", name)
+        return known or name
+
+    def stop_source(self, reason: str) -> None:
+        """The source gives no more records, until somebody has looked at why; the server says it."""
+        self.stopped = reason
+        self._tell()
+
+    def tell_broker(self, waiting: Mapping[str, int], lost: int = 0) -> None:
+        """Messages by partition that the broker has and the log not yet, and how many it had no more."""
+        for partition, messages in waiting.items():
+            self._meter.set("source_lag_messages", messages, source=self._source, partition=partition)
+        if lost:
+            self._meter.count("source_lost_messages_total", lost, source=self._source)
 
     def refuse_token(self, protocol: str) -> None:
         """Count a request without the right token."""
@@ -313,7 +343,8 @@ class Intake:
         with self._changed:
             records = self._end - self._committed + self._pending_records + self._waiting
         self._meter.set("queue_records", max(records, 0), queue="log")
-        self._meter.set("source_paused", float(records >= self.limits.queue_records), source=self._source)
+        paused = bool(self.stopped) or records >= self.limits.queue_records
+        self._meter.set("source_paused", float(paused), source=self._source)
 
 
 def _ending() -> NotReady:

@@ -8,7 +8,7 @@ alone. Keys that are no columns are ignored.
 import base64
 import binascii
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -33,9 +33,12 @@ class _UnfitError(Exception):
 
 
 def parse(
-    lines: Sequence[bytes], schema: RecordSchema, row_bytes: int
+    lines: Sequence[bytes], schema: RecordSchema, row_bytes: int, beside: Sequence[Mapping[str, str]] = ()
 ) -> tuple[pa.RecordBatch, list[int], list[Reject]]:
-    """Rows of the lines that fit, the line number of each row, and why the other lines do not fit."""
+    """Rows of the lines that fit, the line number of each row, and why the other lines do not fit.
+
+    ``beside``: further values of each line, where there are any.
+    """
     rows: list[list[Any]] = []
     numbers: list[int] = []
     rejects: list[Reject] = []
@@ -43,7 +46,7 @@ def parse(
         try:
             if len(line) > row_bytes * LINE_FACTOR:
                 raise _UnfitError("too_large", f"a line of {len(line)} bytes, at most {row_bytes * LINE_FACTOR}")
-            values = _load(line)
+            values = {**_load(line), **beside[number]} if beside else _load(line)
             rows.append([_value(values.get(place.name), place) for place in places(schema)])
             numbers.append(number)
         except _UnfitError as unfit:

@@ -37,12 +37,12 @@ CREATE TABLE IF NOT EXISTS dead_letters (
 """
 _INDEX = "CREATE INDEX IF NOT EXISTS dead_letters_before ON dead_letters (before_bytes)"
 
-Form = Literal["arrow", "json"]
+Form = Literal["arrow", "json", "message"]
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """One refused row. ``record`` is an Arrow IPC stream of one row, or the JSON line as it came.
+    """One refused row. ``record`` is an Arrow IPC stream of one row, or the JSON line or the message as it came.
 
     ``offset`` is where the row stood in its partition or, as pushed rows that are refused get no offset,
     that of the next accepted record. ``record`` is ``None`` where the row was too large to keep.

@@ -1,8 +1,7 @@
 """The file of a log: made or checked when it is opened, read and written each by one thread at a time.
 
     Log ─► reading() ─┐
-    Log ─► writing() ─┴─► log.sqlite: about, batches, receipts, dead letters, cuts, paces, kept predictions
-                                      and their labels
+    Log ─► writing() ─┴─► log.sqlite: about, batches, receipts, positions, dead letters, cuts, paces, predictions, labels
 
 The file is in WAL mode with ``synchronous=FULL``. What breaks it is a ``LogDamaged``, wherever it is met.
 """
@@ -33,6 +32,7 @@ from streamkd.streams.log.database import (
 )
 from streamkd.streams.log.dead_letters import DeadLetters
 from streamkd.streams.log.joins import Joins
+from streamkd.streams.log.positions import Positions
 from streamkd.streams.log.receipts import Receipts
 from streamkd.streams.log.wal import left_out
 
@@ -169,6 +169,7 @@ def _make(connection: sqlite3.Connection) -> None:
     for statement in (ABOUT, _CUTS, _PACES):
         connection.execute(statement)
     add_columns(connection, "cuts", {"checksum": "INTEGER"})
-    for part in (Batches(connection, Path()), DeadLetters(connection), Receipts(connection), PastAnswers(connection)):
+    Batches(connection, Path()).create()
+    for part in (DeadLetters(connection), Receipts(connection), Positions(connection), PastAnswers(connection)):
         part.create()
     Joins.create(connection)

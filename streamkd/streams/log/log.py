@@ -1,12 +1,13 @@
 """The durable log of a push stream: one SQLite file, one writer, many readers.
 
-    intake ─► Committer (group commit) ─► Log.append_many ─► batches | receipts | dead letters   one transaction
-                                              │ labels ─► joins ─► batches | answers
+    intake ─► Committer (group commit) ─► Log.append_many ─► batches | receipts | positions | letters
+                                              │ labels ─► joins ─► batches | answers    (one transaction)
                                               Log.read ◄─ Batcher (learner) ─► cuts
 
 ``read`` cuts across the batches as they were put. When ``append_many`` returns, the rows are on disk. A receipt is
-remembered for each (producer, sequence), so a batch that is sent again is answered, not stored. Whatever touches the
-file raises ``LogDamaged`` where a page of it is broken, or a batch is not what was written.
+remembered for each (producer, sequence), so a batch that is sent again is answered, not stored; what is read from a
+broker moves the positions of its partitions instead. Whatever touches the file raises ``LogDamaged`` where a page of it
+is broken, or a batch is not what was written.
 """
 
 import time
@@ -28,18 +29,20 @@ from streamkd.streams.log.database import Uptime
 from streamkd.streams.log.dead_letters import DeadLetter, DeadLetters, letters
 from streamkd.streams.log.file import LogFile
 from streamkd.streams.log.joins import Joins, Unmatched
+from streamkd.streams.log.positions import Move, OffsetConflict, Positions
 from streamkd.streams.log.predictions import NEWEST as PREDICTED
 from streamkd.streams.log.receipts import Receipt, Receipts, SequenceConflict, digest
 
 EARLY_ROWS = 26_214  # a tenth of the records that may wait to be learned
 TRIM_SECONDS = 0.5  # of one call; the next goes on
 Kind = Literal["records", "labels", "predictions", "settle"]
+Conflict = SequenceConflict | OffsetConflict
 
 
 class PutStream:
     """The batches of one put stream: when one is in conflict, none of those behind it is written."""
 
-    conflict: SequenceConflict | None = None
+    conflict: Conflict | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class Entry:
     """One batch for the log: canonical rows, who sent it, the refused rows' letters, what tells it from others.
 
     ``kind``: records; labels of predictions (``label_schema``); predictions to keep (``with_requests``); or nothing,
-    to ``settle`` what has waited enough.
+    to ``settle`` what has waited enough. ``moves``: of what is read from a broker, in place of producer and sequence.
     """
 
     rows: pa.RecordBatch
@@ -57,6 +60,12 @@ class Entry:
     digest: bytes = b""
     put_stream: PutStream = field(default_factory=PutStream)
     kind: Kind = "records"
+    moves: Sequence[Move] = ()
+
+    @property
+    def sender(self) -> tuple[str | None, int | None]:
+        """Whom the log names for the batch: producer and sequence, or a partition and its offset."""
+        return (self.moves[0].partition, self.moves[0].first) if self.moves else (self.producer, self.sequence)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +113,7 @@ class Log:
         self.labels, self._quota_bytes = labels, quota_bytes
         self._batches, self._putting = (Batches(each, self.path) for each in (self.file.reader, self.file.writer))
         self.letters, self._receipts = DeadLetters(self.file.writer), Receipts(self.file.writer)
-        self._answers = PastAnswers(self.file.writer)
+        self._answers, self._positions = PastAnswers(self.file.writer), Positions(self.file.writer)
         clock = clock or Uptime(self.file.reader, PREDICTED)
         joins = (self.path, self.schema, labels or LateLabels(), early_rows, clock)
         self._joins, self._looking = (Joins(each, *joins) for each in (self.file.writer, self.file.reader))
@@ -130,8 +139,8 @@ class Log:
             raise outcome
         return outcome
 
-    def append_many(self, entries: Sequence[Entry]) -> list[Receipt | SequenceConflict]:
-        """Write batches in one transaction, in order; on return they are on disk, but for those whose number is used.
+    def append_many(self, entries: Sequence[Entry]) -> list[Receipt | Conflict]:
+        """Write batches in one transaction, in order; on return they are on disk, but for those in conflict.
 
         Raises:
             Overloaded: the quota or the disk is full; nothing was written. LogDamaged: the file is broken.
@@ -141,12 +150,12 @@ class Log:
         self.refuse_over_quota(sum(entry.rows.nbytes for entry in entries))
         with self.file.writing():
             end = self._putting.end()
-            outcomes: list[Receipt | SequenceConflict] = []
+            outcomes: list[Receipt | Conflict] = []
             for entry in entries:
                 try:
                     outcomes.append(receipt := self._put(entry, end))
                     end = max(end, receipt.offset)
-                except SequenceConflict as conflict:  # of this batch and its put stream alone
+                except (SequenceConflict, OffsetConflict) as conflict:  # of this batch and its put stream alone
                     entry.put_stream.conflict = conflict
                     outcomes.append(conflict)
             return outcomes
@@ -176,6 +185,7 @@ class Log:
         name = None if entry.producer is None or entry.sequence is None else (entry.producer, entry.sequence)
         if name and (seen := self._receipts.find(*name, entry.digest)) is not None:
             return seen
+        self._positions.move(entry.moves)
         receipt = self._store(entry, end)
         self.letters.put(entry.letters, receipt.offset)
         if name:
@@ -186,7 +196,7 @@ class Log:
         """Write what an entry brings behind the offset ``end``."""
         rows, refused = entry.rows, len(entry.letters)
         if entry.kind == "records":
-            self._putting.put(rows, end, (entry.producer, entry.sequence))
+            self._putting.put(rows, end, entry.sender)
             return Receipt(entry.sequence, rows.num_rows, refused, end + rows.num_rows)
         kept = 0
         if entry.kind == "predictions":
@@ -196,7 +206,7 @@ class Log:
         asked: list[int] = []
         stored, at = 0, end
         for joined in self._joins.records(matched.matches):
-            self._putting.put(joined.rows, at, (entry.producer, entry.sequence))
+            self._putting.put(joined.rows, at, entry.sender)
             self._answers.put(at, joined.answers)
             at, stored = at + joined.rows.num_rows, stored + joined.rows.nbytes
             asked += joined.asked
@@ -218,6 +228,11 @@ class Log:
         """As ``Joins.counts``."""
         with self.file.reading():
             return self._looking.counts()
+
+    def positions(self) -> Mapping[str, int]:
+        """As ``Positions.all``."""
+        with self.file.reading() as reader:
+            return Positions(reader).all()
 
     def answers(self, start: int, stop: int) -> Mapping[int, PastAnswer]:
         """By offset, what was answered about the records from ``start`` to before ``stop``; of most nothing."""

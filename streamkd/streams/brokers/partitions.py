@@ -1,0 +1,248 @@
+"""The partitions of some topics of Kafka, read by one consumer that is assigned at the offsets of the log.
+
+    look: new partitions ─► their first position ─► log ─► assign
+    read: messages of each partition, in order ─► log
+    lost: the broker has the position no more ─► told, counted ─► another position ─► log ─► assign
+
+The log's positions are the truth. Whatever goes wrong with them ends in the same way: what is under way is forgotten,
+the log asked, everything assigned anew.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from streamkd.errors import Overloaded, SourceError
+from streamkd.streams.brokers import client
+from streamkd.streams.brokers.into_log import UNDER_WAY, IntoLog
+from streamkd.streams.brokers.messages import Beside, Message
+from streamkd.streams.ingest.intake import Intake
+from streamkd.streams.log.log import Kind
+from streamkd.streams.log.positions import OffsetConflict
+
+logger = logging.getLogger(__name__)
+BATCH_BYTES, BATCH_MESSAGES = 4 << 20, 2_000  # that are asked for at once
+MESSAGE_BYTES = 1_000.0  # of a message, before there is one
+POLL_SECONDS, ASK_SECONDS = 0.1, 5.0
+LOOK_SECONDS, LOOK_AGAIN_SECONDS = 30.0, 1.0  # until partitions are looked for: where all answered, where not
+TELL_SECONDS, COMMIT_SECONDS, BACK_OFF_SECONDS, END_SECONDS = 1.0, 5.0, 1.0, 1.0
+Place = tuple[str, int]  # topic, partition
+
+
+class Consuming(Protocol):
+    """The options that say what is read, and how."""
+
+    @property
+    def labels(self) -> str | None: ...
+
+    @property
+    def format(self) -> str: ...
+
+    @property
+    def start(self) -> str: ...
+
+    @property
+    def reset(self) -> str | None: ...
+
+    @property
+    def group(self) -> str | None: ...
+
+    @property
+    def beside(self) -> Beside: ...
+
+
+class Partitions:
+    """One consumer and what it is assigned; for one thread, until ``ending`` is set."""
+
+    def __init__(
+        self,
+        kafka: Any,
+        settings: Mapping[str, Any],
+        topics: Sequence[str],
+        consuming: Consuming,
+        intake: Intake,
+        ending: threading.Event,
+    ) -> None:
+        """``kafka`` is the client's module.
+
+        Raises:
+            ConfigError: the client refuses a setting.
+        """
+        self._kafka, self._consuming, self._intake, self._ending = kafka, consuming, intake, ending
+        self._topics = (*topics, *([consuming.labels] if consuming.labels else []))
+        self._faults = client.ClientFaults(lambda: intake.count_refusal("broker"))
+        told = {"error_cb": self._faults.tell, "on_commit": self._on_commit}
+        self._consumer = client.make(kafka.Consumer, {**settings, **told}, "stream.source")
+        self._into_log = IntoLog(intake, consuming.format, consuming.beside, lambda: not ending.is_set())
+        self._assigned: set[Place] = set()
+        self._lost: set[Place] = set()
+        self._message_bytes = MESSAGE_BYTES
+        self._committing = False
+        self._due: dict[str, float] = {}
+
+    def advance(self) -> None:
+        """Read what is there, waiting a moment for it, and see what has come to disk.
+
+        Raises:
+            NotReady: the intake drains. BadRun, SourceError: only a person can tell how to go on.
+        """
+        try:
+            if self._is_due("look", LOOK_SECONDS):
+                self._look()
+            self._read()
+            self._into_log.settle(UNDER_WAY)
+        except self._kafka.KafkaException as fault:
+            self._faults.tell(fault)
+            self._due["look"] = time.monotonic() + LOOK_AGAIN_SECONDS
+        except (Overloaded, OffsetConflict) as fault:
+            self._begin_again(fault)
+        if self._is_due("tell", TELL_SECONDS):
+            self._intake.tell_broker(self._waiting())
+        if self._is_due("commit", COMMIT_SECONDS):
+            self._commit()
+
+    def close(self) -> None:
+        """Tell the broker how far the log is, and end."""
+        try:
+            self._into_log.settle()
+            self._commit()
+            deadline = time.monotonic() + END_SECONDS
+            while self._committing and time.monotonic() < deadline:
+                self._consumer.poll(POLL_SECONDS)
+        finally:
+            self._consumer.close()
+
+    def _look(self) -> None:
+        """Assign partitions that are not yet; a topic that is not there is looked for again soon."""
+        for topic in self._topics:
+            metadata = self._consumer.list_topics(topic, timeout=ASK_SECONDS)
+            self._refuse_other(metadata.cluster_id)
+            if (error := metadata.topics[topic].error) is not None:
+                self._faults.tell(error, f"topic {topic!r}")
+                self._due["look"] = time.monotonic() + LOOK_AGAIN_SECONDS
+                continue
+            places = {(topic, number) for number in metadata.topics[topic].partitions} - self._assigned
+            self._begin(topic, places)
+            self._assign(places)
+
+    def _refuse_other(self, cluster: str) -> None:
+        if (known := self._intake.origin(f"kafka {cluster}")) != f"kafka {cluster}":
+            said = (
+                f"needed the cluster that the log was read from, {known}, got kafka {cluster}, with offsets of its own"
+            )
+            raise SourceError(said, where="stream.source.servers", fix="go back to it, or begin elsewhere: --state DIR")
+
+    def _begin(self, topic: str, places: set[Place]) -> None:
+        """The first positions of partitions; one that a topic got later is read from its first message."""
+        new = [place for place in places if self._into_log.at(_name(place)) is None]
+        at_first = not any(name.rpartition("/")[0] == topic for name in self._into_log.written)
+        ends = {_name(place): self._bounds(place) for place in new}
+        latest = at_first and self._consuming.start == "latest"
+        if ends:
+            self._into_log.move({name: high if latest else low for name, (low, high) in ends.items()})
+
+    def _read(self) -> None:
+        """One look at the client's queue; then those partitions of which the broker has our offset no more."""
+        most = int(min(max(BATCH_BYTES / self._message_bytes, 1), BATCH_MESSAGES))
+        found: dict[Place, list[Message]] = {}
+        for each in self._consumer.consume(most, POLL_SECONDS):
+            place = each.topic(), each.partition()
+            if (error := each.error()) is None:
+                found.setdefault(place, []).append(self._message(each))
+            elif error.code() == self._kafka.KafkaError._AUTO_OFFSET_RESET:
+                self._lost.add(place)
+            else:
+                self._faults.tell(error, _name(place) if place[0] else "kafka")
+        for place, messages in found.items():
+            kind: Kind = "labels" if place[0] == self._consuming.labels else "records"
+            self._into_log.put(_name(place), messages, kind)
+        for place in sorted(self._lost):
+            self._go_on(place)
+
+    def _message(self, each: Any) -> Message:
+        value = each.value() or b""
+        self._message_bytes += 0.1 * (len(value) - self._message_bytes)
+        if not self._consuming.beside:
+            return Message(each.offset(), value)
+        kind, milliseconds = each.timestamp()
+        time = milliseconds if kind != self._kafka.TIMESTAMP_NOT_AVAILABLE else None
+        return Message(each.offset(), value, each.key(), each.headers() or (), time)
+
+    def _go_on(self, place: Place) -> None:
+        """Go on where the broker has messages.
+
+        Raises:
+            SourceError: there is nobody who could tell where that is.
+        """
+        name, (low, high) = _name(place), self._bounds(place)
+        at = self._into_log.at(name)
+        assert at is not None
+        if not low <= at <= high:
+            where = self._consuming.reset or ("earliest" if at < low else "stop")
+            said = f"the broker has the messages from {low} to {high} and the next one would be {at}"
+            if where == "stop":
+                lost = "they have expired" if at < low else "the topic was made anew, or has lost some"
+                fix = "stream.source.reset: earliest or latest says where to go on"
+                raise SourceError(f"{said}: {lost}", where=name, fix=fix)
+            then = low if where == "earliest" else high
+            logger.warning("%s: %s; it goes on at %d", name, said, then)
+            self._into_log.move({name: then})
+            self._intake.tell_broker({}, max(0, then - at))
+        self._assign({place})
+        self._lost.discard(place)
+
+    def _bounds(self, place: Place) -> tuple[int, int]:
+        """The first offset that the broker has, and the one after its last."""
+        low, high = self._consumer.get_watermark_offsets(self._kafka.TopicPartition(*place), timeout=ASK_SECONDS)
+        return int(low), int(high)
+
+    def _assign(self, places: set[Place]) -> None:
+        """Read these from their positions on."""
+        if anew := places & self._assigned:
+            self._consumer.incremental_unassign([self._kafka.TopicPartition(*place) for place in anew])
+        at = [self._kafka.TopicPartition(*place, self._into_log.at(_name(place))) for place in sorted(places)]
+        if at:
+            self._consumer.incremental_assign(at)
+        self._assigned |= places
+
+    def _begin_again(self, fault: Exception) -> None:
+        logger.warning("batches were not written, and are read again: %s", fault)
+        self._into_log.again()
+        self._ending.wait(BACK_OFF_SECONDS)
+        self._assign(set(self._assigned))
+
+    def _waiting(self) -> Mapping[str, int]:
+        """Messages by partition that the broker was last known to have beyond the log."""
+        found = {}
+        for place in self._assigned:
+            bounds = self._consumer.get_watermark_offsets(self._kafka.TopicPartition(*place), cached=True)
+            if bounds is not None and bounds[1] >= 0:
+                found[_name(place)] = max(0, bounds[1] - self._into_log.written[_name(place)])
+        return found
+
+    def _commit(self) -> None:
+        """Tell the broker, also what it was told before, as it forgets what is silent for long."""
+        if self._consuming.group is None or self._committing or not self._assigned:
+            return
+        written = self._into_log.written
+        offsets = [self._kafka.TopicPartition(*place, written[_name(place)]) for place in self._assigned]
+        self._committing = True
+        self._consumer.commit(offsets=offsets, asynchronous=True)
+
+    def _on_commit(self, error: Any, _partitions: Any) -> None:
+        self._committing = False
+        if error is not None:
+            self._faults.tell(error, f"group {self._consuming.group!r}")
+
+    def _is_due(self, what: str, seconds: float) -> bool:
+        now = time.monotonic()
+        if now < self._due.get(what, 0.0):
+            return False
+        self._due[what] = now + seconds
+        return True
+
+
+def _name(place: Place) -> str:
+    return f"{place[0]}/{place[1]}"

@@ -1,0 +1,117 @@
+"""Kafka brokers on loopback: the mock cluster inside the client's own library, through its C functions.
+
+Records are kept in memory. Its interface is experimental, so the client is pinned (constraints.txt).
+"""
+
+import contextlib
+import ctypes
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+confluent_kafka = pytest.importorskip("confluent_kafka", reason='no Kafka client: pip install "streamkd[kafka]"')
+
+BROKERS = 3
+FETCH, COMMIT = 1, 8  # keys of the protocol's requests
+_TIMED_OUT = 7  # the protocol's REQUEST_TIMED_OUT
+
+
+def _library() -> ctypes.CDLL:
+    folder = Path(confluent_kafka.__file__).parent.parent / "confluent_kafka.libs"
+    [file] = folder.glob("librdkafka-*.so*")
+    library = ctypes.CDLL(str(file))  # the one that the client has loaded
+    for name in ("rd_kafka_new", "rd_kafka_conf_new", "rd_kafka_mock_cluster_new"):
+        getattr(library, name).restype = ctypes.c_void_p
+    library.rd_kafka_mock_cluster_bootstraps.restype = ctypes.c_char_p
+    return library
+
+
+class Cluster:
+    """Three brokers; topics are made with ``create``, each partition led by one of them."""
+
+    def __init__(self) -> None:
+        self._library = _library()
+        said = ctypes.create_string_buffer(512)
+        configuration = ctypes.c_void_p(self._library.rd_kafka_conf_new())
+        self._library.rd_kafka_conf_set(configuration, b"log_level", b"0", said, ctypes.c_size_t(len(said)))
+        handle = self._library.rd_kafka_new(0, configuration, said, ctypes.c_size_t(len(said)))
+        assert handle, said.value
+        self._handle = ctypes.c_void_p(handle)
+        self._cluster = ctypes.c_void_p(self._library.rd_kafka_mock_cluster_new(self._handle, BROKERS))
+        self.servers = self._library.rd_kafka_mock_cluster_bootstraps(self._cluster).decode()
+
+    def create(self, topic: str, partitions: int = 3) -> str:
+        self._tell("topic_create", topic.encode(), partitions, 1)
+        return topic
+
+    def produce(self, topic: str, values: Iterable[Any], partition: Callable[[int], int] = lambda n: n % 3) -> None:
+        """Values in order, each bytes, ``None``, or keywords of ``Producer.produce``."""
+        producer = confluent_kafka.Producer({"bootstrap.servers": self.servers, "linger.ms": 1, "log_level": 0})
+        errors: list[Any] = []
+        for number, value in enumerate(values):
+            message = value if isinstance(value, dict) else {"value": value}
+            to = {"partition": partition(number), "on_delivery": lambda error, _: errors.append(error)}
+            producer.produce(topic, **message, **to)
+            producer.poll(0)
+        assert producer.flush(20) == 0
+        assert not any(errors)
+
+    def messages(self, topic: str, partitions: int = 3) -> list[list[Any]]:
+        """Those of each partition."""
+        with _consumer(self.servers, "messages") as consumer:
+            places = [confluent_kafka.TopicPartition(topic, number, 0) for number in range(partitions)]
+            ends = [consumer.get_watermark_offsets(place, timeout=10)[1] for place in places]
+            consumer.assign(places)
+            found: list[list[Any]] = [[] for _ in places]
+            while sum(map(len, found)) < sum(ends):
+                [message] = consumer.consume(1, timeout=10)
+                assert message.error() is None
+                found[message.partition()].append(message)
+        return found
+
+    def committed(self, topic: str, partition: int, group: str) -> int:
+        with _consumer(self.servers, group) as consumer:
+            [found] = consumer.committed([confluent_kafka.TopicPartition(topic, partition)], timeout=10)
+            return int(found.offset)
+
+    def broker_down(self, broker: int) -> None:
+        self._tell("broker_set_down", broker)
+
+    def broker_up(self, broker: int) -> None:
+        self._tell("broker_set_up", broker)
+
+    def lead(self, topic: str, partition: int, broker: int) -> None:
+        self._tell("partition_set_leader", topic.encode(), partition, broker)
+
+    def slow(self, broker: int, milliseconds: int) -> None:
+        self._tell("broker_set_rtt", broker, milliseconds)
+
+    def forget(self, topic: str, partition: int, before: int) -> None:
+        """What retention does: records before an offset are gone."""
+        self._tell("partition_delete_records", topic.encode(), partition, ctypes.c_int64(before))
+
+    def fail(self, request: int, times: int = 1, error: int = _TIMED_OUT) -> None:
+        """So many of the next requests of a kind are answered with an error."""
+        errors = [ctypes.c_int(error)] * times
+        push = self._library.rd_kafka_mock_push_request_errors
+        push(self._cluster, ctypes.c_int16(request), ctypes.c_size_t(times), *errors)
+
+    def close(self) -> None:
+        self._library.rd_kafka_mock_cluster_destroy(self._cluster)
+        self._library.rd_kafka_destroy(self._handle)
+
+    def _tell(self, what: str, *arguments: Any) -> None:
+        code = getattr(self._library, f"rd_kafka_mock_{what}")(self._cluster, *arguments)
+        if code:
+            raise confluent_kafka.KafkaException(confluent_kafka.KafkaError(code))
+
+
+@contextlib.contextmanager
+def _consumer(servers: str, group: str) -> Iterator[Any]:
+    consumer = confluent_kafka.Consumer({"bootstrap.servers": servers, "group.id": group, "enable.auto.commit": False})
+    try:
+        yield consumer
+    finally:
+        consumer.close()

@@ -1,0 +1,52 @@
+"""Sources over Kafka, on loopback brokers and over a log of the test's own."""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from streamkd.streams.brokers.kafka import KafkaListener, KafkaOptions
+
+if TYPE_CHECKING:
+    from kafka_brokers import Cluster
+
+
+def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+    """Wait for something true and return it."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+    return found
+
+
+def lines(labels: Sequence[int]) -> list[bytes]:
+    """A record as JSON for each label."""
+    return [json.dumps({"x": [[0, 1, 2], [3, 4, label]], "label": label}).encode() for label in labels]
+
+
+@pytest.fixture
+def cluster() -> "Iterator[Cluster]":
+    """Three brokers, with a topic ``main`` of three partitions."""
+    from kafka_brokers import Cluster  # which skips where there is no client
+
+    with contextlib.closing(Cluster()) as brokers:
+        brokers.create("main")
+        yield brokers
+
+
+@pytest.fixture
+def read(cluster: "Cluster") -> Iterator[Callable[..., KafkaListener]]:
+    """Starts a source on the way into a log; each ends with its test, or with ``drain``."""
+    with contextlib.ExitStack() as stack:
+
+        def begin(way: Any, **options: Any) -> KafkaListener:
+            listener = KafkaListener(KafkaOptions(**{"servers": cluster.servers, **options}), way.ingest())
+            listener.start()
+            stack.callback(listener.drain, 10)
+            return listener
+
+        yield begin

@@ -1,0 +1,349 @@
+"""The source over Kafka: each message once and in its partition's order, whatever brokers, readers and messages do."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import kafka_brokers
+import pyarrow as pa
+import pytest
+from kafka_brokers import Cluster
+from pydantic import ValidationError
+
+from streamkd.errors import ConfigError, RecordError
+from streamkd.records import InputColumn, RecordSchema
+from streamkd.settings import LateLabels, Limits
+from streamkd.streams.brokers import client, partitions
+from streamkd.streams.brokers.kafka import KafkaListener, KafkaOptions
+from streamkd.streams.ingest.intake import Intake
+from streamkd.streams.log.log import Log
+from streamkd.streams.log.predictions import KeptRequest, kept_schema, with_requests
+from streamkd.telemetry import Recorder
+
+from ..conftest import Way
+from .conftest import lines, until
+
+Open, Read = Callable[..., Way], Callable[..., KafkaListener]
+Pictures = Callable[..., pa.RecordBatch]
+
+
+def streams(*batches: pa.RecordBatch) -> list[bytes]:
+    """Each batch as a whole Arrow IPC stream."""
+    found = []
+    for batch in batches:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+        found.append(bytes(sink.getvalue()))
+    return found
+
+
+def in_order(labels: list[int], partitions: int = 3) -> bool:
+    """Whether the labels of each partition go up; the test's producer deals them out in turn."""
+    parts = [[label for label in labels if label % partitions == number] for number in range(partitions)]
+    return all(part == sorted(part) for part in parts)
+
+
+def written(way: Way, count: int) -> list[int]:
+    """The labels in the log, once there are so many; a moment later there are no more."""
+    until(lambda: way.log.end() >= count)
+    time.sleep(0.2)
+    assert way.log.end() == count
+    return way.labels()
+
+
+def test_every_message_of_every_partition_is_a_record_in_order(cluster: Cluster, open_way: Open, read: Read) -> None:
+    """Once each; the log knows the positions, the broker is told them for the group, and what waits there is none."""
+    way = open_way()
+    cluster.produce("main", lines(range(300)))
+    source = read(way, group="learners")
+    labels = written(way, 300)
+    assert sorted(labels) == list(range(300))
+    assert in_order(labels)
+    assert way.log.positions() == {"main/0": 100, "main/1": 100, "main/2": 100}
+    source.drain(10)
+    assert [cluster.committed("main", number, "learners") for number in range(3)] == [100] * 3
+    assert way.counted("source_records_total", "main") == 300
+
+
+def test_a_source_goes_on_where_the_log_is(cluster: Cluster, open_way: Open, read: Read) -> None:
+    """Whatever the broker was told: a second start reads what has come since, and nothing else."""
+    way = open_way()
+    cluster.produce("main", lines(range(30)))
+    source = read(way)
+    written(way, 30)
+    source.drain(10)
+    cluster.produce("main", lines(range(30, 60)))
+    read(way)
+    assert sorted(written(way, 60)) == list(range(60))
+
+
+def test_two_readers_of_one_log_write_each_message_once(
+    cluster: Cluster, open_way: Open, read: Read, tmp_path: Path
+) -> None:
+    """As while a killed server's ingress has not ended yet and the next one has begun."""
+    way = open_way()
+    other = Intake(log := Log(way.log.path, way.log.schema), Limits(), recorder := Recorder())
+    sources = [read(way), read(Way(log, other, recorder))]
+    for first in range(0, 600, 60):
+        cluster.produce("main", lines(range(first, first + 60)))
+        time.sleep(0.05)
+    labels = written(way, 600)
+    assert sorted(labels) == list(range(600))
+    assert in_order(labels)
+    for source in sources:
+        source.drain(10)
+    other.close()
+    log.close()
+
+
+def test_faults_of_the_brokers_lose_and_double_nothing(cluster: Cluster, open_way: Open, read: Read) -> None:
+    """A broker goes down and comes up, leaders move, fetches fail and are slow, in the middle of a stream."""
+    way = open_way()
+    for number in range(3):
+        cluster.lead("main", number, number + 1)
+    read(way, options={"reconnect.backoff.max.ms": 200})
+    faults: list[Callable[[], None]] = [
+        lambda: None,
+        lambda: cluster.broker_down(2),
+        lambda: cluster.fail(kafka_brokers.FETCH, 3),
+        lambda: cluster.lead("main", 1, 3),
+        lambda: cluster.broker_up(2),
+        lambda: cluster.slow(1, 50),
+        lambda: cluster.lead("main", 0, 2),
+    ]
+    for turn, fault in enumerate(faults):
+        cluster.produce("main", lines(range(turn * 60, turn * 60 + 60)))
+        until(lambda: way.log.end() > 0)
+        fault()
+        if turn == 1:
+            cluster.lead("main", 1, 1)  # so that the test's own producer can go on
+    labels = written(way, 420)
+    assert sorted(labels) == list(range(420))
+    assert in_order(labels)
+    assert way.counted("source_lost_messages_total", "main") == 0
+
+
+def test_brokers_and_topics_may_come_later(
+    cluster: Cluster, open_way: Open, read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the start none is there, then the topic is not; both are counted, and waited for."""
+    monkeypatch.setattr(partitions, "ASK_SECONDS", 0.3)
+    for broker in (1, 2, 3):
+        cluster.broker_down(broker)
+    way = open_way()
+    read(way, topics=["later"], options={"reconnect.backoff.max.ms": 200})
+    until(lambda: way.counted("source_errors_total", "main", "broker") > 0)
+    for broker in (1, 2, 3):
+        cluster.broker_up(broker)
+    time.sleep(0.5)
+    cluster.create("later")
+    cluster.produce("later", lines(range(9)))
+    assert sorted(written(way, 9)) == list(range(9))
+
+
+def test_latest_is_that_of_the_first_start(cluster: Cluster, open_way: Open, read: Read) -> None:
+    """It is on disk before anything is read: what comes while the source is away is not skipped."""
+    cluster.produce("main", lines(range(9)))
+    way = open_way()
+    source = read(way, start="latest")
+    until(way.log.positions)
+    source.drain(10)
+    cluster.produce("main", lines(range(9, 18)))
+    read(way, start="latest")
+    assert sorted(written(way, 9)) == list(range(9, 18))
+
+
+def test_what_has_expired_is_told_and_counted(
+    cluster: Cluster, open_way: Open, read: Read, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The source goes on at the first message that the broker still has."""
+    way = open_way()
+    cluster.produce("main", lines(range(30)))
+    source = read(way)
+    written(way, 30)
+    source.drain(10)
+    cluster.produce("main", lines(range(30, 60)))
+    cluster.forget("main", 1, 14)
+    read(way)
+    labels = written(way, 56)
+    assert sorted(set(range(60)) - set(labels)) == [31, 34, 37, 40]
+    assert way.counted("source_lost_messages_total", "main") == 4
+    assert "main/1: the broker has the messages from 14 to 20 and the next one would be 10" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("position", "reset", "said"),
+    [
+        (50, None, "the broker has the messages from 4 to 10 and the next one would be 50: the topic was made anew"),
+        (2, "stop", "the broker has the messages from 4 to 10 and the next one would be 2: they have expired"),
+    ],
+)
+def test_where_nobody_can_tell_how_to_go_on_the_source_stops(
+    cluster: Cluster, open_way: Open, read: Read, position: int, reset: str | None, said: str
+) -> None:
+    """In words, with what would go on; other ways into the log are open as before."""
+    way = open_way()
+    cluster.produce("main", lines(range(30)))
+    cluster.forget("main", 0, 4)
+    source = read(way, start="latest")
+    until(way.log.positions)
+    source.drain(10)
+    with way.log.file.writing() as writer:
+        writer.execute("UPDATE positions SET offset = ? WHERE partition = 'main/0'", (position,))
+    read(way, reset=reset)
+    assert said in until(lambda: way.intake.stopped)
+    assert "stream.source.reset" in way.intake.stopped
+    assert not way.intake.draining
+
+
+def test_another_cluster_is_refused(cluster: Cluster, open_way: Open, read: Read) -> None:
+    """Its offsets are others, though the topic has the same name."""
+    way = open_way()
+    way.intake.origin("kafka elsewhere")
+    read(way)
+    assert "needed the cluster that the log was read from, kafka elsewhere" in until(lambda: way.intake.stopped)
+
+
+def test_poison_hurts_nobody_else(cluster: Cluster, open_way: Open, read: Read) -> None:
+    """Messages that are none become dead letters as they came, with partition and offset; their neighbours records."""
+    way = open_way()
+    good = lines(range(4))
+    cluster.produce("main", [good[0], b"poison", good[1], None, b"[1]", good[2], b'{"label": 1}', good[3]], lambda _: 1)
+    read(way)
+    assert written(way, 4) == [0, 1, 2, 3]
+    letters = way.log.letters.list()
+    assert [(letter.source, letter.offset, letter.reason) for letter in letters] == [
+        ("main/1", 1, "decode"),
+        ("main/1", 3, "decode"),
+        ("main/1", 4, "decode"),
+        ("main/1", 6, "missing_input"),
+    ]
+    assert letters[0].record == b"poison"
+    assert way.log.positions()["main/1"] == 8
+
+
+def test_arrow_streams_bring_as_many_rows_as_they_have(
+    cluster: Cluster, open_way: Open, read: Read, pictures: Pictures
+) -> None:
+    """Bad messages are letters whole, bad rows alone, and both with the offset of their message."""
+    way = open_way()
+    wide, bad = pictures(2).rename_columns(["y", "label"]), pictures(3, first=7)
+    bad = bad.set_column(1, "label", pa.array([7, None, 9], pa.int64()))
+    good, other, some, last = streams(pictures(5), wide, bad, pictures(10, first=10))
+    cluster.produce("main", [good, b"poison", other, some, last, last[:-50]], lambda _: 0)
+    read(way, format="arrow")
+    assert written(way, 17) == [0, 1, 2, 3, 4, 7, 9, *range(10, 20)]
+    letters = way.log.letters.list()
+    assert [(letter.offset, letter.reason, letter.form) for letter in letters] == [
+        (1, "decode", "message"),
+        (2, "decode", "message"),
+        (3, "missing_label", "arrow"),
+        (5, "decode", "message"),
+    ]
+    assert "needed fixed_size_list" in letters[1].detail
+    assert letters[0].record == b"poison"
+
+
+def test_too_many_bad_ones_in_a_row_stop_the_source(cluster: Cluster, open_way: Open, read: Read) -> None:
+    """What came before is in the log, nothing of the batch that it was too much for; the next start is there again."""
+    way = open_way(bad_in_a_row=20)
+    cluster.produce("main", lines(range(3)), lambda _: 0)
+    source = read(way)
+    written(way, 3)
+    cluster.produce("main", [b"poison"] * 50, lambda _: 0)
+    assert "50 refused rows in a row" in until(lambda: way.intake.stopped)
+    source.drain(10)
+    assert way.log.positions()["main/0"] == 3
+    assert way.counted("source_records_total", "main") == 3
+
+
+def test_a_full_queue_holds_the_source_back(cluster: Cluster, open_way: Open, read: Read) -> None:
+    """Until a checkpoint makes room; what waits at the broker is told."""
+    way = open_way(queue_records=100)
+    read(way)
+    for first in range(0, 400, 40):
+        cluster.produce("main", lines(range(first, first + 40)), lambda _: 0)
+        time.sleep(0.12)
+    until(lambda: way.log.end() > 0)
+    time.sleep(0.5)
+    held = way.log.end()
+    assert held <= 100
+    while way.log.end() < 400:
+        way.intake.committed(way.log.end())
+        time.sleep(0.02)
+    assert written(way, 400) == list(range(400))
+
+
+def test_key_time_and_headers_become_columns(cluster: Cluster, open_way: Open, read: Read, pictures: Pictures) -> None:
+    """In both forms; a header that a message has not is a gap."""
+    inputs = (
+        InputColumn(name="x", shape=(2, 3)),
+        InputColumn(name="from", kind="category", shape=(4,), missing="fill"),
+    )
+    way = open_way(RecordSchema(inputs=inputs, task="shop", event_time="at"))
+    beside: dict[str, Any] = {"key": "shop", "time": "at", "headers": {"origin": "from"}}
+    told = {"key": b"a", "headers": [("origin", b"web"), ("other", b"?")], "timestamp": 1_700_000_000_000}
+    [line], [stream] = lines([7]), streams(pictures(2))
+    cluster.produce("main", [{"value": line, **told}, {"value": line, **told, "headers": []}], lambda _: 0)
+    source = read(way, **beside)
+    written(way, 2)
+    source.drain(10)
+    cluster.produce("main", [{"value": stream, **told}], lambda _: 0)
+    read(way, **beside, format="arrow")
+    written(way, 4)
+    rows = way.log.read(0, 4).rows
+    assert rows.column("shop").to_pylist() == ["a"] * 4
+    assert rows.column("from").to_pylist() == ["web", None, "web", "web"]
+    assert {moment.timestamp() for moment in rows.column("at").to_pylist()} == {1_700_000_000.0}
+
+
+def test_labels_of_predictions_have_a_topic_of_their_own(
+    cluster: Cluster, open_way: Open, read: Read, pictures: Pictures
+) -> None:
+    """A label makes a record of its prediction as one that is pushed does."""
+    way = open_way(late=LateLabels())
+    asked = [pictures(1).column("x"), [1], pa.array([0.9], pa.float32()), pa.array([0], pa.timestamp("us", "UTC"))]
+    rows = pa.RecordBatch.from_arrays([pa.array(each) for each in asked], schema=kept_schema(way.log.schema))
+    way.intake.keep(with_requests(rows, [KeptRequest("order-17", 1, 5)])).result(10)
+    cluster.create("told")
+    cluster.produce(
+        "told", [b'{"prediction_id": "order-17", "label": 3}', b'{"prediction_id": "order-18", "label": 1}']
+    )
+    read(way, labels="told")
+    assert written(way, 1) == [3]
+    assert way.log.label_counts()["early"] == 1
+
+
+def test_a_stream_that_takes_no_labels_refuses_their_topic(open_way: Open, read: Read) -> None:
+    """At the start, with what would make it take them."""
+    with pytest.raises(RecordError, match="takes no labels"):
+        read(open_way(), labels="told")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"group.id": "g"}, "group.id is not to be set"),
+        ({"sasl.password": "hunter2"}, "sasl.password needs env:NAME"),
+    ],
+)
+def test_settings_that_may_not_be_given(options: dict[str, Any], said: str) -> None:
+    """Those that offsets depend on, and secrets that would be written down."""
+    with pytest.raises(ValidationError, match=said):
+        KafkaOptions(options=options)
+
+
+def test_secrets_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is not set is named."""
+    with pytest.raises(ConfigError, match="needs SHOP_KEY of the environment, which is not set"):
+        client.settings({"sasl.password": "env:SHOP_KEY"}, {})
+    monkeypatch.setenv("SHOP_KEY", "hunter2")
+    assert client.settings({"sasl.password": "env:SHOP_KEY"}, {})["sasl.password"] == "hunter2"
+
+
+def test_a_setting_that_the_client_does_not_know_is_refused(open_way: Open, read: Read) -> None:
+    """At the start, in its words."""
+    with pytest.raises(ConfigError, match=r'stream.source: .*No such configuration property: "fetch.sise"'):
+        read(open_way(), options={"fetch.sise": 1})
