@@ -60,7 +60,9 @@ def open_source(
         return LogSource(journal), journal
     if config.stream.labels is not None:
         said = f"the source {kind.name} is not pushed to, so that there is no log in which predictions could be kept"
-        raise ConfigError(said, where="stream.labels", fix="leave it out, or set stream.source to flight or http")
+        raise ConfigError(
+            said, where="stream.labels", fix="leave it out, or set stream.source to flight, http or kafka"
+        )
     if config.stream.batch.pace == "auto":
         said = f"the source {kind.name} is not pushed to, so that no log could journal a pace"
         fix = "set it to fixed (such a source waits for the learner), or stream.source to one that is pushed to"

@@ -33,7 +33,7 @@ class IntoLog:
     """The way of one reader's partitions into the log."""
 
     def __init__(self, intake: Intake, format: str, beside: Beside, patient: Callable[[], bool]) -> None:
-        """``patient``: while it is true, room is waited for."""
+        """``patient`` is asked again and again where there is no room, and may wait; once it is false nothing is."""
         self._intake, self._decode, self._beside = intake, FORMATS[format], beside
         self._patient = patient
         self._under_way: deque[_UnderWay] = deque()
@@ -86,6 +86,8 @@ class IntoLog:
         self.written = dict(self._next)
 
     def _send(self, sifted: Sifted, moves: Sequence[Move], kind: Kind = "records") -> None:
+        while self._intake.is_full(sifted.rows) and self._patient():
+            pass
         sender = moves[0].partition
         receipt = self._intake.take(sifted, None, None, sender, self._patient, kind=kind, moves=moves)
         for each in moves:

@@ -88,13 +88,14 @@ def from_json(messages: Sequence[Message], form: Form) -> Decoded:
 def from_arrow(messages: Sequence[Message], form: Form) -> Decoded:
     """Each message is a whole Arrow IPC stream; those that are small together make one batch."""
     parts: list[Sifted] = []
-    held_bytes = 0
+    rows = held_bytes = 0
     for message in messages:
         parts.append(_stream(message, form))
-        held_bytes += parts[-1].rows.nbytes
-        if message is messages[-1] or held_bytes > form.limits.batch_bytes // 2:
+        rows, held_bytes = rows + parts[-1].total, held_bytes + parts[-1].rows.nbytes
+        is_full = 2 * rows > form.limits.batch_rows or 2 * held_bytes > form.limits.batch_bytes
+        if is_full or message is messages[-1]:
             yield _joined(parts), message.offset + 1
-            parts, held_bytes = [], 0
+            parts, rows, held_bytes = [], 0, 0
 
 
 def _stream(message: Message, form: Form) -> Sifted:

@@ -8,10 +8,11 @@ The log's positions are the truth. Whatever goes wrong with them ends in the sam
 the log asked, everything assigned anew.
 """
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from streamkd.errors import Overloaded, SourceError
@@ -27,7 +28,8 @@ BATCH_BYTES, BATCH_MESSAGES = 4 << 20, 2_000  # that are asked for at once
 MESSAGE_BYTES = 1_000.0  # of a message, before there is one
 POLL_SECONDS, ASK_SECONDS = 0.1, 5.0
 LOOK_SECONDS, LOOK_AGAIN_SECONDS = 30.0, 1.0  # until partitions are looked for: where all answered, where not
-TELL_SECONDS, COMMIT_SECONDS, BACK_OFF_SECONDS, END_SECONDS = 1.0, 5.0, 1.0, 1.0
+TELL_SECONDS, TELL_HELD_SECONDS, COMMIT_SECONDS = 1.0, 5.0, 5.0
+BACK_OFF_SECONDS, END_SECONDS = 1.0, 1.0
 Place = tuple[str, int]  # topic, partition
 
 
@@ -75,7 +77,7 @@ class Partitions:
         self._faults = client.ClientFaults(lambda: intake.count_refusal("broker"))
         told = {"error_cb": self._faults.tell, "on_commit": self._on_commit}
         self._consumer = client.make(kafka.Consumer, {**settings, **told}, "stream.source")
-        self._into_log = IntoLog(intake, consuming.format, consuming.beside, lambda: not ending.is_set())
+        self._into_log = IntoLog(intake, consuming.format, consuming.beside, self._patient)
         self._assigned: set[Place] = set()
         self._lost: set[Place] = set()
         self._message_bytes = MESSAGE_BYTES
@@ -99,7 +101,7 @@ class Partitions:
         except (Overloaded, OffsetConflict) as fault:
             self._begin_again(fault)
         if self._is_due("tell", TELL_SECONDS):
-            self._intake.tell_broker(self._waiting())
+            self._intake.tell_broker(self._waiting(self._known_end))
         if self._is_due("commit", COMMIT_SECONDS):
             self._commit()
 
@@ -213,14 +215,22 @@ class Partitions:
         self._ending.wait(BACK_OFF_SECONDS)
         self._assign(set(self._assigned))
 
-    def _waiting(self) -> Mapping[str, int]:
-        """Messages by partition that the broker was last known to have beyond the log."""
-        found = {}
-        for place in self._assigned:
-            bounds = self._consumer.get_watermark_offsets(self._kafka.TopicPartition(*place), cached=True)
-            if bounds is not None and bounds[1] >= 0:
-                found[_name(place)] = max(0, bounds[1] - self._into_log.written[_name(place)])
-        return found
+    def _patient(self) -> bool:
+        """Wait a moment for room; whether to go on waiting. Meanwhile nothing is fetched that would tell the lag."""
+        if self._is_due("ask", TELL_HELD_SECONDS):
+            with contextlib.suppress(self._kafka.KafkaException):
+                self._intake.tell_broker(self._waiting(lambda place: self._bounds(place)[1]))
+        return not self._ending.wait(POLL_SECONDS)
+
+    def _waiting(self, end: Callable[[Place], int]) -> Mapping[str, int]:
+        """Messages by partition that the broker has beyond the log; none where its ``end`` is not known."""
+        written = self._into_log.written
+        return {_name(place): max(0, end(place) - written[_name(place)]) for place in self._assigned}
+
+    def _known_end(self, place: Place) -> int:
+        """The end of a partition as of the last fetch, below 0 before the first."""
+        bounds = self._consumer.get_watermark_offsets(self._kafka.TopicPartition(*place), cached=True)
+        return int(bounds[1]) if bounds is not None else -1
 
     def _commit(self) -> None:
         """Tell the broker, also what it was told before, as it forgets what is silent for long."""

@@ -257,6 +257,15 @@ class Intake:
             fix="nothing of this batch was taken; send rows that fit stream.records",
         )
 
+    def is_full(self, rows: pa.RecordBatch) -> bool:
+        """Whether a batch would have to wait, for those who have something else to do meanwhile."""
+        with self._changed:
+            while (full := self._full(Entry(rows))) is not None and self._look_again():
+                pass
+        if full is not None:
+            self._meter.set("source_paused", 1, source=self._source)
+        return full is not None
+
     def _reserve(self, entry: Entry, patient: Callable[[], bool] | None) -> None:
         """Wait for room, or refuse; the room is taken when this returns."""
         with self._changed:

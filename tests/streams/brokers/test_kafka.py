@@ -259,17 +259,27 @@ def test_too_many_bad_ones_in_a_row_stop_the_source(cluster: Cluster, open_way: 
     assert way.counted("source_records_total", "main") == 3
 
 
-def test_a_full_queue_holds_the_source_back(cluster: Cluster, open_way: Open, read: Read) -> None:
-    """Until a checkpoint makes room; what waits at the broker is told."""
+def waits(way: Way, partition: str) -> float | None:
+    """The lag of a partition as it was last told."""
+    for name, labels, value in way.recorder.drain():
+        if name == "source_lag_messages":
+            way.sums[name, tuple(labels)] = value
+    return way.sums.get(("source_lag_messages", ("main", partition)))
+
+
+def test_a_full_queue_holds_the_source_back(
+    cluster: Cluster, open_way: Open, read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until a checkpoint makes room; what waits at the broker is told meanwhile."""
+    monkeypatch.setattr(partitions, "TELL_HELD_SECONDS", 0.2)
     way = open_way(queue_records=100)
     read(way)
     for first in range(0, 400, 40):
         cluster.produce("main", lines(range(first, first + 40)), lambda _: 0)
         time.sleep(0.12)
     until(lambda: way.log.end() > 0)
-    time.sleep(0.5)
-    held = way.log.end()
-    assert held <= 100
+    until(lambda: waits(way, "main/0") == 400 - way.log.end())
+    assert way.log.end() <= 100
     while way.log.end() < 400:
         way.intake.committed(way.log.end())
         time.sleep(0.02)
