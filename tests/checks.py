@@ -328,9 +328,25 @@ CHECKS: list[tuple[str, int, str]] = [
         2,
         "stream.source.idle_seconds: Input should be greater than 0, got 0",
     ),
-    ("stream.source={name: kafka}", 2, "embedded:6: stream.source.name: there is no source 'kafka'"),
+    ("stream.source={name: mqtt}", 2, "embedded:6: stream.source.name: there is no source 'mqtt'"),
     ("stream.source={name: http, port: 1}", 2, "stream.source.port: unknown key 'port'"),
     ("stream.source={name: http}", 2, "stream.records: the source http does not say what its records look like"),
+    (
+        "stream.source={name: kafka, format: xml}",
+        2,
+        "stream.source.format: Input should be 'json' or 'arrow', got 'xml'",
+    ),
+    (
+        "stream.source={name: kafka, options: {group.id: g}}",
+        2,
+        "group.id is not to be set: offsets and order depend on",
+    ),
+    (
+        "stream.source={name: kafka, options: {sasl.password: x}}",
+        2,
+        "sasl.password needs env:NAME, a variable of the environment",
+    ),
+    ("stream={source: {name: kafka}, records: {inputs: [{name: image, shape: [8, 8], dtype: uint8}]}}", 0, ""),
     ("stream={source: {name: flight}, records: {}}", 2, "stream.records.inputs: the key 'inputs' is missing"),
     (
         "stream={source: {name: flight}, records: {inputs: []}}",
