@@ -1,6 +1,7 @@
 """Kafka brokers on loopback: the mock cluster inside the client's own library, through its C functions.
 
-Records are kept in memory. Its interface is experimental, so the client is pinned (constraints.txt).
+Records are kept in memory, 5 MB of each partition. Its interface is experimental, so the client is pinned
+(constraints.txt).
 """
 
 import contextlib

@@ -20,13 +20,14 @@ from streamkd.streams.log.log import Kind
 from streamkd.streams.log.positions import Move
 from streamkd.streams.log.receipts import Receipt
 
-UNDER_WAY = 8  # batches
+UNDER_WAY, UNDER_WAY_BYTES = 256, 16 << 20  # batches, and what is in them
 
 
 class _UnderWay(NamedTuple):
     receipt: "Future[Receipt]"
     partition: str
     next: int
+    held_bytes: int
 
 
 class IntoLog:
@@ -37,6 +38,7 @@ class IntoLog:
         self._intake, self._decode, self._beside = intake, FORMATS[format], beside
         self._patient = patient
         self._under_way: deque[_UnderWay] = deque()
+        self._held_bytes = 0
         self._next = dict(intake.positions())
         self.written = dict(self._next)  # the next offset of each partition, of what is on disk
 
@@ -55,7 +57,7 @@ class IntoLog:
         form = Form(self._intake.schema_of(kind), self._intake.limits, partition, self._beside)
         for sifted, then in self._decode(fresh, form) if fresh else ():
             self._send(sifted, [Move(partition, self._next[partition], then)], kind)
-            self.settle(UNDER_WAY)
+            self.settle(UNDER_WAY, UNDER_WAY_BYTES)
 
     def move(self, positions: Mapping[str, int]) -> None:
         """Let partitions go on elsewhere, all or none; on disk when this returns.
@@ -67,21 +69,26 @@ class IntoLog:
         self._send(nothing, [Move(name, self.at(name), offset) for name, offset in positions.items()])
         self.settle()
 
-    def settle(self, most: int = 0) -> None:
-        """See what is on disk, and wait until at most so many batches are under way.
+    def settle(self, most: int = 0, most_bytes: int = 0) -> None:
+        """See what is on disk, and wait until at most so many batches and bytes are under way.
 
         Raises:
             Overloaded, OffsetConflict: as ``put``.
         """
-        while self._under_way and (len(self._under_way) > most or self._under_way[0].receipt.done()):
+        while self._under_way and (self._is_beyond(most, most_bytes) or self._under_way[0].receipt.done()):
             self._under_way[0].receipt.result()
             done = self._under_way.popleft()
+            self._held_bytes -= done.held_bytes
             self.written[done.partition] = done.next
+
+    def _is_beyond(self, most: int, most_bytes: int) -> bool:
+        return len(self._under_way) > most or self._held_bytes > most_bytes
 
     def again(self) -> None:
         """Forget what is under way; the log says where everything is."""
         wait([each.receipt for each in self._under_way])
         self._under_way.clear()
+        self._held_bytes = 0
         self._next = dict(self._intake.positions())
         self.written = dict(self._next)
 
@@ -92,4 +99,5 @@ class IntoLog:
         receipt = self._intake.take(sifted, None, None, sender, self._patient, kind=kind, moves=moves)
         for each in moves:
             self._next[each.partition] = each.next
-            self._under_way.append(_UnderWay(receipt, each.partition, each.next))
+            self._under_way.append(_UnderWay(receipt, each.partition, each.next, sifted.rows.nbytes))
+            self._held_bytes += sifted.rows.nbytes

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from streamkd.errors import Overloaded, SourceError
 from streamkd.streams.brokers import client
-from streamkd.streams.brokers.into_log import UNDER_WAY, IntoLog
+from streamkd.streams.brokers.into_log import UNDER_WAY, UNDER_WAY_BYTES, IntoLog
 from streamkd.streams.brokers.messages import Beside, Message
 from streamkd.streams.ingest.intake import Intake
 from streamkd.streams.log.log import Kind
@@ -25,7 +25,7 @@ from streamkd.streams.log.positions import OffsetConflict
 
 logger = logging.getLogger(__name__)
 BATCH_BYTES, BATCH_MESSAGES = 4 << 20, 2_000  # that are asked for at once
-MESSAGE_BYTES = 1_000.0  # of a message, before there is one
+MESSAGE_BYTES = 65_536.0  # of a message, before there is one: it is known soon
 POLL_SECONDS, ASK_SECONDS = 0.1, 5.0
 LOOK_SECONDS, LOOK_AGAIN_SECONDS = 30.0, 1.0  # until partitions are looked for: where all answered, where not
 TELL_SECONDS, TELL_HELD_SECONDS, COMMIT_SECONDS = 1.0, 5.0, 5.0
@@ -94,7 +94,7 @@ class Partitions:
             if self._is_due("look", LOOK_SECONDS):
                 self._look()
             self._read()
-            self._into_log.settle(UNDER_WAY)
+            self._into_log.settle(UNDER_WAY, UNDER_WAY_BYTES)
         except self._kafka.KafkaException as fault:
             self._faults.tell(fault)
             self._due["look"] = time.monotonic() + LOOK_AGAIN_SECONDS

@@ -40,6 +40,7 @@ def parse(
     ``beside``: further values of each line, where there are any.
     """
     rows: list[list[Any]] = []
+    columns = places(schema)
     numbers: list[int] = []
     rejects: list[Reject] = []
     for number, line in enumerate(lines):
@@ -47,7 +48,7 @@ def parse(
             if len(line) > row_bytes * LINE_FACTOR:
                 raise _UnfitError("too_large", f"a line of {len(line)} bytes, at most {row_bytes * LINE_FACTOR}")
             values = {**_load(line), **beside[number]} if beside else _load(line)
-            rows.append([_value(values.get(place.name), place) for place in places(schema)])
+            rows.append([_value(values.get(place.name), place) for place in columns])
             numbers.append(number)
         except _UnfitError as unfit:
             rejects.append(Reject(number, unfit.reason, str(unfit)))
