@@ -22,6 +22,7 @@ EXTRAS: Mapping[str, str] = {
     "mlxtend": "datasets",
     "onnxruntime": "onnx",
     "confluent_kafka": "kafka",
+    "fastavro": "kafka",
 }
 """The extra that brings a package."""
 OPTIONS: Mapping[str, str] = {"meta": ' --config-settings="--build-option=build_ext"'}

@@ -7,7 +7,6 @@ those that have the same. Rows of one key go to one partition, in order. The cli
 brokers drop what comes twice (an idempotent producer); a second ``push`` of the same is new to them.
 """
 
-import base64
 import json
 import logging
 import threading
@@ -15,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import date
 from functools import partial
 from typing import Any, Literal
 from urllib.parse import parse_qsl, urlsplit
@@ -28,6 +26,7 @@ from streamkd.producer.outbox import Outbox, Piece
 from streamkd.producer.transport import Target, Transport
 from streamkd.streams.brokers import client
 from streamkd.streams.brokers.client import Setting
+from streamkd.streams.ingest.jsonl import in_json
 
 MESSAGE_BYTES = 900_000  # of an Arrow message; brokers take 1 MiB by default
 POLL_SECONDS = 0.1
@@ -179,7 +178,7 @@ def _messages(rows: pa.RecordBatch, topic: Topic) -> Iterator[Keyed]:
         raise SchemaMismatch(f"there is no column {topic.key!r}: {', '.join(rows.schema.names)}", where="key")
     if topic.format == "json":
         for row in rows.to_pylist():
-            yield _key(row[topic.key]) if topic.key else None, json.dumps(row, default=_plain).encode()
+            yield _key(row[topic.key]) if topic.key else None, json.dumps(row, default=in_json).encode()
         return
     for key, part in _by_key(rows, topic.key):
         most = max(1, MESSAGE_BYTES * part.num_rows // max(1, part.nbytes))
@@ -198,14 +197,7 @@ def _by_key(rows: pa.RecordBatch, key: str | None) -> Iterator[tuple[str | None,
 
 
 def _key(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value, default=_plain)
-
-
-def _plain(value: Any) -> str:
-    """What JSON has no form for, as the source reads it."""
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    return value.isoformat() if isinstance(value, date) else str(value)
+    return value if value is None or isinstance(value, str) else json.dumps(value, default=in_json)
 
 
 def _stream(rows: pa.RecordBatch) -> bytes:

@@ -62,11 +62,16 @@ def settings(given: Mapping[str, Setting], ours: Mapping[str, Setting]) -> dict[
     Raises:
         ConfigError: a variable of the environment is not set.
     """
-    read = {name: _value(name, value) for name, value in given.items()}
+    read = {name: value_of(name, value) for name, value in given.items()}
     return {"client.id": "streamkd", "log_level": QUIET, **read, **ours}
 
 
-def _value(name: str, value: Setting) -> Setting:
+def value_of(name: str, value: Setting) -> Setting:
+    """A setting as it stands there, or that of the environment.
+
+    Raises:
+        ConfigError: the variable of the environment is not set.
+    """
     if not isinstance(value, str) or not value.startswith(ENVIRONMENT):
         return value
     variable = value.removeprefix(ENVIRONMENT)
@@ -99,13 +104,17 @@ class ClientFaults:
 
     def __init__(self, count: Callable[[], None]) -> None:
         self._count = count
-        self._logged: dict[tuple[str, int], float] = {}
+        self._logged: dict[tuple[str, str], float] = {}
 
     def tell(self, fault: Any, where: str = "kafka") -> None:
         """One more, an error of the client's or an exception with one."""
         self._count()
         error = fault.args[0] if isinstance(fault, Exception) else fault
-        kind, now = (where, error.code()), time.monotonic()
-        if now - self._logged.get(kind, -SAY_SECONDS) >= SAY_SECONDS:
-            self._logged[kind] = now
-            logger.warning("%s: %s; it is tried again", where, said(error))
+        self.say(where, error.name(), f"{said(error)}; it is tried again")
+
+    def say(self, where: str, kind: str, text: str) -> None:
+        """Log it, unless its kind was logged lately."""
+        now = time.monotonic()
+        if now - self._logged.get((where, kind), -SAY_SECONDS) >= SAY_SECONDS:
+            self._logged[where, kind] = now
+            logger.warning("%s: %s", where, text)

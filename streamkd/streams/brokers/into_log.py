@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from typing import NamedTuple
 
-from streamkd.streams.brokers.messages import FORMATS, Beside, Form, Message
+from streamkd.streams.brokers.messages import Beside, Decode, Form, Message
 from streamkd.streams.encoding.canonical import arrow_schema
 from streamkd.streams.ingest.admission import Sifted
 from streamkd.streams.ingest.intake import Intake
@@ -33,9 +33,9 @@ class _UnderWay(NamedTuple):
 class IntoLog:
     """The way of one reader's partitions into the log."""
 
-    def __init__(self, intake: Intake, format: str, beside: Beside, patient: Callable[[], bool]) -> None:
+    def __init__(self, intake: Intake, decode: Decode, beside: Beside, patient: Callable[[], bool]) -> None:
         """``patient`` is asked again and again where there is no room, and may wait; once it is false nothing is."""
-        self._intake, self._decode, self._beside = intake, FORMATS[format], beside
+        self._intake, self._decode, self._beside = intake, decode, beside
         self._patient = patient
         self._under_way: deque[_UnderWay] = deque()
         self._held_bytes = 0

@@ -13,13 +13,13 @@ import threading
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from streamkd.errors import NotReady, SourceError, StreamkdError
 from streamkd.hookspecs import Options, SourceKind, hookimpl
 from streamkd.streams.brokers import client
 from streamkd.streams.brokers.client import Setting
-from streamkd.streams.brokers.messages import Beside
+from streamkd.streams.brokers.messages import FORMATS, Beside, Decode
 from streamkd.streams.brokers.partitions import Partitions
 from streamkd.streams.ingest.intake import Ingest, Listener
 from streamkd.streams.ingest.refusals import BadRun
@@ -34,8 +34,14 @@ class KafkaOptions(Options):
     servers: str = Field(default="127.0.0.1:9092", description="brokers to begin with, host:port,...")
     topics: tuple[str, ...] = Field(default=(), description="all their partitions are read; none: the stream's name")
     labels: str | None = Field(default=None, description="topic of labels of predictions, for `stream.labels`")
-    format: Literal["json", "arrow"] = Field(
-        default="json", description="a message is a JSON object, or an Arrow IPC stream of any number of rows"
+    format: Literal["json", "arrow", "avro"] = Field(
+        default="json",
+        description="a message is a JSON object, an Arrow IPC stream of any number of rows, or a record of Avro whose "
+        "schema is in the `registry`",
+    )
+    registry: str | None = Field(default=None, description="URL of a schema registry, for Avro")
+    registry_user: str | None = Field(
+        default=None, pattern="^env:", description="`env:NAME`, of the environment: its value is user:password"
     )
     start: Literal["earliest", "latest"] = Field(
         default="earliest", description="where the very first start begins; after it the log knows"
@@ -58,6 +64,14 @@ class KafkaOptions(Options):
         """Columns from outside the value."""
         return Beside(self.key, self.time, self.headers)
 
+    @model_validator(mode="after")
+    def _avro_has_schemas(self) -> "KafkaOptions":
+        if (self.format == "avro") != (self.registry is not None):
+            raise ValueError(
+                f"registry is needed for Avro, and for nothing else; got {self.registry} for {self.format}"
+            )
+        return self
+
     @field_validator("options")
     @classmethod
     def _may_be_given(cls, given: Mapping[str, Setting]) -> Mapping[str, Setting]:
@@ -79,6 +93,7 @@ class KafkaListener(Listener):
         self._kafka = client.load("the source kafka")
         if options.labels:
             self._intake.schema_of("labels")
+        self._decode = _decode(options)
         self._topics = options.topics or (self._intake.stream,)
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
@@ -90,7 +105,8 @@ class KafkaListener(Listener):
             ConfigError: the client refuses a setting.
         """
         settings = self._settings()
-        partitions = Partitions(self._kafka, settings, self._topics, self._options, self._intake, self._ending)
+        reading = (self._topics, self._options, self._intake, self._decode)
+        partitions = Partitions(self._kafka, settings, *reading, self._ending)
         self._thread = threading.Thread(target=self._run, args=[partitions], name="kafka", daemon=True)
         self._thread.start()
         return {"kafka": f"kafka://{self._options.servers}/{','.join(self._topics)}"}
@@ -120,3 +136,12 @@ class KafkaListener(Listener):
             self._intake.stop_source(f"the source kafka has stopped: {fault}")
         with contextlib.suppress(StreamkdError, self._kafka.KafkaException):  # read again after the next start
             partitions.close()
+
+
+def _decode(options: KafkaOptions) -> Decode:
+    if options.registry is None:
+        return FORMATS[options.format]
+    from streamkd.streams.brokers.avro import FromAvro  # and an HTTP client
+
+    user = options.registry_user
+    return FromAvro(options.registry, str(client.value_of("registry_user", user)) if user else None)

@@ -1,4 +1,5 @@
-"""Messages of a broker as rows: JSON objects, a row each, or Arrow IPC streams, as many rows as each has.
+"""Messages of a broker as rows: JSON objects, a row each, or Arrow IPC streams, as many rows as each has (Avro:
+``avro``).
 
     messages of one partition ─► admission, as of what is pushed ─► batches: good rows, bad rows with their letters
 
@@ -16,6 +17,7 @@ import pyarrow as pa
 from streamkd.errors import RecordError
 from streamkd.records import RecordSchema, Reject
 from streamkd.settings import Limits
+from streamkd.streams.brokers.schema_ids import without_id
 from streamkd.streams.encoding.canonical import arrow_schema
 from streamkd.streams.ingest.admission import Sifted, admit_objects, admit_stream
 from streamkd.streams.log.batches import no_rows
@@ -72,13 +74,14 @@ class Form:
 
 
 Decoded = Iterator[tuple[Sifted, int]]
-"""Decoded of messages in order, each with the offset after its last message."""
+"""Batches of messages in order, each with the offset after its last message."""
+Decode = Callable[[Sequence[Message], Form], Decoded]
 
 
 def from_json(messages: Sequence[Message], form: Form) -> Decoded:
-    """Each message is a JSON object: a row."""
+    """Each message is a JSON object: a row; the id of a schema before it needs none."""
     columns = [form.beside.text_of(message) for message in messages] if form.beside else ()
-    lines = [message.value for message in messages]
+    lines = [without_id(message.value) for message in messages]
     sifted = admit_objects(lines, form.schema, form.limits, form.source, columns)
     placed = zip(sifted.letters, sifted.rejects, strict=True)
     letters = [replace(letter, offset=messages[reject.row].offset) for letter, reject in placed]
@@ -120,4 +123,4 @@ def _joined(parts: Sequence[Sifted]) -> Sifted:
     return Sifted(rows, total, rejects, [letter for each in parts for letter in each.letters])
 
 
-FORMATS: Mapping[str, Callable[[Sequence[Message], Form], Decoded]] = {"json": from_json, "arrow": from_arrow}
+FORMATS: Mapping[str, Decode] = {"json": from_json, "arrow": from_arrow}

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from streamkd.errors import Overloaded, SourceError
 from streamkd.streams.brokers import client
 from streamkd.streams.brokers.into_log import UNDER_WAY, UNDER_WAY_BYTES, IntoLog
-from streamkd.streams.brokers.messages import Beside, Message
+from streamkd.streams.brokers.messages import Beside, Decode, Message
 from streamkd.streams.ingest.intake import Intake
 from streamkd.streams.log.log import Kind
 from streamkd.streams.log.positions import OffsetConflict
@@ -38,9 +38,6 @@ class Consuming(Protocol):
 
     @property
     def labels(self) -> str | None: ...
-
-    @property
-    def format(self) -> str: ...
 
     @property
     def start(self) -> str: ...
@@ -65,6 +62,7 @@ class Partitions:
         topics: Sequence[str],
         consuming: Consuming,
         intake: Intake,
+        decode: Decode,
         ending: threading.Event,
     ) -> None:
         """``kafka`` is the client's module.
@@ -77,7 +75,7 @@ class Partitions:
         self._faults = client.ClientFaults(lambda: intake.count_refusal("broker"))
         told = {"error_cb": self._faults.tell, "on_commit": self._on_commit}
         self._consumer = client.make(kafka.Consumer, {**settings, **told}, "stream.source")
-        self._into_log = IntoLog(intake, consuming.format, consuming.beside, self._patient)
+        self._into_log = IntoLog(intake, decode, consuming.beside, self._patient)
         self._assigned: set[Place] = set()
         self._lost: set[Place] = set()
         self._message_bytes = MESSAGE_BYTES
@@ -166,11 +164,12 @@ class Partitions:
     def _message(self, each: Any) -> Message:
         value = each.value() or b""
         self._message_bytes += 0.1 * (len(value) - self._message_bytes)
+        headers = each.headers() or ()
         if not self._consuming.beside:
-            return Message(each.offset(), value)
+            return Message(each.offset(), value, headers=headers)
         kind, milliseconds = each.timestamp()
         time = milliseconds if kind != self._kafka.TIMESTAMP_NOT_AVAILABLE else None
-        return Message(each.offset(), value, each.key(), each.headers() or (), time)
+        return Message(each.offset(), value, each.key(), headers, time)
 
     def _go_on(self, place: Place) -> None:
         """Go on where the broker has messages.
@@ -210,7 +209,7 @@ class Partitions:
         self._assigned |= places
 
     def _begin_again(self, fault: Exception) -> None:
-        logger.warning("batches were not written, and are read again: %s", fault)
+        self._faults.say("log", type(fault).__name__, f"messages are read again: {str(fault).partition(chr(10))[0]}")
         self._into_log.again()
         self._ending.wait(BACK_OFF_SECONDS)
         self._assign(set(self._assigned))

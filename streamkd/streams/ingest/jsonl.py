@@ -9,7 +9,8 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,13 @@ from streamkd.streams.encoding.categories import category_of
 from streamkd.streams.encoding.lists import fit, nulls_as_nan
 
 LINE_FACTOR = 5  # "255," takes four bytes for one
+
+
+def in_json(value: Any) -> str | float:
+    """What JSON has no form for, as ``parse`` reads it; the ``default`` of ``json.dumps``."""
+    if isinstance(value, bytes | bytearray):
+        return base64.b64encode(value).decode()
+    return float(value) if isinstance(value, Decimal) else value.isoformat() if isinstance(value, date) else str(value)
 
 
 class _UnfitError(Exception):
