@@ -15,7 +15,7 @@ import pytest
 confluent_kafka = pytest.importorskip("confluent_kafka", reason='no Kafka client: pip install "streamkd[kafka]"')
 
 BROKERS = 3
-FETCH, COMMIT = 1, 8  # keys of the protocol's requests
+FETCH, LIST_OFFSETS, METADATA, COMMIT = 1, 2, 3, 8  # keys of the protocol's requests
 _TIMED_OUT = 7  # the protocol's REQUEST_TIMED_OUT
 
 

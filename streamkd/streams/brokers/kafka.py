@@ -9,6 +9,7 @@ passes by itself (no broker, no topic, no room) is told and waited for.
 """
 
 import contextlib
+import sqlite3
 import threading
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -134,7 +135,10 @@ class KafkaListener(Listener):
             pass
         except (BadRun, SourceError) as fault:
             self._intake.stop_source(f"the source kafka has stopped: {fault}")
-        with contextlib.suppress(StreamkdError, self._kafka.KafkaException):  # read again after the next start
+        except Exception:
+            if not self._ending.is_set():  # else the log may be closed already: a broker has not answered for so long
+                raise
+        with contextlib.suppress(StreamkdError, self._kafka.KafkaException, sqlite3.Error):  # the next start goes on
             partitions.close()
 
 

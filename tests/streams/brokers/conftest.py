@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from streamkd.streams.brokers import partitions
 from streamkd.streams.brokers.kafka import KafkaListener, KafkaOptions
 
 if TYPE_CHECKING:
@@ -39,8 +40,10 @@ def cluster() -> "Iterator[Cluster]":
 
 
 @pytest.fixture
-def read(cluster: "Cluster") -> Iterator[Callable[..., KafkaListener]]:
-    """Starts a source on the way into a log; each ends with its test, or with ``drain``."""
+def read(cluster: "Cluster", monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., KafkaListener]]:
+    """Starts a source on the way into a log, which waits less than it should; each ends with its test, or ``drain``."""
+    for name, seconds in {"LOOK_AGAIN": 0.1, "BACK_OFF": 0.1, "POLL": 0.02, "TELL_HELD": 0.2}.items():
+        monkeypatch.setattr(partitions, f"{name}_SECONDS", seconds)
     with contextlib.ExitStack() as stack:
 
         def begin(way: Any, **options: Any) -> KafkaListener:

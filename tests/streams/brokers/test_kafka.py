@@ -1,5 +1,6 @@
 """The source over Kafka: each message once and in its partition's order, whatever brokers, readers and messages do."""
 
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -98,31 +99,83 @@ def test_two_readers_of_one_log_write_each_message_once(
     log.close()
 
 
-def test_faults_of_the_brokers_lose_and_double_nothing(cluster: Cluster, open_way: Open, read: Read) -> None:
-    """A broker goes down and comes up, leaders move, fetches fail and are slow, in the middle of a stream."""
-    way = open_way()
-    for number in range(3):
-        cluster.lead("main", number, number + 1)
-    read(way, options={"reconnect.backoff.max.ms": 200})
-    faults: list[Callable[[], None]] = [
-        lambda: None,
-        lambda: cluster.broker_down(2),
-        lambda: cluster.fail(kafka_brokers.FETCH, 3),
-        lambda: cluster.lead("main", 1, 3),
-        lambda: cluster.broker_up(2),
-        lambda: cluster.slow(1, 50),
-        lambda: cluster.lead("main", 0, 2),
-    ]
-    for turn, fault in enumerate(faults):
-        cluster.produce("main", lines(range(turn * 60, turn * 60 + 60)))
-        until(lambda: way.log.end() > 0)
-        fault()
-        if turn == 1:
-            cluster.lead("main", 1, 1)  # so that the test's own producer can go on
-    labels = written(way, 420)
-    assert sorted(labels) == list(range(420))
+class Disturbed:
+    """A topic that grows while seeded faults happen, and how far its three partitions are."""
+
+    def __init__(self, cluster: Cluster, way: Way, read: Read, seed: int) -> None:
+        self.cluster, self.way, self.read, self.dice = cluster, way, read, random.Random(seed)
+        self.sent = self.poison = 0
+        self.down: set[int] = set()
+        self.source = self.begin()
+
+    def begin(self) -> KafkaListener:
+        return self.read(self.way, group="g", options={"reconnect.backoff.max.ms": 100, "retry.backoff.ms": 20})
+
+    def grow(self) -> None:
+        """Records dealt out in turn; now and then something else between them."""
+        values: list[bytes] = []
+        for line in lines(range(self.sent, self.sent + 30)):
+            values.append(line)
+            if self.dice.random() < 0.1:
+                values.append(b"poison")
+        places = iter([self.sent + n for n in range(30)])
+        partitions = [next(places) % 3 if value != b"poison" else self.dice.randrange(3) for value in values]
+        for broker in sorted(self.down):  # the test's own producer needs all leaders
+            self.up(broker)
+        self.cluster.produce("main", values, lambda n: partitions[n])
+        self.sent, self.poison = self.sent + 30, self.poison + values.count(b"poison")
+
+    def up(self, broker: int) -> None:
+        self.cluster.broker_up(broker)
+        self.down.discard(broker)
+
+    def fault(self) -> None:
+        kind, broker = self.dice.choice(["down", "lead", "fail", "slow", "restart", "commit"]), self.dice.randint(1, 3)
+        if kind == "down":
+            self.cluster.broker_down(broker)
+            self.down.add(broker)
+        elif kind == "lead":
+            self.cluster.lead("main", self.dice.randrange(3), broker)
+        elif kind == "fail":
+            request = self.dice.choice([kafka_brokers.FETCH, kafka_brokers.LIST_OFFSETS, kafka_brokers.METADATA])
+            self.cluster.fail(request, self.dice.randint(1, 4))
+        elif kind == "commit":
+            self.cluster.fail(kafka_brokers.COMMIT, 2)
+        elif kind == "slow":
+            self.cluster.slow(broker, self.dice.randint(0, 60))
+        else:
+            self.source.drain(10)
+            self.source = self.begin()
+        time.sleep(self.dice.uniform(0.0, 0.15))
+
+
+def check_faults(disturbed: Disturbed, turns: int) -> None:
+    """Each record once and in its partition's order, each other message a letter, and nothing lost."""
+    for _ in range(turns):
+        disturbed.grow()
+        disturbed.fault()
+    disturbed.grow()
+    labels = written(disturbed.way, disturbed.sent)
+    assert sorted(labels) == list(range(disturbed.sent))
     assert in_order(labels)
-    assert way.counted("source_lost_messages_total", "main") == 0
+    until(lambda: sum(disturbed.way.log.positions().values()) == disturbed.sent + disturbed.poison)
+    assert disturbed.way.log.letters.count() == disturbed.poison
+    assert disturbed.way.counted("source_lost_messages_total", "main") == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_faults_of_brokers_and_starts_lose_and_double_nothing(
+    cluster: Cluster, open_way: Open, read: Read, seed: int
+) -> None:
+    """Brokers go and come, leaders move, requests fail and are slow, the source begins anew, poison is between."""
+    check_faults(Disturbed(cluster, open_way(), read, seed), 4)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(100, 120))
+def test_many_faults_lose_and_double_nothing(cluster: Cluster, open_way: Open, read: Read, seed: int) -> None:
+    """The same, at length."""
+    check_faults(Disturbed(cluster, open_way(), read, seed), 60)
 
 
 def test_brokers_and_topics_may_come_later(
@@ -267,16 +320,13 @@ def waits(way: Way, partition: str) -> float | None:
     return way.sums.get(("source_lag_messages", ("main", partition)))
 
 
-def test_a_full_queue_holds_the_source_back(
-    cluster: Cluster, open_way: Open, read: Read, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_queue_holds_the_source_back(cluster: Cluster, open_way: Open, read: Read) -> None:
     """Until a checkpoint makes room; what waits at the broker is told meanwhile."""
-    monkeypatch.setattr(partitions, "TELL_HELD_SECONDS", 0.2)
     way = open_way(queue_records=100)
     read(way)
     for first in range(0, 400, 40):
         cluster.produce("main", lines(range(first, first + 40)), lambda _: 0)
-        time.sleep(0.12)
+        time.sleep(0.05)
     until(lambda: way.log.end() > 0)
     until(lambda: waits(way, "main/0") == 400 - way.log.end())
     assert way.log.end() <= 100
