@@ -1,7 +1,7 @@
 """The file of a log: made or checked when it is opened, read and written each by one thread at a time.
 
     Log ─► reading() ─┐
-    Log ─► writing() ─┴─► log.sqlite: about, batches, receipts, positions, dead letters, cuts, paces, predictions, labels
+    Log ─► writing() ─┴─► log.sqlite: about, batches, receipts, positions, letters, cuts, paces, predictions, labels
 
 The file is in WAL mode with ``synchronous=FULL``. What breaks it is a ``LogDamaged``, wherever it is met.
 """
