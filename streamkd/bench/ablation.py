@@ -107,13 +107,7 @@ def run_one(task: AblationRun) -> Row:
 def _config(task: AblationRun, registry: Registry) -> Config:
     adding = task.stream in ADDING
     tree = streams.tree(task.stream) if adding else drifting.tree(task.stream, None, task.limit)
-    return streams.config_of(merged(tree, variants()[task.variant]), registry, task.seed)
-
-
-def merged(tree: Mapping[str, Any], change: Mapping[str, Any]) -> streams.Tree:
-    """The tree with the changes in their places."""
-    both = {key: merged(tree[key], value) for key, value in change.items() if isinstance(tree.get(key), dict)}
-    return {**tree, **change, **both}
+    return streams.config_of(streams.merged(tree, variants()[task.variant]), registry, task.seed)
 
 
 def priced(result: Mapping[str, Any], progress: Progress = lambda done, total: None) -> dict[str, Any]:

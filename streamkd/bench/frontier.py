@@ -34,6 +34,8 @@ WITHOUT_PRESENT = [{"name": name} for name in ("ema", "memory", "analytic", "sna
 GEARS: dict[str, streams.Tree] = {
     "": {},
     ", memory x20": {},
+    ", batches of 5": {"stream": {"batch": {"size": 5}}},
+    ", batches of 40": {"stream": {"batch": {"size": 40}}},
     ", no followers of the present": {"teachers": WITHOUT_PRESENT},
     ", no closed form": {"teachers": [t for t in WITHOUT_PRESENT if t["name"] != "analytic"]},
     ", average alone": {
@@ -127,7 +129,9 @@ def run_one(task: FrontierRun) -> Row:
     made = streams.tree(task.stream)
     if task.method == OURS:
         return learned(
-            streams.config_of({**made, **GEARS[task.gear], "memory": {"size": task.memory}}, registry, task.seed),
+            streams.config_of(
+                streams.merged(made, {**GEARS[task.gear], "memory": {"size": task.memory}}), registry, task.seed
+            ),
             registry,
         )
     config = streams.config_of(made, registry, task.seed)

@@ -6,7 +6,7 @@ others of the training half test, and the seeds are 100 and up, so nothing is ch
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,6 +152,12 @@ def learner_of(config: Config, registry: Registry) -> Learner:
     schema = schema_of(config, registry)
     source, _ = open_source(config, registry, schema)
     return Learner(config, registry, source, schema)
+
+
+def merged(tree: Mapping[str, Any], change: Mapping[str, Any]) -> Tree:
+    """The tree with the changes in their places."""
+    both = {key: merged(tree[key], value) for key, value in change.items() if isinstance(tree.get(key), dict)}
+    return {**tree, **change, **both}
 
 
 def config_of(made: Tree, registry: Registry, seed: int) -> Config:

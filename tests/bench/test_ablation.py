@@ -36,7 +36,7 @@ def test_a_variant_is_the_defaults_but_for_what_it_names() -> None:
     defaults = streams.config_of(streams.tree("digits"), registry, 0)
     assert tuple(choice.name for choice in defaults.teachers) == ablation.TEACHERS
     for name, change in ablation.variants().items():
-        tree = ablation.merged(streams.tree("digits"), change)
+        tree = streams.merged(streams.tree("digits"), change)
         assert (configuration.from_tree({**tree, "seed": 0}, registry) == defaults) == (name == "defaults"), name
 
 
