@@ -3,7 +3,7 @@
 source ─► codec ─► normalisation ─► named features, for people
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from streamkd.config import Config
 from streamkd.errors import ConfigError, SourceError
+from streamkd.logs import some
 from streamkd.plugins import Registry
-from streamkd.records import InputColumn, RecordSchema, Source
+from streamkd.records import InputColumn, RecordSchema, Reject, Source
 from streamkd.streams.encoding.codec import encode
 from streamkd.students.networks import Normalise
 from streamkd.wiring.sources import at_once, open_source, source_kind
@@ -23,7 +24,7 @@ SHOWN = 6  # elements of a list, characters by the ten
 
 
 def sample(config: Config, registry: Registry, schema: RecordSchema) -> Iterator[str]:
-    """A line for all records, one for each that is refused, and one for each column of the first good one.
+    """A line for all records, one for each fault among them, and one for each column of the first good one.
 
     Raises:
         ConfigError: the source is pushed to. SourceError: no record can be learned.
@@ -43,7 +44,7 @@ def _told(source: Source, schema: RecordSchema) -> Iterator[str]:
     rows = source.read(source.partitions[0], 0, RECORDS).rows
     records, rejects = encode(rows, schema, 0)
     yield f"{rows.num_rows} records read, {len(records)} can be learned"
-    yield from (f"  record {reject.row} cannot: {reject.detail}" for reject in rejects[:SHOWN])
+    yield from refused(rejects)
     if not len(records):
         raise SourceError("no record can be learned", where="stream.source", fix="change stream.records")
     x = torch.from_numpy(np.array(records.inputs))
@@ -56,6 +57,15 @@ def _told(source: Source, schema: RecordSchema) -> Iterator[str]:
         raw = rows.column(column.name)[place]
         yield f"  {column.name}: {_plain(raw)} -> {_seen(column, seen[at : at + column.width])}"
         at += column.width
+
+
+def refused(rejects: Sequence[Reject]) -> Iterator[str]:
+    """A line for each thing that is wrong, with the records in which it is."""
+    alike: dict[str, list[int]] = {}
+    for reject in rejects:
+        alike.setdefault(reject.detail, []).append(reject.row)
+    for detail, rows in [*alike.items()][:SHOWN]:
+        yield f"  record{'s' if len(rows) > 1 else ''} {some(rows, SHOWN)} cannot: {detail}"
 
 
 def _plain(raw: pa.Scalar) -> str:

@@ -9,7 +9,9 @@ import pytest
 from streamkd import config
 from streamkd.errors import ConfigError, SourceError
 from streamkd.plugins import Registry
+from streamkd.records import Reject
 from streamkd.wiring import sample, schema_of
+from streamkd.wiring.sample import refused
 
 WRITTEN = """
 stream:
@@ -52,6 +54,15 @@ def test_a_record_is_shown_as_the_student_sees_it(tmp_path: Path) -> None:
         "  day: 2000-01-02 -> weekday sin -0.782, weekday cos 0.623, age 0.00274",
         "  note: 'the 1th of them' -> 24 of 64 hashed features",
         "  more: [1.0, 2.0, 3.0] -> [3] 1, 2, 3",
+    ]
+
+
+def test_what_is_wrong_with_many_is_said_once() -> None:
+    """With the records that it is wrong with, the first ones; another fault has a line of its own."""
+    many = [Reject(row, "wrong_shape", "more: needed 3 values, got 1") for row in range(10, 20)]
+    assert [*refused([*many[:5], Reject(3, "missing_input", "size: missing"), *many[5:]])] == [
+        "  records 10, 11, 12, 13, 14, 15, … 4 more cannot: more: needed 3 values, got 1",
+        "  record 3 cannot: size: missing",
     ]
 
 
