@@ -100,8 +100,18 @@ def _told(faults: list[Exception], target: Target) -> Exception:
             return Disconnected(str(said.get("error")), said.get("retry_after_seconds"))
     for fault in faults:
         if isinstance(fault, pa.ArrowInvalid | fl.FlightServerError):
-            return refused(_line(fault), target.url)
+            return refused(_line(fault), target.url, fix=_fix(fault))
     return Disconnected(_line(faults[0]) if faults else "the server ended the stream early")
+
+
+def _fix(fault: Exception) -> str:
+    """The way out that the server names in a line of its own, where it does."""
+    found = re.search(r"^  fix: (.*)$", str(fault), re.MULTILINE)
+    return _own(found[1]) if found else ""
+
+
+def _own(line: str) -> str:
+    return re.split(r"\. (?:Detail: |gRPC client debug context|Client context|Additionally, )", line)[0]
 
 
 def _extra(fault: Exception) -> dict[str, Any]:
@@ -116,7 +126,7 @@ def _extra(fault: Exception) -> dict[str, Any]:
 
 def _line(fault: Exception) -> str:
     """What happened, without what gRPC and pyarrow's server put around it: contexts, their own frames."""
-    said = re.split(r"\. (?:Detail: |gRPC client debug context|Client context|Additionally, )", first_line(fault))[0]
+    said = _own(first_line(fault))
     if unreached := re.search(r"Failed to connect to remote host: (.+)", said):
         return f"cannot be reached: {unreached[1]}"
     return re.sub(r"^Flight returned [a-z ]+ error, with message: ", "", said)

@@ -58,9 +58,9 @@ def conflict(said: Mapping[str, Any], where: str) -> Exception:
     return Forgotten(forgotten, refusal) if isinstance(forgotten, int) else refusal
 
 
-def refused(said: str, where: str, kind: type[RecordError] = RecordError) -> RecordError:
-    """What a server says of records that do not fit, with what may be done here."""
-    fix = "send it, or rename columns with --columns theirs=ours,..." if "no such column" in said else ""
+def refused(said: str, where: str, kind: type[RecordError] = RecordError, fix: str = "") -> RecordError:
+    """What a server says of records that do not fit, with what may be done here, or else there."""
+    fix = "send it, or rename columns with --columns theirs=ours,..." if "no such column" in said else fix
     return kind(said, where=where, fix=fix)
 
 

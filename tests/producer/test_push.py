@@ -268,10 +268,11 @@ def test_a_refusal_is_not_tried_again(mood: Exception) -> None:
 
 @pytest.mark.parametrize("transport", ["flight", "http"])
 def test_another_schema_is_refused_naming_both(server: Any, transport: str) -> None:
-    """A batch of another schema is refused with what is needed and what came; nothing is stored."""
+    """A batch of another schema is refused with what is needed, what came, and the way out; nothing is stored."""
     rows = pa.RecordBatch.from_pydict({"x": ["a"], "label": [1]})
-    with pytest.raises(RecordError, match=r"'x': needed numbers \(int64\), got string"):
+    with pytest.raises(RecordError, match=r"'x': needed numbers \(int64\), got string") as caught:
         push([rows], _url(server, transport))
+    assert re.search(r"fix: send numbers \(int64\), or change stream.records to what is sent$", str(caught.value))
     assert server.values() == []
 
 
