@@ -1,4 +1,4 @@
-"""The benchmarks of ``streamkd bench``: speed, memory, learning, frontier, ablation, gate, drift, meta."""
+"""The benchmarks of ``streamkd bench``: speed, ingest, memory, learning, frontier, ablation, gate, drift, meta."""
 
 import json
 from collections.abc import Callable
@@ -54,6 +54,23 @@ def bench_speed(out: Path | None, records: int, replay: int) -> None:
 
     with bar("records", None) as advance:
         result = speed.measure(records, replay, progress=advance)
+    _write(result, out)
+    _figures(result)
+
+
+@bench.command("ingest")
+@FIGURES
+@click.option("--servers", default="127.0.0.1:9092", show_default=True, help="Kafka brokers.")
+@click.option("--megabytes", type=click.IntRange(1), default=16, show_default=True, help="Of each topic.")
+def bench_ingest(out: Path | None, servers: str, megabytes: int) -> None:
+    """Topics of Kafka into the log, beside a bare consumer that only deserialises, and one that writes as well.
+
+    They have to be there, and empty: streamkd-bench-arrow.784, streamkd-bench-arrow.8, streamkd-bench-json.8.
+    """
+    from streamkd.bench import ingest
+
+    with bar("topics", None) as advance:
+        result = ingest.measure(servers, megabytes, progress=advance)
     _write(result, out)
     _figures(result)
 

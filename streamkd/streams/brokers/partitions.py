@@ -72,10 +72,11 @@ class Partitions:
         """
         self._kafka, self._consuming, self._intake, self._ending = kafka, consuming, intake, ending
         self._topics = (*topics, *([consuming.labels] if consuming.labels else []))
+        self._beside = consuming.beside
         self._faults = client.ClientFaults(lambda: intake.count_refusal("broker"))
         told = {"error_cb": self._faults.tell, "on_commit": self._on_commit}
         self._consumer = client.make(kafka.Consumer, {**settings, **told}, "stream.source")
-        self._into_log = IntoLog(intake, decode, consuming.beside, self._patient)
+        self._into_log = IntoLog(intake, decode, self._beside, self._patient)
         self._assigned: set[Place] = set()
         self._lost: set[Place] = set()
         self._message_bytes = MESSAGE_BYTES
@@ -156,17 +157,17 @@ class Partitions:
             else:
                 self._faults.tell(error, _name(place) if place[0] else "kafka")
         for place, messages in found.items():
+            size_bytes = sum(len(message.value) for message in messages) / len(messages)
+            self._message_bytes += 0.5 * (size_bytes - self._message_bytes)
             kind: Kind = "labels" if place[0] == self._consuming.labels else "records"
             self._into_log.put(_name(place), messages, kind)
         for place in sorted(self._lost):
             self._go_on(place)
 
     def _message(self, each: Any) -> Message:
-        value = each.value() or b""
-        self._message_bytes += 0.1 * (len(value) - self._message_bytes)
-        headers = each.headers() or ()
-        if not self._consuming.beside:
-            return Message(each.offset(), value, headers=headers)
+        value, headers = each.value() or b"", each.headers() or ()
+        if not self._beside:
+            return Message(each.offset(), value, None, headers)
         kind, milliseconds = each.timestamp()
         time = milliseconds if kind != self._kafka.TIMESTAMP_NOT_AVAILABLE else None
         return Message(each.offset(), value, each.key(), headers, time)

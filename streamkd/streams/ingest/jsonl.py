@@ -51,15 +51,16 @@ def parse(
     columns = places(schema)
     numbers: list[int] = []
     rejects: list[Reject] = []
-    for number, line in enumerate(lines):
-        try:
-            if len(line) > row_bytes * LINE_FACTOR:
-                raise _UnfitError("too_large", f"a line of {len(line)} bytes, at most {row_bytes * LINE_FACTOR}")
-            values = {**_load(line), **beside[number]} if beside else _load(line)
-            rows.append([_value(values.get(place.name), place) for place in columns])
-            numbers.append(number)
-        except _UnfitError as unfit:
-            rejects.append(Reject(number, unfit.reason, str(unfit)))
+    with np.errstate(all="ignore"):  # what a column's type cannot hold is found
+        for number, line in enumerate(lines):
+            try:
+                if len(line) > row_bytes * LINE_FACTOR:
+                    raise _UnfitError("too_large", f"a line of {len(line)} bytes, at most {row_bytes * LINE_FACTOR}")
+                values = {**_load(line), **beside[number]} if beside else _load(line)
+                rows.append([_value(values.get(place.name), place) for place in columns])
+                numbers.append(number)
+            except _UnfitError as unfit:
+                rejects.append(Reject(number, unfit.reason, str(unfit)))
     return _batch(rows, schema), numbers, rejects
 
 
@@ -130,12 +131,11 @@ def _tensor(value: Any, column: InputColumn) -> np.ndarray:
     array = fit(array, column.size) if column.pad and array.ndim == 1 else array
     if array.shape not in (column.shape, (column.size,)) and not (column.size == 1 and array.shape == ()):
         raise _UnfitError("wrong_shape", f"{column.name}: needed shape {list(column.shape)}, got {list(array.shape)}")
-    with np.errstate(all="ignore"):
-        cast = array.astype(needed)
-        if needed.kind == "f" and not (np.isfinite(cast) | (fills & np.isnan(cast))).all():
-            raise _UnfitError("not_finite", f"{column.name}: NaN or infinite")
-        if needed.kind != "f" and not np.array_equal(cast, array):
-            raise _UnfitError("decode", f"{column.name}: a value that {needed} cannot hold")
+    cast = array.astype(needed)
+    if needed.kind == "f" and not (np.isfinite(cast) | np.isnan(cast) if fills else np.isfinite(cast)).all():
+        raise _UnfitError("not_finite", f"{column.name}: NaN or infinite")
+    if needed.kind != "f" and not np.array_equal(cast, array):
+        raise _UnfitError("decode", f"{column.name}: a value that {needed} cannot hold")
     return cast.reshape(-1)
 
 
