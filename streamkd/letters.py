@@ -43,10 +43,15 @@ class Letter:
         return {"name": self.name, **{key: found[key] for key in ("created", "source", "offset", "reason", "detail")}}
 
     def rows(self) -> list[Any]:
-        """The record as it came: a mapping, or the text of a line that is none; nothing where it was too large."""
+        """The record as it came: a mapping, or the text of a line that is none; nothing where it was too large.
+
+        Of a broker's message that is no record its bytes, under ``message``.
+        """
         record = self.letter.record
         if record is None:
             return []
+        if self.letter.form == "message":
+            return [{"message": record}]
         if self.letter.form == "json":
             try:
                 return [json.loads(record)]
@@ -57,7 +62,7 @@ class Letter:
     def batch(self) -> pa.RecordBatch | None:
         """The record to be sent again; ``None`` where it was too large to be kept, or is no record at all."""
         record = self.letter.record
-        if record is None:
+        if record is None or self.letter.form == "message":
             return None
         if self.letter.form == "arrow":
             [batch] = pa.ipc.open_stream(record).read_all().to_batches() or [None]

@@ -64,6 +64,16 @@ def test_a_record_is_shown_as_it_came(state: Path) -> None:
     assert shown[2] == "{nothing"
 
 
+def test_a_message_that_is_no_record_is_shown_in_base64_and_stays(state: Path) -> None:
+    """Of a topic, Arrow or Avro that could not be read: there is nothing that could be sent to a server."""
+    with Log(StateDirectory(state).log).file.writing() as writer:
+        letters.DeadLetters(writer).put([DeadLetter("t/0", "decode", "no", 5, b"\x00\xffpoison", "message")], 0)
+    [letter] = letters.letters(state, ["log-4"])
+    assert [json.loads(line) for line in letters.as_lines([letter])] == [{"message": "AP9wb2lzb24="}]
+    assert letter.batch() is None
+    assert letter.told()["offset"] == 5
+
+
 def test_a_record_is_sent_as_it_came_unless_it_is_none(state: Path) -> None:
     """The same ones again go under the same name, others under another."""
     found = letters.letters(state)
