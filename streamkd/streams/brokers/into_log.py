@@ -94,7 +94,7 @@ class IntoLog:
 
     def _send(self, sifted: Sifted, moves: Sequence[Move], kind: Kind = "records") -> None:
         while self._intake.is_full(sifted.rows) and self._patient():
-            pass
+            self.settle(UNDER_WAY, UNDER_WAY_BYTES)  # so that ``written`` is true meanwhile
         sender = moves[0].partition
         receipt = self._intake.take(sifted, None, None, sender, self._patient, kind=kind, moves=moves)
         for each in moves:

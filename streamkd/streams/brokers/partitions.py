@@ -26,7 +26,7 @@ from streamkd.streams.log.positions import OffsetConflict
 logger = logging.getLogger(__name__)
 BATCH_BYTES, BATCH_MESSAGES = 4 << 20, 2_000  # that are asked for at once
 MESSAGE_BYTES = 65_536.0  # of a message, before there is one: it is known soon
-POLL_SECONDS, ASK_SECONDS = 0.1, 5.0
+POLL_SECONDS, ASK_SECONDS = 0.1, 1.5  # an answer that takes longer is asked for again; a drain waits no longer
 LOOK_SECONDS, LOOK_AGAIN_SECONDS = 30.0, 1.0  # until partitions are looked for: where all answered, where not
 TELL_SECONDS, TELL_HELD_SECONDS, COMMIT_SECONDS = 1.0, 5.0, 5.0
 BACK_OFF_SECONDS, END_SECONDS = 1.0, 1.0

@@ -320,16 +320,16 @@ def waits(way: Way, partition: str) -> float | None:
     return way.sums.get(("source_lag_messages", ("main", partition)))
 
 
-def test_a_full_queue_holds_the_source_back(cluster: Cluster, open_way: Open, read: Read) -> None:
+def test_a_full_queue_holds_the_source_back(
+    cluster: Cluster, open_way: Open, read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Until a checkpoint makes room; what waits at the broker is told meanwhile."""
+    monkeypatch.setattr(partitions, "BATCH_MESSAGES", 20)  # of which none is larger than the queue
     way = open_way(queue_records=100)
+    cluster.produce("main", lines(range(400)), lambda _: 0)
     read(way)
-    for first in range(0, 400, 40):
-        cluster.produce("main", lines(range(first, first + 40)), lambda _: 0)
-        time.sleep(0.05)
-    until(lambda: way.log.end() > 0)
-    until(lambda: waits(way, "main/0") == 400 - way.log.end())
-    assert way.log.end() <= 100
+    until(lambda: waits(way, "main/0") == 300)
+    assert way.log.end() == 100
     while way.log.end() < 400:
         way.intake.committed(way.log.end())
         time.sleep(0.02)
