@@ -58,18 +58,19 @@ def per_teacher(
 
 
 def gate_prior(evidence: GateInputs, options: PerSampleOptions) -> list[list[float]]:
-    """v_k ∝ ((1 - slip)·p_k(y) + slip / C)^(b·trust) · exp(c_k[y])^credit · r_k among those heard, · stale / n for n
-    stale; w0 = max(hard, doubt·(1 - Σ v_k·exp(c_k[y]) / (1 - noise)))·b within [0.02, 0.98], and no less than floor·b.
-    The belief b goes evenly, over a label's first 60 meetings, from 1 to 1 - (noise - 0.05) / 0.25 within [0.04, 1].
+    """v_k ∝ ((1 - slip)·p_k(y) + slip / C)^(b·trust) · exp(c_k[y])^credit · r_k^present among those heard, · stale / n
+    for n stale; w0 = max(hard, doubt·(1 - Σ v_k·exp(c_k[y]) / (1 - noise)))·b within [room, 1 - room], and no less than
+    floor·b. The belief b goes evenly, over a label's first known_after meetings, from 1 to
+    1 - (noise - noise_from) / noise_range within [least_belief, 1].
     """
     answers, known, heard, credit = evidence.answers, evidence.known, evidence.heard, evidence.credit
-    least = min(max(1 - (evidence.noise - 0.05) / 0.25, 0.04), 1.0)
+    least = min(max(1 - (evidence.noise - options.noise_from) / options.noise_range, options.least_belief), 1.0)
     rows, classes = [], answers.shape[2]
     for i, label in enumerate(evidence.labels.tolist()):
         mine = [k for k in range(answers.shape[1]) if heard[i, k]]
         old = [k for k in mine if evidence.stale[k]]
         counts = {k: options.stale / len(old) if k in old else 1.0 for k in mine}
-        belief = 1.0 + (least - 1.0) * min(int(evidence.met[i]), 60) / 60
+        belief = 1.0 + (least - 1.0) * min(int(evidence.met[i]) / options.known_after, 1.0)
         if not mine:
             rows.append([1.0] + [0.0] * answers.shape[1])
             continue
@@ -78,11 +79,12 @@ def gate_prior(evidence: GateInputs, options: PerSampleOptions) -> list[list[flo
         q = {k: math.exp(float(credit[k, label])) for k in mine}
         drawn = {k: (1 - options.slip) * p[k] + options.slip / classes for k in mine}
         now = {k: 1.0 if evidence.present is None else float(evidence.present[k]) for k in mine}
-        score = {k: drawn[k] ** (belief * options.trust) * q[k] ** options.credit * counts[k] * now[k] for k in mine}
+        score = {k: drawn[k] ** (belief * options.trust) * q[k] ** options.credit * counts[k] for k in mine}
+        score = {k: v * now[k] ** options.present for k, v in score.items()}
         share = {k: score[k] / sum(score.values()) for k in mine}
         trusted = sum(share[k] * q[k] for k in mine) / (1 - evidence.noise)
         w0 = max(options.hard, options.doubt * (1 - trusted))
-        w0 = max(options.floor * belief, min(max(w0 * belief, 0.02), 0.98))
+        w0 = max(options.floor * belief, min(max(w0 * belief, options.room), 1 - options.room))
         rows.append([w0] + [(1 - w0) * share.get(k, 0.0) for k in range(answers.shape[1])])
     return rows
 

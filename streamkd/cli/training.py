@@ -72,17 +72,67 @@ def _ends(report: Mapping[str, Any]) -> str:
 @click.option("--ways", type=int, default=10, show_default=True, help="Labels of a task, at most.")
 @click.option("--records", type=int, default=100, show_default=True, help="Records of a task, about.")
 @click.option("--horizon", type=int, default=5, show_default=True, help="Inner steps of the gate's outer loss.")
-def meta_train(config: Path | None, overrides: tuple[str, ...], out: Path, second_order: bool, **options: Any) -> None:
+@click.option(
+    "--gate", is_flag=True,
+    help="Learn the default gate's prior instead, by whole passes over short streams that are drawn.",
+)  # fmt: skip
+@click.option("--generations", type=int, default=150, show_default=True, help="With --gate: steps of its evolution.")
+@click.option("--pairs", type=int, default=12, show_default=True, help="With --gate: streams of a generation.")
+@click.option("--least", type=int, default=500, show_default=True, help="With --gate: records of a stream, at least.")
+@click.option("--most", type=int, default=2000, show_default=True, help="With --gate: records of a stream, at most.")
+@click.option("--sigma", type=float, default=0.3, show_default=True, help="With --gate: how far gates are tried.")
+@click.option("--networks", is_flag=True, help="With --gate: its networks' last layers beside the prior.")
+@click.option("--seed", type=int, default=0, show_default=True, help="With --gate: of the streams and the evolution.")
+@click.option("--jobs", type=int, default=1, show_default=True, help="With --gate: passes at once, a process each.")
+@click.option("--address", help="With --gate: passes on this Ray cluster; `local`: on a Ray of this machine.")
+@click.pass_context
+def meta_train(context: click.Context, out: Path, gate: bool, **options: Any) -> None:
     """Learn over the known tasks of a recorded stream where another stream begins: `--set meta=DIR` takes it."""
-    from streamkd import config as configuration
     from streamkd.errors import StateError
     from streamkd.meta import artefact
-    from streamkd.plugins import Registry
-    from streamkd.pretraining import gate as meta_training
 
     if (out / artefact.DOCUMENT).exists():
         # a state that began from it would not start again beside another one
         raise StateError("an artefact is there already", where=str(out), fix="name another --out, or remove it")
+    _refuse_the_others(context, gate)
+    mine = {name: value for name, value in options.items() if (name in OF_THE_GATE) == gate}
+    (_learn_gate if gate else _learn_start)(out, **mine)
+
+
+OF_THE_GATE = ("generations", "pairs", "least", "most", "sigma", "networks", "seed", "jobs", "address")
+
+
+def _refuse_the_others(context: click.Context, gate: bool) -> None:
+    """What belongs to the other kind of meta-training was not asked for."""
+    for name in context.params:
+        given = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if given and name not in ("out", "gate") and (name in OF_THE_GATE) != gate and context.params[name]:
+            said = "belongs to --gate" if not gate else "does not belong to --gate: its streams are drawn"
+            raise click.UsageError(f"{name} {said}", context)
+
+
+def _learn_gate(out: Path, jobs: int, address: str | None, **options: Any) -> None:
+    from streamkd.pretraining import long_horizon
+    from streamkd.tune import cluster
+
+    plan = long_horizon.plan_of(options)
+    with (
+        cluster.mapped(address) if address else long_horizon.processes(jobs) as each,
+        bar("generations", None) as advance,
+    ):
+        made = long_horizon.meta_train(folder(out), plan, each=each, progress=advance)
+    for name, value in made.gate_prior.items():
+        click.echo(f"{name}: {show(value)}")
+    click.echo(f"wrote {out}\nnext: streamkd run CONFIG --set meta={out} --report DIR")
+
+
+def _learn_start(
+    out: Path, config: Path | None, overrides: tuple[str, ...], second_order: bool, **options: Any
+) -> None:
+    from streamkd import config as configuration
+    from streamkd.plugins import Registry
+    from streamkd.pretraining import gate as meta_training
+
     registry = Registry.load()
     tree = configuration.load(config, overrides, registry)
     phase = meta_training.phase_of({**options, "first_order": not second_order})

@@ -166,6 +166,6 @@ def _floor(blocks: Sequence[Tally]) -> float:
     return max(0.0, min(Tally.sum(blocks).floor[0], least))
 
 
-def doubt(noise: float) -> float:
-    """How far a label is to be doubted where a part ``noise`` of them seems wrong: 0 up to ``QUIET``, 1 at 0.3."""
-    return min(1.0, max(0.0, (noise - QUIET) / LOUD))
+def doubt(noise: float, quiet: float = QUIET, loud: float = LOUD) -> float:
+    """How far a label is to be doubted where a part ``noise`` of them seems wrong: 0 up to ``quiet``, 1 ``loud`` on."""
+    return min(1.0, max(0.0, (noise - quiet) / loud))

@@ -86,17 +86,18 @@ class LikelihoodGate(nn.Module):
         return weights_of(hard, shares, evidence.heard, evidence.labelled)
 
 
-def likelihood_of_samples(evidence: GateInputs) -> Float[Tensor, "batch teachers"]:
+def likelihood_of_samples(evidence: GateInputs, unmeasured: float = 0.5) -> Float[Tensor, "batch teachers"]:
     """The credit of each teacher at each sample's label; what was not measured is filled from the others heard.
 
-    Where nobody's was, it is log ½. Without a label it is the mean over what a teacher answers.
+    Where nobody's was, it is the logarithm of ``unmeasured``. Without a label it is the mean over what a teacher
+    answers.
     """
     table = evidence.credit.to(evidence.logits.dtype)
     told = evidence.heard & torch.isfinite(table[:, 0])
     credit = at_labels(table.nan_to_num(0.0).expand(len(evidence.labels), -1, -1), evidence)
     count = told.sum(1, keepdim=True)
     mean = (credit * told).sum(1, keepdim=True) / count.clamp_min(1)
-    return torch.where(told, credit, torch.where(count > 0, mean, math.log(0.5)))
+    return torch.where(told, credit, torch.where(count > 0, mean, math.log(unmeasured)))
 
 
 @hookimpl

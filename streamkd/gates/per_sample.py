@@ -10,24 +10,14 @@ from torch import Tensor, nn
 from streamkd.gates.gate import GateInputs, at_labels, share, weights_of
 from streamkd.gates.label_noise import doubt
 from streamkd.gates.likelihood import likelihood_of_samples
-from streamkd.hookspecs import Kind, Options, hookimpl
+from streamkd.gates.prior import GatePrior
+from streamkd.hookspecs import Kind, hookimpl
 
 
-class PerSampleOptions(Options):
+class PerSampleOptions(GatePrior):
     """A shared scorer: one small network scores every teacher of every sample."""
 
-    floor: float = Field(default=0.3, ge=0, le=1, description="least weight of a label that is believed")
     hidden: int = Field(default=16, gt=0)
-    hard: float = Field(default=0.5, ge=0, le=1, description="prior: weight of the label; the rest is distillation")
-    doubt: float = Field(
-        default=1.0, ge=0, le=1, description="prior: its weight on classes of which the teachers know nothing"
-    )
-    trust: float = Field(default=1.0, ge=0, description="prior: shares go as p(label) to this power")
-    slip: float = Field(default=0.2, ge=0, lt=1, description="prior: how far p(label) is drawn to chance before that")
-    credit: float = Field(default=1.0, ge=0, description="prior: and as the class's held-out p(label) to this one")
-    stale: float = Field(
-        default=0.25, gt=0, description="prior: what all stale answers together count beside one that is given now"
-    )
     span: float = Field(default=2.0, gt=0, description="how far, in logits, the scorer may move the prior")
 
 
@@ -38,7 +28,7 @@ class PerSampleGate(nn.Module):
     stale teachers heard, b the belief in the sample's label, 1 where labels are right (``belief``), and r_k what the
     teacher was worth on the newest records, where the world has changed (``GateInputs.present``):
 
-        v_k ∝ ((1 - slip)·p_k(y) + slip / C)^(b·trust) · exp(c_k)^credit · (stale / n where k is stale) · r_k
+        v_k ∝ ((1 - slip)·p_k(y) + slip / C)^(b·trust) · exp(c_k)^credit · (stale / n where k is stale) · r_k^present
         w_0 = max(hard, doubt·(1 - Σ v_k·exp(c_k) / (1 - noise))) · b
 
     Where a label may be wrong, what a teacher says of it tells less than what it said of held-out ones. A new record's
@@ -60,15 +50,16 @@ class PerSampleGate(nn.Module):
 
     def forward(self, evidence: GateInputs) -> Float[Tensor, "batch sources"]:
         features, likelihood = _features(evidence)
-        believed = _belief(evidence)
+        believed = self._belief(evidence)
         scores, credit = self._prior(evidence, likelihood, believed)
         shares = share(scores + self.span * torch.tanh(self.score(features).squeeze(-1)), evidence.heard)
         mixed = (shares.unsqueeze(-1) * features).sum(1)
         known = (shares * credit.exp()).sum(1) / max(1 - evidence.noise, 0.5)  # a wrong label was nobody's to know
-        first = (self.options.doubt * (1 - known)).clamp_min(self.options.hard) * believed
-        prior = torch.logit(first.clamp(0.02, 0.98))
+        options = self.options
+        first = (options.doubt * (1 - known)).clamp_min(options.hard) * believed
+        prior = torch.logit(first.clamp(options.room, 1 - options.room))
         hard = torch.sigmoid(prior + self.span * torch.tanh(self.hard(mixed).squeeze(-1)))
-        return weights_of(hard.maximum(self.options.floor * believed), shares, evidence.heard, evidence.labelled)
+        return weights_of(hard.maximum(options.floor * believed), shares, evidence.heard, evidence.labelled)
 
     def _prior(
         self, evidence: GateInputs, likelihood: Float[Tensor, "batch teachers"], believed: Float[Tensor, "batch"]
@@ -76,33 +67,32 @@ class PerSampleGate(nn.Module):
         """Scores of the teachers before anything was learned, and their credit."""
         options, classes = self.options, evidence.logits.shape[1]
         drawn = torch.log((1 - options.slip) * likelihood.exp() + options.slip / classes)
-        credit = likelihood_of_samples(evidence)
+        credit = likelihood_of_samples(evidence, options.unmeasured)
         scores = believed.unsqueeze(1) * options.trust * drawn + options.credit * credit
         if evidence.stale is not None:
             count = (evidence.heard & evidence.stale).sum(1, keepdim=True).clamp_min(1).to(scores.dtype)
             scores = scores + torch.where(evidence.stale, torch.log(options.stale / count), 0.0)
         if evidence.present is not None:
-            scores = scores + evidence.present.clamp_min(LEAST_PRESENT).log()
+            scores = scores + options.present * evidence.present.clamp_min(LEAST_PRESENT).log()
         return scores, credit
 
+    def _belief(self, evidence: GateInputs) -> Float[Tensor, "batch"]:
+        if evidence.met is None:
+            return torch.ones_like(evidence.logits[:, 0])
+        return belief(evidence.noise, evidence.met.to(evidence.logits.dtype), self.options)
 
-def _belief(evidence: GateInputs) -> Float[Tensor, "batch"]:
-    if evidence.met is None:
-        return torch.ones_like(evidence.logits[:, 0])
-    return belief(evidence.noise, evidence.met.to(evidence.logits.dtype))
 
-
-def belief(noise: float, met: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
+def belief(noise: float, met: Float[Tensor, "batch"], prior: GatePrior) -> Float[Tensor, "batch"]:
     """How far labels are believed where a part ``noise`` of them seems wrong, each learned ``met`` times before.
 
-    A label that is known by heart, because it was met ``OFTEN`` times, is believed less by the doubt that the noise
-    raises, and never less than ``LEAST``. Until then its belief falls evenly: a new class is learned from labels that
-    were met a few times, right or wrong.
+    A label that is known by heart, because it was met ``known_after`` times, is believed less by the doubt that the
+    noise raises, and never less than ``least_belief``. Until then its belief falls evenly: a new class is learned from
+    labels that were met a few times, right or wrong.
     """
-    return 1 - min(doubt(noise), 1 - LEAST) * (met / OFTEN).clamp_max(1)
+    doubted = min(doubt(noise, prior.noise_from, prior.noise_range), 1 - prior.least_belief)
+    return 1 - doubted * (met / prior.known_after).clamp_max(1)
 
 
-LEAST, OFTEN = 0.04, 60  # belief that noise cannot take; replays after which a label is known by heart
 FEATURES = 7  # of a teacher on a sample
 CREDIT = 3.0  # a mean over records, so it varies less than what one label says
 LEAST_PRESENT = 1e-4  # a teacher that was worth nothing has no weight, and a finite score

@@ -1,5 +1,6 @@
 """What phase 2 learned, as a directory: ``meta.json`` and ``meta.safetensors``.
 
+    gate_prior        numbers of the per-sample gate's prior (``streamkd.gates.prior``), all or some
     gate              weights of the step's gates: where the stream's begin, and what they are anchored to
     gate_notes        what else belongs to their state (of which teacher a row is), as JSON; of most gates nothing
     start             a one-class student: where the stream's student begins, its head row beginning every label
@@ -22,6 +23,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from streamkd.errors import ConfigError, StateError
+from streamkd.gates.prior import checked
 
 logger = logging.getLogger(__name__)
 SCHEMA = 1  # of the format
@@ -40,6 +42,7 @@ class Artefact:
     gate_optimizer: Weights = field(default_factory=dict)
     trained_on: Mapping[str, Any] = field(default_factory=dict)
     gate_notes: Mapping[str, Any] = field(default_factory=dict)
+    gate_prior: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def gate_state(self) -> dict[str, Any]:
@@ -78,15 +81,16 @@ class Artefact:
             parts["gate_optimizer"],
             document["trained_on"],
             document.get("gate_notes", {}),
+            checked(document.get("gate_prior", {})),
         )
 
     def _document(self) -> dict[str, Any]:
-        notes = {"gate_notes": dict(self.gate_notes)} if self.gate_notes else {}
+        parts = {"gate_notes": dict(self.gate_notes), "gate_prior": dict(self.gate_prior)}
         return {
             "schema": SCHEMA,
             "learned_for": dict(self.learned_for),
             "trained_on": dict(self.trained_on),
-            **notes,
+            **{name: part for name, part in parts.items() if part},
         }
 
     def _tensors(self) -> Weights:

@@ -12,7 +12,7 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -48,6 +48,25 @@ def run(controller: Controller) -> None:
         from streamkd.tune import tuner
 
         tuner.fit(controller, notes)
+
+
+@contextmanager
+def mapped(address: str) -> Iterator[Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]]:
+    """``map`` over the processors of the cluster, for calls that need one each; answers come in the order asked.
+
+    Raises:
+        ConfigError, StreamkdError: as ``run``.
+    """
+    with (
+        TemporaryDirectory(prefix="streamkd-", ignore_cleanup_errors=True) as notes,
+        _connected(address, notes) as ray,
+    ):
+
+        def each(call: Callable[[Any], Any], asked: Sequence[Any]) -> list[Any]:
+            remote = ray.remote(num_cpus=1)(call)
+            return list(ray.get([remote.remote(one) for one in asked]))
+
+        yield each
 
 
 def _refuse_too_much(settings: Settings, machines: Sequence[Mapping[str, Any]]) -> None:

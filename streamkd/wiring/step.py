@@ -51,8 +51,8 @@ def step_of(
     transfer = _transfer(config, registry, student, context("share"))
     memory = _memory(config, registry)
     pool = _pool(config, registry, memory, *_teachers(config, registry, context))
-    gate = _gate(config, registry, "gate", config.gate).to(device)
-    losses = [_term(config, registry, index, device) for index in range(len(config.losses))]
+    gate = _gate(config, registry, "gate", config.gate, begun).to(device)
+    losses = [_term(config, registry, index, device, begun) for index in range(len(config.losses))]
     adapter = _adapter(config, registry, gate, losses, pool, begun)
     optimizer = _optimizer(config, [*student.parameters(), *terms.prepare(losses, student, pool, schema)])
     step = Step(
@@ -172,14 +172,16 @@ def _optimizer(config: Config, parameters: list[torch.nn.Parameter]) -> torch.op
     return optimizers.build(config.optimizer.name, parameters, **config.optimizer.rates)
 
 
-def _term(config: Config, registry: Registry, index: int, device: torch.device) -> Term:
+def _term(config: Config, registry: Registry, index: int, device: torch.device, begun: Artefact) -> Term:
     path, choice = f"losses.{index}", config.losses[index]
-    gate = _gate(config, registry, f"{path}.gate", choice.gate).to(device) if choice.gate else None
+    gate = _gate(config, registry, f"{path}.gate", choice.gate, begun).to(device) if choice.gate else None
     return Term(make(registry, path, "losses", choice), choice.weight, gate)
 
 
-def _gate(config: Config, registry: Registry, path: str, choice: Choice) -> Any:
-    """A gate; the teachers that it names are there, or are snapshots to come."""
+def _gate(config: Config, registry: Registry, path: str, choice: Choice, begun: Artefact) -> Any:
+    """A gate, from the prior that ``begun`` has; the teachers that it names are there, or are snapshots to come."""
+    if choice.name == "per-sample" and begun.gate_prior:
+        choice = Choice.model_validate({**choice.model_dump(), **begun.gate_prior})
     gate = make(registry, path, "gates", choice)
     keys = [teacher.key for teacher in config.teachers]
     for name in gate.named if isinstance(gate, FixedGate) else ():

@@ -17,6 +17,7 @@ from streamkd_baselines.shared import PerClassGate, ScalarGate, SharedOptions, S
 from streamkd.gates.gate import FixedGate, FixedOptions, Gate, GateInputs, Measured, at_labels, imbalance
 from streamkd.gates.likelihood import LikelihoodGate, LikelihoodOptions
 from streamkd.gates.per_sample import PerSampleGate, belief
+from streamkd.gates.prior import GatePrior
 
 seeds = st.integers(0, 10_000)
 
@@ -155,14 +156,14 @@ def test_the_scorer_begins_at_the_documented_prior(
 def test_belief_falls_with_the_label_noise_and_never_to_nothing() -> None:
     """Of labels known by heart: whole up to 0.05, a half at 0.175, and 0.04 from 0.29 on."""
     noise, met = (0.0, 0.05, 0.175, 0.29, 0.9), torch.full((1,), 200.0)
-    assert [belief(part, met).item() for part in noise] == pytest.approx([1.0, 1.0, 0.5, 0.04, 0.04])
+    assert [belief(part, met, GatePrior()).item() for part in noise] == pytest.approx([1.0, 1.0, 0.5, 0.04, 0.04])
 
 
 def test_labels_that_were_met_a_few_times_are_needed_more() -> None:
     """Under noise a new label counts whole, one met thirty times half as much, one met sixty times next to nothing."""
     met = torch.tensor([0.0, 30.0, 60.0, 1000.0])
-    assert belief(0.4, met).tolist() == pytest.approx([1.0, 0.52, 0.04, 0.04])
-    assert belief(0.0, met).tolist() == [1.0] * 4
+    assert belief(0.4, met, GatePrior()).tolist() == pytest.approx([1.0, 0.52, 0.04, 0.04])
+    assert belief(0.0, met, GatePrior()).tolist() == [1.0] * 4
 
 
 def test_stale_answers_together_count_a_quarter_of_one_that_is_given_now() -> None:

@@ -63,6 +63,13 @@ def told(found: Any) -> list[Any]:
     ]
 
 
+@pytest.mark.timeout(600)  # Ray is started
+def test_calls_are_mapped_over_a_cluster(head: str) -> None:
+    """Their answers come in the order in which they were asked for."""
+    with cluster.mapped(head) as each:
+        assert each(os.path.basename, ["/tmp/a", "b", "/c"]) == ["a", "b", "c"]
+
+
 @pytest.mark.timeout(600)  # Ray is started, and an actor's imports are made
 def test_a_search_on_ray_is_the_search_that_it_is_here(head: str, tmp_path: Path) -> None:
     """One trial at a time, with proposals, halving and deeds of every kind: values, readings, states and reasons are
