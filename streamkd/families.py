@@ -103,6 +103,9 @@ FAMILIES: Mapping[str, Family] = {
     "label_noise_ratio": _gauge(
         "Estimated label noise: part of the labels that are wrong; NaN where it cannot be told, ignored below 0.05."
     ),
+    "producer_noise_ratio": _gauge(
+        "Part of a producer's labels that are wrong beyond what is of all; withheld from 0.05 on.", "producer"
+    ),
     "gate_adaptations_total": _counter("Meta-adaptations of the gate."),
     "gate_adaptation_faults_total": _counter(
         "Meta-adaptations that were left out (memory, not_finite) or taken by finite differences for once (forward).",

@@ -189,6 +189,9 @@ class RecordSchema(Model):
     label: str = "label"
     label_type: LabelType = "int"
     task: str | None = None
+    producer: str | None = Field(
+        default=None, description="who labelled a record; whoever is contradicted more than others is heard less"
+    )
     id: str | None = None
     event_time: str | None = None
     unlabelled: bool = Field(default=False, description="`stream.unlabelled` says it: records may lack their label")
@@ -205,7 +208,8 @@ class RecordSchema(Model):
 
     @model_validator(mode="after")
     def _names_differ(self) -> "RecordSchema":
-        names = [c.name for c in self.inputs] + [self.label] + [n for n in (self.task, self.id, self.event_time) if n]
+        others = (self.task, self.producer, self.id, self.event_time)
+        names = [c.name for c in self.inputs] + [self.label] + [name for name in others if name]
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise ValueError(f"each column has one role; used twice: {', '.join(twice)}")
@@ -268,13 +272,15 @@ class Records:
     """Encoded good rows: ``inputs`` [records, *shape] in the schema's element type, and their labels.
 
     The label of a record that has none is ``None``; only streams that distil such records take it. ``tasks`` is
-    ``None`` where the stream has no task column. ``offsets`` [records] int64.
+    ``None`` where the stream has no task column, ``producers`` where it does not say who labels; one may be ``None``.
+    ``offsets`` [records] int64.
     """
 
     inputs: np.ndarray
     labels: Sequence[Label | None]
     tasks: Sequence[Label] | None
     offsets: np.ndarray
+    producers: Sequence[str | None] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -287,12 +293,13 @@ class Records:
 
     def take(self, rows: Sequence[int]) -> "Records":
         """These rows alone."""
-        labels, tasks = self.labels, self.tasks
+        labels, tasks, producers = self.labels, self.tasks, self.producers
         return Records(
             self.inputs[rows],
             [labels[row] for row in rows],
             None if tasks is None else [tasks[row] for row in rows],
             self.offsets[rows],
+            None if producers is None else [producers[row] for row in rows],
         )
 
 

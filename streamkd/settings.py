@@ -119,7 +119,7 @@ class Stream(Model):
             raise ValueError(
                 f"labels needs predictions that bring every input column, and the student does not read {left_out[0]!r}"
             )
-        if "prediction_id" in (self.records.label, self.records.task):
+        if "prediction_id" in (self.records.label, self.records.task, self.records.producer):
             raise ValueError("labels needs the name prediction_id for itself; rename the column")
         return self
 

@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -19,6 +20,7 @@ from streamkd.avalanche import available
 from streamkd.config import Config
 from streamkd.errors import StateConflict
 from streamkd.evaluate.live import LiveQuality
+from streamkd.gates.producers import Producers
 from streamkd.learner import resuming
 from streamkd.learner.feed import Feed
 from streamkd.learner.prequential import Prequential
@@ -73,6 +75,7 @@ class Learner:
         self.tasks = Tasks(dict(wiring.make_all(registry, "detectors", config.detectors)))
         self.class_weights = None if (given := config.publish.class_weights) is None else ClassWeights(given)
         self.prequential = Prequential(source, schema, self.device, self.labels, journal, self.class_weights)
+        self.producers = Producers(config.seed) if schema.producer else None
         self.quality = LiveQuality()
         self.observers = Observers(wiring.make_all(registry, "observers", config.observers), self.recorder)
         self._selector: Selector = wiring.make(registry, "publish.model", "selectors", config.publish.model)
@@ -174,6 +177,7 @@ class Learner:
         if boundary is not None:
             self._begin_task(boundary, new=len(self.tasks.names) > known)
         batch = tensors(records, self.labels, self.tasks.current, self.device)
+        told, batch = batch.y, self._believed(batch, records)
         self.prequential.score(batch, records, self.step)
         # a student with dropout draws from torch's own generator: by the step's number, so that resuming is exact
         torch.default_generator.manual_seed(self.config.seed * 1_000_003 + self.steps)
@@ -182,11 +186,21 @@ class Learner:
         self.steps += 1
         self.last_step_at = time.time()
         wrong = self.prequential.count(taken, self.step.mixture.last)
+        said = self.step.mixture.last
+        if self.producers is not None and records.producers and said is not None and not taken.skipped:
+            self.producers.learn(records.producers, told.cpu().numpy(), said.mixed)
         if self.tasks.scoring:
             self.tasks.score(wrong)
         self._count(taken, time.perf_counter() - begun)
         right = 1 - float(wrong.mean()) if len(wrong) else math.nan
         self.observers.tell("on_step", self.records, float(taken.loss), right)
+
+    def _believed(self, batch: TensorBatch, records: Records) -> TensorBatch:
+        """Without the labels that are withheld, of producers that are doubted."""
+        if self.producers is None or records.producers is None:
+            return batch
+        heard = self.producers.heard(records.producers, batch.y.cpu().numpy(), self.steps)
+        return replace(batch, y=torch.from_numpy(heard).to(batch.y.device))
 
     def _take(self, batch: TensorBatch) -> Taken:
         if self._strategy is not None:
@@ -275,6 +289,7 @@ class Learner:
             "tasks": self.tasks.state_dict(),
             "measures": self.prequential.state_dict(),
             "quality": self.quality.state_dict(),
+            "producers": None if self.producers is None else self.producers.state_dict(),
             "bad_in_a_row": self.feed.bad_in_a_row,
             "learned": None if self._adapter is None else resuming.state_of(self.step, self._adapter, self._begun),
         }
@@ -306,6 +321,8 @@ class Learner:
         if "measures" in tree:  # before, right ones alone were counted
             self.prequential.load_state_dict(tree["measures"])
         self.quality.load_state_dict(tree["quality"])
+        if self.producers is not None and tree.get("producers") is not None:
+            self.producers.load_state_dict(tree["producers"])
         self.feed.bad_in_a_row = tree["bad_in_a_row"]
         if tree["learned"] is not None:
             self._restore_learned(tree["learned"], saved)

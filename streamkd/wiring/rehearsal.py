@@ -56,7 +56,8 @@ def rehearse_source(config: Config, registry: Registry, schema: RecordSchema) ->
 def _refuse_limits(limits: Limits, schema: RecordSchema) -> None:
     """Under these every batch that is pushed would be refused."""
     held_bytes = sum(c.size * np.dtype(c.dtype).itemsize for c in schema.inputs if c.kind == "tensor")
-    for key, needed in (("columns", len(schema.inputs) + 1 + bool(schema.task)), ("row_bytes", held_bytes)):
+    columns = len(schema.inputs) + 1 + bool(schema.task) + bool(schema.producer)
+    for key, needed in (("columns", columns), ("row_bytes", held_bytes)):
         if needed > (given := getattr(limits, key)):
             raise ConfigError(
                 f"a record of this stream needs {needed}, got {given}",

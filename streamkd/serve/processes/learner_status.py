@@ -64,6 +64,7 @@ def status_of(learner: Learner, rate: float, version: int | None, answering: int
             "label_noise": learner.step.pool.noise if learner.started else None,
             "label_noise_asked": learner.started and learner.step.pool.asks_noise,
         },
+        "producers": _producers(learner),
         "boundaries": [
             {"record": b.record, "detector": b.detector, "task": b.task} for b in learner.tasks.boundaries[-BOUNDARIES:]
         ],
@@ -73,6 +74,14 @@ def status_of(learner: Learner, rate: float, version: int | None, answering: int
         "device": str(learner.device),
         "history": quality.history,
     }
+
+
+def _producers(learner: Learner) -> list[Json]:
+    """Of each producer of labels, how many were compared and what part is wrong beyond what is of all."""
+    if (known := learner.producers) is None:
+        return []
+    records = known.records
+    return [{"name": name, "records": records[name], "noise": noise} for name, noise in known.noise.items()]
 
 
 def _repeats(learner: Learner) -> Json:
@@ -199,6 +208,8 @@ class Gauges:
         if status["gate"]["label_noise_asked"]:
             noise = status["gate"]["label_noise"]
             recorder.set("label_noise_ratio", math.nan if noise is None else noise)
+        for producer in status["producers"]:
+            recorder.set("producer_noise_ratio", producer["noise"], producer=producer["name"])
         for teacher in status["teachers"]:
             self._set("teacher_marginal_gain_ratio", teacher["marginal_gain"], teacher=teacher["name"])
         names = {teacher["name"] for teacher in status["teachers"]}

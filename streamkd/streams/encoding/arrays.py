@@ -35,7 +35,9 @@ def encode_rows(
     bad: dict[int, Reject] = {}
     inputs = _join([_column(rows.column(column.name), column, numbers, bad) for column in schema.inputs], schema)
     tasks = rows.column(schema.task).to_pylist() if schema.task else None
-    records = Records(inputs, rows.column(schema.label).to_pylist(), tasks, numbers.astype(np.int64) + partition_offset)
+    producers = rows.column(schema.producer).to_pylist() if schema.producer else None
+    labels, offsets = rows.column(schema.label).to_pylist(), numbers.astype(np.int64) + partition_offset
+    records = Records(inputs, labels, tasks, offsets, producers)
     if bad:
         records = records.take([place for place, row in enumerate(numbers.tolist()) if row not in bad])
     return records, list(bad.values())

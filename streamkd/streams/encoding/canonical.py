@@ -81,6 +81,8 @@ def _each_place(schema: RecordSchema) -> Iterator[Place]:
     yield Place(schema.label, label, "missing_label", optional=schema.unlabelled)
     if schema.task:
         yield Place(schema.task, pa.string(), "missing_task")
+    if schema.producer:
+        yield Place(schema.producer, pa.string(), None)
     if schema.id:
         yield Place(schema.id, pa.string(), None)
     if schema.event_time:

@@ -321,9 +321,9 @@ def _refuse_large(arrays: list[pa.Array], row_bytes: int, faults: _Faults) -> No
 
 
 def _refuse_long_names(arrays: list[pa.Array], schema: RecordSchema, faults: _Faults) -> None:
-    """Labels and tasks are kept for as long as the learner lives, and shown: they are names, not texts."""
+    """Labels, tasks and producers are kept for as long as the learner lives, and shown: they are names, not texts."""
     for array, place in zip(arrays, places(schema), strict=True):
-        if place.name in (schema.label, schema.task) and pa.types.is_string(array.type):
+        if place.name in (schema.label, schema.task, schema.producer) and pa.types.is_string(array.type):
             long = pc.binary_length(array).fill_null(0).to_numpy(zero_copy_only=False) > NAME_BYTES
             faults.add(np.flatnonzero(long), "too_large", f"{place.name}: more than {NAME_BYTES} bytes")
 

@@ -48,7 +48,9 @@ class Decoder:
         first, last = (bisect.bisect_left(block.offsets, at) for at in (chunk.offset, chunk.next_offset))
         whole = block.records
         tasks = None if whole.tasks is None else whole.tasks[first:last]
-        records = Records(whole.inputs[first:last], whole.labels[first:last], tasks, whole.offsets[first:last])
+        producers = None if whole.producers is None else whole.producers[first:last]
+        offsets = whole.offsets[first:last]
+        records = Records(whole.inputs[first:last], whole.labels[first:last], tasks, offsets, producers)
         if not block.rejects:
             return records, []
         shift = chunk.offset - block.start

@@ -223,6 +223,7 @@ class Joins:
         known = {column.name: kept.column(place) for place, column in enumerate(schema.inputs)}
         known[schema.label] = [match.given.label for match in matches]
         known |= {schema.task: [match.given.task for match in matches]} if schema.task else {}
+        known |= {schema.producer: [None] * len(matches)} if schema.producer else {}
         known |= {schema.id: [match.given.name for match in matches]} if schema.id else {}
         known |= {schema.event_time: asked} if schema.event_time else {}
         arrays = [

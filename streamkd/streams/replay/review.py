@@ -167,7 +167,7 @@ def _twins(schema: RecordSchema, train: Split, tests: pa.Table) -> int:
 
 def _contents(table: pa.Table, schema: RecordSchema) -> Iterator[int]:
     """A hash of each good record's inputs and label, however its columns are written."""
-    plain = schema.model_copy(update={"task": None, "id": None, "event_time": None})
+    plain = schema.model_copy(update=dict.fromkeys(("task", "producer", "id", "event_time")))
     names = arrow_schema(plain).names
     for batch in table.select(names).combine_chunks().to_batches():
         rows, _ = sift(batch, plain)

@@ -207,7 +207,7 @@ class Replay:
         columns[self._schema.label] = label
         if self._schema.task:
             columns[self._schema.task] = part.tasks_of(rows, form)
-        for name in (self._schema.id, self._schema.event_time):
+        for name in (self._schema.producer, self._schema.id, self._schema.event_time):
             if name:
                 columns[name] = table.column(name).combine_chunks()
         return pa.RecordBatch.from_pydict(columns)

@@ -196,13 +196,13 @@ def _meant(schema: RecordSchema) -> dict[str, Meant]:
     kinds: dict[str, Meant] = {"tensor": "number", "text": "text", "category": "text"}
     meant = {c.name: kinds[c.kind] for c in schema.inputs if c.kind in kinds}
     meant |= {schema.label: "text"} if schema.label_type == "string" else {}
-    return meant | ({schema.task: "text"} if schema.task else {})
+    return meant | {name: "text" for name in (schema.task, schema.producer) if name}
 
 
 def _columns(rows: Rows, schema: RecordSchema, where: str, also: Sequence[str] = ()) -> tuple[str, ...]:
     """The columns to read: all of the schema that the rows have, the task only where they have one."""
     needed = [column.name for column in schema.inputs] + [schema.label]
-    needed += [name for name in (schema.id, schema.event_time) if name]
+    needed += [name for name in (schema.producer, schema.id, schema.event_time) if name]
     there = rows.schema.names
     for name in (*needed, *also):
         if there.count(name) > 1:

@@ -26,6 +26,7 @@ SCHEMA = RecordSchema(
     inputs=(InputColumn(name="x", shape=(2,)), InputColumn(name="words", kind="text", shape=(4,))),
     label_type="string",
     task="task",
+    producer="who",
     id="key",
     event_time="at",
 )
@@ -109,7 +110,10 @@ def a_case(**settings: Any) -> Iterator[Case]:
 
 
 def test_a_label_makes_a_record_of_its_prediction() -> None:
-    """Inputs, label, task, the key as id, the time of asking as event time; beside it what was answered and by whom."""
+    """Inputs, label, task, the key as id, the time of asking as event time; beside it what was answered and by whom.
+
+    Whoever labelled it is not known.
+    """
     with a_case() as case:
         case.put(kept([("a", 1), ("b", 2)]))
         receipt = case.put(labelled([("b/1", "yes"), ("a", "no")]))
@@ -123,6 +127,7 @@ def test_a_label_makes_a_record_of_its_prediction() -> None:
             "b/1",
         )
         assert row["at"].timestamp() * 1e6 == ASKED + 2
+        assert row["who"] is None
         assert other["words"] == "word 0"
         answer = case.log.answers(0, 1)[0]
         assert (answer.label, answer.version) == ("said 2", 7)
