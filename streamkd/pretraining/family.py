@@ -26,7 +26,7 @@ from streamkd.meta import artefact
 from streamkd.meta.artefact import Artefact
 from streamkd.plugins import Registry
 from streamkd.pretraining import worlds
-from streamkd.pretraining.synthetic import Outsider, OutsiderNature, closed_form
+from streamkd.pretraining.outsiders import NATURES, Outsider, closed_form
 from streamkd.pretraining.worlds import Draw, World
 from streamkd.records import Chunk, RecordSchema
 from streamkd.teachers.teacher import TeacherContext
@@ -38,7 +38,6 @@ NOISY, NOISE = 0.4, (0.1, 0.45)  # of the streams; of their labels
 TESTED = 150  # records of a task
 TAUGHT = 1_200  # records that strangers have learned from, under their own draw
 SOME = 0.5  # of the streams have strangers, one or two
-NATURES: tuple[OutsiderNature, ...] = ("good", "permuted", "random", "half", "late", "partial", "lying")
 ALWAYS = ({"name": "ema"}, {"name": "memory"})
 SOMETIMES = {"analytic": 0.3, "snapshot": 0.3}
 PRESENT = ("linear", "forgetting")  # half of the streams that drift have them

@@ -25,7 +25,7 @@ from streamkd.gates.per_sample import PerSampleGate, PerSampleOptions
 from streamkd.gates.prior import NAMES, GatePrior, moved
 from streamkd.meta import artefact
 from streamkd.meta.artefact import Artefact
-from streamkd.pretraining import family, worlds
+from streamkd.pretraining import family, outsiders, worlds
 from streamkd.pretraining.evolution import Evolution
 from streamkd.records import Model
 from streamkd.settings import Positive
@@ -46,7 +46,7 @@ class LongHorizon(Model):
     pairs: Positive = Field(default=12, description="streams of a generation, each learned under two gates")
     networks: bool = Field(default=False, description="beside the prior's numbers the last layers of its two networks")
     sigma: float = Field(default=0.3, gt=0, le=2, description="how far a generation's gates stand from their mean")
-    rate: float = Field(default=0.05, gt=0, le=1, description="how far the mean moves in a generation, at most about")
+    rate: float = Field(default=0.2, gt=0, le=1, description="twice how far the mean moves in a generation, at most")
     pull: float = Field(default=0.02, ge=0, le=1, description="how strongly it is drawn to where it began")
     least: Positive = Field(default=500, description="records of a stream, at least")
     most: Positive = Field(default=2_000, description="and at most")
@@ -215,7 +215,7 @@ def _trained_on(plan: LongHorizon) -> dict[str, Any]:
             "worlds": list(worlds.KINDS),
             "pictures": worlds.pictures_of(),
             "orders": list(family.ORDERS),
-            "strangers": list(family.NATURES),
+            "strangers": list(outsiders.NATURES),
             "streams": [first, first + plan.generations * plan.pairs - 1],
         },
         "plan": plan.model_dump(mode="json"),

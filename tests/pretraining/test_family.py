@@ -7,7 +7,7 @@ import torch
 from streamkd.gates.prior import GatePrior
 from streamkd.meta.artefact import Artefact
 from streamkd.pretraining import family, worlds
-from streamkd.pretraining.synthetic import Outsider, closed_form
+from streamkd.pretraining.outsiders import NATURES, Outsider, closed_form
 
 SHORT = (60, 90)
 
@@ -29,7 +29,7 @@ def test_a_stream_is_drawn_from_its_number() -> None:
 def test_the_family_has_every_world_order_and_stranger() -> None:
     """Of a hundred, each kind; and about as many with wrong labels as there should be."""
     names = [family.draw(seed, SHORT).name for seed in range(100)]
-    for kind in (*worlds.KINDS, *(f"by {order}" for order in family.ORDERS), *family.NATURES):
+    for kind in (*worlds.KINDS, *(f"by {order}" for order in family.ORDERS), *NATURES):
         assert any(kind in name for name in names), kind
     assert np.mean(["wrong" in name for name in names]) == pytest.approx(family.NOISY, abs=0.15)
 
