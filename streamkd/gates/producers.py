@@ -2,7 +2,7 @@
 
     e_j = Σ 1[answer ≠ label] - (1 - p(answer)),  n_j = Σ p(answer)        over the records of producer j; they fade
     x_j = e_j / (n_j + PSEUDO)                                            what is contradicted more than was to be
-    noise_j = x_j - median(x) - its standard error, at least 0            expected, beside the other producers
+    noise_j = x_j - median(x) where that is beyond two standard errors    expected, beside the other producers
 
 Who answers knows how sure he is, so that hard records of an honest producer cost him nothing; and a world that changes,
 which contradicts everybody's answers, contradicts all producers alike. Of a producer's labels as many are withheld as
@@ -23,6 +23,7 @@ MOST = 32  # producers that are told apart; those that come later are one
 OTHERS = ""
 HALF_LIFE = 1_000  # records of a producer after which one counts half
 PSEUDO = 10.0  # sure answers' worth of nothing found that each begins with: he is drawn to the others
+ERRORS = 2.0  # standard errors that are an honest producer's by chance
 HEARD = 0.1  # of a producer's labels, however wrong they are
 
 Names = Sequence[str | None]
@@ -43,7 +44,8 @@ class Producers:
         sure, excess, variance, _ = np.stack(list(self._counts.values())).T
         found, error = excess / (sure + PSEUDO), np.sqrt(variance + 1) / (sure + PSEUDO)
         usual = np.sort(found)[(len(found) - 1) // 2]
-        return dict(zip(self._counts, np.clip(found - usual - error, 0, 1).tolist(), strict=True))
+        beyond = np.where(found - usual > ERRORS * error, np.minimum(found - usual, 1.0), 0.0)
+        return dict(zip(self._counts, beyond.tolist(), strict=True))
 
     @property
     def records(self) -> dict[str, int]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from streamkd.gates.producers import HEARD, MOST, OTHERS, PSEUDO, Producers
+from streamkd.gates.producers import ERRORS, HEARD, MOST, OTHERS, PSEUDO, Producers
 
 LIES: Mapping[str, float] = {"a": 0.0, "b": 0.0, "c": 0.0, "d": 0.0, "liar": 0.4}
 
@@ -36,14 +36,16 @@ def test_the_liar_is_told_from_the_others() -> None:
 
 
 def test_it_is_said_in_closed_form() -> None:
-    """Contradicted more than expected, drawn to nothing, beside the median, less a standard error."""
+    """Contradicted more than expected, drawn to nothing, beside the median; nothing within two standard errors."""
     one = Producers(0)
-    one.learn(["a", "b", "b"], np.array([0, 0, 1]), np.array([[0.8, 0.2]] * 3))
-    n, e, v = np.array([0.8, 1.6]), np.array([-0.2, 0.6]), np.array([0.16, 0.32])
-    x, error = e / (n + PSEUDO), np.sqrt(v + 1) / (n + PSEUDO)
-    wanted = np.clip(x - x.min() - error, 0, 1)
-    assert list(one.noise.values()) == pytest.approx(wanted.tolist(), abs=1e-2)
-    assert one.records == {"a": 1, "b": 2}
+    for count in (1, 9):
+        one.learn(["a", "b"] * count, np.array([0, 1] * count), np.array([[0.8, 0.2]] * 2 * count))
+        n, e, v = 0.8 * count, np.array([-0.2, 0.8]) * count, 0.16 * count
+        x, error = e / (n + PSEUDO), np.sqrt(v + 1) / (n + PSEUDO)
+        gap = float(x[1] - x[0])
+        assert list(one.noise.values()) == pytest.approx([0.0, gap if gap > ERRORS * error else 0.0], abs=1e-2)
+        assert bool(one.noise["b"]) == (count > 1)
+        one = Producers(0)
 
 
 @pytest.mark.parametrize(("common", "skill"), [(0.3, 0.9), (0.0, 0.4)])
