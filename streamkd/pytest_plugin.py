@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-RECORDS, CLASSES, FEATURES = 500, 4, 8
+RECORDS, CLASSES, FEATURES = 300, 4, 8
 READY_SECONDS = 120.0
 
 

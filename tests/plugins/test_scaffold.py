@@ -60,12 +60,12 @@ def test_every_kind_passes_its_own_tests(python: Path, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_what_is_installed_is_checked(python: Path, folder: Path) -> None:
-    """`plugins check` holds every one of them to its contract, and says how long that took."""
-    command = [python, "-m", "streamkd", "plugins", "check", "--json"]
-    rows = json.loads(subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=110).stdout)
-    mine = {row["name"]: row for row in rows if row["name"] in NAMES.values()}
-    assert {name: row["verdict"] for name, row in mine.items()} == dict.fromkeys(NAMES.values(), "keeps its contract")
-    assert all(row["seconds"] >= 0 and not row["fault"] for row in mine.values())
+    """`plugins check` holds it to its contract, and says how long that took."""
+    command = [python, "-m", "streamkd", "plugins", "check", NAMES["gate"], "--json"]
+    [row] = json.loads(subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=110).stdout)
+    assert (row["kind"], row["name"], row["verdict"]) == ("gate", NAMES["gate"], "keeps its contract")
+    assert row["seconds"] > 0
+    assert not row["fault"]
 
 
 @pytest.mark.slow
