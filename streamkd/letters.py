@@ -4,14 +4,14 @@
     state.sqlite  refused by the learner   ─► learner-3  ─┼─► JSON lines, to be mended
                                                           └─► a running server, each counted once
 
-It works beside a running server: each step is one short transaction.
+It works beside a running server: what is read holds up nobody, and what is let go is one short transaction.
 """
 
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -90,10 +90,10 @@ def letters(state: Path, names: Sequence[str] = (), reason: str | None = None) -
 
 def drop(state: Path, chosen: Sequence[Letter]) -> None:
     """Let them go."""
-    for place, change in _places(state):
+    for place, opened in _places(state, change=True):
         numbers = [letter.letter.id for letter in chosen if letter.name.startswith(f"{place}-")]
         if numbers:
-            with change() as kept:
+            with opened as kept:
                 kept.drop(numbers)
 
 
@@ -104,10 +104,22 @@ def as_lines(chosen: Sequence[Letter]) -> Iterator[str]:
             yield row if isinstance(row, str) else json.dumps(row, default=_plain)
 
 
+def sendings(chosen: Sequence[Letter]) -> list[tuple[list[Letter], pa.RecordBatch]]:
+    """Those that can be sent again, together where their columns are the same: by these a server refuses."""
+    alike: dict[str, list[tuple[Letter, pa.RecordBatch]]] = {}
+    for letter in chosen:
+        if (batch := letter.batch()) is not None:
+            alike.setdefault(str(batch.schema), []).append((letter, batch))
+    apart = (zip(*some, strict=True) for some in alike.values())
+    return [([*same], pa.concat_batches([*batches])) for same, batches in apart]
+
+
 def producer_of(chosen: Sequence[Letter]) -> str:
     """Under which name they are sent: the same ones again are the same batches, and count once."""
-    names = " ".join(letter.name for letter in chosen)
-    return f"dead-letters-{hashlib.sha256(names.encode()).hexdigest()[:16]}"
+    told = hashlib.sha256()
+    for letter in chosen:
+        told.update(f"{letter.name} {letter.letter.created} ".encode() + (letter.letter.record or b""))
+    return f"dead-letters-{told.hexdigest()[:16]}"
 
 
 def _plain(value: Any) -> Any:
@@ -115,31 +127,37 @@ def _plain(value: Any) -> Any:
 
 
 def _all(state: Path) -> Iterator[Letter]:
-    for place, change in _places(state):
-        with change() as kept:
+    for place, opened in _places(state, change=False):
+        with opened as kept:
             after = 0
             while found := kept.list(PIECE, after):
                 yield from (Letter(f"{place}-{letter.id}", letter) for letter in found)
                 after = found[-1].id
 
 
-def _places(state: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Where letters are kept, and how to get at them in a transaction."""
+def _places(state: Path, change: bool) -> Iterator[tuple[str, AbstractContextManager[DeadLetters]]]:
+    """Where letters are kept, each to be opened once: to look, or in a transaction to ``change`` something."""
     directory = StateDirectory(state)
     if not directory.exists():
         raise StateError("is no state directory", where=str(state), fix="name the one that `serve` was given")
     if directory.log.exists():
-        yield LOG, lambda: _of_log(directory.log)
-    yield LEARNER, lambda: _of_learner(directory)
+        yield LOG, _of_log(directory.log, change)
+    yield LEARNER, _of_learner(directory, change)
 
 
 @contextmanager
-def _of_log(path: Path) -> Iterator[DeadLetters]:
-    with closing(Log(path)) as log, log.file.writing() as writer:
-        yield DeadLetters(writer)
+def _of_log(path: Path, change: bool) -> Iterator[DeadLetters]:
+    with (
+        closing(Log(path, read_only=not change)) as log,
+        log.file.writing() if change else log.file.reading() as connection,
+    ):
+        yield DeadLetters(connection)
 
 
 @contextmanager
-def _of_learner(directory: StateDirectory) -> Iterator[DeadLetters]:
-    with closing(directory.connect()) as connection, transaction(connection):
+def _of_learner(directory: StateDirectory, change: bool) -> Iterator[DeadLetters]:
+    with (
+        closing(directory.connect(read_only=not change)) as connection,
+        transaction(connection) if change else nullcontext(),
+    ):
         yield DeadLetters(connection)

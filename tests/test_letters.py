@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,21 @@ def test_a_record_is_sent_as_it_came_unless_it_is_none(state: Path) -> None:
     assert sent == [[{"x": [1, 2], "label": 3}], [{"x": 7, "label": 4}], [{"x": 2.5, "label": "b"}]]
     assert letters.producer_of(found) == letters.producer_of(letters.letters(state))
     assert letters.producer_of(found) != letters.producer_of(found[:2])
+
+
+def test_letters_are_sent_with_those_of_the_same_columns(state: Path) -> None:
+    """A refusal by columns keeps back none of the others; what is no record is not sent."""
+    found = letters.letters(state)
+    sent = [([letter.name for letter in some], batch.num_rows) for some, batch in letters.sendings(found)]
+    assert sent == [(["log-1"], 1), (["log-2"], 1), (["learner-1"], 1)]
+    [(some, batch)] = letters.sendings([found[0], found[0]])
+    assert (len(some), batch.num_rows) == (2, 2)
+
+
+def test_looking_holds_up_nobody(state: Path) -> None:
+    """While somebody writes into the log its letters can be read."""
+    with closing(Log(StateDirectory(state).log)) as log, log.file.writing():
+        assert names(state) == ["log-1", "log-2", "log-3", "learner-1"]
 
 
 def test_what_is_let_go_is_gone_and_numbers_are_not_used_again(state: Path) -> None:

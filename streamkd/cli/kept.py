@@ -10,6 +10,7 @@ import click
 
 from streamkd.cli.options import JSON, STATE, TOKEN
 from streamkd.cli.terminal import table
+from streamkd.errors import RecordError
 
 
 @click.command()
@@ -140,11 +141,16 @@ def dlq_replay(
     from streamkd import letters
     from streamkd.producer.push import push
 
-    chosen = [letter for letter in letters.letters(state, names, reason) if letter.batch() is not None]
-    batches = [batch for letter in chosen if (batch := letter.batch()) is not None]
-    summary = push(batches, url, stream, letters.producer_of(chosen), token)
-    letters.drop(state, chosen)
-    click.echo(f"{summary.sent} records sent, {summary.accepted} accepted, {summary.rejected} rejected again")
+    counts = Counter[str]()
+    for some, batch in letters.sendings(letters.letters(state, names, reason)):
+        try:
+            summary = push([batch], url, stream, letters.producer_of(some), token)
+        except RecordError as fault:  # of these columns; the others go on
+            click.echo(f"{len(some)} are kept, {some[0].name} among them: {fault}", err=True)
+            continue
+        letters.drop(state, some)
+        counts += Counter(sent=summary.sent, accepted=summary.accepted, rejected=summary.rejected)
+    click.echo(f"{counts['sent']} records sent, {counts['accepted']} accepted, {counts['rejected']} rejected again")
     if left := len(letters.letters(state, names, reason)) if not names else 0:
         click.echo(f"{left} dead letters are left; `streamkd dlq list` has them")
 

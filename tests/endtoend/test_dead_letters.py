@@ -32,3 +32,17 @@ def test_what_was_refused_is_learned_once_the_cause_is_mended(serve: Serve, tmp_
     again.trained(600)
     assert "no dead letters" in dlq(server, "list").stdout
     assert len(again.status()["classes"]) == 4
+
+
+def test_what_a_server_refuses_by_its_columns_keeps_back_no_other(serve: Serve) -> None:
+    """Of two that were refused one has no label still: it is kept, named with the reason; the other is taken."""
+    server = serve(PUSHED)
+    good = {"x": [0.5] * 8, "label": 1, "task": "t0"}
+    lines = [json.dumps(each) for each in ({"x": "no", "label": 1, "task": "t0"}, good | {"x": [0.5] * 7})]
+    kind = {"content-type": "application/x-ndjson"}
+    until(lambda: server.post("/v1/streams/main", content=b"").status_code != 503, 60, "the ingress")
+    assert server.post("/v1/streams/main", content="\n".join(lines), headers=kind).json()["rejected"] == 2
+    done = dlq(server, "replay", "--to", server.flight)
+    assert "1 are kept, log-1 among them" in done.stderr
+    assert "1 records sent, 0 accepted, 1 rejected again" in done.stdout
+    assert {row["name"] for row in json.loads(dlq(server, "list", "--json").stdout)} == {"log-1", "log-3"}
