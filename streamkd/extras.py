@@ -23,6 +23,7 @@ EXTRAS: Mapping[str, str] = {
     "onnxruntime": "onnx",
     "confluent_kafka": "kafka",
     "fastavro": "kafka",
+    "nats": "nats",
 }
 """The extra that brings a package."""
 OPTIONS: Mapping[str, str] = {"meta": ' --config-settings="--build-option=build_ext"'}
