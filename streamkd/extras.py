@@ -21,6 +21,8 @@ EXTRAS: Mapping[str, str] = {
     "optuna": "tune",
     "mlxtend": "datasets",
     "onnxruntime": "onnx",
+    "onnx": "export",
+    "onnxscript": "export",
     "confluent_kafka": "kafka",
     "fastavro": "kafka",
     "nats": "nats",

@@ -73,6 +73,7 @@ def test_its_metadata_say_what_it_is(metadata: Message) -> None:
     assert sorted(metadata.get_all("Provides-Extra", [])) == [
         "all",
         "datasets",
+        "export",
         "kafka",
         "meta",
         "nats",
