@@ -65,3 +65,20 @@ def test_however_often_messages_are_read_again_each_counts_once(
         mine = [label for label in found if label // 100 == int(partition)]
         assert mine == [100 * int(partition) + n for n in range(offset)]
     log.close()
+
+
+def test_where_partitions_stood_at_an_offset_is_known(log: Log) -> None:
+    """Up to the newest whole batch before it, as far back as the log goes."""
+    log.append_many([moved(None, 3, rows=3), moved(None, 7, partition="t/1"), moved(3, 9, rows=4)])
+    assert [log.positions(offset) for offset in (0, 3, 4, 7, 8)] == [
+        {},
+        {"t/0": 3},
+        {"t/0": 3, "t/1": 7},
+        {"t/0": 3, "t/1": 7},
+        {"t/0": 9, "t/1": 7},
+    ]
+    log.append_many([moved(9, 10)])
+    log.trim(8)
+    assert log.begin() == 8
+    assert log.positions(8) == {"t/0": 9, "t/1": 7}
+    assert log.positions(7) == {"t/1": 7}
