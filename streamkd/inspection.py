@@ -11,11 +11,13 @@ import torch
 
 from streamkd.errors import StateError
 from streamkd.evaluate.measures import Measures, told
-from streamkd.logs import some
+from streamkd.logs import one_line, some
 from streamkd.state import rollback
 from streamkd.state.checkpoint import CheckpointInfo, CheckpointStore, Snapshot
 from streamkd.state.directory import StateDirectory
 from streamkd.state.versions import VersionInfo, VersionStore
+from streamkd.streams.encoding import contract
+from streamkd.streams.ingest.columns import sent_columns
 from streamkd.streams.log import joins
 from streamkd.streams.log.dead_letters import DeadLetters
 from streamkd.streams.log.log import Log
@@ -67,6 +69,7 @@ def learned(path: Path) -> dict[str, Any]:
         "skips": _skips(directory),
         "offsets": dict(snapshot.info.offsets),
         "positions": _positions(directory),
+        **_columns(directory),
         "dead_letters": _dead_letters(directory),
         "labels": _labels(directory, snapshot.config),
         "environment": snapshot.environment,
@@ -160,6 +163,15 @@ def _positions(directory: StateDirectory) -> dict[str, int]:
         return dict(log.positions())
 
 
+def _columns(directory: StateDirectory) -> dict[str, Any]:
+    """The columns as they were sent, and what of them is not read, or changed."""
+    if not directory.log.exists():
+        return {"columns": {}, "sent": []}
+    with closing(Log(directory.log, read_only=True)) as log:
+        types = sent_columns(log)
+        return {"columns": types, "sent": contract.in_words(types, log.schema)}
+
+
 def _skips(directory: StateDirectory) -> list[dict[str, Any]]:
     with closing(directory.connect(read_only=True)) as connection:
         return [asdict(skip) for skip in rollback.skips(connection)]
@@ -194,6 +206,7 @@ def in_words(found: Mapping[str, Any]) -> str:
         f"weights {found['weights_sha256']}",
     ]
     lines += [f"read of {name}: all before {at}" for name, at in found["positions"].items()]
+    lines += [one_line(said) for said in found["sent"]]
     lines += [f"never learned: {s['partition']} {s['start']} to {s['stop'] - 1}" for s in found["skips"]]
     lines += [f"can go back to {_back(found['checkpoints'])}"]
     lines += [_of_labels(labels) for labels in [found["labels"]] if labels]
