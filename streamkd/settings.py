@@ -278,6 +278,11 @@ class Serve(Model):
         default=75.0, description="a connection without a request stays open for so long"
     )
     drain_seconds: float = Field(default=1.0, ge=0)
+    export_every: Seconds | None = Field(
+        default=None,
+        description="seconds between two exports of what is served, for devices to fetch as"
+        " `/v1/models/student/artifact`; null: none",
+    )
     batch_rows: Positive = Field(default=64, description="rows that one forward pass of the predictor takes")
     queue_rows: Positive = Field(default=4_096, description="rows that may wait for a prediction; more is 429")
     body_bytes: Bytes = 64 << 20

@@ -17,6 +17,7 @@ from streamkd.cli.terminal import bar, log_to_stderr
 @click.option("--host", help="Address to listen on (default 127.0.0.1).")
 @click.option("--port", type=int, help="HTTP port (default 8470); 0 picks free ones, the Flight port's too.")
 @click.option("--flight-port", type=int, help="Arrow Flight port; 0 picks a free one (default 8815).")
+@click.option("--export-every", type=float, help="Seconds between exports of what is served, for devices to fetch.")
 @click.option("--insecure", is_flag=True, help="Allow a bind beyond loopback without TLS and tokens.")
 def serve(config: Path | None, state: Path, overrides: tuple[str, ...], **serving: Any) -> None:
     """Learn from a live stream and answer predictions while learning. Without CONFIG: the embedded stream."""

@@ -75,7 +75,7 @@ def _chosen(published: Published, part: str) -> tuple[Model, list[str]]:
     students = {name: each for name, each in zip(model.names, model.parts, strict=True) if isinstance(each, Student)}
     chosen = students.get(model.names[0] if part == "student" else part)
     if chosen is None:
-        there = ", ".join(("served", "student", *students))
+        there = ", ".join(dict.fromkeys(("served", "student", *students)))
         raise StateError(f"the version has no student {part!r}", where="--model", fix=f"it has: {there}")
     weights = model.how.get("class_weights")
     name = next(name for name, each in students.items() if each is chosen)

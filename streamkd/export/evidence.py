@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from streamkd import config as configuration
 from streamkd.errors import RecordError, StateError
 from streamkd.export.published import Published, encoded
 from streamkd.plugins import Registry
+from streamkd.records import Records
 from streamkd.state.checkpoint import CheckpointStore
 from streamkd.state.directory import StateDirectory
 from streamkd.streams.files import formats
@@ -26,6 +26,7 @@ from streamkd.wiring import schema_of
 
 SAMPLE = 200  # records of a file that give the ranges of int8 where there is no memory
 MOST = 20_000  # records of a file that are looked at
+BATCH = 1_000  # of them, encoded together
 NO_LABEL = -1
 
 
@@ -61,7 +62,9 @@ def gather(directory: Path, published: Published, file: Path | None) -> Evidence
 
 
 def _of_file(file: Path, published: Published, memory: Evidence | None) -> Evidence:
-    rows = [encoded(batch, published.schema) for batch in _first(file)]
+    rows = list[Records]()
+    for batch in islice(formats.batches(file, BATCH), MOST // BATCH):
+        rows.append(encoded(batch, published.schema, sum(map(len, rows))))
     if not rows:
         raise RecordError("the file has no rows", where=str(file))
     x = np.concatenate([records.inputs for records in rows])
@@ -70,10 +73,6 @@ def _of_file(file: Path, published: Published, memory: Evidence | None) -> Evide
     if not len(x[kept]):
         raise RecordError(f"needed more than {SAMPLE} records, got {len(x)}", where=str(file))
     return Evidence(x[kept], y[kept], sample, f"{len(x[kept])} records of {file.name}")
-
-
-def _first(file: Path) -> list[pa.RecordBatch]:
-    return [*islice(formats.batches(file, 1_000), MOST // 1_000)]
 
 
 def _columns(labels: Sequence[Any], known: Sequence[Any]) -> np.ndarray:

@@ -91,8 +91,8 @@ def version_in(directory: Path) -> Path:
         return versions.read(info.version)
 
 
-def encoded(rows: pa.RecordBatch, schema: RecordSchema) -> Records:
-    """Rows as records, their labels where they have some.
+def encoded(rows: pa.RecordBatch, schema: RecordSchema, first: int = 0) -> Records:
+    """Rows as records, their labels where they have some; ``first`` is the number of the first row.
 
     Raises:
         RecordError: one of them cannot be read; the first is told.
@@ -100,8 +100,8 @@ def encoded(rows: pa.RecordBatch, schema: RecordSchema) -> Records:
     alone = {"unlabelled": True, **dict.fromkeys(("task", "producer", "id", "event_time"))}
     records, rejects = codec.encode(rows, schema.model_copy(update=alone), 0)
     if rejects:
-        first = rejects[0]
-        raise RecordError(f"{len(rejects)} rows cannot be read, the first: {first.detail}", where=f"row {first.row}")
+        said = f"{len(rejects)} of {len(rows)} rows cannot be read, the first: {rejects[0].detail}"
+        raise RecordError(said, where=f"row {first + rejects[0].row}")
     return records
 
 

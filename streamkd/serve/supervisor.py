@@ -33,8 +33,9 @@ from streamkd.serve.http.server import Server, Signals, http_server
 from streamkd.serve.predictions.follower import VersionFollower
 from streamkd.serve.predictions.predictor import Predictor
 from streamkd.serve.predictions.reader import Reader
-from streamkd.serve.processes import messages
+from streamkd.serve.processes import exporter, messages
 from streamkd.serve.processes.child import LEARNER, ChildProcess, Started
+from streamkd.serve.processes.exporter import Exporter
 from streamkd.serve.processes.messages import Message
 from streamkd.serve.processes.reports import STOPPING
 from streamkd.serve.processes.server_status import ServerStatus
@@ -88,6 +89,8 @@ class Supervisor:
         self._listened = False  # the ingress, at least once
         self._status = ServerStatus(config.name, source, pushed=self._socket is not None)
         self._services = _services(config, state, registry, tokens, self._status, self._socket)
+        every, predictor = config.serve.export_every, self._services.predictor
+        self._exporter = Exporter(state.absolute(), every, lambda: predictor.version) if every else None
         hang_seconds = config.serve.hang_seconds
         told = (self._status, self._services.recorder)
         self._learner = ChildProcess(
@@ -133,14 +136,15 @@ class Supervisor:
         self._learner.start()
         ending = asyncio.create_task(self._end(server))
         handover = self._services.handover
-        keeping = asyncio.create_task(handover.run()) if handover else None
+        beside = [asyncio.create_task(part.run()) for part in (handover, self._exporter) if part is not None]
         try:
             self._say("http", url_of(scheme, bound), "predictions, records, metrics, and a page to look at")
             await server.serve(sockets=[bound])
         finally:
             ending.cancel()
-            if keeping is not None:
-                keeping.cancel()
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
             self._services.reader.close()
             await self._services.proxy.close()
 
@@ -296,5 +300,6 @@ def _services(
         reader=Reader(columns=handover is not None),
         patience=timeouts,
         hosts=settings.hosts,
+        artefact=state / exporter.FOLDER / exporter.NAME if settings.export_every else None,
         handover=handover,
     )

@@ -7,6 +7,7 @@
       log.sqlite          the durable log of a push source (written by the ingress)
       checkpoints/<id>/   streamkd.state.checkpoint
       published/<n>/      streamkd.state.versions
+      artefact/           what `serve --export-every` exports, for devices to fetch
       lock                held by the learner; names its process id
 
 The learner enters ``lock()``; others (predictions, inspection) read without it. Each lock takes a new

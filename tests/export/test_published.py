@@ -77,7 +77,7 @@ def test_rows_are_encoded_in_any_form(state: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([{"image": pixels(1)[0]}, {"image": [[1, 2]]}], r"row 1: 1 rows cannot be read.*needed 8 values"),
+        ([{"image": pixels(1)[0]}, {"image": [[1, 2]]}], r"row 1: 1 of 2 rows cannot be read.*needed 8 values"),
         ([{"picture": 1}], "column 'image': needed"),
         ([{"image": "a"}, {"image": 1}], "needed columns of one type"),
     ],

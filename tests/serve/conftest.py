@@ -127,6 +127,7 @@ def serving(
     bodies: BodyTimeouts = BODY_TIMEOUTS,
     hosts: tuple[str, ...] = (),
     keep: bool = False,
+    artefact: Path | None = None,
 ) -> Iterator[Running]:
     """A server over the publisher's state directory; ``keep``: predictions are handed over to the socket."""
     recorder = Recorder()
@@ -153,6 +154,7 @@ def serving(
         bodies,
         hosts,
         handover,
+        artefact,
     )
     bound = bind("127.0.0.1", 0)
     app = application(services)

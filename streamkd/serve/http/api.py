@@ -7,6 +7,7 @@ Predictions are the Open Inference Protocol v2 (``streamkd.serve.predictions.ope
 """
 
 import asyncio
+import hashlib
 import math
 import platform
 import time
@@ -15,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version as distribution_version
+from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
@@ -65,6 +67,7 @@ class Services:
     patience: BodyTimeouts = BODY_TIMEOUTS
     hosts: tuple[str, ...] = ()
     handover: Handover | None = None  # where predictions are kept for their labels
+    artefact: Path | None = None  # where what is served is exported to
 
 
 def application(services: Services) -> Starlette:
@@ -84,6 +87,7 @@ def application(services: Services) -> Starlette:
         ("GET", "/metrics", "predict", api.metrics),
         ("GET", "/v1/status", "predict", api.status),
         ("GET", "/v1/models", "predict", api.versions),
+        ("GET", "/v1/models/{model}/artifact", "predict", api.artifact),
         ("POST", "/v1/models/rollback", "admin", api.rollback),
         ("POST", "/v1/models/unpin", "admin", api.unpin),
         ("POST", "/v1/streams/{stream}", "ingest", api.push),
@@ -228,8 +232,7 @@ class Api:
 
     async def _published(self, request: Request) -> ServedModel:
         model, version = request.path_params["model"], request.path_params.get("version")
-        if model != openinference.MODEL:
-            raise RequestError(404, f"needed the model {openinference.MODEL!r}, got {model[:80]!r}")
+        self._ours(model)
         current = self._s.predictor.current()
         if version is None or version == str(current.version):
             return current
@@ -239,6 +242,10 @@ class Api:
             return await asyncio.to_thread(self._s.follower.get, int(version))
         except StateError as fault:
             raise RequestError(404, fault.message, fix=fault.fix) from None
+
+    def _ours(self, model: str) -> None:
+        if model != openinference.MODEL:
+            raise RequestError(404, f"needed the model {openinference.MODEL!r}, got {model[:80]!r}")
 
     async def metrics(self, request: Request) -> Response:
         """The Prometheus text."""
@@ -286,6 +293,20 @@ class Api:
             for info in kept
         ]
         return answer({"served": self._s.predictor.version, "versions": listed})
+
+    async def artifact(self, request: Request) -> Response:
+        """The newest export of what is served, or 304 to whoever has it."""
+        self._ours(request.path_params["model"])
+        if self._s.artefact is None:
+            raise RequestError(404, "nothing is exported here", fix="streamkd serve --export-every SECONDS")
+        try:
+            content = await asyncio.to_thread(self._s.artefact.read_bytes)
+        except FileNotFoundError:
+            raise NotReady("nothing is exported yet", fix="come again") from None
+        tag = f'"{(await asyncio.to_thread(hashlib.sha256, content)).hexdigest()}"'
+        known = [one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")]
+        headers = {"ETag": tag, "Cache-Control": "no-cache", "Content-Type": "application/octet-stream"}
+        return Response(b"", 304, headers) if {tag, "*"} & {*known} else Response(content, 200, headers)
 
     async def rollback(self, request: Request) -> Response:
         """Serve an old version under a new number, pinned."""
