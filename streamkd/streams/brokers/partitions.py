@@ -17,9 +17,9 @@ from typing import Any, Protocol
 
 from streamkd.errors import Overloaded, SourceError
 from streamkd.streams.brokers import client
-from streamkd.streams.brokers.into_log import UNDER_WAY, UNDER_WAY_BYTES, IntoLog
-from streamkd.streams.brokers.messages import Beside, Decode, Message
+from streamkd.streams.brokers.messages import Beside, Decode, Form, Message
 from streamkd.streams.ingest.intake import Intake
+from streamkd.streams.ingest.into_log import UNDER_WAY, UNDER_WAY_BYTES, IntoLog
 from streamkd.streams.log.log import Kind
 from streamkd.streams.log.positions import OffsetConflict
 
@@ -76,7 +76,8 @@ class Partitions:
         self._faults = client.ClientFaults(lambda: intake.count_refusal("broker"))
         told = {"error_cb": self._faults.tell, "on_commit": self._on_commit}
         self._consumer = client.make(kafka.Consumer, {**settings, **told}, "stream.source")
-        self._into_log = IntoLog(intake, decode, self._beside, self._patient)
+        self._decode = decode
+        self._into_log = IntoLog(intake, self._patient)
         self._assigned: set[Place] = set()
         self._lost: set[Place] = set()
         self._message_bytes = MESSAGE_BYTES
@@ -160,9 +161,17 @@ class Partitions:
             size_bytes = sum(len(message.value) for message in messages) / len(messages)
             self._message_bytes += 0.5 * (size_bytes - self._message_bytes)
             kind: Kind = "labels" if place[0] == self._consuming.labels else "records"
-            self._into_log.put(_name(place), messages, kind)
+            self._put(_name(place), messages, kind)
         for place in sorted(self._lost):
             self._go_on(place)
+
+    def _put(self, name: str, messages: Sequence[Message], kind: Kind) -> None:
+        """Send a partition's messages on their way; those before the position are there already."""
+        at = self._into_log.at(name)
+        fresh = [message for message in messages if at is None or message.offset >= at]
+        if fresh:
+            form = Form(self._intake.schema_of(kind), self._intake.limits, name, self._beside)
+            self._into_log.put(name, self._decode(fresh, form), kind)
 
     def _message(self, each: Any) -> Message:
         value, headers = each.value() or b"", each.headers() or ()

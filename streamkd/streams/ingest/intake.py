@@ -171,6 +171,10 @@ class Intake:
         """The next offset of each partition of a broker, as it is in the log."""
         return self._log.positions()
 
+    def notes(self) -> Mapping[str, str]:
+        """What stands beside them, by partition."""
+        return self._log.notes()
+
     def origin(self, name: str) -> str:
         """Where the records of the log were read from: what it was told first, this now where nothing was.
 

@@ -229,6 +229,11 @@ class Log:
         with self.file.reading():
             return self._looking.counts()
 
+    def notes(self) -> Mapping[str, str]:
+        """What readers have noted beside the positions of their partitions."""
+        with self.file.reading() as reader:
+            return Positions(reader).notes()
+
     def positions(self) -> Mapping[str, int]:
         """As ``Positions.all``."""
         with self.file.reading() as reader:

@@ -1,17 +1,16 @@
-"""From messages to the log, whatever broker they come from: each with its partition's position, several under way.
+"""From a reader to the log, wherever it reads: each batch with its partition's position, several under way.
 
-    put(partition, messages) ─► batches ─► intake ─► under way ─► settled: records and position are on disk
-    move(positions) ──────────────────────────┘                  again: ask the log where everything is
+    put(partition, batches) ─► intake ─► under way ─► settled: records and position are on disk
+    move(positions) ─────────────┘                    again: ask the log where everything is
 
-For one thread. Room is waited for here, so that a broker is not read while the learner is behind.
+For one thread. Room is waited for here, so that nothing is read while the learner is behind.
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from typing import NamedTuple
 
-from streamkd.streams.brokers.messages import Beside, Decode, Form, Message
 from streamkd.streams.encoding.canonical import arrow_schema
 from streamkd.streams.ingest.admission import Sifted
 from streamkd.streams.ingest.intake import Intake
@@ -21,52 +20,50 @@ from streamkd.streams.log.positions import Move
 from streamkd.streams.log.receipts import Receipt
 
 UNDER_WAY, UNDER_WAY_BYTES = 256, 16 << 20  # batches, and what is in them
+Batches = Iterable[tuple[Sifted, int]]
+"""Batches of one partition in order, each with the offset after what it holds."""
 
 
 class _UnderWay(NamedTuple):
     receipt: "Future[Receipt]"
-    partition: str
-    next: int
+    moves: Sequence[Move]
     held_bytes: int
 
 
 class IntoLog:
     """The way of one reader's partitions into the log."""
 
-    def __init__(self, intake: Intake, decode: Decode, beside: Beside, patient: Callable[[], bool]) -> None:
+    def __init__(self, intake: Intake, patient: Callable[[], bool]) -> None:
         """``patient`` is asked again and again where there is no room, and may wait; once it is false nothing is."""
-        self._intake, self._decode, self._beside = intake, decode, beside
-        self._patient = patient
+        self._intake, self._patient = intake, patient
         self._under_way: deque[_UnderWay] = deque()
         self._held_bytes = 0
         self._next = dict(intake.positions())
         self.written = dict(self._next)  # the next offset of each partition, of what is on disk
 
     def at(self, partition: str) -> int | None:
-        """The offset of the message that is to come next; ``None`` where the partition is new."""
+        """The offset of what is to come next; ``None`` where the partition is new."""
         return self._next.get(partition)
 
-    def put(self, partition: str, messages: Sequence[Message], kind: Kind = "records") -> None:
-        """Send messages on their way; those before the position are there already.
+    def put(self, partition: str, batches: Batches, kind: Kind = "records", note: str | None = None) -> None:
+        """Send batches on their way, which begin at the partition's position; ``note`` stands beside it then.
 
         Raises:
             NotReady: draining. BadRun: too many bad rows in a row, none of which was taken.
             Overloaded, OffsetConflict: an earlier batch was not written: go on with ``again``.
         """
-        fresh = [message for message in messages if message.offset >= self._next[partition]]
-        form = Form(self._intake.schema_of(kind), self._intake.limits, partition, self._beside)
-        for sifted, then in self._decode(fresh, form) if fresh else ():
-            self._send(sifted, [Move(partition, self._next[partition], then)], kind)
+        for sifted, then in batches:
+            self._send(sifted, [Move(partition, self.at(partition), then, note)], kind)
             self.settle(UNDER_WAY, UNDER_WAY_BYTES)
 
-    def move(self, positions: Mapping[str, int]) -> None:
-        """Let partitions go on elsewhere, all or none; on disk when this returns.
+    def move(self, positions: Mapping[str, int | None], notes: Mapping[str, str] | None = None) -> None:
+        """Let partitions go on elsewhere, or be forgotten (``None``), all or none; on disk when this returns.
 
         Raises:
             NotReady, Overloaded, OffsetConflict: as ``put``.
         """
-        nothing = Sifted(no_rows(arrow_schema(self._intake.schema)), 0)
-        self._send(nothing, [Move(name, self.at(name), offset) for name, offset in positions.items()])
+        nothing, notes = Sifted(no_rows(arrow_schema(self._intake.schema)), 0), notes or {}
+        self._send(nothing, [Move(name, self.at(name), then, notes.get(name)) for name, then in positions.items()])
         self.settle()
 
     def settle(self, most: int = 0, most_bytes: int = 0) -> None:
@@ -79,7 +76,7 @@ class IntoLog:
             self._under_way[0].receipt.result()
             done = self._under_way.popleft()
             self._held_bytes -= done.held_bytes
-            self.written[done.partition] = done.next
+            _follow(self.written, done.moves)
 
     def _is_beyond(self, most: int, most_bytes: int) -> bool:
         return len(self._under_way) > most or self._held_bytes > most_bytes
@@ -97,7 +94,14 @@ class IntoLog:
             self.settle(UNDER_WAY, UNDER_WAY_BYTES)  # so that ``written`` is true meanwhile
         sender = moves[0].partition
         receipt = self._intake.take(sifted, None, None, sender, self._patient, kind=kind, moves=moves)
-        for each in moves:
-            self._next[each.partition] = each.next
-            self._under_way.append(_UnderWay(receipt, each.partition, each.next, sifted.rows.nbytes))
-            self._held_bytes += sifted.rows.nbytes
+        _follow(self._next, moves)
+        self._under_way.append(_UnderWay(receipt, moves, sifted.rows.nbytes))
+        self._held_bytes += sifted.rows.nbytes
+
+
+def _follow(positions: dict[str, int], moves: Sequence[Move]) -> None:
+    for each in moves:
+        if each.next is None:
+            positions.pop(each.partition, None)
+        else:
+            positions[each.partition] = each.next
