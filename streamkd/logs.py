@@ -9,8 +9,10 @@ sequences would command the terminal that shows it.
 import copy
 import logging
 import sys
+import time
 from collections.abc import Sequence
 
+SAY_SECONDS = 60.0  # between two times that the same fault is said
 _FIX = "\n  fix: "  # how a StreamkdError says what to do
 # C0 and C1, line and paragraph separators, and what turns the direction of writing
 _CONTROLS = [*range(32), *range(127, 160), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
@@ -45,6 +47,21 @@ class OneLine(logging.Formatter):
 
     def formatException(self, ei: object) -> str:  # noqa: N802
         return "\n".join("    " + line for line in lines(super().formatException(ei)).split("\n"))  # type: ignore[arg-type]
+
+
+class Seldom:
+    """Warnings of what is tried again and again: each kind is logged once a minute."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        self._logged: dict[tuple[str, str], float] = {}
+
+    def say(self, where: str, kind: str, text: str) -> None:
+        """Log it, unless its kind was logged lately."""
+        now = time.monotonic()
+        if now - self._logged.get((where, kind), -SAY_SECONDS) >= SAY_SECONDS:
+            self._logged[where, kind] = now
+            self._logger.warning("%s: %s", where, text)
 
 
 def to_stderr(form: str) -> None:

@@ -9,11 +9,10 @@ A secret is never written down: it is named, and read from the environment.
 import logging
 import os
 import re
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from streamkd import extras
+from streamkd import extras, logs
 from streamkd.errors import ConfigError, first_line
 
 Setting = str | bool | int | float
@@ -29,7 +28,6 @@ OURS = (
     "metadata.broker.list",
 )
 QUIET = 2  # of syslog: what happens comes through a callback, as ours
-SAY_SECONDS = 60.0  # between two times that the same fault is said
 logger = logging.getLogger(__name__)
 
 
@@ -99,22 +97,15 @@ def said(fault: Any) -> str:
     return str(error.str()) if hasattr(error, "str") else first_line(Exception(error))
 
 
-class ClientFaults:
+class ClientFaults(logs.Seldom):
     """What the client says goes wrong: each is counted, and each kind logged once a minute."""
 
     def __init__(self, count: Callable[[], None]) -> None:
+        super().__init__(logger)
         self._count = count
-        self._logged: dict[tuple[str, str], float] = {}
 
     def tell(self, fault: Any, where: str = "kafka") -> None:
         """One more, an error of the client's or an exception with one."""
         self._count()
         error = fault.args[0] if isinstance(fault, Exception) else fault
         self.say(where, error.name(), f"{said(error)}; it is tried again")
-
-    def say(self, where: str, kind: str, text: str) -> None:
-        """Log it, unless its kind was logged lately."""
-        now = time.monotonic()
-        if now - self._logged.get((where, kind), -SAY_SECONDS) >= SAY_SECONDS:
-            self._logged[where, kind] = now
-            logger.warning("%s: %s", where, text)
