@@ -6,7 +6,10 @@ An object is fetched whole before it is read, so that a broken line to the bucke
 """
 
 import contextlib
+import logging
+import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -15,6 +18,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.fs as pa_fs
 
+from streamkd import logs
 from streamkd.errors import ConfigError, first_line
 
 PLAIN = (".parquet", ".pq", ".arrow", ".feather", ".ipc", ".csv", ".tsv", ".jsonl", ".ndjson", ".json")
@@ -22,6 +26,7 @@ SCHEMES = ("s3", "gs", "file")
 HIDDEN = (".", "_")  # how names begin of what is not meant for readers: .part, _SUCCESS, _temporary/
 NAME_CHARACTERS = 100  # of a fetched file: its suffixes say how it is read
 COPY_BYTES = 1 << 20
+logger = logging.getLogger(__name__)
 
 
 class Unsettled(OSError):
@@ -46,6 +51,7 @@ class WatchedPlace:
             ConfigError: an address that cannot be used.
         """
         self._pattern, self._scratch = pattern, scratch
+        self._odd = logs.Seldom(logger)
         self._scheme = "" if "://" not in path else f"{urlsplit(path).scheme}://"
         self._system, self._base = _opened(path) if self._scheme else (pa_fs.LocalFileSystem(), path)
         self._is_local = isinstance(self._system, pa_fs.LocalFileSystem)
@@ -55,8 +61,8 @@ class WatchedPlace:
 
     def look(self) -> list[WatchedFile]:
         """All files that are to be read some time, as they are now; an empty one is none yet."""
-        infos = self._system.get_file_info(pa_fs.FileSelector(self._base, recursive=True))
-        return [self._found(info) for info in infos if info.is_file and info.size and self._is_wanted(info.path)]
+        found = self._local(self._base) if self._is_local else self._objects()
+        return [each for each in found if each.size and self._is_wanted(each.name.removeprefix(self._scheme))]
 
     @contextlib.contextmanager
     def at_hand(self, found: WatchedFile) -> Iterator[Path]:
@@ -81,15 +87,28 @@ class WatchedPlace:
         finally:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
-    def _refuse_other(self, found: WatchedFile) -> None:
-        info = self._system.get_file_info(found.name.removeprefix(self._scheme))
-        if not info.is_file:
-            raise Unsettled("it is gone")
-        if self._found(info) != found:
-            raise Unsettled("it has changed since it was seen")
+    def _objects(self, path: str | None = None) -> Iterator[WatchedFile]:
+        """What is under the prefix, or at one ``path``."""
+        asked = pa_fs.FileSelector(self._base, recursive=True) if path is None else [path]
+        for info in self._system.get_file_info(asked):
+            if info.is_file:
+                yield WatchedFile(self._scheme + info.path, info.size or 0, info.mtime_ns or 0)
 
-    def _found(self, info: pa_fs.FileInfo) -> WatchedFile:
-        return WatchedFile(self._scheme + info.path, info.size or 0, info.mtime_ns or 0)
+    def _local(self, folder: str) -> Iterator[WatchedFile]:
+        """Links to files are files; those to folders are not followed, as they may lead round in a circle."""
+        for inside, folders, names in os.walk(folder, onerror=_refuse):
+            folders[:] = [name for name in folders if not name.startswith(HIDDEN)]
+            for path in (Path(inside) / name for name in names):
+                if str(path).isprintable():
+                    yield from _at(path)
+                else:  # bytes that are no text, or a line end
+                    self._odd.say(repr(str(path)), "name", "is not read: its name is not text of one line; rename it")
+
+    def _refuse_other(self, found: WatchedFile) -> None:
+        path = found.name.removeprefix(self._scheme)
+        now = list(_at(Path(path)) if self._is_local else self._objects(path))
+        if now != [found]:
+            raise Unsettled("it has changed since it was seen" if now else "it is gone")
 
     def _is_wanted(self, path: str) -> bool:
         below = PurePosixPath(path).relative_to(self._base)
@@ -98,6 +117,19 @@ class WatchedPlace:
         if self._pattern is not None:
             return below.match(self._pattern)
         return below.name.lower().removesuffix(".gz").endswith(PLAIN)
+
+
+def _at(path: Path) -> Iterator[WatchedFile]:
+    """A local file; nothing where it is gone, or something else."""
+    with contextlib.suppress(FileNotFoundError):
+        seen = path.stat()
+        if stat.S_ISREG(seen.st_mode):
+            yield WatchedFile(str(path), seen.st_size, seen.st_mtime_ns)
+
+
+def _refuse(fault: OSError) -> None:
+    """A folder that cannot be read now is no empty one."""
+    raise fault
 
 
 def check_path(path: str) -> str:

@@ -12,7 +12,7 @@ import logging
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
@@ -32,7 +32,7 @@ from streamkd.streams.watched.ledger import FileEntry, Ledger, entry_of, once_mo
 from streamkd.streams.watched.place import WatchedFile, WatchedPlace
 
 logger = logging.getLogger(__name__)
-TRIES = 3  # processes that a file may end before it is left alone
+TRIES = 3  # processes that a file may end before it is left alone; times it may be out of reach before others go first
 TOLD = 20  # of the files that were not read, in the status
 POLL_SECONDS, BACK_OFF_SECONDS = 0.1, 1.0
 STATES = ("waiting", "reading", "read", "refused", "changed", "older")
@@ -60,6 +60,7 @@ class Watcher:
         self._nothing = no_rows(arrow_schema(intake.schema))
         self._ledger = Ledger(place.url)
         self._ledger.load(intake.notes(), self._into_log.written)
+        self._missed: Counter[str] = Counter()  # times that a file could not be reached
         self._begun: set[str] = set()  # files that this process has begun to read
         self._ready: deque[WatchedFile] = deque()
         self._waiting = self._older = 0  # files, as of the last look
@@ -91,13 +92,14 @@ class Watcher:
         self._next_look = time.monotonic() + self._every_seconds
         try:
             found = self._place.look()
-        except (OSError, pa.ArrowException) as fault:
+        except (OSError, pa.ArrowException, UnicodeError) as fault:
             self._tell_fault(self._place.url, fault)
             return
         waiting = list(self._news(each for each in found if reading is None or each.name != reading.name))
         is_begun = self._ledger.is_begun
         ready = [each for each in waiting if is_begun(each) or self._settling.is_settled(each)]
-        self._ready = deque(sorted(ready, key=lambda each: (not is_begun(each), self._key(each))))
+        self._missed = Counter({each.name: self._missed[each.name] for each in waiting})
+        self._ready = deque(sorted(ready, key=self._key))
         self._waiting = len(waiting)
         self._next_look = min(self._next_look, self._settling.keep({*waiting}.difference(ready)))
         if (folded := self._ledger.fold(waiting)) is not None:
@@ -116,8 +118,10 @@ class Watcher:
                 self._refuse_changed(each)
             self._older += standing == "older"
 
-    def _key(self, found: WatchedFile) -> tuple[int, str]:
-        return (found.modified if self._order == "modified" else 0), found.name
+    def _key(self, found: WatchedFile) -> tuple[bool, bool, int, str]:
+        """What is begun goes first, what could not be reached again and again last."""
+        age = found.modified if self._order == "modified" else 0
+        return self._missed[found.name] >= TRIES, not self._ledger.is_begun(found), age, found.name
 
     def _read(self, found: WatchedFile) -> None:
         """One file to its end; what does not let itself be reached now comes again at the next look."""
@@ -131,7 +135,7 @@ class Watcher:
         except (Overloaded, OffsetConflict):
             raise
         except (OSError, pa.ArrowException) as fault:
-            self._tell_fault(found.name, fault)
+            self._put_off(found, fault)
         except (SourceError, RecordError) as fault:
             self._refuse(found, str(fault))
         self._tell()
@@ -198,6 +202,14 @@ class Watcher:
     def _patient(self) -> bool:
         """Wait a moment for room; whether to go on waiting."""
         return not self._ending.wait(POLL_SECONDS)
+
+    def _put_off(self, found: WatchedFile, fault: Exception) -> None:
+        """Try again soon, before all others so that the order stays, but not for ever before them."""
+        self._missed[found.name] += 1
+        if self._missed[found.name] < TRIES:
+            self._ready.clear()
+            self._next_look = time.monotonic() + min(self._every_seconds, BACK_OFF_SECONDS)
+        self._tell_fault(found.name, fault)
 
     def _tell_fault(self, where: str, fault: Exception) -> None:
         self._intake.count_refusal("unreachable")

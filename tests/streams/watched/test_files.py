@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -124,6 +125,25 @@ def test_a_file_is_read_once_it_has_settled(open_way: Open, watch: Watch, tmp_pa
         assert files(way, read=int(way.log.end() > 0))["waiting"] in (1, 2)
     assert written(way, 18) == [*range(10), *range(100, 108)]
     files(way, read=2, waiting=0, refused=0)
+
+
+def test_what_is_no_file_to_be_read_is_passed_over(
+    open_way: Open, watch: Watch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Pipes, links in a circle or to nowhere; names that are no text are told. A link to a file is a file."""
+    folder = tmp_path / "in"
+    write(folder / "a.csv", range(10))
+    (folder / "b.csv").symlink_to(write(tmp_path / "elsewhere.csv", range(10, 20)))
+    (folder / "circle").symlink_to(folder)
+    (folder / "dead.csv").symlink_to(tmp_path / "nowhere.csv")
+    os.mkfifo(folder / "pipe.csv")
+    for name in (b"\xff.csv", b"two\nlines.csv"):
+        (folder / os.fsdecode(name)).write_text("x,shop,label\n1,a,99\n")
+    way = open_way(ROWS)
+    watch(way)
+    assert written(way, 20) == list(range(20))
+    files(way, read=2, waiting=0, refused=0)
+    assert caplog.text.count("rename it") == 2
 
 
 def test_bad_rows_are_letters_with_file_and_row(open_way: Open, watch: Watch, tmp_path: Path) -> None:
@@ -289,6 +309,28 @@ def test_a_place_that_is_not_there_yet_is_waited_for(open_way: Open, watch: Watc
     (tmp_path / "away").rename(tmp_path / "later")
     write(tmp_path / "later" / "b.csv", range(10, 20))
     assert written(way, 20) == list(range(20))
+
+
+def test_a_file_out_of_reach_holds_the_others_up_for_a_moment_alone(
+    open_way: Open, watch: Watch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried three times before them, so that a fault that passes leaves the order as it is."""
+    faults = {"a.csv": 2, "b.csv": 10}
+
+    def read(path: Path, *more: Any) -> Any:
+        if faults.get(path.name, 0):
+            faults[path.name] -= 1
+            raise PermissionError(13, "no right to read")
+        return plain(path, *more)
+
+    plain = contents.read
+    monkeypatch.setattr(contents, "read", read)
+    for number, name in enumerate(("a", "b", "c")):
+        write(tmp_path / "in" / f"{name}.csv", range(10 * number, 10 * number + 10))
+    way = open_way(ROWS)
+    watch(way)
+    assert written(way, 30) == [*range(10), *range(20, 30), *range(10, 20)]
+    assert way.counted("source_errors_total", "main", "unreachable") == 12
 
 
 def test_the_ledger_is_bounded(open_way: Open, watch: Watch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
