@@ -67,7 +67,7 @@ def test_kills_lose_and_double_no_row(serve: Serve, tmp_path: Path) -> None:
     assert server.stop() == 0
 
     seen = server.inspect()
-    assert (seen["records_trained"], seen["offsets"]) == (count, {"pushed/0": count})
+    assert (seen["records_trained"], seen["offsets"]) == (count, {"main/0": count})
     log = Log(server.state / "log.sqlite", read_only=True)
     found = log.read(0, count).rows.column("x").to_pylist()
     log.close()
