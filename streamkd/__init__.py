@@ -8,7 +8,11 @@ What is offered here is imported when it is asked for: ``streamkd --help`` must 
 from typing import Any
 
 __version__ = "0.1.0"
-_OFFERED = {"MatchGateDistillation": "streamkd.avalanche.plugin", "meta_train": "streamkd.pretraining.plain"}
+_OFFERED = {
+    "MatchGateDistillation": "streamkd.avalanche.plugin",
+    "load": "streamkd.export.published",
+    "meta_train": "streamkd.pretraining.plain",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -21,8 +21,11 @@ EXTRAS: Mapping[str, str] = {
     "optuna": "tune",
     "mlxtend": "datasets",
     "onnxruntime": "onnx",
+    "onnx": "export",
+    "onnxscript": "export",
     "confluent_kafka": "kafka",
     "fastavro": "kafka",
+    "nats": "nats",
 }
 """The extra that brings a package."""
 OPTIONS: Mapping[str, str] = {"meta": ' --config-settings="--build-option=build_ext"'}

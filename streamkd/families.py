@@ -54,6 +54,7 @@ FAMILIES: Mapping[str, Family] = {
     "source_watermark_timestamp_seconds": _gauge("Event time of the newest record.", "source"),
     "records_rejected_total": _counter("Records refused, by reason.", "source", "reason"),
     "records_unlabelled_total": _counter("Records that came without label, and were not refused for it.", "source"),
+    "records_skipped_total": _counter("Records passed over, as a rollback has said.", "source"),
     "gaps_filled_total": _counter("Gaps in records to be learned that were filled, by column.", "column"),
     "dead_letter_records_total": _counter("Records written to the dead letters.", "source", "reason"),
     "records_duplicate_total": _counter("Records that a producer sent again.", "source"),

@@ -1,8 +1,9 @@
 """A directory in words: what a state's newest checkpoint holds, or what a search came to; read without owning it."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ import torch
 
 from streamkd.errors import StateError
 from streamkd.evaluate.measures import Measures, told
-from streamkd.logs import some
-from streamkd.state.checkpoint import CheckpointStore, Snapshot
+from streamkd.logs import one_line, some
+from streamkd.state import rollback
+from streamkd.state.checkpoint import CheckpointInfo, CheckpointStore, Snapshot
 from streamkd.state.directory import StateDirectory
-from streamkd.state.versions import VersionStore
+from streamkd.state.versions import VersionInfo, VersionStore
+from streamkd.streams.encoding import contract
+from streamkd.streams.ingest.columns import sent_columns
 from streamkd.streams.log import joins
 from streamkd.streams.log.dead_letters import DeadLetters
 from streamkd.streams.log.log import Log
@@ -60,7 +64,12 @@ def learned(path: Path) -> dict[str, Any]:
         "pinned": bool(served and served.pinned),
         "checkpoint": {"id": snapshot.info.id, "created": snapshot.info.created, "bytes": snapshot.info.bytes},
         "skipped": [{"id": number, "reason": reason} for number, reason in snapshot.skipped.items()],
+        "checkpoints": _kept(directory, checkpoints),
+        "versions": [_seen(info, info.positions) | {"version": info.version} for info in versions.list()],
+        "skips": _skips(directory),
         "offsets": dict(snapshot.info.offsets),
+        "positions": _positions(directory),
+        **_columns(directory),
         "dead_letters": _dead_letters(directory),
         "labels": _labels(directory, snapshot.config),
         "environment": snapshot.environment,
@@ -130,6 +139,45 @@ def _dead_letters(directory: StateDirectory) -> int:
     return count
 
 
+def _seen(info: CheckpointInfo | VersionInfo, positions: Mapping[str, int]) -> dict[str, Any]:
+    """What a checkpoint or a version has learned: the records before these offsets."""
+    told = {"records": info.records, "created": info.created}
+    return {**told, "offsets": dict(info.offsets), "positions": dict(positions)}
+
+
+def _kept(directory: StateDirectory, checkpoints: CheckpointStore) -> list[dict[str, Any]]:
+    """The checkpoints that can be gone back to, oldest first, and where the partitions of a broker stood."""
+    kept = checkpoints.list()
+    if not directory.log.exists():
+        return [{"id": info.id, **_seen(info, {})} for info in kept]
+    with closing(Log(directory.log, read_only=True)) as log:
+        at = [log.positions(info.offsets.get(log.partition, 0)) for info in kept]
+    return [{"id": info.id, **_seen(info, positions)} for info, positions in zip(kept, at, strict=True)]
+
+
+def _positions(directory: StateDirectory) -> dict[str, int]:
+    """The next message of each partition of a broker: those before are in the log. Files are too many to be told."""
+    if not directory.log.exists():
+        return {}
+    with closing(Log(directory.log, read_only=True)) as log:
+        noted = log.notes()
+        return {name: offset for name, offset in log.positions().items() if name not in noted}
+
+
+def _columns(directory: StateDirectory) -> dict[str, Any]:
+    """The columns as they were sent, and what of them is not read, or changed."""
+    if not directory.log.exists():
+        return {"columns": {}, "sent": []}
+    with closing(Log(directory.log, read_only=True)) as log:
+        types = sent_columns(log)
+        return {"columns": types, "sent": contract.in_words(types, log.schema)}
+
+
+def _skips(directory: StateDirectory) -> list[dict[str, Any]]:
+    with closing(directory.connect(read_only=True)) as connection:
+        return [asdict(skip) for skip in rollback.skips(connection)]
+
+
 def _labels(directory: StateDirectory, config: Mapping[str, Any]) -> dict[str, Any] | None:
     """How labels that come later stand; ``None`` where none are waited for."""
     if config["stream"].get("labels") is None or not directory.log.exists():
@@ -158,6 +206,10 @@ def in_words(found: Mapping[str, Any]) -> str:
         f"checkpoint {found['checkpoint']['id']}, {found['checkpoint']['bytes']} bytes; "
         f"weights {found['weights_sha256']}",
     ]
+    lines += [f"read of {name}: all before {at}" for name, at in found["positions"].items()]
+    lines += [one_line(said) for said in found["sent"]]
+    lines += [f"never learned: {s['partition']} {s['start']} to {s['stop'] - 1}" for s in found["skips"]]
+    lines += [f"can go back to {_back(found['checkpoints'])}"]
     lines += [_of_labels(labels) for labels in [found["labels"]] if labels]
     lines += [f"checkpoint {s['id']} is damaged: {s['reason']}" for s in found["skipped"]]
     return "\n".join(lines)
@@ -170,6 +222,12 @@ def _of_labels(labels: Mapping[str, Any]) -> str:
         f"{labels['unlabelled']} had none in time); {labels['waiting']} waiting, {labels['early']} ever early; "
         f"unmatched: {unmatched}"
     )
+
+
+def _back(checkpoints: Sequence[Mapping[str, Any]]) -> str:
+    """The offsets of the checkpoints, oldest first."""
+    partitions = checkpoints[-1]["offsets"]
+    return "; ".join(f"{p} {', '.join(str(c['offsets'].get(p, 0)) for c in checkpoints)}" for p in partitions)
 
 
 def _again(repeats: int) -> str:

@@ -214,7 +214,12 @@ class CheckpointsSettings(Model):
     """How often the state is committed; work after the last one is redone after a crash."""
 
     every_seconds: Seconds = 10.0
-    keep: Positive = 3
+    keep: Positive = Field(default=3, description="the newest; where files are damaged, the one before is gone on from")
+    history_bytes: int = Field(
+        default=1 << 30,
+        ge=0,
+        description="of older ones, the sparser the older, for `models rollback --before`; as far as the log goes back",
+    )
 
 
 class Publish(Model):

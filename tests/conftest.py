@@ -3,8 +3,9 @@ function that a test calls often the first calls, and some of the later ones).
 
 ``baselines`` (the registry with streamkd-baselines in it), ``oracles`` (slow and obvious formulas), ``toys`` (small
 parts to test with), ``gaussians`` (rows of known moments), ``mistakes`` (plugins that break their contract), ``pages``
-(what a browser would make of one), ``devices`` (a GPU that is not there), ``kafka_brokers`` and ``object_store`` (on
-loopback) and ``kernels`` (a processor that rounds otherwise, for all tests under ``STREAMKD_TEST_PRODUCTS=by-shape``)
+(what a browser would make of one), ``devices`` (a GPU that is not there), ``kafka_brokers``, ``nats_server`` and
+``object_store`` (on loopback) and ``kernels`` (a processor that rounds otherwise, for all tests under
+``STREAMKD_TEST_PRODUCTS=by-shape``)
 are importable by name.
 """
 
@@ -57,7 +58,18 @@ settings.register_profile("streamkd", deadline=None, derandomize=True, max_examp
 settings.load_profile("streamkd")
 
 
-NAMES = ("baselines", "devices", "gaussians", "kafka_brokers", "kernels", "object_store", "oracles", "pages", "toys")
+NAMES = (
+    "baselines",
+    "devices",
+    "gaussians",
+    "kafka_brokers",
+    "kernels",
+    "nats_server",
+    "object_store",
+    "oracles",
+    "pages",
+    "toys",
+)
 
 
 class _Late:

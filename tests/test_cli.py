@@ -191,3 +191,36 @@ def test_models_say_what_is_pinned_and_what_unpin_serves(tmp_path: Path) -> None
         (3, True, True, False),
     ]
     assert models("unpin") == "version 2 is served\n"
+
+
+def test_models_go_back_and_say_what_is_gone(tmp_path: Path) -> None:
+    """`models rollback --before` names what is gone on from, what is skipped and what is withdrawn."""
+    from click.testing import CliRunner
+
+    from streamkd.cli import cli
+    from streamkd.state.checkpoint import CheckpointStore
+    from streamkd.state.directory import StateDirectory
+    from streamkd.state.versions import VersionStore
+
+    directory = StateDirectory(tmp_path)
+    with directory.lock():
+        checkpoints, versions = CheckpointStore(directory), VersionStore(directory)
+        for records in (10, 20):
+            seen = {"records": records, "offsets": {"digits/0": records}}
+            checkpoints.save({}, **seen, config={}, environment={})  # type: ignore[arg-type]
+            versions.publish(lambda folder: (folder / "model.json").write_text("{}") and None, **seen)  # type: ignore[arg-type]
+        checkpoints.close()
+        versions.close()
+
+    def models(*arguments: str) -> tuple[int, str]:
+        done = CliRunner().invoke(cli, ["models", *arguments, "--state", str(tmp_path)])
+        return done.exit_code, done.output
+
+    assert "20       digits/0 20  learned" in models("list")[1]
+    assert models("rollback", "1", "--before", "15")[0] == models("rollback", "--skip-to", "15")[0] == 2
+    assert models("rollback", "--before", "15", "--skip-to", "18") == (
+        0,
+        "the next start learns on from checkpoint 1 (digits/0 10; 10 records learned)\n"
+        "never learned: 3 records, 15 to 17\n"
+        "1 newer checkpoints are dropped; versions withdrawn: 2\n",
+    )

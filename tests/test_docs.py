@@ -31,6 +31,7 @@ PAGES = sorted(
 RUN = {
     "README.md": "tests/test_docs.py",
     "docs/how-to/a-gate-in-plain-pytorch.md": "tests/pretraining/test_plain.py",
+    "docs/how-to/export.md": "tests/export/test_artefact.py",
     "docs/how-to/push-records.md": "tests/producer/test_push.py",
     "docs/tune.md": "tests/tune/test_study.py",
     "docs/tutorials/first-plugin.md": "tests/test_plugins.py",
@@ -64,7 +65,7 @@ WRITTEN = [page for page in PAGES if page not in ("CHANGELOG.md", "docs/hardenin
 # what has dots and is no key: names in code and in answers, figures of a benchmark, files
 OTHERS = ("accuracy", "average", "body", "evidence", "lesson", "repeats", "strategy", "streamkd", "teach")
 FIGURES = ("adaptation_seconds", "overhead_ratio")
-SUFFIXES = ("log", "html", "json", "parquet", "py", "service", "sqlite", "toml", "txt", "yaml", "yml")
+SUFFIXES = ("log", "html", "json", "onnx", "parquet", "py", "service", "sqlite", "toml", "txt", "yaml", "yml")
 
 
 @cache

@@ -15,7 +15,9 @@ from streamkd.settings import LateLabels
 from streamkd.state.checkpoint import CheckpointStore
 from streamkd.state.directory import StateDirectory
 from streamkd.state.environment import environment
+from streamkd.streams.encoding.canonical import arrow_schema
 from streamkd.streams.log.log import Entry, Log
+from streamkd.streams.log.positions import Move
 from streamkd.teachers.teacher import copy_of
 from streamkd.wiring import open_source, schema_of
 
@@ -40,6 +42,26 @@ def test_how_labels_stand_is_said(tmp_path: Path) -> None:
     assert found["labels"] == {**counts, "unmatched": unmatched}
     words = inspection.in_words(found)
     assert "labels: 1 joined, of 3 predictions kept (2 have none yet, 0 had none in time); 1 waiting, 1 ever" in words
+
+
+def test_what_was_seen_of_a_broker_and_what_can_be_gone_back_to_is_said(tmp_path: Path) -> None:
+    """Where its partitions are in the log, and where they stood for the checkpoint; stretches that are skipped."""
+    directory = StateDirectory(tmp_path / "state")
+    directory.create()
+    stream = {"source": {"name": "http"}, "records": {"inputs": [{"name": "x", "shape": [2]}]}, "batch": {"size": 1}}
+    one = learner_of({"stream": stream, "student": {"name": "mlp", "hidden": [4]}, "device": "cpu"}, directory.log)
+    row = pa.RecordBatch.from_pylist([{"x": [0.0, 1.0], "label": 1}], schema=arrow_schema(one.schema))
+    with closing(Log(directory.log, one.schema)) as log:
+        log.append_many([Entry(row, moves=[Move("orders/0", None, 1)]), Entry(row, moves=[Move("orders/0", 1, 9)])])
+        assert one.advance()
+    with closing(directory.connect()) as connection:
+        connection.execute("INSERT INTO skips VALUES ('main/0', 1, 4, 0.0)")
+    found = inspected(one, directory)
+    assert found["positions"] == {"orders/0": 9}
+    [kept] = found["checkpoints"]
+    assert (kept["records"], kept["offsets"], kept["positions"]) == (1, {"main/0": 1}, {"orders/0": 1})
+    words = inspection.in_words(found)
+    assert "read of orders/0: all before 9\nnever learned: main/0 1 to 3\ncan go back to main/0 1" in words
 
 
 def learner_of(tree: Mapping[str, Any], log: Path | None = None) -> Learner:

@@ -70,7 +70,16 @@ def test_its_metadata_say_what_it_is(metadata: Message) -> None:
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert "Typing :: Typed" in metadata.get_all("Classifier", [])
-    assert sorted(metadata.get_all("Provides-Extra", [])) == ["all", "datasets", "kafka", "meta", "onnx", "tune"]
+    assert sorted(metadata.get_all("Provides-Extra", [])) == [
+        "all",
+        "datasets",
+        "export",
+        "kafka",
+        "meta",
+        "nats",
+        "onnx",
+        "tune",
+    ]
 
 
 def test_its_entry_points_are_those_of_the_project(wheel: zipfile.ZipFile) -> None:

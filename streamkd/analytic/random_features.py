@@ -75,7 +75,8 @@ class RandomFeatures(nn.Module):
                 x = F.adaptive_avg_pool2d(x, self._sides)
         parts = []
         if self.channels:
-            parts.append(torch.cat([self._filtered(part) for part in x.split(ROWS)]))
+            whole = torch.compiler.is_exporting()  # a graph is for any number of rows
+            parts.append(self._filtered(x) if whole else torch.cat([self._filtered(part) for part in x.split(ROWS)]))
         if len(self.weight):
             parts.append(F.linear(self._folded(x.flatten(1)), self.weight, self.bias).relu_())
         return torch.cat(parts, 1)
@@ -92,4 +93,4 @@ class RandomFeatures(nn.Module):
         """A long input as the signed sums of its buckets, which keeps lengths and angles (feature hashing)."""
         if not self._folds:
             return x
-        return x.new_zeros(len(x), self.weight.shape[1]).index_add_(1, self.bucket, x * self.sign)
+        return x.new_zeros(x.shape[0], self.weight.shape[1]).index_add_(1, self.bucket, x * self.sign)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from streamkd.bench import book, documents, drift, drifting, frontier, streams
+from streamkd.bench import book, documents, drift, drifting, frontier, gears, streams
 from streamkd.bench.book import Progress, Row
 from streamkd.bench.scores import Table
 from streamkd.config import Config
@@ -34,7 +34,7 @@ SECTIONS: dict[str, streams.Tree] = {
     "vicinal rows": {"vicinal": {"rows": 0}},
     "adaptation of the gate": {"adapt": {"every": 0, "on_task_steps": 0}},
     "per-sample gate (fixed instead)": {"gate": {"name": "fixed"}, "adapt": {"every": 0, "on_task_steps": 0}},
-    "followers of the present, all": {"teachers": frontier.WITHOUT_PRESENT},
+    "followers of the present, all": {"teachers": gears.WITHOUT_PRESENT},
 }
 BATCHES = (5, 20, 40, 160)
 TIMED = {"adding": "digits", "changing": "hyperplane"}

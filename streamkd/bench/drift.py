@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from streamkd import config as configuration
-from streamkd.bench import book, documents, drifting, online_peers, prequential
+from streamkd.bench import book, documents, drifting, gears, online_peers, prequential
 from streamkd.bench.book import Progress, Row
 from streamkd.errors import ConfigError
 from streamkd.learner import Learner
@@ -47,7 +47,7 @@ Said = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class DriftRun:
-    """One run: our learner or a peer on a stream under a seed, labels known ``delay`` records late."""
+    """One run: our learner at a gear, or a peer, on a stream under a seed, labels known ``delay`` records late."""
 
     stream: str
     method: str
@@ -56,6 +56,7 @@ class DriftRun:
     data: Path | None
     limit: int | None
     python: str | None = None
+    gear: str = ""
 
 
 def measure(
@@ -67,12 +68,14 @@ def measure(
     python: str | None = None,
     methods: Sequence[str] | None = None,
     limit: int | None = None,
+    geared: bool = False,
     jobs: int = 1,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
     """Everybody on every stream under every seed; runs that ``work`` holds already are not done again.
 
-    ``data``: the folder of the streams that are files; ``python``: who runs the peers; ``methods``: only these.
+    ``data``: the folder of the streams that are files; ``python``: who runs the peers; ``methods``: only these;
+    ``geared``: ours at other gears too.
 
     Raises:
         ConfigError: a stream or a method that there is not. SourceError: a stream's file is not there.
@@ -88,6 +91,8 @@ def measure(
         for seed in seeds
         for method in methods or known
     ]
+    more = gears.DRIFTING[1:] if geared else ()
+    tasks += [replace(task, gear=gear) for task in tasks if task.method == OURS for gear in more]
     registry = Registry.load()
     keyed = [(_key(task, peers.get(task.method), registry), task) for task in tasks]
     parts = book.run_all(keyed, run_one, work / "drift.jsonl", jobs, progress)
@@ -127,10 +132,17 @@ def run_one(task: DriftRun) -> Row:
     """One run, on one thread: the scores of everybody who answered in it, by name."""
     torch.set_num_threads(1)
     registry = Registry.load()
-    config = drifting.checked(task.stream, task.data, task.limit, registry, task.seed)
+    config = _config(task, registry)
     stream = drifting.drifting(task.stream, config, registry)
     found = ours(config, registry, stream, task.delay) if task.method == OURS else _peer(task, stream)
+    if task.gear:
+        found = [replace(one, name=one.name + task.gear) for one in found if one.name == "served"]
     return {"scores": [_scores(one, stream, task.delay) for one in found]}
+
+
+def _config(task: DriftRun, registry: Registry) -> configuration.Config:
+    changes = gears.GEARS[task.gear]
+    return drifting.checked(task.stream, task.data, task.limit, registry, task.seed, changes)
 
 
 @dataclass(frozen=True)
@@ -333,9 +345,19 @@ def panels(rows: Sequence[Row]) -> dict[str, dict[str, list[float]]]:
     return found
 
 
+def points(rows: Sequence[Row]) -> dict[str, dict[str, tuple[float, ...]]]:
+    """For ``scatter``, by stream and line: microseconds a record, accuracy; ours as a whole and the student alone."""
+    found: dict[str, dict[str, tuple[float, ...]]] = {}
+    bought = [row for row in rows if row["method"] != OURS or row["name"].startswith(("served", "student"))]
+    for column, line, part in _cells(bought):
+        spent, accuracy = (statistics.mean(row[key] for row in part) for key in ("seconds_a_record", "accuracy"))
+        found.setdefault(f"{column}.price", {})[line] = (1e6 * spent, accuracy)
+    return found
+
+
 def _key(task: DriftRun, version: str | None, registry: Registry) -> str:
     """A run by everything that decides it but the code: other defaults of ours make another run of ours alone."""
-    made = configuration.dump(drifting.checked(task.stream, task.data, task.limit, registry, task.seed))
+    made = configuration.dump(_config(task, registry))
     if task.method == OURS:
         return book.key_of(made, task.delay)
     return book.key_of(made["stream"], _named(task), version)

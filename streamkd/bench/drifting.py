@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from streamkd.bench.streams import Tree, config_of
+from streamkd.bench.streams import Tree, config_of, merged
 from streamkd.config import Config
 from streamkd.errors import SourceError
 from streamkd.plugins import Registry
@@ -117,6 +117,8 @@ def _file(name: str, data: Path | None) -> Path:
     return path.resolve()
 
 
-def checked(name: str, data: Path | None, limit: int | None, registry: Registry, seed: int) -> Config:
-    """The configuration of a stream under a seed."""
-    return config_of(tree(name, data, limit), registry, seed)
+def checked(
+    name: str, data: Path | None, limit: int | None, registry: Registry, seed: int, changes: Tree | None = None
+) -> Config:
+    """The configuration of a stream under a seed, with ``changes`` to the defaults."""
+    return config_of(merged(tree(name, data, limit), changes or {}), registry, seed)

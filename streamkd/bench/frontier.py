@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from streamkd import config as configuration
-from streamkd.bench import baselines, book, documents, plain_replay, scores, streams, unordered
+from streamkd.bench import baselines, book, documents, gears, plain_replay, scores, streams, unordered
 from streamkd.bench.book import Progress, Row
 from streamkd.bench.scores import Table
 from streamkd.plugins import Registry
@@ -30,21 +30,8 @@ from streamkd.wiring import student_of
 
 OURS, CLOSED_FORM = "streamkd", "closed form"
 TEACHER = "analytic"  # the latter by its name
-WITHOUT_PRESENT = [{"name": name} for name in ("ema", "memory", "analytic", "snapshot")]
-GEARS: dict[str, streams.Tree] = {
-    "": {},
-    ", memory x20": {},
-    ", batches of 5": {"stream": {"batch": {"size": 5}}},
-    ", batches of 40": {"stream": {"batch": {"size": 40}}},
-    ", no followers of the present": {"teachers": WITHOUT_PRESENT},
-    ", no closed form": {"teachers": [t for t in WITHOUT_PRESENT if t["name"] != "analytic"]},
-    ", average alone": {
-        "teachers": [{"name": "ema"}],
-        "gate": {"name": "fixed"},
-        "vicinal": {"rows": 0},
-        "adapt": {"every": 0, "on_task_steps": 0},
-    },
-}
+METHODS = {"": "lda", ", ridge": "ridge"}
+"""Of the closed form: as RanDumb (Prabhu et al. 2024) has it, and as RanPAC (McDonnell et al. 2023)."""
 MORE = 20  # times as many remembered records
 REPLAYED = (10, 30, 100)  # rows a step
 
@@ -89,9 +76,9 @@ def measure(
 def _ours(only: Sequence[str], seeds: Sequence[int]) -> list[FrontierRun]:
     sizes = {name: streams.STREAMS[name]["memory"]["size"] for name in only}
     return [
-        FrontierRun(name, OURS, gear, 0, sizes[name] * (MORE if "x20" in gear else 1), seed)
+        FrontierRun(name, OURS, gear, 0, sizes[name] * (MORE if gear == gears.MORE else 1), seed)
         for name in only
-        for gear in GEARS
+        for gear in gears.GEARS
         for seed in seeds
     ]
 
@@ -106,7 +93,7 @@ def _others(only: Sequence[str], seeds: Sequence[int], spent: Mapping[str, int])
         size, records = streams.STREAMS[name]["memory"]["size"], sum(len(part.y) for part in data.train)
         equal = min(spent[name] // row, records)
         for seed in seeds:
-            runs.append(FrontierRun(name, CLOSED_FORM, "", 0, 0, seed))
+            runs += [FrontierRun(name, CLOSED_FORM, gear, 0, 0, seed) for gear in METHODS]
             runs += [
                 FrontierRun(name, method, f"{replay} replayed, {told}", replay, memory, seed)
                 for method in plain_replay.NAMES
@@ -117,7 +104,7 @@ def _others(only: Sequence[str], seeds: Sequence[int], spent: Mapping[str, int])
 
 
 def _run(tasks: Sequence[FrontierRun], work: Path, jobs: int, progress: Progress) -> list[Row]:
-    keyed = [(book.key_of(asdict(task), GEARS.get(task.gear, {})), task) for task in tasks]
+    keyed = [(book.key_of(asdict(task), gears.GEARS.get(task.gear, {})), task) for task in tasks]
     rows = book.run_all(keyed, run_one, work / "frontier.jsonl", jobs, progress)
     return [row | asdict(task) | {"line": task.line} for row, task in zip(rows, tasks, strict=True)]
 
@@ -130,7 +117,7 @@ def run_one(task: FrontierRun) -> Row:
     if task.method == OURS:
         return learned(
             streams.config_of(
-                streams.merged(made, {**GEARS[task.gear], "memory": {"size": task.memory}}), registry, task.seed
+                streams.merged(made, {**gears.GEARS[task.gear], "memory": {"size": task.memory}}), registry, task.seed
             ),
             registry,
         )
@@ -139,7 +126,7 @@ def run_one(task: FrontierRun) -> Row:
     x, y = torch.cat([part.x for part in data.train]), torch.cat([part.y for part in data.train])
     network = student_of(config, registry, data.schema, len(data.labels))
     if task.method == CLOSED_FORM:
-        return _closed_form(config, registry, data, network, x, y)
+        return _closed_form(config, registry, data, network, (x, y), METHODS[task.gear])
     how = {"batch": config.stream.batch.size, "replay": task.replay, "memory": task.memory, "seed": task.seed}
     chosen = unordered.optimizer(network, baselines.CHOSEN[task.method])
     cost = plain_replay.train(task.method, x, y, network, chosen, **how)
@@ -164,13 +151,19 @@ def learned(config: configuration.Config, registry: Registry) -> Row:
 
 
 def _closed_form(
-    config: configuration.Config, registry: Registry, data: streams.Arrays, student: Student, x: Tensor, y: Tensor
+    config: configuration.Config,
+    registry: Registry,
+    data: streams.Arrays,
+    student: Student,
+    records: tuple[Tensor, Tensor],
+    method: str,
 ) -> Row:
-    """The teacher ``analytic``, alone: streaming LDA on random features."""
+    """The teacher ``analytic``, alone: streaming LDA, or ridge regression, on random features."""
+    x, y = records
     kind = registry.kind("teachers", TEACHER)
     labels = [label for label in data.labels if label is not None]
     context = TeacherContext(TEACHER, student, data.schema, labels, torch.device("cpu"))
-    teacher: Any = kind.make(kind.options(), context)
+    teacher: Any = kind.make(kind.options.model_validate({"method": method}), context)
     begun = time.process_time()
     for rows, columns in zip(x.split(config.stream.batch.size), y.split(config.stream.batch.size), strict=True):
         teacher.observe(rows, columns)

@@ -1,4 +1,4 @@
-"""What runs reached over what they cost: an SVG with two panels, processor time and bytes, both on a logarithmic axis.
+"""What runs reached over what they cost: an SVG with a panel for processor time and one for bytes, axes logarithmic.
 
 Standing alone, so its colours are written out, light and dark; no script, no network.
 """
@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-Point = tuple[float, float, float]
-"""Microseconds a record, megabytes, accuracy."""
-_WIDTH, _HEIGHT, _PANEL, _LEFT, _TOP, _BOTTOM = 900, 380, 390, 50, 40, 50
+Point = tuple[float, ...]
+"""Microseconds a record, megabytes where they are told, accuracy."""
+NAMED = ("streamkd", "streamkd, served")
+UNITS = ("µs a record", "MB of state")
+_HEIGHT, _PANEL, _LEFT, _TOP, _BOTTOM = 380, 390, 50, 40, 50
 _STYLE = """<style>
 svg { font: 11px system-ui, sans-serif; background: #fff; }
 text { fill: #333; } .title { font-size: 14px; } .grid { stroke: #ddd; }
@@ -30,12 +32,14 @@ def write(points: Mapping[str, Mapping[str, Point]], folder: Path) -> list[Path]
 
 
 def drawn(title: str, lines: Mapping[str, Point]) -> str:
-    """Both panels; names that begin with ``streamkd`` stand out, the others are told by the pointer."""
+    """A panel for each price; names that begin with ``streamkd`` stand out, the others are told by the pointer."""
     parts = [f'<text x="8" y="20" class="title">{escape(title)}: accuracy over its price</text>']
-    low = math.floor(10 * min(point[2] for point in lines.values())) / 10
-    for place, unit in enumerate(("µs a record", "MB of state")):
-        parts += _panel(_LEFT + place * (_PANEL + _LEFT), {n: (p[place], p[2]) for n, p in lines.items()}, low, unit)
-    box = f'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}"'
+    low = math.floor(10 * min(point[-1] for point in lines.values())) / 10
+    prices = min(len(point) for point in lines.values()) - 1
+    for place, unit in enumerate(UNITS[:prices]):
+        parts += _panel(_LEFT + place * (_PANEL + _LEFT), {n: (p[place], p[-1]) for n, p in lines.items()}, low, unit)
+    width = 20 + prices * (_PANEL + _LEFT)
+    box = f'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {_HEIGHT}" width="{width}" height="{_HEIGHT}"'
     return f'<svg {box} role="img" aria-label="{escape(title)}">{_STYLE}{"".join(parts)}</svg>\n'
 
 
@@ -67,6 +71,6 @@ def _marks(least: float, most: float) -> Sequence[float]:
 
 def _dot(name: str, x: float, y: float) -> str:
     kind = "ours" if name.startswith("streamkd") else "other"
-    label = f'<text x="{x:.1f}" y="{y - 8:.1f}" text-anchor="middle">{name}</text>' if name == "streamkd" else ""
+    label = f'<text x="{x:.1f}" y="{y - 8:.1f}" text-anchor="middle">{name}</text>' if name in NAMED else ""
     dot = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{escape(name)}</title></circle>'
     return f'<g class="{kind}">{dot}{label}</g>'

@@ -9,7 +9,7 @@ import sys
 import click
 
 from streamkd import __version__, logs
-from streamkd.cli import bench, configuring, kept, serving, teachers, training, tune
+from streamkd.cli import bench, configuring, exporting, kept, serving, teachers, training, tune
 from streamkd.errors import StreamkdError
 
 
@@ -35,6 +35,7 @@ for command in (
     configuring.plugins,
     teachers.teachers,
     kept.models,
+    exporting.export,
     kept.dlq,
     serving.tokens,
     bench.bench,

@@ -217,18 +217,21 @@ def bench_gate(seeds: int, only: tuple[str, ...], named: str | None, timing: boo
 )
 @click.option("--peers", "python", metavar="PYTHON", help="A Python that has River or CapyMOA. Default: no peers.")
 @click.option("--limit", type=click.IntRange(1), help="At most so many records of each stream.")
+@click.option("--gears", "geared", is_flag=True, help="Ours in batches of 5, 40 and 160 too, and the average alone.")
 @_work("drift")
 @JOBS
 @_plots("stream")
 def bench_drift(seeds: int, only: tuple[str, ...], methods: str | None, **how: Any) -> None:
     """Tables whose world changes, record by record, beside stream learners of River and CapyMOA."""
-    from streamkd.bench import drift, drifting
+    from streamkd.bench import drift, drifting, scatter
 
-    place = {name: how[name] for name in ("work", "data", "python", "limit", "jobs")}
+    place = {name: how[name] for name in ("work", "data", "python", "limit", "geared", "jobs")}
     with bar("runs", None) as advance:
         streams = only or drifting.available(how["data"])
         result = drift.measure(streams, range(seeds), methods=_listed(methods), progress=advance, **place)
     _keep(drift, result, drift.panels, how, "prequential accuracy")
+    if how["plots"]:
+        scatter.write(drift.points(result["rows"]), how["plots"])
     for measure in drift.MEASURES:
         table(*drift.table(result["rows"], measure))
 

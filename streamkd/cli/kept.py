@@ -26,7 +26,7 @@ def inspect(directory: str, as_json: bool) -> None:
 
 @click.group()
 def models() -> None:
-    """The published versions of a state directory; works beside a running server."""
+    """The published versions of a state directory; beside a running server, but for `rollback --before`."""
 
 
 @models.command("list")
@@ -42,6 +42,8 @@ def models_list(state: Path, as_json: bool) -> None:
                 "records": v.records,
                 "kind": v.kind,
                 "source_version": v.source_version,
+                "offsets": dict(v.offsets),
+                "positions": dict(v.positions),
                 "published": v.created,
                 "pinned": v.pinned,
                 "served": bool(served and served.version == v.version),
@@ -54,17 +56,30 @@ def models_list(state: Path, as_json: bool) -> None:
         return
     for row in rows:
         row["served"] = "pinned" if row["pinned"] else "yes" if row["served"] else ""
-    columns = ("version", "records", "kind", "source_version", "served")
+        row["seen_before"] = ", ".join(f"{p} {o}" for p, o in (row["offsets"] | row["positions"]).items())
+    columns = ("version", "records", "seen_before", "kind", "source_version", "served")
     table(columns, [tuple("" if r[c] is None else r[c] for c in columns) for r in rows])
     if served and newest and served.pinned:
         click.echo(f"version {served.version} is pinned; `streamkd models unpin` serves version {newest.version}")
 
 
 @models.command("rollback")
-@click.argument("version", type=int)
+@click.argument("version", type=int, required=False)
+@click.option("--before", type=click.IntRange(0), metavar="OFFSET", help="The first record that should not be seen.")
+@click.option("--skip-to", type=click.IntRange(1), metavar="OFFSET", help="Never learn those up to this one.")
 @STATE
-def models_rollback(version: int, state: Path) -> None:
-    """Serve an old VERSION under a new number, pinned until `models unpin`."""
+def models_rollback(version: int | None, before: int | None, skip_to: int | None, state: Path) -> None:
+    """Serve an old VERSION under a new number, pinned until `models unpin`; it goes on learning.
+
+    With --before, and the server stopped, what is learned goes back: to the newest state that is kept and has not seen
+    the record at OFFSET. The next start learns on from there, with --skip-to without the records from OFFSET up to that
+    one. Versions that had seen them are withdrawn.
+    """
+    if (version is None) == (before is None) or (before is None and skip_to is not None):
+        raise click.UsageError("needed VERSION, or --before with or without --skip-to")
+    if version is None:
+        _go_back(state, before or 0, skip_to)
+        return
     with _versions(state) as versions:
         click.echo(f"version {versions.rollback(version)} serves what version {version} was; it is pinned")
 
@@ -77,6 +92,24 @@ def models_unpin(state: Path) -> None:
         versions.unpin()
         served = versions.served()
     click.echo(f"version {served.version} is served" if served else "nothing is published yet")
+
+
+def _go_back(state: Path, before: int, skip_to: int | None) -> None:
+    from streamkd.state.directory import StateDirectory
+    from streamkd.state.rollback import roll_back
+
+    done = roll_back(StateDirectory(state), before, skip_to)
+    at = "the beginning, record 0"
+    if done.checkpoint is not None:
+        offsets = ", ".join(f"{partition} {offset}" for partition, offset in done.checkpoint.offsets.items())
+        at = f"checkpoint {done.checkpoint.id} ({offsets}; {done.checkpoint.records} records learned)"
+    click.echo(f"the next start learns on from {at}")
+    if done.skip is not None:
+        click.echo(
+            f"never learned: {done.skip.stop - done.skip.start} records, {done.skip.start} to {done.skip.stop - 1}"
+        )
+    withdrawn = ", ".join(map(str, done.withdrawn)) or "none"
+    click.echo(f"{len(done.dropped)} newer checkpoints are dropped; versions withdrawn: {withdrawn}")
 
 
 def _versions(state: Path) -> AbstractContextManager[Any]:

@@ -86,19 +86,20 @@ class FixedShare:
         said = spread(said)
         held = (1 - LEAST) * np.nan_to_num(held) + LEAST / said.shape[2]
         weights, beside, known = np.empty(said.shape[:2]), (held[:0], NOTHING), b""
+        columns, every = labels.tolist(), np.arange(len(labels))
+        true, gave = said[every, :, labels], None if then is None else then[every, :, labels]
         block = at_once(len(labels))
         for begin in range(0, len(labels), block):
             rows = slice(begin, begin + block)
             weights[rows] = self._trust @ self._table
-            told = begin + np.flatnonzero(labels[rows] >= 0)
-            for label in labels[told].tolist():
-                self.presence.see(label)
-            if not len(told):
+            told = [place for place, label in enumerate(columns[rows], begin) if label >= 0]
+            for place in told:
+                self.presence.see(columns[place])
+            if not told:
                 continue
             if len(held) and (now := self.presence.told()) != known:
                 known, beside = now, self._beside(held, held_labels, away)
-            column = labels[told]
-            self._learn(said[told, :, column], None if then is None else then[told, :, column], *beside)
+            self._learn(true[told], None if gave is None else gave[told], *beside)
         return np.einsum("nk,nkc->nc", weights, said)
 
     def _meet(self, names: tuple[str, ...]) -> None:
@@ -133,7 +134,7 @@ class FixedShare:
         """
         table, n = self._table, len(told)
         m = told @ table.T
-        slope, log = np.einsum("nk,np->pk", told, 1 / m), np.log(m if gave is None else gave).sum(0)
+        slope, log = (1 / m).T @ told, np.log(m if gave is None else gave).sum(0)
         if len(held):
             whole = 1 + counts.sum()  # one step a record: what stands beside it is the same each time
             each = table @ held.T

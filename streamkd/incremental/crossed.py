@@ -125,6 +125,23 @@ class Cells:
             found.append(first + cell)
         return np.concatenate(found, 1)
 
+    def written_out(self, rows: Tensor) -> Int[Tensor, "batch count"]:
+        """The same of float64 rows [n, features] in operations of torch alone, of which a graph can be made."""
+        values, gaps = rows[:, torch.from_numpy(self._at)], torch.from_numpy(self._gaps)
+        found = (values[:, :, None, None] >= torch.from_numpy(self.edges)).sum(3)
+        bins = [torch.where((values.isnan() & gaps).unsqueeze(2), torch.tensor(BINS), found)]
+        for place, each in self._categories:
+            hot = rows[:, each.at : each.at + each.places].argmax(1, keepdim=True)
+            bins.append(torch.minimum(hot, torch.from_numpy(self._last[place])).unsqueeze(1))
+        order_of = np.argsort([*self._numbers, *(place for place, _ in self._categories)])
+        bins_of = torch.cat(bins, 1)[:, torch.from_numpy(order_of)]
+        cells = []
+        for order, members, many, first in self._parts:
+            strides = np.concatenate([many[1:][::-1].cumprod(0)[::-1], np.ones_like(many[:1])])
+            mine = bins_of[:, torch.from_numpy(members), order - 1]
+            cells.append(torch.from_numpy(first) + (mine * torch.from_numpy(strides)).sum(1))
+        return torch.cat(cells, 1)
+
     def _bins(self, rows: np.ndarray) -> np.ndarray:
         """[n, crossed, orders]"""
         bins = np.zeros((len(rows), self._crossed, len(BINS)), int)
@@ -163,6 +180,8 @@ class CrossedHeads(Heads):
         self._cells, self._about = cells, about
 
     def logits(self, rows: Tensor) -> Float[Tensor, "heads batch classes"]:
+        if torch.compiler.is_exporting():
+            return self.table[self._cells.written_out(rows.double())].sum(1).transpose(0, 1)
         cells = torch.from_numpy(self._cells(rows.double().cpu().numpy())).to(self.table.device)
         found = F.embedding_bag(cells, self.table.flatten(1), mode="sum")
         return found.view(len(rows), *self.table.shape[1:]).transpose(0, 1)

@@ -77,14 +77,24 @@ class LinearTeacher(SideBySide):
         super().grow(labels)
         self._weights, self._squares = np.pad(self._weights, more), np.pad(self._squares, more, constant_values=1.0)
 
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Raw rows and, once there are bins, what is in each of them beside them."""
+        if not self._bins.fitted:
+            return rows
+        return np.hstack([rows, self._bins(torch.from_numpy(self.standard.filled(rows)).float()).numpy()])
+
     def answers(self, rows: np.ndarray) -> np.ndarray:
         """[n, heads, classes] logits."""
         return np.einsum("rcf,nf->nrc", self._weights, self._features(rows))
 
     def learn(self, rows: np.ndarray, labels: np.ndarray) -> None:
         """Their moments and bins first, then a step at each rate by the sum of their gradients."""
-        self.standard.learn(rows)
-        self._bins.learn(self.standard.filled(rows))
+        raw = rows[:, : len(self.standard.mean)]
+        self.standard.learn(raw)
+        if not self._bins.fitted:
+            self._bins.learn(self.standard.filled(raw))
+            if self._bins.fitted:
+                self.reading, rows = self.reading + 1, self.read(raw)
         h = self._features(rows)
         slope = finite(_softmax(np.matmul(self._weights, h.T)))
         slope[:, labels, np.arange(len(rows))] -= 1.0
@@ -93,13 +103,10 @@ class LinearTeacher(SideBySide):
         self._weights -= self._rates * step / np.sqrt(self._squares)
 
     def _features(self, rows: np.ndarray) -> np.ndarray:
-        """[n, features + 1] of raw rows, the last a 1; zeros for bins before there are any."""
-        parts = [self.standard(rows)]
-        if self._bins.fitted:
-            parts.append(self._bins(torch.from_numpy(self.standard.filled(rows)).float()).numpy())
-        elif self._bins.width:
-            parts.append(np.zeros((len(rows), self._bins.width)))
-        return np.concatenate([*parts, np.ones((len(rows), 1))], 1)
+        """[n, features + 1] of rows as they are ``read``, the last a 1; zeros for bins before there are any."""
+        raw, binned = np.split(rows, [len(self.standard.mean)], 1)
+        there = binned if binned.size else np.zeros((len(rows), self._bins.width))
+        return np.concatenate([self.standard(raw), there, np.ones((len(rows), 1))], 1)
 
     def part(self) -> LinearHeads | None:
         """A copy as it is now; nothing before it has learned."""

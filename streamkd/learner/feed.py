@@ -1,6 +1,8 @@
 """The feed: what comes from a source, as records that can be learned; what cannot, as dead letters.
 
 source ─► Batcher: cut by count, or by a silence that is journaled ─► codec ─► as many labels as there is room for
+  ▲           └ never over what is skipped
+  └ goes on behind it
 """
 
 from collections.abc import Sequence
@@ -13,6 +15,7 @@ from streamkd.streams.batcher import Batcher
 from streamkd.streams.encoding.decoder import Decoder
 from streamkd.streams.log.log import Log
 from streamkd.streams.pace import Gearbox, Pace
+from streamkd.streams.skips import Skip, Skips
 from streamkd.tasks.labels import LabelSpace
 from streamkd.telemetry import Recorder
 
@@ -28,6 +31,7 @@ class Feed:
         labels: LabelSpace,
         recorder: Recorder,
         journal: Log | None,
+        skips: Sequence[Skip] = (),
     ) -> None:
         self.offsets: dict[str, int] = dict.fromkeys(source.partitions, 0)
         self.dead: list[DeadBatch] = []
@@ -38,7 +42,8 @@ class Feed:
         self._indicators = schema.indicators
         size = stream.batch.size
         gearbox = Gearbox(size) if stream.batch.pace == "auto" else None
-        self._batcher = Batcher(source, size, stream.batch.flush_seconds, journal, gearbox=gearbox)
+        self._source, self._skips = source, Skips(skips)
+        self._batcher = Batcher(source, size, stream.batch.flush_seconds, journal, gearbox=gearbox, skips=self._skips)
         self._decoder = Decoder(source, schema)
 
     @property
@@ -52,6 +57,7 @@ class Feed:
         Raises:
             SourceError: so many bad rows in a row that the source must be wrong.
         """
+        self._pass_over()
         chunk = self._batcher.next(self.offsets)
         if chunk is None:
             return None
@@ -66,6 +72,16 @@ class Feed:
             self.bad_in_a_row = 0
             self._count_gaps(records)
         return records
+
+    def _pass_over(self) -> None:
+        """Go on behind what is never learned, as far as there are records."""
+        for partition, offset in self.offsets.items():
+            past = self._skips.past(partition, offset)
+            if past == offset:
+                continue
+            end = self._source.end(partition)
+            self.offsets[partition] = past = past if end is None else min(past, end)
+            self._recorder.count("records_skipped_total", past - offset, source=self._name)
 
     def _count_gaps(self, records: Records) -> None:
         for column, places in self._indicators.items():

@@ -35,6 +35,7 @@ from streamkd.records import Records, RecordSchema, Source
 from streamkd.replay.ring import Ring
 from streamkd.state.checkpoint import DeadBatch
 from streamkd.streams.log.log import Log
+from streamkd.streams.skips import Skip
 from streamkd.students.networks import Student, at_rest
 from streamkd.tasks.boundary import Boundary, Tasks
 from streamkd.tasks.experience import TensorBatch, tensors
@@ -59,6 +60,7 @@ class Learner:
         schema: RecordSchema,
         *,
         journal: Log | None = None,
+        skips: Sequence[Skip] = (),
         recorder: Recorder | None = None,
         avalanche_plugins: Sequence[Any] = (),
         avalanche_metrics: Sequence[Any] = (),
@@ -71,7 +73,8 @@ class Learner:
         self.records = 0
         self.steps = 0
         self.labels = LabelSpace()
-        self.feed = Feed(config.stream, source, schema, self.labels, self.recorder, journal)
+        self.feed = Feed(config.stream, source, schema, self.labels, self.recorder, journal, skips)
+        self._journal = journal
         self.tasks = Tasks(dict(wiring.make_all(registry, "detectors", config.detectors)))
         self.class_weights = None if (given := config.publish.class_weights) is None else ClassWeights(given)
         self.prequential = Prequential(source, schema, self.device, self.labels, journal, self.class_weights)
@@ -95,6 +98,11 @@ class Learner:
     def offsets(self) -> dict[str, int]:
         """Of each partition the first record that was not taken yet."""
         return self.feed.offsets
+
+    @property
+    def positions(self) -> Mapping[str, int]:
+        """Where the partitions of a broker stood at these offsets; nothing of other sources."""
+        return {} if self._journal is None else self._journal.positions(self.offsets[self._journal.partition])
 
     @property
     def dead(self) -> list[DeadBatch]:

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from streamkd.errors import CheckpointDamaged
 from streamkd.records import Reject
-from streamkd.state import files
+from streamkd.state import files, history
 from streamkd.state.directory import StateDirectory, fence
 from streamkd.state.leftovers import Leftovers
 from streamkd.state.segments import Segments
@@ -43,6 +43,10 @@ class CheckpointInfo:
     bytes: int
     offsets: Mapping[str, int]
     sha256: Mapping[str, str]
+
+    def has_seen(self, before: Mapping[str, int]) -> bool:
+        """Whether it has learned a record at one of these offsets, or after it."""
+        return any(self.offsets.get(partition, 0) > offset for partition, offset in before.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +71,16 @@ class DeadBatch:
 
 
 class CheckpointStore:
-    """The checkpoints of one state directory: ``checkpoints/<id>/`` and a row each, the newest ``keep``."""
+    """The checkpoints of one state directory: ``checkpoints/<id>/`` and a row each.
 
-    def __init__(self, directory: StateDirectory, keep: int = 3, read_only: bool = False) -> None:
+    The newest ``keep``, and older ones to go back to in ``history_bytes`` (``streamkd.state.history``).
+    """
+
+    def __init__(
+        self, directory: StateDirectory, keep: int = 3, read_only: bool = False, *, history_bytes: int = 0
+    ) -> None:
         self._directory = directory
-        self._keep = keep
+        self._keep, self._history_bytes = keep, history_bytes
         self._damaged: set[int] = set()
         self._segments = Segments()
         self._connection = directory.connect(read_only)
@@ -91,10 +100,12 @@ class CheckpointStore:
         environment: Mapping[str, Tree],
         dead_letters: Sequence[DeadBatch] = (),
         marks: Mapping[str, str] | None = None,
+        begins: Mapping[str, int] | None = None,
     ) -> CheckpointInfo:
         """Commit the state after ``records`` records together with the next offset of every partition.
 
-        ``marks`` says of a partition that is a log what tells its last learned record (``Log.mark``).
+        ``marks`` says of a partition that is a log what tells its last learned record (``Log.mark``), ``begins`` its
+        first record: from an older checkpoint before that nothing can be learned any more, so that it goes.
 
         Raises:
             StateError: the disk is full, the tree holds something that cannot be stored, or another learner
@@ -121,19 +132,19 @@ class CheckpointStore:
                 "sha256": json.dumps(hashes),
                 "marks": json.dumps(dict(marks or {})),
             }
-            info = self._commit(folder, row, dead_letters)
+            info = self._commit(folder, row, dead_letters, begins or {})
             self._segments.keep(stored, self._directory.checkpoints / str(info.id))
             return info
 
-    def latest(self) -> Snapshot | None:
-        """The newest whole checkpoint; ``None`` where there has never been one.
+    def latest(self, before: Mapping[str, int] | None = None) -> Snapshot | None:
+        """The newest whole checkpoint, that has seen no record at or after ``before``; ``None`` where there is none.
 
         Raises:
             CheckpointDamaged: there are checkpoints, and none is whole.
             StateConflict: it was written by a newer streamkd.
         """
         skipped: dict[int, str] = {}
-        while (info := self._newest(skipped)) is not None:
+        while (info := self._newest(skipped, before or {})) is not None:
             try:
                 folder = self._directory.checkpoints / str(info.id)
                 parts, state, config = files.read(folder, info.sha256)
@@ -147,7 +158,7 @@ class CheckpointStore:
             self._damaged.update(skipped)
             self._segments.keep(stored, folder)
             return Snapshot(info, unpack(parts), unpack(Parts(config)), unpack(Parts(state["environment"])), skipped)
-        if skipped:
+        if skipped and not before:
             raise CheckpointDamaged(
                 "no checkpoint is whole: " + "; ".join(f"{number}: {why}" for number, why in skipped.items()),
                 where=str(self._directory.checkpoints),
@@ -161,9 +172,9 @@ class CheckpointStore:
         return [CheckpointInfo(*(*row[:5], json.loads(row[5]), json.loads(row[6]))) for row in rows]
 
     def oldest_offsets(self) -> dict[str, int]:
-        """The smallest offset per partition of the kept checkpoints: what is before is never read again."""
+        """The smallest offset per partition of the newest ``keep``: by need nothing before it is read again."""
         oldest: dict[str, int] = {}
-        for info in self.list():
+        for info in self.list()[-self._keep :]:
             for partition, offset in info.offsets.items():
                 oldest[partition] = min(offset, oldest.get(partition, offset))
         return oldest
@@ -171,19 +182,26 @@ class CheckpointStore:
     def close(self) -> None:
         self._connection.close()
 
-    def _newest(self, skipped: Mapping[int, str]) -> CheckpointInfo | None:
-        left = [info for info in self.list() if info.id not in skipped]
+    def _newest(self, skipped: Mapping[int, str], before: Mapping[str, int]) -> CheckpointInfo | None:
+        left = [info for info in self.list() if info.id not in skipped and not info.has_seen(before)]
         return left[-1] if left else None
 
-    def _commit(self, folder: Path, row: Mapping[str, Tree], dead_letters: Sequence[DeadBatch]) -> CheckpointInfo:
+    def _commit(
+        self,
+        folder: Path,
+        row: Mapping[str, Tree],
+        dead_letters: Sequence[DeadBatch],
+        begins: Mapping[str, int],
+    ) -> CheckpointInfo:
         with self._leftovers.commit() as writer:
             fence(writer, self._directory.epoch, self._directory.path)
             if self._damaged:
                 self._forget()
             for batch in dead_letters:
                 self._letters.put(letters(batch.rejects, batch.rows, batch.source, batch.offsets))
-            number = insert(writer, "checkpoints", {**row, "letters": self._letters.total()})
-            gone = self._retire(writer)
+            serial = 1 + max(self._serials(writer).values(), default=0)
+            number = insert(writer, "checkpoints", {**row, "letters": self._letters.total(), "serial": serial})
+            gone = self._retire(writer, begins)
             self._leftovers.begin(number, gone)
             self._leftovers.name(folder, number)
         self._damaged.difference_update(gone)
@@ -196,15 +214,26 @@ class CheckpointStore:
             f"SELECT max(letters) FROM checkpoints WHERE id < (SELECT min(id) FROM checkpoints WHERE id IN ({marks}))"
         )
         kept = self._connection.execute(query, tuple(self._damaged)).fetchone()[0]
-        self._connection.execute("DELETE FROM dead_letters WHERE id > ?", (kept or 0,))
+        self._letters.forget_after(kept or 0)
 
-    def _retire(self, writer: sqlite3.Connection) -> Sequence[int]:
-        """Drop the rows beyond the newest ``keep`` whole ones, and those found damaged."""
-        numbers = [row[0] for row in writer.execute("SELECT id FROM checkpoints ORDER BY id DESC")]
-        whole = [number for number in numbers if number not in self._damaged]
-        gone = sorted(set(numbers) - set(whole[: self._keep]))
+    def _serials(self, writer: sqlite3.Connection) -> dict[int, int]:
+        """By number, how many led to it; in a row of an older streamkd its number says so."""
+        return dict(writer.execute("SELECT id, coalesce(serial, id) FROM checkpoints").fetchall())
+
+    def _retire(self, writer: sqlite3.Connection, begins: Mapping[str, int]) -> Sequence[int]:
+        """Drop the rows beyond the newest ``keep`` whole ones and their history, and those found damaged."""
+        serials = self._serials(writer)
+        newest = sorted(set(serials) - self._damaged, reverse=True)[: self._keep]
+        kept = {*newest, *(self._history(serials, newest, begins) if self._history_bytes else ())}
+        gone = sorted(set(serials) - kept)
         writer.executemany("DELETE FROM checkpoints WHERE id = ?", [(number,) for number in gone])
         return gone
+
+    def _history(self, serials: Mapping[int, int], newest: Sequence[int], begins: Mapping[str, int]) -> Sequence[int]:
+        """Those beside the ``newest`` from which the stream can still be learned."""
+        useful = {info.id for info in self.list() if all(info.offsets.get(p, at) >= at for p, at in begins.items())}
+        older = [each for each in history.sparse(serials) if each in useful - {*newest} - self._damaged]
+        return history.within(self._history_bytes, older, newest, self._directory.checkpoints)
 
 
 def _refuse_other_place(info: CheckpointInfo, state: Mapping[str, Tree]) -> None:

@@ -42,6 +42,10 @@ _SCHEMA = (
     " kind TEXT NOT NULL CHECK (kind IN ('learned', 'rollback')), source_version INTEGER, sha256 TEXT NOT NULL)",
     "CREATE TABLE pin (one INTEGER PRIMARY KEY CHECK (one = 1), version INTEGER NOT NULL)",
 )
+_SKIPS = (
+    "CREATE TABLE IF NOT EXISTS skips (partition TEXT NOT NULL, start INTEGER NOT NULL, stop INTEGER NOT NULL,"
+    " created REAL NOT NULL)"
+)
 
 
 class StateDirectory:
@@ -65,7 +69,7 @@ class StateDirectory:
         """
         self._make_folders()
         with closing(self._open("rwc")) as connection:
-            _complete(connection)
+            complete(connection)
 
     def _make_folders(self) -> None:
         try:
@@ -188,16 +192,18 @@ def sync(path: Path) -> None:
 def make(connection: sqlite3.Connection) -> None:
     """Every table that a state's database may have."""
     _fill(connection)
-    _complete(connection)
+    complete(connection)
     DeadLetters(connection).create()
 
 
-def _complete(connection: sqlite3.Connection) -> None:
-    """Add what databases of older versions have not: an identity, and the marks of the log in the checkpoints."""
+def complete(connection: sqlite3.Connection) -> None:
+    """Add what databases of older versions have not: an identity, what rows say of the log, and what is skipped."""
     with transaction(connection):
         connection.execute(ABOUT)
         connection.execute("INSERT OR IGNORE INTO about VALUES ('identity', ?)", (uuid.uuid4().hex,))
-        add_columns(connection, "checkpoints", {"marks": "TEXT"})
+        connection.execute(_SKIPS)
+        add_columns(connection, "checkpoints", {"marks": "TEXT", "serial": "INTEGER"})
+        add_columns(connection, "versions", {"offsets": "TEXT", "positions": "TEXT"})
 
 
 def _is_empty(connection: sqlite3.Connection) -> bool:

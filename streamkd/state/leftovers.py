@@ -75,7 +75,11 @@ class Leftovers:
                 where=str(target),
                 fix="move it out of the state directory, or restore the database that it belongs to",
             )
-        for number in (new, *gone):
+        self.let_go((new, *gone))
+
+    def let_go(self, numbers: Iterable[int]) -> None:
+        """Before a commit that drops them, or gives them their names."""
+        for number in numbers:
             self._mark(number).touch()
 
     def name(self, written: Path, new: int) -> None:

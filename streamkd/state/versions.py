@@ -14,21 +14,18 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from streamkd.errors import CheckpointDamaged, StateError
-from streamkd.state.directory import StateDirectory, fence, sync
+from streamkd.state.directory import StateDirectory, complete, fence, sync
 from streamkd.state.leftovers import Leftovers
 from streamkd.streams.log.database import insert, transaction
 
 Kind = Literal["learned", "rollback"]
 _ABOUT = "version.json"
-_SELECT = (
-    "SELECT version, records, created, kind, source_version, sha256,"
-    " version IS (SELECT pin.version FROM pin) AS pinned FROM versions"
-)
+_SELECT = "SELECT *, version IS (SELECT pin.version FROM pin) AS pinned FROM versions"
 # a rollback has a new number and old weights: without its pin it is not the newest
 _NEWEST = "kind = 'learned' DESC, version DESC"
 _FAILED = "the version was not published, nothing has changed"
@@ -37,7 +34,11 @@ _INSTEAD = "roll back to another version, or let the learner publish a new one"
 
 @dataclass(frozen=True, slots=True)
 class VersionInfo:
-    """One published version; ``sha256`` covers the files of the model, so a rollback has that of its source."""
+    """One published version; ``sha256`` covers the files of the model, so a rollback has that of its source.
+
+    It has seen the records before ``offsets`` of each partition, nothing from there on; ``positions``: where the
+    partitions of a broker stood then. Both are empty of versions that an older streamkd published.
+    """
 
     version: int
     records: int
@@ -46,6 +47,8 @@ class VersionInfo:
     source_version: int | None
     sha256: str
     pinned: bool
+    offsets: Mapping[str, int] = field(default_factory=dict)
+    positions: Mapping[str, int] = field(default_factory=dict)
 
 
 class VersionStore:
@@ -56,16 +59,25 @@ class VersionStore:
         self._keep = keep
         self._mutex = threading.RLock()
         self._connection = directory.connect(read_only)
+        if not read_only:
+            complete(self._connection)
         self._leftovers = Leftovers(
             directory.published, self._connection, lambda: {info.version for info in self.list()}
         )
         if directory.epoch is not None and not read_only:
             self._leftovers.clear()
 
-    def publish(self, write: Callable[[Path], Mapping[str, object] | None], *, records: int) -> int:
+    def publish(
+        self,
+        write: Callable[[Path], Mapping[str, object] | None],
+        *,
+        records: int,
+        offsets: Mapping[str, int] | None = None,
+        positions: Mapping[str, int] | None = None,
+    ) -> int:
         """Let ``write`` fill an empty folder with a model, and give it the next number.
 
-        What ``write`` returns is kept as ``meta`` in the folder's ``version.json``.
+        What ``write`` returns is kept as ``meta`` in the folder's ``version.json``, beside what it has seen.
 
         Raises:
             StateError: the disk is full, or another learner has taken over; nothing has changed.
@@ -73,7 +85,7 @@ class VersionStore:
         with self._leftovers.beside(_FAILED) as folder:
             fence(self._connection, self._directory.epoch, self._directory.path)
             meta = dict(write(folder) or {})
-            return self._commit(folder, records, "learned", None, meta)
+            return self._commit(folder, _Origin(records, "learned", None, offsets or {}, positions or {}), meta)
 
     def rollback(self, version: int) -> int:
         """Serve an old version again: the same files under a new number, pinned until ``unpin``.
@@ -85,7 +97,8 @@ class VersionStore:
         with self._leftovers.beside(_FAILED) as folder:
             shutil.copytree(source, folder, ignore=shutil.ignore_patterns(_ABOUT), dirs_exist_ok=True)
             meta = json.loads((source / _ABOUT).read_text())["meta"]
-            return self._commit(folder, info.records, "rollback", version, meta)
+            origin = _Origin(info.records, "rollback", version, info.offsets, info.positions)
+            return self._commit(folder, origin, meta)
 
     def unpin(self) -> None:
         """Serve the newest learned version again; its number may be below that of the rollback."""
@@ -152,24 +165,20 @@ class VersionStore:
 
     def _rows(self, clause: str, *values: Any) -> Sequence[VersionInfo]:
         with self._mutex:
-            rows = self._connection.execute(f"{_SELECT} {clause}", values).fetchall()
-        return [VersionInfo(*(*row[:6], bool(row[6]))) for row in rows]
+            cursor = self._connection.execute(f"{_SELECT} {clause}", values)
+            rows = [dict(zip((column[0] for column in cursor.description), row, strict=True)) for row in cursor]
+        return [_info(row) for row in rows]
 
-    def _commit(self, folder: Path, records: int, kind: Kind, source: int | None, meta: dict[str, object]) -> int:
-        row = {
-            "records": records,
-            "created": time.time(),
-            "kind": kind,
-            "source_version": source,
-            "sha256": digest(folder),
-        }
+    def _commit(self, folder: Path, origin: "_Origin", meta: dict[str, object]) -> int:
+        about = {**asdict(origin), "created": time.time(), "sha256": digest(folder)}
+        row = {**about, "offsets": json.dumps(origin.offsets), "positions": json.dumps(origin.positions)}
         with self._mutex, self._leftovers.commit() as writer:
-            if kind == "learned":
+            if origin.kind == "learned":
                 fence(writer, self._directory.epoch, self._directory.path)
             version = insert(writer, "versions", row)
-            (folder / _ABOUT).write_text(json.dumps({"version": version, **row, "meta": meta}, allow_nan=False))
+            (folder / _ABOUT).write_text(json.dumps({"version": version, **about, "meta": meta}, allow_nan=False))
             _sync_all(folder)
-            if kind == "rollback":
+            if origin.kind == "rollback":
                 writer.execute("INSERT OR REPLACE INTO pin VALUES (1, ?)", (version,))
             self._leftovers.begin(version, self._retire(writer))
             self._leftovers.name(folder, version)
@@ -184,6 +193,24 @@ class VersionStore:
             (self._keep,),
         ).fetchall()
         return [row[0] for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """What a version is made of."""
+
+    records: int
+    kind: Kind
+    source_version: int | None
+    offsets: Mapping[str, int]
+    positions: Mapping[str, int]
+
+
+def _info(row: Mapping[str, Any]) -> VersionInfo:
+    """A row, which has no word of offsets in a database that no learner of this version has opened."""
+    told = {key: row[key] for key in ("version", "records", "created", "kind", "source_version", "sha256")}
+    seen = {key: json.loads(row.get(key) or "{}") for key in ("offsets", "positions")}
+    return VersionInfo(**told, pinned=bool(row["pinned"]), **seen)
 
 
 def digest(folder: Path) -> str:

@@ -1,6 +1,6 @@
 """Training batches, cut from a source so that a replay cuts them the same.
 
-    source ─► full batches by count, in order ─► learner
+    source ─► full batches by count, in order, of what is not skipped ─► learner
            ─► what waits longer than ``flush_seconds``: cut journaled first, then handed out
 
 A cut by count depends on the offset alone. A cut by the clock does not, nor does a count that keeps up with the source
@@ -18,6 +18,7 @@ from streamkd.errors import Overloaded, SourceError
 from streamkd.records import Chunk, Source
 from streamkd.streams.log.log import Log
 from streamkd.streams.pace import Gearbox, Pace
+from streamkd.streams.skips import Skips
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ class Batcher:
     """Cuts one source. The caller keeps the offsets: the next batch depends on them and the journal alone.
 
     ``journal`` is where the cuts by the clock are kept; without one there are none. ``size`` rows are a batch, or as
-    many as ``gearbox`` says.
+    many as ``gearbox`` says. A batch ends where one of ``skips`` begins; the caller passes over it.
     """
 
     def __init__(
@@ -37,11 +38,12 @@ class Batcher:
         journal: Log | None = None,
         clock: Callable[[], float] = time.monotonic,
         gearbox: Gearbox | None = None,
+        skips: Skips | None = None,
     ) -> None:
         if len(source.partitions) > 1 and not source.finite:
             said = f"needed one partition, got {len(source.partitions)} of a source without end"
             raise SourceError(said, where="batcher", fix="their interleaving would have to be journaled")
-        self._source = source
+        self._source, self._skips = source, skips or Skips()
         self.pace = Pace(size, journal, gearbox)
         self._flush_seconds = flush_seconds
         self._journal = journal
@@ -58,6 +60,9 @@ class Batcher:
             start = offsets.get(partition, 0)
             stop = self._journal.cut_at(start) if self._journal else None
             size = self.pace.at(start, self._behind(partition, start))
+            skip = self._skips.next(partition, start)
+            if skip is not None and skip < (start + size if stop is None else stop):
+                stop = skip
             chunk = self._gather(partition, start, size if stop is None else stop - start)
             if self._due(chunk, start, stop):
                 self._waiting = None

@@ -9,7 +9,7 @@ from streamkd.hookspecs import SourceKind
 from streamkd.plugins import Registry
 from streamkd.records import RecordSchema
 from streamkd.settings import MemorySettings
-from streamkd.wiring.beginning import inputs_of
+from streamkd.streams.encoding import contract
 
 
 def refuse_conflicts(
@@ -20,8 +20,13 @@ def refuse_conflicts(
     Raises:
         StateConflict: both values and the way out are named.
     """
+    if found := contract.of_inputs(saved_schema, schema):
+        raise StateConflict(
+            f"the state directory was written with other columns: {'; '.join(found)}",
+            where="stream.records.inputs",
+            fix=contract.KEEP,
+        )
     pairs: list[tuple[str, object, object]] = [
-        ("stream.records.inputs", inputs_of(saved_schema), inputs_of(schema)),
         ("stream.records.student", saved_schema.student, schema.student),
         ("stream.records.label_type", saved_schema.label_type, schema.label_type),
         ("student", saved.student, now.student),

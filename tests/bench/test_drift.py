@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from streamkd.bench import drift, drifting, online_peers, prequential
+from streamkd.bench import drift, drifting, gears, online_peers, prequential, scatter
 from streamkd.bench.drift import OURS, DriftRun
 from streamkd.errors import ConfigError, SourceError
 from streamkd.plugins import Registry
@@ -122,6 +122,20 @@ def test_figures_table_and_plots_name_every_line(tmp_path: Path) -> None:
     kept = (work / "drift.jsonl").read_bytes()
     assert drift.measure(["sea"], [0, 1], work, **how)["rows"] == result["rows"]
     assert (work / "drift.jsonl").read_bytes() == kept
+
+
+def test_gears_are_lines_of_their_own_with_their_price(tmp_path: Path) -> None:
+    """What is answered in other batches stands beside the defaults, in the plot of prices too; teachers do not."""
+    of_file(tmp_path, np.repeat([0, 1], 100))
+    how = {"data": tmp_path, "python": sys.executable, "methods": [OURS, "no-change"]}
+    rows = drift.measure(["sea"], [0], tmp_path / "work", geared=True, **how)["rows"]
+    lines = drift.points(rows)["sea.price"]
+    ours = ["streamkd, served", "streamkd, student", *(f"streamkd, served{gear}" for gear in gears.DRIFTING[1:])]
+    assert sorted(lines) == sorted([*ours, "no-change"])
+    assert lines["streamkd, served, batches of 160"][0] < lines["streamkd, served"][0]
+    (plot,) = scatter.write(drift.points(rows), tmp_path)
+    assert plot.name == "sea.price.svg"
+    assert plot.read_text().count("<circle") == len(lines)
 
 
 def test_what_there_is_not_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from streamkd.bench import frontier, plain_replay, scatter
+from streamkd.bench import frontier, gears, plain_replay, scatter
 from streamkd.bench.plain_replay import ClassBuffer
 from streamkd.replay.table import StoredRows
 from streamkd.state.tree import pack
@@ -106,7 +106,7 @@ def test_better_is_who_is_better_in_all_three() -> None:
 
 def test_a_small_frontier_is_measured_kept_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours, loops and the closed form on digits: accuracies and prices of each, once; a second call runs nothing."""
-    monkeypatch.setattr(frontier, "GEARS", {"": frontier.GEARS[", average alone"]})
+    monkeypatch.setattr(gears, "GEARS", {"": gears.GEARS[", average alone"]})
     monkeypatch.setattr(frontier, "REPLAYED", (10,))
     told: list[tuple[int, int]] = []
     result = frontier.measure(["digits"], [0], tmp_path, progress=lambda done, of: told.append((done, of)))
@@ -119,6 +119,6 @@ def test_a_small_frontier_is_measured_kept_and_drawn(tmp_path: Path, monkeypatch
     assert theirs <= ours + 0.3  # its network and moments come on top of the rows
     (head, lines) = frontier.tables(result["rows"])["digits"]
     assert head[0] == "digits"
-    assert {line[0] for line in lines} >= {"streamkd", "streamkd, student", "closed form"}
+    assert {line[0] for line in lines} >= {"streamkd", "streamkd, student", "closed form", "closed form, ridge"}
     (plot,) = scatter.write(frontier.points(result["rows"]), tmp_path)
     assert plot.read_text().count("<circle") == 2 * len(lines)

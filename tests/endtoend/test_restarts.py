@@ -81,7 +81,7 @@ CONFLICTS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("student", {"student": {"hidden": [32]}}, ("student", "16", "32")),
     ("shape", {"stream": {"records": {"inputs": [{"name": "x", "shape": [2, 4]}]}}}, ("(8,)", "(2, 4)")),
     ("size", {"stream": {"records": {"inputs": [{"name": "x", "shape": [9]}]}}}, ("[8]", "[9]")),
-    ("label type", {"stream": {"records": {"label_type": "string"}}}, ("label int64", "label string")),
+    ("label type", {"stream": {"records": {"label_type": "string"}}}, ("'label': was int64, is string",)),
     ("memory", {"memory": {"holdout_ratio": 0.5}}, ("memory", "0.2", "0.5")),
 ]
 

@@ -300,3 +300,31 @@ def test_half_written_folders_of_killed_writers_are_removed(directory: StateDire
         (directory.published / f".new-{pid}-1").mkdir()
     VersionStore(directory).close()
     assert [p.name for p in directory.published.iterdir()] == [f".new-{os.getppid()}-1"]
+
+
+def test_a_version_says_what_it_has_seen(directory: StateDirectory, versions: VersionStore) -> None:
+    """In its row and in its folder, and a rollback what its source has."""
+
+    def write(folder: Path) -> None:
+        (folder / "model.json").write_text("{}")
+
+    seen = {"offsets": {"main/0": 12}, "positions": {"orders/0": 40}}
+    number = versions.publish(write, records=10, **seen)  # type: ignore[arg-type]
+    for version in (number, versions.rollback(number)):
+        info = versions.info(version)
+        assert (info.offsets, info.positions) == ({"main/0": 12}, {"orders/0": 40})
+        about = json.loads((directory.published / str(version) / "version.json").read_text())
+        assert seen.items() <= about.items()
+
+
+def test_versions_of_an_older_streamkd_are_read(directory: StateDirectory, versions: VersionStore) -> None:
+    """Its table has no word of offsets: nothing is known of them, and whoever writes adds it."""
+    number = _put(versions, "a", 10)
+    for column in ("offsets", "positions"):
+        versions._connection.execute(f"ALTER TABLE versions DROP COLUMN {column}")
+    reader = VersionStore(directory, read_only=True)
+    assert reader.info(number).offsets == {}
+    again = VersionStore(directory)
+    assert again.info(again.rollback(number)).offsets == {}
+    for each in (reader, again):
+        each.close()

@@ -157,9 +157,10 @@ class Api:
         return answer({"name": "streamkd", "version": streamkd.__version__, "extensions": extensions})
 
     async def model(self, request: Request) -> Response:
-        """Model metadata, of the served version or of one by number."""
+        """Model metadata, of the served version or of one by number; ``seen``: what it was trained on."""
         published = await self._published(request)
-        return answer(openinference.metadata(published.schema, published.classes, [published.version]))
+        about = openinference.metadata(published.schema, published.classes, [published.version])
+        return answer({**about, "seen": await asyncio.to_thread(self._s.follower.seen, published.version)})
 
     async def model_ready(self, request: Request) -> Response:
         """200 when that version answers."""

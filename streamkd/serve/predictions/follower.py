@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -91,6 +92,14 @@ class VersionFollower:
             return current
         with self._loading:
             return self._ready(version)
+
+    def seen(self, version: int) -> dict[str, Any]:
+        """How many records a version has learned, and up to where; nothing of one that is not kept any more."""
+        try:
+            info = self._need().info(version)
+        except StateError:
+            return {}
+        return {"records": info.records, "offsets": dict(info.offsets), "positions": dict(info.positions)}
 
     def rollback(self, version: int) -> int:
         """Serve an old version under a new number until ``unpin``; returns the number.

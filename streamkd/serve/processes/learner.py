@@ -12,7 +12,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 from streamkd import config as configuration
@@ -26,7 +26,7 @@ from streamkd.serve.processes.learner_status import Gauges, status_of
 from streamkd.serve.processes.messages import Begin, Committed, Message, NewVersion, Offsets, Ready, Stop, Stopped
 from streamkd.serve.processes.publisher import Publisher, ScoredVersion
 from streamkd.serve.processes.reports import CHECKPOINT, STARTING, STOPPING, Reporter
-from streamkd.state import coherence
+from streamkd.state import coherence, rollback
 from streamkd.state.checkpoint import CheckpointStore, Snapshot
 from streamkd.state.directory import StateDirectory
 from streamkd.state.environment import compare, environment
@@ -49,10 +49,13 @@ class LearnerProcess:
         self.recorder = Recorder()
         self._reporter = Reporter(channel, self.recorder)
         self._reporter.beat(STARTING)
-        self._checkpoints = CheckpointStore(directory, config.checkpoint.keep)
+        kept = config.checkpoint
+        self._checkpoints = CheckpointStore(directory, kept.keep, history_bytes=kept.history_bytes)
         schema = schema_of(config, registry)
         source, journal = open_source(config, registry, schema, directory.log)
-        self.learner = Learner(config, registry, source, schema, journal=journal, recorder=self.recorder)
+        with closing(directory.connect()) as connection:
+            skips = rollback.skips(connection)
+        self.learner = Learner(config, registry, source, schema, journal=journal, skips=skips, recorder=self.recorder)
         self._restore(self._checkpoints.latest())
         self._log = journal if isinstance(journal, Log) else None
         self._refuse_other_source()
@@ -158,6 +161,7 @@ class LearnerProcess:
                 environment=self._environment,
                 dead_letters=learner.dead,
                 marks=self._marks(),
+                begins={} if self._log is None else {self._log.partition: self._log.begin()},
             )
         except StateConflict:
             raise

@@ -57,7 +57,10 @@ class Publisher:
             return None
         try:
             self.version = self.versions.publish(
-                lambda folder: self._write(folder, clone, learner), records=learner.records
+                lambda folder: self._write(folder, clone, learner),
+                records=learner.records,
+                offsets=dict(learner.offsets),
+                positions=learner.positions,
             )
         except StateError as fault:
             self._recorder.count("model_swaps_rejected_total", reason="not_written")

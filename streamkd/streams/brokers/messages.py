@@ -120,7 +120,8 @@ def _joined(parts: Sequence[Sifted]) -> Sifted:
         rejects += [replace(reject, row=total + reject.row) for reject in each.rejects]
         total += each.total
     rows = pa.concat_batches([each.rows for each in parts])
-    return Sifted(rows, total, rejects, [letter for each in parts for letter in each.letters])
+    sent = next((each.sent for each in reversed(parts) if each.sent is not None), None)
+    return Sifted(rows, total, rejects, [letter for each in parts for letter in each.letters], sent)
 
 
 FORMATS: Mapping[str, Decode] = {"json": from_json, "arrow": from_arrow}

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from streamkd.errors import Overloaded, SourceError
 from streamkd.streams.brokers import client
 from streamkd.streams.brokers.messages import Beside, Decode, Form, Message
+from streamkd.streams.brokers.reset import MOVED, onward
 from streamkd.streams.ingest.intake import Intake
 from streamkd.streams.ingest.into_log import UNDER_WAY, UNDER_WAY_BYTES, IntoLog
 from streamkd.streams.log.log import Kind
@@ -187,18 +188,11 @@ class Partitions:
         Raises:
             SourceError: there is nobody who could tell where that is.
         """
-        name, (low, high) = _name(place), self._bounds(place)
+        name, held = _name(place), self._bounds(place)
         at = self._into_log.at(name)
         assert at is not None
-        if not low <= at <= high:
-            where = self._consuming.reset or ("earliest" if at < low else "stop")
-            said = f"the broker has the messages from {low} to {high} and the next one would be {at}"
-            if where == "stop":
-                lost = "they have expired" if at < low else "the topic was made anew, or has lost some"
-                fix = "stream.source.reset: earliest or latest says where to go on"
-                raise SourceError(f"{said}: {lost}", where=name, fix=fix)
-            then = low if where == "earliest" else high
-            logger.warning("%s: %s; it goes on at %d", name, said, then)
+        if (then := onward(name, at, held, self._consuming.reset)) is not None:
+            logger.warning(MOVED, name, *held, at, then)
             self._into_log.move({name: then})
             self._intake.tell_broker({}, max(0, then - at))
         self._assign({place})

@@ -28,12 +28,16 @@ from streamkd.streams.log.predictions import requests_of, with_requests
 
 @dataclass(frozen=True, slots=True)
 class Sifted:
-    """The canonical good rows of a batch of ``total`` rows, and the refused ones with their letters."""
+    """The canonical good rows of a batch of ``total`` rows, and the refused ones with their letters.
+
+    ``sent``: the columns of an Arrow batch as they came.
+    """
 
     rows: pa.RecordBatch
     total: int
     rejects: Sequence[Reject] = ()
     letters: Sequence[DeadLetter] = ()
+    sent: pa.Schema | None = None
 
 
 def admit_schema(got: pa.Schema, schema: RecordSchema, limits: Limits) -> None:
@@ -55,13 +59,14 @@ def admit_batch(batch: pa.RecordBatch, schema: RecordSchema, limits: Limits, sou
     _refuse_past("batch_rows", batch.num_rows, limits.batch_rows, "rows", "batch")
     admit_schema(batch.schema, schema, limits)
     _refuse_past("batch_bytes", batch.get_total_buffer_size(), limits.batch_bytes, "bytes", "batch")
+    sent = batch.schema
     batch = batch.select([name for name in arrow_schema(schema).names if name in batch.schema.names])
     try:
         batch.validate(full=True)
     except pa.ArrowException as fault:
         raise RecordError(f"the Arrow data is corrupt: {first_line(fault)}", where="batch") from None
     rows, rejects = sift(batch, schema, limits.row_bytes, images=True)
-    return Sifted(rows, batch.num_rows, rejects, letters(rejects, batch, source))
+    return Sifted(rows, batch.num_rows, rejects, letters(rejects, batch, source), sent)
 
 
 def admit_stream(

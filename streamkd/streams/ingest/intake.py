@@ -25,6 +25,7 @@ from streamkd.errors import LogDamaged, NotReady, Overloaded, RecordError, Strea
 from streamkd.records import RecordSchema
 from streamkd.settings import Limits, Retain, Tls
 from streamkd.streams.ingest.admission import Sifted
+from streamkd.streams.ingest.columns import SentColumns
 from streamkd.streams.ingest.committer import Committer
 from streamkd.streams.ingest.refusals import BadRun, Refusal, refusal_of
 from streamkd.streams.ingest.tokens import Tokens
@@ -103,6 +104,7 @@ class Intake:
         self._waiting = log.label_counts()["waiting"]
         self._settling: Future[Receipt] | None = None
         self._trim_before: int | None = None
+        self._columns = SentColumns(log)
         self._committer = Committer(log, self._written)
         self._meter.set("queue_capacity_records", limits.queue_records, queue="log")
         self._tell()
@@ -129,6 +131,8 @@ class Intake:
             SequenceConflict: the number was used for other data.
         """
         self._count_run(sifted, sender)
+        if kind == "records" and sifted.sent is not None:
+            self._columns.see(sifted.sent, sender)
         held = b"" if sequence is None else digest(sifted.rows, [each.row for each in sifted.rejects], sifted.letters)
         if producer is not None and sequence is not None:  # a client that waits for this receipt sends nothing more
             with contextlib.suppress(LogDamaged):  # the committer meets it too, which ends the process

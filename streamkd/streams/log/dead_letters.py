@@ -121,6 +121,10 @@ class DeadLetters:
         """How many are kept."""
         return int(self._connection.execute("SELECT count(*) FROM dead_letters").fetchone()[0])
 
+    def forget_after(self, id: int) -> None:
+        """Let go what came after a letter, because its rows will be read again."""
+        self._connection.execute("DELETE FROM dead_letters WHERE id > ?", (id,))
+
     def total(self) -> int:
         """How many were ever written."""
         row = self._connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'dead_letters'").fetchone()

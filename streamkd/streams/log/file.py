@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pyarrow as pa
-
 from streamkd.errors import LogDamaged, Overloaded, StateConflict, StateError
 from streamkd.records import RecordSchema
+from streamkd.streams.encoding import contract
 from streamkd.streams.encoding.canonical import arrow_schema
 from streamkd.streams.log.answers import PastAnswers
 from streamkd.streams.log.batches import DAMAGED, Batches
@@ -78,8 +77,12 @@ class LogFile:
         said = about(self.writer)
         found = RecordSchema.model_validate_json(said["schema"])
         if schema is not None and arrow_schema(found) != arrow_schema(schema):
-            got, needed = (_in_words(arrow_schema(each)) for each in (found, schema))
-            raise StateConflict(f"needed records of {needed}, the log has {got}", where=str(self.path), fix=_ELSEWHERE)
+            others = "; ".join(contract.differences(arrow_schema(found), arrow_schema(schema)))
+            raise StateConflict(
+                f"the log was made with other columns than stream.records has: {others}",
+                where=str(self.path),
+                fix=contract.KEEP,
+            )
         if stream is not None and said["stream"] != stream:
             needed = f"needed the stream {stream!r}, the log has {said['stream']!r}"
             raise StateConflict(needed, where=str(self.path), fix=_ELSEWHERE)
@@ -158,10 +161,6 @@ class LogFile:
         with self._reading, self._writing:
             self.reader.close()
             self.writer.close()
-
-
-def _in_words(schema: pa.Schema) -> str:
-    return ", ".join(f"{field.name} {field.type}" for field in schema)
 
 
 def _make(connection: sqlite3.Connection) -> None:

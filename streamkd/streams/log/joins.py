@@ -24,6 +24,7 @@ from streamkd.records import InputColumn, Label, RecordSchema
 from streamkd.settings import LateLabels
 from streamkd.streams.encoding.canonical import arrow_schema
 from streamkd.streams.log.answers import PastAnswer
+from streamkd.streams.log.database import add_columns
 from streamkd.streams.log.predictions import ANSWER, Found, KeptPredictions, Missing, Reason, kept_schema, key_of
 
 KEY = "prediction_id"
@@ -65,6 +66,12 @@ class _Given:
     name: str
     label: Label
     task: str | None
+    producer: str | None
+
+    @property
+    def told(self) -> tuple[Label, str | None, str | None]:
+        """What it says of its prediction."""
+        return self.label, self.task, self.producer
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +119,7 @@ class Joins:
         KeptPredictions(connection, Path(), float).create()
         for statement in _TABLES:
             connection.execute(statement)
+        add_columns(connection, "waiting", {"producer": "TEXT"})
 
     def keep(self, rows: pa.RecordBatch) -> tuple[int, Matched]:
         """Keep predictions; how many rows, and what becomes of labels that have waited for them."""
@@ -158,15 +166,15 @@ class Joins:
     def _wait(self, matched: Matched, row: int, given: _Given, seconds: float, early: bool) -> None:
         """Let a label wait; one that waits for the same prediction stays, or gives way."""
         cursor = self._connection.execute(
-            "INSERT OR IGNORE INTO waiting (name, id, due, label, task) VALUES (?, ?, ?, ?, ?)",
-            (given.name, given.name.partition("/")[0], self._clock() + seconds, given.label, given.task),
+            "INSERT OR IGNORE INTO waiting (name, id, due, label, task, producer) VALUES (?, ?, ?, ?, ?, ?)",
+            (given.name, given.name.partition("/")[0], self._clock() + seconds, *given.told),
         )
         if cursor.rowcount:
             matched.waiting += 1
             matched.early += early
         elif self._settings.settle_seconds:
-            change = "UPDATE waiting SET label = ?, task = ? WHERE name = ?"
-            self._connection.execute(change, (given.label, given.task, given.name))
+            change = "UPDATE waiting SET label = ?, task = ?, producer = ? WHERE name = ?"
+            self._connection.execute(change, (*given.told, given.name))
             self._count({"repeated": 1})  # the one that gave way
         else:
             said = f"a label for the prediction {given.name!r:.80} waits already"
@@ -191,7 +199,9 @@ class Joins:
         return self._predictions.expired(self._settings.keep_seconds, self._settings.keep_bytes)
 
     def _end_waiting(self, matched: Matched, which: str, *values: float | str) -> None:
-        waiting = self._connection.execute(f"SELECT number, name, label, task FROM waiting WHERE {which}", values)
+        waiting = self._connection.execute(
+            f"SELECT number, name, label, task, producer FROM waiting WHERE {which}", values
+        )
         ended = waiting.fetchall()
         for number, *rest in ended:
             self._connection.execute("DELETE FROM waiting WHERE number = ?", (number,))
@@ -223,7 +233,7 @@ class Joins:
         known = {column.name: kept.column(place) for place, column in enumerate(schema.inputs)}
         known[schema.label] = [match.given.label for match in matches]
         known |= {schema.task: [match.given.task for match in matches]} if schema.task else {}
-        known |= {schema.producer: [None] * len(matches)} if schema.producer else {}
+        known |= {schema.producer: [match.given.producer for match in matches]} if schema.producer else {}
         known |= {schema.id: [match.given.name for match in matches]} if schema.id else {}
         known |= {schema.event_time: asked} if schema.event_time else {}
         arrays = [
@@ -262,12 +272,15 @@ def told(counts: Counter[str]) -> dict[str, Any]:
 
 
 def _given(labels: pa.RecordBatch, schema: RecordSchema) -> Iterator[_Given]:
-    tasks = labels.column(schema.task).to_pylist() if schema.task else [None] * labels.num_rows
-    names, values = labels.column(KEY).to_pylist(), labels.column(schema.label).to_pylist()
-    return itertools.starmap(_Given, zip(names, values, tasks, strict=True))
+    names, values, tasks, producers = (
+        labels.column(column).to_pylist() if column else [None] * labels.num_rows
+        for column in (KEY, schema.label, schema.task, schema.producer)
+    )
+    return itertools.starmap(_Given, zip(names, values, tasks, producers, strict=True))
 
 
 def label_schema(schema: RecordSchema) -> RecordSchema:
     """Labels are records whose one input is the key of their prediction."""
     key = InputColumn(name=KEY, kind="text", shape=(1,))
-    return RecordSchema(inputs=(key,), label=schema.label, label_type=schema.label_type, task=schema.task)
+    named = {"label": schema.label, "label_type": schema.label_type, "task": schema.task, "producer": schema.producer}
+    return RecordSchema.model_validate({"inputs": (key,), **named})

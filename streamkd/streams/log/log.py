@@ -187,6 +187,7 @@ class Log:
             return seen
         self._positions.move(entry.moves)
         receipt = self._store(entry, end)
+        self._positions.remember(entry.moves, receipt.offset)
         self.letters.put(entry.letters, receipt.offset)
         if name:
             self._receipts.add(name[0], receipt, entry.digest)
@@ -234,10 +235,10 @@ class Log:
         with self.file.reading() as reader:
             return Positions(reader).notes()
 
-    def positions(self) -> Mapping[str, int]:
-        """As ``Positions.all``."""
+    def positions(self, offset: int | None = None) -> Mapping[str, int]:
+        """As ``Positions.all``; at an ``offset`` as ``Positions.at``."""
         with self.file.reading() as reader:
-            return Positions(reader).all()
+            return Positions(reader).all() if offset is None else Positions(reader).at(offset)
 
     def answers(self, start: int, stop: int) -> Mapping[int, PastAnswer]:
         """By offset, what was answered about the records from ``start`` to before ``stop``; of most nothing."""
@@ -304,6 +305,7 @@ class Log:
             writer.execute("DELETE FROM cuts WHERE start < ?", (cut,))
             writer.execute("DELETE FROM paces WHERE start < (SELECT max(start) FROM paces WHERE start <= ?)", (cut,))
             self._answers.forget(cut)
+            self._positions.forget(cut)
             self._receipts.forget_idle()
         return records
 

@@ -83,6 +83,13 @@ def test_tritonclient_with_its_defaults_is_answered_in_binary(client: triton.Inf
     assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
 
 
+def test_a_version_says_which_records_it_has_seen(shared: Running) -> None:
+    """In its metadata and in the list: the offsets before which all are learned, of the stream and of a broker."""
+    seen = {"offsets": {"main/0": 100}, "positions": {"orders/0": 200}}
+    assert shared.client.get("/v2/models/student/versions/1").json()["seen"] == {"records": 100, **seen}
+    assert seen.items() <= shared.client.get("/v1/models").json()["versions"][0].items()
+
+
 @pytest.mark.parametrize("compression", ["gzip", "deflate"])
 def test_compressed_requests_are_unpacked(client: triton.InferenceServerClient, compression: str) -> None:
     """tritonclient's request compression works."""

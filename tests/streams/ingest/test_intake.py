@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from streamkd.errors import LimitExceeded, NotReady, Overloaded, RecordError
 from streamkd.records import InputColumn, RecordSchema, Reject
 from streamkd.settings import Limits
+from streamkd.streams.encoding.contract import in_words
 from streamkd.streams.ingest.admission import Sifted, admit_batch, admit_lines
+from streamkd.streams.ingest.columns import SentColumns, sent_columns
 from streamkd.streams.ingest.intake import BadRun, Intake, _runs
 
 Pictures = Callable[..., pa.RecordBatch]
@@ -242,3 +244,20 @@ def test_many_threads_write_everything_once(open_way: Callable, pictures: Pictur
     assert len(labels) == 240
     for name in range(8):
         assert [label for label in labels if label // 1_000 == name] == list(range(name * 1_000, name * 1_000 + 30))
+
+
+def test_columns_that_were_not_sent_before_are_taken_told_and_kept(
+    open_way: Callable, caplog: pytest.LogCaptureFixture, pictures: Pictures
+) -> None:
+    """A further column and a wider label: the records count, it is said once, and known after a restart."""
+    way, rows = open_way(), pictures(3)
+    further = rows.append_column("discount", pa.array([0.5] * 3))
+    wider = rows.set_column(rows.schema.names.index("label"), "label", rows["label"].cast(pa.int32()))
+    assert [put(way.intake, batch) for batch in (rows, further, wider, further)] == [3, 6, 9, 12]
+    assert caplog.text.count("columns as they have not come before") == 2
+    assert "p sends columns as they have not come before: discount (double)" in caplog.text
+    kept = sent_columns(way.log)
+    assert (kept["discount"], kept["label"]) == (["double"], ["int64", "int32"])
+    assert "sent, and not read: discount (double)" in in_words(kept, way.log.schema)
+    SentColumns(way.log).see(further.schema, "p")
+    assert caplog.text.count("columns as they have not come before") == 2

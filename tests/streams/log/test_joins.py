@@ -58,10 +58,11 @@ def kept(asked: Sequence[tuple[str, int]], first: int = 0, version: int = 7, sch
 
 
 def labelled(labels: Sequence[tuple[str, str]], sequence: int | None = None) -> Entry:
-    """Labels by the key of their prediction; the task is that of the label's first letter."""
+    """Labels by the key of their prediction; task and labeller are those of the label's first and last letters."""
     names, values = [name for name, _ in labels], [label for _, label in labels]
-    rows = pa.record_batch({"prediction_id": names, "label": values, "task": [f"t{value[:1]}" for value in values]})
-    assert label_schema(SCHEMA).task == "task"
+    beside = {"task": [f"t{value[:1]}" for value in values], "who": [f"w{value[-1:]}" for value in values]}
+    rows = pa.record_batch({"prediction_id": names, "label": values, **beside})
+    assert (label_schema(SCHEMA).task, label_schema(SCHEMA).producer) == ("task", "who")
     producer = None if sequence is None else "labeller"
     return Entry(rows, producer, sequence, digest=repr(labels).encode(), kind="labels")
 
@@ -110,10 +111,7 @@ def a_case(**settings: Any) -> Iterator[Case]:
 
 
 def test_a_label_makes_a_record_of_its_prediction() -> None:
-    """Inputs, label, task, the key as id, the time of asking as event time; beside it what was answered and by whom.
-
-    Whoever labelled it is not known.
-    """
+    """Inputs, label, task, labeller, the key as id, the time of asking as event time; beside it what was answered."""
     with a_case() as case:
         case.put(kept([("a", 1), ("b", 2)]))
         receipt = case.put(labelled([("b/1", "yes"), ("a", "no")]))
@@ -127,7 +125,7 @@ def test_a_label_makes_a_record_of_its_prediction() -> None:
             "b/1",
         )
         assert row["at"].timestamp() * 1e6 == ASKED + 2
-        assert row["who"] is None
+        assert row["who"] == "ws"
         assert other["words"] == "word 0"
         answer = case.log.answers(0, 1)[0]
         assert (answer.label, answer.version) == ("said 2", 7)
@@ -170,6 +168,7 @@ def test_an_early_label_waits_for_its_prediction() -> None:
         case.open()
         case.put(kept([("a", 1)]), labelled([("a", "no longer the first")]))
         assert case.learned() == [("a", "said 0", "yes")]
+        assert case.log.read(0, 1).rows.column("who").to_pylist() == ["ws"]
         assert not case.log.is_due()
         case.clock.now += 11
         assert case.log.is_due()
@@ -202,6 +201,7 @@ def test_the_last_label_within_the_time_wins() -> None:
         case.put(SETTLE)
         assert case.put(labelled([("a", "third")])).rejected == 1
         assert case.learned() == [("a", "said 0", "second")]
+        assert case.log.read(0, 1).rows.column("who").to_pylist() == ["wd"]
         assert case.log.label_counts()["repeated"] == 2
 
 
