@@ -49,6 +49,7 @@ FAMILIES: Mapping[str, Family] = {
     "source_lag_records": _gauge("Records that are there and not yet trained.", "source"),
     "source_lag_messages": _gauge("Messages that a broker has and the log not yet.", "source", "partition"),
     "source_lost_messages_total": _counter("Messages that a broker had no more when they were to be read.", "source"),
+    "source_files": _gauge("Files of a watched place, by how they stand.", "source", "state"),
     "source_paused": _gauge("1 while the source is held back.", "source"),
     "source_watermark_timestamp_seconds": _gauge("Event time of the newest record.", "source"),
     "records_rejected_total": _counter("Records refused, by reason.", "source", "reason"),

@@ -156,11 +156,12 @@ def _kept(directory: StateDirectory, checkpoints: CheckpointStore) -> list[dict[
 
 
 def _positions(directory: StateDirectory) -> dict[str, int]:
-    """The next message of each partition of a broker: those before are in the log."""
+    """The next message of each partition of a broker: those before are in the log. Files are too many to be told."""
     if not directory.log.exists():
         return {}
     with closing(Log(directory.log, read_only=True)) as log:
-        return dict(log.positions())
+        noted = log.notes()
+        return {name: offset for name, offset in log.positions().items() if name not in noted}
 
 
 def _columns(directory: StateDirectory) -> dict[str, Any]:

@@ -346,6 +346,15 @@ CHECKS: list[tuple[str, int, str]] = [
         2,
         "sasl.password needs env:NAME, a variable of the environment",
     ),
+    ("stream.source={name: files}", 2, "stream.source.path: the key 'path' is missing"),
+    ("stream.source={name: files, path: 'ftp://h/d'}", 2, "needed a directory, s3://, gs:// or file://, got ftp://"),
+    ("stream.source={name: files, path: 's3://key:secret@b/d'}", 2, "a secret has no place in it"),
+    ("stream.source={name: files, path: in, order: size}", 2, "Input should be 'name' or 'modified', got 'size'"),
+    (
+        "stream={source: {name: files, path: in}, records: {inputs: [{name: image, shape: [8, 8], dtype: uint8}]}}",
+        0,
+        "",
+    ),
     ("stream={source: {name: kafka}, records: {inputs: [{name: image, shape: [8, 8], dtype: uint8}]}}", 0, ""),
     ("stream={source: {name: flight}, records: {}}", 2, "stream.records.inputs: the key 'inputs' is missing"),
     (

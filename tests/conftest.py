@@ -3,8 +3,9 @@ function that a test calls often the first calls, and some of the later ones).
 
 ``baselines`` (the registry with streamkd-baselines in it), ``oracles`` (slow and obvious formulas), ``toys`` (small
 parts to test with), ``gaussians`` (rows of known moments), ``mistakes`` (plugins that break their contract), ``pages``
-(what a browser would make of one), ``devices`` (a GPU that is not there), ``kafka_brokers`` and ``nats_server`` (on
-loopback) and ``kernels`` (a processor that rounds otherwise, for all tests under ``STREAMKD_TEST_PRODUCTS=by-shape``)
+(what a browser would make of one), ``devices`` (a GPU that is not there), ``kafka_brokers``, ``nats_server`` and
+``object_store`` (on loopback) and ``kernels`` (a processor that rounds otherwise, for all tests under
+``STREAMKD_TEST_PRODUCTS=by-shape``)
 are importable by name.
 """
 
@@ -57,22 +58,26 @@ settings.register_profile("streamkd", deadline=None, derandomize=True, max_examp
 settings.load_profile("streamkd")
 
 
+NAMES = (
+    "baselines",
+    "devices",
+    "gaussians",
+    "kafka_brokers",
+    "kernels",
+    "nats_server",
+    "object_store",
+    "oracles",
+    "pages",
+    "toys",
+)
+
+
 class _Late:
     """Finds those beside this file when they are asked for: some import torch, most rooms do not."""
 
     @staticmethod
     def find_spec(name: str, path: object = None, target: object = None) -> object:
-        if name in (
-            "baselines",
-            "devices",
-            "gaussians",
-            "kafka_brokers",
-            "kernels",
-            "nats_server",
-            "oracles",
-            "pages",
-            "toys",
-        ):
+        if name in NAMES:
             return importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
         if name == "mistakes":
             return importlib.util.spec_from_file_location(name, Path(__file__).with_name(name) / "__init__.py")

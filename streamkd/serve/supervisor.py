@@ -235,7 +235,7 @@ class Supervisor:
             case messages.Listening(urls):
                 self._open(urls)
             case messages.Status(status):
-                self._status.tell_labels(status["labels"])
+                self._status.tell_ingress({name: status[name] for name in ("labels", "files") if name in status})
             case messages.Fatal():
                 # later, predictions and learning go on, and the next start may find it mended; but not a damaged log
                 if not self._listened or message.damage:
@@ -249,7 +249,7 @@ class Supervisor:
         for name, url in urls.items():
             if name == "flight":
                 self._flight_port = int(url.rpartition(":")[2])
-            self._say(name, url, f"records over {name.capitalize()}")
+            self._say(name, url, "records of new files" if name == "files" else f"records over {name.capitalize()}")
         self._status.open()
 
     def _hear_any(self, child: ChildProcess, message: Message) -> None:

@@ -61,7 +61,7 @@ def open_source(
     if config.stream.labels is not None:
         said = f"the source {kind.name} is not pushed to, so that there is no log in which predictions could be kept"
         raise ConfigError(
-            said, where="stream.labels", fix="leave it out, or set stream.source to flight, http or kafka"
+            said, where="stream.labels", fix="leave it out, or set stream.source to flight, http, kafka or files"
         )
     if config.stream.batch.pace == "auto":
         said = f"the source {kind.name} is not pushed to, so that no log could journal a pace"

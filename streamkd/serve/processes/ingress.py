@@ -130,11 +130,13 @@ class Ingress:
         return Waiting(self._intake.stopped)
 
     def _tell(self, reporter: Reporter) -> None:
-        """Say what was counted, and where labels come later how they stand, which outlives this process."""
+        """Say what was counted, how the source stands, and where labels come later they, which outlive this process."""
+        status = dict(self._intake.told)
         if self._log.labels is not None:
-            labels = told(self._log.label_counts())
+            status["labels"] = labels = told(self._log.label_counts())
             self._recorder.set("labels_pending", labels["pending"])
-            reporter.status({"labels": labels})
+        if status:
+            reporter.status(status)
         reporter.metrics()
 
 

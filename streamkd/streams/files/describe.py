@@ -125,7 +125,7 @@ def _csv(dialect: CsvDialect | None) -> list[str]:
 def _source(path: Path, rows: Rows, roles: ColumnRoles, dialect: CsvDialect | None, test: Path | None) -> list[str]:
     target = path.resolve()
     lines = [
-        f"name: {re.sub(r'[^A-Za-z0-9_.-]+', '-', path.stem) or 'stream'}",
+        f"name: {_plain(re.sub(r'[^A-Za-z0-9_.-]+', '-', path.stem) or 'stream')}",
         "stream:",
         "  # To learn live records of the same columns instead of this file: source: {name: flight}, and then",
         f"  #   streamkd push {target.name} --to grpc://127.0.0.1:8815",

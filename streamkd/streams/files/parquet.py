@@ -3,7 +3,7 @@
 Of lists the decoder takes twenty times what comes out, and files of a million rows a group are common.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -60,6 +60,13 @@ class ParquetPieces:
     def all(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         return self._decoded(self.schema.names if columns is None else columns)
 
+    def most_bytes(self, columns: Sequence[str]) -> int:
+        """The most that a piece declares for these columns, by the average row of its group."""
+        wanted = {*columns, *(name.partition(".")[0] for name in columns)}
+        groups = map(self._file.metadata.row_group, range(self._file.metadata.num_row_groups))
+        sizes = (_group_bytes(self._file, group, wanted) // max(1, group.num_rows) for group in groups)
+        return self._rows * max(sizes, default=0)
+
     def _sizes(self) -> list[int]:
         groups = map(self._file.metadata.row_group, range(self._file.metadata.num_row_groups))
         return [group.num_rows for group in groups]
@@ -71,10 +78,16 @@ class ParquetPieces:
 
 def _decoded_bytes(file: pa_parquet.ParquetFile) -> int:
     """About what all columns are in memory: a thousand equal numbers are few bytes in the file."""
+    return sum(_group_bytes(file, file.metadata.row_group(n)) for n in range(file.metadata.num_row_groups))
+
+
+def _group_bytes(file: pa_parquet.ParquetFile, group: pa_parquet.RowGroupMetaData, names: Container[str] = ()) -> int:
+    """The same of one row group, of all columns or of those with these outermost ``names``."""
     total = 0
-    for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
-        for place in range(group.num_columns):
-            chunk, kind = group.column(place), file.schema.column(place)
-            width = BYTES.get(kind.converted_type) or BYTES.get(kind.physical_type) or kind.length
-            total += chunk.num_values * width if width > 0 else chunk.total_uncompressed_size
+    for place in range(group.num_columns):
+        chunk, kind = group.column(place), file.schema.column(place)
+        if names and chunk.path_in_schema.partition(".")[0] not in names:
+            continue
+        width = BYTES.get(kind.converted_type) or BYTES.get(kind.physical_type) or kind.length
+        total += chunk.num_values * width if width > 0 else chunk.total_uncompressed_size
     return total

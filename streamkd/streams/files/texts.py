@@ -10,7 +10,7 @@ import gzip
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol
@@ -143,7 +143,7 @@ class CsvParser:
         self._names: list[str] = []
 
     def infer(self, data: bytes, first: bool) -> pa.Schema:
-        table = self._read(data, first, {}, [])
+        table = self._read(data, first, {}, [], lambda _: "skip")  # a line that does not fit is told when it is read
         self._names = self._names or table.column_names
         if self._dialect.thousands:
             return pa.schema([self._number(field, table.column(place)) for place, field in enumerate(table.schema)])
@@ -181,7 +181,14 @@ class CsvParser:
             end = before
         return end
 
-    def _read(self, data: bytes, first: bool, types: Mapping[str, pa.DataType], names: Sequence[str]) -> pa.Table:
+    def _read(
+        self,
+        data: bytes,
+        first: bool,
+        types: Mapping[str, pa.DataType],
+        names: Sequence[str],
+        unfit: Callable[[pa_csv.InvalidRow], str] | None = None,
+    ) -> pa.Table:
         given = self._dialect
         return pa_csv.read_csv(
             pa.BufferReader(data),
@@ -191,7 +198,9 @@ class CsvParser:
                 column_names=None if first and given.header else self._names or None,
                 autogenerate_column_names=not given.header and not self._names,
             ),
-            parse_options=pa_csv.ParseOptions(delimiter=given.delimiter, newlines_in_values=given.newlines),
+            parse_options=pa_csv.ParseOptions(
+                delimiter=given.delimiter, newlines_in_values=given.newlines, invalid_row_handler=unfit
+            ),
             convert_options=pa_csv.ConvertOptions(
                 column_types=types,
                 include_columns=names,

@@ -43,7 +43,7 @@ def check_stream(data: bytes, rows: int, held_bytes: int) -> Declared:
             except EOFError:
                 break
             if message.type != "schema":
-                found = _declared(message)
+                found = declared(message)
                 declared_rows += found.rows
                 declared_bytes += found.held_bytes
             if declared_rows > rows:
@@ -59,7 +59,8 @@ def check_stream(data: bytes, rows: int, held_bytes: int) -> Declared:
     return Declared(declared_rows, declared_bytes)
 
 
-def _declared(message: pa.Message) -> Declared:
+def declared(message: pa.Message) -> Declared:
+    """What one message declares that is no schema; where it is none that could be it is a ``ValueError``."""
     table = memoryview(message.metadata)
     batch = _follow(table, _field(table, _offset(table, 0), _MESSAGE_HEADER))
     if message.type == "dictionary":

@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -89,6 +89,8 @@ class Intake:
         self.schema, self.stream, self.limits = log.schema, log.stream, limits
         self.label_schema = label_schema(log.schema) if log.labels else None  # of labels that come later
         self.draining = False  # whether no more batches are taken
+        self.folder = log.path.parent  # the state directory
+        self.told: Mapping[str, Any] = {}  # how the source stands, for the page
         self.stopped = ""  # why the source gives no more records, until the next start
         self._log = log
         self._meter = meter
@@ -200,6 +202,12 @@ class Intake:
             self._meter.set("source_lag_messages", messages, source=self._source, partition=partition)
         if lost:
             self._meter.count("source_lost_messages_total", lost, source=self._source)
+
+    def tell_files(self, states: Mapping[str, int], refusals: Sequence[Mapping[str, Any]]) -> None:
+        """How many files of a watched place are in which state, and why the newest of some were not read."""
+        for state, files in states.items():
+            self._meter.set("source_files", files, source=self._source, state=state)
+        self.told = {"files": {**states, "refusals": list(refusals)}}
 
     def refuse_token(self, protocol: str) -> None:
         """Count a request without the right token."""

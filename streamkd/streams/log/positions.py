@@ -19,6 +19,7 @@ _TABLES = (
     "CREATE TABLE IF NOT EXISTS positions (partition TEXT PRIMARY KEY, offset INTEGER NOT NULL) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS moved (partition TEXT NOT NULL, after INTEGER NOT NULL, next INTEGER NOT NULL,"
     " PRIMARY KEY (partition, after)) WITHOUT ROWID",
+    "CREATE INDEX IF NOT EXISTS moved_after ON moved (after)",
 )
 
 
@@ -58,6 +59,8 @@ class Positions:
 
     def notes(self) -> Mapping[str, str]:
         """What stands beside the positions, where something does."""
+        if not self._connection.execute("SELECT 1 FROM pragma_table_info('positions') WHERE name = 'note'").fetchone():
+            return {}  # a log of an older streamkd that is only read
         found = self._connection.execute("SELECT partition, note FROM positions WHERE note IS NOT NULL")
         return dict(found.fetchall())
 
@@ -84,16 +87,30 @@ class Positions:
 
     def remember(self, moves: Sequence[Move], after: int) -> None:
         """That the rows of these moves are before the offset ``after`` of the log."""
-        rows = [(each.partition, after, each.next) for each in moves if each.next is not None]
+        told = [each for each in moves if each.note is None or len(moves) == 1]  # several with notes are no rows' move
+        rows = [(each.partition, after, each.next) for each in told if each.next is not None]
         self._connection.executemany("INSERT OR REPLACE INTO moved VALUES (?, ?, ?)", rows)
 
     def at(self, offset: int) -> Mapping[str, int]:
-        """The offset in each partition up to which all records are before ``offset`` of the log, where it is known."""
+        """The offset in each partition up to which all records are before ``offset`` of the log, where it is known.
+
+        Of those with a note, which are files one after the other and may be very many, the last one alone.
+        """
         if not self._has("moved"):
             return {}
         query = "SELECT next FROM moved WHERE partition = ? AND after <= ? ORDER BY after DESC LIMIT 1"
-        found = {name: self._connection.execute(query, (name, offset)).fetchone() for name in self.all()}
-        return {name: int(row[0]) for name, row in found.items() if row is not None}
+        names = self._connection.execute("SELECT partition FROM positions WHERE note IS NULL").fetchall()
+        found = {name: self._connection.execute(query, (name, offset)).fetchone() for (name,) in names}
+        return {name: int(row[0]) for name, row in found.items() if row is not None} | self._newest(offset)
+
+    def _newest(self, offset: int) -> dict[str, int]:
+        """Of the partitions with a note the one that moved last before ``offset``, where there are any."""
+        query = (
+            "SELECT moved.partition, moved.next FROM moved JOIN positions USING (partition)"
+            " WHERE moved.after <= ? AND note IS NOT NULL AND EXISTS (SELECT 1 FROM positions WHERE note IS NOT NULL)"
+            " ORDER BY moved.after DESC, moved.next DESC LIMIT 1"
+        )
+        return dict(self._connection.execute(query, (offset,)).fetchall())
 
     def _has(self, table: str) -> bool:
         """Whether it is there: a log of an older streamkd that is only read has none."""

@@ -92,6 +92,13 @@ def _png(shape: tuple[int, ...], value: int) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.parametrize("stem", ["2026-01-01", "7", "true", "a b"])
+def test_a_stream_may_be_called_as_its_file_is(tmp_path: Path, stem: str) -> None:
+    """Also where YAML would take the name for a date, a number or a truth."""
+    path = _write(tmp_path, {"x": LABELS + 0.5, "label": LABELS}, f"{stem}.parquet")
+    assert _load(describe(path).text, tmp_path).name == stem.replace(" ", "-")
+
+
 def test_several_numbers_become_several_inputs(tmp_path: Path) -> None:
     """A table of numbers: each column is an input fitted on the stream, and the student is an mlp."""
     names = ["sepal length", "sepal width", "petal: length, cm"]

@@ -82,3 +82,16 @@ def test_where_partitions_stood_at_an_offset_is_known(log: Log) -> None:
     assert log.begin() == 8
     assert log.positions(8) == {"t/0": 9, "t/1": 7}
     assert log.positions(7) == {"t/1": 7}
+
+
+def test_of_partitions_with_notes_the_last_one_is_known(log: Log) -> None:
+    """Files, of which there may be very many, one after the other; what is forgotten is told no more."""
+    log.append_many([moved(None, 5, partition="t/0", rows=1)])
+    for number in range(3):
+        rows = make_pictures(2)
+        log.append_many([Entry(rows, moves=[Move(f"f{number}", None, 2, "read")])])
+    assert log.notes() == {"f0": "read", "f1": "read", "f2": "read"}
+    assert [log.positions(offset) for offset in (1, 4, 7)] == [{"t/0": 5}, {"t/0": 5, "f0": 2}, {"t/0": 5, "f2": 2}]
+    log.append_many([Entry(make_pictures(0), moves=[Move("f0", 2, None), Move("mark", None, 9, "{}")])])
+    assert log.positions() == {"t/0": 5, "f1": 2, "f2": 2, "mark": 9}
+    assert log.positions(7) == {"t/0": 5, "f2": 2}
