@@ -21,22 +21,22 @@ circle { fill: #777; fill-opacity: .6; } .ours circle { fill: #c4501b; } .ours t
 </style>"""
 
 
-def write(points: Mapping[str, Mapping[str, Point]], folder: Path) -> list[Path]:
+def write(points: Mapping[str, Mapping[str, Point]], folder: Path, units: Sequence[str] = UNITS) -> list[Path]:
     """``folder``/NAME.svg for every stream; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for name, lines in points.items():
         files.append(folder / f"{name}.svg")
-        files[-1].write_text(drawn(name, lines), "utf-8")
+        files[-1].write_text(drawn(name, lines, units), "utf-8")
     return files
 
 
-def drawn(title: str, lines: Mapping[str, Point]) -> str:
+def drawn(title: str, lines: Mapping[str, Point], units: Sequence[str] = UNITS) -> str:
     """A panel for each price; names that begin with ``streamkd`` stand out, the others are told by the pointer."""
     parts = [f'<text x="8" y="20" class="title">{escape(title)}: accuracy over its price</text>']
     low = math.floor(10 * min(point[-1] for point in lines.values())) / 10
     prices = min(len(point) for point in lines.values()) - 1
-    for place, unit in enumerate(UNITS[:prices]):
+    for place, unit in enumerate(units[:prices]):
         parts += _panel(_LEFT + place * (_PANEL + _LEFT), {n: (p[place], p[-1]) for n, p in lines.items()}, low, unit)
     width = 20 + prices * (_PANEL + _LEFT)
     box = f'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {_HEIGHT}" width="{width}" height="{_HEIGHT}"'

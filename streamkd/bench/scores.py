@@ -22,11 +22,12 @@ def named(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 def table(what: str, scores: Scores, lines: Iterable[str], gap: str) -> Table:
     """Mean ± deviation by line and column; ``gap`` where nothing was run. A line without any run is left out."""
-    cells = [(line, *(_cell(each[line]) if line in each else gap for each in scores.values())) for line in lines]
+    cells = [(line, *(cell(each[line]) if line in each else gap for each in scores.values())) for line in lines]
     return (what, *scores), [line for line in cells if any(cell != gap for cell in line[1:])]
 
 
-def _cell(values: Sequence[float]) -> str:
+def cell(values: Sequence[float]) -> str:
+    """Mean ± deviation; of one seed without."""
     return f"{statistics.mean(values):.3f}" + (f" ± {_deviation(values):.3f}" if len(values) > 1 else "")
 
 

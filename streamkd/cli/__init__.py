@@ -9,7 +9,7 @@ import sys
 import click
 
 from streamkd import __version__, logs
-from streamkd.cli import bench, configuring, exporting, kept, serving, teachers, training, tune
+from streamkd.cli import bench, configuring, exporting, kept, serving, smaller, teachers, training, tune
 from streamkd.errors import StreamkdError
 
 
@@ -36,6 +36,7 @@ for command in (
     teachers.teachers,
     kept.models,
     exporting.export,
+    smaller.distil,
     kept.dlq,
     serving.tokens,
     bench.bench,

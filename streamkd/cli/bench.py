@@ -151,6 +151,30 @@ def bench_frontier(seeds: int, only: tuple[str, ...], **how: Any) -> None:
         table(*found)
 
 
+@bench.command("distil")
+@FIGURES
+@TABLE
+@SEEDS
+@_only("stream", " of three")
+@click.option("--steps", default=3_000, show_default=True, type=click.IntRange(1), help="Of each distillation.")
+@_work("distil")
+@JOBS
+@_plots("stream")
+def bench_distil(seeds: int, only: tuple[str, ...], **how: Any) -> None:
+    """Students of several sizes, distilled from what is served, beside the same learned on the stream."""
+    from streamkd.bench import distil, documents, scatter
+
+    place = {name: how[name] for name in ("work", "steps", "jobs")}
+    with bar("runs", None) as advance:
+        result = distil.measure(only, range(seeds), progress=advance, **place)
+    _write(result, how["out"])
+    if how["document"]:
+        documents.write(how["document"], distil.markdown(result))
+    if how["plots"]:
+        scatter.write(distil.points(result["rows"]), how["plots"], ("KB of a student",))
+    table(*distil.table(result["rows"]))
+
+
 @bench.command("ablation")
 @FIGURES
 @TABLE

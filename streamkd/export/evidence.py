@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from streamkd import config as configuration
+from streamkd.config import Config
 from streamkd.errors import RecordError, StateError
 from streamkd.export.published import Published, encoded
 from streamkd.plugins import Registry
@@ -49,7 +50,8 @@ def gather(directory: Path, published: Published, file: Path | None) -> Evidence
     Raises:
         StateError: there is no memory and no file. RecordError: the file's records do not fit.
     """
-    memory = _memory(directory, published)
+    remembered = memory_of(directory, published)
+    memory = None if remembered is None else _evidence(remembered)
     if file is not None:
         return _of_file(file, published, memory)
     if memory is None:
@@ -81,8 +83,30 @@ def _columns(labels: Sequence[Any], known: Sequence[Any]) -> np.ndarray:
     return np.array([NO_LABEL if label is None else places.get(label, len(known)) for label in labels])
 
 
-def _memory(directory: Path, published: Published) -> Evidence | None:
-    """The records of the state directory that the version lies in; ``None`` where there are none."""
+def _evidence(memory: "MemoryRows") -> Evidence:
+    told = f"{len(memory.held)} held-out and {len(memory.replayed)} replayed records of the memory"
+    none = np.full(len(memory.replayed), NO_LABEL)
+    x, y = np.concatenate([memory.held, memory.replayed]), np.concatenate([memory.held_y, none])
+    return Evidence(x, y, memory.held, f"{told}, accuracy on the held-out ones")
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRows:
+    """What the newest checkpoint of a version's state directory remembers, as the version sees it.
+
+    Held-out and replayed records [n, *shape], and the columns of their labels: one more than there are for a label that
+    the version does not know. ``config`` is the checkpoint's.
+    """
+
+    held: np.ndarray
+    held_y: np.ndarray
+    replayed: np.ndarray
+    replayed_y: np.ndarray
+    config: Config
+
+
+def memory_of(directory: Path, published: Published) -> MemoryRows | None:
+    """The memory beside a version; ``None`` where there is none, or nothing is held out."""
     state = StateDirectory(directory.parent.parent if directory.parent.name == "published" else directory)
     snapshot = CheckpointStore(state, read_only=True).latest() if state.exists() else None
     learned: Mapping[str, Any] = (snapshot.tree["learned"] if snapshot is not None else None) or {}
@@ -90,13 +114,14 @@ def _memory(directory: Path, published: Published) -> Evidence | None:
         return None
     config = configuration.from_tree(snapshot.config)
     columns = Columns(schema_of(config, Registry.load()), [column.name for column in published.schema.inputs])
-    (held, labels), (replayed, _) = (_rows(learned["memory"][ring], columns) for ring in ("holdout", "replayed"))
-    if not len(held):
-        return None
-    y = _columns([snapshot.tree["labels"]["labels"][column] for column in labels.tolist()], published.labels)
-    told = f"{len(held)} held-out and {len(replayed)} replayed records of the memory, accuracy on the held-out ones"
-    none = np.full(len(replayed), NO_LABEL)
-    return Evidence(np.concatenate([held, replayed]), np.concatenate([y, none]), held, told)
+    labels = snapshot.tree["labels"]["labels"]
+
+    def part(ring: str) -> tuple[np.ndarray, np.ndarray]:
+        x, y = _rows(learned["memory"][ring], columns)
+        return x, _columns([labels[column] for column in y.tolist()], published.labels)
+
+    held, replayed = part("holdout"), part("replayed")
+    return MemoryRows(*held, *replayed, config) if len(held[0]) else None
 
 
 def _rows(state: Mapping[str, Any], columns: Columns) -> tuple[np.ndarray, np.ndarray]:
