@@ -50,7 +50,10 @@ FAMILIES: Mapping[str, Family] = {
     "source_lag_messages": _gauge("Messages that a broker has and the log not yet.", "source", "partition"),
     "source_lost_messages_total": _counter("Messages that a broker had no more when they were to be read.", "source"),
     "source_paused": _gauge("1 while the source is held back.", "source"),
-    "source_watermark_timestamp_seconds": _gauge("Event time of the newest record.", "source"),
+    "source_watermark_timestamp_seconds": _gauge(
+        "Event time of the newest record; by event time the watermark: no sender is expected to bring any before it.",
+        "source",
+    ),
     "records_rejected_total": _counter("Records refused, by reason.", "source", "reason"),
     "records_unlabelled_total": _counter("Records that came without label, and were not refused for it.", "source"),
     "gaps_filled_total": _counter("Gaps in records to be learned that were filled, by column.", "column"),
@@ -61,6 +64,14 @@ FAMILIES: Mapping[str, Family] = {
     "source_pass": _gauge("Pass (epoch) over its records of a source that repeats them, from 1 on.", "source"),
     "queue_records": _gauge("Records waiting in the queue.", "queue"),
     "queue_capacity_records": _gauge("Records that the queue can hold.", "queue"),
+    "order_held_records": _gauge("Records that wait for their turn by event time."),
+    "order_held_bytes": _gauge("Bytes of these."),
+    "order_senders": _gauge("Senders of event times: waited for (active), or silent for too long (idle).", "state"),
+    "order_exceptions_total": _counter(
+        "Records that came when their place in the order of event times was gone (train, drop, dead-letter: what "
+        "became of them), that have no event time (untimed), or went before their turn as too many were held (full).",
+        "kind",
+    ),
     "train_steps_total": _counter("Optimiser steps."),
     "train_samples_total": _counter("Records taken in steps, held-out ones among them; replay not counted."),
     "train_batch_records": _gauge("Records that a batch has now."),

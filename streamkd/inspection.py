@@ -63,6 +63,7 @@ def learned(path: Path) -> dict[str, Any]:
         "offsets": dict(snapshot.info.offsets),
         "dead_letters": _dead_letters(directory),
         "labels": _labels(directory, snapshot.config),
+        "order": _order(directory, snapshot.config),
         "environment": snapshot.environment,
         "config": snapshot.config,
     }
@@ -138,6 +139,15 @@ def _labels(directory: StateDirectory, config: Mapping[str, Any]) -> dict[str, A
         return joins.told(log.label_counts())
 
 
+def _order(directory: StateDirectory, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What is held for its turn by event time, and was out of it; ``None`` where there is no order."""
+    if config["stream"].get("order") is None or not directory.log.exists():
+        return None
+    with closing(Log(directory.log, read_only=True)) as log:
+        told = log.standing().told()
+    return {name: told[name] for name in ("held", "held_bytes", "late", "untimed", "full")}
+
+
 def in_words(found: Mapping[str, Any]) -> str:
     """A few lines for a person."""
     if "search" in found:
@@ -159,6 +169,7 @@ def in_words(found: Mapping[str, Any]) -> str:
         f"weights {found['weights_sha256']}",
     ]
     lines += [_of_labels(labels) for labels in [found["labels"]] if labels]
+    lines += [_of_order(order) for order in [found["order"]] if order]
     lines += [f"checkpoint {s['id']} is damaged: {s['reason']}" for s in found["skipped"]]
     return "\n".join(lines)
 
@@ -169,6 +180,14 @@ def _of_labels(labels: Mapping[str, Any]) -> str:
         f"labels: {labels['joined']} joined, of {labels['kept']} predictions kept ({labels['pending']} have none yet, "
         f"{labels['unlabelled']} had none in time); {labels['waiting']} waiting, {labels['early']} ever early; "
         f"unmatched: {unmatched}"
+    )
+
+
+def _of_order(order: Mapping[str, Any]) -> str:
+    late = ", ".join(f"{count} {treatment}" for treatment, count in order["late"].items())
+    return (
+        f"by event time: {order['held']} records held for their turn; late: {late}; {order['untimed']} without event "
+        f"time, {order['full']} before their turn for want of room"
     )
 
 

@@ -73,7 +73,7 @@ class ServerStatus:
     urls: dict[str, str] = field(default_factory=dict)
     lag: Lag = field(default_factory=Lag)
     _status: Json = field(default_factory=dict)
-    _labels: Json = field(default_factory=dict)
+    _ingress: Json = field(default_factory=dict)
     _processes: dict[str, ProcessStatus] = field(default_factory=dict)
     _shut: str = "records are not taken yet: the learner has not loaded"
     _shut_since: float = -math.inf
@@ -84,10 +84,10 @@ class ServerStatus:
         with self._lock:
             self._status = status
 
-    def tell_labels(self, labels: Json) -> None:
-        """Take how labels that come later stand, as the ingress says it."""
+    def tell_ingress(self, said: Json) -> None:
+        """Take how labels that come later and the order by event time stand, as the ingress says it."""
         with self._lock:
-            self._labels = {"labels": labels}
+            self._ingress = {name: said[name] for name in ("labels", "order") if name in said}
 
     def process(self, name: str, state: ProcessState, pid: int | None = None, reason: str = "") -> None:
         """Take the state of a child; ``restarting`` counts a restart, ``reason`` says why."""
@@ -154,7 +154,7 @@ class ServerStatus:
         """
         with self._lock:
             processes = {name: asdict(process) for name, process in self._processes.items()}
-            status = {**self._status, **self._labels}
+            status = {**self._status, **self._ingress}
         server = {
             "name": self.name,
             "source": self.source,
