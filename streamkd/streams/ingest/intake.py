@@ -29,6 +29,7 @@ from streamkd.settings import Limits, Retain, Tls
 from streamkd.streams.ingest.admission import Sifted
 from streamkd.streams.ingest.committer import Committer
 from streamkd.streams.ingest.refusals import BadRun, Refusal, refusal_of
+from streamkd.streams.ingest.shares import Shares
 from streamkd.streams.ingest.tokens import Tokens
 from streamkd.streams.log.batches import no_rows
 from streamkd.streams.log.event_order import TREATMENTS, Standing
@@ -40,6 +41,7 @@ from streamkd.streams.log.receipts import Receipt, digest
 logger = logging.getLogger(__name__)
 RUNS = 10_000  # producers whose bad rows in a row are counted
 WAIT_SECONDS = 0.1
+BROKER = "broker"  # whose share is that of all partitions, as one reader has them
 LABELS_ON = "set stream.labels to {} and start it again"
 
 
@@ -104,6 +106,7 @@ class Intake:
         self._waiting = log.label_counts()["waiting"]
         self._held = log.standing().counts["held"]  # for their turn
         self._pending: Counter[str] = Counter()  # records by sender
+        self._shares = Shares(limits.queue_records)
         self._no_room, self._looked = True, time.monotonic()  # nor was anybody heard before the first look
         self._settling: Future[Receipt] | None = None
         self._trim_before: int | None = None
@@ -213,6 +216,7 @@ class Intake:
         backlog_bytes = self._log.bytes_between(offset, self._log.end())
         with self._changed:
             self._committed, self._backlog_bytes = offset, backlog_bytes
+            self._shares.learn(offset)
             self._changed.notify_all()
         self._tell()
         try:
@@ -244,7 +248,11 @@ class Intake:
         if self._no_room:
             self._no_room = False
             self._log.stand_still(self._looked - looked)
-        elif self._held and (self._settling is None or self._settling.done()) and self._log.order_is_due():
+        elif (
+            (self._log.order or self._held)
+            and (self._settling is None or self._settling.done())
+            and self._log.order_is_due()
+        ):
             self._settling = self._committer.submit(Entry(no_rows(pa.schema([])), kind="release"))
 
     def drain(self) -> None:
@@ -277,7 +285,7 @@ class Intake:
     def is_full(self, rows: pa.RecordBatch) -> bool:
         """Whether a batch would have to wait, for those who have something else to do meanwhile."""
         with self._changed:
-            while (full := self._full(Entry(rows))) is not None and self._look_again():
+            while (full := self._full(Entry(rows, heard=BROKER))) is not None and self._look_again():
                 pass
         if full is not None:
             self._meter.set("source_paused", 1, source=self._source)
@@ -296,12 +304,14 @@ class Intake:
             self._pending_records += entry.rows.num_rows
             self._pending_bytes += entry.rows.nbytes
             self._pending[entry.heard] += entry.rows.num_rows
+            self._shares.take(_owner(entry), entry.rows.num_rows)
 
     def _look_again(self) -> bool:
         """Whether the log knows of a newer checkpoint than we were told of: a message can be lost with its process."""
         if (offset := self._log.committed()) <= self._committed:
             return False
         self._committed, self._backlog_bytes = offset, self._log.bytes_between(offset, self._log.end())
+        self._shares.learn(offset)
         return True
 
     def _full(self, entry: Entry) -> StreamkdError | None:
@@ -312,6 +322,7 @@ class Intake:
             self._log.refuse_over_quota(self._pending_bytes + entry.rows.nbytes)
         except Overloaded as full:
             self._no_room = True
+            self._shares.refuse(_owner(entry))
             return full
         return None
 
@@ -334,6 +345,9 @@ class Intake:
         most, most_bytes = self.limits.queue_records // parts, self.limits.queue_bytes // parts
         if records and records + entry.rows.num_rows > most:
             raise Overloaded(f"{records} records wait to be learned, at most {most}", where=f"stream {self.stream!r}")
+        if parts == 1 and self._shares.is_beyond(_owner(entry), entry.rows.num_rows):
+            said = "others were sent away for want of room, and of this sender more than its share waits to be learned"
+            raise Overloaded(said, where=f"stream {self.stream!r}")
         if records and held_bytes + entry.rows.nbytes > most_bytes:
             said = f"{held_bytes} bytes wait to be learned, at most {most_bytes}"
             raise Overloaded(said, where=f"stream {self.stream!r}")
@@ -358,6 +372,8 @@ class Intake:
                 self._pending_bytes -= entry.rows.nbytes
                 self._pending[entry.heard] -= entry.rows.num_rows
                 self._pending = +self._pending
+                kept = receipt if receipt is not None and not receipt.duplicate else None
+                self._shares.end(_owner(entry), entry.rows.num_rows, kept.offset if kept else None)
             if receipt is not None and not receipt.duplicate:
                 self._end = max(self._end, receipt.offset)
                 told = receipt if isinstance(receipt, JoinReceipt | OrderReceipt) else None
@@ -429,6 +445,10 @@ class Intake:
         self._meter.set("queue_records", max(records, 0), queue="log")
         paused = bool(self.stopped) or records >= self.limits.queue_records
         self._meter.set("source_paused", float(paused), source=self._source)
+
+
+def _owner(entry: Entry) -> str:
+    return BROKER if entry.moves else entry.heard
 
 
 def _ending() -> NotReady:

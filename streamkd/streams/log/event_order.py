@@ -121,7 +121,7 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class Admitted:
     """Of a batch what goes into the log at once, and what is refused, as it comes too late."""
 
     at_once: pa.RecordBatch
@@ -182,7 +182,7 @@ class EventOrder:
             surplus = "SELECT name FROM senders ORDER BY heard DESC, name LIMIT -1 OFFSET ?"
             self._connection.execute(f"DELETE FROM senders WHERE name IN ({surplus})", (SENDERS,))
 
-    def take(self, rows: pa.RecordBatch, names: Sequence[str]) -> Taken:
+    def take(self, rows: pa.RecordBatch, names: Sequence[str]) -> Admitted:
         """Hold the rows whose turn may be still to come; the others are the caller's.
 
         A row has no event time where it is null, or more than a day ahead of the time of day: one sender whose clock is
@@ -197,7 +197,7 @@ class EventOrder:
         self._hold(rows, times, held[np.argsort(times[held], kind="stable")], names[0])
         self._count({self._late: int(late.sum()), "untimed": int((~timed).sum())})
         refused = [Reject(int(row), "late", LATE) for row in np.flatnonzero(late) if self._late != "train"]
-        return Taken(rows.filter(pa.array(~timed if refused else late | ~timed)), refused)
+        return Admitted(rows.filter(pa.array(~timed if refused else late | ~timed)), refused)
 
     def _hold(self, rows: pa.RecordBatch, times: np.ndarray, order: np.ndarray, name: str) -> None:
         """Keep rows, in the order of their times, as pieces of a bounded size."""
