@@ -108,9 +108,15 @@ class Config(Model):
             raise ValueError("every one of the losses has weight 0, so the student would learn nothing")
         return self
 
+    def sources(self) -> Iterator[tuple[str, Group, Choice]]:
+        """Every source of the stream: dotted path, group, choice."""
+        yield "stream.source", "sources", self.stream.source
+        for index, choice in enumerate(self.stream.also):
+            yield f"stream.also.{index}", "sources", choice
+
     def choices(self) -> Iterator[tuple[str, Group, Choice]]:
         """Every plugin that is named: dotted path, group, choice."""
-        yield "stream.source", "sources", self.stream.source
+        yield from self.sources()
         yield "student", "students", self.student
         yield "gate", "gates", self.gate
         yield "adapt.optimizer", "optimizers", self.adapt.optimizer
@@ -203,7 +209,20 @@ def _from_document(document: Document, registry: Registry | None) -> Config:
     if registry is not None:
         for path, group, choice in config.choices():
             options(registry, path, group, choice, document)
+        _refuse_pulled(config, registry, document)
     return config
+
+
+def _refuse_pulled(config: Config, registry: Registry, document: Document) -> None:
+    """Several sources, or an order of event times, need the log that pushed records go through."""
+    wanted = "stream.also" if config.stream.also else "stream.order" if config.stream.order else None
+    for path, group, choice in config.sources() if wanted else ():
+        if not getattr(registry.kind(group, choice.name, path), "push", False):
+            said = (
+                f"the source {choice.name} is not pushed to, and {wanted} is for those that are, as it needs their log"
+            )
+            fix = f"name flight, http or kafka, or leave {wanted} out"
+            raise ConfigError(said, where=document.where(path), fix=fix)
 
 
 def options(registry: Registry, path: str, group: Group, choice: Choice, document: Document | None = None) -> Options:

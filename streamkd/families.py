@@ -51,7 +51,10 @@ FAMILIES: Mapping[str, Family] = {
     "source_lost_messages_total": _counter("Messages that a broker had no more when they were to be read.", "source"),
     "source_files": _gauge("Files of a watched place, by how they stand.", "source", "state"),
     "source_paused": _gauge("1 while the source is held back.", "source"),
-    "source_watermark_timestamp_seconds": _gauge("Event time of the newest record.", "source"),
+    "source_watermark_timestamp_seconds": _gauge(
+        "Event time of the newest record; by event time the watermark: no sender is expected to bring any before it.",
+        "source",
+    ),
     "records_rejected_total": _counter("Records refused, by reason.", "source", "reason"),
     "records_unlabelled_total": _counter("Records that came without label, and were not refused for it.", "source"),
     "records_skipped_total": _counter("Records passed over, as a rollback has said.", "source"),
@@ -63,6 +66,14 @@ FAMILIES: Mapping[str, Family] = {
     "source_pass": _gauge("Pass (epoch) over its records of a source that repeats them, from 1 on.", "source"),
     "queue_records": _gauge("Records waiting in the queue.", "queue"),
     "queue_capacity_records": _gauge("Records that the queue can hold.", "queue"),
+    "order_held_records": _gauge("Records that wait for their turn by event time."),
+    "order_held_bytes": _gauge("Bytes of these."),
+    "order_senders": _gauge("Senders of event times: waited for (active), or silent for too long (idle).", "state"),
+    "order_exceptions_total": _counter(
+        "Records that came when their place in the order of event times was gone (train, drop, dead-letter: what "
+        "became of them), that have no event time (untimed), or went before their turn as too many were held (full).",
+        "kind",
+    ),
     "train_steps_total": _counter("Optimiser steps."),
     "train_samples_total": _counter("Records taken in steps, held-out ones among them; replay not counted."),
     "train_batch_records": _gauge("Records that a batch has now."),

@@ -72,6 +72,7 @@ def learned(path: Path) -> dict[str, Any]:
         **_columns(directory),
         "dead_letters": _dead_letters(directory),
         "labels": _labels(directory, snapshot.config),
+        "order": _order(directory, snapshot.config),
         "environment": snapshot.environment,
         "config": snapshot.config,
     }
@@ -186,6 +187,15 @@ def _labels(directory: StateDirectory, config: Mapping[str, Any]) -> dict[str, A
         return joins.told(log.label_counts())
 
 
+def _order(directory: StateDirectory, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What is held for its turn by event time, and was out of it; ``None`` where there is no order."""
+    if config["stream"].get("order") is None or not directory.log.exists():
+        return None
+    with closing(Log(directory.log, read_only=True)) as log:
+        told = log.standing().told()
+    return {name: told[name] for name in ("held", "held_bytes", "late", "untimed", "full")}
+
+
 def in_words(found: Mapping[str, Any]) -> str:
     """A few lines for a person."""
     if "search" in found:
@@ -211,6 +221,7 @@ def in_words(found: Mapping[str, Any]) -> str:
     lines += [f"never learned: {s['partition']} {s['start']} to {s['stop'] - 1}" for s in found["skips"]]
     lines += [f"can go back to {_back(found['checkpoints'])}"]
     lines += [_of_labels(labels) for labels in [found["labels"]] if labels]
+    lines += [_of_order(order) for order in [found["order"]] if order]
     lines += [f"checkpoint {s['id']} is damaged: {s['reason']}" for s in found["skipped"]]
     return "\n".join(lines)
 
@@ -228,6 +239,14 @@ def _back(checkpoints: Sequence[Mapping[str, Any]]) -> str:
     """The offsets of the checkpoints, oldest first."""
     partitions = checkpoints[-1]["offsets"]
     return "; ".join(f"{p} {', '.join(str(c['offsets'].get(p, 0)) for c in checkpoints)}" for p in partitions)
+
+
+def _of_order(order: Mapping[str, Any]) -> str:
+    late = ", ".join(f"{count} {treatment}" for treatment, count in order["late"].items())
+    return (
+        f"by event time: {order['held']} records held for their turn; late: {late}; {order['untimed']} without event "
+        f"time, {order['full']} before their turn for want of room"
+    )
 
 
 def _again(repeats: int) -> str:

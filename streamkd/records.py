@@ -36,6 +36,7 @@ RejectReason = Literal[
     "decode",
     "too_large",
     "too_many_labels",
+    "late",
 ]
 
 

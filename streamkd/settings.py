@@ -86,12 +86,27 @@ class LateLabels(Model):
     )
 
 
+class OrderSettings(Model):
+    """Records are learned in the order of their event times, as far as they come within the lateness."""
+
+    lateness_seconds: float = Field(
+        default=60.0, ge=0, le=1e9, description="by so much event time a sender's records may come after its newest one"
+    )
+    idle_seconds: Seconds = Field(default=30.0, description="a sender that is silent for so long is not waited for")
+    late: Literal["train", "drop", "dead-letter"] = Field(
+        default="train", description="what becomes of records whose place is gone: train: learned where they come"
+    )
+
+
 class Stream(Model):
     """Where the records come from and what they look like."""
 
     # a part of paths and of addresses, where `.` and `..` are others
     name: str = Field(default="main", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}$")
     source: Choice
+    also: tuple[Choice, ...] = Field(
+        default=(), description="further sources of the same stream, where all of them are pushed to"
+    )
     records: RecordSchema | None = Field(default=None, description="None: the source says it itself")
     batch: Batching = Batching()
     limits: Limits = Limits()
@@ -102,6 +117,10 @@ class Stream(Model):
     labels: LateLabels | None = Field(
         default=None,
         description="`{}`: predictions are kept, and labels for them taken; for sources that are pushed to",
+    )
+    order: OrderSettings | None = Field(
+        default=None,
+        description="`{}`: in the order of records.event_time over all senders; for sources that are pushed to",
     )
 
     @model_validator(mode="after")
@@ -121,6 +140,26 @@ class Stream(Model):
             )
         if "prediction_id" in (self.records.label, self.records.task, self.records.producer):
             raise ValueError("labels needs the name prediction_id for itself; rename the column")
+        return self
+
+    @model_validator(mode="after")
+    def _sources_differ(self) -> "Stream":
+        sources = [self.source, *self.also]
+        if twice := [choice for choice in self.also if sources.count(choice) > 1]:
+            raise ValueError(f"also names the source {twice[0].name} a second time with the same options")
+        return self
+
+    @model_validator(mode="after")
+    def _order_has_times(self) -> "Stream":
+        if self.order is None:
+            return self
+        if self.labels is not None:
+            raise ValueError(
+                "order and labels exclude one another: a label that comes later makes a record of the time at which its"
+                " prediction was asked for, which is late by then; leave one of them out"
+            )
+        if self.records is not None and self.records.event_time is None:
+            raise ValueError("order needs the time of a record; name its column in records.event_time")
         return self
 
     def schema_of(self, described: RecordSchema | None = None) -> RecordSchema | None:

@@ -37,6 +37,8 @@ def registry() -> Registry:
     return Registry.load(
         only=[
             "replay",
+            "flight",
+            "http",
             "vicinal",
             "detectors",
             "policies",
@@ -433,3 +435,34 @@ def test_a_quantity_as_label_is_refused_with_the_way_out() -> None:
     records = {"inputs": [{"name": "x"}], "label_type": "float32"}
     with pytest.raises(ConfigError, match=r"label_type.*a quantity \(regression\) is not learned: make classes of it"):
         from_tree({"stream": {"source": {"name": "flight"}, "records": records}})
+
+
+@pytest.mark.parametrize(
+    ("stream", "said"),
+    [
+        ({"order": {}}, r"order needs the time of a record; name its column in records\.event_time"),
+        ({"order": {}, "labels": {}}, "order and labels exclude one another"),
+        ({"also": ["http", {"name": "flight"}]}, "names the source flight a second time with the same options"),
+        ({"order": {"late": "teach"}}, r"order\.late"),
+    ],
+)
+def test_an_order_needs_times_and_sources_differ(stream: dict[str, Any], said: str) -> None:
+    """The reason is told."""
+    records = {"inputs": [{"name": "x"}]}
+    with pytest.raises(ConfigError, match=said):
+        from_tree({"stream": {"source": {"name": "flight"}, "records": records, **stream}})
+
+
+@pytest.mark.parametrize(
+    ("stream", "where"),
+    [
+        ("source: flight\n  also: [http, {name: replay, dataset: digits}]", r"c\.yaml:3: stream\.also\.1"),
+        ("source: {name: replay, dataset: digits}\n  also: [flight]", r"c\.yaml:2: stream\.source"),
+        ("source: {name: replay, path: x.csv}\n  order: {}", r"c\.yaml:2: stream\.source"),
+    ],
+)
+def test_several_sources_and_an_order_need_the_log(tmp_path: Path, registry: Registry, stream: str, where: str) -> None:
+    """A source that is not pushed to has none: the one that is in the way is named, with its line."""
+    (tmp_path / "c.yaml").write_text(f"stream:\n  {stream}\n")
+    with pytest.raises(ConfigError, match=where + ".*is not pushed to"):
+        load(tmp_path / "c.yaml", registry=registry)

@@ -82,12 +82,13 @@ class Supervisor:
         self._config = config
         self._state = state
         source = config.stream.source.name
+        sources = ", ".join(dict.fromkeys(choice.name for _, _, choice in config.sources()))
         kind = registry.kind("sources", source, "stream.source")
-        self._origin = registry.origin("sources", source)
+        self._origins = sorted({registry.origin(group, choice.name) for _, group, choice in config.sources()})
         self._socket = runtime / "ingress.sock" if isinstance(kind, SourceKind) and kind.push else None
         self._flight_port = config.serve.flight_port
         self._listened = False  # the ingress, at least once
-        self._status = ServerStatus(config.name, source, pushed=self._socket is not None)
+        self._status = ServerStatus(config.name, sources, pushed=self._socket is not None)
         self._services = _services(config, state, registry, tokens, self._status, self._socket)
         every, predictor = config.serve.export_every, self._services.predictor
         self._exporter = Exporter(state.absolute(), every, lambda: predictor.version) if every else None
@@ -203,7 +204,9 @@ class Supervisor:
         self._socket.unlink(missing_ok=True)
         tree = dump(self._config)
         tree["serve"]["flight_port"] = self._flight_port  # a port that was picked stays over restarts
-        return messages.Begin(tree, str(self._state.absolute()), (self._origin,), str(self._socket), self._listened)
+        return messages.Begin(
+            tree, str(self._state.absolute()), tuple(self._origins), str(self._socket), self._listened
+        )
 
     def _hear_learner(self, message: Message) -> None:
         match message:
@@ -235,7 +238,7 @@ class Supervisor:
             case messages.Listening(urls):
                 self._open(urls)
             case messages.Status(status):
-                self._status.tell_ingress({name: status[name] for name in ("labels", "files") if name in status})
+                self._status.tell_ingress(status)
             case messages.Fatal():
                 # later, predictions and learning go on, and the next start may find it mended; but not a damaged log
                 if not self._listened or message.damage:

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pytest
 
 from streamkd.records import InputColumn, RecordSchema
-from streamkd.settings import LateLabels, Limits, Retain
+from streamkd.settings import LateLabels, Limits, OrderSettings, Retain
 from streamkd.streams.ingest.intake import Ingest, Intake
 from streamkd.streams.ingest.tokens import Tokens
+from streamkd.streams.log.event_order import Room
 from streamkd.streams.log.log import Log
 from streamkd.telemetry import Recorder
 
@@ -71,10 +72,13 @@ def open_way(tmp_path: Path) -> Iterator[Callable[..., Way]]:
             schema: RecordSchema = SCHEMA,
             quota_bytes: int | None = None,
             late: LateLabels | None = None,
+            order: OrderSettings | None = None,
+            clock: Callable[[], float] | None = None,
             **limits: Any,
         ) -> Way:
-            recorder = Recorder()
-            log = Log(tmp_path / "log.sqlite", schema, quota_bytes=quota_bytes, labels=late)
+            recorder, room = Recorder(), Room.within(Limits(**limits), Retain().quota_bytes)
+            place = tmp_path / "log.sqlite"
+            log = Log(place, schema, quota_bytes=quota_bytes, labels=late, order=order, order_room=room, clock=clock)
             intake = Intake(log, Limits(**limits), recorder, Retain())
             stack.callback(log.close)
             stack.callback(intake.close)

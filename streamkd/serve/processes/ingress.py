@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -39,6 +40,7 @@ from streamkd.state.directory import StateDirectory
 from streamkd.streams.ingest.http import Answer, HttpListener, HttpOptions
 from streamkd.streams.ingest.intake import Ingest, Intake, Listener
 from streamkd.streams.ingest.tokens import Tokens
+from streamkd.streams.log.event_order import Room
 from streamkd.streams.log.joins import told
 from streamkd.streams.log.log import Kind, Log
 from streamkd.telemetry import Recorder
@@ -74,14 +76,18 @@ class Ingress:
             quota_bytes=retain.quota_bytes,
             labels=_within(config.stream.labels, retain.quota_bytes // QUOTA_PART),
             early_rows=max(1, config.stream.limits.queue_records // EARLY_PART),
+            order=config.stream.order,
+            order_room=Room.within(config.stream.limits, retain.quota_bytes),
         )
-        choice = config.stream.source
-        self._intake = Intake(self._log, config.stream.limits, self._recorder, retain, choice.name)
+        self._intake = Intake(self._log, config.stream.limits, self._recorder, retain, config.stream.source.name)
         ingest = Ingest(self._intake, Tokens(serve.tokens), serve.host, serve.flight_port, serve.tls)
-        options = configuration.options(registry, "stream.source", "sources", choice)
-        listener: Listener = registry.kind("sources", choice.name, "stream.source").make(options, ingest)
-        self._posts = listener if isinstance(listener, HttpListener) else HttpListener(HttpOptions(), ingest)
-        self._listeners: list[Listener] = [listener, self._posts] if listener is not self._posts else [listener]
+        self._listeners: list[Listener] = []
+        for path, group, choice in config.sources():
+            options = configuration.options(registry, path, group, choice)
+            self._listeners.append(registry.kind(group, choice.name, path).make(options, ingest))
+        posts = [listener for listener in self._listeners if isinstance(listener, HttpListener)]
+        self._posts = posts[0] if posts else HttpListener(HttpOptions(), ingest)
+        self._listeners += [] if posts else [self._posts]
         self._listening = Listeners(self._listeners, again)
         self._http_socket = http_socket
         self._stop_said = False
@@ -130,13 +136,15 @@ class Ingress:
         return Waiting(self._intake.stopped)
 
     def _tell(self, reporter: Reporter) -> None:
-        """Say what was counted, how the source stands, and where labels come later they, which outlive this process."""
-        status = dict(self._intake.told)
+        """Say what was counted, and how source, labels that come later and the order stand, which outlive this process."""
+        said: dict[str, Any] = dict(self._intake.told)
         if self._log.labels is not None:
-            status["labels"] = labels = told(self._log.label_counts())
+            said["labels"] = labels = told(self._log.label_counts())
             self._recorder.set("labels_pending", labels["pending"])
-        if status:
-            reporter.status(status)
+        if (standing := self._intake.standing()) is not None:
+            said["order"] = standing.told()
+        if said:
+            reporter.status(said)
         reporter.metrics()
 
 
@@ -166,7 +174,8 @@ class Listeners:
             return None
         try:
             while self._shut:
-                self._urls |= self._shut[0].start()
+                for name, url in self._shut[0].start().items():  # of two of a kind each is told
+                    self._urls[name if name not in self._urls else f"{name}-{len(self._urls) + 1}"] = url
                 self.open.append(self._shut.pop(0))
         except ConfigError as fault:
             if not self._again:

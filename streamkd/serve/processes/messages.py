@@ -72,7 +72,7 @@ class Beat:
 
 @dataclass(frozen=True)
 class Status:
-    """How the learner stands, as the page shows it; of the ingress, how labels that come later do."""
+    """How the learner stands, as the page shows it; of the ingress, how late labels and the order do."""
 
     status: Json
 

@@ -84,10 +84,10 @@ class ServerStatus:
         with self._lock:
             self._status = status
 
-    def tell_ingress(self, status: Json) -> None:
-        """Take how labels that come later stand, and the files of a watched place, as the ingress says it."""
+    def tell_ingress(self, said: Json) -> None:
+        """Take how labels that come later, the order by event time and watched files stand, as the ingress says it."""
         with self._lock:
-            self._ingress = status
+            self._ingress = {name: said[name] for name in ("labels", "order", "files") if name in said}
 
     def process(self, name: str, state: ProcessState, pid: int | None = None, reason: str = "") -> None:
         """Take the state of a child; ``restarting`` counts a restart, ``reason`` says why."""

@@ -176,7 +176,10 @@ class StreamReader:
     def _read(self) -> None:
         at = self._into_log.at(self._name)
         assert at is not None  # it was looked
-        most = int(min(max(BATCH_BYTES / self._message_bytes, 2), BATCH_MESSAGES))
+        if not (room := self._intake.may_bring(self._name)):
+            self._ending.wait(POLL_SECONDS)
+            return
+        most = int(min(max(BATCH_BYTES / self._message_bytes, 2), BATCH_MESSAGES, room))
         found: list[Message] = self._stream.read(at, most, POLL_SECONDS)
         if found and found[0].offset > at:
             self._look()  # what is between has expired, or never was for us

@@ -1,5 +1,6 @@
 """The partitions of some topics of Kafka, read by one consumer that is assigned at the offsets of the log.
 
+    hold: ahead of others by event time ─► not assigned, until these have come nearer
     look: new partitions ─► their first position ─► log ─► assign
     read: messages of each partition, in order ─► log
     lost: the broker has the position no more ─► told, counted ─► another position ─► log ─► assign
@@ -30,6 +31,7 @@ MESSAGE_BYTES = 65_536.0  # of a message, before there is one: it is known soon
 POLL_SECONDS, ASK_SECONDS = 0.1, 1.5  # an answer that takes longer is asked for again; a drain waits no longer
 LOOK_SECONDS, LOOK_AGAIN_SECONDS = 30.0, 1.0  # until partitions are looked for: where all answered, where not
 TELL_SECONDS, TELL_HELD_SECONDS, COMMIT_SECONDS = 1.0, 5.0, 5.0
+NEARER = 0.5  # of its share, from which on a partition that was ahead is read on
 BACK_OFF_SECONDS, END_SECONDS = 1.0, 1.0
 Place = tuple[str, int]  # topic, partition
 
@@ -81,6 +83,7 @@ class Partitions:
         self._into_log = IntoLog(intake, self._patient)
         self._assigned: set[Place] = set()
         self._lost: set[Place] = set()
+        self._ahead: set[Place] = set()  # by event time: assigned again once the others have come nearer
         self._message_bytes = MESSAGE_BYTES
         self._committing = False
         self._due: dict[str, float] = {}
@@ -94,6 +97,7 @@ class Partitions:
         try:
             if self._is_due("look", LOOK_SECONDS):
                 self._look()
+            self._assign({place for place in self._ahead if self._intake.may_bring(_name(place), NEARER)})
             self._read()
             self._into_log.settle(UNDER_WAY, UNDER_WAY_BYTES)
         except self._kafka.KafkaException as fault:
@@ -162,17 +166,25 @@ class Partitions:
             size_bytes = sum(len(message.value) for message in messages) / len(messages)
             self._message_bytes += 0.5 * (size_bytes - self._message_bytes)
             kind: Kind = "labels" if place[0] == self._consuming.labels else "records"
-            self._put(_name(place), messages, kind)
+            self._put(place, messages, kind)
         for place in sorted(self._lost):
             self._go_on(place)
 
-    def _put(self, name: str, messages: Sequence[Message], kind: Kind) -> None:
-        """Send a partition's messages on their way; those before the position are there already."""
-        at = self._into_log.at(name)
-        fresh = [message for message in messages if at is None or message.offset >= at]
-        if fresh:
-            form = Form(self._intake.schema_of(kind), self._intake.limits, name, self._beside)
-            self._into_log.put(name, self._decode(fresh, form), kind)
+    def _put(self, place: Place, messages: Sequence[Message], kind: Kind) -> None:
+        """On their way, as long as the partition is not ahead of others; then it is left, and they are read again.
+
+        Those before the position are there already.
+        """
+        name, at = _name(place), self._into_log.at(_name(place))
+        messages = [message for message in messages if at is None or message.offset >= at]
+        while messages and place not in self._ahead:
+            if most := self._intake.may_bring(name):
+                form = Form(self._intake.schema_of(kind), self._intake.limits, name, self._beside)
+                self._into_log.put(name, self._decode(messages[:most], form), kind)
+                messages = messages[most:]
+            else:
+                self._consumer.incremental_unassign([self._kafka.TopicPartition(*place)])
+                self._ahead.add(place)
 
     def _message(self, each: Any) -> Message:
         value, headers = each.value() or b"", each.headers() or ()
@@ -205,12 +217,13 @@ class Partitions:
 
     def _assign(self, places: set[Place]) -> None:
         """Read these from their positions on."""
-        if anew := places & self._assigned:
+        if anew := (places & self._assigned) - self._ahead:
             self._consumer.incremental_unassign([self._kafka.TopicPartition(*place) for place in anew])
         at = [self._kafka.TopicPartition(*place, self._into_log.at(_name(place))) for place in sorted(places)]
         if at:
             self._consumer.incremental_assign(at)
         self._assigned |= places
+        self._ahead -= places
 
     def _begin_again(self, fault: Exception) -> None:
         self._faults.say("log", type(fault).__name__, f"messages are read again: {str(fault).partition(chr(10))[0]}")

@@ -20,7 +20,7 @@ from streamkd.streams.ingest.acks import early
 from streamkd.streams.ingest.admission import Sifted, admit_lines, admit_predictions, admit_stream
 from streamkd.streams.ingest.intake import Ingest, Listener
 from streamkd.streams.ingest.tokens import Scope
-from streamkd.streams.log.log import JoinReceipt, Kind
+from streamkd.streams.log.log import JoinReceipt, Kind, OrderReceipt
 from streamkd.streams.log.receipts import Receipt, identity
 
 ARROW = "application/vnd.apache.arrow.stream"
@@ -150,6 +150,9 @@ def _told(receipt: Receipt, sifted: Sifted) -> Answer:
         told |= {"waiting": receipt.waiting, **early([receipt])}
         places = np.delete(np.arange(sifted.total), [reject.row for reject in sifted.rejects])
         reasons += [{**asdict(each), "row": int(places[each.row])} for each in receipt.unmatched]
+    if isinstance(receipt, OrderReceipt):
+        places = np.delete(np.arange(sifted.total), [reject.row for reject in sifted.rejects])
+        reasons += [{**asdict(each), "row": int(places[each.row])} for each in receipt.late]
     if reasons:
         told["reasons"] = sorted(reasons, key=lambda reason: int(reason["row"]))[:REASONS]
     if sifted.total and receipt.rejected == sifted.total:

@@ -1,7 +1,8 @@
 """The way into the log for everything that is pushed: room, order, bad rows in a row, numbers.
 
     listener ─► admission ─► Intake.take ─► Committer ─► Receipt
-                                 ▲ room: records and bytes that no checkpoint holds yet, labels that wait, the quota
+                                 ▲ room: records and bytes that no checkpoint holds yet, labels that wait, the quota;
+                                 │ by event time half of it for those that wait for their turn, a share for each sender
     learner's checkpoint ────────┘ committed(offset): makes room, and trims the log
 
 Flight waits for room and leaves its stream unread meanwhile; HTTP does not wait and answers 429.
@@ -9,9 +10,10 @@ Flight waits for room and leaves its stream unread meanwhile; HTTP does not wait
 
 import contextlib
 import logging
+import sys
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -28,16 +30,19 @@ from streamkd.streams.ingest.admission import Sifted
 from streamkd.streams.ingest.columns import SentColumns
 from streamkd.streams.ingest.committer import Committer
 from streamkd.streams.ingest.refusals import BadRun, Refusal, refusal_of
+from streamkd.streams.ingest.shares import Shares
 from streamkd.streams.ingest.tokens import Tokens
 from streamkd.streams.log.batches import no_rows
+from streamkd.streams.log.event_order import TREATMENTS, Standing
 from streamkd.streams.log.joins import label_schema
-from streamkd.streams.log.log import Entry, JoinReceipt, Kind, Log, PutStream
+from streamkd.streams.log.log import Entry, JoinReceipt, Kind, Log, OrderReceipt, PutStream
 from streamkd.streams.log.positions import Move
 from streamkd.streams.log.receipts import Receipt, digest
 
 logger = logging.getLogger(__name__)
 RUNS = 10_000  # producers whose bad rows in a row are counted
 WAIT_SECONDS = 0.1
+BROKER = "broker"  # whose share is that of all partitions, as one reader has them
 LABELS_ON = "set stream.labels to {} and start it again"
 
 
@@ -102,6 +107,10 @@ class Intake:
         self._backlog_bytes = log.bytes_between(self._committed, self._end)
         self._pending_records, self._pending_bytes = 0, 0
         self._waiting = log.label_counts()["waiting"]
+        self._held = log.standing().counts["held"]  # for their turn
+        self._pending: Counter[str] = Counter()  # records by sender
+        self._shares = Shares(limits.queue_records)
+        self._no_room, self._looked = True, time.monotonic()  # nor was anybody heard before the first look
         self._settling: Future[Receipt] | None = None
         self._trim_before: int | None = None
         self._columns = SentColumns(log)
@@ -119,10 +128,11 @@ class Intake:
         put_stream: PutStream | None = None,
         kind: Kind = "records",
         moves: Sequence[Move] = (),
+        heard: str | None = None,
     ) -> "Future[Receipt]":
         """Write a batch of records or of labels; the receipt is there when it is on disk.
 
-        ``sender`` is whom bad rows in a row are counted for. ``patient``: while it is true, full means wait.
+        ``sender`` is whom bad rows in a row are counted for, and whose event times these are, or ``heard``. ``patient``: while it is true, full means wait.
         ``put_stream``: of batches that are sent without waiting for their receipts. ``moves``: of what is read from a
         broker, in place of producer and sequence; the receipt may be an ``OffsetConflict``.
 
@@ -137,7 +147,8 @@ class Intake:
         if producer is not None and sequence is not None:  # a client that waits for this receipt sends nothing more
             with contextlib.suppress(LogDamaged):  # the committer meets it too, which ends the process
                 self._log.refuse_conflict(producer, sequence, held)
-        entry = Entry(sifted.rows, producer, sequence, sifted.letters, held, put_stream or PutStream(), kind, moves)
+        stream = put_stream or PutStream()
+        entry = Entry(sifted.rows, producer, sequence, sifted.letters, held, stream, kind, moves, heard or sender)
         self._reserve(entry, patient)
         return self._committer.submit(entry)
 
@@ -222,6 +233,7 @@ class Intake:
         backlog_bytes = self._log.bytes_between(offset, self._log.end())
         with self._changed:
             self._committed, self._backlog_bytes = offset, backlog_bytes
+            self._shares.learn(offset)
             self._changed.notify_all()
         self._tell()
         try:
@@ -233,6 +245,7 @@ class Intake:
 
     def tidy(self) -> None:
         """Join what has waited enough, go on with what ``committed`` has left of the trim; called every so often."""
+        self._release()
         if self.label_schema and (self._settling is None or self._settling.done()) and self._log.is_due():
             self._settling = self._committer.submit(Entry(no_rows(pa.schema([])), kind="settle"))
         if self._trim_before is None:
@@ -245,6 +258,19 @@ class Intake:
         except Overloaded as fault:  # the next checkpoint's message tries again
             self._trim_before = None
             logger.warning("the log is not trimmed: %s", fault)
+
+    def _release(self) -> None:
+        """Write records that are held for senders that are silent; while there is no room nobody is."""
+        looked, self._looked = self._looked, time.monotonic()
+        if self._no_room:
+            self._no_room = False
+            self._log.stand_still(self._looked - looked)
+        elif (
+            (self._log.order or self._held)
+            and (self._settling is None or self._settling.done())
+            and self._log.order_is_due()
+        ):
+            self._settling = self._committer.submit(Entry(no_rows(pa.schema([])), kind="release"))
 
     def drain(self) -> None:
         """Take no more batches; those taken are still written."""
@@ -276,7 +302,7 @@ class Intake:
     def is_full(self, rows: pa.RecordBatch) -> bool:
         """Whether a batch would have to wait, for those who have something else to do meanwhile."""
         with self._changed:
-            while (full := self._full(Entry(rows))) is not None and self._look_again():
+            while (full := self._full(Entry(rows, heard=BROKER))) is not None and self._look_again():
                 pass
         if full is not None:
             self._meter.set("source_paused", 1, source=self._source)
@@ -285,7 +311,7 @@ class Intake:
     def _reserve(self, entry: Entry, patient: Callable[[], bool] | None) -> None:
         """Wait for room, or refuse; the room is taken when this returns."""
         with self._changed:
-            while (full := self._full(entry)) is not None:
+            while (full := self._full(entry) or self._ahead(entry)) is not None:
                 self._meter.set("source_paused", 1, source=self._source)
                 if self._look_again():
                     continue
@@ -294,42 +320,83 @@ class Intake:
                 self._changed.wait(WAIT_SECONDS)
             self._pending_records += entry.rows.num_rows
             self._pending_bytes += entry.rows.nbytes
+            self._pending[entry.heard] += entry.rows.num_rows
+            self._shares.take(_owner(entry), entry.rows.num_rows)
 
     def _look_again(self) -> bool:
         """Whether the log knows of a newer checkpoint than we were told of: a message can be lost with its process."""
         if (offset := self._log.committed()) <= self._committed:
             return False
         self._committed, self._backlog_bytes = offset, self._log.bytes_between(offset, self._log.end())
+        self._shares.learn(offset)
         return True
 
     def _full(self, entry: Entry) -> StreamkdError | None:
         if self.draining:
             return _ending()
-        records = self._end - self._committed + self._pending_records + self._waiting
-        held_bytes = self._backlog_bytes + self._pending_bytes
-        limits = self.limits
-        if records and records + entry.rows.num_rows > limits.queue_records:
-            said = f"{records} records wait to be learned, at most {limits.queue_records}"
-            return Overloaded(said, where=f"stream {self.stream!r}")
-        if records and held_bytes + entry.rows.nbytes > limits.queue_bytes:
-            said = f"{held_bytes} bytes wait to be learned, at most {limits.queue_bytes}"
-            return Overloaded(said, where=f"stream {self.stream!r}")
         try:
+            self._refuse_beyond_room(entry)
             self._log.refuse_over_quota(self._pending_bytes + entry.rows.nbytes)
         except Overloaded as full:
+            self._no_room = True
+            self._shares.refuse(_owner(entry))
             return full
         return None
+
+    def _ahead(self, entry: Entry) -> Overloaded | None:
+        """Of a broker one reader has all partitions, so that none may wait here: it asks before it reads on."""
+        if self._log.order is None or entry.moves or entry.kind != "records":
+            return None
+        more = (self._pending[entry.heard], entry.rows.num_rows, entry.rows.nbytes)
+        if not self._log.standing().is_ahead(entry.heard, *more):
+            return None
+        self._log.knock(entry.heard)
+        said = f"{entry.heard!r:.80} is ahead of others by event time, and has its share of what may be held for them"
+        return Overloaded(said, retry_after_seconds=1.0, where=f"stream {self.stream!r}")
+
+    def _refuse_beyond_room(self, entry: Entry) -> None:
+        """With an order the other half is for what is held, so that whoever is waited for finds room."""
+        parts = 2 if self._log.order else 1
+        records = self._end - self._committed + self._pending_records + self._waiting
+        held_bytes = self._backlog_bytes + self._pending_bytes
+        most, most_bytes = self.limits.queue_records // parts, self.limits.queue_bytes // parts
+        if records and records + entry.rows.num_rows > most:
+            raise Overloaded(f"{records} records wait to be learned, at most {most}", where=f"stream {self.stream!r}")
+        if parts == 1 and self._shares.is_beyond(_owner(entry), entry.rows.num_rows):
+            said = "others were sent away for want of room, and of this sender more than its share waits to be learned"
+            raise Overloaded(said, where=f"stream {self.stream!r}")
+        if records and held_bytes + entry.rows.nbytes > most_bytes:
+            said = f"{held_bytes} bytes wait to be learned, at most {most_bytes}"
+            raise Overloaded(said, where=f"stream {self.stream!r}")
+
+    def may_bring(self, sender: str, part: float = 1.0) -> int:
+        """How many records a sender may bring before this is asked again, by whoever reads several of them.
+
+        None while it has to wait for those behind it by event time, which need the room; ``part``: of its share.
+        """
+        if self._log.order is None:
+            return sys.maxsize
+        standing = self._log.standing()
+        if standing.is_ahead(sender, self._pending[sender], part=part):
+            self._log.knock(sender)
+            return 0
+        return standing.step()
 
     def _written(self, entry: Entry, receipt: Receipt | None) -> None:
         with self._changed:
             if entry.kind in ("records", "labels"):
                 self._pending_records -= entry.rows.num_rows
                 self._pending_bytes -= entry.rows.nbytes
+                self._pending[entry.heard] -= entry.rows.num_rows
+                self._pending = +self._pending
+                kept = receipt if receipt is not None and not receipt.duplicate else None
+                self._shares.end(_owner(entry), entry.rows.num_rows, kept.offset if kept else None)
             if receipt is not None and not receipt.duplicate:
                 self._end = max(self._end, receipt.offset)
-                joins = receipt if isinstance(receipt, JoinReceipt) else None
-                self._backlog_bytes += joins.stored_bytes if joins else entry.rows.nbytes
-                self._waiting += joins.waiting if joins else 0
+                told = receipt if isinstance(receipt, JoinReceipt | OrderReceipt) else None
+                self._backlog_bytes += told.stored_bytes if told else entry.rows.nbytes
+                self._waiting += told.waiting if isinstance(told, JoinReceipt) else 0
+                self._held += told.changed["held"] if isinstance(told, OrderReceipt) else 0
             self._changed.notify_all()
         if receipt is not None:
             self._count(entry, receipt)
@@ -348,10 +415,35 @@ class Intake:
         for letter in entry.letters:
             self._meter.count("records_rejected_total", source=source, reason=letter.reason)
             self._meter.count("dead_letter_records_total", source=source, reason=letter.reason)
-        if self.schema.event_time and receipt.accepted and entry.kind == "records":
+        if isinstance(receipt, OrderReceipt):
+            self._count_order(receipt)
+        elif self.schema.event_time and receipt.accepted and entry.kind == "records":
             newest = pc.max(entry.rows.column(self.schema.event_time)).value  # microseconds: no ``datetime`` can fail
             if newest is not None:
                 self._meter.set("source_watermark_timestamp_seconds", newest / 1e6, source=source)
+
+    def _count_order(self, receipt: OrderReceipt) -> None:
+        for kind in (*TREATMENTS, "untimed", "full"):
+            if count := receipt.changed.get(kind, 0):
+                self._meter.count("order_exceptions_total", count, kind=kind)
+        if refused := receipt.changed.get("dead-letter", 0):
+            self._meter.count("dead_letter_records_total", refused, source=self._source, reason="late")
+        if receipt.late:
+            self._meter.count("records_rejected_total", len(receipt.late), source=self._source, reason="late")
+
+    def standing(self) -> Standing | None:
+        """How the order by event time stands, where there is one; the gauges say it too."""
+        if self._log.order is None and not self._held:
+            return None
+        standing = self._log.standing()
+        told = standing.told()
+        if (watermark := told["watermark_timestamp_seconds"]) is not None:
+            self._meter.set("source_watermark_timestamp_seconds", watermark, source=self._source)
+        self._meter.set("order_held_records", told["held"])
+        self._meter.set("order_held_bytes", told["held_bytes"])
+        for state, count in told["senders"].items():
+            self._meter.set("order_senders", count, state=state)
+        return standing
 
     def _count_joins(self, receipt: JoinReceipt) -> None:
         """Labels that were joined are records of the source; how late they were is by the time of day."""
@@ -366,10 +458,14 @@ class Intake:
 
     def _tell(self) -> None:
         with self._changed:
-            records = self._end - self._committed + self._pending_records + self._waiting
+            records = self._end - self._committed + self._pending_records + self._waiting + self._held
         self._meter.set("queue_records", max(records, 0), queue="log")
         paused = bool(self.stopped) or records >= self.limits.queue_records
         self._meter.set("source_paused", float(paused), source=self._source)
+
+
+def _owner(entry: Entry) -> str:
+    return BROKER if entry.moves else entry.heard
 
 
 def _ending() -> NotReady:

@@ -33,9 +33,12 @@ class _UnderWay(NamedTuple):
 class IntoLog:
     """The way of one reader's partitions into the log."""
 
-    def __init__(self, intake: Intake, patient: Callable[[], bool]) -> None:
-        """``patient`` is asked again and again where there is no room, and may wait; once it is false nothing is."""
-        self._intake, self._patient = intake, patient
+    def __init__(self, intake: Intake, patient: Callable[[], bool], heard: str | None = None) -> None:
+        """``patient`` is asked again and again where there is no room, and may wait; once it is false nothing is.
+
+        ``heard``: who speaks by event time, where it is not each partition for itself.
+        """
+        self._intake, self._patient, self._heard = intake, patient, heard
         self._under_way: deque[_UnderWay] = deque()
         self._held_bytes = 0
         self._next = dict(intake.positions())
@@ -93,7 +96,9 @@ class IntoLog:
         while self._intake.is_full(sifted.rows) and self._patient():
             self.settle(UNDER_WAY, UNDER_WAY_BYTES)  # so that ``written`` is true meanwhile
         sender = moves[0].partition
-        receipt = self._intake.take(sifted, None, None, sender, self._patient, kind=kind, moves=moves)
+        receipt = self._intake.take(
+            sifted, None, None, sender, self._patient, kind=kind, moves=moves, heard=self._heard
+        )
         _follow(self._next, moves)
         self._under_way.append(_UnderWay(receipt, moves, sifted.rows.nbytes))
         self._held_bytes += sifted.rows.nbytes

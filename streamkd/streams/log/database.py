@@ -77,6 +77,11 @@ class Uptime:
             self._begun = (time.time() if newest is None else newest) - time.monotonic()
         return self._begun + time.monotonic()
 
+    def stand_still(self, seconds: float) -> None:
+        """So many seconds that have passed do not count: nobody could be heard."""
+        if self._begun is not None:
+            self._begun -= seconds
+
 
 def insert(connection: sqlite3.Connection, table: str, row: Mapping[str, object]) -> int:
     """Add a row; its number."""

@@ -1,7 +1,7 @@
 """The file of a log: made or checked when it is opened, read and written each by one thread at a time.
 
     Log ─► reading() ─┐
-    Log ─► writing() ─┴─► log.sqlite: about, batches, receipts, positions, letters, cuts, paces, predictions, labels
+    Log ─► writing() ─┴─► log.sqlite: about, batches, held, receipts, positions, letters, cuts, paces, predictions
 
 The file is in WAL mode with ``synchronous=FULL``. What breaks it is a ``LogDamaged``, wherever it is met.
 """
@@ -30,6 +30,7 @@ from streamkd.streams.log.database import (
     transaction,
 )
 from streamkd.streams.log.dead_letters import DeadLetters
+from streamkd.streams.log.event_order import EventOrder
 from streamkd.streams.log.joins import Joins
 from streamkd.streams.log.positions import Positions
 from streamkd.streams.log.receipts import Receipts
@@ -172,3 +173,4 @@ def _make(connection: sqlite3.Connection) -> None:
     for part in (DeadLetters(connection), Receipts(connection), Positions(connection), PastAnswers(connection)):
         part.create()
     Joins.create(connection)
+    EventOrder.create(connection)

@@ -2,6 +2,7 @@
 
     intake ─► Committer (group commit) ─► Log.append_many ─► batches | receipts | positions | letters
                                               │ labels ─► joins ─► batches | answers    (one transaction)
+                                              │ rows by event time ─► held ─► batches
                                               Log.read ◄─ Batcher (learner) ─► cuts
 
 ``read`` cuts across the batches as they were put. When ``append_many`` returns, the rows are on disk. A receipt is
@@ -21,12 +22,13 @@ import pyarrow as pa
 
 from streamkd.errors import LogDamaged, Overloaded, RecordError, StateError
 from streamkd.records import Chunk, RecordSchema, Reject
-from streamkd.settings import LateLabels
+from streamkd.settings import LateLabels, OrderSettings
 from streamkd.streams.encoding.canonical import arrow_schema
 from streamkd.streams.log.answers import PastAnswer, PastAnswers
 from streamkd.streams.log.batches import DAMAGED, Batches, checksum, no_rows
 from streamkd.streams.log.database import Uptime
 from streamkd.streams.log.dead_letters import DeadLetter, DeadLetters, letters
+from streamkd.streams.log.event_order import HEARD, Clock, EventOrder, Room, Standing
 from streamkd.streams.log.file import LogFile
 from streamkd.streams.log.joins import Joins, Unmatched
 from streamkd.streams.log.positions import Move, OffsetConflict, Positions
@@ -34,8 +36,9 @@ from streamkd.streams.log.predictions import NEWEST as PREDICTED
 from streamkd.streams.log.receipts import Receipt, Receipts, SequenceConflict, digest
 
 EARLY_ROWS = 26_214  # a tenth of the records that may wait to be learned
+NOBODY = "unnamed"  # the sender of records that say none
 TRIM_SECONDS = 0.5  # of one call; the next goes on
-Kind = Literal["records", "labels", "predictions", "settle"]
+Kind = Literal["records", "labels", "predictions", "settle", "release"]
 Conflict = SequenceConflict | OffsetConflict
 
 
@@ -50,7 +53,8 @@ class Entry:
     """One batch for the log: canonical rows, who sent it, the refused rows' letters, what tells it from others.
 
     ``kind``: records; labels of predictions (``label_schema``); predictions to keep (``with_requests``); or nothing,
-    to ``settle`` what has waited enough. ``moves``: of what is read from a broker, in place of producer and sequence.
+    to ``settle`` labels that have waited enough, or to ``release`` records whose turn it is. ``moves``: of what is read
+    from a broker, in place of producer and sequence. ``heard``: whose event times these are, where it is none of both.
     """
 
     rows: pa.RecordBatch
@@ -61,6 +65,13 @@ class Entry:
     put_stream: PutStream = field(default_factory=PutStream)
     kind: Kind = "records"
     moves: Sequence[Move] = ()
+    heard: str = ""
+
+    @property
+    def senders(self) -> Sequence[str]:
+        """Who is heard by it: the partitions that move, or one sender."""
+        partitions = [move.partition for move in self.moves]
+        return partitions if self.heard in ("", *partitions) and partitions else [self.heard or self.producer or NOBODY]
 
     @property
     def sender(self) -> tuple[str | None, int | None]:
@@ -84,6 +95,18 @@ class JoinReceipt(Receipt):
     stored_bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class OrderReceipt(Receipt):
+    """What became of records by event time: the bytes that the log has of it now, the rows that were refused as late.
+
+    ``changed``: by how much each of ``EventOrder.counts`` has.
+    """
+
+    stored_bytes: int = 0
+    late: Sequence[Reject] = ()
+    changed: Mapping[str, int] = field(default_factory=dict)
+
+
 class Log:
     """One log file. Any thread may read, append and journal cuts; only one process appends."""
 
@@ -97,11 +120,14 @@ class Log:
         quota_bytes: int | None = None,
         labels: LateLabels | None = None,
         early_rows: int = EARLY_ROWS,
+        order: OrderSettings | None = None,
+        order_room: Room = Room(),  # noqa: B008 - it is frozen
         clock: Callable[[], float] | None = None,
     ) -> None:
         """Open or make the log of a stream; ``schema=None`` opens one that is there already.
 
-        ``labels``: predictions are kept in it, and at most ``early_rows`` labels wait for theirs.
+        ``labels``: predictions are kept in it, and at most ``early_rows`` labels wait for theirs. ``order``: records
+        are written in the order of their event times, and at most ``order_room`` are held for that.
 
         Raises:
             StateError: there is none, or the file is no log. LogDamaged: it was one. Overloaded: the disk is full.
@@ -114,11 +140,17 @@ class Log:
         self._batches, self._putting = (Batches(each, self.path) for each in (self.file.reader, self.file.writer))
         self.letters, self._receipts = DeadLetters(self.file.writer), Receipts(self.file.writer)
         self._answers, self._positions = PastAnswers(self.file.writer), Positions(self.file.writer)
+        self._hearing = Uptime(self.file.reader, HEARD)
+        self._times = Clock(clock or self._hearing)
         clock = clock or Uptime(self.file.reader, PREDICTED)
         joins = (self.path, self.schema, labels or LateLabels(), early_rows, clock)
         self._joins, self._looking = (Joins(each, *joins) for each in (self.file.writer, self.file.reader))
-        if labels is not None:
-            clock()  # it goes on from now
+        self.order = order
+        ordering = (self.path, self.schema, order, order_room, self._times)
+        self._order, self._ordering = (EventOrder(each, *ordering) for each in (self.file.writer, self.file.reader))
+        for needed, now in ((labels, clock), (order, self._times.now)):
+            if needed is not None:
+                now()  # it goes on from now
         self.partition = f"{self.stream}/0"
         self.arrow_schema = arrow_schema(self.schema)
         self._window: tuple[int, pa.RecordBatch] = (0, no_rows(self.arrow_schema))
@@ -196,6 +228,8 @@ class Log:
     def _store(self, entry: Entry, end: int) -> Receipt:
         """Write what an entry brings behind the offset ``end``."""
         rows, refused = entry.rows, len(entry.letters)
+        if entry.kind == "release" or (entry.kind == "records" and self.order):
+            return self._store_in_order(entry, end)
         if entry.kind == "records":
             self._putting.put(rows, end, entry.sender)
             return Receipt(entry.sequence, rows.num_rows, refused, end + rows.num_rows)
@@ -219,6 +253,42 @@ class Log:
         return JoinReceipt(
             entry.sequence, accepted, rejected, at, False, matched.waiting, *early, unmatched, asked, stored
         )
+
+    def _store_in_order(self, entry: Entry, end: int) -> OrderReceipt:
+        """Hold what an entry brings, but for what has no turn to come; write that, and what has its turn now."""
+        before, at, stored = self._order.counts(), end, 0
+        late: Sequence[Reject] = ()
+        if entry.kind == "records":
+            taken = self._order.take(entry.rows, entry.senders)
+            self._putting.put(taken.at_once, at, entry.sender)
+            at, stored, late = at + taken.at_once.num_rows, taken.at_once.nbytes, taken.refused
+        if self.order and self.order.late == "dead-letter":
+            self.letters.put(letters(late, entry.rows, entry.senders[0]), at)
+        for rows in self._order.released():
+            self._putting.put(rows, at, (None, None))
+            at, stored = at + rows.num_rows, stored + rows.nbytes
+        changed = self._order.counts()
+        changed.subtract(before)
+        accepted, rejected = entry.rows.num_rows - len(late), len(entry.letters) + len(late)
+        return OrderReceipt(entry.sequence, accepted, rejected, at, False, stored, late, changed)
+
+    def order_is_due(self) -> bool:
+        """Whether records that are held have their turn, as a sender is not waited for any more."""
+        with self.file.reading():
+            return self._ordering.is_due()
+
+    def standing(self) -> Standing:
+        """As ``EventOrder.standing``."""
+        with self.file.reading():
+            return self._ordering.standing()
+
+    def knock(self, sender: str) -> None:
+        """A sender speaks, and is not taken for now: it is not silent."""
+        self._times.knock(sender)
+
+    def stand_still(self, seconds: float) -> None:
+        """So long nobody could be heard, so that nobody was silent."""
+        self._hearing.stand_still(seconds)
 
     def is_due(self) -> bool:
         """Whether labels have waited enough, or predictions are kept for longer than they should be."""

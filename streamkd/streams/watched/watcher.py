@@ -56,7 +56,7 @@ class Watcher:
         self._every_seconds, self._order = every_seconds, order
         self._settling = Settling(settle_seconds)
         self._faults = logs.Seldom(logger)
-        self._into_log = IntoLog(intake, self._patient)
+        self._into_log = IntoLog(intake, self._patient, place.url)  # a file that was read must not be waited for
         self._nothing = no_rows(arrow_schema(intake.schema))
         self._ledger = Ledger(place.url)
         self._ledger.load(intake.notes(), self._into_log.written)
@@ -160,6 +160,8 @@ class Watcher:
                 self._send(found, held, entry_of(found, "reading"))
             held = batch
             self._look(found)
+            while not self._intake.may_bring(self._place.url) and self._patient():
+                self._into_log.settle()
             if self._ending.is_set():
                 raise NotReady("the server is shutting down")
         self._send(found, held, entry_of(found, "read"))

@@ -142,7 +142,7 @@ def test_a_full_disk_is_back_pressure_and_loses_nothing(log: Log, pictures: Pict
 
 def test_a_full_quota_is_back_pressure(tmp_path: Path, schema: RecordSchema, pictures: Pictures) -> None:
     """Beyond the quota nothing is appended; trimming makes room again."""
-    log = Log(tmp_path / "log.sqlite", schema, quota_bytes=1 << 20)
+    log = Log(tmp_path / "log.sqlite", schema, quota_bytes=1_200_000)
     for _ in range(10):
         log.append(pictures(2_000))
     with pytest.raises(Overloaded, match="bytes"):
