@@ -136,7 +136,7 @@ class Ingress:
         return Waiting(self._intake.stopped)
 
     def _tell(self, reporter: Reporter) -> None:
-        """Say what was counted, and how source, labels that come later and the order stand, which outlive this process."""
+        """Say what was counted, and how source, late labels and order stand, which outlive this process."""
         said: dict[str, Any] = dict(self._intake.told)
         if self._log.labels is not None:
             said["labels"] = labels = told(self._log.label_counts())

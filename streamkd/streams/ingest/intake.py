@@ -132,7 +132,8 @@ class Intake:
     ) -> "Future[Receipt]":
         """Write a batch of records or of labels; the receipt is there when it is on disk.
 
-        ``sender`` is whom bad rows in a row are counted for, and whose event times these are, or ``heard``. ``patient``: while it is true, full means wait.
+        ``sender`` is whom bad rows in a row are counted for, and whose event times these are, if not ``heard``'s.
+        ``patient``: while it is true, full means wait.
         ``put_stream``: of batches that are sent without waiting for their receipts. ``moves``: of what is read from a
         broker, in place of producer and sequence; the receipt may be an ``OffsetConflict``.
 
