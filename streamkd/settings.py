@@ -42,7 +42,10 @@ class Batching(Model):
     size: Positive = 10
     pace: Literal["fixed", "auto"] = Field(
         default="fixed",
-        description="auto: batches of a quarter to 32 times as many, to keep up with what is pushed",
+        description="auto: up to 32 times as many, or up to 8 rehearsals more, to keep up with what is pushed",
+    )
+    rehearsals: int = Field(
+        default=0, ge=0, le=100, description="steps after each batch, in which the student learns what is remembered"
     )
     flush_seconds: Seconds = Field(default=1.0, description="a shorter batch is trained after so long a silence")
 

@@ -294,6 +294,17 @@ def adapters(one: Learner) -> list[torch.Tensor]:
     return [p.detach().clone() for p in one.step.trained[len(one.step.parameters) :]]
 
 
+def test_rehearsals_go_on_exactly_where_they_stopped() -> None:
+    """Stopped and resumed between two batches that are each followed by two of them."""
+    changes = {"stream": {**tree()["stream"], "batch": {"rehearsals": 2}}}
+    whole, stopped = run(learner(changes)), run(learner(changes), 7)
+    resumed = learner(changes)
+    resumed.restore(unpack(pack(stopped.state())), dict(stopped.offsets), stopped.config)
+    run(resumed)
+    assert weights(resumed) == weights(whole)
+    assert weights(whole) != weights(run(learner()))
+
+
 def test_several_losses_go_on_exactly_where_they_stopped() -> None:
     """Adapters and their moments, and gates of single terms, are part of a checkpoint: stopping changes no bit."""
     whole, stopped = run(learner(HINTED)), run(learner(HINTED), 7)

@@ -14,6 +14,7 @@ from streamkd.state.checkpoint import DeadBatch
 from streamkd.streams.batcher import Batcher
 from streamkd.streams.encoding.decoder import Decoder
 from streamkd.streams.log.log import Log
+from streamkd.streams.log.paces import Gear
 from streamkd.streams.pace import Gearbox, Pace
 from streamkd.streams.skips import Skip, Skips
 from streamkd.tasks.labels import LabelSpace
@@ -40,10 +41,10 @@ class Feed:
         self._name, self._limits = stream.source.name, stream.limits
         self._labels, self._recorder = labels, recorder
         self._indicators = schema.indicators
-        size = stream.batch.size
-        gearbox = Gearbox(size) if stream.batch.pace == "auto" else None
+        gear = Gear(stream.batch.size, stream.batch.rehearsals)
+        gearbox = Gearbox(gear) if stream.batch.pace == "auto" else None
         self._source, self._skips = source, Skips(skips)
-        self._batcher = Batcher(source, size, stream.batch.flush_seconds, journal, gearbox=gearbox, skips=self._skips)
+        self._batcher = Batcher(source, gear, stream.batch.flush_seconds, journal, gearbox=gearbox, skips=self._skips)
         self._decoder = Decoder(source, schema)
 
     @property

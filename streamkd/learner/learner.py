@@ -197,6 +197,8 @@ class Learner:
         said = self.step.mixture.last
         if self.producers is not None and records.producers and said is not None and not taken.skipped:
             self.producers.learn(records.producers, told.cpu().numpy(), said.mixed)
+        for _ in range(self.feed.pace.gear.rehearsals):
+            self.step.rehearse(self.tasks.current)
         if self.tasks.scoring:
             self.tasks.score(wrong)
         self._count(taken, time.perf_counter() - begun)

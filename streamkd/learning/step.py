@@ -33,7 +33,8 @@ from streamkd.learning.sharing import WeightTransfer
 from streamkd.learning.terms import Term
 from streamkd.losses.match_gate import LossInputs
 from streamkd.records import Label
-from streamkd.replay.memory import Memory
+from streamkd.replay.memory import Memory, Offer
+from streamkd.replay.ring import Remembered
 from streamkd.replay.rows import HeldOutFigures, RowSource, StepRows
 from streamkd.replay.sources import RowSources
 from streamkd.students.networks import Student, at_rest
@@ -153,10 +154,36 @@ class Step:
         taken.logits = taken.logits.detach()  # the graph would pin the shapes of parameters that grow
         yield "after_training_iteration", taken
 
+    def rehearse(self, task: int) -> bool:
+        """A step to which nothing arrives: student and average learn remembered rows and those of other sources again.
+
+        The gate does not adapt. ``False``: nothing is remembered, or it was not finite, and nothing moved.
+        """
+        remembered = self.memory.sample(self.replay)
+        if remembered is None:
+            return False
+        with torch.no_grad():
+            rows = StepRows.of(remembered.x, remembered.y, met=remembered.met())
+            plan = self._plan(rows, {ARRIVED: 0, REPLAYED: len(rows)}, task, remembered)
+        for parameter in self.trained:
+            parameter.grad = None
+        loss = self.loss(self.weigh(plan, self.forward(plan)))
+        loss.backward()
+        self._weighed = None
+        if not loss.isfinite() or not self.finite():
+            self._put_back()
+            return False
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.trained, self.clip_norm)
+        self.optimizer.step()
+        self.pool.after_step(self.student)
+        self.rate_decay.step()
+        return True
+
     @torch.no_grad()
     def begin(self, x: Tensor, y: Tensor, task: int, host: Hosted | None = None) -> StepBatch:
         """Join arrived rows, replayed ones and those of other sources, and ask the teachers about all of them."""
-        remembered, unlabelled = self.memory.sample(self.replay), bool((y < 0).any())
+        remembered = self.memory.sample(self.replay)
         offered, offer = len(y) if host is None else host.offered, NOTHING
         if self.student.normalise.fit:
             self.student.normalise.observe(x)
@@ -167,6 +194,13 @@ class Step:
         if remembered is not None:
             rows = rows.and_(StepRows.of(remembered.x, remembered.y, met=remembered.met()))
             origins[REPLAYED] = len(remembered.y)
+        return self._plan(rows, origins, task, remembered, offer)
+
+    def _plan(
+        self, rows: StepRows, origins: dict[str, int], task: int, remembered: Remembered | None, offer: Offer = NOTHING
+    ) -> StepBatch:
+        """These records, and behind them the rows of other sources."""
+        unlabelled = bool((rows.y < 0).any())
         self.held_out.begin()
         taught = rows[rows.mass > 0] if offer.untaught else rows
         for key, drawn in self.sources.draw(taught, self.student.classes, self._figures):
@@ -174,7 +208,7 @@ class Step:
             unlabelled = unlabelled or bool((drawn.y < 0).any())
         if self.pool.asks_noise or self.pool.witnesses:
             self._figures()  # the gate's as well: it must not look while it weighs
-        answers = self.pool.answers(rows.x, len(y), remembered, self.student.classes)
+        answers = self.pool.answers(rows.x, origins[ARRIVED], remembered, self.student.classes)
         return StepBatch(self._shared_out(rows), origins, task, answers, unlabelled, offer)
 
     def _figures(self) -> HeldOutFigures:
@@ -325,6 +359,10 @@ class Step:
         self._weighed = None
         self.pool.prequential, self.mixture.last, self.mixture.then = {}, None, None
         self.memory.withdraw(plan.offer)
+        self._put_back()
+
+    @torch.no_grad()
+    def _put_back(self) -> None:
         for buffer, before in self._buffers:  # one infinite activation would stay in a running mean for ever
             buffer.copy_(before)
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 from streamkd.errors import Overloaded, SourceError
 from streamkd.records import Chunk, Source
 from streamkd.streams.log.log import Log
+from streamkd.streams.log.paces import Gear
 from streamkd.streams.pace import Gearbox, Pace
 from streamkd.streams.skips import Skips
 
@@ -26,14 +27,14 @@ logger = logging.getLogger(__name__)
 class Batcher:
     """Cuts one source. The caller keeps the offsets: the next batch depends on them and the journal alone.
 
-    ``journal`` is where the cuts by the clock are kept; without one there are none. ``size`` rows are a batch, or as
-    many as ``gearbox`` says. A batch ends where one of ``skips`` begins; the caller passes over it.
+    ``journal`` is where the cuts by the clock are kept; without one there are none. A batch has the rows of
+    ``gear``, or as many as ``gearbox`` says. A batch ends where one of ``skips`` begins; the caller passes over it.
     """
 
     def __init__(
         self,
         source: Source,
-        size: int,
+        gear: Gear | int,
         flush_seconds: float,
         journal: Log | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -44,7 +45,7 @@ class Batcher:
             said = f"needed one partition, got {len(source.partitions)} of a source without end"
             raise SourceError(said, where="batcher", fix="their interleaving would have to be journaled")
         self._source, self._skips = source, skips or Skips()
-        self.pace = Pace(size, journal, gearbox)
+        self.pace = Pace(Gear(gear) if isinstance(gear, int) else gear, journal, gearbox)
         self._flush_seconds = flush_seconds
         self._journal = journal
         self._clock = clock

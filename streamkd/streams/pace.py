@@ -1,11 +1,11 @@
-"""How many records a batch has: a number of the configuration, or as many as keep up with the source.
+"""How many records a batch has, and how often the memory is rehearsed after it: as configured, or to keep up.
 
-    records that wait, time spent learning ─► Gearbox ─► rows ─► journaled from this offset on ─► Batcher
+    records that wait, time spent learning ─► Gearbox ─► gear ─► journaled from this offset on ─► Batcher, Learner
 
 What a record costs falls with the rows of its step: a step replays as many remembered ones, and is as much bookkeeping,
-however many are fresh. So when records come faster than they are learned, batches are larger, and where there is time
-to spare they are smaller, which is more replay for each record. Time decides, so it is written down before it is used:
-a learner that goes back to its checkpoint cuts the same batches again (decision 41).
+however many are fresh. So when records come faster than they are learned, batches are larger; and where there is time
+to spare the student takes more steps on what is remembered. Time decides, so it is written down before it is used:
+a learner that goes back to its checkpoint takes the same steps again (decision 41).
 """
 
 import logging
@@ -14,20 +14,21 @@ from collections.abc import Callable
 from typing import Protocol
 
 from streamkd.errors import Overloaded
+from streamkd.streams.log.paces import Gear
 
 logger = logging.getLogger(__name__)
 
-# times the configuration's rows; a record costs at most twice what it costs in the next
-GEARS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+TIMES = (2, 4, 8, 16, 32)  # the configuration's rows; a record costs at most twice what it costs in the next gear
+MORE = (8, 4, 2, 1)  # rehearsals than the configuration has, of batches of its rows
 LAG_SECONDS = 2.0  # of learning that may wait, before batches grow
 LOOK_SECONDS = 1.0  # after which a gear has shown what it takes
 SPARE_SECONDS = 5.0  # of which more than half were idle, before they shrink
 
 
 class PaceJournal(Protocol):
-    """Who remembers from which offsets on batches had how many rows."""
+    """Who remembers from which offsets on batches were learned in which gear."""
 
-    def put_pace(self, start: int, rows: int) -> None:
+    def put_pace(self, start: int, gear: Gear) -> None:
         """Write it down; of two at one offset the later stands.
 
         Raises:
@@ -35,26 +36,28 @@ class PaceJournal(Protocol):
         """
         ...
 
-    def paces(self) -> list[tuple[int, int]]:
+    def paces(self) -> list[tuple[int, Gear]]:
         """All that is written, by offset."""
         ...
 
 
 class Gearbox:
-    """Chooses rows by what waits and by how busy the learner is; one gear at a time."""
+    """Chooses a gear by what waits and by how busy the learner is, one up or down at a time."""
 
-    def __init__(self, rows: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.gears = sorted({max(1, round(rows * gear)) for gear in GEARS})
+    def __init__(self, configured: Gear, clock: Callable[[], float] = time.monotonic) -> None:
+        rows, rehearsals = configured
+        slow = [Gear(rows, rehearsals + more) for more in MORE]
+        self.gears = [*slow, configured, *(Gear(rows * times, rehearsals) for times in TIMES)]
         self._clock = clock
         self._since, self._busy, self._learned = clock(), 0.0, 0
         self._out: tuple[float, int] | None = None
 
     def out(self, rows: int) -> None:
-        """A batch of so many rows is handed out, to be learned until ``rows`` is asked again."""
+        """A batch of so many rows is handed out, to be learned until ``gear`` is asked again."""
         self._out = self._clock(), rows
 
-    def rows(self, now: int, waiting: int) -> int:
-        """How many rows the next batch should have, after batches of ``now`` rows, while so many records wait."""
+    def gear(self, now: Gear, waiting: int) -> Gear:
+        """The gear of the next batch, after batches in ``now``, while so many records wait."""
         moment = self._clock()
         if self._out is not None:
             begun, learned = self._out
@@ -68,24 +71,30 @@ class Gearbox:
             return now
         return self._shift(now, -1 if 2 * self._busy < span else 0)
 
-    def _shift(self, now: int, gears: int) -> int:
+    def _shift(self, now: Gear, gears: int) -> Gear:
         """From the gear nearest to ``now`` so many up, as far as there are any; and look anew."""
         self._since, self._busy, self._learned = self._clock(), 0.0, 0
-        place = min(range(len(self.gears)), key=lambda place: abs(self.gears[place] - now))
+        places = range(len(self.gears))
+        place = min(places, key=lambda place: (abs(self.gears[place][0] - now[0]), abs(self.gears[place][1] - now[1])))
         return self.gears[min(max(place + gears, 0), len(self.gears) - 1)]
 
 
 class Pace:
-    """Rows of the batch at an offset: as far as the journal goes as it says, beyond as the gearbox does.
+    """The gear of the batch at an offset: as far as the journal goes as it says, beyond as the gearbox does.
 
-    ``rows`` are the configuration's: of batches before the first entry, and where there is no gearbox.
+    ``configured``: of batches before the first entry, and where there is no gearbox.
     """
 
-    def __init__(self, rows: int, journal: PaceJournal | None = None, gearbox: Gearbox | None = None) -> None:
-        self._configured, self._journal, self._gearbox = rows, journal, gearbox
+    def __init__(self, configured: Gear, journal: PaceJournal | None = None, gearbox: Gearbox | None = None) -> None:
+        self._configured, self._journal, self._gearbox = configured, journal, gearbox
         self._entries = [] if journal is None else journal.paces()
-        self.rows = rows
+        self.gear = configured
         self.changes = 0
+
+    @property
+    def rows(self) -> int:
+        """Of a batch, now."""
+        return self.gear.rows
 
     @property
     def follows(self) -> bool:
@@ -94,9 +103,9 @@ class Pace:
 
     def at(self, start: int, waiting: int) -> int:
         """How many rows the batch has that begins at ``start``, where so many records wait."""
-        self.rows = next((rows for at, rows in reversed(self._entries) if at <= start), self._configured)
+        self.gear = next((gear for at, gear in reversed(self._entries) if at <= start), self._configured)
         if not self._entries or start >= self._entries[-1][0]:
-            self._change(start, self._configured if self._gearbox is None else self._gearbox.rows(self.rows, waiting))
+            self._change(start, self._configured if self._gearbox is None else self._gearbox.gear(self.gear, waiting))
         return self.rows
 
     def out(self, rows: int) -> None:
@@ -104,15 +113,15 @@ class Pace:
         if self._gearbox is not None:
             self._gearbox.out(rows)
 
-    def _change(self, start: int, rows: int) -> None:
+    def _change(self, start: int, gear: Gear) -> None:
         """From ``start`` on; where that cannot be written down, another time."""
-        if rows == self.rows or self._journal is None:
+        if gear == self.gear or self._journal is None:
             return
         try:
-            self._journal.put_pace(start, rows)
+            self._journal.put_pace(start, gear)
         except Overloaded as fault:
-            logger.warning("batches stay at %d records, as %d cannot be journaled: %s", self.rows, rows, fault)
+            logger.warning("batches stay at %s, as %s cannot be journaled: %s", self.gear, gear, fault)
             return
-        logger.info("batches of %d records from offset %d on, before of %d", rows, start, self.rows)
-        self._entries = [*(entry for entry in self._entries[-1:] if entry[0] < start), (start, rows)]
-        self.rows, self.changes = rows, self.changes + 1
+        logger.info("batches of %s from offset %d on, before of %s", gear, start, self.gear)
+        self._entries = [*(entry for entry in self._entries[-1:] if entry[0] < start), (start, gear)]
+        self.gear, self.changes = gear, self.changes + 1

@@ -295,3 +295,43 @@ def test_a_step_that_is_over_leaves_no_graph(skipped: bool) -> None:
             taken.loss = taken.loss * torch.inf
     gc.collect()
     assert graph() is None
+
+
+def test_a_rehearsal_teaches_the_student_what_is_remembered_and_nobody_else() -> None:
+    """By the gradient of its loss on those rows; the average follows; memory, gate and sources of what is new stay."""
+    step = toys.make_step()
+    for x, y in toys.batches(5):
+        toys.train(step, x, y)
+    twin = copy.deepcopy(step)
+    kept = step.memory.replayed.x.clone()
+    gate = copy.deepcopy(step.gate.state_dict())
+    before = [p.detach().clone() for p in step.student.parameters()]
+    average = [p.detach().clone() for p in step.pool.average.student.parameters()]
+    assert step.rehearse(0)
+    remembered = twin.memory.sample(twin.replay)
+    assert remembered is not None
+    moved = [p.detach() for p in step.student.parameters()]
+    assert any(not torch.equal(a, b) for a, b in zip(before, moved, strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(average, step.pool.average.student.parameters(), strict=True))
+    assert torch.equal(step.memory.replayed.x, kept)
+    assert all(torch.equal(gate[name], value) for name, value in step.gate.state_dict().items())
+    loss = [_loss_on(one, remembered.x, remembered.y) for one in (twin, step)]
+    assert loss[1] < loss[0]
+
+
+def _loss_on(step: Step, x: Tensor, y: Tensor) -> float:
+    with torch.no_grad():
+        return float(torch.nn.functional.cross_entropy(step.student(x), y))
+
+
+def test_there_is_nothing_to_rehearse_before_anything_is_remembered() -> None:
+    """Nor is a step taken whose loss is not finite."""
+    step = toys.make_step()
+    assert not step.rehearse(0)
+    for x, y in toys.batches(5):
+        toys.train(step, x, y)
+    with torch.no_grad():
+        step.student.head.bias.fill_(torch.nan)
+    before = [p.detach().clone() for p in step.student.body.hidden.parameters()]
+    assert not step.rehearse(0)
+    assert all(torch.equal(a, b) for a, b in zip(before, step.student.body.hidden.parameters(), strict=True))

@@ -69,7 +69,11 @@ def status_of(learner: Learner, rate: float, version: int | None, answering: int
             {"record": b.record, "detector": b.detector, "task": b.task} for b in learner.tasks.boundaries[-BOUNDARIES:]
         ],
         "samples_per_second": rate,
-        "batch": {"records": learner.feed.pace.rows, "pace": learner.config.stream.batch.pace},
+        "batch": {
+            "records": learner.feed.pace.rows,
+            "rehearsals": learner.feed.pace.gear.rehearsals,
+            "pace": learner.config.stream.batch.pace,
+        },
         "loss": float(learner.last.loss) if learner.last else None,
         "device": str(learner.device),
         "history": quality.history,
@@ -166,6 +170,7 @@ class Gauges:
         self._set("eval_forgetting_ratio", accuracy["forgetting"], window="holdout")
         self._set("train_loss", status["loss"], loss="total")
         self._set("train_batch_records", status["batch"]["records"])
+        self._set("train_rehearsals", status["batch"]["rehearsals"])
         self._set("train_last_step_timestamp_seconds", learner.last_step_at)
         for index, group in enumerate(learner.step.optimizer.param_groups if learner.started else []):
             self._recorder.set("train_learning_rate", float(group["lr"]), group=str(index))

@@ -32,6 +32,7 @@ from streamkd.streams.log.database import (
 from streamkd.streams.log.dead_letters import DeadLetters
 from streamkd.streams.log.event_order import EventOrder
 from streamkd.streams.log.joins import Joins
+from streamkd.streams.log.paces import Paces
 from streamkd.streams.log.positions import Positions
 from streamkd.streams.log.receipts import Receipts
 from streamkd.streams.log.wal import left_out
@@ -39,9 +40,6 @@ from streamkd.streams.log.wal import left_out
 CHECKED_BYTES = 64 << 20  # a file up to this size is checked page by page at a start: a fifth of a second
 
 _CUTS = "CREATE TABLE IF NOT EXISTS cuts (start INTEGER PRIMARY KEY, stop INTEGER NOT NULL, checksum INTEGER)"
-_PACES = (
-    "CREATE TABLE IF NOT EXISTS paces (start INTEGER PRIMARY KEY, rows INTEGER NOT NULL, checksum INTEGER NOT NULL)"
-)
 _ELSEWHERE = "name another state directory with --state, or go back to the configuration that made this one"
 
 
@@ -166,11 +164,17 @@ class LogFile:
 
 def _make(connection: sqlite3.Connection) -> None:
     """Every table of a log, where it is missing, and the columns that an older one has not."""
-    for statement in (ABOUT, _CUTS, _PACES):
+    for statement in (ABOUT, _CUTS):
         connection.execute(statement)
     add_columns(connection, "cuts", {"checksum": "INTEGER"})
     Batches(connection, Path()).create()
-    for part in (DeadLetters(connection), Receipts(connection), Positions(connection), PastAnswers(connection)):
+    for part in (
+        DeadLetters(connection),
+        Receipts(connection),
+        Positions(connection),
+        PastAnswers(connection),
+        Paces(connection),
+    ):
         part.create()
     Joins.create(connection)
     EventOrder.create(connection)

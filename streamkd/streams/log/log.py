@@ -31,6 +31,7 @@ from streamkd.streams.log.dead_letters import DeadLetter, DeadLetters, letters
 from streamkd.streams.log.event_order import HEARD, Clock, EventOrder, Room, Standing
 from streamkd.streams.log.file import LogFile
 from streamkd.streams.log.joins import Joins, Unmatched
+from streamkd.streams.log.paces import Gear, Paces
 from streamkd.streams.log.positions import Move, OffsetConflict, Positions
 from streamkd.streams.log.predictions import NEWEST as PREDICTED
 from streamkd.streams.log.receipts import Receipt, Receipts, SequenceConflict, digest
@@ -373,7 +374,7 @@ class Log:
         with self.file.writing() as writer:
             cut, records = self._putting.forget_some(wanted)
             writer.execute("DELETE FROM cuts WHERE start < ?", (cut,))
-            writer.execute("DELETE FROM paces WHERE start < (SELECT max(start) FROM paces WHERE start <= ?)", (cut,))
+            Paces(writer).forget(cut)
             self._answers.forget(cut)
             self._positions.forget(cut)
             self._receipts.forget_idle()
@@ -404,28 +405,26 @@ class Log:
                 raise LogDamaged(said, where=str(self.path), fix=DAMAGED)
         return None if row is None else int(row[0])
 
-    def put_pace(self, start: int, rows: int) -> None:
-        """Journal that batches from ``start`` on have so many rows; of two at one start the later stands.
+    def put_pace(self, start: int, gear: Gear) -> None:
+        """Journal that batches from ``start`` on are learned in a gear; of two at one start the later stands.
 
         Raises:
             Overloaded: as ``append_many``; nothing has changed.
         """
         with self.file.writing() as writer:
-            values = (start, rows, checksum(start, rows, b""))
-            writer.execute("INSERT OR REPLACE INTO paces (start, rows, checksum) VALUES (?, ?, ?)", values)
+            Paces(writer).put(start, gear)
 
-    def paces(self) -> list[tuple[int, int]]:
-        """From which offsets on batches have how many rows, by offset; none before they first changed.
+    def paces(self) -> list[tuple[int, Gear]]:
+        """From which offsets on batches are learned in which gear, by offset; none before it first changed.
 
         Raises:
             LogDamaged: a number is not the one that was written.
         """
         with self.file.reading() as reader:
-            found = reader.execute("SELECT start, rows, checksum FROM paces ORDER BY start").fetchall()
-        if odd := [start for start, rows, held in found if rows < 1 or held != checksum(start, rows, b"")]:
-            said = f"the log is damaged: the rows of batches from offset {odd[0]} on are not those that were journaled"
-            raise LogDamaged(said, where=str(self.path), fix=DAMAGED)
-        return [(start, rows) for start, rows, _ in found]
+            if (odd := Paces(reader).odd()) is not None:
+                said = f"the log is damaged: the pace of batches from offset {odd} on is not the one that was journaled"
+                raise LogDamaged(said, where=str(self.path), fix=DAMAGED)
+            return Paces(reader).all()
 
     def note_committed(self, offset: int) -> None:
         """Remember the offset that the learner's checkpoint holds, for the time before it says so again."""
