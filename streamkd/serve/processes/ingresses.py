@@ -10,8 +10,9 @@ loop that reads requests. A tenant whose state does not fit, or whose log breaks
 
 import logging
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -29,6 +30,7 @@ from streamkd.serve.processes.reports import STARTING, STOPPING, Reporter
 from streamkd.state import coherence
 from streamkd.state.directory import StateDirectory
 from streamkd.streams.ingest.http import Answer
+from streamkd.streams.log.dead_letters import DeadLetters
 from streamkd.telemetry import Recorder
 
 TENANT_BYTES = 32 << 20  # of address space for each: a thread's stack, two connections, what is being read
@@ -162,8 +164,9 @@ def _prepare(start: Begin, registry: Registry) -> Ingress:
     config, directory = configuration.from_tree(start.config), StateDirectory(Path(start.state))
     is_new = not directory.exists()
     if is_new:
-        with directory.lock(lambda: coherence.refuse_misfits(directory, pushed=True)):
-            pass
+        check = partial(coherence.refuse_misfits, directory, pushed=True)
+        with directory.lock(check), closing(directory.connect()) as connection:
+            DeadLetters(connection).create()  # as a learner does at its start
     ingress = Ingress(config, registry, directory.path, None)
     if is_new:
         ingress.claim(directory)
