@@ -7,6 +7,7 @@ A desk is what a server of one stream has (``streamkd.serve.http.api``), so a te
 when somebody asks. Its queue is its own: a flood of questions to one tenant is that tenant's 429.
 """
 
+import threading
 from collections import OrderedDict
 from pathlib import Path
 
@@ -63,8 +64,7 @@ class Desk:
     def bytes(self) -> int:
         """What the files of the version that answers take; looked at once for each."""
         if (version := self.predictor.version) != self._sized[0]:
-            folder: Path = self._published / str(version)
-            self._sized = version, sum(file.stat().st_size for file in folder.iterdir()) if folder.is_dir() else 0
+            self._sized = version, _bytes_of(self._published / str(version))
         return self._sized[1]
 
     def close(self) -> None:
@@ -73,8 +73,15 @@ class Desk:
         self.predictor.close()
 
 
+def _bytes_of(folder: Path) -> int:
+    try:
+        return sum(file.stat().st_size for file in folder.iterdir())
+    except OSError:  # there is no version yet, or it was let go meanwhile
+        return 0
+
+
 class Desks:
-    """The desks that are open, the one not asked for longest first."""
+    """The desks that are open, the one not asked for longest first. Any thread may call."""
 
     def __init__(
         self, server: Serve, registry: Registry, proxy: IngestProxy, reader: Reader, room_bytes: int = ROOM_BYTES
@@ -82,6 +89,7 @@ class Desks:
         self._made_of = (server, registry, proxy, reader)
         self._room_bytes = room_bytes
         self._open: OrderedDict[str, Desk] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -92,29 +100,35 @@ class Desks:
         Raises:
             ConfigError: as ``Desk``.
         """
-        if tenant.name not in self._open:
-            self._open[tenant.name] = Desk(tenant, *self._made_of)
-        self._open.move_to_end(tenant.name)
-        return self._open[tenant.name]
+        with self._lock:
+            if tenant.name not in self._open:
+                self._open[tenant.name] = Desk(tenant, *self._made_of)
+            self._open.move_to_end(tenant.name)
+            return self._open[tenant.name]
 
     def poke(self, name: str) -> None:
         """A tenant has a new version."""
-        if (desk := self._open.get(name)) is not None:
+        with self._lock:
+            desk = self._open.get(name)
+        if desk is not None:
             desk.follower.poke()
 
     def close(self, name: str) -> None:
         """A tenant has gone, or is another now."""
-        if (desk := self._open.pop(name, None)) is not None:
+        with self._lock:
+            desk = self._open.pop(name, None)
+        if desk is not None:
             desk.close()
 
     def surplus(self) -> list[Desk]:
         """Take out the desks for which there is no room, for whoever calls to close them; never the newest."""
-        sizes = {name: desk.bytes for name, desk in self._open.items()}
-        held, out = sum(sizes.values()), []
-        for name in list(self._open)[:-1]:
-            if held <= self._room_bytes:
-                break
-            if not self._open[name].predictor.in_flight:
-                out.append(self._open.pop(name))
-                held -= sizes[name]
-        return out
+        with self._lock:
+            sizes = {name: desk.bytes for name, desk in self._open.items()}
+            held, out = sum(sizes.values()), []
+            for name in list(self._open)[:-1]:
+                if held <= self._room_bytes:
+                    break
+                if not self._open[name].predictor.in_flight:
+                    out.append(self._open.pop(name))
+                    held -= sizes[name]
+            return out

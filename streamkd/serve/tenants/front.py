@@ -161,33 +161,28 @@ class Front:
         self._signals.bind(asyncio.get_running_loop())
         for child in (self._ingress, *self._workers.values()):
             child.start()
-        ending, giving = asyncio.create_task(self._end(server)), asyncio.create_task(self._give_turns(server))
+        threading.Thread(target=self._give_turns, name="turns", daemon=True).start()
+        ending = asyncio.create_task(self._end(server))
         try:
             url = url_of(scheme, bound)
             self._status.urls["http"] = url
             announce(f"streamkd listens on {url}  (tenants at /t/NAME/, all of them at /v1/tenants)", sys.stdout)
             await server.serve(sockets=[bound])
         finally:
-            for task in (ending, giving):
-                task.cancel()
-            await asyncio.gather(ending, giving, return_exceptions=True)
+            ending.cancel()
+            await asyncio.gather(ending, return_exceptions=True)
             self._reader.close()
             await self._proxy.close()
 
-    async def _give_turns(self, server: Server) -> None:
-        """The loop of this server. It never ends of itself: without it nobody learns any more."""
+    def _give_turns(self) -> None:
+        """The thread that looks who is there and whose turn it is; it may wait for a child to listen."""
         looked = 0.0
-        try:
-            while not self._status.draining:
-                if time.monotonic() - looked >= FOLDER_SECONDS:
-                    looked = time.monotonic()
-                    self._look_at_folder()
-                self._tick()
-                await asyncio.sleep(TICK_SECONDS)
-        except Exception:
-            logger.exception("giving out the turns ended, and so does the server")
-            self._exit_code = 1
-            self._signals.end()
+        while not self._status.draining:
+            if time.monotonic() - looked >= FOLDER_SECONDS:
+                looked = time.monotonic()
+                self._look_at_folder()
+            self._tick()
+            time.sleep(TICK_SECONDS)
 
     # who is there
 

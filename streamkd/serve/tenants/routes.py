@@ -90,11 +90,11 @@ class _FrontRoutes:
 
     async def tenants(self, request: Request) -> Response:
         """Every tenant in a line."""
-        return answer(self._s.list(), headers={"Cache-Control": "no-store"})
+        return answer(await asyncio.to_thread(self._s.list), headers={"Cache-Control": "no-store"})
 
     async def metrics(self, request: Request) -> Response:
         """The Prometheus text of the server; a tenant's whole is at its own ``/t/NAME/metrics``."""
-        self._s.count()
+        await asyncio.to_thread(self._s.count)
         text, content_type = self._s.exposition.expose()
         return Response(text, 200, {"Content-Type": content_type})
 
