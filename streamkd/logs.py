@@ -69,3 +69,9 @@ def to_stderr(form: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(OneLine(form))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def about(form: str) -> None:
+    """Let the lines of this process' log have another form from now on."""
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(OneLine(form))

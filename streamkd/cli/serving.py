@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from streamkd.cli.options import CONFIG, EXISTING, FILE, SET, STATE, TOKEN, finite, folder, pairs
+from streamkd.cli.options import CONFIG, EXISTING, FILE, FOLDER, SET, STATE, TOKEN, finite, folder, pairs
 from streamkd.cli.terminal import bar, log_to_stderr
 
 
@@ -19,14 +19,33 @@ from streamkd.cli.terminal import bar, log_to_stderr
 @click.option("--flight-port", type=int, help="Arrow Flight port; 0 picks a free one (default 8815).")
 @click.option("--export-every", type=float, help="Seconds between exports of what is served, for devices to fetch.")
 @click.option("--insecure", is_flag=True, help="Allow a bind beyond loopback without TLS and tokens.")
-def serve(config: Path | None, state: Path, overrides: tuple[str, ...], **serving: Any) -> None:
-    """Learn from a live stream and answer predictions while learning. Without CONFIG: the embedded stream."""
+@click.option("--tenants", type=FOLDER, help="Serve a folder of tenants, NAME.yaml each; CONFIG says where to listen.")
+@click.option("--learners", type=click.IntRange(1), help="With --tenants: how many learn at once (default: cores).")
+def serve(
+    config: Path | None,
+    state: Path,
+    overrides: tuple[str, ...],
+    tenants: Path | None,
+    learners: int | None,
+    **serving: Any,
+) -> None:
+    """Learn from a live stream and answer predictions while learning. Without CONFIG: the embedded stream.
+
+    With --tenants one server learns many small streams; each has its state in a directory of its own below --state.
+    """
+    if learners is not None and tenants is None:
+        raise click.UsageError("--learners needs --tenants")
     if serving["port"] == 0 and serving["flight_port"] is None:
         serving["flight_port"] = 0
     more = [f"serve.{key}={value}" for key, value in serving.items() if value is not None and value is not False]
     from streamkd.serve.processes import child
 
     log_to_stderr()
+    if tenants is not None:
+        from streamkd import config as configuration
+        from streamkd.serve.tenants.front import serve_tenants
+
+        sys.exit(serve_tenants(configuration.load(config, [*overrides, *more]), tenants, state, learners))
     with child.started(child.LEARNER) as learner:  # both load for seconds: side by side
         from streamkd import config as configuration
         from streamkd.plugins import Registry

@@ -155,18 +155,13 @@ class Step:
         yield "after_training_iteration", taken
 
     def rehearse(self, task: int) -> bool:
-        """A step to which nothing arrives: student and average learn remembered rows and those of other sources again.
-
-        The gate does not adapt. ``False``: nothing is remembered, or it was not finite, and nothing moved.
-        """
-        remembered = self.memory.sample(self.replay)
-        if remembered is None:
+        """A step to which nothing arrives: student and average learn what is remembered; whether it was taken."""
+        if (remembered := self.memory.sample(self.replay)) is None:
             return False
         with torch.no_grad():
             rows = StepRows.of(remembered.x, remembered.y, met=remembered.met())
             plan = self._plan(rows, {ARRIVED: 0, REPLAYED: len(rows)}, task, remembered)
-        for parameter in self.trained:
-            parameter.grad = None
+        self.optimizer.zero_grad()
         loss = self.loss(self.weigh(plan, self.forward(plan)))
         loss.backward()
         self._weighed = None
@@ -361,7 +356,6 @@ class Step:
         self.memory.withdraw(plan.offer)
         self._put_back()
 
-    @torch.no_grad()
     def _put_back(self) -> None:
         for buffer, before in self._buffers:  # one infinite activation would stay in a running mean for ever
             buffer.copy_(before)

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import SplitResult, urlsplit
 
@@ -89,11 +89,19 @@ def push(
     return PushSummary(*counts, seconds, outbox.resent, outbox.early, outbox.note)
 
 
+def _is_tenants(path: Sequence[str]) -> bool:
+    """Whether a path begins with the place of a tenant among several."""
+    return len(path) > 1 and path[0] == "t"
+
+
 def _target(given: Target) -> tuple[Transport, Target]:
-    """The transport of a server's address, and the address without its path."""
+    """The transport of a server's address, and the address without its path, but for a tenant's place, ``/t/NAME``."""
     url, stream = given.url, given.stream
     parts = urlsplit(url)
     path = parts.path.strip("/").split("/") if parts.path.strip("/") else []
+    tenant, path = (
+        (f"/t/{path[1]}", path[2:]) if parts.scheme in ("http", "https") and _is_tenants(path) else ("", path)
+    )
     if path[:2] == ["v1", "streams"] and len(path) == 3:
         stream = path[2]
     elif path:
@@ -104,7 +112,7 @@ def _target(given: Target) -> tuple[Transport, Target]:
         raise SourceError("needed a port from 1 to 65535", where=url, fix="the server prints its URLs when it listens")
     if not parts.hostname:
         raise SourceError("needed a host", where=url, fix="grpc://127.0.0.1:8815 or http://127.0.0.1:8470")
-    place = replace(given, url=f"{parts.scheme}://{parts.netloc}", stream=stream)
+    place = replace(given, url=f"{parts.scheme}://{parts.netloc}{tenant}", stream=stream)
     if parts.scheme in ("grpc", "grpc+tcp", "grpc+tls"):
         from streamkd.producer.flight import deliver as over_flight
 

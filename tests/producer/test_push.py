@@ -351,6 +351,7 @@ def test_a_server_that_stays_away_is_given_up(caplog: pytest.LogCaptureFixture) 
         ("127.0.0.1:8815", "needed"),
         ("grpc:///v1", "needed"),
         ("http://h/v2/models", "needed no path or /v1/streams/NAME"),
+        ("grpc://h:1/t/shop", "needed no path or /v1/streams/NAME"),
     ],
 )
 def test_urls_that_lead_nowhere_are_refused(url: str, said: str) -> None:

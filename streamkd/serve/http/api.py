@@ -96,7 +96,7 @@ def application(services: Services) -> Starlette:
     routes = [
         Route(path, api.guarded(scope, endpoint, path), methods=[method]) for method, path, scope, endpoint in scoped
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _http_fault})
+    return Starlette(routes=routes, exception_handlers={HTTPException: http_fault})
 
 
 class Api:
@@ -326,13 +326,13 @@ class Api:
     async def push(self, request: Request) -> Response:
         """Records for the log."""
         with self._budget.reserve(_peer(request)) as reservation:
-            path = f"/v1/streams/{quote(request.path_params['stream'], safe='')}"
+            path = f"{_mounted(request)}/v1/streams/{quote(request.path_params['stream'], safe='')}"
             return await self._s.proxy.forward(request, path, reservation)
 
     async def label(self, request: Request) -> Response:
         """Labels of predictions, for the log."""
         with self._budget.reserve(_peer(request)) as reservation:
-            return await self._s.proxy.forward(request, "/v1/labels", reservation)
+            return await self._s.proxy.forward(request, f"{_mounted(request)}/v1/labels", reservation)
 
     def _reason(self) -> str:
         """Why this server is not ready; empty when it answers predictions and takes pushed records."""
@@ -349,6 +349,12 @@ def _peer(request: Request) -> str:
     return request.client.host if request.client else ""
 
 
-async def _http_fault(_request: Request, fault: Exception) -> Response:
+def _mounted(request: Request) -> str:
+    """Where these routes are mounted, `/t/NAME` of a tenant; the ingress has them in the same place."""
+    return str(request.scope.get("root_path", ""))
+
+
+async def http_fault(_request: Request, fault: Exception) -> Response:
+    """What the framework itself refuses, in the form of all answers."""
     assert isinstance(fault, HTTPException)
     return refusal(RequestError(fault.status_code, str(fault.detail), headers=fault.headers))

@@ -67,6 +67,7 @@ class VersionFollower:
         self._loaded: OrderedDict[int, ServedModel] = OrderedDict()
         self._refused: int | None = None
         self.pin: Pin | None = None
+        self.looked = threading.Event()  # once: what was published before is loaded, or cannot be
         self._poked = threading.Event()
         self._closed = False
         self._thread = threading.Thread(target=self._follow, name="versions", daemon=True)
@@ -138,6 +139,7 @@ class VersionFollower:
                 if str(fault) != said:
                     said = str(fault)
                     logger.warning("the published versions cannot be read: %s", said)
+            self.looked.set()
             self._poked.wait(self._poll_seconds)
 
     def _look(self, seen: int | None) -> int | None:

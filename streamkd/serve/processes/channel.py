@@ -27,7 +27,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from streamkd.errors import StreamkdError
 from streamkd.serve.processes.messages import Json, Message, fatal, from_json, to_json
@@ -37,6 +37,13 @@ SEND_SECONDS = 5.0  # that the supervisor waits for a child to read; its own loo
 _PR_SET_PDEATHSIG = 1
 Process = subprocess.Popen[bytes]
 logger = logging.getLogger(__name__)
+
+
+class Speaker(Protocol):
+    """What a child says its messages to."""
+
+    def say(self, message: Message) -> None: ...
+    def try_to_say(self, message: Message) -> bool: ...
 
 
 class Channel:

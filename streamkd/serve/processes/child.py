@@ -38,14 +38,15 @@ logger = logging.getLogger(__name__)
 class Backoff:
     """How long to wait before the next start: twice as long each time, from the beginning after a healthy run."""
 
-    def __init__(self, first_seconds: float = FIRST_DELAY_SECONDS) -> None:
+    def __init__(self, first_seconds: float = FIRST_DELAY_SECONDS, last_seconds: float = LAST_DELAY_SECONDS) -> None:
         self._first = self._delay = first_seconds
+        self._last = last_seconds
 
     def after(self, run_seconds: float) -> float:
         """The wait after a run of that length."""
         if run_seconds >= HEALTHY_SECONDS:
             self._delay = self._first
-        delay, self._delay = self._delay, min(2 * self._delay, LAST_DELAY_SECONDS)
+        delay, self._delay = self._delay, min(2 * self._delay, self._last)
         return delay
 
 
@@ -75,14 +76,14 @@ class HeartbeatAge:
 class ChildProcess:
     """One child, ``python -m MODULE --fd N``, which is told ``start()`` first and must beat every ``hang_seconds``.
 
-    ``doing`` is what its main loop said last that it does.
+    ``start`` gives ``None`` where there is nothing to tell yet. ``doing`` is what its main loop said last that it does.
     """
 
     def __init__(
         self,
         name: str,
         module: str,
-        start: Callable[[], Message],
+        start: Callable[[], Message | None],
         hear: Callable[[Message], None],
         status: ServerStatus,
         recorder: Recorder,
@@ -192,8 +193,9 @@ class ChildProcess:
             self._process, self.doing, self._last_words = process, "", ""
         self._recorder.set("process_up", 1, process=self.name)
         self._status.process(self.name, "running", process.pid)
-        with contextlib.suppress(EOFError):
-            channel.say(self._start())
+        if (first := self._start()) is not None:
+            with contextlib.suppress(EOFError):
+                channel.say(first)
         with self._lock:
             self._channel = channel
         if self._ended.is_set():  # asked to end before there was someone to ask

@@ -30,7 +30,7 @@ from streamkd import logs, threads
 from streamkd.config import Config
 from streamkd.errors import ConfigError, Overloaded, StreamkdError
 from streamkd.plugins import Registry
-from streamkd.serve.processes.channel import Channel, bound_memory
+from streamkd.serve.processes.channel import Channel, Speaker, bound_memory
 from streamkd.serve.processes.child import Backoff
 from streamkd.serve.processes.messages import Begin, Committed, Drain, Listening, Message, Stopped, Waiting
 from streamkd.serve.processes.reports import STARTING, STOPPING, Reporter
@@ -91,6 +91,17 @@ class Ingress:
         self._listening = Listeners(self._listeners, again)
         self._http_socket = http_socket
         self._stop_said = False
+        self._told = time.monotonic()
+
+    @property
+    def recorder(self) -> Recorder:
+        """What is counted here."""
+        return self._recorder
+
+    @property
+    def application(self) -> Starlette:
+        """The routes of this stream."""
+        return application(self._posts)
 
     def run(self, channel: Channel) -> None:
         """Take records until the supervisor says drain.
@@ -99,34 +110,54 @@ class Ingress:
             EOFError: the supervisor is gone. ConfigError: a port is taken, at the first start.
         """
         reporter = Reporter(channel, self._recorder)
-        self._tell(reporter)  # before anything is taken: a status without labels says that none may come later
-        with _http(application(self._posts), self._http_socket) as goes_on:
-            self._until_drain(channel, reporter, goes_on)
-            reporter.beat(STOPPING)
-            self._intake.drain()
-            deadline = time.monotonic() + DRAIN_SECONDS
-            for listener in self._listening.open:
-                listener.drain(max(0.0, deadline - time.monotonic()))
+        self.tell(reporter)  # before anything is taken: a status without labels says that none may come later
+        with http(self.application, self._http_socket) as goes_on:
+            message: Message | None = None
+            while not isinstance(message, Drain):
+                self.look(message, channel, reporter, goes_on())
+                message = channel.hear(TELL_SECONDS)
+            self.drain(reporter)
+        self.close(channel, reporter)
+
+    def look(self, message: Message | None, channel: Speaker, reporter: Reporter, goes_on: bool) -> None:
+        """One round, with what was heard: listen where it is time to, make room, tell; ``goes_on``: so does HTTP.
+
+        Raises:
+            EOFError, ConfigError: as ``run``. StateError: the log is broken.
+        """
+        if (said := self._listening.look() or self._stopped()) is not None:
+            channel.say(said)
+        if isinstance(message, Committed) and (partition := self._log.partition) in message.offsets:
+            self._intake.committed(message.offsets[partition], message.oldest.get(partition))
+        self._intake.tidy()
+        if goes_on:
+            reporter.beat("taking records", lambda: {"ends": {self._log.partition: self._log.end()}})
+        if time.monotonic() - self._told >= TELL_SECONDS:
+            self._told = time.monotonic()
+            self.tell(reporter)
+
+    def drain(self, reporter: Reporter) -> None:
+        """Take nothing more, and let what is under way come to its end."""
+        reporter.beat(STOPPING)
+        self._intake.drain()
+        deadline = time.monotonic() + DRAIN_SECONDS
+        for listener in self._listening.open:
+            listener.drain(max(0.0, deadline - time.monotonic()))
+
+    def close(self, channel: Speaker, reporter: Reporter) -> None:
+        """Write what was taken, and say so."""
         self._intake.close()
         self._log.close()
         reporter.metrics()
         channel.say(Stopped())
 
-    def _until_drain(self, channel: Channel, reporter: Reporter, goes_on: Callable[[], bool]) -> None:
-        message: Message | None = None
-        told = time.monotonic()
-        while not isinstance(message, Drain):
-            if (said := self._listening.look() or self._stopped()) is not None:
-                channel.say(said)
-            if isinstance(message, Committed) and (partition := self._log.partition) in message.offsets:
-                self._intake.committed(message.offsets[partition], message.oldest.get(partition))
-            self._intake.tidy()
-            if goes_on():
-                reporter.beat("taking records", lambda: {"ends": {self._log.partition: self._log.end()}})
-            if time.monotonic() - told >= TELL_SECONDS:
-                told = time.monotonic()
-                self._tell(reporter)
-            message = channel.hear(TELL_SECONDS)
+    def committed(self) -> Committed:
+        """How far the log knows that it is learned, and held by a checkpoint."""
+        return Committed({self._log.partition: self._log.committed()})
+
+    def claim(self, directory: StateDirectory) -> None:
+        """Let log and database know each other, where no learner has been there before."""
+        coherence.claim(directory, self._log)
 
     def _stopped(self) -> Waiting | None:
         """That the source gives no more records, once."""
@@ -135,7 +166,7 @@ class Ingress:
         self._stop_said = True
         return Waiting(self._intake.stopped)
 
-    def _tell(self, reporter: Reporter) -> None:
+    def tell(self, reporter: Reporter) -> None:
         """Say what was counted, and how source, late labels and order stand, which outlive this process."""
         said: dict[str, Any] = dict(self._intake.told)
         if self._log.labels is not None:
@@ -194,20 +225,20 @@ def application(posts: HttpListener) -> Starlette:
             headers = {name.lower(): value for name, value in request.headers.items()}
             refusal = posts.refusal(request.path_params.get("stream"), headers)
             if refusal is not None:
-                return _response(refusal)
+                return response(refusal)
             if not places.acquire(blocking=False):
-                return _response(Answer(429, {"error": f"{BODIES} batches are being taken"}, {"Retry-After": "1"}))
+                return response(Answer(429, {"error": f"{BODIES} batches are being taken"}, {"Retry-After": "1"}))
             try:
-                return _response(await run_in_threadpool(posts.receive, headers, await request.body(), kind))
+                return response(await run_in_threadpool(posts.receive, headers, await request.body(), kind))
             except ClientDisconnect:
-                return _response(Answer(400, {"error": "the body broke off"}))
+                return response(Answer(400, {"error": "the body broke off"}))
             finally:
                 places.release()
 
         return take
 
     async def keep(request: Request) -> JSONResponse:
-        return _response(await run_in_threadpool(posts.keep, await request.body()))
+        return response(await run_in_threadpool(posts.keep, await request.body()))
 
     routes = [
         Route("/v1/streams/{stream}", taking("records"), methods=["POST"]),
@@ -217,7 +248,8 @@ def application(posts: HttpListener) -> Starlette:
     return Starlette(routes=routes)
 
 
-def _response(answer: Answer) -> JSONResponse:
+def response(answer: Answer) -> JSONResponse:
+    """What the rules answer, as HTTP has it."""
     return JSONResponse(dict(answer.body), answer.status, dict(answer.headers))
 
 
@@ -232,7 +264,7 @@ class _Http(uvicorn.Server):
 
 
 @contextlib.contextmanager
-def _http(app: Starlette, path: Path | None) -> Iterator[Callable[[], bool]]:
+def http(app: Starlette, path: Path | None) -> Iterator[Callable[[], bool]]:
     """The application on a unix socket that only we can open; on the way out it finishes what it has begun.
 
     Yields a question: whether its loop goes on.

@@ -111,6 +111,13 @@ class LearnerProcess:
             message = self.channel.hear(0.0 if busy else IDLE_SECONDS)
         self._stop(message.checkpoint)
 
+    def close(self) -> None:
+        """Let go of every file: the process may go on with another state directory."""
+        self._checkpoints.close()
+        self._publisher.versions.close()
+        if self._log is not None:
+            self._log.close()
+
     def _train_a_while(self) -> bool:
         """Train for a slice of time; ``False`` where the source has nothing."""
         until = time.monotonic() + SLICE_SECONDS
@@ -247,7 +254,8 @@ def live(start: Begin, channel: Channel) -> int:
             directory = StateDirectory(Path(start.state))
             pushed = source_kind(config, registry).push
             stack.enter_context(directory.lock(lambda: coherence.refuse_misfits(directory, pushed)))
-            LearnerProcess(config, registry, directory, channel).run()
+            learning = stack.enter_context(closing(LearnerProcess(config, registry, directory, channel)))
+            learning.run()
         return 0
     except EOFError:
         return 1  # the supervisor is gone: nothing is left to say, and nobody to say it to

@@ -3,6 +3,7 @@
     supervisor ─► child    Begin; then Stop to the learner, Committed and Drain to the ingress
     child ─► supervisor    Beat, Status, Counted, Stopped, Fatal; the learner Ready, Committed, NewVersion,
                            the ingress Listening, Waiting
+    with tenants           Of around what concerns one of them, to and from the ingress; Done of a worker
 
 On the channel each is one line of JSON: its name as ``kind``, and its fields.
 """
@@ -112,7 +113,22 @@ class Fatal:
     damage: bool = False
 
 
-FromChild = Beat | Status | Counted | Stopped | Fatal | Ready | Committed | NewVersion | Listening | Waiting
+@dataclass(frozen=True)
+class Of:
+    """A message that concerns one tenant, to or from the ingress that they share."""
+
+    tenant: str
+    said: Json
+
+
+@dataclass(frozen=True)
+class Done:
+    """A worker has left the tenant that it was given, with what would have been a learner's exit code."""
+
+    exit_code: int
+
+
+FromChild = Beat | Status | Counted | Stopped | Fatal | Ready | Committed | NewVersion | Listening | Waiting | Of | Done
 Message = Begin | Stop | Drain | FromChild
 _KINDS = {kind.__name__.lower(): kind for kind in Message.__args__}
 

@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from streamkd.errors import StreamkdError
-from streamkd.serve.processes.channel import Channel, encode
+from streamkd.serve.processes.channel import Speaker, encode
 from streamkd.serve.processes.messages import Beat, Counted, Json, Offsets, Status
 from streamkd.telemetry import Recorder
 
 BEAT_SECONDS = 1.0
 STARTING, STOPPING, CHECKPOINT = "starting", "stopping", "checkpoint"  # what may rightly take long
+IDLE = "idle"  # a worker without a tenant
 ITEMS = 1_000  # of a list or table; a page shows fewer
 TEXT = 256  # characters of a name
 STATUS_BYTES = 1 << 20  # it is sent every second, and read by every open page
@@ -26,7 +27,7 @@ TABLE = 64  # keys: a mapping with more is a table of names, which may be cut; o
 class Reporter:
     """One child's telemetry. Every method raises ``EOFError`` where the supervisor is gone, and nothing else."""
 
-    def __init__(self, channel: Channel, recorder: Recorder, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, channel: Speaker, recorder: Recorder, clock: Callable[[], float] = time.monotonic) -> None:
         self._channel, self._recorder, self._clock = channel, recorder, clock
         self._doing, self._next = "", 0.0
 
