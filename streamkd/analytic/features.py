@@ -128,7 +128,9 @@ class BodyFeatures(nn.Module):
         self.random = RandomFeatures((reads,), 0, about["dense"], about["seed"])
         self.width = reads + about["dense"]
         self.requires_grad_(False)
-        self.identity = {"body": json.dumps(about, sort_keys=True), "sha256": digest(self.body)}
+        chosen = {**about["options"], "dense": about["dense"], "seed": about["seed"]}
+        self.identity = {"body": name, **{f"body.{key}": json.dumps(value) for key, value in chosen.items()}}
+        self.identity["sha256"] = digest(self.body)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Float[Tensor, "batch features"]:

@@ -419,8 +419,11 @@ def test_another_body_does_not_fit_an_old_state() -> None:
     """Other options, or none, are refused."""
     state = stored(with_body().state_dict())
     with_body().load_state_dict(state)
-    for other in (with_body(hidden=41), teacher_of(channels=0, dense=70)):
-        with pytest.raises(StateConflict, match="needed the body"):
+    for other, said in (
+        (with_body(hidden=41), r"the body.hidden \[40\] .*got \[41\]"),
+        (teacher_of(channels=0, dense=70), "needed the body mlp"),
+    ):
+        with pytest.raises(StateConflict, match=said):
             other.load_state_dict(state)
 
 
