@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+PLUGINS := plugins/streamkd-baselines plugins/streamkd-text
 READY := $(VENV)/.ready
 # rooms whose tests compute and neither serve nor start anybody
 UNIT := analytic incremental gates losses students replay teachers tasks learning streams state evaluate
@@ -13,12 +14,12 @@ help: ## this list
 
 setup: $(READY) ## make .venv with everything pinned
 
-$(READY): requirements.txt requirements-dev.txt constraints.txt pyproject.toml plugins/streamkd-baselines/pyproject.toml
+$(READY): requirements.txt requirements-dev.txt constraints.txt pyproject.toml $(PLUGINS:=/pyproject.toml)
 	@command -v $(PYTHON) >/dev/null 2>&1 || { echo "needs $(PYTHON); name another with: make PYTHON=python3 setup"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "needs Python 3.11, got $$($(PYTHON) --version)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -r requirements.txt -r requirements-dev.txt -c constraints.txt
-	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e . -e plugins/streamkd-baselines
+	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e . $(addprefix -e ,$(PLUGINS))
 	@touch $(READY)
 
 serve: setup ## learn from the embedded stream and answer on http://127.0.0.1:8470

@@ -37,6 +37,8 @@ BROUGHT: dict[Group, dict[str, str]] = {
         **dict.fromkeys(("match-gate-literal", "match-gate-mixture", "relational"), "streamkd-baselines"),
     },
     "optimizers": {"learned": "streamkd-baselines"},
+    "rows": {"text-joined": "streamkd-text"},
+    "students": dict.fromkeys(("text-encoder", "text-ngrams"), "streamkd-text"),
     "teachers": {"river": "streamkd-river", "torchvision": "streamkd-vision"},
 }
 logger = logging.getLogger(__name__)

@@ -17,11 +17,13 @@ Label = str | int
 InputKind = Literal["tensor", "text", "image", "category", "time"]
 TimePart = Literal["minute", "hour", "weekday", "day_of_month", "day_of_year", "age"]
 Epoch = Literal["s", "ms", "us", "ns"]
+_SCALING = ("scale", "mean", "std", "fit", "follow")
 _OF_KINDS: Mapping[str, tuple[InputKind, ...]] = {
     "values": ("category",),
     "parts": ("time",),
     "epoch": ("time",),
-    **dict.fromkeys(("scale", "mean", "std", "fit", "follow"), ("tensor", "text", "image", "time")),
+    "raw": ("text",),
+    **dict.fromkeys(_SCALING, ("tensor", "text", "image", "time")),
 }
 ElementType = Literal["uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]
 LabelType = Literal["int", "string"]
@@ -50,10 +52,11 @@ class InputColumn(Model):
     """One input column: what it holds on the wire and how it becomes numbers.
 
     ``tensor`` is a number, a boolean, a list, a fixed-size list or a fixed-shape tensor; ``text`` is a string, hashed
-    into ``shape[0]`` features; ``image`` is PNG or JPEG bytes, decoded to ``shape`` (height, width) or (height, width,
-    channels). ``category`` is a string, a whole number or a boolean, a one-hot vector of ``shape[0]`` places: one for
-    each of ``values``, the others for whatever else comes, by its hash. ``time`` is a timestamp, a date, or text in ISO
-    8601: of each part sine and cosine, of ``age`` the years since 2000.
+    into ``shape[0]`` features, or with ``raw`` its first ``shape[0]`` bytes in UTF-8, for whoever reads texts itself;
+    ``image`` is PNG or JPEG bytes, decoded to ``shape`` (height, width) or (height, width, channels). ``category`` is a
+    string, a whole number or a boolean, a one-hot vector of ``shape[0]`` places: one for each of ``values``, the others
+    for whatever else comes, by its hash. ``time`` is a timestamp, a date, or text in ISO 8601: of each part sine and
+    cosine, of ``age`` the years since 2000.
     The student sees ``(value * scale - mean) / std``; with ``fit`` = N, mean and std come from the first N records of
     the stream and are kept in the checkpoint; with ``follow`` they go on, by about the last N.
     A gap (null, NaN, an empty category or time) is refused, or filled with what the student sees as 0, and beside it
@@ -77,6 +80,11 @@ class InputColumn(Model):
     parts: tuple[TimePart, ...] = Field(
         default=("hour", "weekday", "day_of_year"), min_length=1, description="what is read of a time, in UTC"
     )
+    raw: bool = Field(
+        default=False,
+        description="texts come as their first bytes, in place of hashed features, to students and teachers that read "
+        "texts themselves",
+    )
     epoch: Epoch | None = Field(default=None, description="whole numbers are times, in this unit since 1970")
 
     @field_validator("values", mode="before")
@@ -90,7 +98,9 @@ class InputColumn(Model):
         if any(length < 1 for length in self.shape):
             raise ValueError(f"every length of shape is at least 1, got {self.shape}")
         if self.kind == "text" and len(self.shape) != 1:
-            raise ValueError(f"text needs a shape of one length, its hashed features, got {self.shape}")
+            raise ValueError(
+                f"text needs a shape of one length, its hashed features (raw: its bytes), got {self.shape}"
+            )
         if self.kind == "image" and (len(self.shape) not in (2, 3) or self.shape[2:] not in ((), (1,), (3,), (4,))):
             raise ValueError(
                 f"an image needs the shape (height, width) or (height, width, 1, 3 or 4 channels), got {self.shape}"
@@ -120,6 +130,8 @@ class InputColumn(Model):
         for option, kinds in _OF_KINDS.items():
             if self.kind not in kinds and getattr(self, option) != type(self).model_fields[option].default:
                 raise ValueError(f"{option} is for kind: {' and '.join(kinds)}, got kind: {self.kind}")
+        if self.raw and any(getattr(self, n) != type(self).model_fields[n].default for n in _SCALING):
+            raise ValueError(f"the bytes of a raw text are no amounts: leave out {', '.join(_SCALING)}")
         if len(set(self.values)) < len(self.values) or len(set(self.parts)) < len(self.parts):
             raise ValueError("values and parts differ from one another, got one of them twice")
         if "" in self.values:
@@ -161,6 +173,13 @@ class InputColumn(Model):
         if self.kind == "tensor" and filled:
             return (2 * self.size,)
         return self.shape or (1,)
+
+    @property
+    def element_type(self) -> ElementType:
+        """Of one encoded record. The bytes of a text are names and no amounts, which uint8 would be."""
+        if self.kind == "tensor":
+            return self.dtype
+        return "uint8" if self.kind == "image" else "int8" if self.raw else "float32"
 
     @property
     def width(self) -> int:
@@ -251,7 +270,7 @@ class RecordSchema(Model):
     @property
     def dtype(self) -> np.dtype:
         """Element type of an encoded record; several columns of different types become float32."""
-        kinds = {c.dtype if c.kind == "tensor" else "uint8" if c.kind == "image" else "float32" for c in self.inputs}
+        kinds = {column.element_type for column in self.inputs}
         return np.dtype(kinds.pop() if len(kinds) == 1 else "float32")
 
 

@@ -1,13 +1,17 @@
 """What the analytic teacher looks at: random features of a record, or what a frozen network makes of it.
 
-    raw x [batch, *shape] ─┬─► Normalise ─► RandomFeatures ──────────────────────┐
-                           └─► its own columns ─► network without its head ──────┴─► h [batch, width]
+    raw x [batch, *shape] ─┬─► Normalise ─► (a student's body ─►) RandomFeatures ─┐
+                           └─► its own columns ─► network without its head ───────┴─► h [batch, width]
 
 A network comes from a file that the teacher ``checkpoint`` takes (``streamkd.teachers.checkpoint``): of a student, what
 its head would read; of an ONNX model, what it gives. It is never trained and belongs to no state: checkpoints keep its
 hash, a published version the files themselves, so that whoever answers requests needs nothing else.
+
+A body is that of a student's kind as it is at its beginning, never trained: of a student on a frozen encoder, the
+encoder's vectors. It follows from its options and the seed, as random features do.
 """
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +19,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from streamkd.analytic.random_features import RandomFeatures
@@ -25,6 +30,7 @@ from streamkd.students.images import is_image
 from streamkd.students.networks import Normalise, Student
 from streamkd.teachers import checkpoint
 from streamkd.teachers.checkpoint import CheckpointOptions, FrozenModel
+from streamkd.teachers.frozen import digest
 
 FOLDER = "features"  # of a version: the network's files
 
@@ -95,7 +101,48 @@ class NetworkFeatures(nn.Module):
         return int(found.shape[1])
 
 
-Extractor = RandomFeatures | NetworkFeatures
+class BodyFeatures(nn.Module):
+    """What a student of a kind shows its head at its beginning, and ``dense`` random features of it, side by side.
+
+    Shape: [batch, *shape] normalised to [batch, width] float32. ``about`` is what it follows from, ``identity`` tells
+    it from others.
+
+    Raises:
+        PluginError: there is no such student, or its options are not right.
+    """
+
+    def __init__(self, about: Mapping[str, Any], shape: tuple[int, ...], registry: Registry) -> None:
+        super().__init__()
+        self.about = dict(about)
+        name = about["name"]
+        try:
+            options = registry.options("students", name, about["options"], "teacher analytic, body")
+        except ValidationError as fault:
+            said = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in fault.errors())
+            raise PluginError(f"body {name}: {said}", where="teacher analytic") from None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(about["seed"])
+            self.body = registry.kind("students", name).make(options, shape, 1)
+        reads = self.body.head.in_features
+        self.body.head = nn.Identity()
+        self.random = RandomFeatures((reads,), 0, about["dense"], about["seed"])
+        self.width = reads + about["dense"]
+        self.requires_grad_(False)
+        chosen = {**about["options"], "dense": about["dense"], "seed": about["seed"]}
+        self.identity = {"body": name, **{f"body.{key}": json.dumps(value) for key, value in chosen.items()}}
+        self.identity["sha256"] = digest(self.body)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Float[Tensor, "batch features"]:
+        h = self.body(x)
+        return torch.cat([h, self.random(h)], 1) if len(self.random.weight) else h
+
+    def train(self, mode: bool = True) -> "BodyFeatures":
+        """Frozen is at rest, whatever is around it."""
+        return super().train(False)
+
+
+Extractor = RandomFeatures | NetworkFeatures | BodyFeatures
 
 
 def network(options: CheckpointOptions, schema: RecordSchema, registry: Registry) -> NetworkFeatures:
@@ -116,13 +163,15 @@ def random(normalise: Normalise, channels: int, dense: int | None, seed: int) ->
 
 def served(extractor: Extractor, columns: Sequence[str]) -> bool:
     """Whether requests that bring these columns bring all that it reads."""
-    return isinstance(extractor, RandomFeatures) or set(extractor.columns) <= set(columns)
+    return not isinstance(extractor, NetworkFeatures) or set(extractor.columns) <= set(columns)
 
 
 def write(directory: Path, extractor: Extractor) -> dict[str, Any]:
     """Put into a version's directory what ``load`` needs there, and say the rest."""
     if isinstance(extractor, NetworkFeatures):
         return {"network": extractor.write(directory)}
+    if isinstance(extractor, BodyFeatures):
+        return {"body": extractor.about}
     return {"channels": extractor.channels, "dense": len(extractor.weight), "seed": extractor.seed}
 
 
@@ -135,4 +184,6 @@ def load(
         path = onnx if onnx.exists() else directory / FOLDER
         return None, network(CheckpointOptions(path=path, **about["network"]), schema, registry)
     normalise = Normalise(schema)
+    if "body" in about:
+        return normalise, BodyFeatures(about["body"], normalise.columns.schema.shape, registry)
     return normalise, RandomFeatures(normalise.columns.schema.shape, **about)

@@ -26,11 +26,13 @@ from streamkd.analytic import features as extractor
 from streamkd.analytic import readout
 from streamkd.analytic.calibration import Calibration
 from streamkd.analytic.discriminant import Discriminant
-from streamkd.analytic.features import Extractor, NetworkFeatures
+from streamkd.analytic.features import Extractor
 from streamkd.analytic.moments import Moments, packed, unpacked
+from streamkd.analytic.random_features import RandomFeatures
 from streamkd.analytic.readout import Readout
 from streamkd.analytic.ridge import Ridge
 from streamkd.analytic.solution import Solution
+from streamkd.choices import Choice
 from streamkd.errors import StateConflict
 from streamkd.hookspecs import Options, TeacherKind, hookimpl
 from streamkd.plugins import Registry
@@ -42,6 +44,7 @@ from streamkd.teachers.teacher import Role, TeacherContext, layer_outputs, modul
 BLOCK = 256  # rows that are learned at once
 FEW, MORE = 8, 4  # records after which a new class is solved for; again when so many times as many have come,
 YOUNG = 32  # while it had fewer than these
+DENSE = 1_000  # random features of what a body gives
 FIT = 1_024  # records after which a normalisation that is fitted to the stream is good enough for the features
 logger = logging.getLogger(__name__)
 METHODS: dict[str, type[Solution]] = {"lda": Discriminant, "ridge": Ridge}
@@ -70,11 +73,15 @@ class AnalyticOptions(Options):
         le=8_192,
         description="random features of the whole input; None: 512 beside filters, else 1000",
     )
+    body: Choice | None = Field(
+        default=None,
+        description="a student's kind, whose body as it begins stands before the random features; both are read",
+    )
     ridge: float = Field(default=1e-3, gt=0, description="regularisation, relative to a feature's mean variance")
 
     @model_validator(mode="after")
     def _one_kind_of_features(self) -> "AnalyticOptions":
-        network, random = {"columns", "output"}, {"channels", "dense"}
+        network, random = {"columns", "output"}, {"channels", "dense", "body"}
         idle = self.model_fields_set & (random if self.features else network)
         if idle:
             kind = "random features, and features names a network" if self.features else "a network that features names"
@@ -102,7 +109,7 @@ class AnalyticTeacher:
         self.network = Readout(normalise, features, len(context.labels)).to(self._device)
         self.moments = Moments(features.width, len(context.labels))
         self._identity: dict[str, str] = {"method": options.method}
-        if isinstance(features, NetworkFeatures):
+        if not isinstance(features, RandomFeatures):
             self._identity |= features.identity
         own = context.schema.student or tuple(column.name for column in context.schema.inputs)
         self.served = extractor.served(features, own)
@@ -320,6 +327,16 @@ def _features(options: AnalyticOptions, context: TeacherContext) -> tuple[Normal
     normalise = Normalise(context.schema)
     normalise.load_state_dict(context.student.normalise.state_dict())
     normalise.fit = min(normalise.fit, FIT)
+    if options.body is not None:
+        about = {
+            "name": options.body.name,
+            "options": options.body.values,
+            "dense": DENSE if options.dense is None else options.dense,
+            "seed": context.student.seed,
+        }
+        return normalise, extractor.BodyFeatures(
+            about, normalise.columns.schema.shape, context.registry or Registry.load()
+        )
     return normalise, extractor.random(normalise, options.channels, options.dense, context.student.seed)
 
 

@@ -57,7 +57,8 @@ def _column(column: InputColumn) -> dict[str, Any]:
     if column.kind == "image":
         return {**told, "kind": "tensor", "dtype": "uint8"}
     if column.kind == "text":
-        return {**told, "kind": "tensor", "dtype": "float32", "shape": [column.width], "missing": "refuse"}
+        told |= {"raw": False}
+        return {**told, "kind": "tensor", "dtype": column.element_type, "shape": [column.width], "missing": "refuse"}
     return told
 
 

@@ -77,7 +77,7 @@ def with_gaps(rows: Tensor, missing: Tensor, told_by: Tensor) -> Tensor:
 
 
 def _amounts(column: InputColumn) -> Iterable[int]:
-    if column.kind == "category":
+    if column.kind == "category" or column.raw:
         return ()
     if column.kind == "time":
         return (2 * column.parts.index("age"),) if "age" in column.parts else ()

@@ -226,7 +226,7 @@ def _affine(column: InputColumn) -> tuple[Tensor, Tensor]:
     """Gain and bias of one column, flat; mean and std go over its last axis (channels). Amounts alone are scaled."""
     amounts = Amounts([column]).all
     gain, bias = torch.ones(column.width), torch.zeros(column.width)
-    shape = (int(amounts.sum()),) if column.kind in ("category", "time") else column.shape or (1,)
+    shape = (int(amounts.sum()),) if column.raw or column.kind in ("category", "time") else column.shape or (1,)
     mean, std = (torch.as_tensor(v, dtype=torch.float64).expand(shape).reshape(-1) for v in (column.mean, column.std))
     gain[amounts], bias[amounts] = (column.scale / std).float(), (-mean / std).float()
     return gain, bias

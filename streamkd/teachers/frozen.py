@@ -37,7 +37,7 @@ class FrozenTeacher:
         self.key, self.classes = context.key, tuple(classes)
         _refuse_classes(self.classes, context)
         self.module = copy.deepcopy(module).to(context.device).eval().requires_grad_(False)
-        self._digest = _digest(self.module)
+        self._digest = digest(self.module)
         self.grow(context.labels)
 
     @property
@@ -111,7 +111,7 @@ def _refuse_classes(classes: tuple[Label, ...], context: TeacherContext) -> None
             raise PluginError(f"needed each label once, got {label!r} twice", where=where)
 
 
-def _digest(module: nn.Module) -> str:
+def digest(module: nn.Module) -> str:
     """SHA-256 of names and bytes of parameters and buffers."""
     found = hashlib.sha256()
     for name, tensor in module.state_dict().items():

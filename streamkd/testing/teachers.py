@@ -257,7 +257,7 @@ def _is_served(clause: Clause, nursery: Nursery, x: Tensor) -> None:
         assert isinstance(kind, TeacherKind)
         needs(part.teacher == kind.name, f"a part of the teacher {kind.name}", part.teacher)
         about = json.loads(json.dumps(part.write(Path(folder)), allow_nan=False))
-        registry = Registry.load(only=["students"])
+        registry = Registry.load()
         again = kind.load(Path(folder), about, nursery.schema, len(nursery.labels), registry)
         same(again(x), part(x), 0)
         same(again.known.float(), part.known.float(), 0)

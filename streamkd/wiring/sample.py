@@ -84,6 +84,8 @@ def _seen(column: InputColumn, z: Tensor) -> str:
         told = [(n, v) for n, v in zip(names, values, strict=True) if v or column.kind not in ("text", "category")]
         return ", ".join(f"{name} {value:.3g}" for name, value in told) or "nothing"
     there = np.array(values)
+    if column.raw:
+        return f"{np.count_nonzero(there[: column.size])} bytes of text"
     if column.kind == "text":
         return f"{np.count_nonzero(there)} of {len(there):,} hashed features"
     said = ", ".join(f"{value:.3g}" for value in values[:SHOWN])

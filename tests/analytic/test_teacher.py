@@ -13,9 +13,12 @@ import toys
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from streamkd.analytic import readout
 from streamkd.analytic import teacher as analytic
+from streamkd.analytic.features import BodyFeatures
 from streamkd.analytic.teacher import AnalyticOptions, AnalyticTeacher
 from streamkd.errors import PluginError, StateConflict
+from streamkd.plugins import Registry
 from streamkd.records import RecordSchema
 from streamkd.replay.ring import whole
 from streamkd.state import tree
@@ -376,7 +379,72 @@ def test_another_network_does_not_fit_an_old_state(tmp_path: Path) -> None:
         teacher_of().load_state_dict(state)
 
 
-@pytest.mark.parametrize("options", [{"columns": ("x",)}, {"output": "o"}, {"features": "f", "dense": 3}])
+def with_body(hidden: int = 40, **options: Any) -> AnalyticTeacher:
+    return teacher_of(body={"name": "mlp", "hidden": [hidden]}, dense=30, **options)
+
+
+@pytest.mark.parametrize("method", ["lda", "ridge"])
+def test_it_learns_on_a_students_body(method: str) -> None:
+    """What the body shows its head, and random features of that; resumed it is never stopped, without keeping it."""
+    x, y = digits("mixed")
+    whole = show(with_body(method=method), x[:1300], y[:1300])
+    whole.end_task()
+    body = whole.network.extractor
+    assert isinstance(body, BodyFeatures)
+    h = body.body(x[:5] / 16)
+    torch.testing.assert_close(body(x[:5] / 16), torch.cat([h, body.random(h)], 1))
+    assert (h.shape[1], whole.moments.width) == (40, 70)
+    assert right(whole, x[1300:], y[1300:]) > 0.8
+    before, after = (with_body(method=method) for _ in range(2))
+    state = stored(show(before, x[:700], y[:700]).state_dict())
+    assert not [name for name in state["network"] if name.startswith("extractor")]
+    after.load_state_dict(state)
+    show(after, x[700:1300], y[700:1300]).end_task()
+    assert torch.equal(after.logits(x), whole.logits(x))
+
+
+def test_a_version_makes_the_body_again(tmp_path: Path) -> None:
+    """From its name, its options and the seed, without files of its own."""
+    x, y = digits("mixed")
+    teacher = show(with_body(), x[:600], y[:600])
+    teacher.end_task()
+    part = teacher.part()
+    assert part is not None
+    about = json.loads(json.dumps(part.write(tmp_path)))
+    again = readout.load(tmp_path, about, DIGITS, 10, Registry.load())
+    assert torch.equal(again(x), part(x))
+
+
+def test_another_body_does_not_fit_an_old_state() -> None:
+    """Other options, or none, are refused."""
+    state = stored(with_body().state_dict())
+    with_body().load_state_dict(state)
+    for other, said in (
+        (with_body(hidden=41), r"the body.hidden \[40\] .*got \[41\]"),
+        (teacher_of(channels=0, dense=70), "needed the body mlp"),
+    ):
+        with pytest.raises(StateConflict, match=said):
+            other.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"), [({"name": "mpl"}, "did you mean 'mlp'"), ({"name": "mlp", "hiden": [3]}, "body mlp: .*hiden")]
+)
+def test_a_body_that_is_none_is_refused(body: dict[str, Any], said: str) -> None:
+    """Its name and its options are a student's."""
+    with pytest.raises(PluginError, match=said):
+        teacher_of(body=body)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"columns": ("x",)},
+        {"output": "o"},
+        {"features": "f", "dense": 3},
+        {"features": "f", "body": {"name": "mlp"}},
+    ],
+)
 def test_options_of_features_that_are_not_used_are_refused(options: dict[str, Any]) -> None:
     """Columns without a network and random features beside one would do nothing: they are named."""
     with pytest.raises(ValueError, match="leave out one or the other"):

@@ -18,7 +18,8 @@ BASELINES = {
     "features": ["losses/feature", "losses/attention"],
     "relational": ["losses/relational"],
 }
-BRINGS = {"streamkd-baselines": BASELINES, "streamkd-vision": VISION}
+TEXT = {"text-students": ["students/text-encoder", "students/text-ngrams"], "text-rows": ["rows/text-joined"]}
+BRINGS = {"streamkd-baselines": BASELINES, "streamkd-text": TEXT, "streamkd-vision": VISION}
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("name", BRINGS)]
 
 

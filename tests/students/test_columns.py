@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from streamkd.hookspecs import Kind
 from streamkd.records import InputColumn, RecordSchema
 from streamkd.students.columns import Columns
-from streamkd.students.networks import Mlp, MlpOptions, build
+from streamkd.students.networks import Mlp, MlpOptions, Normalise, build
 
 SIZES = {"image": (2, 3), "text": (4,), "age": ()}
 
@@ -90,3 +90,12 @@ def test_a_student_of_one_column_is_as_before() -> None:
     named = plain.model_copy(update={"student": ("x",)})
     x = toys.batches(1)[0][0]
     assert torch.equal(toys.mlp(schema=plain)(x), toys.mlp(schema=named)(x))
+
+
+def test_the_bytes_of_a_text_reach_the_student_as_they_are() -> None:
+    """Beside a column that is scaled they are not, and what is missing moves none of them."""
+    text = InputColumn(name="text", kind="text", raw=True, shape=(3,), missing="fill")
+    both = RecordSchema(inputs=(text, InputColumn(name="age", scale=2.0, mean=1.0)))
+    x = torch.tensor([[97.0, -61.0, 0.0, 0.0, 3.0], [0.0, 0.0, 0.0, 1.0, 4.0]])
+    expected = torch.tensor([[97.0, -61.0, 0.0, 0.0, 5.0], [0.0, 0.0, 0.0, 1.0, 7.0]])
+    assert torch.equal(Normalise(both)(x), expected)

@@ -114,6 +114,8 @@ def _with_gaps(values: np.ndarray, column: InputColumn) -> np.ndarray:
 
 
 def _texts(values: Sequence[str | None], column: InputColumn) -> np.ndarray:
+    if column.raw:
+        return _bytes(values, column)
     hashed = _hash([value or "" for value in values], column.size)
     if column.missing == "refuse":
         return hashed
@@ -122,6 +124,16 @@ def _texts(values: Sequence[str | None], column: InputColumn) -> np.ndarray:
         if len(values)
         else (np.zeros((0, column.width), np.float32))
     )
+
+
+def _bytes(values: Sequence[str | None], column: InputColumn) -> np.ndarray:
+    """int8 [rows, width]: UTF-8, ended in zeros, cut between two characters; a zero inside a text is a space."""
+    found = np.zeros((len(values), column.width), np.int8)
+    for row, value in zip(found, values, strict=True):
+        text = (value or "").replace("\0", " ").encode()[: column.size].decode(errors="ignore").encode()
+        row[: len(text)] = np.frombuffer(text, np.int8)
+        row[column.size :] = not value
+    return found
 
 
 def _images(values: Sequence[bytes], column: InputColumn, refuse: Refuse) -> np.ndarray:

@@ -276,3 +276,38 @@ def test_a_batch_without_a_good_row_has_no_records() -> None:
     rows = pa.record_batch({"x": [1.0, 2.0], "y": [[1.0], [2.0]], "label": [0, 1]})
     records, rejects = codec.encode(rows, schema, 0)
     assert (records.inputs.shape, len(records), [reject.row for reject in rejects]) == ((0, 3), 0, [0, 1])
+
+
+def raw(size: int, **options: Any) -> InputColumn:
+    return InputColumn.model_validate({"name": "x", "kind": "text", "raw": True, "shape": [size], **options})
+
+
+def test_a_raw_text_comes_as_its_bytes() -> None:
+    """UTF-8 as int8, ended in zeros, cut between two characters; a zero in it is a space, for it ends a text."""
+    texts = ["card", "größer", "a\0b", ""]
+    found = encode_inputs({"x": texts}, RecordSchema(inputs=(raw(6),)), no_fault)
+    assert found.dtype == np.int8
+    assert [row.tobytes() for row in found] == [b"card\0\0", "größ".encode(), b"a b\0\0\0", b"\0" * 6]
+
+
+def test_a_gap_of_raw_texts_is_told_beside_them() -> None:
+    """With `missing: fill` the last number is 1, and all others are 0."""
+    schema = RecordSchema(inputs=(raw(3, missing="fill"),))
+    found = encode_inputs({"x": ["abc", None]}, schema, no_fault)
+    assert found.tolist() == [[97, 98, 99, 0], [0, 0, 0, 1]]
+    assert schema.shape == found.shape[1:]
+
+
+def test_bytes_beside_numbers_keep_their_values() -> None:
+    """Several columns are float32, in which every byte is exact."""
+    schema = RecordSchema(inputs=(raw(2), InputColumn(name="y")))
+    found = encode_inputs({"x": ["é"], "y": np.array([[0.5]], np.float32)}, schema, no_fault)
+    assert found.dtype == np.float32
+    assert found.astype(np.float64).tolist() == [[-61.0, -87.0, 0.5]]  # 0xC3, 0xA9
+
+
+@pytest.mark.parametrize("option", [{"kind": "tensor"}, {"scale": 2.0}, {"mean": 1.0}, {"fit": 5}])
+def test_what_bytes_of_a_text_cannot_be_is_refused(option: dict[str, Any]) -> None:
+    """They are no amounts, and a tensor has none."""
+    with pytest.raises(ValueError, match=r"raw is for kind: text|no amounts"):
+        raw(6, **option)

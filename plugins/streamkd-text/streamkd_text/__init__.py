@@ -1,0 +1,1 @@
+"""Texts as they are: a frozen sentence encoder, a fast student of n-grams, and texts joined for teachers to teach."""
