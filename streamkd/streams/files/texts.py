@@ -143,8 +143,14 @@ class CsvParser:
         self._names: list[str] = []
 
     def infer(self, data: bytes, first: bool) -> pa.Schema:
-        table = self._read(data, first, {}, [], lambda _: "skip")  # a line that does not fit is told when it is read
-        self._names = self._names or table.column_names
+        try:
+            table = self._read(
+                data, first, {}, [], lambda _: "skip"
+            )  # a line that does not fit is told when it is read
+            self._names = self._names or table.column_names
+        except UnicodeDecodeError:
+            zeros = " and holds \0" if b"\0" in data else ""
+            raise pa.ArrowInvalid(f"CSV parse error: it is no UTF-8{zeros}") from None
         if self._dialect.thousands:
             return pa.schema([self._number(field, table.column(place)) for place, field in enumerate(table.schema)])
         return table.schema
@@ -190,30 +196,26 @@ class CsvParser:
         unfit: Callable[[pa_csv.InvalidRow], str] | None = None,
     ) -> pa.Table:
         given = self._dialect
-        try:
-            return pa_csv.read_csv(
-                pa.BufferReader(data),
-                read_options=pa_csv.ReadOptions(
-                    use_threads=False,
-                    block_size=len(data) + 1,
-                    column_names=None if first and given.header else self._names or None,
-                    autogenerate_column_names=not given.header and not self._names,
-                ),
-                parse_options=pa_csv.ParseOptions(
-                    delimiter=given.delimiter, newlines_in_values=given.newlines, invalid_row_handler=unfit
-                ),
-                convert_options=pa_csv.ConvertOptions(
-                    column_types=types,
-                    include_columns=names,
-                    null_values=list(given.nulls),
-                    strings_can_be_null=True,
-                    decimal_point=given.decimal,
-                    timestamp_parsers=[pa_csv.ISO8601, *given.times] if given.times else None,
-                ),
-            )
-        except UnicodeDecodeError:  # of a row that was to be told to ``unfit``
-            zeros = " and holds \0" if b"\0" in data else ""
-            raise pa.ArrowInvalid(f"CSV parse error: a line of another width is no UTF-8{zeros}") from None
+        return pa_csv.read_csv(
+            pa.BufferReader(data),
+            read_options=pa_csv.ReadOptions(
+                use_threads=False,
+                block_size=len(data) + 1,
+                column_names=None if first and given.header else self._names or None,
+                autogenerate_column_names=not given.header and not self._names,
+            ),
+            parse_options=pa_csv.ParseOptions(
+                delimiter=given.delimiter, newlines_in_values=given.newlines, invalid_row_handler=unfit
+            ),
+            convert_options=pa_csv.ConvertOptions(
+                column_types=types,
+                include_columns=names,
+                null_values=list(given.nulls),
+                strings_can_be_null=True,
+                decimal_point=given.decimal,
+                timestamp_parsers=[pa_csv.ISO8601, *given.times] if given.times else None,
+            ),
+        )
 
 
 class JsonParser:
