@@ -30,6 +30,7 @@ from streamkd.teachers.teacher import module_bytes
 STREAMS = ("digits", "split-mnist-5k", "split-fashion-mnist")
 PARTS = (0.03, 0.1, 0.3, 1.0)  # of the bytes of the stream's own student
 SERVED, DISTILLED, LEARNED = "served", "distilled", "learned on the stream"
+_SHOWN = {DISTILLED: "streamkd, distilled", LEARNED: LEARNED}
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,6 @@ def points(rows: Sequence[Row]) -> dict[str, dict[str, tuple[float, ...]]]:
         for name, size, _ in row["lines"]:
             key = (name, 0 if name == SERVED else size)
             values = _cells(rows)[row["stream"]][key]
-            line = f"streamkd, {name}" if name == SERVED else f"{name}, {size:,} bytes"
+            line = f"streamkd, {name}" if name == SERVED else f"{_SHOWN[name]}, {size:,} bytes"
             found.setdefault(row["stream"], {})[line] = (size / 1e3, statistics.mean(values))
     return found
