@@ -413,12 +413,12 @@ CHECKS: list[tuple[str, int, str]] = [
     (
         "stream={source: {name: flight}, records: {inputs: [{name: image, kind: text}]}}",
         2,
-        "stream.records.inputs.0: text needs a shape of one length, its hashed features, got ()",
+        "stream.records.inputs.0: text needs a shape of one length, its hashed features (raw: its bytes), got ()",
     ),
     (
         "stream={source: {name: flight}, records: {inputs: [{name: image, kind: text, shape: [2, 2]}]}}",
         2,
-        "stream.records.inputs.0: text needs a shape of one length, its hashed features, got (2, 2)",
+        "stream.records.inputs.0: text needs a shape of one length, its hashed features (raw: its bytes), got (2, 2)",
     ),
     (
         "stream={source: {name: flight}, records: {inputs: [{name: image, kind: image, shape: [8]}]}}",

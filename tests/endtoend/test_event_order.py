@@ -109,6 +109,7 @@ def check(serve: Serve, folder: Path, rows: int, blows: Sequence[str], seed: int
     assert differences(learned(server.state), leaves(by_a_learner(folder / "alone", 2 * rows, IN_ORDER))) == []
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(200)
 def test_kills_leave_one_order(serve: Serve, tmp_path: Path) -> None:
     """Everything is killed once."""

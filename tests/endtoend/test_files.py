@@ -78,6 +78,7 @@ def test_kills_lose_and_double_no_row(serve: Serve, tmp_path: Path) -> None:
     assert differences(learned(server.state), leaves(by_a_learner(tmp_path / "alone", count, config))) == []
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_the_page_s_lines_learn_a_directory(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`init` of one file, then its source replaced by the folder, as the page says: what comes is learned, what is

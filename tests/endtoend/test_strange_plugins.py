@@ -105,6 +105,7 @@ def test_a_plugin_that_fails_when_it_is_made_is_fatal(serve: Serve, site: Path) 
         assert word in server.err, server.err
 
 
+@pytest.mark.soak
 def test_an_observer_that_raises_is_off_after_three_strikes(serve: Serve, site: Path) -> None:
     """One that raises in each hook: counted per hook, off after three, and the learner never stops."""
     install(site, "observers", OBSERVERS)

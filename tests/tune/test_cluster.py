@@ -113,6 +113,7 @@ def listening(processes: Sequence[psutil.Process]) -> set[str]:
     return found
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # a Ray is started, and two actors' imports are made
 def test_a_search_that_is_killed_on_ray_goes_on_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

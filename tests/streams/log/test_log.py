@@ -19,6 +19,7 @@ from streamkd.errors import LogDamaged, Overloaded, SourceError, StateConflict, 
 from streamkd.records import InputColumn, RecordSchema, Reject
 from streamkd.streams.log.database import PAGE_BYTES
 from streamkd.streams.log.log import Entry, Log, LogSource
+from streamkd.streams.log.paces import Gear
 from streamkd.streams.log.receipts import SequenceConflict, digest
 
 Pictures = Callable[..., pa.RecordBatch]
@@ -343,16 +344,17 @@ def test_the_log_keeps_the_pace_of_what_it_keeps(log: Log, pictures: Pictures) -
     for _ in range(4):
         log.append(pictures(10))
     for start, rows in ((0, 20), (5, 40), (15, 80), (15, 10), (30, 5)):
-        log.put_pace(start, rows)
+        log.put_pace(start, Gear(rows, start))
     assert log.trim(20) == 20
-    assert log.paces() == [(15, 10), (30, 5)]
+    assert log.paces() == [(15, Gear(10, 15)), (30, Gear(5, 30))]
 
 
-def test_a_pace_that_is_not_the_one_that_was_written_is_damage(log: Log) -> None:
-    """It would cut other batches than were learned."""
-    log.put_pace(0, 20)
+@pytest.mark.parametrize("what", ["rows", "rehearsals"])
+def test_a_pace_that_is_not_the_one_that_was_written_is_damage(log: Log, what: str) -> None:
+    """It would cut other batches, or take other steps, than were learned."""
+    log.put_pace(0, Gear(20, 2))
     with log.file.writing() as writer:
-        writer.execute("UPDATE paces SET rows = 40")
+        writer.execute(f"UPDATE paces SET {what} = 40")
     with pytest.raises(LogDamaged, match="from offset 0 on"):
         log.paces()
 
