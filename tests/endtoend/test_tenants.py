@@ -77,7 +77,7 @@ def tenants(serve: Serve, tmp_path: Path) -> Tenants:
     return Tenants(serve, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_one_good_one_broken_one_torn_one_that_comes_and_goes(tenants: Tenants) -> None:
     """What is wrong with a tenant is said of it and hurts no other; folders are followed while the server runs."""
     tenants.put("good")

@@ -57,7 +57,7 @@ def test_what_is_contradicted_is_not_replayed() -> None:
     assert step.memory.sample(50) is None
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.3])
+@pytest.mark.parametrize("noise", [0.0, pytest.param(0.3, marks=pytest.mark.soak)])
 def test_where_nothing_changes_nothing_is_contradicted(noise: float) -> None:
     """However many labels are wrong: at none of two hundred looks."""
     step = made()

@@ -149,6 +149,7 @@ def teacher(status: dict[str, Any], name: str) -> dict[str, Any]:
     return next((t for t in status["teachers"] or [] if t["name"] == name), {})
 
 
+@pytest.mark.soak
 def test_a_server_is_taught_by_it_and_resumes(serve: Callable[..., Server], python: Path, tmp_path: Path) -> None:
     """The network is heard by the gate, is missed on held-out records, and a restart goes on with the same teacher."""
     first = serve()
