@@ -9,7 +9,6 @@ records measure alone: neither the version nor the student has learned them.
 """
 
 import copy
-import json
 import math
 import re
 import time
@@ -34,7 +33,6 @@ from streamkd.replay.rows import HeldOutFigures, RowsContext, StepRows
 from streamkd.replay.vicinal import VicinalOptions, VicinalRows
 from streamkd.students import networks, optimizers
 from streamkd.students.networks import Student
-from streamkd.teachers import served
 from streamkd.teachers.teacher import module_bytes
 
 BATCH = 64  # remembered rows a step, and as many between them
@@ -284,12 +282,5 @@ def _kept(
         "published_at": time.time(),
         "distilled": {"version": version.version, **worth},
     }
-    beside = folder.with_name(f".{folder.name}.new")
-    try:
-        json.dumps(meta, allow_nan=False)
-        beside.mkdir(parents=True, exist_ok=True)
-        served.write(beside, student, meta)
-        beside.rename(folder)
-    except (OSError, ValueError) as fault:
-        raise StateError(f"the student cannot be written: {fault}", where=str(folder)) from fault
+    networks.put_published(folder, student, meta)
     return Smaller(folder.name, folder, module_bytes(student), worth["accuracy"], worth["agreement"])

@@ -7,7 +7,6 @@ chosen by the loss on the validation part; test records are never looked at. Cal
 """
 
 import copy
-import json
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -111,7 +110,7 @@ def train(
             progress(before + epoch, len(jobs) * epochs)
 
         student, meta = _teacher(config, registry, schema, kind, part, epochs, batch, epoch_ended)
-        _write(out / name, student, meta)
+        networks.put_published(out / name, student, meta)
         trained = meta["training"]
         classes = len(meta["classes"])
         accuracy = trained["validation_accuracy"]
@@ -296,15 +295,3 @@ def _validation(student: Student, x: Tensor, y: Tensor) -> tuple[float, float]:
     student.eval()
     logits = torch.cat([student(part) for part in x.split(512)])
     return float(F.cross_entropy(logits, y)), float((logits.argmax(1) == y).float().mean())
-
-
-def _write(folder: Path, student: Student, meta: dict[str, Any]) -> None:
-    """The model's directory, whole or not at all."""
-    beside = folder.with_name(f".{folder.name}.new")
-    try:
-        json.dumps(meta, allow_nan=False)
-        beside.mkdir(parents=True, exist_ok=True)
-        networks.write_published(beside, student, meta)
-        beside.rename(folder)
-    except (OSError, ValueError) as fault:
-        raise StateError(f"the teacher cannot be written: {fault}", where=str(folder)) from fault

@@ -379,6 +379,22 @@ def write_weights(directory: Path, student: Student) -> None:
     (directory / WEIGHTS).write_bytes(save(weights))
 
 
+def put_published(folder: Path, student: Student, meta: Mapping[str, Any]) -> None:
+    """The same as a folder of its own, whole or not at all.
+
+    Raises:
+        StateError: it cannot be written.
+    """
+    beside = folder.with_name(f".{folder.name}.new")
+    try:
+        json.dumps(meta, allow_nan=False)
+        beside.mkdir(parents=True, exist_ok=True)
+        write_published(beside, student, meta)
+        beside.rename(folder)
+    except (OSError, ValueError) as fault:
+        raise StateError(f"the student cannot be written: {fault}", where=str(folder)) from fault
+
+
 def load_published(directory: Path, registry: Registry, version: int = 0) -> LoadedVersion:
     """The version in a directory.
 
