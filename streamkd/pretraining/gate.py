@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import nn
 
 from streamkd import wiring
 from streamkd.config import Config
+from streamkd.document import Document
 from streamkd.errors import ConfigError
 from streamkd.learning.step import Step
 from streamkd.meta import artefact
@@ -68,11 +69,7 @@ def phase_of(options: Mapping[str, Any]) -> Phase2:
     Raises:
         ConfigError: a value that cannot be.
     """
-    try:
-        return Phase2.model_validate(options)
-    except ValidationError as fault:
-        first = fault.errors()[0]
-        raise ConfigError(f"{first['msg']}, got {first['input']!r}", where=".".join(map(str, first["loc"]))) from None
+    return Document({}).check(Phase2, options, "")
 
 
 def meta_train(

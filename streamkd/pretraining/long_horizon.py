@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from streamkd.errors import ConfigError, StateError
+from streamkd.document import Document
+from streamkd.errors import StateError
 from streamkd.gates.per_sample import PerSampleGate, PerSampleOptions
 from streamkd.gates.prior import NAMES, GatePrior, moved
 from streamkd.meta import artefact
@@ -65,11 +66,7 @@ def plan_of(options: Mapping[str, Any]) -> LongHorizon:
     Raises:
         ConfigError: a value that cannot be.
     """
-    try:
-        return LongHorizon.model_validate(options)
-    except ValidationError as fault:
-        first = fault.errors()[0]
-        raise ConfigError(f"{first['msg']}, got {first['input']!r}", where=".".join(map(str, first["loc"]))) from None
+    return Document({}).check(LongHorizon, options, "")
 
 
 @dataclass(frozen=True)
