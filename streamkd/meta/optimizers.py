@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from streamkd.hookspecs import Kind, Options, hookimpl
+from streamkd.students.optimizers import build
 
 
 @runtime_checkable
@@ -22,8 +23,7 @@ class Ruled(Protocol):
 
 def adam(parameters: Sequence[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
     """Adam, fused where torch has that."""
-    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
-    return torch.optim.Adam(parameters, lr=learning_rate, fused=fused)
+    return build("adam", parameters, learning_rate=learning_rate)
 
 
 @hookimpl

@@ -69,6 +69,18 @@ def test_a_stand_in_is_what_it_stands_for() -> None:
 
 
 @pytest.mark.usefixtures("packages")
+def test_a_part_of_a_package_may_be_deferred() -> None:
+    """The package itself is imported then, and has the part when it is touched."""
+    with deferred("heavy.parts"):
+        from user import uses
+    assert "heavy" in sys.modules
+    assert "heavy.parts" not in sys.modules
+    assert uses.version() == "7"
+    assert "heavy.parts" not in sys.modules
+    assert uses.twice(4) == 8
+
+
+@pytest.mark.usefixtures("packages")
 def test_what_is_there_already_stays() -> None:
     """A package that somebody has imported is taken as it is."""
     import heavy.parts
@@ -79,13 +91,23 @@ def test_what_is_there_already_stays() -> None:
 
 
 def test_a_learner_starts_without_what_only_plots_need() -> None:
-    """Its process meets neither matplotlib nor the exporters; Avalanche's metrics that need them work none the less."""
+    """Its process meets neither matplotlib nor the exporters, nor image networks, nor torch's compiler, which steps of
+    its optimisers would bring; Avalanche's metrics and whoever wants a network work none the less.
+    """
     code = """
 import sys, streamkd.serve.processes.learner, streamkd.avalanche.strategy
 from streamkd.avalanche.deferred import AVALANCHES
 assert "avalanche.training" in sys.modules
-print([name for name in AVALANCHES if name in sys.modules])
 import torch, warnings
+from streamkd.students import optimizers
+parameters = [torch.nn.Parameter(torch.ones(2))]
+parameters[0].sum().backward()
+for name in ("sgd", "adam", "adamw"):
+    optimizer = optimizers.build(name, parameters, learning_rate=0.1)
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.zero_grad()
+print([name for name in (*AVALANCHES, "torch._dynamo") if name in sys.modules])
 warnings.simplefilter("ignore")
 from avalanche.evaluation.metrics.topk_acc import TopkAccuracy
 from avalanche.evaluation.metric_utils import default_cm_image_creator
@@ -93,10 +115,14 @@ metric = TopkAccuracy(1)
 metric.update(torch.eye(3), torch.tensor([0, 1, 1]), 0)
 print(metric.result_task_label(0))
 print(type(default_cm_image_creator(torch.eye(3))).__module__)
+import torchvision
+from torchvision.models.feature_extraction import create_feature_extractor
+print(torchvision.models.resnet18.__name__, torchvision.ops.nms.__name__)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
-    met, accuracy, image = done.stdout.splitlines()
+    met, accuracy, image, networks = done.stdout.splitlines()
     assert met == "[]"
     assert "0.66" in accuracy
     assert image == "matplotlib.figure"
+    assert networks == "resnet18 nms"

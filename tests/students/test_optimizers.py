@@ -40,3 +40,25 @@ def test_a_rate_that_does_not_settle_is_left_alone() -> None:
     optimizer.param_groups[0]["lr"] = 0.2
     rate_decay.step()
     assert optimizer.param_groups[0]["lr"] == 0.2
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_steps_are_torchs_bit_for_bit(name: optimizers.Name) -> None:
+    """What keeps torch's compiler away changes no step, of parameters that need a gradient and of state."""
+    theirs = {
+        "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
+        "adam": lambda p: torch.optim.Adam(p, lr=0.1, fused=True),
+        "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.0, fused=True),
+    }
+    sides = []
+    for make in (lambda p: optimizers.build(name, p, learning_rate=0.1), theirs[name]):
+        generator = torch.Generator().manual_seed(0)
+        parameters = [nn.Parameter(torch.randn(4, 3, generator=generator))]
+        optimizer = make(parameters)
+        for _ in range(5):
+            optimizer.zero_grad()
+            (parameters[0] ** 2 * torch.randn(4, 3, generator=generator)).sum().backward()
+            optimizer.step()
+        assert parameters[0].requires_grad
+        sides.append(parameters[0].detach())
+    assert torch.equal(*sides)
