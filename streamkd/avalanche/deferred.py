@@ -19,7 +19,7 @@ from typing import Any
 
 AVALANCHES = (
     *("GPUtil", "gdown", "matplotlib", "qpsolvers", "torchmetrics", "wandb"),
-    *("torchvision.models", "torchvision.ops"),
+    *("torch.utils.tensorboard", "torchvision.models", "torchvision.ops"),
 )
 """What Avalanche 0.6.0 imports for its plots, exporters, downloads, GPU meters, GEM and image networks alone."""
 

@@ -32,13 +32,12 @@ OURS, CLOSED_FORM = "streamkd", "closed form"
 TEACHER = "analytic"  # the latter by its name
 METHODS = {"": "lda", ", ridge": "ridge"}
 """Of the closed form: as RanDumb (Prabhu et al. 2024) has it, and as RanPAC (McDonnell et al. 2023)."""
-MORE = 20  # times as many remembered records
 REPLAYED = (10, 30, 100)  # rows a step
 
 
 @dataclass(frozen=True)
 class FrontierRun:
-    """A line on a stream under a seed; ``memory`` in records."""
+    """A line on a stream under a seed; ``memory`` of the others in records."""
 
     stream: str
     method: str
@@ -74,13 +73,7 @@ def measure(
 
 
 def _ours(only: Sequence[str], seeds: Sequence[int]) -> list[FrontierRun]:
-    sizes = {name: streams.STREAMS[name]["memory"]["size"] for name in only}
-    return [
-        FrontierRun(name, OURS, gear, 0, sizes[name] * (MORE if gear == gears.MORE else 1), seed)
-        for name in only
-        for gear in gears.GEARS
-        for seed in seeds
-    ]
+    return [FrontierRun(name, OURS, gear, 0, 0, seed) for name in only for gear in gears.GEARS for seed in seeds]
 
 
 def _others(only: Sequence[str], seeds: Sequence[int], spent: Mapping[str, int]) -> list[FrontierRun]:
@@ -115,12 +108,7 @@ def run_one(task: FrontierRun) -> Row:
     registry = Registry.load()
     made = streams.tree(task.stream)
     if task.method == OURS:
-        return learned(
-            streams.config_of(
-                streams.merged(made, {**gears.GEARS[task.gear], "memory": {"size": task.memory}}), registry, task.seed
-            ),
-            registry,
-        )
+        return learned(streams.config_of(streams.merged(made, gears.GEARS[task.gear]), registry, task.seed), registry)
     config = streams.config_of(made, registry, task.seed)
     data = streams.arrays(config, registry)
     x, y = torch.cat([part.x for part in data.train]), torch.cat([part.y for part in data.train])
@@ -188,13 +176,13 @@ def _final(model: nn.Module, data: streams.Arrays) -> float:
 
 
 def _cells(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
-    """By stream and line, a row for each seed; our student stands in a line of its own, at our price."""
+    """By stream and line, a row for each seed; our student stands in a line of its own, at our gear's price."""
     found: dict[str, dict[str, list[Row]]] = {}
     for row in rows:
         lines = found.setdefault(row["stream"], {})
         lines.setdefault(row["line"], []).append(row)
-        if row["line"] == OURS:
-            lines.setdefault(f"{OURS}, student", []).append(row | {"accuracy": row["student"]})
+        if row["method"] == OURS:
+            lines.setdefault(f"{row['line']}: student", []).append(row | {"accuracy": row["student"]})
     return found
 
 

@@ -241,7 +241,12 @@ def bench_gate(seeds: int, only: tuple[str, ...], named: str | None, timing: boo
 )
 @click.option("--peers", "python", metavar="PYTHON", help="A Python that has River or CapyMOA. Default: no peers.")
 @click.option("--limit", type=click.IntRange(1), help="At most so many records of each stream.")
-@click.option("--gears", "geared", is_flag=True, help="Ours in batches of 5, 40 and 160 too, and the average alone.")
+@click.option(
+    "--gears",
+    "geared",
+    is_flag=True,
+    help="Ours with a rehearsal, in batches of 40 and 160, and the average alone too.",
+)
 @_work("drift")
 @JOBS
 @_plots("stream")

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from streamkd.replay.memory import Offer
+from streamkd.replay.holdout import Offer
 from streamkd.replay.rows import StepRows
 from streamkd.teachers.answers import Answers
 
-NOTHING = Offer({}, [], [])
+NOTHING = Offer()
 ARRIVED, REPLAYED = "arrived", "replayed"
 
 

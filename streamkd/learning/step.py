@@ -33,7 +33,8 @@ from streamkd.learning.sharing import WeightTransfer
 from streamkd.learning.terms import Term
 from streamkd.losses.match_gate import LossInputs
 from streamkd.records import Label
-from streamkd.replay.memory import Memory, Offer
+from streamkd.replay.holdout import Offer
+from streamkd.replay.memory import Memory
 from streamkd.replay.ring import Remembered
 from streamkd.replay.rows import HeldOutFigures, RowSource, StepRows
 from streamkd.replay.sources import RowSources
@@ -323,7 +324,8 @@ class Step:
     def finish(self, plan: StepBatch, logits: Tensor) -> None:
         """Teachers follow the update; fresh rows are remembered with the logits that they met.
 
-        Without a label they are not: what is remembered is balanced by label, and measured by it.
+        Without a label they are not: what is remembered is balanced by label, and measured by it. Who is held out no
+        more teaches those that learn whenever rows come, and the student from memory.
         """
         if self.adapter is not None:
             self.adapter.after_update(self)  # before memory takes the rows: they must not be their own query
@@ -334,6 +336,8 @@ class Step:
         learn[plan.offer.untaught] = False
         then = self.mixture.then
         self.pool.observe(x, y, learn, then.opinions if then else {})
+        if (released := plan.offer.released) is not None:
+            self.pool.observe_released(released.x, released.y)
         self.pool.after_step(self.student)
         self.rate_decay.step()
 

@@ -1,7 +1,8 @@
-"""Memory: a bounded set of remembered samples, of which a part is held out: taken as it arrives, for nobody to learn.
+"""Memory: a bounded set of remembered samples, of which a part is held out: taken as it arrives, not learned yet.
 
     arriving rows ─► hold ─► the held-out ring ─► query
-                  ─► remember ─► the replayed ring ─► sample
+                       │             └─► released: who makes room there is learned then
+                       └─► remember ─► the replayed ring ─► sample
 
 It is bounded by records, or by bytes: then by all that is kept of a record, in the stream's own element type. Where a
 record comes to take more (a new class, another teacher whose answers are kept) there are fewer places, and the policy
@@ -11,8 +12,8 @@ On a stream that repeats its records, one that is held out comes again and is no
 again and is not held out (``streamkd.replay.duplicates``).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,37 +22,15 @@ from torch import Tensor
 
 from streamkd.errors import ConfigError
 from streamkd.replay.duplicates import Duplicates, marks
+from streamkd.replay.holdout import Holdout, Offer, Released
 from streamkd.replay.policy import ClassBalanced, Policy
 from streamkd.replay.ring import Remembered, Ring
 
 MOST_HELD_OUT = 160  # records: every step goes by what was said of each, and none of them is learned
 SOON = 1_000  # records that are too few for a source to have begun anew, of a memory of more
 FEW = 10  # times as many as are drawn: of so few records all are shuffled
+DRAWS = 5  # of a row: may it be held out, two for its place there, two for the place of who may be replayed in its turn
 ROUNDS = 4  # of drawing, where many of the records are contradicted
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """Rows of a batch and the memory: ``held`` {place: row} are held out already, ``rows`` may yet be replayed.
-
-    ``again`` are rows that came before, ``twins`` those of them that are held out since. ``draws`` are three uniform
-    numbers per row of the batch.
-    """
-
-    held: dict[int, int]
-    rows: list[int]
-    draws: list[float]
-    twins: list[int] = field(default_factory=list)
-    again: list[int] = field(default_factory=list)
-
-    @property
-    def untaught(self) -> list[int]:
-        """The rows that nobody may learn from."""
-        return [*self.held.values(), *self.twins]
-
-    def pairs(self, rows: Sequence[int]) -> list[tuple[float, float]]:
-        """The two numbers of each row that decide its place."""
-        return [(self.draws[3 * row + 1], self.draws[3 * row + 2]) for row in rows]
 
 
 class Memory:
@@ -76,7 +55,7 @@ class Memory:
         self._places_held_out = holdout_ratio, most_held_out  # whatever share of what arrives is held out from here on
         replayed, held = self._divided(bytes if size is None else size)  # a row takes one byte at least
         self.replayed = Ring(replayed, policy or ClassBalanced(), teacher_slots)
-        self.holdout = Ring(held, holdout_policy or ClassBalanced(), teacher_slots, replayed=False)
+        self.holdout = Holdout(held, holdout_policy or ClassBalanced(), teacher_slots, replayed=False)
         self._bounded_by_bytes = size is None
         self._fitted: tuple[int, int] | None = None  # for how many classes and teachers there are places now
         self.duplicates = Duplicates(min(replayed + held, SOON))
@@ -133,7 +112,7 @@ class Memory:
         return torch.rand(count, generator=self._generator).tolist()
 
     def insert(self, x: Tensor, y: Tensor, task: int, logits: Tensor) -> None:
-        """Offer rows [batch, *shape] that were learned; a share goes to the held-out part, never to both."""
+        """Offer rows [batch, *shape] that were learned; a share is held out, and replayed when it is so no more."""
         self.remember(self.hold(x, y, task, lambda rows: logits[rows]), x, y, task, logits)
 
     def hold(self, x: Tensor, y: Tensor, task: int, logits: Callable[[list[int]], Tensor]) -> Offer:
@@ -148,53 +127,64 @@ class Memory:
                 if ring.x is None:
                     ring.allocate(x, 0)
             self._fit(0, 0)
-        draws = self._draws(3 * len(y))
-        labels, mark = y.tolist(), marks(x)
-        again = set(self._again(mark))
-        mine = [row for row, label in enumerate(labels) if label >= 0]
-        drawn = [row for row in mine if draws[3 * row] < self.holdout_ratio and row not in again]
-        drawn = drawn if self.holdout.capacity else []
-        offer = Offer({}, [], draws)
-        if drawn:
-            said = logits(drawn)
-            self.grow(said.shape[1])
-            fine = torch.isfinite(said).all(1).tolist()
-            sane, said = [row for row, ok in zip(drawn, fine, strict=True) if ok], said[fine]
-            chosen = self.holdout.offer(x[sane], [labels[row] for row in sane], offer.pairs(sane))
-            offer.held.update({place: sane[index] for place, index in chosen.items()})
-            if chosen:
-                rows = [*offer.held.values()]
-                places = torch.tensor([*chosen], device=x.device)
-                said, known_by = said[[*chosen.values()]], torch.from_numpy(mark[rows])
-                self.holdout.take(places, x[rows], y[rows], task, said, known_by)
-        if again:
-            offer.again.extend(sorted(again))
-            offer.twins.extend(self._twins(mark, again))
-        gone = {*drawn, *offer.twins}
-        offer.rows.extend(row for row in mine if row not in gone)
-        return offer
+        numbers = torch.rand(len(y), DRAWS, generator=self._generator).tolist()
+        mark = marks(x)
+        offer, released = Offer(len(y), again=self._again(mark)), list[Released]()
+        turns = {row: row for row, label in enumerate(y.tolist()) if label >= 0}
+        drawn = [row for row in turns if numbers[row][0] < self.holdout_ratio and row not in offer.again]
+        for row, said in self._measurable(drawn, logits):
+            one, (_, chance, pick, *_) = slice(row, row + 1), numbers[row]
+            known_by = torch.from_numpy(mark[one])
+            place, left = self.holdout.hold(x[one], y[one], task, said, known_by, (chance, pick))
+            if place is not None:
+                offer.held[place] = row
+                offer.untaught.append(row)
+                turns[row] = -1
+            if left is not None:
+                turns[row] = len(y) + len(released)
+                released.append(left)
+        offer.untaught.extend(twins := self._twins(mark, offer.again))
+        for row, who in turns.items():
+            if who >= 0 and row not in twins:
+                offer.rows.append(who)
+                offer.draws.append((numbers[row][3], numbers[row][4]))
+        return replace(offer, released=Released.joined(released))
+
+    def _measurable(self, drawn: list[int], logits: Callable[[list[int]], Tensor]) -> Iterator[tuple[int, Tensor]]:
+        """Of the rows that the draw would hold out those of which the student says anything, with that [1, classes]."""
+        if not drawn or not self.holdout.capacity:
+            return
+        said = logits(drawn)
+        self.grow(said.shape[1])
+        finite = torch.isfinite(said).all(1).tolist()
+        yield from ((row, said[i : i + 1]) for i, row in enumerate(drawn) if finite[i])
 
     def _again(self, mark: np.ndarray) -> list[int]:
         """The rows that came before; none where inputs tell no records apart."""
         again = self.duplicates.arrive(mark)
         return np.flatnonzero(again).tolist() if self.duplicates.tells_apart else []
 
-    def _twins(self, mark: np.ndarray, again: set[int]) -> list[int]:
+    def _twins(self, mark: np.ndarray, again: Sequence[int]) -> list[int]:
         """Of the rows that came before, those that are held out since."""
-        held = set(self.holdout.marks())
-        return [row for row in sorted(again) if int(mark[row]) in held]
+        held = set(self.holdout.marks()) if again else ()
+        return [row for row in again if int(mark[row]) in held]
 
     def remember(self, offer: Offer, x: Tensor, y: Tensor, task: int, logits: Tensor) -> None:
-        """Take rows of the batch [batch, *shape] that ``offer`` is about into the replayed part."""
+        """Take of the rows that ``offer`` is about into the replayed part; what arrived comes first in x, y, logits."""
         if not self.replayed.capacity:
             return
-        labels = y.tolist()
         self.grow(logits.shape[1])
-        chosen = self.replayed.offer(x[offer.rows], [labels[row] for row in offer.rows], offer.pairs(offer.rows))
-        if chosen:
-            rows = [offer.rows[index] for index in chosen.values()]
-            places = torch.tensor([*chosen], device=x.device)
-            self.replayed.take(places, x[rows], y[rows], task, logits[rows])
+        x, y = x[: offer.arrived], y[: offer.arrived]
+        released, rows = offer.released, torch.tensor(offer.rows, dtype=torch.int64, device=y.device)
+        every = (x, y) if released is None else (torch.cat([x, released.x]), torch.cat([y, released.y]))
+        chosen = self.replayed.offer(every[0][rows], every[1][rows].tolist(), offer.draws)
+        places = torch.tensor([*chosen], dtype=torch.int64, device=y.device)
+        rows = rows[[*chosen.values()]]
+        came = rows < len(y)
+        if len(fresh := rows[came]):
+            self.replayed.take(places[came], x[fresh], y[fresh], task, logits[fresh])
+        if released is not None and len(others := rows[~came]):
+            self.replayed.receive(places[~came], released[others - len(y)])
 
     def withdraw(self, offer: Offer) -> None:
         """Give up the rows that were held out; what had been in their places is gone all the same."""

@@ -7,7 +7,7 @@ frozen teacher is never asked twice about it. All rows lie in tensors of their o
 never holds on to a batch that it saw. Called by the ``memory``, which has two.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -241,6 +241,25 @@ class Ring:
         if self.slots:
             self.asked[places] = 0
             self._tables["answers"].changed(places)
+
+    def copied(self, places: Tensor) -> dict[str, Tensor]:
+        """All that is kept of the samples in these places, by column, but for what is ``noted`` of them here."""
+        return {
+            name: column[places]
+            for table in ("taken", "answers")
+            for name, column in self._tables[table].columns.items()
+        }
+
+    def receive(self, places: Tensor, samples: Mapping[str, Tensor]) -> None:
+        """Write samples that another ring of this memory had, with what was said of them there."""
+        self.grow(samples["logits"].shape[1])
+        here = {"since": torch.tensor(self.offered), "mark": torch.tensor(0)}
+        for table in ("taken", "answers"):
+            for name, column in self._tables[table].columns.items():
+                column[places] = here.get(name, samples[name]).to(column.device)
+            self._tables[table].changed(places)
+        self.met[places] = 0
+        self.contradicted[places] = False
 
     def answer(self, places: Tensor, slot: int, answers: Tensor, ticket: int) -> None:
         """Keep what a teacher says of the rows in places: [n, classes], given by a ticket."""

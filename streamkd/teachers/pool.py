@@ -171,9 +171,14 @@ class Pool:
             answers = self.guard.test_then_train(incremental, x, y, learn, then.get(incremental.key))
             if answers is not None and incremental.known().any():
                 self.prequential[incremental.key] = answers
-        if not self._observers or not learn.any():
-            return
-        x, y = x[learn], y[learn]
+        if learn.any():
+            self.observe_released(x[learn], y[learn])
+
+    def observe_released(self, x: Tensor, y: Tensor) -> None:
+        """Teachers that learn rows whenever they come see x [n, *shape] with the columns y [n].
+
+        To who learns record by record, in the order of the stream, rows that were held out come too late.
+        """
         for teacher in self._observers:
             self.guard.guarded(cast(Teacher, teacher), partial(teacher.observe, x, y))
 

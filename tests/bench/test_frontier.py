@@ -119,6 +119,6 @@ def test_a_small_frontier_is_measured_kept_and_drawn(tmp_path: Path, monkeypatch
     assert theirs <= ours + 0.3  # its network and moments come on top of the rows
     (head, lines) = frontier.tables(result["rows"])["digits"]
     assert head[0] == "digits"
-    assert {line[0] for line in lines} >= {"streamkd", "streamkd, student", "closed form", "closed form, ridge"}
+    assert {line[0] for line in lines} >= {"streamkd", "streamkd: student", "closed form", "closed form, ridge"}
     (plot,) = scatter.write(frontier.points(result["rows"]), tmp_path)
     assert plot.read_text().count("<circle") == 2 * len(lines)

@@ -74,7 +74,7 @@ def test_the_gate_is_told_how_often_each_label_was_learned() -> None:
         rows = [tuple(row) for row in plan.x[:end].tolist()]
         assert evidence.met[end:].tolist() == [0] * (len(plan.y) - end)
         assert evidence.met[:end].tolist() == [counts[row] for row in rows]
-        counts.update(rows)
+        counts.update(row for number, row in enumerate(rows) if number not in plan.offer.untaught)
         step.finish(plan, step.student(plan.x))
 
 
@@ -143,6 +143,26 @@ def test_rows_that_are_held_out_teach_nobody() -> None:
     holdout = step.memory.holdout
     assert holdout.filled > 5
     assert not any((row == seen).all() for row in holdout.x[: holdout.filled] for seen in torch.cat(observed))
+
+
+def test_what_is_held_out_no_more_is_learned_then() -> None:
+    """Who makes room teaches those that learn whenever rows come, once, and may be replayed from then on."""
+    step = toys.make_step(size=24, holdout_ratio=0.5)
+    taught: list[Tensor] = []
+    step.pool.observe_released = lambda x, y: taught.append(x)  # type: ignore[method-assign]
+    step.pool.observe = lambda x, y, learn, then: None  # type: ignore[method-assign]
+    held: set[tuple[float, ...]] = set()
+    for x, y in toys.batches(12):
+        *_, (_, step_taken) = step.take(x, y, 0)
+        held |= {tuple(row) for row in x[step_taken.plan.offer.untaught].tolist()}
+    released = [tuple(row) for row in torch.cat(taught).tolist()]
+    assert len(released) == len(set(released)) > 10
+    memory = step.memory
+    holdout, replayed = (
+        {tuple(row) for row in ring.x[: ring.filled].tolist()} for ring in (memory.holdout, memory.replayed)
+    )
+    assert held - holdout >= {*released}
+    assert replayed & {*released}
 
 
 def test_an_abandoned_step_leaves_the_memory_as_it_was() -> None:

@@ -99,7 +99,7 @@ def test_a_twin_of_what_is_held_out_moves_no_weight() -> None:
     logits = step.forward(plan)
     logits.retain_grad()
     step.loss(step.weigh(plan, logits)).backward()  # type: ignore[no-untyped-call]
-    assert plan.offer.twins == [0, 1, 2, 3]
+    assert plan.offer.untaught == [0, 1, 2, 3]
     assert plan.offer.rows == []
     assert logits.grad is not None
     assert not logits.grad[:4].any()
@@ -117,6 +117,6 @@ def test_nothing_is_drawn_near_a_twin() -> None:
     toys.vicinal(step, 200)
     toys.spare(step, 1.0)
     plan = step.begin(held.x[:1].clone(), held.y[:1].clone(), 0)
-    assert plan.offer.twins == [0]
+    assert plan.offer.untaught == [0]
     assert plan.origins.get("vicinal", 0) == 200
     assert plan.x[-200:].max() < 100

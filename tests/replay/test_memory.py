@@ -69,19 +69,45 @@ def test_sizes_never_exceed_what_was_asked_for(policy: type[Policy], seed: int, 
 @policies
 @given(seed=st.integers(0, 1000))
 def test_held_out_records_are_never_replayed(policy: type[Policy], seed: int) -> None:
-    """No record that was ever held out is, or was, in the replayed part, and what is drawn says where it is from."""
+    """No record that is held out was ever in the replayed part, and what is drawn says where it is from."""
     target = memory(30, policy, 0.3, seed)
     replayed: set[int] = set()
-    held: set[int] = set()
     for start in range(0, 300, 10):
         x, y, logits = numbered(drawn(seed + start, 10), start)
         target.insert(x, y, 0, logits)
         replayed |= set(numbers(target.replayed))
-        held |= set(numbers(target.holdout))
         sample, query = target.sample(8), target.query(8)
         assert sample is None or {int(v) for v in sample.x[:, 0]} <= replayed
-        assert query is None or {int(v) for v in query.x[:, 0]} <= held
-    assert not replayed & held
+        assert query is None or not {int(v) for v in query.x[:, 0]} & replayed
+
+
+@policies
+@given(seed=st.integers(0, 1000), batch=st.integers(1, 40))
+def test_each_record_is_learned_once_or_held_out(policy: type[Policy], seed: int, batch: int) -> None:
+    """As it comes, or when it makes room; never both, and never neither."""
+    target = memory(30, policy, 0.3, seed)
+    learned: list[int] = []
+    for start in range(0, 200, batch):
+        x, y, logits = numbered(drawn(seed + start, batch), start)
+        offer = target.hold(x, y, 0, lambda rows, logits=logits: logits[rows])  # type: ignore[misc]
+        learned += [start + row for row in range(batch) if row not in offer.untaught]
+        learned += [] if offer.released is None else offer.released.x[:, 0].int().tolist()
+    assert sorted([*learned, *numbers(target.holdout)]) == [*range(start + batch)]
+
+
+def test_who_makes_room_may_be_replayed_with_its_own_task() -> None:
+    """In the turn of who took its place, its label and task beside it; what newer records contradict is let go."""
+    target = Memory(40, 0.5, 2, 0, Reservoir())
+    for task in range(20):
+        x, y, logits = numbered(drawn(task, 10), 10 * task)
+        if task == 10:
+            target.holdout.contradicted[:] = True
+            gone = set(numbers(target.holdout))
+        target.insert(x, y, task, logits)
+        tasks = target.replayed.task[: target.replayed.filled].tolist()
+        assert tasks == [number // 10 for number in numbers(target.replayed)]
+    assert any(number % 10 and number // 10 < 10 for number in numbers(target.replayed))
+    assert not gone & set(numbers(target.replayed))
 
 
 @policies
@@ -225,13 +251,14 @@ def test_draws_are_different_records() -> None:
 
 @policies
 def test_it_is_counted_how_often_each_record_was_learned(policy: type[Policy]) -> None:
-    """Once as it came, and whenever it was sampled; a record in a place that is taken over begins anew."""
+    """Once as it came or was released, and whenever it was sampled; one in a place that is taken over begins anew."""
     target = memory(10, policy, ratio=0.3)
     counts: Counter[int] = Counter()
     for start in range(0, 120, 6):
         x, y, logits = numbered(drawn(start, 6), start)
+        before = set(numbers(target.replayed))
         target.insert(x, y, 0, logits)
-        counts.update(set(range(start, start + 6)) & set(numbers(target.replayed)))
+        counts.update(set(numbers(target.replayed)) - before)
         sample = target.sample(4)
         target.query(2)
         assert sample is not None
@@ -347,7 +374,9 @@ def test_withdrawn_rows_leave_no_trace_among_the_others(policy: type[Policy], se
         if turn % 3 == 1:
             target.withdraw(offer)
         else:
-            target.remember(offer, x, y, 0, torch.zeros(6, 4))
+            left = offer.released
+            x, y = (x, y) if left is None else (torch.cat([x, left.x]), torch.cat([y, left.y]))
+            target.remember(offer, x, y, 0, torch.zeros(len(y), 4))
         for ring in (target.replayed, target.holdout):
             assert ring.filled <= ring.capacity
             if isinstance(ring.policy, ClassBalanced):
@@ -369,8 +398,11 @@ def passes(target: Memory, rows: int, times: int, batch: int = 7) -> tuple[set[i
             x = order[start : start + batch]
             y = (x[:, 0] % 3).long()
             offer = target.hold(x, y, 0, lambda of: torch.zeros(len(of), 3))
-            target.remember(offer, x, y, 0, torch.zeros(len(y), 3))
             learned |= {int(v) for row, v in enumerate(x[:, 0]) if row not in offer.untaught}
+            if (left := offer.released) is not None:
+                x, y = torch.cat([x, left.x]), torch.cat([y, left.y])
+                learned |= {int(v) for v in left.x[:, 0]}
+            target.remember(offer, x, y, 0, torch.zeros(len(y), 3))
             both.append(learned & set(numbers(target.holdout)))
     return learned, both
 
@@ -417,7 +449,7 @@ def test_an_older_memory_knows_its_own_rows() -> None:
         assert ring.x is not None
         x, y = ring.x[: ring.filled].clone(), ring.y[: ring.filled].clone()
         offer = after.hold(x, y, 0, lambda of: torch.zeros(len(of), 6))
-        assert len(offer.twins) == twins
+        assert len(offer.untaught) == twins
         assert not offer.held
 
 

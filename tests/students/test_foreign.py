@@ -38,3 +38,17 @@ def test_its_logits_are_the_modules() -> None:
     student = Foreign(module, torch.ones(3, dtype=torch.bool))
     assert torch.equal(student(x), module(x))
     assert not student.normalise.fit
+
+
+def test_a_lone_row_is_normalised_by_what_was_seen() -> None:
+    """A batch of one has no spread: its logits are those at rest, its gradient is there, and no statistics move."""
+    student = Foreign(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), torch.ones(3, dtype=torch.bool))
+    for _ in range(3):
+        student(torch.randn(8, 4, generator=torch.Generator().manual_seed(0)))
+    before = {name: buffer.clone() for name, buffer in student.named_buffers()}
+    logits = student(torch.ones(1, 4))
+    logits.sum().backward()
+    assert student.body[0].weight.grad is not None
+    assert all(torch.equal(before[name], buffer) for name, buffer in student.named_buffers())
+    assert student.body[1].training
+    assert torch.equal(logits, student.eval()(torch.ones(1, 4)))

@@ -102,7 +102,7 @@ def test_questions_do_not_grow_with_the_pool() -> None:
 
 def test_questions_do_not_grow_with_the_memory() -> None:
     """One who joins is asked about rows as they are replayed, not about all that is remembered."""
-    step = toys.make_step(snapshots=2, size=2_000, replay=6)
+    step = toys.make_step(snapshots=2, size=2_000, replay=6, holdout_ratio=0.0)
     run(step, 150)
     step.pool.end_task(step.student)
     [snapshot] = [t for t in step.pool.teachers if isinstance(t, SnapshotTeacher)]
