@@ -42,6 +42,11 @@ class Brokers:
     def named(self, topic: str) -> str:
         return topic
 
+    @property
+    def main(self) -> Sequence[str]:
+        """What a source of the stream ``main`` has to be told as its topics: nothing, where they have its name."""
+        return () if self.named("main") == "main" else (self.named("main"),)
+
     def create(self, topic: str, partitions: int = 3) -> str:
         raise NotImplementedError
 

@@ -29,12 +29,12 @@ PARTITIONS = 3
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     with contextlib.closing(brokers()) as found:
-        yield found  # type: ignore[misc] # tests that are not marked ``kafka`` are run on a ``Cluster`` alone
+        yield found  # tests that are not marked ``kafka`` are run on a ``Cluster`` alone
 
 
 def reading(cluster: Cluster, **changes: Any) -> dict[str, Any]:
     """A small stream of the topic ``main``, with many cuts that only the journal knows."""
-    source = {"name": "kafka", "servers": cluster.servers, "group": "g", "topics": [cluster.named("main")]}
+    source = {"name": "kafka", "servers": cluster.servers, "group": "g", "topics": list(cluster.main)}
     stream = {"source": source, "batch": {"flush_seconds": 0.02}}
     return merged(merged(PUSHED, {"stream": stream, "device": "cpu"}), changes)
 

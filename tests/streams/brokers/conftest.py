@@ -36,7 +36,7 @@ def cluster() -> "Iterator[Cluster]":
 
     with contextlib.closing(brokers()) as found:
         found.create("main")
-        yield found  # type: ignore[misc] # tests that are not marked ``kafka`` are run on a ``Cluster`` alone
+        yield found  # tests that are not marked ``kafka`` are run on a ``Cluster`` alone
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def read(cluster: "Cluster", monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
 
         def begin(way: Any, **options: Any) -> KafkaListener:
             listener = KafkaListener(
-                KafkaOptions(**{"servers": cluster.servers, "topics": [cluster.named("main")], **options}), way.ingest()
+                KafkaOptions(**{"servers": cluster.servers, "topics": cluster.main, **options}), way.ingest()
             )
             listener.start()
             stack.callback(listener.drain, 10)
