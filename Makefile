@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 UNIT := analytic incremental gates losses students replay teachers tasks learning streams state evaluate
 FAST := $(wildcard $(addprefix tests/,$(UNIT))) $(wildcard $(patsubst %,tests/test_%.py,config plugins api extras package)) plugins/streamkd-baselines/tests
 
-.PHONY: help setup serve test test-fast check anatomy bench soak clean
+.PHONY: help setup serve test test-fast check anatomy bench soak soak-kafka clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -45,6 +45,10 @@ bench: setup ## speed beside a bare PyTorch loop and Avalanche's replay
 
 soak: setup ## the long tests (tests/chaos and others), also under the kernels of other processors
 	$(BIN)/python -m pytest -q -m soak --timeout 3600
+
+soak-kafka: setup ## the tests of Kafka against the brokers of KAFKA_BOOTSTRAP, with topics of their own
+	@test -n "$(KAFKA_BOOTSTRAP)" || { echo "skipped: set KAFKA_BOOTSTRAP=host:port to run the tests of Kafka against real brokers"; exit 0; }; \
+	STREAMKD_TEST_KAFKA="$(KAFKA_BOOTSTRAP)" $(BIN)/python -m pytest -q -m kafka --timeout 3600 tests/streams/brokers tests/endtoend/test_kafka.py
 
 clean: ## remove what setup and the tools made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

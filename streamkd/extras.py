@@ -25,6 +25,8 @@ EXTRAS: Mapping[str, str] = {
     "onnxscript": "export",
     "confluent_kafka": "kafka",
     "fastavro": "kafka",
+    "google": "kafka",
+    "grpc_tools": "protobuf",
     "nats": "nats",
 }
 """The extra that brings a package."""

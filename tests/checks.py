@@ -334,7 +334,7 @@ CHECKS: list[tuple[str, int, str]] = [
     (
         "stream.source={name: kafka, format: xml}",
         2,
-        "stream.source.format: Input should be 'json', 'arrow' or 'avro', got 'xml'",
+        "stream.source.format: Input should be 'json', 'arrow', 'avro' or 'protobuf', got 'xml'",
     ),
     (
         "stream.source={name: kafka, options: {group.id: g}}",

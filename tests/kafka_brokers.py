@@ -1,12 +1,15 @@
-"""Kafka brokers on loopback: the mock cluster inside the client's own library, through its C functions.
+"""Kafka brokers: the mock cluster inside the client's own library, or real ones that somebody runs.
 
-Records are kept in memory, 5 MB of each partition. Its interface is experimental, so the client is pinned
-(constraints.txt).
+``Cluster`` is on loopback, through the library's C functions. Records are kept in memory, 5 MB of each partition. Its
+interface is experimental, so the client is pinned (constraints.txt). ``Kafka`` is at ``STREAMKD_TEST_KAFKA``; its
+topics have names of their own, and are gone afterwards. Tests for either are marked ``kafka``.
 """
 
 import contextlib
 import ctypes
-from collections.abc import Callable, Iterable, Iterator
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +32,62 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-class Cluster:
-    """Three brokers; topics are made with ``create``, each partition led by one of them."""
+class Brokers:
+    """Topics of ``servers``, each made by ``create`` and called as ``named`` says."""
+
+    servers: str
+    faults: Sequence[str]
+    """What can be done to them, as ``test_kafka`` calls it."""
+
+    def named(self, topic: str) -> str:
+        return topic
+
+    @property
+    def main(self) -> Sequence[str]:
+        """What a source of the stream ``main`` has to be told as its topics: nothing, where they have its name."""
+        return () if self.named("main") == "main" else (self.named("main"),)
+
+    def create(self, topic: str, partitions: int = 3) -> str:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def produce(self, topic: str, values: Iterable[Any], partition: Callable[[int], int] = lambda n: n % 3) -> None:
+        """Values in order, each bytes, ``None``, or keywords of ``Producer.produce``."""
+        producer = confluent_kafka.Producer({"bootstrap.servers": self.servers, "linger.ms": 1, "log_level": 0})
+        errors: list[Any] = []
+        for number, value in enumerate(values):
+            message = value if isinstance(value, dict) else {"value": value}
+            to = {"partition": partition(number), "on_delivery": lambda error, _: errors.append(error)}
+            producer.produce(self.named(topic), **message, **to)
+            producer.poll(0)
+        assert producer.flush(20) == 0
+        assert not any(errors)
+
+    def messages(self, topic: str, partitions: int = 3) -> list[list[Any]]:
+        """Those of each partition."""
+        with _consumer(self.servers, "messages") as consumer:
+            places = [confluent_kafka.TopicPartition(self.named(topic), number, 0) for number in range(partitions)]
+            ends = [consumer.get_watermark_offsets(place, timeout=10)[1] for place in places]
+            consumer.assign(places)
+            found: list[list[Any]] = [[] for _ in places]
+            while sum(map(len, found)) < sum(ends):
+                [message] = consumer.consume(1, timeout=10)
+                assert message.error() is None
+                found[message.partition()].append(message)
+        return found
+
+    def committed(self, topic: str, partition: int, group: str) -> int:
+        with _consumer(self.servers, group) as consumer:
+            [found] = consumer.committed([confluent_kafka.TopicPartition(self.named(topic), partition)], timeout=10)
+            return int(found.offset)
+
+
+class Cluster(Brokers):
+    """Three brokers in this process; each partition is led by one of them."""
+
+    faults = ("down", "lead", "fail", "slow", "restart", "commit")
 
     def __init__(self) -> None:
         self._library = _library()
@@ -46,36 +103,6 @@ class Cluster:
     def create(self, topic: str, partitions: int = 3) -> str:
         self._tell("topic_create", topic.encode(), partitions, 1)
         return topic
-
-    def produce(self, topic: str, values: Iterable[Any], partition: Callable[[int], int] = lambda n: n % 3) -> None:
-        """Values in order, each bytes, ``None``, or keywords of ``Producer.produce``."""
-        producer = confluent_kafka.Producer({"bootstrap.servers": self.servers, "linger.ms": 1, "log_level": 0})
-        errors: list[Any] = []
-        for number, value in enumerate(values):
-            message = value if isinstance(value, dict) else {"value": value}
-            to = {"partition": partition(number), "on_delivery": lambda error, _: errors.append(error)}
-            producer.produce(topic, **message, **to)
-            producer.poll(0)
-        assert producer.flush(20) == 0
-        assert not any(errors)
-
-    def messages(self, topic: str, partitions: int = 3) -> list[list[Any]]:
-        """Those of each partition."""
-        with _consumer(self.servers, "messages") as consumer:
-            places = [confluent_kafka.TopicPartition(topic, number, 0) for number in range(partitions)]
-            ends = [consumer.get_watermark_offsets(place, timeout=10)[1] for place in places]
-            consumer.assign(places)
-            found: list[list[Any]] = [[] for _ in places]
-            while sum(map(len, found)) < sum(ends):
-                [message] = consumer.consume(1, timeout=10)
-                assert message.error() is None
-                found[message.partition()].append(message)
-        return found
-
-    def committed(self, topic: str, partition: int, group: str) -> int:
-        with _consumer(self.servers, group) as consumer:
-            [found] = consumer.committed([confluent_kafka.TopicPartition(topic, partition)], timeout=10)
-            return int(found.offset)
 
     def broker_down(self, broker: int) -> None:
         self._tell("broker_set_down", broker)
@@ -107,6 +134,43 @@ class Cluster:
         code = getattr(self._library, f"rd_kafka_mock_{what}")(self._cluster, *arguments)
         if code:
             raise confluent_kafka.KafkaException(confluent_kafka.KafkaError(code))
+
+
+class Kafka(Brokers):
+    """Brokers that are there already, which nobody here takes down."""
+
+    faults = ("restart",)
+
+    def __init__(self, servers: str) -> None:
+        from confluent_kafka import admin
+
+        self.servers, self._prefix = servers, f"streamkd-test-{uuid.uuid4().hex[:8]}"
+        self._admin, self._new = admin.AdminClient({"bootstrap.servers": servers, "log_level": 0}), admin.NewTopic
+        self._topics: list[str] = []
+
+    def named(self, topic: str) -> str:
+        return f"{self._prefix}-{topic}"
+
+    def create(self, topic: str, partitions: int = 3) -> str:
+        name = self.named(topic)
+        self._admin.create_topics([self._new(name, partitions, 1)])[name].result(30)
+        self._topics.append(name)
+        return name
+
+    def forget(self, topic: str, partition: int, before: int) -> None:
+        place = confluent_kafka.TopicPartition(self.named(topic), partition, before)
+        [told] = self._admin.delete_records([place]).values()
+        told.result(30)
+
+    def close(self) -> None:
+        for told in self._admin.delete_topics(self._topics).values() if self._topics else ():
+            told.result(30)
+
+
+def brokers() -> Brokers:
+    """Those that somebody runs, where they are named, else three of our own."""
+    there = os.environ.get("STREAMKD_TEST_KAFKA")
+    return Kafka(there) if there else Cluster()
 
 
 @contextlib.contextmanager

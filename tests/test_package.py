@@ -78,6 +78,7 @@ def test_its_metadata_say_what_it_is(metadata: Message) -> None:
         "meta",
         "nats",
         "onnx",
+        "protobuf",
         "tune",
     ]
 

@@ -34,6 +34,7 @@ for command in (
     kept.inspect,
     configuring.plugins,
     teachers.teachers,
+    kept.migrate,
     kept.models,
     exporting.export,
     smaller.distil,

@@ -1,4 +1,4 @@
-"""Commands about what is kept on disk: ``inspect``, ``models``, ``dlq``."""
+"""Commands about what is kept on disk: ``inspect``, ``migrate``, ``models``, ``dlq``."""
 
 import json
 from collections import Counter
@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from streamkd.cli.options import JSON, STATE, TOKEN
+from streamkd.cli.options import FILE, FOLDER, JSON, SET, STATE, TOKEN
 from streamkd.cli.terminal import table
 from streamkd.errors import RecordError
 
@@ -22,6 +22,31 @@ def inspect(directory: str, as_json: bool) -> None:
 
     found = inspection.inspect(directory)
     click.echo(json.dumps(found) if as_json else inspection.in_words(found))
+
+
+@click.command()
+@click.argument("state", type=FOLDER)
+@click.argument("config", type=FILE)
+@SET
+@click.option("--fill", "fills", multiple=True, metavar="COLUMN=VALUE", help="What records so far had in a new column.")
+def migrate(state: Path, config: Path, overrides: tuple[str, ...], fills: tuple[str, ...]) -> None:
+    """Let the learner of STATE go on under CONFIG, which has input columns more, or wider numbers.
+
+    The server is stopped. A new column with `missing: fill` needs no --fill: records so far have a gap there.
+    """
+    told = dict(fill.partition("=")[::2] for fill in fills)
+    from streamkd import config as configuration
+    from streamkd.migration import migrate as go_on
+    from streamkd.plugins import Registry
+
+    registry = Registry.load()
+    done = go_on(state, configuration.load(config, overrides, registry), registry, told)
+    changed = {"new": done.news.added, "wider": done.news.wider}
+    click.echo("; ".join(f"{what}: {', '.join(names)}" for what, names in changed.items() if names))
+    click.echo(f"{done.batches} batches of the log are written anew; {done.records} records stay learned")
+    click.echo("the student answers as before" + (f", to within {done.apart:.1g} of a logit" if done.apart else ""))
+    if done.anew:
+        click.echo(f"began anew, and learned what is remembered: {', '.join(done.anew)}")
 
 
 @click.group()

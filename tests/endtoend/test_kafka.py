@@ -1,5 +1,6 @@
 """A server that reads Kafka, on loopback brokers: killed at any moment, over a full queue, and as its pages say."""
 
+import contextlib
 import json
 import re
 import shlex
@@ -14,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from kafka_brokers import Cluster
+from kafka_brokers import Cluster, brokers
 
 from streamkd.streams.log.log import Log
 
@@ -27,21 +28,22 @@ PARTITIONS = 3
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    brokers = Cluster()
-    yield brokers
-    brokers.close()
+    with contextlib.closing(brokers()) as found:
+        yield found  # tests that are not marked ``kafka`` are run on a ``Cluster`` alone
 
 
 def reading(cluster: Cluster, **changes: Any) -> dict[str, Any]:
     """A small stream of the topic ``main``, with many cuts that only the journal knows."""
-    source = {"source": {"name": "kafka", "servers": cluster.servers, "group": "g"}, "batch": {"flush_seconds": 0.02}}
-    return merged(merged(PUSHED, {"stream": source, "device": "cpu"}), changes)
+    source = {"name": "kafka", "servers": cluster.servers, "group": "g", "topics": list(cluster.main)}
+    stream = {"source": source, "batch": {"flush_seconds": 0.02}}
+    return merged(merged(PUSHED, {"stream": stream, "device": "cpu"}), changes)
 
 
 def as_json(rows: pa.RecordBatch) -> list[bytes]:
     return [json.dumps(row).encode() for row in rows.to_pylist()]
 
 
+@pytest.mark.kafka
 @pytest.mark.soak
 def test_kills_lose_and_double_no_message(cluster: Cluster, serve: Serve, tmp_path: Path) -> None:
     """Ingress, learner and group are killed while a topic grows: each message once, in its partition's order, and the
@@ -71,7 +73,7 @@ def test_kills_lose_and_double_no_message(cluster: Cluster, serve: Serve, tmp_pa
     assert (seen["records_trained"], seen["offsets"]) == (count, {"main/0": count})
     log = Log(server.state / "log.sqlite", read_only=True)
     found = [tuple(x) for x in log.read(0, count).rows.column("x").to_pylist()]
-    assert log.positions() == {f"main/{number}": count // PARTITIONS for number in range(PARTITIONS)}
+    assert log.positions() == {f"{cluster.named('main')}/{number}": count // PARTITIONS for number in range(PARTITIONS)}
     log.close()
     sent = [tuple(json.loads(message)["x"]) for message in messages]
     places = [sent.index(x) for x in found]
@@ -134,6 +136,7 @@ def test_the_page_s_lines_learn_a_topic(
     assert f"kafka://{cluster.servers}/orders" in server.out
 
 
+@pytest.mark.kafka
 @pytest.mark.soak
 def test_a_source_that_stops_says_why_and_the_server_goes_on(cluster: Cluster, serve: Serve) -> None:
     """Predictions are answered, records are taken over HTTP, and readiness is withdrawn with the reason."""

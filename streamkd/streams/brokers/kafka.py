@@ -20,7 +20,8 @@ from streamkd.errors import NotReady, SourceError, StreamkdError
 from streamkd.hookspecs import Options, SourceKind, hookimpl
 from streamkd.streams.brokers import client
 from streamkd.streams.brokers.client import Setting
-from streamkd.streams.brokers.messages import FORMATS, Beside, Decode
+from streamkd.streams.brokers.formats import FORMAT, REGISTRY, REGISTRY_USER, Format, check, decoder
+from streamkd.streams.brokers.messages import Beside
 from streamkd.streams.brokers.partitions import Partitions
 from streamkd.streams.ingest.intake import Ingest, Listener
 from streamkd.streams.ingest.refusals import BadRun
@@ -35,15 +36,9 @@ class KafkaOptions(Options):
     servers: str = Field(default="127.0.0.1:9092", description="brokers to begin with, host:port,...")
     topics: tuple[str, ...] = Field(default=(), description="all their partitions are read; none: the stream's name")
     labels: str | None = Field(default=None, description="topic of labels of predictions, for `stream.labels`")
-    format: Literal["json", "arrow", "avro"] = Field(
-        default="json",
-        description="a message is a JSON object, an Arrow IPC stream of any number of rows, or a record of Avro whose "
-        "schema is in the `registry`",
-    )
-    registry: str | None = Field(default=None, description="URL of a schema registry, for Avro")
-    registry_user: str | None = Field(
-        default=None, pattern="^env:", description="`env:NAME`, of the environment: its value is user:password"
-    )
+    format: Format = FORMAT
+    registry: str | None = REGISTRY
+    registry_user: str | None = REGISTRY_USER
     start: Literal["earliest", "latest"] = Field(
         default="earliest", description="where the very first start begins; after it the log knows"
     )
@@ -66,11 +61,8 @@ class KafkaOptions(Options):
         return Beside(self.key, self.time, self.headers)
 
     @model_validator(mode="after")
-    def _avro_has_schemas(self) -> "KafkaOptions":
-        if (self.format == "avro") != (self.registry is not None):
-            raise ValueError(
-                f"registry is needed for Avro, and for nothing else; got {self.registry} for {self.format}"
-            )
+    def _has_schemas(self) -> "KafkaOptions":
+        check(self.format, self.registry)
         return self
 
     @field_validator("options")
@@ -94,7 +86,7 @@ class KafkaListener(Listener):
         self._kafka = client.load("the source kafka")
         if options.labels:
             self._intake.schema_of("labels")
-        self._decode = _decode(options)
+        self._decode = decoder(options.format, options.registry, options.registry_user)
         self._topics = options.topics or (self._intake.stream,)
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
@@ -140,12 +132,3 @@ class KafkaListener(Listener):
                 raise
         with contextlib.suppress(StreamkdError, self._kafka.KafkaException, sqlite3.Error):  # the next start goes on
             partitions.close()
-
-
-def _decode(options: KafkaOptions) -> Decode:
-    if options.registry is None:
-        return FORMATS[options.format]
-    from streamkd.streams.brokers.avro import FromAvro  # and an HTTP client
-
-    user = options.registry_user
-    return FromAvro(options.registry, str(client.value_of("registry_user", user)) if user else None)

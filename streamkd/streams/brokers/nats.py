@@ -17,14 +17,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from streamkd import extras, logs
 from streamkd.errors import ConfigError, NotReady, Overloaded, SourceError, StreamkdError
 from streamkd.hookspecs import Options, SourceKind, hookimpl
 from streamkd.streams.brokers import client
+from streamkd.streams.brokers.formats import FORMAT, REGISTRY, REGISTRY_USER, Format, check, decoder
 from streamkd.streams.brokers.jetstream import SUBJECT, JetStream, Unanswered
-from streamkd.streams.brokers.messages import FORMATS, Beside, Form, Message
+from streamkd.streams.brokers.messages import Beside, Decode, Form, Message
 from streamkd.streams.brokers.reset import MOVED, onward
 from streamkd.streams.ingest.intake import Ingest, Intake, Listener
 from streamkd.streams.ingest.into_log import UNDER_WAY, UNDER_WAY_BYTES, IntoLog
@@ -43,9 +44,9 @@ class NatsOptions(Options):
     servers: str = Field(default="nats://127.0.0.1:4222", description="servers to begin with, nats://host:port,...")
     stream: str | None = Field(default=None, description="of JetStream; none: the stream's own name")
     filter: str | None = Field(default=None, description="only messages of this subject; `*` and `>` as NATS has them")
-    format: Literal["json", "arrow"] = Field(
-        default="json", description="a message is a JSON object, or an Arrow IPC stream of any number of rows"
-    )
+    format: Format = FORMAT
+    registry: str | None = REGISTRY
+    registry_user: str | None = REGISTRY_USER
     start: Literal["earliest", "latest"] = Field(
         default="earliest", description="where the very first start begins; after it the log knows"
     )
@@ -70,6 +71,11 @@ class NatsOptions(Options):
         subject = {SUBJECT: self.subject} if self.subject else {}
         return Beside(None, self.time, {**self.headers, **subject})
 
+    @model_validator(mode="after")
+    def _has_schemas(self) -> "NatsOptions":
+        check(self.format, self.registry)
+        return self
+
 
 @hookimpl
 def streamkd_sources() -> list[SourceKind]:
@@ -85,6 +91,7 @@ class NatsListener(Listener):
         self._options, self._intake = options, ingest.intake
         self._nats = extras.load("nats", "the source nats")
         self._settings = _settings(options)
+        self._decode = decoder(options.format, options.registry, options.registry_user)
         self._name = options.stream or self._intake.stream
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
@@ -102,7 +109,7 @@ class NatsListener(Listener):
 
     def _run(self) -> None:
         stream = JetStream(self._nats, self._settings, self._name, self._options.filter)
-        reader = StreamReader(stream, self._name, self._options, self._intake, self._ending)
+        reader = StreamReader(stream, self._name, self._options, self._intake, self._decode, self._ending)
         try:
             while not self._ending.is_set():
                 reader.advance()
@@ -122,9 +129,16 @@ class StreamReader:
     """The way of one stream's messages into the log; for one thread, until ``ending`` is set."""
 
     def __init__(
-        self, stream: JetStream, name: str, options: NatsOptions, intake: Intake, ending: threading.Event
+        self,
+        stream: JetStream,
+        name: str,
+        options: NatsOptions,
+        intake: Intake,
+        decode: Decode,
+        ending: threading.Event,
     ) -> None:
-        self._stream, self._name, self._options, self._intake, self._ending = stream, name, options, intake, ending
+        self._stream, self._name, self._options, self._intake = stream, name, options, intake
+        self._decode, self._ending = decode, ending
         self._form = Form(intake.schema, intake.limits, name, options.beside)
         self._into_log = IntoLog(intake, lambda: not ending.wait(POLL_SECONDS))
         self._message_bytes = MESSAGE_BYTES
@@ -186,7 +200,7 @@ class StreamReader:
         if found:
             size_bytes = sum(len(message.value) for message in found) / len(found)
             self._message_bytes += 0.5 * (max(size_bytes, 1.0) - self._message_bytes)
-            self._into_log.put(self._name, FORMATS[self._options.format](found, self._form))
+            self._into_log.put(self._name, self._decode(found, self._form))
 
     def _is_due(self, what: str, seconds: float) -> bool:
         now = time.monotonic()

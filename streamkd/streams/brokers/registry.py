@@ -7,7 +7,7 @@ it does not know is the message's fault.
 """
 
 from collections import OrderedDict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import httpx
@@ -15,27 +15,30 @@ import httpx
 from streamkd.errors import Overloaded, SourceError
 from streamkd.streams.brokers.schema_ids import SchemaId, UnknownSchema
 
+if TYPE_CHECKING:
+    from streamkd.streams.brokers.registered import Language
+
 SCHEMAS = 1_000  # that are kept
 REFERENCES = 100  # of a schema, and of those that it refers to
 ASK_SECONDS = 10.0
 
 
 class SchemaRegistry:
-    """Avro schemas, parsed, by their ids."""
+    """Schemas of one language, parsed, by their ids."""
 
-    def __init__(self, url: str, user: str | None, parse: Any) -> None:
-        """``user``: ``name:password``. ``parse(schema, named)``: notes in ``named`` what others refer to."""
+    def __init__(self, url: str, user: str | None, language: "Language") -> None:
+        """``user``: ``name:password``."""
         name, _, password = (user or "").partition(":")
         self._client = httpx.Client(base_url=url, auth=(name, password) if user else None, timeout=ASK_SECONDS)
-        self._url, self._parse = url, parse
+        self._url, self._language = url, language
         self._kept: OrderedDict[SchemaId, Any] = OrderedDict()
 
     def schema(self, id: SchemaId) -> Any:
         """The schema of an id.
 
         Raises:
-            UnknownSchema: there is none, or it is no Avro. Overloaded: the registry does not answer now.
-            SourceError: it lets us know nothing.
+            UnknownSchema: there is none, or in another language. Overloaded: the registry does not answer now.
+            SourceError: it lets us know nothing, or gives what cannot be read here.
         """
         if id not in self._kept:
             kind = "guids" if isinstance(id, UUID) else "ids"
@@ -44,22 +47,24 @@ class SchemaRegistry:
                 self._kept.popitem(last=False)
         return self._kept[id]
 
-    def _parsed(self, path: str, named: dict[str, Any]) -> Any:
-        said = self._ask(path)
-        if (kind := said.get("schemaType") or "AVRO") != "AVRO":
-            raise UnknownSchema(f"needed a schema of Avro, got {kind}", where=f"{self._url}{path}")
+    def _parsed(self, path: str, named: dict[str, Any], name: str = "schema") -> Any:
+        said, needed = self._ask(path), self._language.kind
+        if (kind := said.get("schemaType") or "AVRO") != needed:
+            raise UnknownSchema(f"needed a schema of {needed}, got {kind}", where=f"{self._url}{path}")
         for each in said.get("references") or ():
             if len(named) > REFERENCES:
                 raise UnknownSchema(f"it refers to more than {REFERENCES}", where=f"{self._url}{path}")
-            self._parsed(f"/subjects/{each['subject']}/versions/{each['version']}", named)
+            self._parsed(f"/subjects/{each['subject']}/versions/{each['version']}", named, each["name"])
         try:
-            return self._parse(said["schema"], named)
+            return self._language.parse(said["schema"], named, name)
+        except SourceError:
+            raise
         except Exception as fault:  # noqa: BLE001 - whatever the parser finds in what a stranger wrote
             raise UnknownSchema(f"cannot be read: {fault}", where=f"{self._url}{path}") from None
 
     def _ask(self, path: str) -> dict[str, Any]:
         try:
-            answer = self._client.get(path)
+            answer = self._client.get(path + self._language.query)
         except httpx.TransportError as fault:
             raise Overloaded(f"the schema registry does not answer: {fault}", where=self._url) from None
         if answer.status_code == 404:

@@ -4,6 +4,7 @@ byte 0 and four bytes, then the value | byte 1 and a GUID, then the value | eith
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 from uuid import UUID
 
 from streamkd.errors import RecordError
@@ -16,17 +17,23 @@ class UnknownSchema(RecordError):
     """No schema, or none that could be read, under the id of a message."""
 
 
-def split(value: bytes, headers: Sequence[tuple[str, bytes | None]] = ()) -> tuple[SchemaId, bytes]:
+class Framed(NamedTuple):
+    """A message's ``value`` behind the id of its schema; ``behind``: what follows the id where that is in a header."""
+
+    id: SchemaId
+    value: bytes
+    behind: bytes | None = None
+
+
+def split(value: bytes, headers: Sequence[tuple[str, bytes | None]] = ()) -> Framed:
     """The id of a message's schema, and what is written by it.
 
     Raises:
         UnknownSchema: it names none.
     """
     told = next((held for name, held in reversed(headers) if name == HEADER), None)
-    if told is not None:
-        return _id(told)[0], value
-    found, length = _id(value)
-    return found, value[length:]
+    found, length = _id(value if told is None else told)
+    return Framed(found, value[length:]) if told is None else Framed(found, value, told[length:])
 
 
 def without_id(value: bytes) -> bytes:

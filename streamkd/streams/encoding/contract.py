@@ -15,8 +15,9 @@ from streamkd.records import RecordSchema
 
 COLUMNS, TYPES, CHARACTERS = 256, 8, 200  # that are remembered: columns, types of one, of a name or a type
 KEEP = (
-    "go back to the columns as they were, or begin elsewhere with --state DIR; what nobody reads need not stand in"
-    " stream.records: further columns may be sent, and are left out"
+    "go back to the columns as they were, or begin elsewhere with --state DIR; new columns and wider numbers can be"
+    " taken into the state with `streamkd migrate STATE CONFIG`; what nobody reads need not stand in stream.records:"
+    " further columns may be sent, and are left out"
 )
 Types = dict[str, list[str]]
 """Of each column the types that it was sent in, in the order in which they came."""

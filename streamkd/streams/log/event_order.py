@@ -210,7 +210,7 @@ class EventOrder:
                 (name, int(times[mine[0]]), len(mine), payload.size),
             )
             number = int(cursor.lastrowid or 0)
-            piece = (number, memoryview(payload), _checksum(number, payload))
+            piece = (number, memoryview(payload), held_checksum(number, payload))
             self._connection.execute("INSERT INTO held_rows VALUES (?, ?, ?)", piece)
             self._count_held(name, len(mine), payload.size)
 
@@ -270,7 +270,7 @@ class EventOrder:
     def _read(self, number: int) -> pa.RecordBatch:
         query = "SELECT payload, checksum FROM held_rows WHERE number = ?"
         payload, held = self._connection.execute(query, (number,)).fetchone() or (b"", None)
-        if held == _checksum(number, payload):
+        if held == held_checksum(number, payload):
             return pa.ipc.read_record_batch(pa.py_buffer(payload), self._schema)
         said = f"the log is damaged: batch {number} of the records that wait for their turn is not what was written"
         raise LogDamaged(said, where=str(self._path), fix=DAMAGED)
@@ -324,5 +324,6 @@ class EventOrder:
         )
 
 
-def _checksum(number: int, payload: Any) -> int:
+def held_checksum(number: int, payload: Any) -> int:
+    """CRC-32 of rows that are held, and of their number."""
     return zlib.crc32(payload, number & 0xFFFFFFFF)

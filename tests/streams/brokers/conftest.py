@@ -31,12 +31,12 @@ def lines(labels: Sequence[int]) -> list[bytes]:
 
 @pytest.fixture
 def cluster() -> "Iterator[Cluster]":
-    """Three brokers, with a topic ``main`` of three partitions."""
-    from kafka_brokers import Cluster  # which skips where there is no client
+    """Three brokers, or real ones, with a topic ``main`` of three partitions."""
+    from kafka_brokers import brokers  # which skips where there is no client
 
-    with contextlib.closing(Cluster()) as brokers:
-        brokers.create("main")
-        yield brokers
+    with contextlib.closing(brokers()) as found:
+        found.create("main")
+        yield found  # tests that are not marked ``kafka`` are run on a ``Cluster`` alone
 
 
 @pytest.fixture
@@ -47,7 +47,9 @@ def read(cluster: "Cluster", monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     with contextlib.ExitStack() as stack:
 
         def begin(way: Any, **options: Any) -> KafkaListener:
-            listener = KafkaListener(KafkaOptions(**{"servers": cluster.servers, **options}), way.ingest())
+            listener = KafkaListener(
+                KafkaOptions(**{"servers": cluster.servers, "topics": cluster.main, **options}), way.ingest()
+            )
             listener.start()
             stack.callback(listener.drain, 10)
             return listener

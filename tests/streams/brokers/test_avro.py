@@ -1,21 +1,23 @@
 """Avro and the registry: the three forms of a schema's id, what is none, and a registry that is away."""
 
+import contextlib
 import io
 import json
-import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import pytest
+from schema_registry import Registry, framed
 
 from streamkd.errors import Overloaded, SourceError
 from streamkd.records import InputColumn, RecordSchema
 from streamkd.settings import Limits
+from streamkd.streams.brokers.avro import Avro
 from streamkd.streams.brokers.messages import Form, Message, from_json
+from streamkd.streams.brokers.registered import FromRegistry
 from streamkd.streams.ingest.admission import Sifted
 
 from .conftest import until
@@ -50,58 +52,26 @@ FORM = Form(SCHEMA, Limits(), "orders/0")
 SEEN = datetime(2026, 1, 2, 3, 4, 5, 678_901, UTC)
 
 
-class Registry:
-    """A schema registry on loopback: answers by path, and how often each was asked for."""
-
-    def __init__(self) -> None:
-        self.answers: dict[str, Any] = {
-            "/schemas/ids/7": {"schema": json.dumps(ORDER)},
-            f"/schemas/guids/{GUID}": {"schema": json.dumps(ORDER)},
-            "/schemas/ids/8": {"schema": "message Order {}", "schemaType": "PROTOBUF"},
-            "/schemas/ids/9": {"schema": '{"type": "nonsense"}'},
-            "/schemas/ids/10": 503,
-            "/schemas/ids/11": 401,
-        }
-        self.asked: list[str] = []
-        self.authorizations: list[str | None] = []
-        registry = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                registry.asked.append(self.path)
-                registry.authorizations.append(self.headers.get("authorization"))
-                found = registry.answers.get(self.path, 404)
-                body = json.dumps(found).encode()
-                self.send_response(found if isinstance(found, int) else 200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *arguments: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, args=[0.01], daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+ANSWERS: dict[str, Any] = {
+    "/schemas/ids/7": {"schema": json.dumps(ORDER)},
+    f"/schemas/guids/{GUID}": {"schema": json.dumps(ORDER)},
+    "/schemas/ids/8": {"schema": "message Order {}", "schemaType": "PROTOBUF"},
+    "/schemas/ids/9": {"schema": '{"type": "nonsense"}'},
+    "/schemas/ids/10": 503,
+    "/schemas/ids/11": 401,
+}
 
 
 @pytest.fixture
 def registry() -> Iterator[Registry]:
-    found = Registry()
-    yield found
-    found.close()
+    with contextlib.closing(Registry(ANSWERS)) as found:
+        yield found
 
 
 @pytest.fixture
 def decode(registry: Registry) -> Callable[..., Sifted]:
     """The rows of values, each with its headers, at the offsets from 0 on."""
-    from streamkd.streams.brokers.avro import FromAvro
-
-    avro = FromAvro(registry.url, None)
+    avro = FromRegistry(Avro(), registry.url, None)
 
     def of(*values: Any) -> Sifted:
         messages = [
@@ -120,10 +90,6 @@ def record(schema: dict[str, Any] = ORDER, **changes: Any) -> bytes:
     sink = io.BytesIO()
     fastavro.schemaless_writer(sink, fastavro.parse_schema(schema), values)
     return sink.getvalue()
-
-
-def framed(id: int, value: bytes) -> bytes:
-    return b"\0" + id.to_bytes(4) + value
 
 
 def test_a_schema_s_id_has_three_forms(registry: Registry, decode: Callable[..., Sifted]) -> None:
@@ -191,9 +157,7 @@ def test_a_registry_that_is_away_is_waited_for(registry: Registry, decode: Calla
 
 def test_the_registry_is_told_who_we_are(registry: Registry) -> None:
     """As user and password, from the environment."""
-    from streamkd.streams.brokers.avro import FromAvro
-
-    list(FromAvro(registry.url, "me:secret")([Message(0, framed(7, record()))], FORM))
+    list(FromRegistry(Avro(), registry.url, "me:secret")([Message(0, framed(7, record()))], FORM))
     assert registry.authorizations == ["Basic bWU6c2VjcmV0"]
 
 

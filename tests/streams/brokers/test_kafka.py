@@ -54,6 +54,7 @@ def written(way: Way, count: int) -> list[int]:
     return way.labels()
 
 
+@pytest.mark.kafka
 def test_every_message_of_every_partition_is_a_record_in_order(cluster: Cluster, open_way: Open, read: Read) -> None:
     """Once each; the log knows the positions, the broker is told them for the group, and what waits there is none."""
     way = open_way()
@@ -62,12 +63,13 @@ def test_every_message_of_every_partition_is_a_record_in_order(cluster: Cluster,
     labels = written(way, 300)
     assert sorted(labels) == list(range(300))
     assert in_order(labels)
-    assert way.log.positions() == {"main/0": 100, "main/1": 100, "main/2": 100}
+    assert way.log.positions() == {f"{cluster.named('main')}/{number}": 100 for number in range(3)}
     source.drain(10)
     assert [cluster.committed("main", number, "learners") for number in range(3)] == [100] * 3
     assert way.counted("source_records_total", "main") == 300
 
 
+@pytest.mark.kafka
 def test_a_source_goes_on_where_the_log_is(cluster: Cluster, open_way: Open, read: Read) -> None:
     """Whatever the broker was told: a second start reads what has come since, and nothing else."""
     way = open_way()
@@ -80,6 +82,7 @@ def test_a_source_goes_on_where_the_log_is(cluster: Cluster, open_way: Open, rea
     assert sorted(written(way, 60)) == list(range(60))
 
 
+@pytest.mark.kafka
 def test_two_readers_of_one_log_write_each_message_once(
     cluster: Cluster, open_way: Open, read: Read, tmp_path: Path
 ) -> None:
@@ -130,7 +133,7 @@ class Disturbed:
         self.down.discard(broker)
 
     def fault(self) -> None:
-        kind, broker = self.dice.choice(["down", "lead", "fail", "slow", "restart", "commit"]), self.dice.randint(1, 3)
+        kind, broker = self.dice.choice(self.cluster.faults), self.dice.randint(1, 3)
         if kind == "down":
             self.cluster.broker_down(broker)
             self.down.add(broker)
@@ -171,6 +174,7 @@ def test_faults_of_brokers_and_starts_lose_and_double_nothing(
     check_faults(Disturbed(cluster, open_way(), read, seed), 4)
 
 
+@pytest.mark.kafka
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(100, 120))
 def test_many_faults_lose_and_double_nothing(cluster: Cluster, open_way: Open, read: Read, seed: int) -> None:
@@ -196,6 +200,7 @@ def test_brokers_and_topics_may_come_later(
     assert sorted(written(way, 9)) == list(range(9))
 
 
+@pytest.mark.kafka
 def test_latest_is_that_of_the_first_start(cluster: Cluster, open_way: Open, read: Read) -> None:
     """It is on disk before anything is read: what comes while the source is away is not skipped."""
     cluster.produce("main", lines(range(9)))
@@ -208,6 +213,7 @@ def test_latest_is_that_of_the_first_start(cluster: Cluster, open_way: Open, rea
     assert sorted(written(way, 9)) == list(range(9, 18))
 
 
+@pytest.mark.kafka
 def test_what_has_expired_is_told_and_counted(
     cluster: Cluster, open_way: Open, read: Read, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -223,7 +229,10 @@ def test_what_has_expired_is_told_and_counted(
     labels = written(way, 56)
     assert sorted(set(range(60)) - set(labels)) == [31, 34, 37, 40]
     assert way.counted("source_lost_messages_total", "main") == 4
-    assert "main/1: the broker has the messages from 14 to 20 and the next one would be 10" in caplog.text
+    assert (
+        f"{cluster.named('main')}/1: the broker has the messages from 14 to 20 and the next one would be 10"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize(
@@ -259,6 +268,7 @@ def test_another_cluster_is_refused(cluster: Cluster, open_way: Open, read: Read
     assert "needed the cluster that the log was read from, kafka elsewhere" in until(lambda: way.intake.stopped)
 
 
+@pytest.mark.kafka
 def test_poison_hurts_nobody_else(cluster: Cluster, open_way: Open, read: Read) -> None:
     """Messages that are none become dead letters as they came, with partition and offset; their neighbours records."""
     way = open_way()
@@ -266,17 +276,18 @@ def test_poison_hurts_nobody_else(cluster: Cluster, open_way: Open, read: Read) 
     cluster.produce("main", [good[0], b"poison", good[1], None, b"[1]", good[2], b'{"label": 1}', good[3]], lambda _: 1)
     read(way)
     assert written(way, 4) == [0, 1, 2, 3]
-    letters = way.log.letters.list()
+    letters, partition = way.log.letters.list(), f"{cluster.named('main')}/1"
     assert [(letter.source, letter.offset, letter.reason) for letter in letters] == [
-        ("main/1", 1, "decode"),
-        ("main/1", 3, "decode"),
-        ("main/1", 4, "decode"),
-        ("main/1", 6, "missing_input"),
+        (partition, 1, "decode"),
+        (partition, 3, "decode"),
+        (partition, 4, "decode"),
+        (partition, 6, "missing_input"),
     ]
     assert letters[0].record == b"poison"
-    assert way.log.positions()["main/1"] == 8
+    assert way.log.positions()[partition] == 8
 
 
+@pytest.mark.kafka
 def test_arrow_streams_bring_as_many_rows_as_they_have(
     cluster: Cluster, open_way: Open, read: Read, pictures: Pictures
 ) -> None:
@@ -299,6 +310,7 @@ def test_arrow_streams_bring_as_many_rows_as_they_have(
     assert letters[0].record == b"poison"
 
 
+@pytest.mark.kafka
 def test_too_many_bad_ones_in_a_row_stop_the_source(cluster: Cluster, open_way: Open, read: Read) -> None:
     """What came before is in the log, nothing of the batch that it was too much for; the next start is there again."""
     way = open_way(bad_in_a_row=20)
@@ -308,7 +320,7 @@ def test_too_many_bad_ones_in_a_row_stop_the_source(cluster: Cluster, open_way: 
     cluster.produce("main", [b"poison"] * 50, lambda _: 0)
     assert "50 refused rows in a row" in until(lambda: way.intake.stopped)
     source.drain(10)
-    assert way.log.positions()["main/0"] == 3
+    assert way.log.positions()[f"{cluster.named('main')}/0"] == 3
     assert way.counted("source_records_total", "main") == 3
 
 
@@ -336,6 +348,7 @@ def test_a_full_queue_holds_the_source_back(
     assert written(way, 400) == list(range(400))
 
 
+@pytest.mark.kafka
 def test_key_time_and_headers_become_columns(cluster: Cluster, open_way: Open, read: Read, pictures: Pictures) -> None:
     """In both forms; a header that a message has not is a gap."""
     inputs = (

@@ -1,6 +1,7 @@
 """The source over NATS JetStream: each message once and in order, whatever server, readers and messages do."""
 
 import contextlib
+import io
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from nats_server import Server
 from pydantic import ValidationError
+from schema_registry import Registry, framed
 
 from streamkd.errors import ConfigError
 from streamkd.records import InputColumn, RecordSchema
@@ -157,6 +159,22 @@ def test_subject_time_and_headers_may_be_columns(server: Server, open_way: Open,
     rows = way.log.read(0, 2).rows.to_pydict()
     assert (rows["channel"], rows["shop"]) == (["main.north.a", "main.north.b"], ["s0", "s2"])
     assert all(abs(time.time() - at.timestamp()) < 60 for at in rows["at"])
+
+
+def test_schemas_may_be_in_a_registry(server: Server, open_way: Open, begin: Read) -> None:
+    """The message names its own, as over Kafka; without a registry for them the configuration is refused."""
+    avro = pytest.importorskip("fastavro", reason='no Avro: pip install "streamkd[nats]"')
+    fields = [{"name": name, "type": "double"} for name in ("x", "label")]
+    schema = {"type": "record", "name": "Order", "fields": fields}
+    avro.schemaless_writer(sink := io.BytesIO(), avro.parse_schema(schema), {"x": 1.5, "label": 2.0})
+    way = open_way(schema=RecordSchema(inputs=(InputColumn(name="x"),)))
+    with contextlib.closing(Registry({"/schemas/ids/7": {"schema": json.dumps(schema)}})) as registry:
+        server.publish("main.a", [framed(7, sink.getvalue())])
+        begin(way, format="avro", registry=registry.url)
+        until(lambda: way.log.end() == 1)
+    assert way.labels() == [2]
+    with pytest.raises(ValidationError, match="registry is needed"):
+        NatsOptions(format="protobuf")
 
 
 def test_secrets_are_named_and_certificates_read(tmp_path: Path, open_way: Open, begin: Read) -> None:
