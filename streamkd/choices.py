@@ -50,8 +50,21 @@ class KeyedChoice(Choice):
         return self.id or self.name
 
 
+class Isolation(BaseModel):
+    """What a teacher may take, in a process of its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    timeout_seconds: float = Field(default=5.0, gt=0, allow_inf_nan=False, description="for each answer")
+    memory_bytes: int = Field(default=4 << 30, gt=0, description="beyond what the libraries take; Linux only")
+
+
 class TeacherChoice(KeyedChoice):
     """A teacher; two of one kind need different ids."""
+
+    isolate: bool | Isolation = Field(
+        default=False,
+        description="in a process of its own, which may hang, die or lack memory; true: as set below",
+    )
 
 
 class RowsChoice(KeyedChoice):

@@ -21,6 +21,7 @@ from streamkd.config import Config
 from streamkd.errors import StateConflict
 from streamkd.evaluate.live import LiveQuality
 from streamkd.gates.producers import Producers
+from streamkd.isolation.absences import AbsenceJournal
 from streamkd.learner import resuming
 from streamkd.learner.feed import Feed
 from streamkd.learner.prequential import Prequential
@@ -60,6 +61,7 @@ class Learner:
         schema: RecordSchema,
         *,
         journal: Log | None = None,
+        absences: AbsenceJournal | None = None,
         skips: Sequence[Skip] = (),
         recorder: Recorder | None = None,
         avalanche_plugins: Sequence[Any] = (),
@@ -74,7 +76,7 @@ class Learner:
         self.steps = 0
         self.labels = LabelSpace()
         self.feed = Feed(config.stream, source, schema, self.labels, self.recorder, journal, skips)
-        self._journal = journal
+        self._journal, self._absences = journal, absences
         self.tasks = Tasks(dict(wiring.make_all(registry, "detectors", config.detectors)))
         self.class_weights = None if (given := config.publish.class_weights) is None else ClassWeights(given)
         self.prequential = Prequential(source, schema, self.device, self.labels, journal, self.class_weights)
@@ -247,7 +249,7 @@ class Learner:
         """Wire the parts that need a student, for the labels so far."""
         self._begun = self._begun or wiring.artefact_of(self.config, self.schema)
         self._step, self._adapter = wiring.step_of(
-            self.config, self.registry, self.schema, self.labels.labels, self.device, self._begun
+            self.config, self.registry, self.schema, self.labels.labels, self.device, self._begun, self._absences
         )
         if self._avalanche is not None:
             evaluator = self._avalanche.quiet_evaluator(*self._metrics, sink=self._log)

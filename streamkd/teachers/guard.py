@@ -6,6 +6,7 @@ starts anew from scratch (the strikes are state: a resumed run must ask the same
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -13,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from torch import Tensor
 
-from streamkd.errors import PluginError
+from streamkd.errors import Overloaded, PluginError, StateError
 from streamkd.teachers.former import FormerTeacher
 from streamkd.teachers.snapshot import SnapshotTeacher
 from streamkd.teachers.teacher import Hindsight, Incremental, Recalling, Teacher
@@ -23,12 +24,22 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
+class Absent(Exception):
+    """A teacher in a process of its own is away: nobody's fault here; ``reason`` where it has just gone."""
+
+    def __init__(self, key: str, reason: str = "") -> None:
+        super().__init__(f"teacher {key} is away")
+        self.reason = reason
+
+
 @dataclass
 class Calls:
     """What was asked of one teacher; ``cached`` counts rows whose remembered answer spared a question."""
 
     requests: int = 0
-    failures: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    """By reason."""
+
     seconds: float = 0.0
     cached: int = 0
 
@@ -54,7 +65,7 @@ class Guard:
 
         ``y`` are the columns of rows that were learned: who has learned from them leaves each out of what it says.
         """
-        if self.strikes.get(teacher.key, 0) < STRIKES:
+        if self.strikes.get(teacher.key, 0) < STRIKES and not getattr(teacher, "away", False):
             self.of(group(teacher)).requests += 1
         return self.guarded(
             teacher, lambda: self._checked(_said(teacher, x, y), teacher.known().to(x.device), len(x), classes)
@@ -86,8 +97,14 @@ class Guard:
         begun = time.perf_counter()
         try:
             return call()
+        except Absent as away:
+            if away.reason:
+                tally.failures[away.reason] += 1
+            return None
+        except (Overloaded, StateError):  # that it is away cannot be written down: nothing may follow from it
+            raise
         except Exception:  # a plugin is a stranger's code: it hurts only itself
-            tally.failures += 1
+            tally.failures["raised"] += 1
             self.strikes[teacher.key] = self.strikes.get(teacher.key, 0) + 1
             logger.exception(
                 "teacher %s failed (%d of %d, then it is off)", teacher.key, self.strikes[teacher.key], STRIKES

@@ -382,7 +382,7 @@ class Pool:
             self._set_witnesses([*self.witnesses, *copies])
         for teacher in self.everybody:
             if isinstance(teacher, Stateful) and teacher.key in state["teachers"]:
-                teacher.load_state_dict(state["teachers"][teacher.key])
+                teacher.load_state_dict(_own(state["teachers"][teacher.key], teacher))
             teacher.grow(labels)
         here = set(self.keys)
         self.worth = {k: v for k, v in state["worth"].items() if k in here}
@@ -401,6 +401,11 @@ class Pool:
             if cached(teacher) and teacher.key not in self.cache.slots:
                 self.cache.open(teacher)
         self._facts = None
+
+
+def _own(saved: dict[str, Any], teacher: Teacher) -> dict[str, Any]:
+    """The state of a teacher that was in a process of its own, for one that is not."""
+    return saved["state"] if "isolated" in saved and not hasattr(teacher, "isolated") else saved
 
 
 def bytes_of(teacher: Teacher) -> int:

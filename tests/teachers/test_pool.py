@@ -225,7 +225,7 @@ def test_a_teacher_that_fails_to_observe_hurts_only_itself() -> None:
 
     step = toys.make_step(teachers=[Deaf("deaf", toys.mlp())], snapshots=0)
     run(step, STRIKES + 1)
-    assert step.pool.guard.of("deaf").failures == STRIKES
+    assert step.pool.guard.of("deaf").failures.total() == STRIKES
 
 
 class Tally(Counted):
@@ -301,7 +301,7 @@ def test_answers_of_another_shape_are_none(said: Tensor) -> None:
     step = toys.make_step(teachers=[Short("s", toys.mlp(seed=10)), Tally("t", toys.mlp(seed=11))])
     run(step, 5)
     assert set(step.pool.prequential) == {"t"}
-    assert step.pool.guard.of("s").failures == STRIKES
+    assert step.pool.guard.of("s").failures.total() == STRIKES
 
 
 def test_a_settled_teachers_cache_goes_round() -> None:
@@ -576,14 +576,14 @@ def test_a_teacher_that_raises_is_off_after_three_strikes() -> None:
     questions, broken = Guard(), Broken("broken", toys.mlp())
     answers = [questions.ask(broken, torch.zeros(2, 3), 3) for _ in range(STRIKES + 2)]
     assert answers == [None] * (STRIKES + 2)
-    assert questions.of("broken").failures == questions.of("broken").requests == STRIKES
+    assert questions.of("broken").failures.total() == questions.of("broken").requests == STRIKES
 
 
 def test_an_answer_of_another_shape_is_a_failure() -> None:
     """Logits that do not fit the label space are none."""
     questions, teacher = Guard(), Counted("wide", toys.mlp())
     assert questions.ask(teacher, torch.zeros(2, 3), classes=7) is None
-    assert questions.of("wide").failures == 1
+    assert questions.of("wide").failures.total() == 1
 
 
 def test_snapshots_are_tallied_together() -> None:

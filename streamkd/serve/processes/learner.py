@@ -14,11 +14,13 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
+from typing import Any
 
 from streamkd import config as configuration
 from streamkd import logs, threads
 from streamkd.config import Config
 from streamkd.errors import Overloaded, PluginError, StateConflict, StateError, StreamkdError
+from streamkd.isolation.absences import Absences
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
 from streamkd.serve.processes.channel import Channel
@@ -55,7 +57,8 @@ class LearnerProcess:
         source, journal = open_source(config, registry, schema, directory.log)
         with closing(directory.connect()) as connection:
             skips = rollback.skips(connection)
-        self.learner = Learner(config, registry, source, schema, journal=journal, skips=skips, recorder=self.recorder)
+        about: dict[str, Any] = {"journal": journal, "absences": Absences(directory), "skips": skips}
+        self.learner = Learner(config, registry, source, schema, recorder=self.recorder, **about)
         self._restore(self._checkpoints.latest())
         self._log = journal if isinstance(journal, Log) else None
         self._refuse_other_source()

@@ -120,6 +120,7 @@ def _teachers(learner: Learner, weights: Mapping[str, float]) -> list[Json]:
             "weight": weights.get(teacher.key),
             "share": shares.get(teacher.key),
             "teaches": teacher in pool.teachers,
+            "away": getattr(teacher, "away", False),
             "classes": int(teacher.known().sum()) or None,
             "bytes": bytes_of(teacher),
         }
@@ -148,7 +149,8 @@ def _totals(learner: Learner) -> dict[_Series, float]:
         totals["teacher_requests_total", teacher] = calls.requests
         totals["teacher_duration_seconds", teacher] = calls.seconds
         totals["teacher_cache_hits_total", teacher] = calls.cached
-        totals["teacher_failures_total", teacher, ("reason", "raised")] = calls.failures
+        for reason, count in ({"raised": 0} | calls.failures).items():
+            totals["teacher_failures_total", teacher, ("reason", reason)] = count
     return totals
 
 
