@@ -126,7 +126,7 @@ class IsolatedTeacher:
             said = self._take(self._worker.ask(call, arguments))
         except Lost as fault:
             self._leave(number, fault)
-            raise Absent(self.key, "" if fault.reason == "journaled" else fault.reason) from None
+            raise Absent(self.key, "" if fault.reason == "journaled" else fault.reason, str(fault)) from None
         return said.to(arguments[0].device) if isinstance(said, Tensor) else said
 
     def _unasked(self, call: str, *arguments: Any) -> Any:

@@ -5,9 +5,10 @@ source ─► Batcher: cut by count, or by a silence that is journaled ─► co
   └ goes on behind it
 """
 
+import sqlite3
 from collections.abc import Sequence
 
-from streamkd.errors import SourceError
+from streamkd.errors import SourceError, StreamkdError
 from streamkd.records import Chunk, Records, RecordSchema, Reject, Source
 from streamkd.settings import Stream
 from streamkd.state.checkpoint import DeadBatch
@@ -17,6 +18,7 @@ from streamkd.streams.log.log import Log
 from streamkd.streams.log.paces import Gear
 from streamkd.streams.pace import Gearbox, Pace
 from streamkd.streams.skips import Skip, Skips
+from streamkd.strikes import blame
 from streamkd.tasks.labels import LabelSpace
 from streamkd.telemetry import Recorder
 
@@ -56,10 +58,15 @@ class Feed:
         """The good records of the next batch, none perhaps; ``None`` where the source has none now.
 
         Raises:
-            SourceError: so many bad rows in a row that the source must be wrong.
+            SourceError: so many bad rows in a row that the source must be wrong. PluginError: the source failed.
         """
         self._pass_over()
-        chunk = self._batcher.next(self.offsets)
+        try:
+            chunk = self._batcher.next(self.offsets)
+        except (StreamkdError, sqlite3.Error):
+            raise
+        except Exception as fault:  # a plugin is a stranger's code
+            raise blame(f"source {self._name}", "read", fault) from fault
         if chunk is None:
             return None
         records, rejects = self._decoder.decode(chunk)

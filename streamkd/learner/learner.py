@@ -18,7 +18,7 @@ import torch
 from streamkd import wiring
 from streamkd.avalanche import available
 from streamkd.config import Config
-from streamkd.errors import StateConflict
+from streamkd.errors import PluginError, StateConflict
 from streamkd.evaluate.live import LiveQuality
 from streamkd.gates.producers import Producers
 from streamkd.isolation.absences import AbsenceJournal
@@ -37,6 +37,7 @@ from streamkd.replay.ring import Ring
 from streamkd.state.checkpoint import DeadBatch
 from streamkd.streams.log.log import Log
 from streamkd.streams.skips import Skip
+from streamkd.strikes import Strikes
 from streamkd.students.networks import Student, at_rest
 from streamkd.tasks.boundary import Boundary, Tasks
 from streamkd.tasks.experience import TensorBatch, tensors
@@ -48,6 +49,13 @@ if TYPE_CHECKING:
     from streamkd.avalanche.strategy import StreamStrategy
 
 logger = logging.getLogger(__name__)
+
+
+def _chosen_by(selector: Selector, candidates: Candidates) -> Model:
+    model = selector.choose(candidates)
+    if not isinstance(model, Model):
+        raise PluginError(f"needed a Student or a Served, got {type(model).__name__}")
+    return model
 
 
 class Learner:
@@ -82,7 +90,8 @@ class Learner:
         self.prequential = Prequential(source, schema, self.device, self.labels, journal, self.class_weights)
         self.producers = Producers(config.seed) if schema.producer else None
         self.quality = LiveQuality()
-        self.observers = Observers(wiring.make_all(registry, "observers", config.observers), self.recorder)
+        self.observers = Observers(wiring.make_all(registry, "observers", config.observers))
+        self._selecting = Strikes("selector", until="the next start")
         self._selector: Selector = wiring.make(registry, "publish.model", "selectors", config.publish.model)
         self.last: Taken | None = None
         self._avalanche = available.strategy([*avalanche_plugins, *avalanche_metrics])
@@ -131,7 +140,8 @@ class Learner:
     def served(self) -> Model:
         """What is published: the student, another part, or several together."""
         if self._chosen is None or self._chosen[0] != self.steps:
-            model = self._selector.choose(self._candidates)
+            name = self.config.publish.model.name
+            model = self._selecting.call(name, "choose", _chosen_by, self._selector, self._candidates) or self.student
             if self.class_weights is not None:
                 model = weighted(model, self.class_weights.of(self.labels.labels[: model.classes]).tolist())
             self._chosen = (self.steps, model)
@@ -159,6 +169,12 @@ class Learner:
             self.prequential.come(records, self._step)
             self._train(records)
         return True
+
+    @property
+    def strikes(self) -> list[Strikes]:
+        """Of all plugins but teachers, whose guard is the pool's."""
+        own = [self.observers.strikes, self.tasks.strikes, self._selecting]
+        return [*own, *self._step.strikes] if self._step is not None else own
 
     def _log(self, name: str, value: float) -> None:
         self.recorder.set("avalanche_metric", value, metric=name)
@@ -204,8 +220,9 @@ class Learner:
         if self.tasks.scoring:
             self.tasks.score(wrong)
         self._count(taken, time.perf_counter() - begun)
-        right = 1 - float(wrong.mean()) if len(wrong) else math.nan
-        self.observers.tell("on_step", self.records, float(taken.loss), right)
+        if self.observers.hear("on_step"):
+            right = 1 - float(wrong.mean()) if len(wrong) else math.nan
+            self.observers.tell("on_step", self.records, float(taken.loss), right)
 
     def _believed(self, batch: TensorBatch, records: Records) -> TensorBatch:
         """Without the labels that are withheld, of producers that are doubted."""

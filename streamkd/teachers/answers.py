@@ -61,7 +61,7 @@ class TeacherPanel:
         """Whether every teacher answers every row over every class, so that nothing has to be masked."""
         # looked at each time: a resumed learner must come to the same, whatever teachers knew before
         live = bool(self.teachers) and all(teacher.role == "live" for teacher in self.teachers)
-        return live and all(len(known := t.known()) == classes and bool(known.all()) for t in self.teachers)
+        return live and all(self._known(t, classes).all() for t in self.teachers)
 
     def _partial(self, x: Tensor, fresh: int, remembered: Remembered | None, classes: int) -> Answers:
         """Answers where some teachers are asked about some rows, or know some classes."""
@@ -81,8 +81,13 @@ class TeacherPanel:
             else:
                 kept, answered = self.cache.answers(teacher, remembered, classes)
                 logits[fresh:end, index] = kept.float()
-                known[fresh:end, index] = teacher.known().to(x.device) & answered.unsqueeze(1)
+                known[fresh:end, index] = self._known(teacher, classes).to(x.device) & answered.unsqueeze(1)
         return Answers(logits, known & torch.isfinite(logits))
+
+    def _known(self, teacher: Teacher, classes: int) -> Tensor:
+        """Of the classes those that it knows; nothing where it fails to say so."""
+        known = self.guard.guarded(teacher, teacher.known, "known")
+        return known if known is not None and len(known) == classes else torch.zeros(classes, dtype=torch.bool)
 
     def _speaks(self, teacher: Teacher) -> bool:
         return teacher.role != "present" or teacher.key in self.ahead

@@ -71,6 +71,7 @@ def step_of(
         replay=config.memory.replay,
         clip_norm=config.optimizer.clip_norm,
         transfer=transfer,
+        gate_name=config.gate.name,
         sources=_row_sources(config, registry, schema),
         rate_decay=optimizers.RateDecay(optimizer, config.optimizer.start, config.optimizer.decay_steps),
     )
@@ -206,7 +207,7 @@ def _optimizer(config: Config, parameters: list[torch.nn.Parameter]) -> torch.op
 def _term(config: Config, registry: Registry, index: int, device: torch.device, begun: Artefact) -> Term:
     path, choice = f"losses.{index}", config.losses[index]
     gate = _gate(config, registry, f"{path}.gate", choice.gate, begun).to(device) if choice.gate else None
-    return Term(make(registry, path, "losses", choice), choice.weight, gate)
+    return Term(make(registry, path, "losses", choice), choice.weight, gate, choice.name)
 
 
 def _gate(config: Config, registry: Registry, path: str, choice: Choice, begun: Artefact) -> Any:

@@ -14,9 +14,10 @@ from streamkd.errors import ConfigError, PluginError
 from streamkd.incremental.linear import LinearOptions, LinearTeacher
 from streamkd.learning.step import Step
 from streamkd.losses.match_gate import soft_answers
+from streamkd.strikes import STRIKES
 from streamkd.teachers.admission import Worth, WorthOptions
-from streamkd.teachers.guard import STRIKES, Guard
-from streamkd.teachers.pool import Pool, bytes_of
+from streamkd.teachers.guard import Guard
+from streamkd.teachers.pool import Pool
 from streamkd.teachers.snapshot import SnapshotTeacher
 from streamkd.teachers.teacher import Role, copy_of
 
@@ -394,10 +395,10 @@ def test_a_teacher_of_the_present_takes_no_place() -> None:
 def test_no_more_bytes_than_the_budget() -> None:
     """A pool over its bytes gives up snapshots until it fits."""
     one = toys.make_step()
-    size = bytes_of(one.pool.teachers[0])
+    size = one.pool.bytes_of(one.pool.teachers[0])
     step = toys.make_step(snapshots=5, limit_bytes=3 * size)
     end_tasks(step, 6)
-    assert sum(map(bytes_of, step.pool.teachers)) <= 3 * size
+    assert sum(map(step.pool.bytes_of, step.pool.teachers)) <= 3 * size
     assert len(snapshots_of(step)) == 2
 
 
