@@ -76,6 +76,7 @@ class Learner:
         avalanche_metrics: Sequence[Any] = (),
         on_task_end: Callable[[str], None] = lambda task: None,
         on_batch: Callable[[], None] = lambda: None,
+        lenient: bool = False,
     ) -> None:
         self.config, self.registry, self.source, self.schema = config, registry, source, schema
         self.recorder = recorder or Recorder()
@@ -97,6 +98,7 @@ class Learner:
         self._avalanche = available.strategy([*avalanche_plugins, *avalanche_metrics])
         self._plugins, self._metrics = list(avalanche_plugins), list(avalanche_metrics)
         self._on_task_end = on_task_end
+        self._lenient = lenient  # a gate or a loss that fails is left out
         self._on_batch = on_batch  # told when the offsets are past a batch that is about to be learned
         self.last_step_at: float | None = None
         self._step: Step | None = None
@@ -268,6 +270,7 @@ class Learner:
         self._step, self._adapter = wiring.step_of(
             self.config, self.registry, self.schema, self.labels.labels, self.device, self._begun, self._absences
         )
+        self._step.forgive(self._lenient)
         if self._avalanche is not None:
             evaluator = self._avalanche.quiet_evaluator(*self._metrics, sink=self._log)
             self._strategy = self._avalanche.StreamStrategy(

@@ -85,6 +85,7 @@ class Step:
     ) -> None:
         self.gate_name, self._plain = gate_name, FixedGate(FixedOptions())
         self.gate_strikes, self.loss_strikes = Strikes("gate"), Strikes("loss")
+        self.forgive(False)
         self.rate_decay = rate_decay or RateDecay(optimizer, 1.0, 1)
         self.transfer, self.sources = transfer, RowSources(sources)
         self.student, self.optimizer, self.memory, self.pool = student, optimizer, memory, pool
@@ -107,6 +108,10 @@ class Step:
         self._buffers: list[tuple[Tensor, Tensor]] = []  # of the student, with what they were before the step
         self._weighed: tuple[StepBatch, GateInputs, LossInputs] | None = None
         capture(student, self._student_layers, {})  # a layer that is not there is an error now, not at the first step
+
+    def forgive(self, lenient: bool) -> None:
+        """Whether a gate or a loss that fails is left out: a server goes on, a figure would not be theirs."""
+        self.gate_strikes.strict = self.loss_strikes.strict = not lenient
 
     @property
     def strikes(self) -> list[Strikes]:
@@ -338,7 +343,9 @@ class Step:
 
     def _adapt(self, told: Callable[..., None], *arguments: Any) -> None:
         """Tell the adapter; it moves no gate that is off, and where it fails itself the gate stays as it is."""
-        if not self.gate_strikes.off(self.gate_name):
+        if self.gate_strikes.strict:
+            told(*arguments)
+        elif not self.gate_strikes.off(self.gate_name):
             self.gate_strikes.call(f"adaptation of {self.gate_name}", told.__name__, told, *arguments)
 
     @torch.no_grad()

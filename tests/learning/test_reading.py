@@ -15,7 +15,7 @@ from streamkd.plugins import Registry
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "streamkd"
 PAGE = (ROOT / "docs/explanation/how-a-record-changes-the-student.md").read_text("utf-8")
-LINES = 2_550
+LINES = 2_570
 ROOMS, MOVES, MODULES = 18, 195, 72  # a default step had 18, 190 and 72 when this was written
 
 

@@ -57,7 +57,7 @@ class LearnerProcess:
         source, journal = open_source(config, registry, schema, directory.log)
         with closing(directory.connect()) as connection:
             skips = rollback.skips(connection)
-        about: dict[str, Any] = {"journal": journal, "absences": Absences(directory), "skips": skips}
+        about: dict[str, Any] = {"journal": journal, "absences": Absences(directory), "skips": skips, "lenient": True}
         self.learner = Learner(config, registry, source, schema, recorder=self.recorder, **about)
         self._restore(self._checkpoints.latest())
         self._log = journal if isinstance(journal, Log) else None
