@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 logger = logging.getLogger(__name__)
 
@@ -61,10 +61,14 @@ class Isolation(BaseModel):
 class TeacherChoice(KeyedChoice):
     """A teacher; two of one kind need different ids."""
 
-    isolate: bool | Isolation = Field(
-        default=False,
-        description="in a process of its own, which may hang, die or lack memory; true: as set below",
+    isolate: Isolation | None = Field(
+        default=None, description="true, or these limits: in a process of its own, which may hang, die or lack memory"
     )
+
+    @field_validator("isolate", mode="before")
+    @classmethod
+    def _true_is_the_defaults(cls, given: Any) -> Any:
+        return {} if given is True else None if given is False else given
 
 
 class RowsChoice(KeyedChoice):

@@ -29,7 +29,7 @@ from streamkd.state.tree import Tree
 from streamkd.teachers.guard import Absent
 
 START_SECONDS = 120.0  # for the libraries, and whatever the teacher loads
-ANSWER_BYTES = 64 << 20  # that an answer may have, at least
+AGAIN_SECONDS = 60.0  # for the same in the middle of the stream, where the supervisor waits for signs of life
 FIRST = 1_000  # calls of the first absence: a process takes seconds to start
 STEADY = 100  # times an absence, after which so many answered calls make it the first again
 logger = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ class IsolatedTeacher:
             self._worker = self._launched()
         if self._worker is None:
             raise Lost("starting", "no process could be started")
-        self._worker.wait(START_SECONDS if self._again else 0.0)
+        self._worker.wait(AGAIN_SECONDS if self._again else 0.0)
         self._take(self._worker.ask("begin", (self._kept[1], self._labels)))
         self.away = self._again = False
         logger.info("teacher %s is back", self.key)
@@ -173,9 +173,8 @@ class IsolatedTeacher:
         self._worker = self._launched()
 
     def _launched(self) -> Worker | None:
-        most_bytes = max(ANSWER_BYTES, self._limits.memory_bytes)
         try:
-            return Worker(self._file, self._limits.timeout_seconds, most_bytes)
+            return Worker(self._file, self._limits.timeout_seconds, self._limits.memory_bytes)
         except OSError as fault:
             logger.warning("teacher %s: no process could be started: %s", self.key, fault)
             return None

@@ -16,6 +16,7 @@ from streamkd.process import Process, spawn
 from streamkd.state.tree import Tree
 
 MODULE = "streamkd.isolation.process"
+ANSWER_BYTES = 64 << 20  # most of an answer: a teacher may not fill the learner's memory
 END_SECONDS = 10.0  # that the kernel may take to end what was killed
 
 
@@ -28,10 +29,13 @@ class Lost(Exception):
 
 
 class Worker:
-    """A process that builds what ``file`` says, and answers; ``timeout_seconds`` are for each answer."""
+    """A process that builds what ``file`` says, and answers.
+
+    ``timeout_seconds`` are for each answer; its state may have ``most_bytes``.
+    """
 
     def __init__(self, file: BinaryIO, timeout_seconds: float, most_bytes: int) -> None:
-        self._timeout_seconds, self._most_bytes = timeout_seconds, most_bytes
+        self._timeout_seconds, self._state_bytes = timeout_seconds, most_bytes
         self._end, theirs = socket.socketpair()
         self.process = spawn(MODULE, theirs)
         self.end = weakref.finalize(self, _end, self.process, self._end)
@@ -57,15 +61,15 @@ class Worker:
         deadline = time.monotonic() + self._timeout_seconds
         try:
             frames.send(self._end, {"call": call, "arguments": list(arguments)}, deadline)
-            return self._receive(deadline)
+            return self._receive(deadline, self._state_bytes if call == "state" else ANSWER_BYTES)
         except TimeoutError:
             raise Lost("timeout", f"{call} took more than {self._timeout_seconds:g} s") from None
         except OSError as fault:
             raise Lost("died", f"its process is gone: {fault}") from None
 
-    def _receive(self, deadline: float) -> dict[str, Any]:
+    def _receive(self, deadline: float, most_bytes: int = ANSWER_BYTES) -> dict[str, Any]:
         try:
-            said: dict[str, Any] = frames.receive(self._end, deadline, self._most_bytes)
+            said: dict[str, Any] = frames.receive(self._end, deadline, most_bytes)
         except TimeoutError:
             raise
         except MemoryError as fault:

@@ -6,6 +6,7 @@ source ─► Batcher: cut by count, or by a silence that is journaled ─► co
 """
 
 import sqlite3
+import time
 from collections.abc import Sequence
 
 from streamkd.errors import SourceError, StreamkdError
@@ -39,6 +40,8 @@ class Feed:
         self.offsets: dict[str, int] = dict.fromkeys(source.partitions, 0)
         self.dead: list[DeadBatch] = []
         self.bad_in_a_row = 0
+        self.seconds = 0.0
+        """In which the source was read."""
         self.pulled = journal is None  # else records were counted when they were accepted
         self._name, self._limits = stream.source.name, stream.limits
         self._labels, self._recorder = labels, recorder
@@ -61,12 +64,15 @@ class Feed:
             SourceError: so many bad rows in a row that the source must be wrong. PluginError: the source failed.
         """
         self._pass_over()
+        begun = time.perf_counter()
         try:
             chunk = self._batcher.next(self.offsets)
         except (StreamkdError, sqlite3.Error):
             raise
         except Exception as fault:  # a plugin is a stranger's code
             raise blame(f"source {self._name}", "read", fault) from fault
+        finally:
+            self.seconds += time.perf_counter() - begun
         if chunk is None:
             return None
         records, rejects = self._decoder.decode(chunk)

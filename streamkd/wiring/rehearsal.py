@@ -23,7 +23,7 @@ from streamkd.wiring.parts import make
 from streamkd.wiring.sources import at_once, open_source, source_kind
 from streamkd.wiring.step import step_of
 
-STEPS = 3  # of a rehearsal
+STEPS, ROWS = 3, 10  # of a rehearsal
 logger = logging.getLogger(__name__)
 
 
@@ -62,7 +62,7 @@ def _take_steps(step: Step, config: Config, schema: RecordSchema, device: torch.
     step.student.train()
     for number in range(STEPS):
         torch.default_generator.manual_seed(number)  # for students with dropout, as the learner does
-        x = torch.randint(0, 2, (config.stream.batch.size, *schema.shape), generator=chance)
+        x = torch.randint(0, 2, (min(config.stream.batch.size, ROWS), *schema.shape), generator=chance)
         y = torch.randint(0, len(names), (len(x),), generator=chance)
         x = x.to(device, torch_dtype[schema.dtype.name])
         taken = step.learn(x, y.to(device), 0)

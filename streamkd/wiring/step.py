@@ -160,8 +160,7 @@ def _isolated(
         "device": str(context.device),
         "threads": config.threads,
     }
-    limits = choice.isolate if isinstance(choice.isolate, Isolation) else Isolation()
-    return IsolatedTeacher(about, limits, absences)
+    return IsolatedTeacher(about, choice.isolate or Isolation(), absences)
 
 
 def _pool(

@@ -138,6 +138,7 @@ def _totals(learner: Learner) -> dict[_Series, float]:
     }
     if learner.feed.pulled:
         totals["source_records_total", source] = learner.records
+        totals["plugin_seconds_total", ("plugin", source[1]), ("kind", "source")] = learner.feed.seconds
     if (adapter := learner.adapter) is not None:
         totals[("gate_adaptations_total",)] = adapter.adaptations
         totals[("gate_adaptation_duration_seconds",)] = adapter.seconds
