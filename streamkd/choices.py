@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +50,25 @@ class KeyedChoice(Choice):
         return self.id or self.name
 
 
+class Isolation(BaseModel):
+    """What a teacher may take, in a process of its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    timeout_seconds: float = Field(default=5.0, gt=0, allow_inf_nan=False, description="for each answer")
+    memory_bytes: int = Field(default=4 << 30, gt=0, description="beyond what the libraries take; Linux only")
+
+
 class TeacherChoice(KeyedChoice):
     """A teacher; two of one kind need different ids."""
+
+    isolate: Isolation | None = Field(
+        default=None, description="true, or these limits: in a process of its own, which may hang, die or lack memory"
+    )
+
+    @field_validator("isolate", mode="before")
+    @classmethod
+    def _true_is_the_defaults(cls, given: Any) -> Any:
+        return {} if given is True else None if given is False else given
 
 
 class RowsChoice(KeyedChoice):

@@ -103,6 +103,15 @@ class Config(Model):
         return self
 
     @model_validator(mode="after")
+    def _answers_come_before_a_hang(self) -> "Config":
+        for at, teacher in enumerate(self.teachers):
+            limits = teacher.isolate
+            if limits is not None and limits.timeout_seconds >= (hang := self.serve.hang_seconds):
+                said = f"teachers.{at}.isolate.timeout_seconds {limits.timeout_seconds:g} needs less than"
+                raise ValueError(f"{said} serve.hang_seconds {hang:g}, after which the learner itself is ended")
+        return self
+
+    @model_validator(mode="after")
     def _something_teaches(self) -> "Config":
         if all(loss.weight == 0 for loss in self.losses):
             raise ValueError("every one of the losses has weight 0, so the student would learn nothing")

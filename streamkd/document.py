@@ -159,7 +159,7 @@ class Document:
 
     def _refuse_switches(self, said: Any, taken: Any, path: str) -> None:
         """Yes or no where a number was needed: pydantic takes it for 1 or 0."""
-        if isinstance(said, bool) and not isinstance(taken, bool):
+        if isinstance(said, bool) and isinstance(taken, int | float | str) and not isinstance(taken, bool):
             raise ConfigError(f"needed a number, got {'yes' if said else 'no'}", where=self.where(path))
         pairs: list[tuple[Any, Any, Any]] = []
         if isinstance(said, Mapping):

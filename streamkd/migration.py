@@ -283,6 +283,6 @@ def teach(teacher: Teacher, step: Step) -> None:
         if isinstance(teacher, Incremental):
             guard.test_then_train(teacher, x, y, torch.ones_like(y, dtype=torch.bool))
         elif isinstance(teacher, Observing):
-            guard.guarded(teacher, partial(teacher.observe, x, y))
+            guard.guarded(teacher, partial(teacher.observe, x, y), "observe")
     if isinstance(teacher, Observing):
-        guard.guarded(teacher, teacher.end_task)
+        guard.guarded(teacher, teacher.end_task, "end_task")

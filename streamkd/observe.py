@@ -1,17 +1,16 @@
 """Observers: plugins that watch the learner and can never hurt it.
 
-Each call is guarded and counted; an observer that raises three times is off until the next start.
+Each call is guarded, timed and counted; an observer that fails three times is off until the next start.
 """
 
-import logging
+import difflib
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from streamkd.errors import PluginError
+from streamkd.strikes import Strikes
 from streamkd.tasks.boundary import Boundary
-from streamkd.telemetry import Recorder
-
-STRIKES = 3
-logger = logging.getLogger(__name__)
 
 
 class Observer(Protocol):
@@ -39,32 +38,45 @@ class Observers:
 
     EVENTS = ("on_step", "on_boundary", "on_checkpoint", "on_published")
 
-    def __init__(self, observers: Sequence[tuple[str, Any]], recorder: Recorder) -> None:
-        self._recorder = recorder
-        self._strikes: dict[str, int] = {}
+    def __init__(self, observers: Sequence[tuple[str, Any]]) -> None:
+        for name, observer in observers:
+            _refuse_deaf(name, observer)
+        self.strikes = Strikes("observer", until="the next start")
+        self.names = tuple(name for name, _ in observers)
         self._listeners = {
             event: [(name, method) for name, o in observers if (method := getattr(o, event, None)) is not None]
             for event in self.EVENTS
         }
-        for name, _ in observers:
-            recorder.set("plugin_enabled", 1, plugin=name)
+
+    def hear(self, event: str) -> bool:
+        """Whether anybody has the event: what nobody hears need not be worked out."""
+        return bool(self._listeners[event])
 
     def tell(self, event: str, *arguments: Any) -> None:
         """Call every observer that has the event."""
-        for name, method in list(self._listeners[event]):
-            try:
-                method(*arguments)
-            except Exception:  # noqa: BLE001 - a plugin is a stranger's code: it hurts only itself
-                self._strike(name, event)
+        listeners = self._listeners[event]
+        for name, method in listeners:
+            self.strikes.call(name, event, method, *arguments)
+        if self.strikes.counts and any(self.strikes.off(name) for name, _ in listeners):
+            for each, them in self._listeners.items():
+                self._listeners[each] = [pair for pair in them if not self.strikes.off(pair[0])]
 
-    def _strike(self, name: str, event: str) -> None:
-        self._strikes[name] = self._strikes.get(name, 0) + 1
-        self._recorder.count("plugin_errors_total", plugin=name, hook=event)
-        logger.exception(  # noqa: LOG004 - called where an error is handled
-            "observer %s failed in %s (%d of %d)", name, event, self._strikes[name], STRIKES
-        )
-        if self._strikes[name] >= STRIKES:
-            logger.error("observer %s is off until the next start", name)
-            self._recorder.set("plugin_enabled", 0, plugin=name)
-            for listeners in self._listeners.values():
-                listeners[:] = [pair for pair in listeners if pair[0] != name]
+
+def _refuse_deaf(name: str, observer: Any) -> None:
+    """One that hears nothing, or not what it seems to listen for.
+
+    Raises:
+        PluginError: a method is named as no event is, or there is none, or it would have to be awaited.
+    """
+    events, where = Observers.EVENTS, f"observer {name}"
+    meant = [method for method in dir(observer) if method.startswith("on_") and callable(getattr(observer, method))]
+    if odd := [method for method in meant if method not in events]:
+        near = difflib.get_close_matches(odd[0], events, 1)
+        fix = f"did you mean {near[0]}? " if near else ""
+        raise PluginError(f"there is no event {odd[0]}", where=where, fix=f"{fix}events: {', '.join(events)}")
+    if not meant:
+        got = f"needed a method for an event, got {type(observer).__name__} without any"
+        raise PluginError(got, where=where, fix=f"events: {', '.join(events)}")
+    if awaited := [method for method in meant if inspect.iscoroutinefunction(getattr(observer, method))]:
+        said = f"needed a function that is done when it returns, got `async def {awaited[0]}`"
+        raise PluginError(said, where=where, fix="write `def`; what takes long belongs into a thread of its own")

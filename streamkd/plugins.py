@@ -24,7 +24,7 @@ ODD: dict[Group, str] = {"losses": "loss", "policies": "policy", "rows": "rows"}
 SINGULAR: dict[Group, str] = {group: ODD.get(group, group[:-1]) for group in get_args(Group)}
 # Keys that a choice in the configuration keeps for itself: an option of that name would never be filled.
 RESERVED: dict[Group, tuple[str, ...]] = {
-    "teachers": ("name", "id"),
+    "teachers": ("name", "id", "isolate"),
     "rows": ("name", "id"),
     "losses": ("name", "weight", "gate"),
 }

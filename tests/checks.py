@@ -61,7 +61,7 @@ CHECKS: list[tuple[str, int, str]] = [
     ),
     ("teachers=[{name: analytic, features: nowhere.onnx}]", 1, "nowhere.onnx: there is no such model"),
     ("teachers=[{name: analytic, ridge: 0}]", 2, "teachers.0.ridge: Input should be greater than 0, got 0"),
-    ("teachers=[{name: analytic, dense: 0, channels: 0}]", 0, ""),
+    ("teachers=[{name: analytic, dense: 0, channels: 0}]", 1, "teacher analytic, observe: raised ValueError"),
     (
         "teachers=[{name: analytic, dense: 1000000000}]",
         2,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
-from . import test_check, test_cli, test_commands, test_config, test_plugins, test_testing
+from . import test_check, test_cli, test_commands, test_config, test_mistakes_at_work, test_plugins, test_testing
 from .endtoend import test_attacks, test_bad_input
 from .endtoend.attacks import Http, Put
 from .producer import test_push
@@ -156,6 +156,7 @@ def _exposed(settings: Any, allowed: bool) -> tuple[str, str]:
     return written({"serve": settings}), "taken" if allowed else "refused: … insecure …"
 
 
+FATES = {"refused": "refused at start", "off": "off", "ends": "the learner ends, and is started again"}
 TABLES = [
     Table(
         "input",
@@ -494,6 +495,13 @@ TABLES = [
         "Each is right but for one thing; `streamkd.testing` says the clause, what was seen and how to mend it.",
         test_testing.test_a_mistake_is_found_by_the_clause_that_is_meant,
         lambda mistake: (f"{mistake.group}: {mistake.name}", mistake.clause),
+    ),
+    Table(
+        "plugin",
+        "Plugins that go wrong in a learner",
+        "What is wrong at once is refused at start; who goes wrong later is off after three times.",
+        test_mistakes_at_work.test_a_mistake_is_named_and_harms_nobody,
+        lambda group, case: (f"{group}: {case.name}", f"{FATES[case.fate]}: {' … '.join(case.said)}"),
     ),
     Table(
         "plugin",

@@ -156,6 +156,8 @@ def test_no_file_is_the_embedded_stream(registry: Registry) -> None:
         ("mean: 3.0", "std: 0", "c.yaml:7: stream.records.inputs.1", "std is greater than 0", ""),
         ("name: speed", "name: pixels", "c.yaml:4: stream.records", "used twice: pixels", ""),
         ("name: snapshot", "name: ema", "c.yaml", "two teachers go by the name 'ema'", ""),
+        ("limit: 2", "isolate: {timeout_seconds: 500}", "c.yaml", "500 needs less than serve.hang_seconds 120", ""),
+        ("limit: 2", "isolate: {time: 5}", "c.yaml:13: teachers.1.isolate.time", "unknown key 'time'", ""),
         # missing keys
         ("  source: {name: replay, dataset: digits}\n", "", "c.yaml:2: stream.source", "'source' is missing", ""),
         ("  - name: ema\n", "  - {id: a}\n", "c.yaml:12: teachers.0.name", "the key 'name' is missing", ""),

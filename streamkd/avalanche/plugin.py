@@ -19,8 +19,10 @@ is adapted to the held-out part of it (``streamkd.meta``); without, it stays as 
 and no teacher speaks of it, but the strategy has trained on it when it came.
 """
 
+import logging
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -47,8 +49,23 @@ with deferred(*AVALANCHES):
     from avalanche.core import SupervisedPlugin
     from avalanche.models.utils import is_multi_task_module
 
+logger = logging.getLogger(__name__)
 EVERY = 10  # steps between two measurements on the held-out rows
 QUERY = 64  # held-out rows for each move of the gate
+
+
+@dataclass(frozen=True, slots=True)
+class Helped:
+    """A task: its steps, in how many the teachers were heard, and the mean of their advantage over all of them."""
+
+    steps: int = 0
+    heard: int = 0
+    advantage: float = 0.0
+
+    def and_(self, advantage: float) -> "Helped":
+        """With one step more."""
+        steps = self.steps + 1
+        return Helped(steps, self.heard + (advantage > 0), self.advantage + (advantage - self.advantage) / steps)
 
 
 class MatchGateDistillation(SupervisedPlugin):
@@ -70,7 +87,8 @@ class MatchGateDistillation(SupervisedPlugin):
         seed: of the memory's draws.
 
     Experiences may have task labels, heads may grow (``IncrementalClassifier``, ``MultiHeadClassifier``), online
-    streams are cut at the tasks that they show. ``teach.advantage`` says how far the teachers are heard.
+    streams are cut at the tasks that they show. ``teach.advantage`` says how far the teachers are heard,
+    ``teach.helped`` in which tasks, and how much; the log has a line of each.
 
     Raises:
         ConfigError: a number out of its range; a hedge without held-out records; while training: a strategy without
@@ -112,6 +130,8 @@ class MatchGateDistillation(SupervisedPlugin):
         self.adapt_every, self.adapt_rate = adapt_every, adapt_rate
         self.weights: dict[str, float] = {}
         """Mean weight of each source on the last step's rows, the hard label's under ``hard``."""
+        self.helped: list[Helped] = []
+        """Of each task that has begun, in their order."""
         self._loss = HostedLoss(weight, temperature)
         self._step: Step | None = None
         self._adapter: GateAdapter | None = None
@@ -144,8 +164,21 @@ class MatchGateDistillation(SupervisedPlugin):
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Where a task begins, a copy of the average is kept."""
+        if not self.helped or begins_task(strategy.experience):
+            self._tell_of_last()
+            self.helped.append(Helped())
         if self._step is not None and begins_task(strategy.experience):
             self._step.pool.end_task(self._step.student)
+
+    def after_training(self, strategy: Any, **kwargs: Any) -> None:
+        """Say how far the teachers have helped in the last task so far."""
+        self._tell_of_last()
+
+    def _tell_of_last(self) -> None:
+        if self.helped and (last := self.helped[-1]).steps:
+            number, part = len(self.helped) - 1, 100 * last.advantage
+            said = "task %d: the teachers were heard in %d of %d steps, and spared %.0f %% of the mistakes on average"
+            logger.info(said, number, last.heard, last.steps, part)
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Add the teachers' term to ``strategy.loss``."""
@@ -214,6 +247,8 @@ class MatchGateDistillation(SupervisedPlugin):
 
     def _note(self, step: Step, taken: Taken) -> None:
         """How much each source is listened to, for loggers, and for the pool."""
+        last = self.helped.pop() if self.helped else Helped()
+        self.helped.append(last.and_(self.advantage))
         mean = (self.advantage * taken.weights[:, 1:].mean(0)).tolist()
         self.weights = dict(zip(step.pool.keys, mean, strict=True))
         _selves(step).listen(self.weights)

@@ -5,9 +5,11 @@ source ─► Batcher: cut by count, or by a silence that is journaled ─► co
   └ goes on behind it
 """
 
+import sqlite3
+import time
 from collections.abc import Sequence
 
-from streamkd.errors import SourceError
+from streamkd.errors import SourceError, StreamkdError
 from streamkd.records import Chunk, Records, RecordSchema, Reject, Source
 from streamkd.settings import Stream
 from streamkd.state.checkpoint import DeadBatch
@@ -17,6 +19,7 @@ from streamkd.streams.log.log import Log
 from streamkd.streams.log.paces import Gear
 from streamkd.streams.pace import Gearbox, Pace
 from streamkd.streams.skips import Skip, Skips
+from streamkd.strikes import blame
 from streamkd.tasks.labels import LabelSpace
 from streamkd.telemetry import Recorder
 
@@ -37,6 +40,8 @@ class Feed:
         self.offsets: dict[str, int] = dict.fromkeys(source.partitions, 0)
         self.dead: list[DeadBatch] = []
         self.bad_in_a_row = 0
+        self.seconds = 0.0
+        """In which the source was read."""
         self.pulled = journal is None  # else records were counted when they were accepted
         self._name, self._limits = stream.source.name, stream.limits
         self._labels, self._recorder = labels, recorder
@@ -56,10 +61,18 @@ class Feed:
         """The good records of the next batch, none perhaps; ``None`` where the source has none now.
 
         Raises:
-            SourceError: so many bad rows in a row that the source must be wrong.
+            SourceError: so many bad rows in a row that the source must be wrong. PluginError: the source failed.
         """
         self._pass_over()
-        chunk = self._batcher.next(self.offsets)
+        begun = time.perf_counter()
+        try:
+            chunk = self._batcher.next(self.offsets)
+        except (StreamkdError, sqlite3.Error):
+            raise
+        except Exception as fault:  # a plugin is a stranger's code
+            raise blame(f"source {self._name}", "read", fault) from fault
+        finally:
+            self.seconds += time.perf_counter() - begun
         if chunk is None:
             return None
         records, rejects = self._decoder.decode(chunk)

@@ -18,9 +18,10 @@ import torch
 from streamkd import wiring
 from streamkd.avalanche import available
 from streamkd.config import Config
-from streamkd.errors import StateConflict
+from streamkd.errors import PluginError, StateConflict
 from streamkd.evaluate.live import LiveQuality
 from streamkd.gates.producers import Producers
+from streamkd.isolation.absences import AbsenceJournal
 from streamkd.learner import resuming
 from streamkd.learner.feed import Feed
 from streamkd.learner.prequential import Prequential
@@ -36,6 +37,7 @@ from streamkd.replay.ring import Ring
 from streamkd.state.checkpoint import DeadBatch
 from streamkd.streams.log.log import Log
 from streamkd.streams.skips import Skip
+from streamkd.strikes import Strikes
 from streamkd.students.networks import Student, at_rest
 from streamkd.tasks.boundary import Boundary, Tasks
 from streamkd.tasks.experience import TensorBatch, tensors
@@ -49,6 +51,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+def _chosen_by(selector: Selector, candidates: Candidates) -> Model:
+    model = selector.choose(candidates)
+    if not isinstance(model, Model):
+        raise PluginError(f"needed a Student or a Served, got {type(model).__name__}")
+    return model
+
+
 class Learner:
     """One student on one stream, with everything that it learns by."""
 
@@ -60,12 +69,14 @@ class Learner:
         schema: RecordSchema,
         *,
         journal: Log | None = None,
+        absences: AbsenceJournal | None = None,
         skips: Sequence[Skip] = (),
         recorder: Recorder | None = None,
         avalanche_plugins: Sequence[Any] = (),
         avalanche_metrics: Sequence[Any] = (),
         on_task_end: Callable[[str], None] = lambda task: None,
         on_batch: Callable[[], None] = lambda: None,
+        lenient: bool = False,
     ) -> None:
         self.config, self.registry, self.source, self.schema = config, registry, source, schema
         self.recorder = recorder or Recorder()
@@ -74,18 +85,20 @@ class Learner:
         self.steps = 0
         self.labels = LabelSpace()
         self.feed = Feed(config.stream, source, schema, self.labels, self.recorder, journal, skips)
-        self._journal = journal
+        self._journal, self._absences = journal, absences
         self.tasks = Tasks(dict(wiring.make_all(registry, "detectors", config.detectors)))
         self.class_weights = None if (given := config.publish.class_weights) is None else ClassWeights(given)
         self.prequential = Prequential(source, schema, self.device, self.labels, journal, self.class_weights)
         self.producers = Producers(config.seed) if schema.producer else None
         self.quality = LiveQuality()
-        self.observers = Observers(wiring.make_all(registry, "observers", config.observers), self.recorder)
+        self.observers = Observers(wiring.make_all(registry, "observers", config.observers))
+        self._selecting = Strikes("selector", until="the next start")
         self._selector: Selector = wiring.make(registry, "publish.model", "selectors", config.publish.model)
         self.last: Taken | None = None
         self._avalanche = available.strategy([*avalanche_plugins, *avalanche_metrics])
         self._plugins, self._metrics = list(avalanche_plugins), list(avalanche_metrics)
         self._on_task_end = on_task_end
+        self._lenient = lenient  # a gate or a loss that fails is left out
         self._on_batch = on_batch  # told when the offsets are past a batch that is about to be learned
         self.last_step_at: float | None = None
         self._step: Step | None = None
@@ -129,7 +142,8 @@ class Learner:
     def served(self) -> Model:
         """What is published: the student, another part, or several together."""
         if self._chosen is None or self._chosen[0] != self.steps:
-            model = self._selector.choose(self._candidates)
+            name = self.config.publish.model.name
+            model = self._selecting.call(name, "choose", _chosen_by, self._selector, self._candidates) or self.student
             if self.class_weights is not None:
                 model = weighted(model, self.class_weights.of(self.labels.labels[: model.classes]).tolist())
             self._chosen = (self.steps, model)
@@ -157,6 +171,12 @@ class Learner:
             self.prequential.come(records, self._step)
             self._train(records)
         return True
+
+    @property
+    def strikes(self) -> list[Strikes]:
+        """Of all plugins but teachers, whose guard is the pool's."""
+        own = [self.observers.strikes, self.tasks.strikes, self._selecting]
+        return [*own, *self._step.strikes] if self._step is not None else own
 
     def _log(self, name: str, value: float) -> None:
         self.recorder.set("avalanche_metric", value, metric=name)
@@ -202,8 +222,9 @@ class Learner:
         if self.tasks.scoring:
             self.tasks.score(wrong)
         self._count(taken, time.perf_counter() - begun)
-        right = 1 - float(wrong.mean()) if len(wrong) else math.nan
-        self.observers.tell("on_step", self.records, float(taken.loss), right)
+        if self.observers.hear("on_step"):
+            right = 1 - float(wrong.mean()) if len(wrong) else math.nan
+            self.observers.tell("on_step", self.records, float(taken.loss), right)
 
     def _believed(self, batch: TensorBatch, records: Records) -> TensorBatch:
         """Without the labels that are withheld, of producers that are doubted."""
@@ -247,8 +268,9 @@ class Learner:
         """Wire the parts that need a student, for the labels so far."""
         self._begun = self._begun or wiring.artefact_of(self.config, self.schema)
         self._step, self._adapter = wiring.step_of(
-            self.config, self.registry, self.schema, self.labels.labels, self.device, self._begun
+            self.config, self.registry, self.schema, self.labels.labels, self.device, self._begun, self._absences
         )
+        self._step.forgive(self._lenient)
         if self._avalanche is not None:
             evaluator = self._avalanche.quiet_evaluator(*self._metrics, sink=self._log)
             self._strategy = self._avalanche.StreamStrategy(

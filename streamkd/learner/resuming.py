@@ -73,6 +73,7 @@ def state_of(step: Step, adapter: GateAdapter, begun: Artefact | None) -> dict[s
         "begun": begun and begun.state_dict(),
         "heritage": step.transfer.state_dict() if step.transfer else {},
         "losses": terms.state_of(step.terms),
+        "strikes": {each.kind: dict(each.counts) for each in (step.gate_strikes, step.loss_strikes)},
         "adapter": adapter.state_dict(),
     }
 
@@ -106,6 +107,8 @@ def restore(
     if "settling" in learned:
         step.rate_decay.load_state_dict(learned["settling"])
     step.pool.load_state_dict(learned["pool"], fresh_student, labels)
+    for each in (step.gate_strikes, step.loss_strikes):
+        each.counts = dict(learned.get("strikes", {}).get(each.kind, {}))
     if saved.gate == now.gate:
         step.gate.load_state_dict(learned["gate"])
         _restore_adapter(adapter, learned["adapter"], saved, now)

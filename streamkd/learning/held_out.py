@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from streamkd.gates.gate import Gate, GateInputs, Measured
+from streamkd.gates.gate import GateInputs, Measured
 from streamkd.gates.likelihood import held_out_likelihood
 from streamkd.learning.batch import ARRIVED, StepBatch
 from streamkd.learning.mixture import Held, probabilities
@@ -31,6 +31,7 @@ from streamkd.students.networks import Student, at_rest
 from streamkd.teachers.answers import Answers
 from streamkd.teachers.pool import Pool
 
+Weighs = Callable[[GateInputs], Tensor]
 Evidence = Callable[[StepBatch, Tensor], GateInputs]
 EVERY = 10  # steps that a look lasts: a class has held-out records for some time before its teachers are much better
 NOTHING_KNOWN = HeldOutFigures()
@@ -74,7 +75,7 @@ class HeldOut:
         """A step begins."""
         self.age += 1
 
-    def figures(self, gate: Gate, evidence: Evidence) -> HeldOutFigures:
+    def figures(self, gate: Weighs, evidence: Evidence) -> HeldOutFigures:
         """What the teachers are worth together; a new look where the last does not hold any more.
 
         ``evidence`` is what a gate sees of rows. Before anything is held out all is 0.
@@ -87,7 +88,7 @@ class HeldOut:
         return look.teachers == self.pool.keys and look.measured.credit.shape[1] == self.student.classes
 
     @torch.no_grad()
-    def _look(self, gate: Gate, evidence: Evidence) -> None:
+    def _look(self, gate: Weighs, evidence: Evidence) -> None:
         held = whole(self.memory.holdout)
         if held is None or not len(held.y):
             return

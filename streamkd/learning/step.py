@@ -15,12 +15,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from streamkd.gates.gate import Gate, GateInputs, Measured
+from streamkd.gates.gate import FixedGate, FixedOptions, Gate, GateInputs, Measured
+from streamkd.learning import checked
 from streamkd.learning import terms as sums
 from streamkd.learning.batch import ARRIVED, NOTHING, REPLAYED, StepBatch, Taken
 from streamkd.learning.contradiction import Contradiction
@@ -38,6 +39,7 @@ from streamkd.replay.memory import Memory
 from streamkd.replay.ring import Remembered
 from streamkd.replay.rows import HeldOutFigures, RowSource, StepRows
 from streamkd.replay.sources import RowSources
+from streamkd.strikes import Strikes
 from streamkd.students.networks import Student, at_rest
 from streamkd.students.optimizers import RateDecay
 from streamkd.teachers.pool import Pool
@@ -80,7 +82,11 @@ class Step:
         sources: Mapping[str, RowSource] = NO_SOURCES,
         rate_decay: RateDecay | None = None,
         measure: Callable[[], Measured] | None = None,
+        gate_name: str = "gate",
     ) -> None:
+        self.gate_name, self._plain = gate_name, FixedGate(FixedOptions())
+        self.gate_strikes, self.loss_strikes = Strikes("gate"), Strikes("loss")
+        self.forgive(False)
         self.rate_decay = rate_decay or RateDecay(optimizer, 1.0, 1)
         self.transfer, self.sources = transfer, RowSources(sources)
         self.student, self.optimizer, self.memory, self.pool = student, optimizer, memory, pool
@@ -103,6 +109,15 @@ class Step:
         self._buffers: list[tuple[Tensor, Tensor]] = []  # of the student, with what they were before the step
         self._weighed: tuple[StepBatch, GateInputs, LossInputs] | None = None
         capture(student, self._student_layers, {})  # a layer that is not there is an error now, not at the first step
+
+    def forgive(self, lenient: bool) -> None:
+        """Whether a gate or a loss that fails is left out: a server goes on, a figure would not be theirs."""
+        self.gate_strikes.strict = self.loss_strikes.strict = not lenient
+
+    @property
+    def strikes(self) -> list[Strikes]:
+        """Of gates, losses and sources of rows."""
+        return [self.gate_strikes, self.loss_strikes, self.sources.strikes]
 
     def grow(self, labels: Sequence[Label]) -> None:
         """New labels: heads and caches widen; a row that a shared teacher has is inherited."""
@@ -151,6 +166,8 @@ class Step:
             if host is None:  # a host's answers are its own model's
                 self.judge(taken.plan, taken.logits)
         else:
+            seen = [sums.seen(lesson, place) for place in range(len(self.terms))]
+            checked.strike_who_is_not_finite(self, lesson, seen)
             self.abandon(taken.plan)
         taken.logits = taken.logits.detach()  # the graph would pin the shapes of parameters that grow
         yield "after_training_iteration", taken
@@ -208,7 +225,12 @@ class Step:
         return StepBatch(self._shared_out(rows), origins, task, answers, unlabelled, offer)
 
     def _figures(self) -> HeldOutFigures:
-        return self.held_out.figures(self.gate, self.evidence)
+        return self.held_out.figures(self._weights, self.evidence)
+
+    def _weights(self, evidence: GateInputs) -> Tensor:
+        """The gate's; where it fails, those of a plain one."""
+        weights = self.gate_strikes.call(self.gate_name, "forward", checked.weights_by, self.gate, evidence)
+        return self._plain(evidence) if weights is None else weights
 
     def _shared_out(self, rows: StepRows) -> StepRows:
         """Masses that sum to the rows, so that the mean over the rows is the mean over what they count.
@@ -219,8 +241,8 @@ class Step:
         return replace(rows, mass=mass * (len(mass) / mass.sum().clamp_min(1e-6)))
 
     def _at_rest(self, x: Tensor) -> Tensor:
-        with at_rest(self.student) as student:
-            return student(x)
+        with at_rest(self.student):
+            return checked.logits_of(self.student, x)
 
     def forward(self, plan: StepBatch, host: Hosted | None = None) -> Tensor:
         """The student's logits, and the outputs of the layers that losses named; running statistics move."""
@@ -229,17 +251,17 @@ class Step:
             rest = plan.x[plan.fresh :]
             return torch.cat([host.logits, self.student(rest)]) if len(rest) else host.logits
         if not self._student_layers:
-            return self.student(plan.x)
+            return checked.logits_of(self.student, plan.x)
         self._captured = {}
         with capture(self.student, self._student_layers, self._captured):
-            return self.student(plan.x)
+            return checked.logits_of(self.student, plan.x)
 
     def weigh(self, plan: StepBatch, logits: Tensor) -> LossInputs:
         """The gate's weights for the step; fresh rows that are held out have none."""
         evidence = self.evidence(plan, logits)
         begun = time.perf_counter()
         with torch.no_grad():
-            weights = self.gate(evidence)
+            weights = self._weights(evidence)
         weights = weights * plan.rows.mass.unsqueeze(1)
         self.weighing_seconds += time.perf_counter() - begun
         lesson = self.lesson(plan, logits, weights, evidence)
@@ -279,7 +301,7 @@ class Step:
         own: dict[int, Tensor] = {}
         if self._own_gates:
             with torch.no_grad():
-                own = sums.own_weights(self.terms, evidence or self.evidence(plan, logits))
+                own = sums.own_weights(self.terms, evidence or self.evidence(plan, logits), self.gate_strikes)
                 own = {place: weights * plan.rows.mass.unsqueeze(1) for place, weights in own.items()}
         theirs = self.pool.features(plan.x[: plan.fresh], self._teacher_layers) if self._teacher_layers else {}
         return LossInputs(
@@ -298,7 +320,7 @@ class Step:
 
     def loss(self, lesson: LossInputs) -> Tensor:
         """Σ weight · mean over the rows, of every term."""
-        return sums.total(self.terms, lesson)
+        return sums.total(self.terms, lesson, self.loss_strikes)
 
     @torch.no_grad()
     def finite(self) -> bool:
@@ -315,10 +337,17 @@ class Step:
     def clip(self) -> None:
         """Gradients are there: the adapter looks at them, then their global norm is clipped where that is asked for."""
         if self.adapter is not None and self._weighed is not None:
-            self.adapter.before_update(self, *self._weighed)
+            self._adapt(self.adapter.before_update, self, *self._weighed)
         self._weighed = None
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.trained, self.clip_norm)
+
+    def _adapt(self, told: Callable[..., None], *arguments: Any) -> None:
+        """Tell the adapter; it moves no gate that is off, and where it fails itself the gate stays as it is."""
+        if self.gate_strikes.strict:
+            told(*arguments)
+        elif not self.gate_strikes.off(self.gate_name):
+            self.gate_strikes.call(f"adaptation of {self.gate_name}", told.__name__, told, *arguments)
 
     @torch.no_grad()
     def finish(self, plan: StepBatch, logits: Tensor) -> None:
@@ -328,7 +357,8 @@ class Step:
         more teaches those that learn whenever rows come, and the student from memory.
         """
         if self.adapter is not None:
-            self.adapter.after_update(self)  # before memory takes the rows: they must not be their own query
+            # before memory takes the rows: they must not be their own query
+            self._adapt(self.adapter.after_update, self)
         self.memory.remember(plan.offer, plan.x, plan.y, plan.task, logits.detach())
         x, y = plan.x[: plan.fresh], plan.y[: plan.fresh]
         self.pool.heard(logits[: plan.fresh].detach(), plan.answers, _unless(y, plan.offer.again))

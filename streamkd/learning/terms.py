@@ -16,12 +16,15 @@ from torch import Tensor, nn
 
 from streamkd.errors import PluginError
 from streamkd.gates.gate import Gate, GateInputs
-from streamkd.losses.match_gate import Loss, LossInputs, Trained
+from streamkd.learning import checked
+from streamkd.losses.match_gate import Loss, LossInputs, MatchGate, MatchGateOptions, Trained
 from streamkd.records import RecordSchema
+from streamkd.strikes import Strikes
 from streamkd.students.networks import Student, at_rest, torch_dtype
 from streamkd.teachers.pool import Pool
 from streamkd.teachers.teacher import layer_outputs
 
+BUILT_IN = MatchGate(MatchGateOptions())
 logger = logging.getLogger(__name__)
 
 
@@ -32,6 +35,7 @@ class Term:
     loss: Loss
     weight: float
     gate: Gate | None = None
+    name: str = "loss"
 
 
 def layers_of(terms: Sequence[Term]) -> tuple[str, ...]:
@@ -93,15 +97,32 @@ def parameters_of(terms: Sequence[Term]) -> list[nn.Parameter]:
     return [p for term in terms if isinstance(term.loss, Trained) for p in term.loss.parameters()]
 
 
-def own_weights(terms: Sequence[Term], evidence: GateInputs) -> dict[int, Tensor]:
-    """By the place of each term with a gate of its own: that gate's weights [batch, 1 + teachers]."""
-    return {place: term.gate(evidence) for place, term in enumerate(terms) if term.gate is not None}
+def own_weights(terms: Sequence[Term], evidence: GateInputs, strikes: Strikes) -> dict[int, Tensor]:
+    """By the place of each term with a gate of its own: that gate's weights [batch, 1 + teachers].
+
+    One that fails has none: the step's are the term's then.
+    """
+    said: dict[int, Tensor] = {}
+    for place, term in enumerate(terms):
+        if term.gate is not None:
+            weights = strikes.call(f"of {term.name}", "forward", checked.weights_by, term.gate, evidence)
+            said |= {} if weights is None else {place: weights}
+    return said
 
 
-def total(terms: Sequence[Term], lesson: LossInputs) -> Tensor:
-    """Σ weight · mean over the rows, each term under its own gate's weights or the lesson's."""
-    parts = [term.weight * term.loss(seen(lesson, place)).mean() for place, term in enumerate(terms)]
-    return sum(parts[1:], parts[0])
+def total(terms: Sequence[Term], lesson: LossInputs, strikes: Strikes | None = None) -> Tensor:
+    """Σ weight · mean over the rows, each term under its own gate's weights or the lesson's.
+
+    Without terms that fail; where all do, the student learns by the built-in loss.
+    """
+    if strikes is None:
+        parts = [term.weight * term.loss(seen(lesson, place)).mean() for place, term in enumerate(terms)]
+        return sum(parts[1:], parts[0])
+    parts = []
+    for place, term in enumerate(terms):
+        value = strikes.call(term.name, "loss", checked.value_by, term.loss, seen(lesson, place))
+        parts += [] if value is None else [term.weight * value.mean()]
+    return sum(parts[1:], parts[0]) if parts else BUILT_IN(lesson).mean()
 
 
 def seen(lesson: LossInputs, place: int) -> LossInputs:

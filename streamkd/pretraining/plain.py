@@ -20,6 +20,7 @@ from streamkd.learning.step import Step
 from streamkd.learning.terms import Term
 from streamkd.losses.match_gate import MatchGate, MatchGateOptions
 from streamkd.meta.adaptation import Engine, GateAdapter
+from streamkd.pretraining.fields import Fields, Rowwise
 from streamkd.pretraining.initialization import Batch
 from streamkd.pretraining.outer_loop import hold_out
 from streamkd.pretraining.synthetic import SyntheticTeacher
@@ -30,7 +31,7 @@ from streamkd.teachers.pool import Pool
 
 QUERY = 128  # held-out records for each move of the gate
 Teacher = Callable[[Tensor], Tensor]
-Batches = Iterable[Sequence[Tensor]]
+Batches = Iterable[Sequence[Tensor] | Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +61,13 @@ def meta_train(
     """Train ``model`` on ``dataloader`` under its teachers, and the gate that says whom each sample listens to.
 
     Args:
-        model: maps x [batch, ...] to logits [batch, classes]; it is trained in place.
+        model: maps x [batch, ...] to logits [batch, classes], or to an object that has ``logits``; it is trained in
+            place.
         teachers: callables from x to logits [batch, classes] over the same classes; by name (a mapping or a
             ``ModuleDict``), or numbered. They are asked without gradient, in the mode that they are in.
         optimizer: over the model's parameters: SGD (momentum, Nesterov), Adam or AdamW.
-        dataloader: batches (x, y), y [batch] int64, or -1 for a record without label, which the teachers alone teach.
+        dataloader: batches (x, y), y [batch] int64, or -1 for a record without label, which the teachers alone teach;
+            or mappings of tensors with ``labels`` among them, of which model and teachers get the others by name.
         query: batches that the model is not trained on, best with clean labels; all of them are kept in memory.
             Without it, each batch is the query for the step before it, which is sound for one epoch only: a record
             that the model has learned makes the gate greedy for hard labels.
@@ -91,16 +94,21 @@ def meta_train(
         gate.to(device), every=every, on_task_steps=0, engine=engine, learning_rate=gate_learning_rate, query=QUERY
     )
     step: Step | None = None
+    fields: Fields | None = None
     losses: list[float] = []
     weights: list[Tensor] = []
     model.train()
     for _ in range(epochs):
         weights.clear()
         for batch in dataloader:
-            x, y = (part.to(device) for part in _pair(batch, "dataloader"))
+            if step is None and isinstance(batch, Mapping):
+                fields = Fields(batch, "dataloader")
+            x, y = (part.to(device) for part in _pair(batch, "dataloader", fields))
             if step is None:
-                student = Foreign(model, torch.ones(_agree(model, named, x), dtype=torch.bool))
-                step = _wire(student, named, optimizer, gate, adapter, query, temperature, clip_norm)
+                body, asked = Rowwise(model, fields), {key: Rowwise(each, fields) for key, each in named.items()}
+                student = Foreign(body, torch.ones(_agree(body, asked, x), dtype=torch.bool))
+                held = [_pair(batch, "query", fields) for batch in query or ()]
+                step = _wire(student, asked, optimizer, gate, adapter, held, temperature, clip_norm)
             taken = step.learn(x, _classes(y, step.student.classes, "dataloader"))
             losses.append(float(taken.loss))
             weights.append(taken.weights)
@@ -123,8 +131,10 @@ def _named(teachers: Sequence[Teacher] | Mapping[str, Teacher] | nn.ModuleDict) 
     return named
 
 
-def _pair(batch: Any, where: str) -> tuple[Tensor, Tensor]:
+def _pair(batch: Any, where: str, fields: Fields | None = None) -> tuple[Tensor, Tensor]:
     """Rows and labels of a batch; what stands behind them is left alone."""
+    if fields is not None and isinstance(batch, Mapping):
+        return fields.pair(batch, where)
     is_pair = isinstance(batch, Sequence) and len(batch) >= 2
     if not is_pair or not all(isinstance(part, Tensor) for part in batch[:2]):
         got = f"a tensor {tuple(batch.shape)}" if isinstance(batch, Tensor) else f"{batch!r:.80}"
@@ -191,12 +201,11 @@ def _wire(
     optimizer: torch.optim.Optimizer,
     gate: nn.Module,
     adapter: GateAdapter,
-    query: Batches | None,
+    pairs: Sequence[tuple[Tensor, Tensor]],
     temperature: float,
     clip_norm: float | None,
 ) -> Step:
     """A step without replay whose held-out memory is the query."""
-    pairs = [_pair(batch, "query") for batch in (() if query is None else query)]
     held = [(x, _classes(y, student.classes, "query")) for x, y in pairs]
     size = sum(len(y) for _, y in held)
     memory = Memory(max(size, 1), 1.0, 1, seed=0, most_held_out=size)

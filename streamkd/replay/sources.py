@@ -6,15 +6,12 @@ One that raises, or gives what cannot be learned, gives nothing to that step; af
 (strikes are state, as teachers' are).
 """
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from streamkd.errors import PluginError
 from streamkd.replay.rows import HeldOutFigures, RowSource, StepRows
-
-STRIKES = 3  # chosen by hand
-logger = logging.getLogger(__name__)
+from streamkd.strikes import Strikes
 
 
 class RowSources:
@@ -22,37 +19,22 @@ class RowSources:
 
     def __init__(self, sources: Mapping[str, RowSource]) -> None:
         self.sources = dict(sources)
-        self.strikes: dict[str, int] = {}
+        self.strikes = Strikes("source of rows")
 
     def draw(
         self, rows: StepRows, classes: int, held_out: Callable[[], HeldOutFigures]
     ) -> Iterator[tuple[str, StepRows]]:
         """Key and rows of each source that has some; each is shown those of the sources before it."""
         for key, source in self.sources.items():
-            drawn = self._asked(key, source, rows, classes, held_out)
+            drawn = self.strikes.call(key, "draw", _drawn, source, rows, classes, held_out)
             if drawn is not None and len(drawn):
                 rows = rows.and_(drawn)
                 yield key, drawn
 
-    def _asked(
-        self, key: str, source: RowSource, rows: StepRows, classes: int, held_out: Callable[[], HeldOutFigures]
-    ) -> StepRows | None:
-        if self.strikes.get(key, 0) >= STRIKES:
-            return None
-        try:
-            drawn = source.draw(rows, held_out)
-            if drawn is not None:
-                refuse_unfit(drawn, rows, classes)
-            return drawn
-        except Exception:  # a plugin is a stranger's code: it hurts only itself
-            self.strikes[key] = self.strikes.get(key, 0) + 1
-            logger.exception("source of rows %s failed (%d of %d, then it is off)", key, self.strikes[key], STRIKES)
-            return None
-
     def state_dict(self) -> dict[str, Any]:
         return {
             "sources": {key: source.state_dict() for key, source in self.sources.items()},
-            "strikes": dict(self.strikes),
+            "strikes": dict(self.strikes.counts),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -60,7 +42,18 @@ class RowSources:
         for key, source in self.sources.items():
             if key in state["sources"]:
                 source.load_state_dict(state["sources"][key])
-        self.strikes = {key: count for key, count in state["strikes"].items() if key in self.sources}
+        self.strikes.counts = {key: count for key, count in state["strikes"].items() if key in self.sources}
+
+
+def _drawn(source: RowSource, rows: StepRows, classes: int, held_out: Callable[[], HeldOutFigures]) -> StepRows | None:
+    given = [rows.x, rows.y, rows.mass, rows.met]
+    written = [part._version for part in given]
+    drawn = source.draw(rows, held_out)
+    if written != [part._version for part in given]:
+        raise PluginError("needed the step's rows as they were, got them changed", where="rows", fix="work on clones")
+    if drawn is not None:
+        refuse_unfit(drawn, rows, classes)
+    return drawn
 
 
 def refuse_unfit(drawn: Any, rows: StepRows, classes: int) -> None:

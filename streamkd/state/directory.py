@@ -47,6 +47,10 @@ _SKIPS = (
     "CREATE TABLE IF NOT EXISTS skips (partition TEXT NOT NULL, start INTEGER NOT NULL, stop INTEGER NOT NULL,"
     " created REAL NOT NULL)"
 )
+_ABSENCES = (  # of isolated teachers (``streamkd.isolation``)
+    "CREATE TABLE IF NOT EXISTS absences (teacher TEXT NOT NULL, call INTEGER NOT NULL, kept INTEGER NOT NULL,"
+    " PRIMARY KEY (teacher, call))"
+)
 
 
 class StateDirectory:
@@ -203,6 +207,7 @@ def complete(connection: sqlite3.Connection) -> None:
         connection.execute(ABOUT)
         connection.execute("INSERT OR IGNORE INTO about VALUES ('identity', ?)", (uuid.uuid4().hex,))
         connection.execute(_SKIPS)
+        connection.execute(_ABSENCES)
         add_columns(connection, "checkpoints", {"marks": "TEXT", "serial": "INTEGER"})
         add_columns(connection, "versions", {"offsets": "TEXT", "positions": "TEXT"})
 

@@ -14,13 +14,14 @@ from collections.abc import Callable, Mapping
 
 import pyarrow as pa
 
-from streamkd.errors import Overloaded, SourceError
+from streamkd.errors import Overloaded, PluginError, SourceError
 from streamkd.records import Chunk, Source
 from streamkd.streams.log.log import Log
 from streamkd.streams.log.paces import Gear
 from streamkd.streams.pace import Gearbox, Pace
 from streamkd.streams.skips import Skips
 
+SOURCE = "hold the source to its contract with streamkd.testing.check_source"
 logger = logging.getLogger(__name__)
 
 
@@ -87,15 +88,33 @@ class Batcher:
 
     def _gather(self, partition: str, start: int, rows: int) -> Chunk:
         """Up to ``rows`` rows; a source may give them in pieces."""
-        chunk = self._source.read(partition, start, rows)
+        chunk = self._read(partition, start, rows)
         if chunk.rows.num_rows in (0, rows):
             return chunk
         parts, at, missing = [chunk.rows], chunk.next_offset, rows - chunk.rows.num_rows
-        while missing and (more := self._source.read(partition, at, missing)).rows.num_rows:
+        while missing and (more := self._read(partition, at, missing)).rows.num_rows:
             parts.append(more.rows)
             at, missing = more.next_offset, missing - more.rows.num_rows
         joined = parts[0] if len(parts) == 1 else pa.concat_batches(parts)
         return Chunk(joined, partition, start, at)
+
+    def _read(self, partition: str, start: int, rows: int) -> Chunk:
+        """What the source gives.
+
+        Raises:
+            PluginError: it is no chunk that goes on behind its own rows: the same would be learned for ever.
+        """
+        chunk = self._source.read(partition, start, rows)
+        where = f"source {type(self._source).__name__}, read({partition!r}, {start}, {rows})"
+        if not isinstance(chunk, Chunk) or not isinstance(chunk.rows, pa.RecordBatch):
+            raise PluginError(
+                f"needed a streamkd.api.Chunk of a RecordBatch, got {type(chunk).__name__}", where=where, fix=SOURCE
+            )
+        if chunk.rows.num_rows > rows or chunk.next_offset < start + chunk.rows.num_rows:
+            said = f"needed at most {rows} rows and next_offset behind them"
+            got = f"got {chunk.rows.num_rows} and {chunk.next_offset}"
+            raise PluginError(f"{said}, {got}", where=where, fix="next_offset is the first that is not read yet")
+        return chunk
 
     def _at_end(self, partition: str, offset: int) -> bool:
         return self._source.finite and offset == self._source.end(partition)

@@ -326,6 +326,7 @@ def build(
         raise PluginError(
             f"needed a torch.nn.Linear with bias and `classes` outputs as attribute `head`, got {head!r}",
             where=f"student {kind.name}",
+            fix="name the last layer `head`; it is made for one class, and grows",
         )
     student = Student(body, schema, seed)
     if start:

@@ -16,8 +16,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from pydantic import Field
 
+from streamkd.errors import PluginError
 from streamkd.hookspecs import Kind, Options, hookimpl
 from streamkd.records import Records
+from streamkd.strikes import Strikes
 
 MADE, ESCAPE = "#", "\\"
 
@@ -133,7 +135,8 @@ class Tasks:
 
     def __init__(self, detectors: dict[str, Detector]) -> None:
         self._detectors = detectors
-        self._scored = [detector for detector in detectors.values() if isinstance(detector, Scored)]
+        self._scored = {name: detector for name, detector in detectors.items() if isinstance(detector, Scored)}
+        self.strikes = Strikes("detector")
         self.names: list[str] = []
         self.current = -1
         self.boundaries: list[Boundary] = []
@@ -142,11 +145,11 @@ class Tasks:
 
     def observe(self, records: Records, new_labels: Sequence[Any], record: int) -> Boundary | None:
         """Look at a batch before it is trained on; a boundary that is returned has made its task current."""
-        said = {
-            name: task
-            for name, detector in self._detectors.items()
-            if (task := detector.begins(records, new_labels, self._since)) is not None
-        }
+        said: dict[str, str] = {}
+        for name, detector in self._detectors.items():
+            task = self.strikes.call(name, "begins", _named, detector, records, list(new_labels), self._since)
+            if task is not None:
+                said[name] = task
         found = self._given(said, record) or self._seen(said, records, record)
         if found is None and not self.names:
             found = Boundary(record, made("0"), "start")
@@ -175,8 +178,8 @@ class Tasks:
 
     def score(self, wrong: np.ndarray) -> None:
         """Tell how well the student predicted the labelled records [records] of the batch, before it learned them."""
-        for detector in self._scored:
-            detector.scored(wrong)
+        for name, detector in self._scored.items():
+            self.strikes.call(name, "scored", detector.scored, wrong)
 
     def _name_of(self, task: str, records: Records) -> str:
         """The name of a detector's task; without one of its own, the next number that no task has."""
@@ -206,15 +209,31 @@ class Tasks:
             "count": self.count,
             "since": self._since,
             "detectors": {name: detector.state_dict() for name, detector in self._detectors.items()},
+            "strikes": dict(self.strikes.counts),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.names, self.current = list(state["names"]), state["current"]
         self.boundaries = [Boundary(*b) for b in state["boundaries"]]
         self.count, self._since = state["count"], state["since"]
+        self.strikes.counts = {name: n for name, n in state.get("strikes", {}).items() if name in self._detectors}
         for name, detector in self._detectors.items():
             if name in state["detectors"]:
                 detector.load_state_dict(state["detectors"][name])
+
+
+def _named(detector: Detector, records: Records, new_labels: list[Any], since: int) -> str | None:
+    """What a detector says, which has left the records as they are."""
+    inputs = records.inputs
+    writeable, inputs.flags.writeable = inputs.flags.writeable, False
+    try:
+        task = detector.begins(records, new_labels, since)
+    finally:
+        inputs.flags.writeable = writeable
+    if task is not None and not isinstance(task, str):
+        fix = 'return "" where the task has no name, None where none begins'
+        raise PluginError(f"needed a task's name or None, got {task!r:.80}", fix=fix)
+    return task
 
 
 def _task_column(options: Options) -> Detector:

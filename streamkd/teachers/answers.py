@@ -34,7 +34,6 @@ class TeacherPanel:
     def __init__(self, teachers: Sequence[Teacher], guard: Guard, cache: Cache) -> None:
         self.teachers, self.guard, self.cache = teachers, guard, cache
         self.ahead: frozenset[str] = frozenset()
-        self._complete: tuple[tuple[int, int], bool] = ((-1, -1), False)
         self._everything = torch.ones(1, 1, 1, dtype=torch.bool)
 
     def answers(self, x: Tensor, fresh: int, remembered: Remembered | None, classes: int) -> Answers:
@@ -60,10 +59,9 @@ class TeacherPanel:
 
     def _all_known(self, classes: int) -> bool:
         """Whether every teacher answers every row over every class, so that nothing has to be masked."""
-        if self._complete[0] != (classes, len(self.teachers)):
-            live = bool(self.teachers) and all(t.role == "live" and bool(t.known().all()) for t in self.teachers)
-            self._complete = ((classes, len(self.teachers)), live)
-        return self._complete[1]
+        # looked at each time: a resumed learner must come to the same, whatever teachers knew before
+        live = bool(self.teachers) and all(teacher.role == "live" for teacher in self.teachers)
+        return live and all(self._known(t, classes).all() for t in self.teachers)
 
     def _partial(self, x: Tensor, fresh: int, remembered: Remembered | None, classes: int) -> Answers:
         """Answers where some teachers are asked about some rows, or know some classes."""
@@ -83,8 +81,13 @@ class TeacherPanel:
             else:
                 kept, answered = self.cache.answers(teacher, remembered, classes)
                 logits[fresh:end, index] = kept.float()
-                known[fresh:end, index] = teacher.known().to(x.device) & answered.unsqueeze(1)
+                known[fresh:end, index] = self._known(teacher, classes).to(x.device) & answered.unsqueeze(1)
         return Answers(logits, known & torch.isfinite(logits))
+
+    def _known(self, teacher: Teacher, classes: int) -> Tensor:
+        """Of the classes those that it knows; nothing where it fails to say so."""
+        known = self.guard.guarded(teacher, teacher.known, "known")
+        return known if known is not None and len(known) == classes else torch.zeros(classes, dtype=torch.bool)
 
     def _speaks(self, teacher: Teacher) -> bool:
         return teacher.role != "present" or teacher.key in self.ahead

@@ -6,21 +6,31 @@ starts anew from scratch (the strikes are state: a resumed run must ask the same
 
 import logging
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
 from torch import Tensor
 
-from streamkd.errors import PluginError
+from streamkd.errors import Overloaded, PluginError, StateError
+from streamkd.strikes import STRIKES, blame
 from streamkd.teachers.former import FormerTeacher
 from streamkd.teachers.snapshot import SnapshotTeacher
 from streamkd.teachers.teacher import Hindsight, Incremental, Recalling, Teacher
 
-STRIKES = 3  # chosen by hand
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
+
+
+class Absent(Exception):
+    """A teacher in a process of its own is away: nobody's fault here; ``reason`` where it has just gone."""
+
+    def __init__(self, key: str, reason: str = "", said: str = "") -> None:
+        super().__init__(said or f"teacher {key} is away")
+        self.reason = reason
 
 
 @dataclass
@@ -28,7 +38,9 @@ class Calls:
     """What was asked of one teacher; ``cached`` counts rows whose remembered answer spared a question."""
 
     requests: int = 0
-    failures: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    """By reason."""
+
     seconds: float = 0.0
     cached: int = 0
 
@@ -44,6 +56,8 @@ class Guard:
 
     tallies: dict[str, Calls] = field(default_factory=dict)
     strikes: dict[str, int] = field(default_factory=dict)
+    strict: bool = False
+    """In a rehearsal, in which what is wrong at once is an error."""
 
     def of(self, group: str) -> Calls:
         """The tally of a teacher, or of all snapshots."""
@@ -54,44 +68,65 @@ class Guard:
 
         ``y`` are the columns of rows that were learned: who has learned from them leaves each out of what it says.
         """
-        if self.strikes.get(teacher.key, 0) < STRIKES:
+        if self.strikes.get(teacher.key, 0) < STRIKES and not getattr(teacher, "away", False):
             self.of(group(teacher)).requests += 1
-        return self.guarded(
-            teacher, lambda: self._checked(_said(teacher, x, y), teacher.known().to(x.device), len(x), classes)
-        )
+
+        def call() -> tuple[Tensor, Tensor]:
+            with untouched(x):
+                said = _said(teacher, x, y)
+            return self._checked(said, teacher.known().to(x.device), len(x), classes)
+
+        return self.guarded(teacher, call, "logits" if y is None else "recall")
 
     def test_then_train(
         self, teacher: Incremental, x: Tensor, y: Tensor, learn: Tensor, then: np.ndarray | None = None
     ) -> Tensor | None:
         """What it says of each row before it learns it, [n, classes] on the rows' device; ``None``: it failed.
 
+        No rows where it knows no class yet.
+
         ``then`` is its ``opinion`` of the rows when they came, where that was earlier.
         """
 
         def call() -> Tensor:
             known = teacher.known()
-            if then is not None and isinstance(teacher, Hindsight):
-                said = teacher.test_then_train(x, y, learn, then)
-            else:
-                said = teacher.test_then_train(x, y, learn)
-            return self._checked(said.to(x.device), known, len(x), len(known))[0]
+            with untouched(x, y):
+                if then is not None and isinstance(teacher, Hindsight):
+                    said = teacher.test_then_train(x, y, learn, then)
+                else:
+                    said = teacher.test_then_train(x, y, learn)
+            said = self._checked(said.to(x.device), known, len(x), len(known))[0]
+            return said if teacher.known().any() else said[:0]
 
-        return self.guarded(teacher, call)
+        return self.guarded(teacher, call, "test_then_train")
 
-    def guarded(self, teacher: Teacher, call: Callable[[], T]) -> T | None:
-        """What a teacher's own code gives, timed; ``None``: it failed, or did so too often."""
+    def guarded(self, teacher: Teacher, call: Callable[[], T], hook: str) -> T | None:
+        """What a teacher's own code gives, timed; ``None``: it failed, or did so too often.
+
+        Raises:
+            PluginError: it failed, and this is ``strict``.
+        """
         if self.strikes.get(teacher.key, 0) >= STRIKES:
             return None
         tally = self.of(group(teacher))
         begun = time.perf_counter()
         try:
             return call()
-        except Exception:  # a plugin is a stranger's code: it hurts only itself
-            tally.failures += 1
+        except Absent as away:
+            if self.strict:
+                raise blame(f"teacher {teacher.key}", hook, PluginError(f"is away: {away}")) from away
+            if away.reason:
+                tally.failures[away.reason] += 1
+            return None
+        except (Overloaded, StateError):  # that it is away cannot be written down: nothing may follow from it
+            raise
+        except (Exception, SystemExit) as fault:
+            blamed = blame(f"teacher {teacher.key}", hook, fault)
+            if self.strict:
+                raise blamed from fault
+            tally.failures["raised"] += 1
             self.strikes[teacher.key] = self.strikes.get(teacher.key, 0) + 1
-            logger.exception(
-                "teacher %s failed (%d of %d, then it is off)", teacher.key, self.strikes[teacher.key], STRIKES
-            )
+            logger.exception("%s (%d of %d, then it is off)", blamed, self.strikes[teacher.key], STRIKES)
             return None
         finally:
             tally.seconds += time.perf_counter() - begun
@@ -100,8 +135,22 @@ class Guard:
     def _checked(logits: Tensor, known: Tensor, rows: int, classes: int) -> tuple[Tensor, Tensor]:
         if logits.shape != (rows, classes) or known.shape != (classes,):
             got = f"{tuple(logits.shape)} and {tuple(known.shape)}"
-            raise PluginError(f"needed logits {(rows, classes)} and known {(classes,)}, got {got}")
+            fix = "widen the answers in grow(), one column per label"
+            raise PluginError(f"needed logits {(rows, classes)} and known {(classes,)}, got {got}", fix=fix)
         return logits, known
+
+
+@contextmanager
+def untouched(*given: Tensor) -> Iterator[None]:
+    """The tensors are the step's own, for whoever comes next.
+
+    Raises:
+        PluginError: one of them was written to.
+    """
+    before = [tensor._version for tensor in given]
+    yield
+    if before != [tensor._version for tensor in given]:
+        raise PluginError("needed the rows as they were given, got them changed in place", fix="work on x.clone()")
 
 
 def _said(teacher: Teacher, x: Tensor, y: Tensor | None) -> Tensor:

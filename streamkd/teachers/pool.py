@@ -24,12 +24,13 @@ from streamkd.hookspecs import Stateful
 from streamkd.records import Label
 from streamkd.replay.memory import Memory
 from streamkd.replay.ring import Remembered, whole
+from streamkd.strikes import blame
 from streamkd.students.networks import Student
 from streamkd.teachers.admission import Admission, Applicant, Worth, WorthOptions
 from streamkd.teachers.answers import Answers, TeacherPanel
 from streamkd.teachers.cache import Cache, cached
 from streamkd.teachers.former import FormerMaker, FormerTeacher, superfluous
-from streamkd.teachers.guard import Guard
+from streamkd.teachers.guard import Guard, untouched
 from streamkd.teachers.served import Candidates
 from streamkd.teachers.snapshot import SnapshotMaker, SnapshotTeacher
 from streamkd.teachers.teacher import (
@@ -129,7 +130,7 @@ class Pool:
     def grow(self, labels: Sequence[Label]) -> None:
         """New labels for teachers and caches."""
         for teacher in self.everybody:
-            teacher.grow(labels)
+            self.guard.guarded(teacher, partial(teacher.grow, labels), "grow")
         self.memory.grow(len(labels))
 
     def answers(self, x: Tensor, fresh: int, remembered: Remembered | None, classes: int) -> Answers:
@@ -156,7 +157,8 @@ class Pool:
                     where="losses",
                     fix=f"teachers here: {', '.join(by_key) or 'none'}",
                 )
-        return {key: _features(by_key[key], x, layers) for key, layers in wanted.items()}
+        asked = {key: (by_key[key], partial(_features, by_key[key], x, layers)) for key, layers in wanted.items()}
+        return {key: self.guard.guarded(one, call, "features") or {} for key, (one, call) in asked.items()}
 
     def observe(
         self, x: Tensor, y: Tensor, learn: Tensor, then: Mapping[str, np.ndarray] = MappingProxyType({})
@@ -169,7 +171,7 @@ class Pool:
         self.prequential = {}
         for incremental in self._incremental:
             answers = self.guard.test_then_train(incremental, x, y, learn, then.get(incremental.key))
-            if answers is not None and incremental.known().any():
+            if answers is not None and len(answers):
                 self.prequential[incremental.key] = answers
         if learn.any():
             self.observe_released(x[learn], y[learn])
@@ -180,12 +182,12 @@ class Pool:
         To who learns record by record, in the order of the stream, rows that were held out come too late.
         """
         for teacher in self._observers:
-            self.guard.guarded(cast(Teacher, teacher), partial(teacher.observe, x, y))
+            self.guard.guarded(cast(Teacher, teacher), partial(_observe, teacher, x, y), "observe")
 
     def opinions(self, x: Tensor) -> dict[str, np.ndarray]:
         """By teacher what it wants to be told again when the labels of rows [n, *shape] come."""
         who = self._hindsight
-        found = {teacher.key: self.guard.guarded(teacher, partial(teacher.opinion, x)) for teacher in who}
+        found = {teacher.key: self.guard.guarded(teacher, partial(teacher.opinion, x), "opinion") for teacher in who}
         return {key: said for key, said in found.items() if said is not None}
 
     @torch.no_grad()
@@ -198,7 +200,7 @@ class Pool:
             return
         able = [t for t in self.followers if not isinstance(t, FormerTeacher)]
         best = max(able, key=lambda t: weights.get(t.key, 0.0), default=None)
-        part = None if best is None else self.guard.guarded(best, cast(Servable, best).part)
+        part = None if best is None else self.guard.guarded(best, cast(Servable, best).part, "part")
         if part is not None:
             self._set_witnesses([*self.witnesses, self.former.take(part)])
         if len(copies := [t for t in self.witnesses if isinstance(t, FormerTeacher)]) > self.former.limit:
@@ -222,14 +224,14 @@ class Pool:
         """Live teachers follow."""
         for teacher in self.teachers:
             if teacher.role == "live" and isinstance(teacher, Following):
-                teacher.after_step(student)
+                self.guard.guarded(teacher, partial(teacher.after_step, student), "after_step")
 
     def end_task(self, student: Student) -> str | None:
         """A task has ended: teachers age, worth is measured anew, a snapshot may be admitted; returns its key."""
         for key in self.ages:
             self.ages[key] += 1
         for teacher in self._observers:
-            self.guard.guarded(cast(Teacher, teacher), teacher.end_task)
+            self.guard.guarded(cast(Teacher, teacher), teacher.end_task, "end_task")
         admitted = self._admit(student) if self.snapshots else None
         self.assess(student)
         while self._mine() and self._over_budget():
@@ -274,7 +276,12 @@ class Pool:
             self._drop(self._least())
 
     def _over_budget(self) -> bool:
-        return self._too_many() or sum(map(bytes_of, self.everybody)) > self.limit_bytes
+        return self._too_many() or sum(map(self.bytes_of, self.everybody)) > self.limit_bytes
+
+    def bytes_of(self, teacher: Teacher) -> int:
+        """What a teacher counts towards the pool's bytes."""
+        size = self.guard.guarded(teacher, teacher.size_bytes, "size_bytes") if isinstance(teacher, Sized) else 0
+        return size or 0
 
     def _too_many(self) -> bool:
         most = self.snapshots.limit if self.snapshots else 0
@@ -331,7 +338,8 @@ class Pool:
 
     def candidates(self, student: Student, weights: Mapping[str, float], exponents: Mapping[str, float]) -> Candidates:
         """What may be served now, the student of the stream among it; weights and exponents by teacher's key."""
-        parts = {t.key: part for t in self.everybody if isinstance(t, Servable) and (part := t.part()) is not None}
+        able = [t for t in self.everybody if isinstance(t, Servable)]
+        parts = {t.key: part for t in able if (part := self.guard.guarded(t, t.part, "part")) is not None}
         ring, average = self.memory.holdout, self.average
         held = (ring.x[: ring.filled], ring.y[: ring.filled]) if ring.x is not None and ring.filled else None
         named = [
@@ -359,7 +367,7 @@ class Pool:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "teachers": {t.key: t.state_dict() for t in self.everybody if isinstance(t, Stateful)},
+            "teachers": {t.key: _state_of(t) for t in self.everybody if isinstance(t, Stateful)},
             "snapshots": [t.key for t in self.teachers if isinstance(t, SnapshotTeacher)],
             "former": self.former.state_dict() if self.former else None,
             "copies": [t.key for t in self.witnesses if isinstance(t, FormerTeacher)],
@@ -387,7 +395,7 @@ class Pool:
             self._set_witnesses([*self.witnesses, *copies])
         for teacher in self.everybody:
             if isinstance(teacher, Stateful) and teacher.key in state["teachers"]:
-                teacher.load_state_dict(state["teachers"][teacher.key])
+                teacher.load_state_dict(_own(state["teachers"][teacher.key], teacher))
             teacher.grow(labels)
         here = set(self.keys)
         self.worth = {k: v for k, v in state["worth"].items() if k in here}
@@ -408,9 +416,26 @@ class Pool:
         self._facts = None
 
 
-def bytes_of(teacher: Teacher) -> int:
-    """What a teacher counts towards the pool's bytes."""
-    return teacher.size_bytes() if isinstance(teacher, Sized) else 0
+def _own(saved: dict[str, Any], teacher: Teacher) -> dict[str, Any]:
+    """The state of a teacher that was in a process of its own, for one that is not."""
+    return saved["state"] if "isolated" in saved and not hasattr(teacher, "isolated") else saved
+
+
+def _observe(teacher: Observing, x: Tensor, y: Tensor) -> None:
+    with untouched(x, y):
+        teacher.observe(x, y)
+
+
+def _state_of(teacher: Any) -> Any:
+    """What a teacher keeps.
+
+    Raises:
+        PluginError: it does not say: a checkpoint without it would be another learner's.
+    """
+    try:
+        return teacher.state_dict()
+    except Exception as fault:
+        raise blame(f"teacher {teacher.key}", "state_dict", fault) from fault
 
 
 def _features(teacher: Teacher, x: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:

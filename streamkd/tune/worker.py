@@ -10,20 +10,19 @@ import contextlib
 import errno
 import os
 import pickle
-import resource
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamkd.config import Config
 from streamkd.errors import StreamkdError, TrialFailed
 from streamkd.evaluate.seeds import plain
 from streamkd.plugins import Registry
+from streamkd.process import bound_memory, lacks_memory
 from streamkd.tune.settings import Settings
 from streamkd.tune.space.space import Space, Values
 
@@ -119,14 +118,9 @@ def failure(fault: BaseException) -> TrialFailed:
     if isinstance(fault, TrialFailed):
         return fault
     said = " ".join(str(fault).split())[:300]
-    if isinstance(fault, MemoryError) or _is_torchs_memory(fault) or getattr(fault, "errno", 0) == errno.ENOMEM:
+    if lacks_memory(fault) or getattr(fault, "errno", 0) == errno.ENOMEM:
         return TrialFailed("memory", said or type(fault).__name__)
     return TrialFailed("error", said if isinstance(fault, StreamkdError) else f"{type(fault).__name__}: {said}")
-
-
-def _is_torchs_memory(fault: BaseException) -> bool:
-    """torch has a class of its own on a GPU, and none on a CPU."""
-    return type(fault).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(fault)
 
 
 def _settle(log: str, devices: str | None, memory_bytes: int | None) -> None:
@@ -142,14 +136,3 @@ def _settle(log: str, devices: str | None, memory_bytes: int | None) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices
     if memory_bytes is not None:
         bound_memory(memory_bytes)
-
-
-def bound_memory(more_bytes: int) -> None:
-    """Let this process allocate so much more than it has now; libraries alone take a gigabyte. Linux only.
-
-    What is beyond is a ``MemoryError``. ``RLIMIT_AS`` would count what CUDA only reserves.
-    """
-    status = Path("/proc/self/status")
-    lines = status.read_text("ascii").splitlines() if status.exists() else []
-    taken = next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmData:")), 0)
-    resource.setrlimit(resource.RLIMIT_DATA, (taken + more_bytes, taken + more_bytes))

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 
 from streamkd import config as configuration
-from streamkd.choices import Choice
+from streamkd.choices import Choice, Isolation, TeacherChoice
 from streamkd.config import Config
 from streamkd.errors import ConfigError
 from streamkd.gates.gate import FixedGate
+from streamkd.isolation.absences import AbsenceJournal
+from streamkd.isolation.teacher import IsolatedTeacher
 from streamkd.learning import terms
 from streamkd.learning.sharing import Origin, WeightSource, WeightTransfer
 from streamkd.learning.step import Step
@@ -40,8 +42,12 @@ def step_of(
     labels: Sequence[Label],
     device: torch.device,
     begun: Artefact | None = None,
+    absences: AbsenceJournal | None = None,
 ) -> tuple[Step, GateAdapter]:
-    """The parts that one training step moves, for a fresh student that knows ``labels``; ``begun``: from phase 2."""
+    """The parts that one training step moves, for a fresh student that knows ``labels``; ``begun``: from phase 2.
+
+    ``absences``: where those of isolated teachers are written down; without it a resumed run may have others.
+    """
     begun = begun or Artefact()
     student = student_of(config, registry, schema, len(labels), begun).to(device)
 
@@ -50,7 +56,7 @@ def step_of(
 
     transfer = _transfer(config, registry, student, context("share"))
     memory = _memory(config, registry)
-    pool = _pool(config, registry, memory, *_teachers(config, registry, context))
+    pool = _pool(config, registry, memory, *_teachers(config, registry, context, absences))
     gate = _gate(config, registry, "gate", config.gate, begun).to(device)
     losses = [_term(config, registry, index, device, begun) for index in range(len(config.losses))]
     adapter = _adapter(config, registry, gate, losses, pool, begun)
@@ -65,6 +71,7 @@ def step_of(
         replay=config.memory.replay,
         clip_norm=config.optimizer.clip_norm,
         transfer=transfer,
+        gate_name=config.gate.name,
         sources=_row_sources(config, registry, schema),
         rate_decay=optimizers.RateDecay(optimizer, config.optimizer.start, config.optimizer.decay_steps),
     )
@@ -117,10 +124,15 @@ def _memory(config: Config, registry: Registry) -> Memory:
 
 
 def _teachers(
-    config: Config, registry: Registry, context: Callable[[str], TeacherContext]
+    config: Config,
+    registry: Registry,
+    context: Callable[[str], TeacherContext],
+    absences: AbsenceJournal | None,
 ) -> tuple[list[Teacher], SnapshotMaker | None, FormerMaker | None]:
     made: list[Any] = [
-        make(registry, f"teachers.{index}", "teachers", choice, context(choice.key))
+        _isolated(config, registry, choice, context(choice.key), absences)
+        if choice.isolate
+        else make(registry, f"teachers.{index}", "teachers", choice, context(choice.key))
         for index, choice in enumerate(config.teachers)
     ]
     snapshots = [maker for maker in made if isinstance(maker, SnapshotMaker)]
@@ -130,6 +142,25 @@ def _teachers(
             raise ConfigError(f"needed at most one teacher of the kind {kind}, got two", where="teachers")
     teachers = [maker for maker in made if not isinstance(maker, SnapshotMaker | FormerMaker)]
     return teachers, next(iter(snapshots), None), next(iter(formers), None)
+
+
+def _isolated(
+    config: Config, registry: Registry, choice: TeacherChoice, context: TeacherContext, absences: AbsenceJournal | None
+) -> IsolatedTeacher:
+    """The same teacher in a process of its own, which builds it of what the configuration says."""
+    mine = config.student
+    about = {
+        "entries": [registry.origin("teachers", choice.name), registry.origin("students", mine.name)],
+        "teacher": {"name": choice.name, "options": choice.values},
+        "student": {"name": mine.name, "options": mine.values, "weights": context.student.state_dict()},
+        "seed": config.seed,
+        "key": choice.key,
+        "labels": list(context.labels),
+        "schema": context.schema.model_dump(mode="json"),
+        "device": str(context.device),
+        "threads": config.threads,
+    }
+    return IsolatedTeacher(about, choice.isolate or Isolation(), absences)
 
 
 def _pool(
@@ -175,7 +206,7 @@ def _optimizer(config: Config, parameters: list[torch.nn.Parameter]) -> torch.op
 def _term(config: Config, registry: Registry, index: int, device: torch.device, begun: Artefact) -> Term:
     path, choice = f"losses.{index}", config.losses[index]
     gate = _gate(config, registry, f"{path}.gate", choice.gate, begun).to(device) if choice.gate else None
-    return Term(make(registry, path, "losses", choice), choice.weight, gate)
+    return Term(make(registry, path, "losses", choice), choice.weight, gate, choice.name)
 
 
 def _gate(config: Config, registry: Registry, path: str, choice: Choice, begun: Artefact) -> Any:

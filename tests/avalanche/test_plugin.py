@@ -155,6 +155,21 @@ def test_it_teaches_in_any_strategy(host: str, grows: bool) -> None:
     assert all(p.isfinite().all() for p in strategy.model.parameters())
 
 
+def test_it_says_when_and_how_much_it_has_helped(caplog: pytest.LogCaptureFixture) -> None:
+    """Of each task the steps, those in which teachers were heard, and what they spared; the log says the same."""
+    plugin = Losses(memory=60)
+    with caplog.at_level("INFO", "streamkd.avalanche.plugin"):
+        trained("naive", plugin)
+    assert len(plugin.helped) == 3
+    assert sum(task.steps for task in plugin.helped) == len(plugin.advantages)
+    assert sum(task.heard for task in plugin.helped) == sum(a > 0 for a in plugin.advantages) > 0
+    total = sum(task.steps * task.advantage for task in plugin.helped)
+    assert total == pytest.approx(sum(plugin.advantages))
+    assert (
+        f"task 2: the teachers were heard in {plugin.helped[2].heard} of {plugin.helped[2].steps} steps" in caplog.text
+    )
+
+
 def test_it_is_offered_by_the_package() -> None:
     """``streamkd.MatchGateDistillation`` is the plugin; a name that there is not is an AttributeError."""
     assert streamkd.MatchGateDistillation is MatchGateDistillation

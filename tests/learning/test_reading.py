@@ -15,8 +15,8 @@ from streamkd.plugins import Registry
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "streamkd"
 PAGE = (ROOT / "docs/explanation/how-a-record-changes-the-student.md").read_text("utf-8")
-LINES = 2_500
-ROOMS, MOVES, MODULES = 17, 185, 71  # a default step, in which a record is released, had 17, 181 and 71 last
+LINES = 2_570
+ROOMS, MOVES, MODULES = 18, 200, 73  # a default step, in which a record is released, had 18, 196 and 73 last
 
 
 def test_the_reading_list_is_an_afternoon() -> None:

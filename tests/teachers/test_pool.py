@@ -14,9 +14,10 @@ from streamkd.errors import ConfigError, PluginError
 from streamkd.incremental.linear import LinearOptions, LinearTeacher
 from streamkd.learning.step import Step
 from streamkd.losses.match_gate import soft_answers
+from streamkd.strikes import STRIKES
 from streamkd.teachers.admission import Worth, WorthOptions
-from streamkd.teachers.guard import STRIKES, Guard
-from streamkd.teachers.pool import Pool, bytes_of
+from streamkd.teachers.guard import Guard
+from streamkd.teachers.pool import Pool
 from streamkd.teachers.snapshot import SnapshotTeacher
 from streamkd.teachers.teacher import Role, copy_of
 
@@ -225,7 +226,7 @@ def test_a_teacher_that_fails_to_observe_hurts_only_itself() -> None:
 
     step = toys.make_step(teachers=[Deaf("deaf", toys.mlp())], snapshots=0)
     run(step, STRIKES + 1)
-    assert step.pool.guard.of("deaf").failures == STRIKES
+    assert step.pool.guard.of("deaf").failures.total() == STRIKES
 
 
 class Tally(Counted):
@@ -301,7 +302,7 @@ def test_answers_of_another_shape_are_none(said: Tensor) -> None:
     step = toys.make_step(teachers=[Short("s", toys.mlp(seed=10)), Tally("t", toys.mlp(seed=11))])
     run(step, 5)
     assert set(step.pool.prequential) == {"t"}
-    assert step.pool.guard.of("s").failures == STRIKES
+    assert step.pool.guard.of("s").failures.total() == STRIKES
 
 
 def test_a_settled_teachers_cache_goes_round() -> None:
@@ -394,10 +395,10 @@ def test_a_teacher_of_the_present_takes_no_place() -> None:
 def test_no_more_bytes_than_the_budget() -> None:
     """A pool over its bytes gives up snapshots until it fits."""
     one = toys.make_step()
-    size = bytes_of(one.pool.teachers[0])
+    size = one.pool.bytes_of(one.pool.teachers[0])
     step = toys.make_step(snapshots=5, limit_bytes=3 * size)
     end_tasks(step, 6)
-    assert sum(map(bytes_of, step.pool.teachers)) <= 3 * size
+    assert sum(map(step.pool.bytes_of, step.pool.teachers)) <= 3 * size
     assert len(snapshots_of(step)) == 2
 
 
@@ -576,14 +577,14 @@ def test_a_teacher_that_raises_is_off_after_three_strikes() -> None:
     questions, broken = Guard(), Broken("broken", toys.mlp())
     answers = [questions.ask(broken, torch.zeros(2, 3), 3) for _ in range(STRIKES + 2)]
     assert answers == [None] * (STRIKES + 2)
-    assert questions.of("broken").failures == questions.of("broken").requests == STRIKES
+    assert questions.of("broken").failures.total() == questions.of("broken").requests == STRIKES
 
 
 def test_an_answer_of_another_shape_is_a_failure() -> None:
     """Logits that do not fit the label space are none."""
     questions, teacher = Guard(), Counted("wide", toys.mlp())
     assert questions.ask(teacher, torch.zeros(2, 3), classes=7) is None
-    assert questions.of("wide").failures == 1
+    assert questions.of("wide").failures.total() == 1
 
 
 def test_snapshots_are_tallied_together() -> None:

@@ -19,12 +19,12 @@ import numpy as np
 import pyarrow as pa
 
 from streamkd.errors import LimitExceeded, Overloaded, RecordError
+from streamkd.process import Process, bound_address_space, descriptor, spawn
 from streamkd.records import RecordSchema
 from streamkd.serve.predictions import openinference
 from streamkd.serve.predictions.kept import in_arrow, to_ipc
 from streamkd.serve.predictions.openinference import InferRequest
 from streamkd.serve.predictions.tensors import Faults
-from streamkd.serve.processes.channel import Process, bound_memory, descriptor, spawn
 from streamkd.serve.processes.messages import Json
 
 WAITING = 8  # requests that may wait for the one that is read
@@ -125,7 +125,7 @@ def _gone() -> bytes:
 def main() -> None:
     """The process: read, answer, until the socket ends; memory within bounds, and the processor last."""
     os.nice(5)  # others answer people
-    bound_memory(MEMORY_BYTES)
+    bound_address_space(MEMORY_BYTES)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
         _serve(socket.socket(fileno=descriptor()))
 

@@ -1,6 +1,6 @@
 """JSON lines between the supervisor and its children, over one inherited socket.
 
-    supervisor ─ pair() ─► spawn ─► child: Channel.inherited()
+    supervisor ─ pair() ─► process.spawn ─► child: Channel.inherited()
          say(Beat(...)) ◄─ one line of JSON each ─► hear(timeout)
 
 The end of the stream (``EOFError``) means that the other process is gone: the kernel closes a dead
@@ -10,32 +10,24 @@ one arrives.
 """
 
 import contextlib
-import ctypes
 import json
 import logging
 import math
 import numbers
 import os
-import resource
 import select
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NoReturn, Protocol
 
 from streamkd.errors import StreamkdError
+from streamkd.process import descriptor, follow_parent
 from streamkd.serve.processes.messages import Json, Message, fatal, from_json, to_json
 
 MESSAGE_BYTES = 16 << 20
 SEND_SECONDS = 5.0  # that the supervisor waits for a child to read; its own loop must go on
-_PR_SET_PDEATHSIG = 1
-Process = subprocess.Popen[bytes]
 logger = logging.getLogger(__name__)
 
 
@@ -63,15 +55,8 @@ class Channel:
 
     @classmethod
     def inherited(cls) -> "Channel":
-        """The child's end, and the child tied to its parent.
-
-        The kernel kills the child when its parent dies. The stop signals are left to the supervisor: a
-        terminal and a service manager send them to the whole group, and the children stop in order,
-        by message.
-        """
-        die_with_parent()
-        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(name, signal.SIG_IGN)
+        """The child's end, and the child tied to its parent."""
+        follow_parent()
         return cls(descriptor())
 
     def send(self, message: Json) -> None:
@@ -185,26 +170,6 @@ class Channel:
             self._socket.shutdown(socket.SHUT_RDWR)
 
 
-def spawn(module: str, end: socket.socket, environment: Mapping[str, str] = MappingProxyType({})) -> Process:
-    """``python -m MODULE --fd N`` with its end of a socket pair, which is closed here; there it is ``descriptor()``."""
-    with end:
-        command = [sys.executable, "-P", "-m", module, "--fd", str(end.fileno())]
-        settings = {**os.environ, **environment}
-        return subprocess.Popen(command, pass_fds=[end.fileno()], stdin=subprocess.DEVNULL, env=settings)
-
-
-def descriptor() -> int:
-    """The end of the socket pair that this process was given."""
-    return int(sys.argv[sys.argv.index("--fd") + 1])
-
-
-def bound_memory(limit_bytes: int) -> None:
-    """An allocation past the limit fails in this process instead of starving the others."""
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = limit_bytes if hard == resource.RLIM_INFINITY else min(limit_bytes, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-
-
 def pair() -> tuple[Channel, socket.socket]:
     """The supervisor's end, and the socket that a child inherits (``spawn``)."""
     ours, theirs = socket.socketpair()
@@ -221,12 +186,6 @@ def encode(message: Any) -> bytes:
         return json.dumps(message, default=_plain, separators=(",", ":")).encode()
     except (TypeError, ValueError, RecursionError) as fault:
         raise StreamkdError(f"cannot be said in JSON: {fault}", where="channel") from None
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when the thread that started it ends (Linux; elsewhere nothing)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _message(line: bytes) -> Json:

@@ -17,7 +17,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 
 from streamkd.errors import StreamkdError
-from streamkd.serve.processes.channel import Channel, Process, pair, spawn
+from streamkd.process import Process, spawn
+from streamkd.serve.processes.channel import Channel, pair
 from streamkd.serve.processes.messages import Beat, Fatal, Message
 from streamkd.serve.processes.reports import CHECKPOINT, STARTING, STOPPING
 from streamkd.serve.processes.server_status import ServerStatus

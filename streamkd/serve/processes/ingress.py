@@ -30,7 +30,8 @@ from streamkd import logs, threads
 from streamkd.config import Config
 from streamkd.errors import ConfigError, Overloaded, StreamkdError
 from streamkd.plugins import Registry
-from streamkd.serve.processes.channel import Channel, Speaker, bound_memory
+from streamkd.process import bound_address_space
+from streamkd.serve.processes.channel import Channel, Speaker
 from streamkd.serve.processes.child import Backoff
 from streamkd.serve.processes.messages import Begin, Committed, Drain, Listening, Message, Stopped, Waiting
 from streamkd.serve.processes.reports import STARTING, STOPPING, Reporter
@@ -323,7 +324,7 @@ def _prepare(start: Begin) -> Ingress:
     config = configuration.from_tree(start.config)
     socket_path = Path(start.http_socket) if start.http_socket else None
     ingress = Ingress(config, registry, Path(start.state), socket_path, start.again)
-    bound_memory(config.stream.limits.ingress_bytes)
+    bound_address_space(config.stream.limits.ingress_bytes)
     return ingress
 
 

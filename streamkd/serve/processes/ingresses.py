@@ -23,7 +23,8 @@ from streamkd import config as configuration
 from streamkd import logs, threads
 from streamkd.errors import Overloaded, StreamkdError
 from streamkd.plugins import Registry
-from streamkd.serve.processes.channel import Channel, Speaker, bound_memory
+from streamkd.process import bound_address_space
+from streamkd.serve.processes.channel import Channel, Speaker
 from streamkd.serve.processes.ingress import TELL_SECONDS, Ingress, http, response
 from streamkd.serve.processes.messages import Begin, Drain, Listening, Message, Of, Stopped, fatal, from_json, to_json
 from streamkd.serve.processes.reports import STARTING, STOPPING, Reporter
@@ -99,7 +100,7 @@ class Ingresses:
 
     def _open(self, name: str, start: Begin) -> None:
         voice = TenantVoice(self._channel, name)
-        bound_memory(self._address_bytes + TENANT_BYTES * (1 + len(self._hosted)))
+        bound_address_space(self._address_bytes + TENANT_BYTES * (1 + len(self._hosted)))
         try:
             ingress = _prepare(start, self._registry)
         except StreamkdError as fault:
@@ -183,7 +184,7 @@ def main() -> int:
         assert isinstance(message, Begin), "the supervisor speaks first"
         limit_bytes = configuration.from_tree(message.config).stream.limits.ingress_bytes
         ingresses = Ingresses(channel, Registry.load(only=message.entry_points), limit_bytes)
-        bound_memory(limit_bytes)
+        bound_address_space(limit_bytes)
         threads.end_process_when_one_dies(ingresses.say_whose)
         ingresses.run(Path(message.http_socket))
     except EOFError:

@@ -14,11 +14,13 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
+from typing import Any
 
 from streamkd import config as configuration
 from streamkd import logs, threads
 from streamkd.config import Config
 from streamkd.errors import Overloaded, PluginError, StateConflict, StateError, StreamkdError
+from streamkd.isolation.absences import Absences
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
 from streamkd.serve.processes.channel import Channel
@@ -55,7 +57,8 @@ class LearnerProcess:
         source, journal = open_source(config, registry, schema, directory.log)
         with closing(directory.connect()) as connection:
             skips = rollback.skips(connection)
-        self.learner = Learner(config, registry, source, schema, journal=journal, skips=skips, recorder=self.recorder)
+        about: dict[str, Any] = {"journal": journal, "absences": Absences(directory), "skips": skips, "lenient": True}
+        self.learner = Learner(config, registry, source, schema, recorder=self.recorder, **about)
         self._restore(self._checkpoints.latest())
         self._log = journal if isinstance(journal, Log) else None
         self._refuse_other_source()
@@ -172,7 +175,7 @@ class LearnerProcess:
             )
         except StateConflict:
             raise
-        except StateError as fault:
+        except (StateError, PluginError) as fault:
             self.recorder.count("checkpoint_failures_total", reason="not_saved")
             logger.error("%s", fault)
             return
@@ -213,7 +216,7 @@ class LearnerProcess:
         source = self.learner.source
         try:
             ends = {p: end for p in source.partitions if (end := source.end(p)) is not None}
-        except (StreamkdError, sqlite3.Error, OSError):  # a broker that is away, say: reading the records will tell
+        except Exception:  # noqa: BLE001 - a broker that is away, or a plugin: reading the records will tell
             ends = {}
         return {"offsets": dict(self.learner.offsets), "ends": ends}
 
@@ -255,7 +258,11 @@ def live(start: Begin, channel: Channel) -> int:
             pushed = source_kind(config, registry).push
             stack.enter_context(directory.lock(lambda: coherence.refuse_misfits(directory, pushed)))
             learning = stack.enter_context(closing(LearnerProcess(config, registry, directory, channel)))
-            learning.run()
+            try:
+                learning.run()
+            except PluginError as fault:  # it has learned: the supervisor answers on, and starts it again
+                logger.exception("%s", fault)
+                return 1
         return 0
     except EOFError:
         return 1  # the supervisor is gone: nothing is left to say, and nobody to say it to

@@ -12,7 +12,6 @@ from streamkd.learner import Learner
 from streamkd.records import Repeating
 from streamkd.serve.processes.messages import Json
 from streamkd.teachers import guard
-from streamkd.teachers.pool import bytes_of
 from streamkd.telemetry import Recorder
 
 TASKS = 1_000  # names that are told
@@ -120,8 +119,9 @@ def _teachers(learner: Learner, weights: Mapping[str, float]) -> list[Json]:
             "weight": weights.get(teacher.key),
             "share": shares.get(teacher.key),
             "teaches": teacher in pool.teachers,
+            "away": getattr(teacher, "away", False),
             "classes": int(teacher.known().sum()) or None,
-            "bytes": bytes_of(teacher),
+            "bytes": pool.bytes_of(teacher),
         }
         for teacher in pool.everybody
     ]
@@ -138,6 +138,7 @@ def _totals(learner: Learner) -> dict[_Series, float]:
     }
     if learner.feed.pulled:
         totals["source_records_total", source] = learner.records
+        totals["plugin_seconds_total", ("plugin", source[1]), ("kind", "source")] = learner.feed.seconds
     if (adapter := learner.adapter) is not None:
         totals[("gate_adaptations_total",)] = adapter.adaptations
         totals[("gate_adaptation_duration_seconds",)] = adapter.seconds
@@ -148,7 +149,13 @@ def _totals(learner: Learner) -> dict[_Series, float]:
         totals["teacher_requests_total", teacher] = calls.requests
         totals["teacher_duration_seconds", teacher] = calls.seconds
         totals["teacher_cache_hits_total", teacher] = calls.cached
-        totals["teacher_failures_total", teacher, ("reason", "raised")] = calls.failures
+        for reason, count in ({"raised": 0} | calls.failures).items():
+            totals["teacher_failures_total", teacher, ("reason", reason)] = count
+    for each in learner.strikes:
+        for (plugin, hook), count in each.errors.items():
+            totals["plugin_errors_total", ("plugin", plugin), ("hook", hook)] = count
+        for plugin, seconds in each.seconds.items():
+            totals["plugin_seconds_total", ("plugin", plugin), ("kind", each.kind)] = seconds
     return totals
 
 
@@ -177,6 +184,9 @@ class Gauges:
         self._set("records_repeated_ratio", repeats["share"], source=source)
         self._set("source_pass", repeats["pass"], source=source)
         self._record_teachers(status, learner)
+        for each in learner.strikes:
+            for plugin in {*each.seconds, *(learner.observers.names if each is learner.observers.strikes else ())}:
+                self._recorder.set("plugin_enabled", float(not each.off(plugin)), plugin=plugin)
         self._record_gate(learner, self._count(_totals(learner)))
 
     def _record_measures(self, found: Json, window: str) -> None:

@@ -58,6 +58,15 @@ def test_the_hedges_policies_are_told() -> None:
     assert abs(sum(filter(None, told)) - 1) < 1e-5
 
 
+def test_what_each_plugin_takes_is_told() -> None:
+    """Seconds in gate, loss, detector, source and source of rows, each on; no error where there was none."""
+    exposition = gauges_of({"name": "fixed"}, limit=100)
+    for kind, plugin in {"gate": "fixed", "loss": "match-gate", "detector": "task-column", "source": "replay"}.items():
+        assert (exposition.value("plugin_seconds_total", plugin=plugin, kind=kind) or 0.0) > 0
+    assert exposition.value("plugin_enabled", plugin="match-gate") == 1
+    assert exposition.value("plugin_errors_total", plugin="match-gate", hook="loss") is None
+
+
 def test_what_comes_again_is_counted() -> None:
     """Three passes over a hundred records: two hundred came again, all of the newest did, and the pass is told."""
     exposition = gauges_of({"name": "fixed"}, per_class=10, repeat=3)
