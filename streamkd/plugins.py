@@ -36,6 +36,7 @@ BROUGHT: dict[Group, dict[str, str]] = {
         **dict.fromkeys(("attention", "decoupled-kd", "feature", "kd"), "streamkd-baselines"),
         **dict.fromkeys(("match-gate-literal", "match-gate-mixture", "relational"), "streamkd-baselines"),
     },
+    "observers": {"mlflow": "streamkd-mlflow"},
     "optimizers": {"learned": "streamkd-baselines"},
     "rows": {"text-joined": "streamkd-text"},
     "students": dict.fromkeys(("text-encoder", "text-ngrams"), "streamkd-text"),
