@@ -39,7 +39,10 @@ BROUGHT: dict[Group, dict[str, str]] = {
     "observers": {"mlflow": "streamkd-mlflow"},
     "optimizers": {"learned": "streamkd-baselines"},
     "rows": {"text-joined": "streamkd-text"},
-    "students": dict.fromkeys(("text-encoder", "text-ngrams"), "streamkd-text"),
+    "students": {
+        "sound": "streamkd-crossmodal",
+        **dict.fromkeys(("text-encoder", "text-ngrams"), "streamkd-text"),
+    },
     "teachers": {"river": "streamkd-river", "torchvision": "streamkd-vision"},
 }
 logger = logging.getLogger(__name__)

@@ -24,6 +24,7 @@ BASELINES = {
 TEXT = {"text-students": ["students/text-encoder", "students/text-ngrams"], "text-rows": ["rows/text-joined"]}
 BRINGS = {
     "streamkd-baselines": BASELINES,
+    "streamkd-crossmodal": {"crossmodal-students": ["students/sound"]},
     "streamkd-mlflow": {"mlflow": ["observers/mlflow"]},
     "streamkd-text": TEXT,
     "streamkd-vision": VISION,
