@@ -41,6 +41,7 @@ BROUGHT: dict[Group, dict[str, str]] = {
     "rows": {"text-joined": "streamkd-text"},
     "students": {
         "sound": "streamkd-crossmodal",
+        "vision-features": "streamkd-vision",
         **dict.fromkeys(("text-encoder", "text-ngrams"), "streamkd-text"),
     },
     "teachers": {"river": "streamkd-river", "torchvision": "streamkd-vision"},

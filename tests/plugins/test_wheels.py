@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 VISION = {
+    "vision-students": ["students/vision-features"],
     "vision-teachers": ["teachers/torchvision"],
     "vision-losses": ["losses/attention-transfer"],
 }
