@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-PLUGINS := plugins/streamkd-baselines plugins/streamkd-text
+PLUGINS := $(addprefix plugins/streamkd-,baselines crossmodal mlflow text vision)
 READY := $(VENV)/.ready
 # rooms whose tests compute and neither serve nor start anybody
 UNIT := analytic incremental gates losses students replay teachers tasks learning streams state evaluate

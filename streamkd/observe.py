@@ -6,6 +6,7 @@ Each call is guarded, timed and counted; an observer that fails three times is o
 import difflib
 import inspect
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from streamkd.errors import PluginError
@@ -32,11 +33,19 @@ class Observer(Protocol):
         """A version was published."""
         ...
 
+    def on_start(self, config: Mapping[str, Any], directory: Path | None) -> None:
+        """The learner begins or goes on: the resolved configuration, its state directory (``None`` in a run)."""
+        ...
+
+    def on_stop(self) -> None:
+        """It stops in order, or a finite stream is over; a process that is killed does not say so."""
+        ...
+
 
 class Observers:
     """All observers, called one by one and guarded."""
 
-    EVENTS = ("on_step", "on_boundary", "on_checkpoint", "on_published")
+    EVENTS = ("on_step", "on_boundary", "on_checkpoint", "on_published", "on_start", "on_stop")
 
     def __init__(self, observers: Sequence[tuple[str, Any]]) -> None:
         for name, observer in observers:

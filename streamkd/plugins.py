@@ -36,9 +36,14 @@ BROUGHT: dict[Group, dict[str, str]] = {
         **dict.fromkeys(("attention", "decoupled-kd", "feature", "kd"), "streamkd-baselines"),
         **dict.fromkeys(("match-gate-literal", "match-gate-mixture", "relational"), "streamkd-baselines"),
     },
+    "observers": {"mlflow": "streamkd-mlflow"},
     "optimizers": {"learned": "streamkd-baselines"},
     "rows": {"text-joined": "streamkd-text"},
-    "students": dict.fromkeys(("text-encoder", "text-ngrams"), "streamkd-text"),
+    "students": {
+        "sound": "streamkd-crossmodal",
+        "vision-features": "streamkd-vision",
+        **dict.fromkeys(("text-encoder", "text-ngrams"), "streamkd-text"),
+    },
     "teachers": {"river": "streamkd-river", "torchvision": "streamkd-vision"},
 }
 logger = logging.getLogger(__name__)

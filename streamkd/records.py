@@ -23,6 +23,7 @@ _OF_KINDS: Mapping[str, tuple[InputKind, ...]] = {
     "parts": ("time",),
     "epoch": ("time",),
     "raw": ("text",),
+    "layout": ("tensor",),
     **dict.fromkeys(_SCALING, ("tensor", "text", "image", "time")),
 }
 ElementType = Literal["uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]
@@ -53,7 +54,8 @@ class InputColumn(Model):
 
     ``tensor`` is a number, a boolean, a list, a fixed-size list or a fixed-shape tensor; ``text`` is a string, hashed
     into ``shape[0]`` features, or with ``raw`` its first ``shape[0]`` bytes in UTF-8, for whoever reads texts itself;
-    ``image`` is PNG or JPEG bytes, decoded to ``shape`` (height, width) or (height, width, channels). ``category`` is a
+    ``image`` is PNG or JPEG bytes, decoded to ``shape`` (height, width) or (height, width, channels); numbers whose
+    ``layout`` is CHW come as (channels, height, width), which ``shape`` says, and are kept as those. ``category`` is a
     string, a whole number or a boolean, a one-hot vector of ``shape[0]`` places: one for each of ``values``, the others
     for whatever else comes, by its hash. ``time`` is a timestamp, a date, or text in ISO 8601: of each part sine and
     cosine, of ``age`` the years since 2000.
@@ -85,6 +87,9 @@ class InputColumn(Model):
         description="texts come as their first bytes, in place of hashed features, to students and teachers that read "
         "texts themselves",
     )
+    layout: Literal["HWC", "CHW"] = Field(
+        default="HWC", description="CHW: numbers, and `shape`, come channels first: (channels, height, width)"
+    )
     epoch: Epoch | None = Field(default=None, description="whole numbers are times, in this unit since 1970")
 
     @field_validator("values", mode="before")
@@ -105,17 +110,20 @@ class InputColumn(Model):
             raise ValueError(
                 f"an image needs the shape (height, width) or (height, width, 1, 3 or 4 channels), got {self.shape}"
             )
+        if self.layout == "CHW" and len(self.shape) != 3:
+            raise ValueError(f"layout CHW needs the shape (channels, height, width), got {self.shape}")
         if self.kind == "time" and self.shape:
             raise ValueError(f"the shape of a time follows from its parts, got {self.shape}")
         return self
 
     @model_validator(mode="after")
     def _normalisation_fits(self) -> "InputColumn":
-        last = self.shape[-1] if self.shape else 1
+        last = self.axes[-1] if self.shape else 1
         for name, value in (("mean", self.mean), ("std", self.std)):
             if isinstance(value, tuple) and len(value) not in (1, last):
                 raise ValueError(
-                    f"{name} needs one number or {last}, one per channel (the last axis), got {len(value)}"
+                    f"{name} needs one number or {last}, one per channel (the last axis; CHW: the first), "
+                    f"got {len(value)}"
                 )
         if np.float32(np.min(self.std)) <= 0:
             raise ValueError(f"std is greater than 0 in float32, got {self.std}")
@@ -163,6 +171,11 @@ class InputColumn(Model):
         return math.prod(self.shape)
 
     @property
+    def axes(self) -> tuple[int, ...]:
+        """``shape`` as it is kept: of images (height, width, channels)."""
+        return (*self.shape[1:], self.shape[0]) if self.layout == "CHW" else self.shape
+
+    @property
     def encoded_shape(self) -> tuple[int, ...]:
         """Shape of one encoded record; indicators come last."""
         filled = self.missing == "fill"
@@ -172,7 +185,7 @@ class InputColumn(Model):
             return (self.shape[0] + filled,)
         if self.kind == "tensor" and filled:
             return (2 * self.size,)
-        return self.shape or (1,)
+        return self.axes or (1,)
 
     @property
     def element_type(self) -> ElementType:

@@ -75,6 +75,7 @@ def run_seed(config: Config, registry: Registry, progress: Progress = lambda don
     tests = sets_of(source.tests(), schema, device)
     seen = _SeedRun(tests)
     learner = seen.learner = Learner(config, registry, source, schema, on_task_end=seen.task_ended)
+    learner.observers.tell("on_start", configuration.dump(config), None)
     total = sum(end for p in source.partitions if (end := source.end(p)) is not None)
     every = max(total // POINTS, 1)
     begun, noted = time.perf_counter(), 0
@@ -91,6 +92,7 @@ def run_seed(config: Config, registry: Registry, progress: Progress = lambda don
     progress(total, total)
     seconds = time.perf_counter() - begun - seen.test_seconds - learner.prequential.version.seconds
     source.close()
+    learner.observers.tell("on_stop")
     return seen.result(seconds)
 
 

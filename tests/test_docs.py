@@ -47,6 +47,8 @@ TAKEN = {
     "docs/tune.md": "tests/tune/space/test_space.py",
     "docs/tutorials/first-plugin.md": "tests/test_plugins.py",
     "plugins/streamkd-river/README.md": "plugins/streamkd-river/tests/test_readme.py",
+    "plugins/streamkd-crossmodal/README.md": "plugins/streamkd-crossmodal/tests/test_readme.py",
+    "plugins/streamkd-mlflow/README.md": "plugins/streamkd-mlflow/tests/test_readme.py",
     "plugins/streamkd-text/README.md": "plugins/streamkd-text/tests/test_readme.py",
     "plugins/streamkd-vision/README.md": "plugins/streamkd-vision/tests/test_readme.py",
 }

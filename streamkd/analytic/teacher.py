@@ -12,6 +12,7 @@ class means μ_c, their shares π_c of all records and the covariance Σ within 
 answers change only when the system is solved anew, so the pool keeps them like a frozen teacher's (role ``versioned``).
 """
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,7 +64,7 @@ class AnalyticOptions(Options):
     )
     columns: tuple[str, ...] = Field(
         default=(),
-        description="features: the stream's columns in the order of the network's inputs; empty: of its names",
+        description="the stream's columns that it reads; empty: the student's, or of features the network's own names",
     )
     output: str = Field(default="", description="features, ONNX: the output that is read; empty: the first")
     channels: int = Field(default=64, ge=0, le=1_024, description="random 5×5 filters where the input is an image")
@@ -81,7 +82,7 @@ class AnalyticOptions(Options):
 
     @model_validator(mode="after")
     def _one_kind_of_features(self) -> "AnalyticOptions":
-        network, random = {"columns", "output"}, {"channels", "dense", "body"}
+        network, random = {"output"}, {"channels", "dense", "body"}
         idle = self.model_fields_set & (random if self.features else network)
         if idle:
             kind = "random features, and features names a network" if self.features else "a network that features names"
@@ -111,8 +112,10 @@ class AnalyticTeacher:
         self._identity: dict[str, str] = {"method": options.method}
         if not isinstance(features, RandomFeatures):
             self._identity |= features.identity
+        if normalise is not None and options.columns:
+            self._identity["columns"] = json.dumps(options.columns)
         own = context.schema.student or tuple(column.name for column in context.schema.inputs)
-        self.served = extractor.served(features, own)
+        self.served = extractor.served(features, own) and not (normalise is not None and options.columns)
         """Whether it can answer requests, which bring the student's columns alone."""
         if not self.served:
             logger.warning(
@@ -324,8 +327,7 @@ def _features(options: AnalyticOptions, context: TeacherContext) -> tuple[Normal
     if options.features is not None:
         model = CheckpointOptions(path=options.features, columns=options.columns, output=options.output)
         return None, extractor.network(model, context.schema, context.registry or Registry.load())
-    normalise = Normalise(context.schema)
-    normalise.load_state_dict(context.student.normalise.state_dict())
+    normalise = _normalise(options.columns, context)
     normalise.fit = min(normalise.fit, FIT)
     if options.body is not None:
         about = {
@@ -338,6 +340,16 @@ def _features(options: AnalyticOptions, context: TeacherContext) -> tuple[Normal
             about, normalise.columns.schema.shape, context.registry or Registry.load()
         )
     return normalise, extractor.random(normalise, options.channels, options.dense, context.student.seed)
+
+
+def _normalise(columns: tuple[str, ...], context: TeacherContext) -> Normalise:
+    """The student's, as far as it has come; of columns of its own one that begins."""
+    if columns:
+        checkpoint.chosen(context.schema, columns, f"teacher {context.key}", "name columns of the stream")
+        return Normalise(context.schema.model_copy(update={"student": columns}))
+    normalise = Normalise(context.schema)
+    normalise.load_state_dict(context.student.normalise.state_dict())
+    return normalise
 
 
 def _solution_state(solution: Solution | None) -> dict[str, Any] | None:

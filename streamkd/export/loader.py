@@ -61,15 +61,15 @@ def _numbers(column: dict, values: Any) -> tuple[np.ndarray, np.ndarray]:
     made, gaps = np.nan_to_num(given).astype(kept), ~np.isfinite(given)
     if kept.kind in "iu" and ((made != given) & ~gaps).any():
         raise ValueError(f"column {column['name']}: a value that {kept} cannot hold")
-    return made, gaps
+    made = np.moveaxis(made.reshape(-1, *column["shape"]), 1, -1) if column.get("layout") == "CHW" else made
+    return made.reshape(len(made), -1), gaps
 
 
 def _category(column: dict, values: Any, gaps: np.ndarray) -> np.ndarray:
     places, known = column["shape"][0], column["values"]
     made, spare = np.zeros((len(values), places), np.float32), places - len(known) - (column["missing"] == "fill")
-    for row, value in enumerate(values):
-        whole = isinstance(value, bool) or (isinstance(value, float) and value.is_integer())
-        text = str(int(value) if whole else value)
+    for row, v in enumerate(values):
+        text = str(int(v) if isinstance(v, bool) or (isinstance(v, float) and v.is_integer()) else v)
         hashed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") % spare
         made[row, places - 1 if gaps[row] else known.index(text) if text in known else len(known) + hashed] = 1
     return made

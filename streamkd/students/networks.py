@@ -82,8 +82,8 @@ class Convnet(nn.Module):
             raise PluginError(
                 f"needed (height, width, channels), got {list(shape)}, which looks like {height} channels first",
                 where="student convnet",
-                fix=f"write images and the column's shape as {[width, channels, height]} (numpy.moveaxis(x, 1, -1)); "
-                f"channels_last: true under student if they are {height} pixels high",
+                fix="write layout: CHW beside the column's shape; channels_last: true under student if they are "
+                f"{height} pixels high",
             )
         steps = [channels, *options.channels]
         self.convolutions = nn.ModuleList(nn.Conv2d(before, after, 3, padding=1) for before, after in pairwise(steps))
@@ -226,7 +226,7 @@ def _affine(column: InputColumn) -> tuple[Tensor, Tensor]:
     """Gain and bias of one column, flat; mean and std go over its last axis (channels). Amounts alone are scaled."""
     amounts = Amounts([column]).all
     gain, bias = torch.ones(column.width), torch.zeros(column.width)
-    shape = (int(amounts.sum()),) if column.raw or column.kind in ("category", "time") else column.shape or (1,)
+    shape = (int(amounts.sum()),) if column.raw or column.kind in ("category", "time") else column.axes or (1,)
     mean, std = (torch.as_tensor(v, dtype=torch.float64).expand(shape).reshape(-1) for v in (column.mean, column.std))
     gain[amounts], bias[amounts] = (column.scale / std).float(), (-mean / std).float()
     return gain, bias

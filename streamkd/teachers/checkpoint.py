@@ -177,7 +177,7 @@ def _read_onnx(options: CheckpointOptions, schema: RecordSchema) -> FrozenModel:
         own = RecordSchema.model_validate(meta["schema"]) if "schema" in meta else None
     except (OSError, ValueError, TypeError) as fault:
         raise StateError(f"what is said of the model cannot be read: {fault}", where=str(about)) from fault
-    seen = own or _columns(schema, options.columns, str(path), "name columns of the stream: columns: [...]").schema
+    seen = own or chosen(schema, options.columns, str(path), "name columns of the stream: columns: [...]").schema
     network = OnnxNetwork(path, seen, output=options.output, probabilities=options.probabilities)
     whole: nn.Module = nn.Sequential(Normalise(own), network) if own else network
     files = tuple(file for file in (path, about) if file.exists())
@@ -211,14 +211,19 @@ def columns_of(model: FrozenModel, names: Sequence[str], schema: RecordSchema, w
     own = model.schema.inputs if model.schema else ()
     names = names or tuple(column.name for column in own)
     fix = f"name the stream's columns in the order of its inputs ({_said(own) or 'any'}): columns: [...]"
-    columns = _columns(schema, names, where, fix)
+    columns = chosen(schema, names, where, fix)
     theirs = columns.schema.inputs
     if own and [(c.kind, c.width) for c in own] != [(c.kind, c.width) for c in theirs]:
         raise PluginError(f"needed {_said(own)}, got {_said(theirs)}", where=where, fix=fix)
     return columns
 
 
-def _columns(schema: RecordSchema, names: Sequence[str], where: str, fix: str) -> Columns:
+def chosen(schema: RecordSchema, names: Sequence[str], where: str, fix: str) -> Columns:
+    """These columns of the stream.
+
+    Raises:
+        PluginError: a name that is none of them.
+    """
     try:
         return Columns(schema, names)
     except ValueError as fault:

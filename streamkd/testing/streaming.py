@@ -105,6 +105,8 @@ def check_observer(kind: Kind, options: Given = None) -> None:
         ("on_boundary", (Boundary(10, "0", "new-label"),)),
         ("on_checkpoint", (10, MappingProxyType({"main/0": 10}))),
         ("on_published", (1, 10)),
+        ("on_start", (MappingProxyType({"name": "mine"}), None)),
+        ("on_stop", ()),
     ]
     for name, arguments in happenings:
         if name not in found:

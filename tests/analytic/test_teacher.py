@@ -19,7 +19,7 @@ from streamkd.analytic.features import BodyFeatures
 from streamkd.analytic.teacher import AnalyticOptions, AnalyticTeacher
 from streamkd.errors import PluginError, StateConflict
 from streamkd.plugins import Registry
-from streamkd.records import RecordSchema
+from streamkd.records import InputColumn, RecordSchema
 from streamkd.replay.ring import whole
 from streamkd.state import tree
 from streamkd.students.networks import write_published
@@ -439,16 +439,45 @@ def test_a_body_that_is_none_is_refused(body: dict[str, Any], said: str) -> None
 @pytest.mark.parametrize(
     "options",
     [
-        {"columns": ("x",)},
         {"output": "o"},
         {"features": "f", "dense": 3},
         {"features": "f", "body": {"name": "mlp"}},
     ],
 )
 def test_options_of_features_that_are_not_used_are_refused(options: dict[str, Any]) -> None:
-    """Columns without a network and random features beside one would do nothing: they are named."""
+    """An output without a network and random features beside one would do nothing: they are named."""
     with pytest.raises(ValueError, match="leave out one or the other"):
         AnalyticOptions(**options)
+
+
+SEEN = RecordSchema(
+    inputs=(InputColumn(name="seen", shape=(4,)), InputColumn(name="digit", shape=(64,), scale=1 / 16, fit=50)),
+    student=("seen",),
+)
+
+
+@pytest.mark.parametrize("body", [None, {"name": "mlp", "hidden": [50]}])
+def test_of_columns_that_the_student_does_not_read_it_teaches_and_is_not_served(body: dict[str, Any] | None) -> None:
+    """What it reads is normalised as its columns say, and nothing else moves its answers."""
+    x, y = digits("mixed")
+    rows = torch.cat([torch.zeros(len(x), 4), x.flatten(1)], 1)
+    teacher = show(teacher_of(schema=SEEN, columns=("digit",), body=body), rows[:600], y[:600])
+    teacher.end_task()
+    assert right(teacher, rows[700:], y[700:]) > 0.85
+    other = rows[700:].clone()
+    other[:, :4] = 7
+    assert torch.equal(teacher.logits(other), teacher.logits(rows[700:]))
+    assert teacher.part() is None
+
+
+def test_other_columns_are_another_teacher() -> None:
+    """A state goes on over the same columns alone, and a name that is no column is refused."""
+    state = teacher_of(schema=SEEN, columns=("digit",)).state_dict()
+    for columns in ((), ("seen", "digit")):
+        with pytest.raises(StateConflict, match="columns"):
+            teacher_of(schema=SEEN, columns=columns).load_state_dict(state)
+    with pytest.raises(PluginError, match="'sound' is no input column; there are: seen, digit"):
+        teacher_of(schema=SEEN, columns=("sound",))
 
 
 def test_features_that_are_not_finite_teach_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,14 @@ def test_an_image_is_its_pixels(shape: tuple[int, ...]) -> None:
         assert np.array_equal(found[0], image)
 
 
+def test_images_channels_first_are_turned() -> None:
+    """Flat or nested, as the column's layout says, they are what the codec makes of them."""
+    image = np.arange(3 * 2 * 4, dtype=np.uint8).reshape(3, 2, 4)
+    model = of(shape=(3, 2, 4), dtype="uint8", layout="CHW")
+    for given in (image, image.ravel().tolist()):
+        assert np.array_equal(model.encode([{"x": given}])[0], np.moveaxis(image, 0, -1))
+
+
 @pytest.mark.parametrize(
     ("column", "value", "said"),
     [

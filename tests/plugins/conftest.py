@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-DISTRIBUTIONS = ("streamkd-baselines", "streamkd-text", "streamkd-vision")
+DISTRIBUTIONS = ("streamkd-baselines", "streamkd-crossmodal", "streamkd-mlflow", "streamkd-text", "streamkd-vision")
 PLUGINS = Path(__file__).parents[2] / "plugins"
 OFFLINE = ("--no-deps", "--no-index", "--disable-pip-version-check", "--quiet")
 

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
-VISION = {"vision-teachers": ["teachers/torchvision"], "vision-losses": ["losses/attention-transfer"]}
+VISION = {
+    "vision-students": ["students/vision-features"],
+    "vision-teachers": ["teachers/torchvision"],
+    "vision-losses": ["losses/attention-transfer"],
+}
 BASELINES = {
     "confidence": ["gates/confidence"],
     "shared": ["gates/scalar", "gates/per-class"],
@@ -19,7 +23,13 @@ BASELINES = {
     "relational": ["losses/relational"],
 }
 TEXT = {"text-students": ["students/text-encoder", "students/text-ngrams"], "text-rows": ["rows/text-joined"]}
-BRINGS = {"streamkd-baselines": BASELINES, "streamkd-text": TEXT, "streamkd-vision": VISION}
+BRINGS = {
+    "streamkd-baselines": BASELINES,
+    "streamkd-crossmodal": {"crossmodal-students": ["students/sound"]},
+    "streamkd-mlflow": {"mlflow": ["observers/mlflow"]},
+    "streamkd-text": TEXT,
+    "streamkd-vision": VISION,
+}
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("name", BRINGS)]
 
 

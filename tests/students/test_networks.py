@@ -373,7 +373,7 @@ def test_convnets_take_images_of_any_size(shape: tuple[int, ...], channels: tupl
 def test_a_convnet_refuses_images_with_their_channels_first(shape: tuple[int, ...]) -> None:
     """Three pixels high, 32 wide and 32 channels is hardly meant; who means it says channels_last."""
     kind = Kind("convnet", Convnet, ConvnetOptions)
-    with pytest.raises(PluginError, match=rf"looks like {shape[0]} channels first[\s\S]*moveaxis[\s\S]*channels_last"):
+    with pytest.raises(PluginError, match=rf"looks like {shape[0]} channels first[\s\S]*CHW[\s\S]*channels_last"):
         build(kind, ConvnetOptions(), toys.schema_of(*shape), 3, 0)
     assert build(kind, ConvnetOptions(channels_last=True), toys.schema_of(*shape), 3, 0).classes == 3
 

@@ -1,4 +1,4 @@
-"""A torchvision network with weights from a local file, ready to answer; the teacher's body.
+"""A network of torchvision, timm or efficientnet-lite with weights from a local file, ready to answer.
 
 weights.safetensors ─► checked: every tensor there, of its shape, finite ─► network in evaluation mode
 """
@@ -6,10 +6,10 @@ weights.safetensors ─► checked: every tensor there, of its shape, finite ─
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -58,18 +58,59 @@ def build(name: str, outputs: int, tensors: Mapping[str, Tensor], where: str) ->
     Raises:
         PluginError: no such network, or weights that are not its own.
     """
-    from torchvision import models
+    network = _empty(name, outputs, where)
+    _refuse_misfit(name, outputs, network.state_dict(), tensors, where)
+    network.load_state_dict(tensors)
+    return network.eval().requires_grad_(False)
 
-    known = models.list_models(module=models)
+
+def headless(name: str, weights: Weights, where: str) -> tuple[nn.Module, int]:
+    """The network without its last linear layer, and the width of what that read.
+
+    Raises:
+        PluginError: as of ``build``; or it does not end in a linear layer.
+    """
+    linear = [layer for layer, module in _empty(name, 2, where).named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise PluginError(f"needed a network that ends in a linear layer, got {name}", where=where)
+    head = f"{linear[-1]}.weight"
+    outputs = len(weights.tensors[head]) if head in weights.tensors else 1_000
+    found = build(name, outputs, weights.tensors, where)
+    width = cast(nn.Linear, found.get_submodule(linear[-1])).in_features
+    found.set_submodule(linear[-1], nn.Identity())
+    return found, width
+
+
+def _empty(name: str, outputs: int, where: str) -> nn.Module:
+    """A network of that name with weights that mean nothing."""
+    known, make = _library(name, where)
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
         fix = (f"did you mean {near[0]!r}? " if near else "") + f"known networks: {', '.join(known)}"
         raise PluginError(f"there is no network {name!r}", where=where, fix=fix)
     with torch.random.fork_rng(devices=[]):
-        network = models.get_model(name, weights=None, num_classes=outputs)
-    _refuse_misfit(name, outputs, network.state_dict(), tensors, where)
-    network.load_state_dict(tensors)
-    return network.eval().requires_grad_(False)
+        return make(outputs)
+
+
+def _library(name: str, where: str) -> tuple[Sequence[str], Callable[[int], nn.Module]]:
+    """The networks that a package knows, under our names, and what makes the one of that name."""
+    try:
+        if name.startswith("timm/"):
+            import timm
+
+            known = [f"timm/{each}" for each in timm.list_models()]
+            return known, lambda outputs: timm.create_model(name.removeprefix("timm/"), num_classes=outputs)
+        if name.startswith("efficientnet-lite"):
+            from efficientnet_lite_pytorch import EfficientNet
+
+            known = [f"efficientnet-lite{size}" for size in range(5)]
+            return known, lambda outputs: EfficientNet.from_name(name, num_classes=outputs)
+    except ImportError as fault:
+        package = "timm" if name.startswith("timm/") else "efficientnet-lite-pytorch"
+        raise PluginError(f"{name} needs {package}: {fault}", where=where, fix=f"pip install {package}") from None
+    from torchvision import models
+
+    return models.list_models(module=models), lambda outputs: models.get_model(name, weights=None, num_classes=outputs)
 
 
 def _refuse_misfit(name: str, outputs: int, needed: Mapping[str, Any], got: Mapping[str, Tensor], where: str) -> None:

@@ -10,7 +10,7 @@ rows, as a step does, runs the network once.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +39,10 @@ ROWS = 64  # at most so many images at once, so that filling the memory's cache 
 class TorchvisionOptions(Options):
     """Which network, which weights, what its outputs mean, and how it sees a record."""
 
-    network: str = Field(default="resnet18", description="a classification network of torchvision, by its name")
+    network: str = Field(
+        default="resnet18",
+        description="a classification network by its name: of torchvision, `timm/...`, `efficientnet-lite0`",
+    )
     weights: Path = Field(description="a local safetensors file with the network's own state dict")
     classes: tuple[int | str, ...] | None = Field(
         default=None,
@@ -47,7 +50,6 @@ class TorchvisionOptions(Options):
         description="labels in the order of the outputs; None: the file's metadata says them",
     )
     image: tuple[int, ...] = Field(default=(), description="the image that a flat record is; empty: the record's shape")
-    channels: Literal["last", "first"] = Field(default="last", description="where a record has its channels")
     size: int = Field(default=224, gt=0, description="height and width that the network sees")
     scale: float | None = Field(default=None, gt=0, description="to 0..1; None: 1/255 for integers, else 1")
     mean: tuple[float, ...] = Field(default=IMAGENET_MEAN, description="per channel, of values in 0..1")
@@ -192,7 +194,7 @@ def _view(options: TorchvisionOptions, context: TeacherContext, where: str) -> V
     if int(np.prod(image)) != int(np.prod(schema.shape)):
         raise PluginError(f"needed an image of {int(np.prod(schema.shape))} numbers, got {image}", where=where)
     scale = options.scale or (1 / 255 if np.issubdtype(schema.dtype, np.integer) else 1.0)
-    return View(image, options.channels, options.size, scale, options.mean, options.std, where)
+    return View(image, options.size, scale, options.mean, options.std, where)
 
 
 @hookimpl

@@ -3,8 +3,6 @@
 raw [batch, *shape] ─► [batch, channels, height, width] ─► 0 to 1 ─► resized ─► (x - mean) / std
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -25,7 +23,6 @@ class View(nn.Module):
     def __init__(
         self,
         shape: tuple[int, ...],
-        channels: Literal["last", "first"],
         size: int,
         scale: float,
         mean: tuple[float, ...],
@@ -35,27 +32,25 @@ class View(nn.Module):
         super().__init__()
         if len(shape) not in (2, 3):
             raise PluginError(
-                f"needed an image of (height, width) or three axes, got {shape}",
+                f"needed an image of (height, width) or (height, width, channels), got {shape}",
                 where=where,
-                fix="say with `image` which image a flat record is, as [28, 28]",
+                fix="write the column's shape so, as [28, 28]; of a teacher `image` says which image a flat record is",
             )
-        self._shape = (*shape, 1) if len(shape) == 2 else shape
-        self._last = channels == "last" or len(shape) == 2
+        self._shape = (*shape, 1)[:3]
         self._size, self._scale = size, scale
-        depth = self._shape[2 if self._last else 0]
-        if depth not in (1, len(mean)) or len(mean) != len(std):
+        if self._shape[2] not in (1, len(mean)) or len(mean) != len(std):
             raise PluginError(
-                f"needed 1 or {len(mean)} channels, as many as mean and std have, got {depth} and {len(std)} in std",
+                f"needed 1 or {len(mean)} channels, as many as mean and std have, got {self._shape[2]} and {len(std)} "
+                f"in std, of an image of {list(shape)}",
                 where=where,
-                fix="set `image` and `channels` to the layout of the record, mean and std to the network's",
+                fix="layout: CHW beside the column's shape where channels come first; mean and std are the network's",
             )
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
     def forward(self, x: Tensor) -> Float[Tensor, "batch channels height width"]:
         """Images for the network, float32."""
-        x = x.reshape(len(x), *self._shape).to(self.mean.dtype) * self._scale
-        x = x.permute(0, 3, 1, 2) if self._last else x
+        x = x.reshape(len(x), *self._shape).to(self.mean.dtype).permute(0, 3, 1, 2) * self._scale
         if x.shape[-2:] != (self._size, self._size):
             x = F.interpolate(x, (self._size, self._size), mode="bilinear", antialias=True)
         return (x - self.mean) / self.std

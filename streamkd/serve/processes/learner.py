@@ -47,7 +47,7 @@ class LearnerProcess:
     """One learner with its state directory, from the start message to the last checkpoint."""
 
     def __init__(self, config: Config, registry: Registry, directory: StateDirectory, channel: Channel) -> None:
-        self.config, self.channel = config, channel
+        self.config, self.channel, self._directory = config, channel, directory
         self.recorder = Recorder()
         self._reporter = Reporter(channel, self.recorder)
         self._reporter.beat(STARTING)
@@ -107,6 +107,7 @@ class LearnerProcess:
         """Train until the supervisor says stop."""
         self.channel.say(Ready())
         self._tell_committed(self.learner.offsets)
+        self.learner.observers.tell("on_start", configuration.dump(self.config), self._directory.path)
         message: Message | None = None
         while not isinstance(message, Stop):
             busy = self._train_a_while()
@@ -206,6 +207,7 @@ class LearnerProcess:
             self._checkpoint()
             self._publish()
         self._tell()
+        self.learner.observers.tell("on_stop")
         self.channel.say(Stopped())
 
     def _beat(self, doing: str) -> None:

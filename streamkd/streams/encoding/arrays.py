@@ -1,6 +1,6 @@
 """Records as numbers: canonical Arrow rows, or the columns of a prediction request, to numpy.
 
-    tensor ─► view, reshaped        image ─► Pillow ─► uint8        text ─► hashed n-grams, L2 norm ─► float32
+    tensor ─► view, reshaped (CHW: turned)    image ─► Pillow ─► uint8        text ─► hashed n-grams, L2 norm ─► float32
     category ─► one-hot (``categories``)                            time ─► parts (``times``)
     a gap ─► 0, and 1 in its indicator
 
@@ -95,7 +95,7 @@ def _column(array: pa.Array, column: InputColumn, rows: np.ndarray, bad: dict[in
 def _encoded(values: Any, column: InputColumn, refuse: Refuse) -> np.ndarray:
     """[rows, *encoded shape] of values as ``encode_inputs`` takes them."""
     if column.kind == "tensor":
-        return _with_gaps(values.reshape(-1, *(column.shape or (1,))), column)
+        return _with_gaps(_laid(values.reshape(-1, *(column.shape or (1,))), column), column)
     if column.kind == "text":
         return _texts(values, column)
     if column.kind == "category":
@@ -103,6 +103,11 @@ def _encoded(values: Any, column: InputColumn, refuse: Refuse) -> np.ndarray:
     if column.kind == "time":
         return times.features(values, column)
     return _images(values, column, refuse)
+
+
+def _laid(values: np.ndarray, column: InputColumn) -> np.ndarray:
+    """Numbers [rows, *shape] as [rows, *axes]: of images channels last."""
+    return np.ascontiguousarray(np.moveaxis(values, 1, -1)) if column.layout == "CHW" else values
 
 
 def _with_gaps(values: np.ndarray, column: InputColumn) -> np.ndarray:

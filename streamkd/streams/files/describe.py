@@ -209,6 +209,7 @@ def _input(column: Column, roles: ColumnRoles) -> str:
         return f"{{{values}, {more}}}  # {', '.join(filter(None, (said, gaps)))}"
     values += ", kind: image" if column.holds == "image" else ""
     values += f", shape: [{', '.join(map(str, column.shape))}]"
+    values += ", layout: CHW" if _is_channels_first(column.shape) else ""
     values += "" if column.holds == "image" else f", dtype: {column.dtype}"
     if column.lengths:
         short, long = column.lengths
@@ -242,13 +243,13 @@ def _words(column: Column, alone: bool, filled: bool) -> tuple[str, str]:
 def _student(roles: ColumnRoles, order: str) -> tuple[list[str], list[str]]:
     """The lines after the stream's, and what should be said of them."""
     column = roles.inputs[0]
-    picture = len(roles.inputs) == 1 and _is_picture(column.shape)
+    picture = len(roles.inputs) == 1 and (_is_picture(column.shape) or _is_channels_first(column.shape))
     student = "{name: convnet, channels: [32, 64]}" if picture else "{name: mlp, hidden: [256, 128]}"
     one_task = order == "seed" or roles.time or roles.mixed
     why = "shuffled records are one task" if order == "seed" else "one task: its labels come mixed"
     why = "one task, in the order of time" if roles.time else why
     detectors = [f"detectors: []  # {why}; without this line new labels begin one"] if one_task else []
-    hints = [] if picture or len(roles.inputs) > 1 else list(_picture_hints(column))
+    hints = [] if len(roles.inputs) > 1 else list(_picture_hints(column))
     return [*detectors, f"student: {student}"], hints
 
 
@@ -263,15 +264,15 @@ def _is_picture(shape: tuple[int, ...]) -> bool:
     return len(shape) in (2, 3) and min(shape[:2]) >= 16 and (shape[2:] or (1,))[0] <= 4
 
 
+def _is_channels_first(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 3 and shape[0] in CHANNELS and _is_picture(shape[1:])
+
+
 def _picture_hints(column: Column) -> Iterator[str]:
-    """Whether numbers that go into a perceptron may be the pixels of an image."""
+    """Whether numbers may be the pixels of an image, and in which order."""
     shape, name = column.shape, column.name
-    if len(shape) == 3 and _is_picture(shape[1:]) and shape[0] in CHANNELS:
-        turned = [*shape[1:], shape[0]]
-        yield (
-            f"{name!r} {list(shape)} looks like images with their channels first; a convnet and moved images need "
-            f"{turned}: write the file again with numpy.moveaxis(x, 1, -1)."
-        )
+    if _is_channels_first(shape):
+        yield f"{name!r} {list(shape)} looks like images with their channels first, and is read so (layout: CHW)."
     for channels in CHANNELS if len(shape) == 1 and not column.lengths else ():
         side = round((shape[0] / channels) ** 0.5)
         if side * side * channels == shape[0] and side >= 16:

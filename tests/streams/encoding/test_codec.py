@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -15,6 +16,7 @@ from streamkd.errors import LimitExceeded, SchemaMismatch
 from streamkd.records import InputColumn, RecordSchema
 from streamkd.streams.encoding import codec
 from streamkd.streams.encoding.arrays import encode_inputs
+from streamkd.students.networks import Normalise
 
 VALUES = np.arange(12, dtype=np.float32)
 SQUARE = RecordSchema(inputs=(InputColumn(name="x", shape=(2, 3)),))
@@ -49,6 +51,34 @@ def test_every_form_of_a_tensor_becomes_the_same_canonical_column(form: str) -> 
     records, _ = codec.encode(rows, SQUARE, 0)
     np.testing.assert_array_equal(records.inputs, VALUES.reshape(2, 2, 3))
     assert records.inputs.dtype == np.float32
+
+
+PIXELS = np.arange(2 * 3 * 2 * 4, dtype=np.uint8).reshape(2, 3, 2, 4)  # channels first
+FIRST = InputColumn(name="x", shape=(3, 2, 4), dtype="uint8", layout="CHW", mean=(1, 2, 3))
+LAYOUTS: dict[str, Callable[[], pa.Array]] = {
+    "flat list": lambda: pa.array(PIXELS.reshape(2, -1).tolist(), pa.list_(pa.uint8())),
+    "nested list": lambda: pa.array(PIXELS.tolist(), pa.list_(pa.list_(pa.list_(pa.uint8())))),
+    "tensor": lambda: pa.FixedShapeTensorArray.from_numpy_ndarray(PIXELS),
+}
+
+
+@pytest.mark.parametrize("form", LAYOUTS)
+def test_images_that_come_channels_first_are_kept_channels_last(form: str) -> None:
+    """In every form, from a stream and from a request; mean goes by channel."""
+    schema = RecordSchema(inputs=(FIRST,))
+    records, rejects = codec.encode(with_labels(LAYOUTS[form]()), schema, 0)
+    assert rejects == []
+    assert schema.shape == (2, 4, 3)
+    np.testing.assert_array_equal(records.inputs, np.moveaxis(PIXELS, 1, -1))
+    np.testing.assert_array_equal(encode_inputs({"x": PIXELS}, schema, no_fault), records.inputs)
+    assert Normalise(schema)(torch.from_numpy(records.inputs))[0, 0, 0].tolist() == [0 - 1, 8 - 2, 16 - 3]
+
+
+@pytest.mark.parametrize("column", [{"shape": (12,)}, {"shape": (3, 2, 4), "kind": "image"}])
+def test_a_layout_is_for_numbers_of_three_axes(column: dict[str, Any]) -> None:
+    """Anything else is refused with what it is for."""
+    with pytest.raises(ValueError, match="layout"):
+        InputColumn(name="x", layout="CHW", **column)
 
 
 def test_a_plain_number_is_a_tensor_of_one_element() -> None:

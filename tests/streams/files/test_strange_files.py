@@ -593,7 +593,7 @@ TABLE = [
         "images with their channels first",
         "init",
         parquet({"x": BYTES[:, :3072].reshape(60, 3, 32, 32).tolist(), "label": np.arange(60) % 3}),
-        r"looks like images with their channels first; a convnet and moved images need \[32, 32, 3\]",
+        r"looks like images with their channels first, and is read so \(layout: CHW\)",
     ),
     row(
         "lists of another length than the shape",

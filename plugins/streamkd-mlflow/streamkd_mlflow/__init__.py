@@ -1,0 +1,1 @@
+"""Streams as runs of MLflow: metrics, tasks and published versions."""
