@@ -483,7 +483,7 @@ CHECKS: list[tuple[str, int, str]] = [
     (
         "stream={source: {name: flight}, records: {inputs: [{name: x, std: [1, 0]}]}}",
         2,
-        "stream.records.inputs.0: std needs one number or 1, one per channel (the last axis), got 2",
+        "stream.records.inputs.0: std needs one number or 1, one per channel (the last axis; CHW: the first), got 2",
     ),
     (
         "stream={source: {name: flight}, records: {inputs: [{name: x, mean: .nan}]}}",

@@ -155,7 +155,7 @@ MISTAKES: dict[Group, tuple[Case, ...]] = {
         off("cannot answer in order", late(teachers.Tally, "test_then_train", raising, 4), "test_then_train", RAISED),
         off("cannot follow", late(teachers.Average, "after_step", raising, 4), "after_step", RAISED),
         refused("raises at once", late(COUNTS, "logits", raising, 0), "logits", RAISED),
-        refused("stays as narrow as it was", teachers.Stuck, "needed logits (4, 3)", "got (4, 1)", "grow()"),
+        refused("stays as narrow as it was", teachers.Stuck, "needed logits (", ", 3) and", ", 1)", "grow()"),
         refused("writes at once", late(COUNTS, "logits", darkening, 0), "needed the rows as they were", "x.clone()"),
         refused("keeps an object", teachers.Pickled, "needed JSON values, tensors", "got Student", "state_dict()"),
     ),

@@ -1,14 +1,11 @@
 """Anybody's module where a step expects a student: its head, its normalisation and its growth are its owner's."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from streamkd.students.networks import Normalise, Student
+from streamkd.students.networks import Normalise, Student, by_running_statistics
 
 
 class Foreign(Student):
@@ -27,9 +24,9 @@ class Foreign(Student):
         self.register_buffer("trained", trained.clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        if len(x) > 1 or not self.training:
+        if not self.training or len(x) > 1:
             return self.body(x)
-        with _by_running_statistics(self.body):  # a lone row is no batch to be normalised by
+        with by_running_statistics(self.body):
             return self.body(x)
 
     @property
@@ -47,19 +44,6 @@ class Foreign(Student):
     def train_on(self, labels: Tensor) -> None:
         """It has been trained on these labels [n], of which -1 is none."""
         self.trained[labels[labels >= 0]] = True
-
-
-@contextmanager
-def _by_running_statistics(module: nn.Module) -> Iterator[None]:
-    """Its batch normalisation goes by what was seen before, and does not move that."""
-    norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.training]
-    for part in norms:
-        part.eval()
-    try:
-        yield
-    finally:
-        for part in norms:
-            part.train()
 
 
 class _AsItIs(nn.Module):

@@ -20,6 +20,7 @@ from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from streamkd.errors import PluginError, StateError
 from streamkd.hookspecs import Kind, Options, hookimpl
@@ -243,7 +244,10 @@ class Student(nn.Module):
         self._head_start: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.body(self.normalise(x))
+        if not self.training or len(x) > 1:
+            return self.body(self.normalise(x))
+        with by_running_statistics(self.body):
+            return self.body(self.normalise(x))
 
     @property
     def head(self) -> nn.Linear:
@@ -333,6 +337,19 @@ def build(
         student.begin_from(start)
     student.grow(classes)
     return student
+
+
+@contextmanager
+def by_running_statistics(module: nn.Module) -> Iterator[None]:
+    """Its batch normalisation goes by what was seen before, and does not move that: a lone row is no batch to go by."""
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.training]
+    for part in norms:
+        part.eval()
+    try:
+        yield
+    finally:
+        for part in norms:
+            part.train()
 
 
 @contextmanager

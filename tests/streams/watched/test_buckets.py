@@ -27,8 +27,8 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectSto
 def test_objects_are_read_once_though_the_store_goes_away(
     store: ObjectStore, open_way: Open, watch: Watch, tmp_path: Path
 ) -> None:
-    """Of every format, in order; what the store does not answer is waited for, and no copy is left behind. One that is
-    written anew is told.
+    """Of every format, in the order in which the store names them, which may begin with a part of them when it is back;
+    what it does not answer is waited for, and no copy is left behind. One that is written anew is told.
     """
     way = open_way(ROWS, queue_records=70)
     kinds = ("parquet", "feather", "arrow", "csv", "jsonl", "csv.gz")
@@ -42,7 +42,8 @@ def test_objects_are_read_once_though_the_store_goes_away(
     until(lambda: way.counted("source_errors_total", "main", "unreachable") > 0)
     store.start()
     until(lambda: way.log.end() == 120)
-    assert way.labels() == list(range(120))
+    assert way.labels()[:60] == list(range(60))
+    assert sorted(way.labels()) == list(range(120))
     assert way.log.notes().keys() == {f"s3://{BUCKET}/in/{number}.{kind}" for number, kind in enumerate(kinds)}
     files(way, read=6, waiting=0)
     source.drain(10)
