@@ -23,6 +23,7 @@ from streamkd.state.checkpoint import CheckpointStore
 from streamkd.state.directory import StateDirectory
 from streamkd.state.tree import pack, unpack
 from streamkd.streams.log.log import Log
+from streamkd.streams.log.paces import Gear
 from streamkd.wiring import open_source, schema_of
 
 from .conftest import PUSHED, STREAMKD, Serve, Server, merged, records
@@ -139,7 +140,7 @@ def by_the_journal(state: Path, rows: int) -> Any:
     """The same, of batches as large as the log says they were; to its end, where the learner would choose again."""
     log = Log(state / "log.sqlite")
     assert len(log.paces()) > 2
-    log.put_pace(rows, 1)
+    log.put_pace(rows, Gear(1, 0))
     log.close()
     return by_a_learner(state, rows)
 
