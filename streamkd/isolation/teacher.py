@@ -190,7 +190,7 @@ class IsolatedTeacher:
         self._keep()
         book = {"calls": self._calls, "until": self._until, "since": self._since, "failures": self._failures}
         seen = {"known": self._known, "version": getattr(self, "version", 0), "restarts": self._restarts}
-        return {"state": self._kept[1], "isolated": {**book, **seen, "kept": self._kept[0]}}
+        return {"state": self._kept[1], "isolated": {**book, **seen, "kept": self._kept[0], "away": self.away}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state; one of the same teacher within the learner is one, too."""
@@ -199,7 +199,7 @@ class IsolatedTeacher:
         self._calls, self._until = book.get("calls", 0), book.get("until", 0)
         self._since, self._failures = book.get("since", 0), book.get("failures", 0)
         self._restarts = book.get("restarts", 0)
-        if self._calls < self._until:
+        if book.get("away"):
             self.away = self._again = True
             self._known, self.version = book["known"], book["version"]
         else:

@@ -36,21 +36,24 @@ class Worker:
 
     def __init__(self, file: BinaryIO, timeout_seconds: float, most_bytes: int) -> None:
         self._timeout_seconds, self._state_bytes = timeout_seconds, most_bytes
+        self._facts: dict[str, Any] | None = None
         self._end, theirs = socket.socketpair()
         self.process = spawn(MODULE, theirs)
         self.end = weakref.finalize(self, _end, self.process, self._end)
         socket.send_fds(self._end, [b"0"], [file.fileno()])
 
     def wait(self, seconds: float) -> dict[str, Any]:
-        """What it says of itself when it is built.
+        """What it says of itself when it is built; it does so once.
 
         Raises:
             Lost: not within so long, or never.
         """
-        try:
-            return self._receive(time.monotonic() + seconds)
-        except TimeoutError:
-            raise Lost("starting", f"it is not there after {seconds:g} s") from None
+        if self._facts is None:
+            try:
+                self._facts = self._receive(time.monotonic() + seconds)
+            except TimeoutError:
+                raise Lost("starting", f"it is not there after {seconds:g} s") from None
+        return self._facts
 
     def ask(self, call: str, arguments: Sequence[Tree] = ()) -> dict[str, Any]:
         """What it answers.

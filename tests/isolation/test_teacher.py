@@ -107,6 +107,34 @@ def test_what_is_redone_goes_without_the_same_answers(trouble: Trouble, tmp_path
         assert weights_sha256(run(within, 12).student.state_dict()) != weights_sha256(one.student.state_dict())
 
 
+@pytest.mark.usefixtures("in_a_thread")
+@pytest.mark.parametrize("calls", [3, 7])
+def test_who_was_away_at_a_checkpoint_comes_back_after_it(
+    calls: int, trouble: Trouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A learner that resumes at the end of an absence, or in the middle, has it come back when it did, and waits for
+    nothing.
+    """
+    monkeypatch.setattr(teacher, "FIRST", calls)
+    monkeypatch.setattr(teacher, "AGAIN_SECONDS", 0.5)
+    directory = StateDirectory(tmp_path / "state")
+    with directory.lock():
+        one = run(learner(trouble(), Absences(directory)), 8)
+        trouble("raises")
+        assert one.advance()
+        assert patient(one).away
+        kept, offsets = copy.deepcopy(unpack(pack(one.state()))), dict(one.offsets)
+        there(patient(one))
+        again = learner(trouble(), Absences(directory))
+        again.restore(kept, offsets, again.config)
+        for each in (one, again):
+            for _ in range(8):
+                assert each.advance()
+        assert not patient(again).away
+        assert not again.step.pool.guard.tallies["patient"].failures
+        assert learned(again) == learned(one)
+
+
 def test_a_process_that_is_killed_or_takes_too_much_memory_comes_back(
     trouble: Trouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
