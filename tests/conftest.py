@@ -4,8 +4,8 @@ function that a test calls often the first calls, and some of the later ones).
 ``baselines`` (the registry with streamkd-baselines in it), ``oracles`` (slow and obvious formulas), ``toys`` (small
 parts to test with), ``gaussians`` (rows of known moments), ``mistakes`` (plugins that break their contract), ``pages``
 (what a browser would make of one), ``devices`` (a GPU that is not there), ``kafka_brokers``, ``nats_server``,
-``schema_registry`` and ``object_store`` (on loopback) and ``kernels`` (a processor that rounds otherwise, for all tests
-under ``STREAMKD_TEST_PRODUCTS=by-shape``) are importable by name.
+``schema_registry``, ``object_store`` and ``google_store`` (on loopback) and ``kernels`` (a processor that rounds
+otherwise, for all tests under ``STREAMKD_TEST_PRODUCTS=by-shape``) are importable by name.
 """
 
 import functools
@@ -65,6 +65,7 @@ NAMES = (
     "schema_registry",
     "kernels",
     "nats_server",
+    "google_store",
     "object_store",
     "oracles",
     "pages",

