@@ -145,9 +145,13 @@ LEARNERS: dict[str, dict[str, Any]] = {
     },
 }
 
+LONG = ("live teachers alone", "likelihood, kd", "scalar, literal, differences", "maml")  # in `make soak` alone
+
 
 @pytest.mark.usefixtures("pretended")
-@pytest.mark.parametrize("what", LEARNERS)
+@pytest.mark.parametrize(
+    "what", [pytest.param(what, marks=pytest.mark.soak) if what in LONG else what for what in LEARNERS]
+)
 def test_a_gpu_learns_what_the_cpu_learns(what: str) -> None:
     """Under every gate, engine and loss, stopped in the middle and restored from tensors of the CPU, with teachers that
     come on the way: a learner on a GPU ends in what one ends in that never left the CPU.

@@ -13,6 +13,7 @@ from streamkd.wiring import open_source, schema_of
 
 GATES = [{"name": name} for name in ("likelihood", "confidence", "scalar", "per-class", "hedge")]
 GATES.append({"name": "hedge", "gate": {"name": "per-class"}})
+LONG = ("confidence", "scalar", "hedge")  # in `make soak` alone
 
 
 def learner(gate: dict[str, Any]) -> Learner:
@@ -30,13 +31,19 @@ def learner(gate: dict[str, Any]) -> Learner:
     return Learner(config, REGISTRY, open_source(config, REGISTRY, schema)[0], schema)
 
 
+def _id(gate: dict[str, Any]) -> str:
+    return "-".join([gate["name"], *gate.get("gate", {}).values()])
+
+
 def hashes(one: Learner) -> list[str]:
     step = one.step
     gate = {name: value for name, value in step.gate.state_dict().items() if not name.endswith("extra_state")}
     return [weights_sha256(step.student.state_dict()), *([weights_sha256(gate)] if gate else [])]
 
 
-@pytest.mark.parametrize("gate", GATES, ids=lambda gate: "-".join([gate["name"], *gate.get("gate", {}).values()]))
+@pytest.mark.parametrize(
+    "gate", [pytest.param(gate, id=_id(gate), marks=[pytest.mark.soak] if _id(gate) in LONG else []) for gate in GATES]
+)
 def test_stop_resume_go_on_is_never_stopped(gate: dict[str, Any]) -> None:
     """After a checkpoint in the middle, with labels and snapshots on both sides of it, the end is the same bits."""
     whole = learner(gate)

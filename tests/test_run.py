@@ -20,7 +20,7 @@ from streamkd.plugins import Registry
 REGISTRY = Registry.load()
 TREE = {
     "name": "small",
-    "stream": {"source": {"name": "replay", "dataset": "digits", "classes_per_task": 5}},
+    "stream": {"source": {"name": "replay", "dataset": "digits", "classes_per_task": 5, "per_class": 50}},
     "student": {"name": "mlp", "hidden": [32]},
     "memory": {"size": 100},
     "device": "cpu",
@@ -37,7 +37,7 @@ def test_a_run_reports_every_seed_and_their_means(tmp_path: Path) -> None:
     assert report["seeds"] == [0, 1]
     assert report["served"]["accuracy"]["final_average"] == pytest.approx(sum(served) / 2)
     assert [len(row) for row in report["served"]["accuracy"]["matrix"]] == [2, 2]
-    assert report["stream"] == {"name": "small", "records": 1433, "tasks": 2, "classes": 10, "refused": 0}
+    assert report["stream"] == {"name": "small", "records": 500, "tasks": 2, "classes": 10, "refused": 0}
     assert (report["tests"]["records"], report["tests"]["given"], report["tests"]["by_task"]) == (364, 364, True)
     assert min(served) > 0.5
     page = (tmp_path / "report.html").read_text()

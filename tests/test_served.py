@@ -99,7 +99,7 @@ def test_an_ensemble_needs_an_analytic_teacher() -> None:
         config_of(publish={"model": "ensemble"}, teachers=[{"name": "ema"}])
 
 
-@pytest.mark.parametrize("stop", [5, 26, 41])
+@pytest.mark.parametrize("stop", [26, *(pytest.param(stop, marks=pytest.mark.soak) for stop in (5, 41))])
 def test_stopping_and_resuming_serves_the_same_bits(stop: int) -> None:
     """A learner restored from its state serves what one that was never stopped serves, looked at on the way or not."""
     whole = run(learner(config_of()))

@@ -85,7 +85,7 @@ def test_they_are_told_to_no_detector_of_new_labels() -> None:
         assert any(label is not None for label in batch)
 
 
-@pytest.mark.parametrize("stop", [1, 7, 20])
+@pytest.mark.parametrize("stop", [7, *(pytest.param(stop, marks=pytest.mark.soak) for stop in (1, 20))])
 def test_stopping_and_resuming_ends_in_the_same_bits(stop: int) -> None:
     """With labels missing as without."""
     whole, stopped = run(learner()), run(learner(), stop)

@@ -47,7 +47,7 @@ def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
     assert drifting.available(tmp_path) == drifting.generators.NAMES
 
 
-@pytest.mark.parametrize("delay", [0, 3, 25])
+@pytest.mark.parametrize("delay", [3, *(pytest.param(delay, marks=pytest.mark.soak) for delay in (0, 25))])
 def test_nothing_is_learned_before_its_label_is_known(delay: int, tmp_path: Path) -> None:
     """Labels that only their own record tells cannot be foreseen; one that is always the same can, once it is known.
 

@@ -13,7 +13,7 @@ from .conftest import Serve, records
 SCHEMA = RecordSchema(inputs=(InputColumn(name="x", shape=(8,)),), task="task")
 
 
-@pytest.mark.parametrize("form", ["a bit", "a page"])
+@pytest.mark.parametrize("form", ["a bit", pytest.param("a page", marks=pytest.mark.soak)])
 def test_a_log_that_the_disk_has_changed_ends_the_server_in_words(serve: Serve, form: str) -> None:
     """The damaged batch is named with its offsets, once; nothing of it is trained; the exit code is 1."""
     server = serve(listen=False)

@@ -86,6 +86,7 @@ CONFLICTS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
 ]
 
 
+@pytest.mark.soak
 def test_another_student_is_refused(serve: Serve, state: Path) -> None:
     """Another student on the same state: both are named, and the way out; nothing in the state has changed."""
     said = refused(serve, {"student": {"hidden": [32]}}, state)
@@ -162,6 +163,7 @@ def _flipped(content: bytes) -> bytes:
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
+@pytest.mark.soak  # `tests/serve/test_supervisor.py` has it of the supervisor alone
 def test_a_second_signal_skips_the_checkpoint(serve: Serve) -> None:
     """SIGTERM twice: exit 0 at once, and what was trained since the last checkpoint is left to be redone."""
     server = serve(merged(PUSHED, {"checkpoint": {"every_seconds": 3600}, "serve": {"drain_seconds": 30}}))

@@ -59,9 +59,9 @@ def test_what_is_contradicted_is_not_replayed() -> None:
 
 @pytest.mark.parametrize("noise", [0.0, pytest.param(0.3, marks=pytest.mark.soak)])
 def test_where_nothing_changes_nothing_is_contradicted(noise: float) -> None:
-    """However many labels are wrong: at none of two hundred looks."""
+    """However many labels are wrong: at none of a hundred looks."""
     step = made()
-    for part in range(200):
+    for part in range(100):
         train(step, 10, part, noise=noise)
         assert not step.contradiction.changed
         assert not step.memory.replayed.contradicted.any()

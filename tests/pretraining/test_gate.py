@@ -168,10 +168,14 @@ GATES: dict[str, dict[str, Any]] = {
     "of-a-term": {"gate": {"name": "fixed"}, "losses": [{"name": "match-gate", "gate": {"name": "scalar"}}]},
     "several": {"gate": HEDGE, "losses": OWN},
 }
-DRIVES = [*((name, "adam") for name in GATES), ("scalar", "learned"), ("per-class", "learned"), ("hedge", "learned")]
+DRIVES = [*((name, "adam") for name in GATES), *((name, "learned") for name in ("scalar", "per-class", "hedge"))]
+SHORT = [("hedge-per-sample", "adam"), ("of-a-term", "adam"), ("several", "adam"), ("per-class", "learned")]
 
 
-@pytest.mark.parametrize(("name", "optimizer"), DRIVES)
+@pytest.mark.parametrize(
+    ("name", "optimizer"),
+    [*SHORT, *(pytest.param(*each, marks=pytest.mark.soak) for each in DRIVES if each not in SHORT)],
+)
 def test_any_gate_with_parameters_is_learned_and_begun_from(name: str, optimizer: Any, tmp_path: Path) -> None:
     """Episodes of other labels and strangers leave what holds for another stream, which then begins from it."""
     changes = {**GATES[name], "adapt": {**LEARNED["adapt"], "optimizer": optimizer}}

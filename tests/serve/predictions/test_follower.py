@@ -69,8 +69,8 @@ def test_a_server_that_starts_later_finds_the_served_version(
     start().wait_for(3)
 
 
-def test_200_published_versions_under_load_drop_no_request(running: Running) -> None:
-    """While 200 versions are published and swapped in, every request is answered, by versions that only rise."""
+def test_50_published_versions_under_load_drop_no_request(running: Running) -> None:
+    """While 50 versions are published and swapped in, every request is answered, by versions that only rise."""
     done = threading.Event()
     seen: list[list[int]] = [[], []]
 
@@ -84,7 +84,7 @@ def test_200_published_versions_under_load_drop_no_request(running: Running) -> 
     clients = [threading.Thread(target=ask, args=(mine,)) for mine in seen]
     for client in clients:
         client.start()
-    for seed in range(2, 202):
+    for seed in range(2, 52):
         running.publisher.publish(seed=seed)
         running.services.follower.poke()
         running.wait_for(seed)
