@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With a package of every kind."""
     place = tmp_path_factory.mktemp("scaffold")
     for kind, name in NAMES.items():
-        run(sys.executable, "-m", "streamkd", "plugins", "new", name, "--kind", kind, "--into", place)
+        package.write(name, kind, place)
     return place
 
 

@@ -38,6 +38,8 @@ from streamkd import config
 from streamkd.plugins import Registry
 from streamkd.serve.processes import server_status
 from streamkd.serve import supervisor
+from streamkd.serve.predictions import predictor
+predictor._one_thread = lambda: None  # torch comes with the first version, and most of these tests have none
 supervisor.LEARNER, supervisor.INGRESS = "fake_learner", "fake_ingress"
 supervisor.HURRIED_SECONDS, supervisor.HUNG_SECONDS, server_status.GRACE_SECONDS = 1.0, 1.0, 0.5
 registry = Registry.load(["replay", "flight", "students"])
