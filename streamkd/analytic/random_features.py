@@ -66,7 +66,8 @@ class RandomFeatures(nn.Module):
         self._constant("sign", draw.randint(0, 2, length if self._folds else 0) * 2 - 1)
 
     def _constant(self, name: str, values: np.ndarray, dtype: torch.dtype = torch.float32) -> None:
-        self.register_buffer(name, torch.from_numpy(values).to(dtype), persistent=False)
+        made = torch.empty(values.shape, dtype=dtype)  # of none, from_numpy makes strides of 0, which no file takes
+        self.register_buffer(name, made.copy_(torch.from_numpy(values)), persistent=False)
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch features"]:
         if self._image:

@@ -5,7 +5,8 @@ is measured on it all at once (``streamkd.learning.held_out``).
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from streamkd.hookspecs import Options
 from streamkd.learning.batch import ARRIVED, StepBatch, Taken
 from streamkd.learning.step import Step
 from streamkd.losses.match_gate import fused_target, soft_answers
-from streamkd.records import InputColumn, RecordSchema
+from streamkd.records import InputColumn, Label, RecordSchema
 from streamkd.replay.memory import Memory
 from streamkd.replay.ring import whole
 from streamkd.replay.rows import StepRows
@@ -68,6 +69,12 @@ class Comparison:
         theirs, ours = (self._mistakes[:2, met] / self._mistakes[2, met]).mean(1).tolist()
         return max(0.0, 1 - (theirs + ROUND) / (ours + ROUND))
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"logs": dict(self._logs), "mistakes": self._mistakes}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._logs, self._mistakes = dict(state["logs"]), state["mistakes"]
+
     def measured(self) -> Measured:
         """For a gate: the mean log p(label) of each teacher judged last and each class; NaN for who has not spoken."""
         return Measured(drawn_to_mean(*torch.stack([*self._logs.values()]).unbind(1)))
@@ -111,6 +118,15 @@ class EarlierSelves(Pool):
     def copies(self) -> list[SnapshotTeacher]:
         """Of the average, the oldest first."""
         return self._mine()
+
+    def state_dict(self) -> dict[str, Any]:
+        own = {"comparison": self.comparison.state_dict(), "listened": dict(self.listened)}
+        return {**super().state_dict(), **own}
+
+    def load_state_dict(self, state: dict[str, Any], build: Callable[[int], Student], labels: Sequence[Label]) -> None:
+        super().load_state_dict(state, build, labels)
+        self.comparison.load_state_dict(state["comparison"])
+        self.listened = dict(state["listened"])
 
     @torch.no_grad()
     def advantage(self, step: Step, taken: Taken, *, held_out: bool) -> float:

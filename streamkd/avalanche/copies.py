@@ -26,6 +26,20 @@ class ByTask(nn.Module):
         """x [batch, *shape] and task labels [batch] as one tensor."""
         return torch.cat([x.flatten(1), tasks.to(x.dtype).unsqueeze(1)], 1)
 
+    def get_extra_state(self) -> dict[str, Any]:
+        """What of its modules' heads is no tensor."""
+        heads = {name: [sorted(m.known_train_tasks_labels), m.max_class_label] for name, m in self._multi_task()}
+        return {"shape": list(self.shape), "heads": heads}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.shape = torch.Size(state["shape"])
+        for name, module in self._multi_task():
+            known, module.max_class_label = state["heads"][name]
+            module.known_train_tasks_labels = set(known)
+
+    def _multi_task(self) -> list[tuple[str, Any]]:
+        return [(name, m) for name, m in self.module.named_modules() if hasattr(m, "known_train_tasks_labels")]
+
     def forward(self, rows: Tensor) -> Tensor:
         x, tasks = rows[:, :-1].unflatten(1, self.shape), rows[:, -1].long()
         there = torch.isin(tasks, torch.tensor(sorted(self.module.known_train_tasks_labels), device=tasks.device))

@@ -21,13 +21,14 @@ and no teacher speaks of it, but the strategy has trained on it when it came.
 
 import logging
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import astuple, dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from streamkd.avalanche import saved
 from streamkd.avalanche.comparison import EarlierSelves
 from streamkd.avalanche.copies import ByTask, fits, refitted
 from streamkd.avalanche.deferred import AVALANCHES, deferred
@@ -44,6 +45,7 @@ from streamkd.meta.adaptation import GateAdapter
 from streamkd.replay.memory import Memory
 from streamkd.students.foreign import Foreign
 from streamkd.teachers.snapshot import SnapshotTeacher
+from streamkd.teachers.teacher import copy_of
 
 with deferred(*AVALANCHES):
     from avalanche.core import SupervisedPlugin
@@ -137,6 +139,14 @@ class MatchGateDistillation(SupervisedPlugin):
         self._adapter: GateAdapter | None = None
         self._steps = 0
         self._events: Iterator[tuple[str, Taken]] = iter(())
+        self._learned: dict[str, Any] | None = None  # what was loaded, until there is a model
+        self._made_with = {
+            "gate": type(self.gate).__name__,
+            "memory": memory,
+            "holdout_ratio": holdout_ratio,
+            "snapshots": snapshots,
+            "adapts": self._adapts,
+        }
 
     @property
     def advantage(self) -> float:
@@ -162,11 +172,49 @@ class MatchGateDistillation(SupervisedPlugin):
         body = average.student.body
         return cast(nn.Module, body.module) if isinstance(body, ByTask) else body
 
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides what it does next: memory, teachers, gate, random numbers.
+
+        Saved between two experiences beside the states of model and optimiser and ``torch.get_rng_state()``, fresh ones
+        go on by it bit for bit. ``torch.load(..., weights_only=True)`` reads it.
+        """
+        learned = self._learned
+        if self._step is not None:
+            adapter = None if self._adapter is None else self._adapter.state_dict()
+            parts = {"memory": self.memory.state_dict(), "pool": self._step.pool.state_dict()}
+            learned = {**parts, "adapter": adapter}
+        told = {"helped": [astuple(task) for task in self.helped], "weights": self.weights, "advantage": self.advantage}
+        own = {"form": saved.FORM, "made_with": self._made_with, "steps": self._steps, **told}
+        return cast(dict[str, Any], saved.plain({**own, "gate": self.gate.state_dict(), "learned": learned}))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there, with a model that has its own state already; to be called before it is trained.
+
+        Teachers and memory are there again when training goes on.
+
+        Raises:
+            StateError: it is no such state. StateConflict: of another plugin or gate, or this one was trained; and,
+                when training goes on: of another model.
+        """
+        saved.check(state, self._made_with)
+        if self._steps:
+            raise saved.conflict("needed a plugin that was not trained yet, got one that was")
+        try:
+            self.gate.load_state_dict(state["gate"])
+        except RuntimeError as fault:
+            raise saved.conflict(f"the gate was another one: {' '.join(str(fault).split())}") from None
+        self.helped = [Helped(*task) for task in state["helped"]]
+        self.weights, self._loss.advantage = dict(state["weights"]), state["advantage"]
+        self._steps, self._learned = state["steps"], state["learned"]
+
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Where a task begins, a copy of the average is kept."""
         if not self.helped or begins_task(strategy.experience):
             self._tell_of_last()
             self.helped.append(Helped())
+        if self._learned is not None:
+            self._step = self._resumed(strategy, self._learned)
+            self._learned = None
         if self._step is not None and begins_task(strategy.experience):
             self._step.pool.end_task(self._step.student)
 
@@ -228,13 +276,27 @@ class MatchGateDistillation(SupervisedPlugin):
         if step is not None and fits(step, model):
             return step
         body = ByTask(model, strategy.mb_x.shape[1:]) if is_multi_task_module(model) else model
-        step = self._begun(strategy, body) if step is None else refitted(step, body, strategy.optimizer)
+        if step is None:
+            step = self._begun(strategy, _untrained(body, strategy))
+        else:
+            step = refitted(step, body, strategy.optimizer)
         if self._adapter is not None:
             self._adapter.attach(step)
         return step
 
-    def _begun(self, strategy: Any, body: nn.Module) -> Step:
-        student = Foreign(body, torch.zeros(0, dtype=torch.bool, device=strategy.device))
+    def _resumed(self, strategy: Any, learned: dict[str, Any]) -> Step:
+        """The step as it was saved, over a copy of the average: the model may have grown since, and is fitted later."""
+        model = copy_of(strategy.model)
+        student = _untrained(ByTask(model, torch.Size()) if is_multi_task_module(model) else model, strategy)
+        student.restore(learned["pool"]["teachers"]["average"]["student"])
+        step = self._begun(strategy, student)
+        self.memory.load_state_dict(learned["memory"], strategy.device)
+        step.pool.load_state_dict(learned["pool"], lambda _: student, range(student.classes))
+        if self._adapter is not None:
+            self._adapter.load_state_dict(learned["adapter"])
+        return step
+
+    def _begun(self, strategy: Any, student: Foreign) -> Step:
         pool = EarlierSelves(student, self.memory, decay=self.decay, snapshots=self.limit)
         gate = self.gate.to(strategy.device)
         parts = (student, strategy.optimizer, self.memory, pool, cast(Gate, gate), [Term(self._loss, 1.0)])
@@ -253,6 +315,10 @@ class MatchGateDistillation(SupervisedPlugin):
         self.weights = dict(zip(step.pool.keys, mean, strict=True))
         _selves(step).listen(self.weights)
         self.weights["hard"] = 1.0 - sum(mean)
+
+
+def _untrained(body: nn.Module, strategy: Any) -> Foreign:
+    return Foreign(body, torch.zeros(0, dtype=torch.bool, device=strategy.device))
 
 
 def _selves(step: Step) -> EarlierSelves:

@@ -1,12 +1,11 @@
 """The command ``export``."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-from streamkd.cli.options import EXISTING, FILE, folder
-from streamkd.cli.terminal import show, table
+from streamkd.cli.options import EXISTING, FILE, FOLDER, folder
+from streamkd.cli.terminal import table
 
 
 @click.command()
@@ -18,24 +17,20 @@ from streamkd.cli.terminal import show, table
 )  # fmt: skip
 @click.option("--int8", is_flag=True, help="In int8 where that is no slower and answers alike.")
 @click.option("--records", type=EXISTING, help="Labelled records to compare by; default: those of the memory.")
-def export(directory: Path, to: Path, part: str, int8: bool, records: Path | None) -> None:
+@click.option("--report", type=FOLDER, help="What `streamkd run --report` has filled: the table is put there as well.")
+def export(directory: Path, to: Path, part: str, int8: bool, records: Path | None, report: Path | None) -> None:
     """A published version as ONNX, for devices: of a state DIRECTORY what it serves, or of a version's own."""
     folder(to.absolute().parent)
+    from streamkd.evaluate import exported
+    from streamkd.evaluate import report as reports
     from streamkd.export import artefact
 
-    report = artefact.export(directory, to.absolute(), part=part, int8=int8, records=records)
-    head = ("form", "accuracy", "agreement", "greatest difference", "parameters", "bytes", "FLOPs")
-    times = [f"{said} at {row['batch']}" for row in report["forms"][0]["latency_seconds"] for said in ("p50", "p95")]
-    table((*head, *times), [_row(row) for row in report["forms"]])
-    click.echo(f"compared by {report['compared_by']}")
-    if (said := report["int8"]) is not None:
-        kept = f"int8 is kept: {said['bytes_ratio']:.2f} of the bytes, {said['time_ratio']:.2f} of the time at batch 1"
-        click.echo(kept if said["kept"] else f"int8 is not kept, float32 is written: {said['why']}")
-    click.echo(f"wrote version {report['version']} ({', '.join(report['parts'])}) to {to}, predict.py beside it")
-
-
-def _row(row: dict[str, Any]) -> tuple[str, ...]:
-    quality = (show(row["accuracy"]), f"{row['agreement']:.4f}", f"{row['greatest_difference']:.1e}")
-    cost = (f"{row[name]:,}" for name in ("parameters", "bytes", "flops"))
-    times = (f"{1e6 * row[p]:.0f} µs" for row in row["latency_seconds"] for p in ("p50", "p95"))
-    return (row["form"], *quality, *cost, *times)
+    kept = None if report is None else reports.read(report)
+    done = artefact.export(directory, to.absolute(), part=part, int8=int8, records=records)
+    table(*exported.table(done))
+    version, *said = exported.told(done)
+    click.echo("\n".join(said))
+    click.echo(f"wrote {version} to {to}, predict.py beside it")
+    if report is not None and kept is not None:
+        reports.put(report, {**kept, "export": done})
+        click.echo(f"wrote the table into {report / 'report.html'}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from streamkd.evaluate import charts
+from streamkd.evaluate import charts, exported
 from streamkd.evaluate.charts import Mark, Point
 
 _MODELS = {"served": "served model", "student": "student"}
@@ -135,7 +135,8 @@ def _cards(report: Mapping[str, Any]) -> list[str]:
     shown = [card for card in narrow if card]
     if len(shown) % 2:
         shown[-1] = shown[-1].replace('class="card"', 'class="card wide"', 1)
-    return [*shown, _seeds_card(report), _config_card(report)]
+    wide = [_export_card(report["export"])] if report.get("export") else []
+    return [*shown, *wide, _seeds_card(report), _config_card(report)]
 
 
 def _matrix_card(name: str, model: Mapping[str, Any], report: Mapping[str, Any]) -> str:
@@ -325,6 +326,13 @@ def _boundaries_card(report: Mapping[str, Any]) -> str:
     rows = [[f"{one['record']:,.0f}", one.get("detector") or "", one.get("task") or ""] for one in found]
     note = "Where a task began, and what said so." + _shared_note(report, "boundaries")
     return card("Boundaries", note, table(["record", "detector", "task"], rows)) if rows else ""
+
+
+def _export_card(found: Mapping[str, Any]) -> str:
+    """The forms of the newest export that was put here."""
+    head, rows = exported.table(found)
+    note = f"Of {'; '.join(exported.told(found))}. Agreement and difference are with the version's own answers."
+    return card("Exported", note, table(head, rows), wide=True)
 
 
 def _seeds_card(report: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from streamkd.errors import StreamkdError, first_line
 from streamkd.evaluate import accuracy, calibration
 from streamkd.evaluate.page import page
 from streamkd.evaluate.seeds import merge, plain
@@ -101,9 +102,33 @@ def write_report(
     """
     report = summarise(results, config, stream, environment)
     path.mkdir(parents=True, exist_ok=True)
+    put(path, report)
+    return report
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What ``report.json`` in a folder holds.
+
+    Raises:
+        StreamkdError: there is none.
+    """
+    try:
+        report: dict[str, Any] = json.loads((path / "report.json").read_text("utf-8"))
+        if report.get("schema") != SCHEMA:
+            raise ValueError(f"one of schema {report.get('schema')}")
+    except (OSError, ValueError, AttributeError) as fault:
+        raise StreamkdError(
+            f"needed a folder with report.json, got {first_line(fault)}",
+            where=str(path),
+            fix=f"streamkd run CONFIG --report {path}",
+        ) from None
+    return report
+
+
+def put(path: Path, report: Mapping[str, Any]) -> None:
+    """Write both files into a folder."""
     _replace(path / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
     _replace(path / "report.html", page(report))
-    return report
 
 
 def summarise(

@@ -70,17 +70,38 @@ def write(published: Published, path: Path) -> None:
         MissingExtra: what writes ONNX is not installed.
     """
     extras.need("onnxscript", "streamkd export")
-    example = torch.zeros(ROWS, *published.schema.shape, dtype=getattr(torch, published.schema.dtype.name))
+    with _naming_who_cannot(published):
+        _export(published.model, _example(published)).save(path)
+    describe(path, about(published))
+
+
+def write_program(published: Published, path: Path | str, most: int) -> None:
+    """Write the graph as torch has it (``torch.export.load``), for ``most`` rows at once and fewer.
+
+    The example has as many: of a convolution of few rows, another torch may take it that there are never 16.
+
+    Raises:
+        PluginError: a part is no tensor programme; it is named.
+    """
+    with _naming_who_cannot(published), quiet():
+        torch.export.save(_traced(Answering(published.model), _example(published, most), most), path)
+
+
+@contextmanager
+def _naming_who_cannot(published: Published) -> Iterator[None]:
     try:
-        _export(published.model, example).save(path)
+        yield
     except Exception as fault:  # torch.export's own, and whatever a part raises that is traced
-        name, cause = _culprit(published.model, example, fault)
+        name, cause = _culprit(published.model, _example(published), fault)
         raise PluginError(
             f"cannot be written as a graph: {first_line(cause)}",
             where=name,
             fix="export --model student, or give its forward operations of torch alone",
         ) from fault
-    describe(path, about(published))
+
+
+def _example(published: Published, rows: int = ROWS) -> Tensor:
+    return torch.zeros(rows, *published.schema.shape, dtype=getattr(torch, published.schema.dtype.name))
 
 
 def describe(path: Path, said: dict[str, Any]) -> None:
@@ -94,10 +115,10 @@ def describe(path: Path, said: dict[str, Any]) -> None:
     onnx.save(model, path)
 
 
-def _traced(model: nn.Module, example: Tensor) -> Any:
+def _traced(model: nn.Module, example: Tensor, most: int | None = None) -> torch.export.ExportedProgram:
     """What of it can be written down; tried once, where the exporter itself would go on to try other ways."""
     with quiet(), torch.no_grad():
-        return torch.export.export(model.eval(), (example,), dynamic_shapes=({0: Dim("rows")},), strict=False)
+        return torch.export.export(model.eval(), (example,), dynamic_shapes=({0: Dim("rows", max=most)},), strict=False)
 
 
 def _export(model: nn.Module, example: Tensor) -> Any:

@@ -101,7 +101,7 @@ class Cells:
             chosen = _sets(len(crossed), order, sets if order > 1 else len(crossed), draw)
             cells = np.array([each.cells(order) for each in crossed])[chosen]
             ends = self.size + cells.prod(1).cumsum()
-            self._parts.append((order, chosen.T, cells.T, ends - cells.prod(1)))
+            self._parts.append((order, chosen.T.copy(), cells.T.copy(), ends - cells.prod(1)))
             self.size = int(ends[-1])
         self.count = sum(len(first) for *_, first in self._parts)
 

@@ -315,16 +315,19 @@ class Ring:
             state = _as_tables(state)
         self.slots = min(self.teacher_slots, state.get("slots", 0))
         if "taken" in state:
-            taken = state["taken"].columns
+            taken = _stored(state["taken"]).columns
             self.allocate(taken["x"][:0].to(device), taken["logits"].shape[1])
             for name, table in self._tables.items():
-                rows = state[name] if isinstance(state[name], StoredRows) else StoredRows(state[name])
-                table.load(rows, max(self.filled, self.capacity))
+                table.load(_stored(state[name]), max(self.filled, self.capacity))
 
 
 def whole(ring: Ring) -> Remembered | None:
     """All samples of a ring that nothing contradicts, in the order of their places."""
     return Remembered(ring, torch.nonzero(~ring.contradicted[: ring.filled]).flatten()) if ring.x is not None else None
+
+
+def _stored(rows: StoredRows | Mapping[str, Tensor]) -> StoredRows:
+    return rows if isinstance(rows, StoredRows) else StoredRows(rows)
 
 
 def _as_tables(state: dict[str, Any]) -> dict[str, Any]:

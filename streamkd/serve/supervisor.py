@@ -135,7 +135,7 @@ class Supervisor:
     async def _serve(self, server: Server, bound: socket.socket, scheme: str) -> None:
         self._signals.bind(asyncio.get_running_loop())
         self._learner.start()
-        ending = asyncio.create_task(self._end(server))
+        ending = asyncio.create_task(server.end_after(self._stop_in_order))
         handover = self._services.handover
         beside = [asyncio.create_task(part.run()) for part in (handover, self._exporter) if part is not None]
         try:
@@ -154,15 +154,8 @@ class Supervisor:
             self._status.urls[name] = url
             announce(f"streamkd listens on {url}  ({what})", sys.stdout)
 
-    async def _end(self, server: Server) -> None:
-        """Everything in order, once a signal or a fatal message has come."""
-        await self._signals.first.wait()
-        try:
-            await self._stop_in_order()
-        finally:
-            server.should_exit = True
-
     async def _stop_in_order(self) -> None:
+        """Once a signal or a fatal message has come."""
         self._status.draining = True
         if self._exit_code == 0:
             logger.info("stopping: no longer ready, answering for %g s more", self._config.serve.drain_seconds)

@@ -289,6 +289,11 @@ class Student(nn.Module):
             _append(cast(nn.Parameter, parameter), rows.to(parameter.device).expand(more, *rows.shape[1:]), optimizer)
         head.out_features = classes
 
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take the state of a student whose head may be wider."""
+        self.grow(len(state["body.head.weight"]))
+        self.load_state_dict(dict(state))
+
 
 def _head_rows(head: nn.Linear, seed: int, classes: int) -> Tensor:
     """The rows from the head's width to ``classes``, each drawn from a generator of its own."""

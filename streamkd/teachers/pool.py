@@ -382,13 +382,13 @@ class Pool:
         }
 
     def load_state_dict(self, state: dict[str, Any], build: Callable[[int], Student], labels: Sequence[Label]) -> None:
-        """Restore; ``build`` gives a student of so many classes for each snapshot that was there.
+        """Restore; ``build`` gives a student of so many classes for each snapshot that was there, which then grows.
 
         Teachers that the configuration no longer names are left out, new ones begin as they are.
         """
-        for key in state["snapshots"] if self.snapshots else []:
-            saved = state["teachers"][key]
-            self.teachers.append(SnapshotTeacher(key, copy_of(build(len(saved["student"]["body.head.weight"])))))
+        if self.snapshots is not None:
+            fresh = self.snapshots.fresh
+            self.teachers += [SnapshotTeacher(key, copy_of(build(1)), fresh=fresh) for key in state["snapshots"]]
         if self.former is not None and state.get("former") is not None:
             self.former.load_state_dict(state["former"])
             copies = self.former.restored({key: state["teachers"][key] for key in state["copies"]})

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from streamkd.hookspecs import Kind, Options, hookimpl
 from streamkd.records import Label
 from streamkd.students.networks import Student
-from streamkd.teachers.teacher import Role, TeacherContext, copy_of, layer_outputs, load_grown, module_bytes
+from streamkd.teachers.teacher import Role, TeacherContext, copy_of, layer_outputs, module_bytes
 
 
 class SnapshotOptions(Options):
@@ -52,7 +52,7 @@ class SnapshotTeacher:
         return {"student": self.student.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        load_grown(self.student, state["student"])
+        self.student.restore(state["student"])
 
 
 @dataclass

@@ -243,7 +243,7 @@ class EmaTeacher:
         return {"student": self.student.state_dict(), "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        load_grown(self.student, state["student"])
+        self.student.restore(state["student"])
         self.steps = state["steps"]
 
 
@@ -271,12 +271,6 @@ def copy_of(student: M) -> M:
     """A copy in evaluation mode that shares no tensor with the original and never asks for a gradient."""
     clone = copy.deepcopy(student)
     return clone.eval().requires_grad_(False)
-
-
-def load_grown(student: Student, state: dict[str, Tensor]) -> None:
-    """Load weights whose head may be wider than the student's."""
-    student.grow(state["body.head.weight"].shape[0])
-    student.load_state_dict(state)
 
 
 def module_bytes(module: nn.Module) -> int:

@@ -1,8 +1,9 @@
 """The plugin in strategies of Avalanche itself: small real data, heads that grow and heads that do not."""
 
 import copy
+import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from avalanche.benchmarks.scenarios.task_aware import with_task_labels
 from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
 from avalanche.logging import BaseLogger
 from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTaskModule
+from avalanche.models.dynamic_modules import avalanche_model_adaptation
 from avalanche.training.plugins import EvaluationPlugin, EWCPlugin, ReplayPlugin
 from avalanche.training.supervised import DER, ER_ACE, Naive
 from avalanche.training.supervised.lamaml_v2 import LaMAML
@@ -25,9 +27,10 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import streamkd
+from streamkd.avalanche.comparison import EarlierSelves
 from streamkd.avalanche.copies import grown
 from streamkd.avalanche.plugin import MatchGateDistillation
-from streamkd.errors import ConfigError
+from streamkd.errors import ConfigError, StateConflict, StateError
 from streamkd.gates.gate import FixedGate, FixedOptions
 from streamkd.gates.likelihood import LikelihoodGate, LikelihoodOptions
 from streamkd.gates.per_sample import PerSampleGate, PerSampleOptions
@@ -427,3 +430,134 @@ def test_the_average_keeps_what_it_knew_when_the_network_grows() -> None:
     assert torch.equal(average.body.weight[:2], small.weight)
     assert torch.equal(average.body.weight[2:], large.weight[2:])
     assert average.known().tolist() == [True, False, True, True, True]
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two states are alike, bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and bool(torch.eq(one, other).logical_or(one != one).all())
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other) or one != one
+
+
+def saved(strategy: Any, plugin: MatchGateDistillation) -> dict[str, Any]:
+    """All that a loop keeps, through a file."""
+    file = io.BytesIO()
+    parts = {"model": strategy.model, "optimizer": strategy.optimizer, "plugin": plugin}
+    torch.save({name: part.state_dict() for name, part in parts.items()} | {"chance": torch.get_rng_state()}, file)
+    file.seek(0)
+    return dict(torch.load(file, weights_only=True))
+
+
+def resumed(state: dict[str, Any], model: nn.Module, plugin: MatchGateDistillation, seen: int, by_task: bool) -> Any:
+    """A fresh loop that has met so many experiences, from that state."""
+    for experience in experiences(seen, task_labels=by_task):
+        avalanche_model_adaptation(model, experience)
+    model.load_state_dict(state["model"])
+    strategy = Naive(**common(model, [plugin]))
+    strategy.optimizer.load_state_dict(state["optimizer"])
+    strategy.optimized_param_id = dict(model.named_parameters())  # or Avalanche empties a fresh strategy's optimiser
+    plugin.load_state_dict(state["plugin"])
+    torch.set_rng_state(state["chance"])
+    return strategy
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], MatchGateDistillation]]] = {
+    "fixed head": (Net, lambda: MatchGateDistillation(memory=60, adapt_every=2, seed=3)),
+    "growing head": (lambda: Net(grows=True, batch_norm=True), lambda: MatchGateDistillation(memory=60, adapt_every=2)),
+    "heads by task": (HeadsByTask, lambda: MatchGateDistillation(memory=60, snapshots=1)),
+    "no memory": (Net, MatchGateDistillation),
+    "hedge": (Net, lambda: MatchGateDistillation(gate=Hedge(HedgeOptions()), memory=60, adapt_every=2)),
+}
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The teachers are heard in every step, however little they know after so few."""
+    measured = EarlierSelves.advantage
+    monkeypatch.setattr(EarlierSelves, "advantage", lambda *args, **named: max(0.3, measured(*args, **named)))
+
+
+@pytest.mark.usefixtures("heard")
+@pytest.mark.parametrize("name", CASES)
+def test_it_goes_on_as_if_it_had_never_stopped(name: str) -> None:
+    """Saved and loaded after the first and the second experience, model and plugin end as those of an unbroken loop."""
+    model, plugin = CASES[name]
+    by_task, ends = name == "heads by task", []
+    for stops in (False, True):
+        torch.manual_seed(0)
+        teach = plugin()
+        strategy = Naive(**common(model(), [teach]))
+        for number, experience in enumerate(experiences(3, task_labels=by_task)):
+            if stops and number:
+                state, teach = saved(strategy, teach), plugin()
+                strategy = resumed(state, model(), teach, number, by_task)
+                assert same(teach.state_dict(), state["plugin"])
+            strategy.train(experience, eval_streams=[])
+        ends.append(saved(strategy, teach))
+    unbroken, broken = ends
+    assert unbroken["plugin"]["learned"]["pool"]["snapshots"]
+    assert unbroken["plugin"]["weights"]["average"] > 0
+    assert same(unbroken, broken)
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Any]:
+    """Of a plugin with a memory of 20 after one experience."""
+    teach = MatchGateDistillation(memory=20)
+    strategy = Naive(**common(Net(), [teach]))
+    strategy.train(experiences(1), eval_streams=[])
+    return saved(strategy, teach)
+
+
+def test_what_was_saved_does_not_move_on(state: dict[str, Any]) -> None:
+    """A state that was given, and one that was loaded, stay as they are while the plugin learns."""
+    before, teach = copy.deepcopy(state["plugin"]), MatchGateDistillation(memory=20)
+    strategy = resumed(state, Net(), teach, 1, by_task=False)
+    given = teach.state_dict()
+    strategy.train(experiences(2)[1], eval_streams=[])
+    assert same(state["plugin"], before)
+    assert same(given, before)
+    assert not same(teach.state_dict(), before)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"memory": 30}, "needed memory=20, got 30"),
+        ({"memory": 20, "snapshots": 2}, "needed snapshots=4, got 2"),
+        ({"memory": 20, "gate": Hedge(HedgeOptions())}, "needed gate=PerSampleGate, got Hedge"),
+        ({"memory": 20, "gate": PerSampleGate(PerSampleOptions(hidden=3))}, "the gate was another one"),
+    ],
+)
+def test_a_plugin_that_was_made_otherwise_is_refused(state: dict[str, Any], options: Any, told: str) -> None:
+    """What the state needs, and what this plugin has, with a way out."""
+    with pytest.raises(StateConflict, match=rf"load_state_dict: {told}[\s\S]*fix: "):
+        MatchGateDistillation(**options).load_state_dict(state["plugin"])
+
+
+@pytest.mark.parametrize("wrong", [None, {}, {"form": 2}, {"model": {}}, nn.Linear(1, 1).state_dict()])
+def test_what_is_no_state_is_refused(wrong: Any) -> None:
+    """A state of something else, or of a newer form, is named."""
+    with pytest.raises(StateError, match=r"needed what state_dict\(\) of a plugin gives, got [\s\S]*fix: "):
+        MatchGateDistillation().load_state_dict(wrong)
+
+
+def test_a_plugin_that_was_trained_is_refused(state: dict[str, Any]) -> None:
+    """It has learned something already, which a state does not undo."""
+    teach = MatchGateDistillation(memory=20)
+    Naive(**common(Net(), [teach])).train(experiences(1), eval_streams=[])
+    with pytest.raises(StateConflict, match="needed a plugin that was not trained"):
+        teach.load_state_dict(state["plugin"])
+
+
+def test_another_model_is_refused(state: dict[str, Any]) -> None:
+    """Where the teachers were copies of another model, the first tensor that does not fit is named."""
+    teach = MatchGateDistillation(memory=20)
+    teach.load_state_dict(state["plugin"])
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(StateConflict, match=r"Sequential: needed the module of the state[\s\S]*is missing here"):
+        Naive(**common(model, [teach])).train(experiences(1), eval_streams=[])

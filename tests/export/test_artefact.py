@@ -20,6 +20,7 @@ from click.testing import CliRunner
 import streamkd
 from streamkd.cli import cli
 from streamkd.errors import RecordError, StateError, StreamkdError
+from streamkd.evaluate.report import write_report
 from streamkd.export import artefact, figures
 from streamkd.export.loader import Exported
 from streamkd.streams.replay import datasets
@@ -103,11 +104,13 @@ def test_the_how_to_is_run(
     monkeypatch.syspath_prepend(tmp_path)
     page = (Path(__file__).parents[2] / "docs/how-to/export.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```", page, re.S | re.M)
-    assert len(blocks) == 2
+    blocks = [block for block in blocks if "executorch" not in block]  # tests/export/test_executorch.py
+    assert len(blocks) == 3
     names: dict[str, Any] = {"pixels": digits(1)[0]}
     for block in blocks:
         exec(block, names)
     assert names["logits"].shape == (1, len(names["model"].labels))
+    assert torch.export.load("model.pt2").module()(torch.from_numpy(digits(5))).shape == (5, 10)
 
 
 @pytest.mark.parametrize(
@@ -145,12 +148,18 @@ def test_the_command_compares_by_a_file_and_prints_a_table(state: Path, tmp_path
     rows = pa.table({"image": test.column("image"), "label": test.column("label")})
     pa.parquet.write_table(rows, tmp_path / "test.parquet")
     options = ["--to", str(tmp_path / "out/model.onnx"), "--records", str(tmp_path / "test.parquet")]
+    write_report(tmp_path, [{"seed": 0}], {}, {"name": "digits"}, {})
+    options += ["--report", str(tmp_path)]
     done = CliRunner().invoke(cli, ["export", str(state / "published/1"), *options], catch_exceptions=False)
     lines = done.output.splitlines()
     assert lines[0].split()[:3] == ["form", "accuracy", "agreement"]
     assert [line.split()[0] for line in lines[1:3]] == FORMS[:2]
     assert f"compared by {test.num_rows} records of test.parquet" in lines
-    assert "(student, analytic)" in lines[-1]
+    assert "(student, analytic)" in lines[-2]
+    kept, shown = (json.loads((tmp_path / name).read_text()) for name in ("report.json", "out/model.report.json"))
+    assert kept["export"] == shown
+    page = (tmp_path / "report.html").read_text()
+    assert all(f">{cell}</td>" in page for line in lines[1:3] for cell in re.split(r"\s{2,}", line))
     model = streamkd.load(state)
     with torch.no_grad():
         said = model(model.encode(rows.to_batches()[0])).argmax(1).tolist()
@@ -175,6 +184,8 @@ def test_what_cannot_be_exported_is_told_before_anything_is_written(state: Path,
         artefact.export(state, to)
     with pytest.raises(StreamkdError, match="is the folder of a published version"):
         artefact.export(state, lone / "model.onnx")
+    done = CliRunner().invoke(cli, ["export", str(state), "--to", str(to), "--report", str(lone)])
+    assert re.search(r"needed a folder with report\.json, got .*No such file", str(done.exception))
     assert streamkd.load(lone).version == 1
     assert not to.exists()
     assert (tmp_path / "predict.py").read_text() == "print('mine')"

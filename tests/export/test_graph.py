@@ -71,34 +71,31 @@ def part_of(teacher: Servable) -> Part:
     return part
 
 
-@pytest.mark.parametrize(
-    ("name", "shape", "column", "options"),
-    [
-        ("convnet", (9, 8, 3), {"dtype": "uint8", "scale": 1 / 255, "mean": (0.4, 0.5, 0.6), "std": (0.1, 0.2, 0.3)},
-         {"channels": [4, 6], "hidden": 8}),
-        ("mlp", (4_200,), {"fit": 30}, {"hidden": [4]}),
-    ],
-    ids=["images", "more-numbers-than-a-feature-reads"],
-)  # fmt: skip
-def test_every_student_is_exported_and_the_ensemble_with_it(
-    tmp_path: Path, name: str, shape: tuple[int, ...], column: dict[str, Any], options: dict[str, Any]
-) -> None:
-    """With the normalisation, given or fitted, and the random features inside; what devices need is told."""
+CASES: dict[str, tuple[str, tuple[int, ...], dict[str, Any], dict[str, Any]]] = {
+    "images": (
+        "convnet", (9, 8, 3),
+        {"dtype": "uint8", "scale": 1 / 255, "mean": (0.4, 0.5, 0.6), "std": (0.1, 0.2, 0.3)},
+        {"channels": [4, 6], "hidden": 8},
+    ),
+    "more-numbers-than-a-feature-reads": ("mlp", (4_200,), {"fit": 30}, {"hidden": [4]}),
+}  # fmt: skip
+
+
+def of_images(
+    name: str, shape: tuple[int, ...], column: dict[str, Any], options: dict[str, Any]
+) -> tuple[Served, RecordSchema, Tensor]:
+    """A student beside the analytic teacher."""
     schema = RecordSchema(inputs=(InputColumn(name="x", shape=shape, **column),))
     x = images(*shape, dtype=getattr(torch, column.get("dtype", "float32")))
     network = student(name, schema, x=x, **options)
     teacher = AnalyticTeacher(AnalyticOptions(channels=8, dense=16), context(network, schema))
     teacher.observe(x.repeat(4, *[1] * len(shape)), torch.arange(256) % 2)
     teacher.end_task()
-    model = Served({"student": network, "analytic": part_of(teacher)}, Ensemble(True, SHARES).combine, {"share": 0.25})
-    about = written(tmp_path, model, schema, x).about
-    assert (about["labels"], about["version"], about["records"]) == (["a", "b", "c"], 5, 70)
-    assert (about["shape"], about["dtype"]) == (list(shape), column.get("dtype", "float32"))
+    parts = {"student": network, "analytic": part_of(teacher)}
+    return Served(parts, Ensemble(True, SHARES).combine, {"share": 0.25}), schema, x
 
 
-def test_the_mixture_of_all_that_learn_from_a_table_is_exported(
-    tmp_path: Path, table: tuple[RecordSchema, list[dict[str, Any]]]
-) -> None:
+def of_table(table: tuple[RecordSchema, list[dict[str, Any]]]) -> tuple[Served, RecordSchema, Tensor]:
     """Linear, crossed, forgetting, closed-form and two students, with bins, gaps, exponents and class weights."""
     schema, rows = table
     columns = {c.name: [row[c.name] for row in rows] for c in schema.inputs}
@@ -119,9 +116,25 @@ def test_the_mixture_of_all_that_learn_from_a_table_is_exported(
     closed.end_task()
     parts["analytic"] = part_of(closed)
     how = {"weights": [0.1, 0.1, 0.2, 0.3, 0.2, 0.1], "exponents": [1.0, 1.5, 1.0, 2.0, 0.8, 1.0]}
-    model = Served(parts, MixtureSelector().combine, {**how, "class_weights": [1.0, 1.5, 1.0]}).eval()
+    return Served(parts, MixtureSelector().combine, {**how, "class_weights": [1.0, 1.5, 1.0]}).eval(), schema, x
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_student_is_exported_and_the_ensemble_with_it(tmp_path: Path, case: str) -> None:
+    """With the normalisation, given or fitted, and the random features inside; what devices need is told."""
+    model, schema, x = of_images(*CASES[case])
+    about = written(tmp_path, model, schema, x).about
+    assert (about["labels"], about["version"], about["records"]) == (["a", "b", "c"], 5, 70)
+    assert (about["shape"], about["dtype"]) == (list(schema.shape), schema.dtype.name)
+
+
+def test_the_mixture_of_all_that_learn_from_a_table_is_exported(
+    tmp_path: Path, table: tuple[RecordSchema, list[dict[str, Any]]]
+) -> None:
+    """All parts of it, and a row is encoded as on the server."""
+    model, schema, x = of_table(table)
     artefact = written(tmp_path, model, schema, x)
-    assert np.array_equal(artefact.encode(rows[:20]).argmax(1), x[:20].argmax(1))
+    assert np.array_equal(artefact.encode(table[1][:20]).argmax(1), x[:20].argmax(1))
 
 
 class ByNumpy(nn.Module):

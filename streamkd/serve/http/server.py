@@ -8,7 +8,7 @@ import contextlib
 import math
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import uvicorn
@@ -52,6 +52,14 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, signals: Signals) -> None:
         super().__init__(config)
         self._signals = signals
+
+    async def end_after(self, stop: Callable[[], Awaitable[None]]) -> None:
+        """Once it is asked for: first everything else."""
+        await self._signals.first.wait()
+        try:
+            await stop()
+        finally:
+            self.should_exit = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -162,7 +162,7 @@ class Front:
         for child in (self._ingress, *self._workers.values()):
             child.start()
         threading.Thread(target=self._give_turns, name="turns", daemon=True).start()
-        ending = asyncio.create_task(self._end(server))
+        ending = asyncio.create_task(server.end_after(self._stop_in_order))
         try:
             url = url_of(scheme, bound)
             self._status.urls["http"] = url
@@ -404,13 +404,6 @@ class Front:
         self._exposition.apply(self._recorder.drain())
 
     # the end
-
-    async def _end(self, server: Server) -> None:
-        await self._signals.first.wait()
-        try:
-            await self._stop_in_order()
-        finally:
-            server.should_exit = True
 
     async def _stop_in_order(self) -> None:
         self._status.draining = True

@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from streamkd.records import RecordSchema
+from streamkd.settings import Limits
 from streamkd.streams.brokers import partitions
 from streamkd.streams.brokers.kafka import KafkaListener, KafkaOptions
+from streamkd.streams.brokers.messages import Decode, Form, Message
+from streamkd.streams.ingest.admission import Sifted
 
 if TYPE_CHECKING:
     from kafka_brokers import Cluster
@@ -27,6 +31,21 @@ def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
 def lines(labels: Sequence[int]) -> list[bytes]:
     """A record as JSON for each label."""
     return [json.dumps({"x": [[0, 1, 2], [3, 4, label]], "label": label}).encode() for label in labels]
+
+
+def decoding(decode: Decode, schema: RecordSchema) -> Callable[..., Sifted]:
+    """Gives the rows of values, each alone or beside what its header says, at the offsets from 0 on."""
+
+    def of(*values: Any) -> Sifted:
+        messages = [
+            Message(n, *((v, None, [("__value_schema_id", h)]) if h else (v,)))
+            for n, (v, h) in enumerate(value if isinstance(value, tuple) else (value, None) for value in values)
+        ]
+        [(sifted, then)] = decode(messages, Form(schema, Limits(), "orders/0"))
+        assert then == len(values)
+        return sifted
+
+    return of
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from streamkd.streams.brokers.messages import Form, Message, from_json
 from streamkd.streams.brokers.registered import FromRegistry
 from streamkd.streams.ingest.admission import Sifted
 
-from .conftest import until
+from .conftest import decoding, until
 
 if TYPE_CHECKING:
     from kafka_brokers import Cluster
@@ -70,19 +70,7 @@ def registry() -> Iterator[Registry]:
 
 @pytest.fixture
 def decode(registry: Registry) -> Callable[..., Sifted]:
-    """The rows of values, each with its headers, at the offsets from 0 on."""
-    avro = FromRegistry(Avro(), registry.url, None)
-
-    def of(*values: Any) -> Sifted:
-        messages = [
-            Message(n, *((v, None, [("__value_schema_id", h)]) if h else (v,)))
-            for n, (v, h) in enumerate(value if isinstance(value, tuple) else (value, None) for value in values)
-        ]
-        [(sifted, then)] = avro(messages, FORM)
-        assert then == len(values)
-        return sifted
-
-    return of
+    return decoding(FromRegistry(Avro(), registry.url, None), SCHEMA)
 
 
 def record(schema: dict[str, Any] = ORDER, **changes: Any) -> bytes:

@@ -13,11 +13,11 @@ from schema_registry import Registry, framed
 
 from streamkd.errors import SourceError
 from streamkd.records import InputColumn, RecordSchema
-from streamkd.settings import Limits
-from streamkd.streams.brokers.messages import Form, Message
 from streamkd.streams.brokers.protobuf import Protobuf
 from streamkd.streams.brokers.registered import FromRegistry
 from streamkd.streams.ingest.admission import Sifted
+
+from .conftest import decoding
 
 pytest.importorskip("google.protobuf", reason='no Protobuf: pip install "streamkd[kafka]"')
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory, timestamp_pb2, wrappers_pb2
@@ -148,18 +148,7 @@ def registry() -> Iterator[Registry]:
 
 @pytest.fixture
 def decode(registry: Registry) -> Callable[..., Sifted]:
-    """The rows of values, each with its headers, at the offsets from 0 on."""
-    protobuf = FromRegistry(Protobuf(), registry.url, None)
-
-    def of(*values: Any) -> Sifted:
-        messages = [
-            Message(n, *((v, None, [("__value_schema_id", h)]) if h else (v,)))
-            for n, (v, h) in enumerate(value if isinstance(value, tuple) else (value, None) for value in values)
-        ]
-        [(sifted, _)] = protobuf(messages, Form(SCHEMA, Limits(), "orders/0"))
-        return sifted
-
-    return of
+    return decoding(FromRegistry(Protobuf(), registry.url, None), SCHEMA)
 
 
 def test_fields_are_columns_whatever_form_the_id_has(registry: Registry, decode: Callable[..., Sifted]) -> None:
