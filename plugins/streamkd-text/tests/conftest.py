@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from streamkd_text import joined, students
+from streamkd_text import classifiers, joined, students
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from streamkd.plugins import Registry
@@ -86,7 +86,7 @@ def schema() -> RecordSchema:
 def registry() -> Registry:
     """All that is installed, and this."""
     found = Registry.load()
-    for plugin, name in ((students, "text-students"), (joined, "text-rows")):
+    for plugin, name in ((students, "text-students"), (joined, "text-rows"), (classifiers, "text-teachers")):
         if not any(status.name == name for status in found.report()):
             found.register(plugin, name)
     return found
