@@ -22,7 +22,11 @@ BASELINES = {
     "features": ["losses/feature", "losses/attention"],
     "relational": ["losses/relational"],
 }
-TEXT = {"text-students": ["students/text-encoder", "students/text-ngrams"], "text-rows": ["rows/text-joined"]}
+TEXT = {
+    "text-students": ["students/text-encoder", "students/text-ngrams"],
+    "text-rows": ["rows/text-joined"],
+    "text-teachers": ["teachers/text-classifier"],
+}
 BRINGS = {
     "streamkd-baselines": BASELINES,
     "streamkd-crossmodal": {"crossmodal-students": ["students/sound"]},
