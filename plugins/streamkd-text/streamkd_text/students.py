@@ -35,7 +35,7 @@ class EncoderOptions(Options):
     adapter: int = Field(
         default=0, ge=0, le=256, description="rank of what is learned of queries and values; 0: the encoder as it is"
     )
-    layers: int = Field(default=2, ge=1, description="so many of the encoder's last layers are adapted")
+    layers: int = Field(default=1, ge=1, description="so many of the encoder's last layers are adapted")
 
     @model_validator(mode="after")
     def _random_features_are_read_by_the_head(self) -> "EncoderOptions":

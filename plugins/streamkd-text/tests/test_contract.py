@@ -12,7 +12,7 @@ from streamkd.records import RecordSchema
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"ngrams": 0}, {"hidden": 0, "ngrams": 64}, {"hidden": 0, "random": 6}, {"adapter": 2, "layers": 1}],
+    [{}, {"ngrams": 0}, {"hidden": 0, "ngrams": 64}, {"hidden": 0, "random": 6}, {"adapter": 2, "layers": 2}],
 )
 def test_the_students_keep_their_contract(
     registry: Registry, schema: RecordSchema, folder: Path, options: dict[str, Any]
