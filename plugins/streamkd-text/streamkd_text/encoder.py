@@ -28,6 +28,7 @@ from streamkd_text.bert import Bert, Sizes, renamed
 
 CACHED = 16_384  # texts whose vectors are kept: 25 MB of 384 numbers each
 CACHED_TOKENS = 2_048  # texts of whose tokens as many numbers each are kept: 50 MB of short ones, 800 MB of the longest
+TOGETHER = 128  # texts that pass the adapted layers at once: a request of thousands takes no more memory
 TOKENS = 256  # of a text; what comes after them is not read
 FILES = ("config.json", "tokenizer.json", "model.safetensors")
 FIX = (
@@ -56,10 +57,11 @@ class Encoder:
         self, texts: Sequence[str], shifts: Float[Tensor, "layers 2 width width"]
     ) -> Float[Tensor, "texts width"]:
         """The same where ``shifts`` are added to the last layers' weights of query and value; it has their gradient."""
-        below = [self._below(text, len(shifts)) for text in texts]
-        if not below:
-            return torch.zeros(0, self.width)
-        return self._network.above(torch.cat(below), [len(tokens) for tokens in below], shifts)
+        parts = [torch.zeros(0, self.width)]
+        for at in range(0, len(texts), TOGETHER):
+            below = [self._below(text, len(shifts)) for text in texts[at : at + TOGETHER]]
+            parts.append(self._network.above(torch.cat(below), [*map(len, below)], shifts))
+        return torch.cat(parts)
 
     def forget(self) -> None:
         """Empty the caches."""

@@ -53,9 +53,10 @@ def test_it_begins_as_the_encoder_is(folder: Path, layers: int) -> None:
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-def test_it_is_the_encoder_with_other_weights(folder: Path, layers: int) -> None:
+def test_it_is_the_encoder_with_other_weights(folder: Path, layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """W + 8/rank · up · down of query and value of the last layers, written into the published weights."""
     adapter = drawn(Adapter(encoder.find(str(folder)), rank=2, layers=layers))
+    monkeypatch.setattr(encoder, "TOGETHER", 2)  # of three texts
     weights = tensors()
     with torch.no_grad():
         for number in range(layers):
