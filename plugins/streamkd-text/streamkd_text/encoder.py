@@ -1,10 +1,11 @@
 """A frozen sentence encoder from a directory or an installed package, and what it said of the texts that come again.
 
     text ─► its cache ─► tokens ─► streamkd_text.bert ─► vector [width] of length 1
+    text ─► its cache ─► tokens ─► all but the last layers ─► the last layers, adapted ─► vector [width] of length 1
 
 It holds ``config.json``, ``tokenizer.json`` and ``model.safetensors``, as all-MiniLM-L6-v2 has them; nothing is fetched
-and no code of a package is run. One text at a time: with others beside it, padded, its vector would differ in the last
-bits, and with it a resumed run.
+and no code of a package is run. What is cached is of one text at a time: with others beside it, it would differ in the
+last bits, and with it a resumed run, which finds the cache empty.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -26,6 +27,8 @@ from streamkd.api import PluginError
 from streamkd_text.bert import Bert, Sizes, renamed
 
 CACHED = 16_384  # texts whose vectors are kept: 25 MB of 384 numbers each
+CACHED_TOKENS = 2_048  # texts of whose tokens as many numbers each are kept: 50 MB of short ones, 800 MB of the longest
+TOGETHER = 128  # texts that pass the adapted layers at once: a request of thousands takes no more memory
 TOKENS = 256  # of a text; what comes after them is not read
 FILES = ("config.json", "tokenizer.json", "model.safetensors")
 FIX = (
@@ -40,17 +43,41 @@ class Encoder:
     def __init__(self, folder: Path) -> None:
         self.width, self._tokens, self._network, self.sha256 = _read(folder)
         self._vector = lru_cache(CACHED)(self._encoded)
+        self._below = lru_cache(CACHED_TOKENS)(self._encoded_below)
+
+    @property
+    def layers(self) -> int:
+        """So many has the network."""
+        return len(self._network.layers)
 
     def __call__(self, texts: Sequence[str]) -> Float[Tensor, "texts width"]:
         return torch.stack([self._vector(text) for text in texts]) if len(texts) else torch.zeros(0, self.width)
 
+    def adapted(
+        self, texts: Sequence[str], shifts: Float[Tensor, "layers 2 width width"]
+    ) -> Float[Tensor, "texts width"]:
+        """The same where ``shifts`` are added to the last layers' weights of query and value; it has their gradient."""
+        parts = [torch.zeros(0, self.width)]
+        for at in range(0, len(texts), TOGETHER):
+            below = [self._below(text, len(shifts)) for text in texts[at : at + TOGETHER]]
+            parts.append(self._network.above(torch.cat(below), [*map(len, below)], shifts))
+        return torch.cat(parts)
+
     def forget(self) -> None:
-        """Empty the cache."""
+        """Empty the caches."""
         self._vector.cache_clear()
+        self._below.cache_clear()
 
     @torch.no_grad()
     def _encoded(self, text: str) -> Float[Tensor, "width"]:
-        return self._network(torch.tensor([self._tokens.encode(text).ids]))[0]
+        return self._network(self._numbers(text))
+
+    @torch.no_grad()
+    def _encoded_below(self, text: str, above: int) -> Float[Tensor, "tokens width"]:
+        return self._network.below(self._numbers(text), above)
+
+    def _numbers(self, text: str) -> Int[Tensor, "tokens"]:
+        return torch.tensor(self._tokens.encode(text).ids)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Encoder":
         return self

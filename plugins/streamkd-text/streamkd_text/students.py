@@ -1,22 +1,24 @@
 """The students ``text-encoder`` and ``text-ngrams``: what reads a text is frozen in the one and learned in the other.
 
-    text-encoder   text ─► frozen encoder ─► vector, or a ReLU layer over it and the n-grams ─► head
+    text-encoder   text ─► frozen encoder, perhaps adapted ─► vector, or a ReLU layer over it and the n-grams ─► head
     text-ngrams    text ─► bag of hashed n-grams ─► ReLU ─► head
 
 The encoder is no part of a state or a version: they keep the hash of its files, and whoever loads them needs the same
 files where the configuration says.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from streamkd.api import Kind, Options, hookimpl
+from streamkd.api import Kind, Options, PluginError, hookimpl
 from streamkd_text import encoder, reading
 from streamkd_text.ngrams import Bag, Hashed
+
+ALPHA = 8.0  # the paper's, of its rank 8
 
 
 class EncoderOptions(Options):
@@ -30,6 +32,10 @@ class EncoderOptions(Options):
     random: int = Field(
         default=0, ge=0, le=8_192, description="random features of the vector beside it; hidden: 0 alone"
     )
+    adapter: int = Field(
+        default=0, ge=0, le=256, description="rank of what is learned of queries and values; 0: the encoder as it is"
+    )
+    layers: int = Field(default=1, ge=1, description="so many of the encoder's last layers are adapted")
 
     @model_validator(mode="after")
     def _random_features_are_read_by_the_head(self) -> "EncoderOptions":
@@ -45,6 +51,30 @@ class NgramOptions(Options):
     hidden: int = Field(default=256, ge=0, description="width of the layer under the head; 0: none")
 
 
+class Adapter(nn.Module):
+    """Low-rank factors that are learned for a frozen encoder (LoRA, Hu et al. 2022): texts to its vectors.
+
+    Query and value of its last layers have the weights W + ``ALPHA`` / rank · up · down. ``up`` begins as zeros: so it
+    begins as the encoder is.
+    """
+
+    def __init__(self, of: encoder.Encoder, rank: int, layers: int) -> None:
+        super().__init__()
+        if layers > of.layers:
+            raise PluginError(
+                f"needed at most the encoder's {of.layers} layers to adapt, got {layers}",
+                where="student text-encoder",
+                fix=f"layers: {of.layers}",
+            )
+        self._encoder = of
+        self.down = nn.Parameter(torch.randn(layers, 2, rank, of.width) * of.width**-0.5)
+        self.up = nn.Parameter(torch.zeros(layers, 2, of.width, rank))
+
+    def forward(self, texts: Sequence[str]) -> Tensor:
+        shifts = self.up @ self.down * (ALPHA / self.up.shape[3])
+        return self._encoder.adapted(texts, shifts.cpu())  # where the encoder is
+
+
 class EncoderStudent(nn.Module):
     """Records of one raw text [batch, bytes] to logits [batch, classes]."""
 
@@ -54,6 +84,7 @@ class EncoderStudent(nn.Module):
         super().__init__()
         reading.require_text(shape, "student text-encoder")
         self._encoder = encoder.find(options.encoder)
+        self.adapter = Adapter(self._encoder, options.adapter, options.layers) if options.adapter else None
         self.ngrams = _ngrams(options.ngrams, options.hidden) if options.ngrams else None
         self.hidden = nn.Linear(self._encoder.width, options.hidden) if options.hidden else None
         self.random = _random(self._encoder.width, options.random) if options.random else None
@@ -62,7 +93,8 @@ class EncoderStudent(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         texts = reading.texts(x)
-        h = self._encoder(texts).to(x.device) * self._encoder.width**0.5  # numbers of about 1, as of other inputs
+        h = (self.adapter or self._encoder)(texts).to(x.device)
+        h = h * self._encoder.width**0.5  # numbers of about 1, as of other inputs
         if self.hidden is None:
             parts = [h] if self.random is None else [h, torch.relu(self.random(h))]
             parts += [] if self.ngrams is None else [self.ngrams(texts).to(x.device)]

@@ -51,7 +51,7 @@ def test_it_is_bert(tokens: list[int]) -> None:
     network.load_state_dict(renamed(weights, 2))
     expected = oracle(tokens, {name: tensor.double().numpy() for name, tensor in weights.items()})
     with torch.no_grad():
-        got = network(torch.tensor([tokens]))[0]
+        got = network(torch.tensor(tokens))
     torch.testing.assert_close(got.double(), torch.from_numpy(expected), rtol=1e-4, atol=1e-5)
 
 

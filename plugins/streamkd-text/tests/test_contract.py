@@ -10,13 +10,16 @@ from streamkd.plugins import Registry
 from streamkd.records import RecordSchema
 
 
-@pytest.mark.parametrize("options", [{}, {"ngrams": 0}, {"hidden": 0, "ngrams": 64}, {"hidden": 0, "random": 6}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"ngrams": 0}, {"hidden": 0, "ngrams": 64}, {"hidden": 0, "random": 6}, {"adapter": 2, "layers": 2}],
+)
 def test_the_students_keep_their_contract(
     registry: Registry, schema: RecordSchema, folder: Path, options: dict[str, Any]
 ) -> None:
     """Row by row, a head that grows, copies and states, with n-grams and without, with a layer and without."""
     testing.check_student(registry.kind("students", "text-encoder"), {"encoder": str(folder), **options}, schema)
-    if options.get("ngrams", 1) and "random" not in options:
+    if options.get("ngrams", 1) and not {"random", "adapter"} & {*options}:
         testing.check_student(registry.kind("students", "text-ngrams"), options, schema)
 
 
