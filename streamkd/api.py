@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         Trained,
         cross_entropy,
         soft_answers,
+        soft_of,
         source_losses,
     )
     from streamkd.meta.adaptation import Beginning
@@ -153,6 +154,7 @@ __all__ = [
     "module_bytes",
     "share",
     "soft_answers",
+    "soft_of",
     "source_losses",
     "weights_of",
 ]
@@ -179,6 +181,9 @@ _LATER = {
         "Trained",
         "cross_entropy",
         "soft_answers",
+        "soft_of",
+        "soft_of",
+        "soft_of",
         "source_losses",
     ),
     "streamkd.meta.adaptation": ("Beginning",),

@@ -21,6 +21,14 @@ def softmax(logits: Sequence[float], known: Sequence[bool] | None = None, temper
     return [p / total for p in parts] if total else parts
 
 
+def asked(answers: Sequence[float], known: Sequence[bool], logits: Sequence[float], temperature: float) -> list[float]:
+    """A teacher's p^T in the mass that the student gives to what it knows, and beside it what the student says."""
+    teacher, own = softmax(answers, known, temperature), softmax(logits, temperature=temperature)
+    mass = sum(s for s, k in zip(own, known, strict=True) if k)
+    heard = [mass * p if k else s for p, s, k in zip(teacher, own, known, strict=True)]
+    return heard if any(known) else [0.0] * len(own)
+
+
 def match_gate(
     logits: Tensor, labels: Tensor, answers: Tensor, known: Tensor, weights: Tensor, temperature: float
 ) -> list[float]:
@@ -33,7 +41,7 @@ def match_gate(
         loss = -w0 * math.log(student[int(labels[i])]) if w0 else 0.0
         mixture = [0.0] * len(student)
         for k in range(answers.shape[1]):
-            teacher = softmax(answers[i, k].tolist(), known[i, k].tolist(), temperature)
+            teacher = asked(answers[i, k].tolist(), known[i, k].tolist(), logits[i].tolist(), temperature)
             share = float(weights[i, 1 + k]) / (1 - w0) if w0 < 1 else 0.0
             mixture = [q + share * p for q, p in zip(mixture, teacher, strict=True)]
         divergence = sum(q * math.log(q / s) for q, s in zip(mixture, tempered, strict=True) if q > 0)
@@ -50,7 +58,7 @@ def per_teacher(
         total = total - weights[i, 0] * torch.log_softmax(logits[i], 0)[labels[i]]
         student = torch.log_softmax(logits[i] / temperature, 0)
         for k in range(answers.shape[1]):
-            teacher = softmax(answers[i, k].tolist(), known[i, k].tolist(), temperature)
+            teacher = asked(answers[i, k].tolist(), known[i, k].tolist(), logits[i].tolist(), temperature)
             for c, p in enumerate(teacher):
                 if p > 0:
                     total = total + weights[i, 1 + k] * temperature**2 * p * (math.log(p) - student[c])
@@ -191,7 +199,7 @@ def decoupled_kd(
         loss = -float(weights[i, 0]) * math.log(softmax(logits[i].tolist())[y])
         s = softmax(logits[i].tolist(), temperature=temperature)
         for k in range(answers.shape[1]):
-            p = softmax(answers[i, k].tolist(), known[i, k].tolist(), temperature)
+            p = asked(answers[i, k].tolist(), known[i, k].tolist(), logits[i].tolist(), temperature)
             rest_p, rest_s = (sum(v for c, v in enumerate(q) if c != y) for q in (p, s))
             binary = _kl([p[y], rest_p], [s[y], rest_s])
             apart = [(p[c] / rest_p, s[c] / rest_s) for c in range(len(s)) if c != y and rest_p > 0]

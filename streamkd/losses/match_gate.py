@@ -8,7 +8,8 @@ all classes::
 
     L_i = w_i0 · CE(y_i, s_i) + (1 - w_i0) · T² · KL(q_i^T ‖ s_i^T),   q_i^T = Σ_k v_ik · p_ik^T
 
-with w_ik = (1 - w_i0)·v_ik from the gate. T² keeps the gradient's size over temperatures (Hinton et al. 2015,
+with w_ik = (1 - w_i0)·v_ik from the gate. Of the classes that a teacher does not know p_ik^T is the student's own
+(``soft_of``): there it asks nothing. T² keeps the gradient's size over temperatures (Hinton et al. 2015,
 section 2). One fused target: its gradient to the student is that of the weighted sum of each teacher's
 KL, at the cost of one.
 
@@ -38,6 +39,7 @@ class LossInputs:
     it counts in the mean over the rows, to 1 where all count alike; a row without label that no teacher answers sums
     to 0. A term with a gate of its own sees that gate's weights;
     ``own_weights`` holds these by the term's place.
+    ``own_logits`` are ``logits`` as constants: what the student says of a class stands where a teacher does not know it.
     ``complete`` says that all of ``known`` is true, so that masking can be spared.
     ``features`` and ``teacher_features`` hold the outputs of the layers that the losses named, the teachers' for
     fresh rows only.
@@ -54,6 +56,11 @@ class LossInputs:
     features: Mapping[str, Tensor] = field(default_factory=dict)
     teacher_features: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     own_weights: Mapping[int, Tensor] = field(default_factory=dict)
+    own_logits: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.own_logits is None:
+            object.__setattr__(self, "own_logits", self.logits.detach())
 
 
 @runtime_checkable
@@ -124,10 +131,19 @@ def soft_answers(
 
 
 def soft_of(lesson: LossInputs, temperature: float) -> Float[Tensor, "batch teachers classes"]:
-    """``soft_answers`` of a lesson, without masking where everything is known."""
+    """What each teacher asks for: ``soft_answers`` in the mass that the student gives to the classes that the teacher
+    knows, and in the others what the student says itself; zeros where it knows nothing of a row.
+
+    With K what it knows and S_K the student's mass there, its gradient to a logit of K is T·S_K·(s_c/S_K - p_c), and 0
+    to the others. Of its own classes alone it would ask that all others be impossible (decision 55).
+    """
     if lesson.complete:
         return torch.softmax(lesson.answers / temperature, dim=-1)
-    return soft_answers(lesson.answers, lesson.known, temperature)
+    assert lesson.own_logits is not None
+    known = lesson.known
+    own = torch.softmax(lesson.own_logits / temperature, dim=-1).unsqueeze(1) * known.any(-1, keepdim=True)
+    left = 1 - (own * ~known).sum(-1, keepdim=True)  # 1, not nearly, where all is known
+    return torch.where(known, soft_answers(lesson.answers, known, temperature) * left, own)
 
 
 def fused_target(

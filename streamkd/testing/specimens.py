@@ -111,7 +111,7 @@ def lesson_for(loss: Any, feature_shape: tuple[int, ...], teachers: int) -> Loss
 def picked(lesson: LossInputs, rows: Tensor) -> LossInputs:
     """The lesson of those rows, in that order, the fresh ones first."""
     fresh = rows[rows < lesson.fresh]
-    per_sample = ("logits", "labels", "answers", "known", "weights")
+    per_sample = ("logits", "labels", "answers", "known", "weights", "own_logits")
     return dataclasses.replace(
         lesson,
         **{name: getattr(lesson, name)[rows] for name in per_sample},
@@ -151,6 +151,7 @@ def reclassed(lesson: LossInputs) -> LossInputs:
     return dataclasses.replace(
         lesson,
         logits=lesson.logits[:, order],
+        own_logits=None,
         labels=labels,
         answers=lesson.answers[:, :, order],
         known=lesson.known[:, :, order],

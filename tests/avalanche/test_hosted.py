@@ -9,7 +9,7 @@ from torch import Tensor
 
 from streamkd.avalanche.copies import ByTask
 from streamkd.avalanche.hosted import HostedLoss
-from streamkd.losses.match_gate import LossInputs, soft_answers, source_losses
+from streamkd.losses.match_gate import LossInputs, soft_of, source_losses
 
 ADVANTAGE, FRESH = 0.4, 4
 
@@ -26,7 +26,7 @@ def loss() -> HostedLoss:
 
 def written_out(seen: LossInputs, weights: Tensor) -> Tensor:
     """1/n · [Σ_i weight·Σ_k a·w_ik·KL_ik + Σ_j (1 - a·Σ_k w_jk)·CE_j + Σ_k a·w_jk·KL_jk], T² within the KL."""
-    sources = source_losses(seen.logits, seen.labels, soft_answers(seen.answers, seen.known, 2.0), 2.0)
+    sources = source_losses(seen.logits, seen.labels, soft_of(seen, 2.0), 2.0)
     total = torch.zeros((), dtype=torch.float64)
     for row, (asks, given) in enumerate(zip(sources, weights, strict=True)):
         taught = ADVANTAGE * (given[1:] * asks[1:]).sum()

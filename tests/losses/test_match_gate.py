@@ -14,6 +14,7 @@ from streamkd.losses.match_gate import (
     fused_target,
     match_gate,
     soft_answers,
+    soft_of,
     source_losses,
 )
 
@@ -22,8 +23,7 @@ temperatures = st.sampled_from([0.5, 1.0, 2.0, 7.0])
 
 
 def loss_of(parts: dict, temperature: float) -> torch.Tensor:
-    soft = soft_answers(parts["answers"], parts["known"], temperature)
-    return match_gate(parts["logits"], parts["labels"], soft, parts["weights"], temperature)
+    return MatchGate(MatchGateOptions(temperature=temperature))(toys.lesson_of(parts))
 
 
 @given(seeds, temperatures, st.integers(0, 4))
@@ -43,7 +43,7 @@ def test_gradient_is_the_documented_formula(seed: int, temperature: float) -> No
     z = parts["logits"].requires_grad_()
     loss_of(parts, temperature).sum().backward()
     w0 = parts["weights"][:, :1]
-    target = fused_target(soft_answers(parts["answers"], parts["known"], temperature), parts["weights"])
+    target = fused_target(soft_of(toys.lesson_of(parts), temperature), parts["weights"])
     e = torch.nn.functional.one_hot(parts["labels"], z.shape[1])
     wanted = w0 * (torch.softmax(z, 1) - e) + temperature * ((1 - w0) * torch.softmax(z / temperature, 1) - target)
     torch.testing.assert_close(z.grad, wanted.detach(), rtol=1e-10, atol=1e-10)
@@ -118,6 +118,26 @@ def test_masking_a_class_is_dropping_it_from_the_teacher(seed: int) -> None:
     parts = toys.lesson(seed)
     noisy = {**parts, "answers": torch.where(parts["known"], parts["answers"], torch.nan)}
     torch.testing.assert_close(loss_of(noisy, 2.0), loss_of(parts, 2.0), rtol=0, atol=0)
+
+
+@given(seeds, temperatures)
+def test_a_teacher_asks_nothing_about_what_it_does_not_know(seed: int, temperature: float) -> None:
+    """Alone, it moves no logit of a class that it does not know, nor the student's mass on those that it knows; among
+    these the gradient is that of the divergence of both renormalised there, times that mass.
+    """
+    parts = toys.lesson(seed, teachers=1)
+    parts["known"][:] = torch.tensor([True, False, True, False])
+    parts["weights"][:] = torch.tensor([0.0, 1.0])
+    z = parts["logits"].requires_grad_()
+    (slope,) = torch.autograd.grad(loss_of(parts, temperature).sum(), z)
+    assert slope[:, [1, 3]].abs().max() < 1e-12
+    assert slope.sum(1).abs().max() < 1e-12
+    within = torch.log_softmax(z[:, [0, 2]] / temperature, 1)
+    answers = torch.softmax(parts["answers"][:, 0, [0, 2]] / temperature, 1)
+    alone = temperature**2 * torch.nn.functional.kl_div(within, answers, reduction="none").sum(1)
+    mass = torch.softmax(z.detach() / temperature, 1)[:, [0, 2]].sum(1)
+    (wanted,) = torch.autograd.grad((mass * alone).sum(), z)
+    torch.testing.assert_close(slope, wanted, rtol=1e-9, atol=1e-10)
 
 
 @given(seeds, temperatures)

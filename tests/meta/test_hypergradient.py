@@ -11,7 +11,7 @@ import toys
 from torch import Tensor, nn
 
 from streamkd.errors import ConfigError
-from streamkd.losses.match_gate import LossInputs, MatchGate, MatchGateOptions, match_gate, soft_answers, source_losses
+from streamkd.losses.match_gate import LossInputs, MatchGate, MatchGateOptions, match_gate, soft_of, source_losses
 from streamkd.meta import hypergradient, jacobian
 from streamkd.meta.hypergradient import Update
 
@@ -44,7 +44,6 @@ class Problem:
         parts = toys.lesson(seed, batch=7, teachers=3, classes=4, dtype=dtype)
         self.labels, self.weights = parts["labels"], parts["weights"]
         self.answers, self.known = parts["answers"], parts["known"]
-        self.soft = soft_answers(parts["answers"], parts["known"], TEMPERATURE)
         self.x, self.query = (torch.randn(n, 5, generator=g, dtype=torch.float64).to(dtype) for n in (7, 9))
         self.x[:, 4] = self.query[:, 4] = 0.0
         self.query_labels = torch.randint(4, (9,), generator=g)
@@ -55,6 +54,12 @@ class Problem:
             nn.functional.cross_entropy(self.module(x), self.labels).backward()
             self.optimizer.step()
         self.optimizer.zero_grad()
+        self.ask()
+
+    def ask(self) -> None:
+        """What the teachers ask of the module as it is."""
+        z = self.module(self.x).detach()
+        self.soft = soft_of(LossInputs(z, self.labels, self.answers, self.known, self.weights, len(z)), TEMPERATURE)
 
     def inner(self, parameters: dict[str, Tensor], weights: Tensor) -> Tensor:
         z = oracles.call(self.module, parameters, self.x)
@@ -209,6 +214,7 @@ def test_batch_normalisation_in_training_mode_has_a_forward_pass() -> None:
     problem.module = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 4)).double().train()
     problem.parameters = list(problem.module.parameters())
     problem.optimizer = torch.optim.SGD(problem.parameters, lr=0.1)
+    problem.ask()
     torch.testing.assert_close(problem.forward(None), problem.oracle(None), rtol=1e-8, atol=1e-10)
 
 

@@ -15,11 +15,11 @@ Teachers' probabilities are those over the classes that they know, the student's
 from collections.abc import Iterable, Mapping
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from streamkd.api import Kind, LossInputs, Options, cross_entropy, hookimpl, soft_answers, source_losses
+from streamkd.api import Kind, LossInputs, Options, cross_entropy, hookimpl, soft_of, source_losses
 
 
 class KdOptions(Options):
@@ -56,9 +56,7 @@ class Kd:
 
     def per_source(self, lesson: LossInputs) -> Float[Tensor, "batch sources"]:
         """CE, and T²·KL(p_k^T ‖ s^T) of each teacher; without ``labels`` the first column is 0."""
-        table = source_losses(
-            lesson.logits, lesson.labels, soft_answers(lesson.answers, lesson.known, self.temperature), self.temperature
-        )
+        table = source_losses(lesson.logits, lesson.labels, soft_of(lesson, self.temperature), self.temperature)
         return table if self.labels else torch.cat([torch.zeros_like(table[:, :1]), table[:, 1:]], 1)
 
 
@@ -77,10 +75,10 @@ class DecoupledKd:
     def per_source(self, lesson: LossInputs) -> Float[Tensor, "batch sources"]:
         """CE, and T²·(α·TCKD + β·NCKD) of each teacher; T²·KL where there is no label to take apart."""
         o = self.options
-        parts = decoupled(lesson.logits, lesson.labels, lesson.answers, lesson.known, self.temperature)
+        soft = soft_of(lesson, self.temperature)
+        parts = decoupled(lesson.logits, lesson.labels, soft, self.temperature)
         apart = o.target * parts[0] + o.others * parts[1]
         if bool((lesson.labels < 0).any()):
-            soft = soft_answers(lesson.answers, lesson.known, self.temperature)
             whole = source_losses(lesson.logits, lesson.labels, soft, self.temperature)[:, 1:]
             apart = torch.where((lesson.labels < 0).unsqueeze(1), whole, apart)
         hard = cross_entropy(lesson.logits, lesson.labels)
@@ -90,17 +88,14 @@ class DecoupledKd:
 def decoupled(
     logits: Float[Tensor, "batch classes"],
     labels: Int[Tensor, "batch"],
-    answers: Float[Tensor, "batch teachers classes"],
-    known: Bool[Tensor, "batch teachers classes"],
+    soft: Float[Tensor, "batch teachers classes"],
     temperature: float,
 ) -> tuple[Float[Tensor, "batch teachers"], Float[Tensor, "batch teachers"]]:
     """T²·TCKD and T²·NCKD of each teacher; neither is negative.
 
     TCKD = KL of (p_y, 1 - p_y), NCKD = KL of the classes other than y, each renormalised. KL = TCKD + (1 - p_y)·NCKD
-    (equation 6). A teacher that knows nothing has 0 in both, one that knows y alone or nothing else has NCKD 0. Rows
-    with label -1 hold no meaning.
+    (equation 6), p of ``soft_of``. A teacher that knows nothing has 0 in both. Rows with label -1 hold no meaning.
     """
-    soft = soft_answers(answers, known, temperature)
     if logits.shape[1] < 2:
         return torch.zeros_like(soft[..., 0]), torch.zeros_like(soft[..., 0])
     label = torch.nn.functional.one_hot(labels.clamp_min(0), logits.shape[1]).bool()
@@ -112,7 +107,7 @@ def decoupled(
     target = student.gather(1, labels.clamp_min(0).unsqueeze(1))
     theirs = soft.masked_fill(~label.unsqueeze(1), 0.0).sum(-1)
     left = soft.masked_fill(label.unsqueeze(1), 0.0).sum(-1)
-    others = soft_answers(answers, known & ~label.unsqueeze(1), temperature)
+    others = soft.masked_fill(label.unsqueeze(1), 0.0) / left.clamp_min(torch.finfo(left.dtype).tiny).unsqueeze(-1)
     binary = torch.xlogy(theirs, theirs) - theirs * target + torch.xlogy(left, left) - left * rest.unsqueeze(1)
     sharing = (torch.xlogy(others, others) - others * among).sum(-1)
     return temperature**2 * binary, temperature**2 * sharing
