@@ -39,7 +39,7 @@ class LossInputs:
     it counts in the mean over the rows, to 1 where all count alike; a row without label that no teacher answers sums
     to 0. A term with a gate of its own sees that gate's weights;
     ``own_weights`` holds these by the term's place.
-    ``own_logits`` are ``logits`` as constants: what the student says of a class that a teacher does not know stands there.
+    ``own_logits`` are ``logits`` as constants: they stand for what a teacher does not know.
     ``complete`` says that all of ``known`` is true, so that masking can be spared.
     ``features`` and ``teacher_features`` hold the outputs of the layers that the losses named, the teachers' for
     fresh rows only.
