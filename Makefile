@@ -25,9 +25,8 @@ $(READY): requirements.txt requirements-dev.txt constraints.txt pyproject.toml $
 serve: setup ## learn from the embedded stream and answer on http://127.0.0.1:8470
 	$(BIN)/streamkd serve
 
-# three of them for two cores: tests that serve wait for much of their time
 test: setup check ## check, then the tests
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: setup ## the tests of the rooms that only compute, within 90 s on two cores
 	$(BIN)/python -m pytest -q -n 2 -m "not slow and not soak" $(FAST)

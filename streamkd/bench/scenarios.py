@@ -5,6 +5,7 @@
     random-teacher      and a network that was never trained: near chance, and a little sure of itself
     label-noise         the base pool; 30 % of the training labels are changed within their task
     coverage-hole       and a teacher that is right on half of the classes and permuted on the others
+    partial-teacher     and a good teacher that knows half of the classes and no others
     growth              the base pool and a snapshot after each of many tasks, up to sixteen
     experts             and one teacher for each task, right on its classes and permuted on all others
 
@@ -50,6 +51,7 @@ def scenarios(tasks: int) -> dict[str, tuple[Tree, ...]]:
         "random-teacher": (_outside("random"),),
         "label-noise": (),
         "coverage-hole": (_outside("half"),),
+        "partial-teacher": (_outside("partial"),),
         "growth": ({"name": "snapshot", "limit": GROWN},),
         "experts": tuple(_outside("expert", task) for task in range(tasks)),
     }
@@ -76,7 +78,9 @@ def tree(scenario: str, stream: str, chosen_on: bool = False, tasks: int = 5) ->
 class OutsideOptions(Options):
     """A teacher of a scenario."""
 
-    nature: Literal["permuted", "random", "half", "expert"] = Field(default="permuted", description="what it is")
+    nature: Literal["permuted", "random", "half", "partial", "expert"] = Field(
+        default="permuted", description="what it is"
+    )
     task: int = Field(default=0, ge=0, description="the task of an expert")
 
 
@@ -103,16 +107,18 @@ def _teacher(options: OutsideOptions, context: TeacherContext, made: Tree, seed:
     network, untrained, tasks, classes = _networks(json.dumps(plain), seed)
     columns = torch.arange(classes)
     generator = torch.Generator().manual_seed(seed)
-    wrong = torch.randperm(classes, generator=generator)
+    wrong, unknown = torch.randperm(classes, generator=generator), []
     if options.nature == "half":
         wrong = wrong[: classes // 2]
+    elif options.nature == "partial":
+        unknown, wrong = wrong[: classes // 2].tolist(), wrong[:0]
     elif options.nature == "expert":
         mine = set(tasks[options.task])
         wrong = torch.tensor([c for c in wrong.tolist() if c not in mine])
     if options.nature != "random":
         columns[wrong] = columns[wrong].roll(1)
     answers = untrained if options.nature == "random" else network
-    return SyntheticTeacher(context.key, answers, columns.tolist(), len(context.labels))
+    return SyntheticTeacher(context.key, answers, columns.tolist(), len(context.labels), unknown)
 
 
 @lru_cache(maxsize=16)

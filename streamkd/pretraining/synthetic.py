@@ -24,22 +24,29 @@ NATURES: tuple[Nature, ...] = ("expert", "permuted", "half", "random")
 
 
 class SyntheticTeacher:
-    """``network``, whose output ``columns[k]`` answers for column k of the episode."""
+    """``network``, whose output ``columns[k]`` answers for column k of the episode; of ``unknown`` it says nothing."""
 
     role: Role = "live"
     fresh = True
     version = 0
 
-    def __init__(self, key: str, network: Callable[[Tensor], Tensor], columns: Sequence[int], width: int) -> None:
+    def __init__(
+        self,
+        key: str,
+        network: Callable[[Tensor], Tensor],
+        columns: Sequence[int],
+        width: int,
+        unknown: Sequence[int] = (),
+    ) -> None:
         self.key, self.network, self.columns = key, network, torch.tensor(columns)
-        self._width = width
+        self._width, self._unknown = width, torch.tensor([column in unknown for column in range(len(columns))])
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Float[Tensor, "batch classes"]:
         return self.network(x)[:, self.columns[: self._width]]
 
     def known(self) -> Bool[Tensor, "classes"]:
-        return torch.ones(self._width, dtype=torch.bool)
+        return ~self._unknown[: self._width]
 
     def features(self, x: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
         return {}

@@ -21,12 +21,16 @@ X, Y = (torch.cat([getattr(part, name) for part in DATA.test]) for name in ("x",
 
 def _logits(nature: str, **changed: Any) -> Tensor:
     """What an outside teacher says of the test records of digits, under a changed configuration."""
+    return _teacher(nature, **changed).logits(X)
+
+
+def _teacher(nature: str, **changed: Any) -> Any:
     made = {**scenarios.tree("clean", "digits", chosen_on=True), **changed}
     registry = scenarios.registry_for(made, 0)
     student = student_of(streams.config_of(made, registry, 0), registry, DATA.schema, 2)
     context = TeacherContext(nature, student, DATA.schema, DATA.labels, torch.device("cpu"))
     options = scenarios.OutsideOptions(nature=nature, task=1)
-    return registry.kind("teachers", "outside", "teachers.2").make(options, context).logits(X)
+    return registry.kind("teachers", "outside", "teachers.2").make(options, context)
 
 
 @pytest.mark.parametrize("stream", ["digits", "split-mnist-5k"])
@@ -61,6 +65,14 @@ def test_the_half_teacher_is_right_on_half_of_the_classes() -> None:
     right = torch.tensor([float((said[c == Y] == c).double().mean()) for c in range(10)])
     assert (right > 0.7).sum() == 5
     assert (right < 0.15).sum() == 5
+
+
+def test_the_partial_teacher_knows_half_of_the_classes_and_says_so() -> None:
+    """Five of ten, and of these it is right."""
+    known = _teacher("partial").known()
+    assert int(known.sum()) == 5
+    said = _logits("partial").masked_fill(~known, -torch.inf).argmax(1)
+    assert (said[known[Y]] == Y[known[Y]]).double().mean() > 0.85
 
 
 def test_an_expert_is_right_on_its_task_alone() -> None:
