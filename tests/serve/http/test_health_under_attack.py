@@ -35,10 +35,13 @@ def end(process: "subprocess.Popen[str]", seconds: float) -> Any:
 def attacked(url: str, seconds: float, idle: int) -> None:
     """Attack, and ask meanwhile; the machine's own pace, without attack, says what a busy machine may take longer."""
     calm = end(begin("behave", url, 1.0), 60)
-    attack = begin("attack", url, seconds + 3.0, idle)
-    begin("behave", url, 1.5).communicate()  # until everything is under way
-    took = end(begin("behave", url, seconds), seconds + 60)
-    seen = end(attack, 60)
+    with begin("attack", url, seconds + 3.0, idle) as attack:
+        try:
+            begin("behave", url, 1.5).communicate()  # until everything is under way
+            took = end(begin("behave", url, seconds), seconds + 60)
+            seen = end(attack, 60)
+        finally:
+            attack.kill()
     assert seen["idle"] >= min(idle, 1_000)
     assert seen.get("large 200", 0) >= 1, seen
     assert seen.get("flood 200", 0) >= 20, seen
