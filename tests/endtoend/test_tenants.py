@@ -60,7 +60,10 @@ class Tenants:
                 told = self.server.post(f"/t/{name}/v1/streams/main", content=bytes(sink.getvalue()), headers=headers)
             except httpx.TransportError:
                 return None
-            return told if told.status_code not in (429, 503) else None
+            if told.status_code in (429, 503):
+                return None
+            assert told.status_code == 200, told.text  # anything else is no receipt
+            return told
 
         return until(post, 60, f"a receipt of {name}")
 

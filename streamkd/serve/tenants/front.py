@@ -121,6 +121,7 @@ class Front:
         self._desks = Desks(settings, registry, self._proxy, self._reader)
         self._tenants: dict[str, Tenant] = {}
         self._turns, self._lock = Turns(TURN_SECONDS), threading.RLock()
+        self._looked = False  # into the folder, at least once
         self._idle: set[str] = set()  # workers that have loaded and have no tenant
         self._ingress_up = False
         told = (self._status, self._recorder, settings.hang_seconds)
@@ -132,7 +133,15 @@ class Front:
         hosts = Hosts(settings.hosts, guarded=not tokens.open)
         self._application = front(
             FrontServices(
-                self._tenants, self._desks, self._status, tokens, hosts, self._exposition, self._list, self._count
+                self._tenants,
+                self._desks,
+                self._status,
+                tokens,
+                hosts,
+                self._exposition,
+                self._list,
+                self._count,
+                lambda: self._looked,
             )
         )
         self._signals, self._exit_code, self._folder_said = Signals(), 0, ""
@@ -202,6 +211,7 @@ class Front:
                 self._renew(self._tenants[name], file)
         for name in set(self._tenants) - set(found):
             self._retire(self._tenants[name])
+        self._looked = True
 
     def _add(self, name: str, file: folder.TenantFile) -> None:
         config, reason = self._read(name, file)

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
-from streamkd.errors import ConfigError
+from streamkd.errors import ConfigError, NotReady
 from streamkd.serve.http.answers import RequestError, answer, refusal, retry_after
 from streamkd.serve.http.api import http_fault
 from streamkd.serve.http.hosts import Hosts
@@ -34,7 +34,11 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 @dataclass(frozen=True)
 class FrontServices:
-    """What the routes speak to. ``list``: a line for each tenant; ``count``: take the numbers of all."""
+    """What the routes speak to.
+
+    ``list``: a line for each tenant; ``count``: take the numbers of all; ``looked``: whether the folder has been read,
+    before which nobody can be said to be missing.
+    """
 
     tenants: Mapping[str, Tenant]
     desks: Desks
@@ -44,6 +48,7 @@ class FrontServices:
     exposition: Exposition
     list: Callable[[], Mapping[str, Any]]
     count: Callable[[], None]
+    looked: Callable[[], bool]
 
 
 def front(services: FrontServices) -> Starlette:
@@ -123,6 +128,8 @@ class _FrontRoutes:
 
     def _desk(self, name: str) -> Desk:
         tenant = self._s.tenants.get(name)
+        if tenant is None and not self._s.looked():
+            raise NotReady("the folder of the tenants is not read yet", fix="come again")
         if tenant is None:
             raise RequestError(404, f"there is no tenant {name[:80]!r}")
         if tenant.config is None:

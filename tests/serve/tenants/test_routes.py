@@ -31,6 +31,7 @@ class Served:
 
     def __init__(self, folder: Path, registry: Registry) -> None:
         self.tenants: dict[str, Tenant] = {}
+        self.looked = True
         self.tokens = {"server": create(folder / "server.json", "operator", ["predict"])}
         for name in "ab":
             publisher = Publisher(folder / name)
@@ -45,7 +46,7 @@ class Served:
         self.application = front(
             FrontServices(
                 self.tenants, self.desks, ServerStatus("t", "http"), tokens, Hosts(guarded=True), Exposition(),
-                lambda: {"tenants": list(self.tenants)}, lambda: None,
+                lambda: {"tenants": list(self.tenants)}, lambda: None, lambda: self.looked,
             )
         )  # fmt: skip
 
@@ -81,11 +82,16 @@ def test_each_token_opens_its_own_routes_alone(served: Served, path: str, opens:
 
 
 def test_who_is_not_there_and_who_is_broken(served: Served) -> None:
-    """An unknown name is 404, a tenant without a configuration 503, in JSON and without its paths."""
+    """An unknown name is 404, and 503 before the folder has been read, so that its producer comes again. A tenant without
+    a configuration is 503. All in JSON, without its paths.
+    """
     unknown, broken = served.get("/t/c/v1/status", "a"), served.get("/t/broken/v1/status", "a")
     assert (unknown.status_code, broken.status_code, served.get("/elsewhere").status_code) == (404, 503, 404)
     assert "no tenant 'c'" in unknown.json()["error"]
     assert "cannot be used" in broken.json()["error"]
+    served.looked = False
+    early = served.get("/t/c/v1/status", "a")
+    assert (early.status_code, "retry-after" in early.headers) == (503, True)
 
 
 def test_health_is_for_everybody(served: Served) -> None:
