@@ -82,8 +82,8 @@ def test_each_token_opens_its_own_routes_alone(served: Served, path: str, opens:
 
 
 def test_who_is_not_there_and_who_is_broken(served: Served) -> None:
-    """An unknown name is 404, and 503 before the folder has been read, so that its producer comes again. A tenant without
-    a configuration is 503. All in JSON, without its paths.
+    """An unknown name is 404, and 503 before the folder has been read, so that its producer comes again; a tenant
+    without a configuration is 503. All in JSON, without its paths.
     """
     unknown, broken = served.get("/t/c/v1/status", "a"), served.get("/t/broken/v1/status", "a")
     assert (unknown.status_code, broken.status_code, served.get("/elsewhere").status_code) == (404, 503, 404)
