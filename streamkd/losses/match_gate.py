@@ -142,7 +142,8 @@ def soft_of(lesson: LossInputs, temperature: float) -> Float[Tensor, "batch teac
     assert lesson.own_logits is not None
     known = lesson.known
     own = torch.softmax(lesson.own_logits / temperature, dim=-1).unsqueeze(1) * known.any(-1, keepdim=True)
-    left = 1 - (own * ~known).sum(-1, keepdim=True)  # 1, not nearly, where all is known
+    # 1, not nearly, where all is known; and what rounds to less than nothing is nothing
+    left = (1 - (own * ~known).sum(-1, keepdim=True)).clamp_min(0)
     return torch.where(known, soft_answers(lesson.answers, known, temperature) * left, own)
 
 

@@ -140,6 +140,20 @@ def test_a_teacher_asks_nothing_about_what_it_does_not_know(seed: int, temperatu
     torch.testing.assert_close(slope, wanted, rtol=1e-9, atol=1e-10)
 
 
+@given(seeds)
+def test_a_student_that_is_sure_of_what_no_teacher_knows_is_no_trouble(seed: int) -> None:
+    """In float32 its mass there may add up to more than 1: no target is below 0, loss and gradient are finite."""
+    parts = {k: v.float() if v.is_floating_point() else v for k, v in toys.lesson(seed, batch=8, classes=10).items()}
+    parts["known"][:] = torch.arange(10) < 5
+    parts["logits"][:, 5:] += 60
+    z = parts["logits"].requires_grad_()
+    assert (soft_of(toys.lesson_of(parts), 2.0) >= 0).all()
+    value = loss_of(parts, 2.0)
+    (slope,) = torch.autograd.grad(value.sum(), z)
+    assert value.isfinite().all()
+    assert slope.isfinite().all()
+
+
 @given(seeds, temperatures)
 def test_soft_answers_sum_to_one_or_nothing(seed: int, temperature: float) -> None:
     """Rows sum to 1 where a teacher knows a class, else to 0, with no mass on classes that it does not know."""
