@@ -182,8 +182,6 @@ _LATER = {
         "cross_entropy",
         "soft_answers",
         "soft_of",
-        "soft_of",
-        "soft_of",
         "source_losses",
     ),
     "streamkd.meta.adaptation": ("Beginning",),

@@ -128,9 +128,9 @@ class _FrontRoutes:
 
     def _desk(self, name: str) -> Desk:
         tenant = self._s.tenants.get(name)
-        if tenant is None and not self._s.looked():
-            raise NotReady("the folder of the tenants is not read yet", fix="come again")
         if tenant is None:
+            if not self._s.looked():
+                raise NotReady("the folder of the tenants is not read yet", fix="come again")
             raise RequestError(404, f"there is no tenant {name[:80]!r}")
         if tenant.config is None:
             raise RequestError(503, "this tenant's configuration cannot be used; its operator is told why")
