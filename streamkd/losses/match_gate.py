@@ -37,8 +37,7 @@ class LossInputs:
     ``answers`` are the teachers' logits; ``known`` is where a teacher has one: it is asked, and knows the class.
     ``weights`` column 0 is the hard label, column 1 + k teacher k: 0 where a teacher knows nothing. A row sums to what
     it counts in the mean over the rows, to 1 where all count alike; a row without label that no teacher answers sums
-    to 0. A term with a gate of its own sees that gate's weights;
-    ``own_weights`` holds these by the term's place.
+    to 0. A term with a gate of its own sees that gate's weights; ``own_weights`` holds these by the term's place.
     ``own_logits`` are ``logits`` as constants: they stand for what a teacher does not know.
     ``complete`` says that all of ``known`` is true, so that masking can be spared.
     ``features`` and ``teacher_features`` hold the outputs of the layers that the losses named, the teachers' for
