@@ -1,10 +1,11 @@
-"""``streamkd bench ingest``: a topic of Kafka into the log, beside a bare consumer of the same messages.
+"""``streamkd bench ingest``: what producers send into the log, beside who takes the same and does nothing else.
 
-    deserialise   consume, read the Arrow stream or the JSON object, drop it
+    deserialise   Kafka: consume, read the Arrow stream or the JSON object, drop it
     sync          the same, and append the message to a file, which is synced every 4 MB
     ours          the source kafka: limits, full validation, sifted, in the log with its position, synced
 
-Records a second from the first request to the last record; the best of several turns, in which each has its own.
+Records a second from the first request to the last record; the best of several turns, in which each has its own. Arrow
+Flight is measured by ``put``.
 """
 
 import json
@@ -18,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from streamkd.bench import book
+from streamkd.bench import book, put
 from streamkd.bench.book import Row
 from streamkd.errors import SourceError
 from streamkd.records import InputColumn, RecordSchema
@@ -41,20 +42,31 @@ CASES: dict[str, tuple[Format, int, str]] = {
 
 
 def measure(
-    servers: str, megabytes: int, progress: Callable[[int, int], None] = lambda done, total: None
+    servers: str | None, megabytes: int, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[str, Any]:
-    """A row for each case, and the ratios of ours to the two others; the topics ``streamkd-bench-CASE`` are there.
+    """A row for each case, and the ratios of ours to the others; Flight alone without ``servers`` of Kafka.
+
+    On those the topics ``streamkd-bench-CASE`` are there.
 
     Raises:
         SourceError: a topic has messages already, or the brokers stay away.
     """
-    rows = []
-    for name, (format, width, dtype) in CASES.items():
+    rows: list[Row] = []
+    cases = [name for name in CASES if servers or name.startswith("arrow")]
+    for name in cases:
+        format, width, dtype = CASES[name]
         schema = RecordSchema(inputs=(InputColumn(name="x", shape=(width,), dtype=dtype),))  # type: ignore[arg-type]
-        rows.append({"case": name, **_measured(servers, f"streamkd-bench-{name}", format, schema, megabytes << 20)})
-        progress(len(rows), len(CASES))
-    ratios = {f"{side}.{row['case']}": row["ours"] / row[side] for row in rows for side in ("deserialise", "sync")}
-    return book.result("ingest", rows, figures=ratios)
+        if format == "arrow":
+            put_rows = put.measure(_rows(schema), schema, megabytes << 20, TURNS)
+            rows += [{"case": f"flight.{row.pop('way')}.{width}", **row} for row in put_rows]
+        if servers:
+            topic = f"streamkd-bench-{name}"
+            rows.append({"case": name, **_measured(servers, topic, format, schema, megabytes << 20)})
+        progress(cases.index(name) + 1, len(cases))
+    sides = [(side, row) for row in rows for side in ("deserialise", "sync") if side in row]
+    return book.result(
+        "ingest", rows, figures={f"{side}.{row['case']}": row["ours"] / row[side] for side, row in sides}
+    )
 
 
 def _measured(servers: str, topic: str, format: Format, schema: RecordSchema, size_bytes: int) -> Row:
@@ -100,11 +112,15 @@ def _fill(servers: str, topic: str, format: Format, schema: RecordSchema, size_b
     return count * (ROWS if format == "arrow" else 1)
 
 
-def _messages(format: Format, schema: RecordSchema) -> list[bytes]:
+def _rows(schema: RecordSchema) -> pa.RecordBatch:
     [column] = schema.inputs
     x = (np.random.default_rng(0).random(ROWS * column.size) * 255).astype(column.dtype)
     lists = pa.FixedSizeListArray.from_arrays(pa.array(x), column.size)
-    rows = pa.record_batch({"x": lists, "label": pa.array(np.arange(ROWS) % 10)})
+    return pa.record_batch({"x": lists, "label": pa.array(np.arange(ROWS) % 10)})
+
+
+def _messages(format: Format, schema: RecordSchema) -> list[bytes]:
+    rows = _rows(schema)
     return [_stream(rows)] if format == "arrow" else [json.dumps(row).encode() for row in rows.to_pylist()]
 
 

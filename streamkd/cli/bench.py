@@ -60,16 +60,17 @@ def bench_speed(out: Path | None, records: int, replay: int) -> None:
 
 @bench.command("ingest")
 @FIGURES
-@click.option("--servers", default="127.0.0.1:9092", show_default=True, help="Kafka brokers.")
-@click.option("--megabytes", type=click.IntRange(1), default=16, show_default=True, help="Of each topic.")
-def bench_ingest(out: Path | None, servers: str, megabytes: int) -> None:
-    """Topics of Kafka into the log, beside a bare consumer that only deserialises, and one that writes as well.
+@click.option("--servers", metavar="HOST:PORT,...", help="Kafka brokers; without them Flight alone is measured.")
+@click.option("--megabytes", type=click.IntRange(1), default=16, show_default=True, help="Of each case.")
+def bench_ingest(out: Path | None, servers: str | None, megabytes: int) -> None:
+    """Arrow Flight to acknowledgements, beside a bare server that writes the same; topics of Kafka into the log,
+    beside a bare consumer that only deserialises, and one that writes as well.
 
-    They have to be there, and empty: streamkd-bench-arrow.784, streamkd-bench-arrow.8, streamkd-bench-json.8.
+    The topics have to be there, and empty: streamkd-bench-arrow.784, streamkd-bench-arrow.8, streamkd-bench-json.8.
     """
     from streamkd.bench import ingest
 
-    with bar("topics", None) as advance:
+    with bar("cases", None) as advance:
         result = ingest.measure(servers, megabytes, progress=advance)
     _write(result, out)
     _figures(result)

@@ -27,6 +27,7 @@ from streamkd.streams.ingest.intake import Ingest, Listener
 from streamkd.streams.ingest.refusals import BadRun
 
 FETCHED_KILOBYTES = 32_768  # that the client holds ahead of us: half of its default
+FETCH_AGAIN_MILLISECONDS = 10  # where it holds so much: after its default of a second we would have waited for it
 NO_GROUP = "streamkd"  # the client wants a name, also where nobody is told how far we are
 
 
@@ -117,7 +118,8 @@ class KafkaListener(Listener):
             "enable.auto.offset.store": False,
             "auto.offset.reset": "error",
         }
-        return client.settings({"queued.max.messages.kbytes": FETCHED_KILOBYTES, **self._options.options}, ours)
+        ahead = {"queued.max.messages.kbytes": FETCHED_KILOBYTES, "fetch.queue.backoff.ms": FETCH_AGAIN_MILLISECONDS}
+        return client.settings({**ahead, **self._options.options}, ours)
 
     def _run(self, partitions: Partitions) -> None:
         try:

@@ -139,6 +139,8 @@ def _input(array: pa.Array, place: Place, column: InputColumn, faults: _Faults) 
     if column.kind == "tensor" and column.missing == "fill":
         return _with_gaps(array, column, place.type, faults)
     if column.kind == "tensor":
+        if array.type == place.type and _is_whole(array, place):  # as most producers send it: nothing is copied
+            return array
         return _tensor(array, column, place.type, faults)
     if column.kind == "category":
         array = _category(array)

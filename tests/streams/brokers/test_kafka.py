@@ -349,6 +349,18 @@ def test_a_full_queue_holds_the_source_back(
 
 
 @pytest.mark.kafka
+def test_a_client_that_holds_enough_is_asked_again_at_once(
+    cluster: Cluster, open_way: Open, read: Read, pictures: Pictures
+) -> None:
+    """Many times what it may hold ahead of us: librdkafka alone would wait a second whenever it holds so much."""
+    way = open_way(queue_records=1 << 30)
+    cluster.produce("main", streams(pictures(10_000)) * 36)
+    begun = time.monotonic()
+    read(way, format="arrow", options={"queued.max.messages.kbytes": 256, "fetch.message.max.bytes": 256_000})
+    until(lambda: way.log.end() == 360_000)
+    assert time.monotonic() - begun < 3
+
+
 def test_key_time_and_headers_become_columns(cluster: Cluster, open_way: Open, read: Read, pictures: Pictures) -> None:
     """In both forms; a header that a message has not is a gap."""
     inputs = (
