@@ -66,6 +66,9 @@ class Limits(Model):
     )
     labels: Positive = Field(default=10_000, description="labels that are learned; records of any further are refused")
     bad_in_a_row: Positive = Field(default=1_000, description="so many refused rows in a row stop the source")
+    shares: Mapping[str, Weight] = Field(
+        default={}, description="part of a full queue by sender, `broker`: all partitions; 1: as large as anybody's"
+    )
 
 
 class Retain(Model):
@@ -156,6 +159,8 @@ class Stream(Model):
     def _order_has_times(self) -> "Stream":
         if self.order is None:
             return self
+        if self.limits.shares:
+            raise ValueError("order and limits.shares exclude one another: the event times decide whose turn it is")
         if self.labels is not None:
             raise ValueError(
                 "order and labels exclude one another: a label that comes later makes a record of the time at which its"

@@ -444,6 +444,7 @@ def test_a_quantity_as_label_is_refused_with_the_way_out() -> None:
     [
         ({"order": {}}, r"order needs the time of a record; name its column in records\.event_time"),
         ({"order": {}, "labels": {}}, "order and labels exclude one another"),
+        ({"order": {}, "limits": {"shares": {"broker": 2}}}, "order and limits.shares exclude one another"),
         ({"also": ["http", {"name": "flight"}]}, "names the source flight a second time with the same options"),
         ({"order": {"late": "teach"}}, r"order\.late"),
     ],

@@ -109,7 +109,7 @@ class Intake:
         self._waiting = log.label_counts()["waiting"]
         self._held = log.standing().counts["held"]  # for their turn
         self._pending: Counter[str] = Counter()  # records by sender
-        self._shares = Shares(limits.queue_records)
+        self._shares = Shares(limits.queue_records, weights=limits.shares)
         self._no_room, self._looked = True, time.monotonic()  # nor was anybody heard before the first look
         self._settling: Future[Receipt] | None = None
         self._trim_before: int | None = None

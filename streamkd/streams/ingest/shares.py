@@ -2,12 +2,13 @@
 
     refused ─► wants room for a while ─► others with more than queue / senders that want some ─► wait
 
-Who is alone may fill it. Whose records lie there is known of this process's time; for one thread at a time.
+Who is alone may fill it. A sender may be given a larger part, or a smaller one. Whose records lie there is known of
+this process's time; for one thread at a time.
 """
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 WANTING_SECONDS = 10.0  # after which who was sent away and has not come again is not kept room for
 
@@ -15,9 +16,11 @@ WANTING_SECONDS = 10.0  # after which who was sent away and has not come again i
 class Shares:
     """Records by sender that no checkpoint holds yet, and who wants room."""
 
-    def __init__(self, records: int, clock: Callable[[], float] = time.monotonic) -> None:
-        """``records``: that the queue can hold."""
-        self._records, self._clock = records, clock
+    def __init__(
+        self, records: int, clock: Callable[[], float] = time.monotonic, weights: Mapping[str, float] | None = None
+    ) -> None:
+        """``records``: that the queue can hold. ``weights``: of senders whose part is not that of others."""
+        self._records, self._clock, self._weights = records, clock, weights or {}
         self._owned: Counter[str] = Counter()
         self._written: deque[tuple[int, str, int]] = deque()
         self._wanting: dict[str, float] = {}
@@ -49,6 +52,9 @@ class Shares:
         """Whether so many more are beyond its share, while others want room."""
         since = self._clock() - WANTING_SECONDS
         self._wanting = {name: at for name, at in self._wanting.items() if at > since}
-        others = len(self._wanting.keys() - {sender})
-        owned = self._owned[sender]
-        return bool(others and owned) and (owned + records) * (others + 1) > self._records
+        others = sum(map(self._weight, self._wanting.keys() - {sender}))
+        owned, mine = self._owned[sender], self._weight(sender)
+        return bool(others and owned) and (owned + records) * (others + mine) > self._records * mine
+
+    def _weight(self, sender: str) -> float:
+        return self._weights.get(sender, 1.0)

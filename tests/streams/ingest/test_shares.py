@@ -54,6 +54,37 @@ def test_a_share_is_for_those_that_want_some() -> None:
     assert not shares.is_beyond("a", 99)
 
 
+def test_a_part_is_as_large_as_its_weight() -> None:
+    """Of 40 records one of weight 3 has 30 beside one other and 24 beside two; a small weight leaves one batch."""
+    shares = Shares(40, lambda: 0.0, {"a": 3.0, "c": 1e-9})
+    for name in "abc":
+        shares.take(name, 1)
+    shares.refuse("b")
+    assert not shares.is_beyond("a", 29)
+    assert shares.is_beyond("a", 30)
+    shares.refuse("d")
+    assert not shares.is_beyond("a", 23)
+    assert shares.is_beyond("a", 24)
+    assert shares.is_beyond("c", 1)
+    shares.learn(0)
+    shares.end("c", 1, None)
+    assert not shares.is_beyond("c", 40)
+
+
+def test_the_limits_say_whose_part_is_larger(open_way: Open, pictures: Pictures) -> None:
+    """One that is served first goes on where another, that has as much, waits."""
+    way = open_way(queue_records=40, shares={"first": 3})
+    for sender in ("first", "second", "first", "second"):
+        put(way, pictures(10), sender)
+    for sender in ("first", "second"):
+        with pytest.raises(Overloaded, match="40 records wait"):
+            put(way, pictures(10), sender)
+    way.intake.committed(10)
+    with pytest.raises(Overloaded, match="of this sender more than its share waits"):
+        put(way, pictures(10), "second")
+    put(way, pictures(10), "first")
+
+
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 5), st.booleans()), max_size=40))
 def test_what_is_owned_is_what_waits(steps: list[tuple[str, int, bool]]) -> None:
     """Written, not written, learned in parts: nothing of a sender is left when all is learned."""
