@@ -66,15 +66,19 @@ def put(url: str, payload: bytes, count: int, way: Way) -> tuple[int, float]:
         batch = reader.read_next_batch()
     with fl.connect(url) as client:
         writer, acks = client.do_put(fl.FlightDescriptor.for_path(STREAM), batch.schema)
-        heard = _heard(acks)
+        notes = [json.dumps({"producer": "bench", "sequence": sequence}).encode() for sequence in range(count)]
+        heard, wanted, acknowledged = _heard(acks), count * batch.num_rows, 0
         begun = time.perf_counter()
-        with ThreadPoolExecutor(1) as beside:
-            wanted = count * batch.num_rows
-            there = beside.submit(next, (sum_ for sum_ in heard if sum_ >= wanted), 0) if way == "streamed" else None
-            for sequence in range(count):
-                writer.write_with_metadata(batch, json.dumps({"producer": "bench", "sequence": sequence}).encode())
-                acknowledged = next(heard, 0) if there is None else 0
-            acknowledged = acknowledged if there is None else there.result()
+        if way == "each":
+            for note in notes:
+                writer.write_with_metadata(batch, note)
+                acknowledged = next(heard, 0)
+        else:
+            with ThreadPoolExecutor(1) as beside:
+                last = beside.submit(lambda: next((there for there in heard if there >= wanted), 0))
+                for note in notes:
+                    writer.write_with_metadata(batch, note)
+                acknowledged = last.result()
         seconds = time.perf_counter() - begun
         writer.close()
     return acknowledged, seconds
