@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from kafka_brokers import OnDisk, brokers, confluent_kafka
 
+from streamkd.streams.brokers import partitions
 from streamkd.streams.brokers.kafka import KafkaListener
 
 from ..conftest import Way
 from .conftest import lines, until
-from .test_kafka import in_order, written
+from .test_kafka import in_order, waits, written
 
 Open, Read = Callable[..., Way], Callable[..., KafkaListener]
 SOON: dict[str, Any] = {"options": {"reconnect.backoff.max.ms": 100}}  # the client looks for its broker again
@@ -66,6 +67,33 @@ def test_a_broker_that_comes_back_with_less_stops_the_source(cluster: OnDisk, op
     said = "the broker has the messages from 0 to 10 and the next one would be 20: the topic was made anew, or has lost"
     assert said in until(lambda: way.intake.stopped)
     assert sorted(way.labels()) == list(range(60))
+
+
+@pytest.mark.kafka
+def test_of_transactions_those_that_are_committed_are_read(
+    cluster: OnDisk, open_way: Open, read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once they are; those that are aborted are not, and what marks their ends is neither waited for nor lost."""
+    monkeypatch.setattr(partitions, "TELL_SECONDS", 0.05)
+    way = open_way()
+    source = read(way)
+    for first, name, then in [(0, "kept", "commit"), (9, "dropped", "abort"), (18, "kept", "commit")]:
+        producer = cluster.transaction(name, "main", lines(range(first, first + 9)))
+        getattr(producer, f"{then}_transaction")(20)
+    last = cluster.transaction("dropped", "main", lines(range(27, 36)))
+    labels = written(way, 18)
+    assert sorted(labels) == [*range(9), *range(18, 27)]
+    assert in_order(labels)
+    last.abort_transaction(20)
+    until(lambda: list(way.log.positions().values()) == cluster.ends("main"))
+    until(lambda: not any(waits(way, partition) for partition in way.log.positions()))
+    source.drain(10)
+    for number, end in enumerate(cluster.ends("main")):
+        cluster.forget("main", number, end)
+    read(way)
+    cluster.produce("main", lines(range(36, 39)))
+    assert sorted(written(way, 21)[18:]) == [36, 37, 38]
+    assert way.counted("source_lost_messages_total", "main") == 0
 
 
 @pytest.mark.kafka
