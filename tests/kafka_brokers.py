@@ -1,13 +1,18 @@
-"""Kafka brokers: the mock cluster inside the client's own library, or real ones that somebody runs.
+"""Kafka brokers: the mock cluster inside the client's own library, one on disk, or real ones that somebody runs.
 
 ``Cluster`` is on loopback, through the library's C functions. Records are kept in memory, 5 MB of each partition. Its
-interface is experimental, so the client is pinned (constraints.txt). ``Kafka`` is at ``STREAMKD_TEST_KAFKA``; its
-topics have names of their own, and are gone afterwards. Tests for either are marked ``kafka``.
+interface is experimental, so the client is pinned (constraints.txt). ``OnDisk`` is a process on loopback that may end
+and come back, and knows transactions. ``Kafka`` is at ``STREAMKD_TEST_KAFKA``; its topics have names of their own, and
+are gone afterwards. Tests for any are marked ``kafka``.
 """
 
 import contextlib
 import ctypes
+import importlib.util
 import os
+import socket
+import subprocess
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -65,18 +70,37 @@ class Brokers:
         assert producer.flush(20) == 0
         assert not any(errors)
 
+    def transaction(self, name: str, topic: str, values: Iterable[bytes]) -> Any:
+        """A producer of this name whose transaction is open: the brokers have its values, dealt out in turn."""
+        settings = {"bootstrap.servers": self.servers, "transactional.id": self.named(name), "log_level": 0}
+        producer = confluent_kafka.Producer(settings)
+        producer.init_transactions(20)
+        producer.begin_transaction()
+        for number, value in enumerate(values):
+            producer.produce(self.named(topic), value, partition=number % 3)
+        assert producer.flush(20) == 0
+        return producer
+
     def messages(self, topic: str, partitions: int = 3) -> list[list[Any]]:
         """Those of each partition."""
+        ends = self.ends(topic, partitions)
         with _consumer(self.servers, "messages") as consumer:
-            places = [confluent_kafka.TopicPartition(self.named(topic), number, 0) for number in range(partitions)]
-            ends = [consumer.get_watermark_offsets(place, timeout=10)[1] for place in places]
-            consumer.assign(places)
-            found: list[list[Any]] = [[] for _ in places]
+            consumer.assign(self._places(topic, partitions))
+            found: list[list[Any]] = [[] for _ in range(partitions)]
             while sum(map(len, found)) < sum(ends):
                 [message] = consumer.consume(1, timeout=10)
                 assert message.error() is None
                 found[message.partition()].append(message)
         return found
+
+    def ends(self, topic: str, partitions: int = 3) -> list[int]:
+        """The offset after the last one of each partition, a mark of a transaction's end too."""
+        with _consumer(self.servers, "ends") as consumer:
+            places = self._places(topic, partitions)
+            return [consumer.get_watermark_offsets(place, timeout=10)[1] for place in places]
+
+    def _places(self, topic: str, partitions: int) -> list[Any]:
+        return [confluent_kafka.TopicPartition(self.named(topic), number, 0) for number in range(partitions)]
 
     def committed(self, topic: str, partition: int, group: str) -> int:
         with _consumer(self.servers, group) as consumer:
@@ -167,10 +191,49 @@ class Kafka(Brokers):
             told.result(30)
 
 
-def brokers() -> Brokers:
-    """Those that somebody runs, where they are named, else three of our own."""
-    there = os.environ.get("STREAMKD_TEST_KAFKA")
-    return Kafka(there) if there else Cluster()
+class OnDisk(Kafka):
+    """One broker, `noida-db`, whose topics are in a folder: ``stop`` and ``start`` take it away and bring it back.
+
+    It writes half a second later than it acknowledges, and what it is told while it ends may be gone: nobody produces
+    then, and it is never killed. After a transaction that was aborted it says so for good, so that a client which
+    begins behind it drops what the same producer commits next.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        package = importlib.util.find_spec("noida_db")
+        if package is None or package.origin is None:
+            pytest.skip("no Kafka broker that keeps its records: pip install noida-db")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+        self._binary, self.folder = Path(package.origin).with_name("noida-db"), folder
+        self.start()
+        super().__init__(f"127.0.0.1:{self._port}")
+
+    def start(self) -> None:
+        there: list[str | Path] = ["--host", "127.0.0.1", "--kafka-port", str(self._port), "--data-dir", self.folder]
+        command = [self._binary, "start", "--only", "kafka", *there]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 10
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port), 1):
+                return
+            assert self._process.poll() is None, "the broker has ended"
+            assert time.monotonic() < deadline, "the broker does not start"
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        self._process.terminate()
+        assert self._process.wait(10) == 0
+
+    close = stop
+
+
+def brokers(folder: Path | None = None) -> Brokers:
+    """Those that somebody runs, where they are named, else of our own: one that keeps its topics there, or three."""
+    if there := os.environ.get("STREAMKD_TEST_KAFKA"):
+        return Kafka(there)
+    return OnDisk(folder) if folder else Cluster()
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from kafka_brokers import Cluster, brokers
+from kafka_brokers import Cluster, OnDisk, brokers
 
 from streamkd.streams.log.log import Log
 
@@ -27,8 +27,9 @@ PARTITIONS = 3
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    with contextlib.closing(brokers()) as found:
+def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
+    folder = tmp_path / "broker" if getattr(request, "param", "") == "on disk" else None
+    with contextlib.closing(brokers(folder)) as found:
         yield found  # tests that are not marked ``kafka`` are run on a ``Cluster`` alone
 
 
@@ -45,9 +46,10 @@ def as_json(rows: pa.RecordBatch) -> list[bytes]:
 
 @pytest.mark.kafka
 @pytest.mark.soak
+@pytest.mark.parametrize("cluster", ["in memory", "on disk"], indirect=True)
 def test_kills_lose_and_double_no_message(cluster: Cluster, serve: Serve, tmp_path: Path) -> None:
-    """Ingress, learner and group are killed while a topic grows: each message once, in its partition's order, and the
-    bits of a learner that was left alone with the log.
+    """Ingress, learner and group are killed while a topic grows, and its broker ends and comes back: each message once,
+    in its partition's order, and the bits of a learner that was left alone with the log.
     """
     count = 1_500
     messages = as_json(records(count))
@@ -58,6 +60,10 @@ def test_kills_lose_and_double_no_message(cluster: Cluster, serve: Serve, tmp_pa
     def produce() -> None:
         for first in range(0, count, 30):
             cluster.produce("main", messages[first : first + 30])
+            if isinstance(cluster, OnDisk) and not first % 300:
+                cluster.stop()
+                time.sleep(0.3)
+                cluster.start()
             time.sleep(0.1)
 
     producing = threading.Thread(target=produce)

@@ -117,6 +117,7 @@ class KafkaListener(Listener):
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "auto.offset.reset": "error",
+            "enable.partition.eof": True,
         }
         ahead = {"queued.max.messages.kbytes": FETCHED_KILOBYTES, "fetch.queue.backoff.ms": FETCH_AGAIN_MILLISECONDS}
         return client.settings({**ahead, **self._options.options}, ours)

@@ -2,7 +2,7 @@
 
     hold: ahead of others by event time ─► not assigned, until these have come nearer
     look: new partitions ─► their first position ─► log ─► assign
-    read: messages of each partition, in order ─► log
+    read: messages of each partition, in order, and the end that they reach ─► log
     lost: the broker has the position no more ─► told, counted ─► another position ─► log ─► assign
 
 The log's positions are the truth. Whatever goes wrong with them ends in the same way: what is under way is forgotten,
@@ -154,12 +154,15 @@ class Partitions:
         """One look at the client's queue; then those partitions of which the broker has our offset no more."""
         most = int(min(max(BATCH_BYTES / self._message_bytes, 1), BATCH_MESSAGES))
         found: dict[Place, list[Message]] = {}
+        ends: dict[Place, int] = {}
         for each in self._consumer.consume(most, POLL_SECONDS):
             place = each.topic(), each.partition()
             if (error := each.error()) is None:
                 found.setdefault(place, []).append(self._message(each))
             elif error.code() == self._kafka.KafkaError._AUTO_OFFSET_RESET:
                 self._lost.add(place)
+            elif error.code() == self._kafka.KafkaError._PARTITION_EOF:
+                ends[place] = each.offset()
             else:
                 self._faults.tell(error, _name(place) if place[0] else "kafka")
         for place, messages in found.items():
@@ -167,6 +170,7 @@ class Partitions:
             self._message_bytes += 0.5 * (size_bytes - self._message_bytes)
             kind: Kind = "labels" if place[0] == self._consuming.labels else "records"
             self._put(place, messages, kind)
+        self._pass(ends)
         for place in sorted(self._lost):
             self._go_on(place)
 
@@ -185,6 +189,12 @@ class Partitions:
             else:
                 self._consumer.incremental_unassign([self._kafka.TopicPartition(*place)])
                 self._ahead.add(place)
+
+    def _pass(self, ends: Mapping[Place, int]) -> None:
+        """Go on at ends that were reached: between the last message and them there are marks of transactions alone."""
+        reached = {_name(place): end for place, end in ends.items() if place not in self._ahead}
+        if passed := {name: end for name, end in reached.items() if end > (self._into_log.at(name) or 0)}:
+            self._into_log.move(passed)
 
     def _message(self, each: Any) -> Message:
         value, headers = each.value() or b"", each.headers() or ()

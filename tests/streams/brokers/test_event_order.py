@@ -4,10 +4,12 @@ import json
 import time
 from collections.abc import Callable, Sequence
 
+import pytest
 from kafka_brokers import Cluster
 
 from streamkd.records import InputColumn, RecordSchema
 from streamkd.settings import OrderSettings
+from streamkd.streams.brokers import partitions
 from streamkd.streams.brokers.kafka import KafkaListener
 from streamkd.streams.brokers.partitions import NEARER
 from streamkd.streams.ingest.http import LINES, HttpListener, HttpOptions
@@ -70,14 +72,18 @@ def test_two_topics_and_posts_are_one_stream_in_order(cluster: Cluster, open_way
     assert way.log.standing().counts["train"] == way.log.standing().counts["full"] == 0
 
 
-def test_a_partition_that_is_ahead_is_left_unread(cluster: Cluster, open_way: Open, read: Read) -> None:
+def test_a_partition_that_is_ahead_is_left_unread(
+    cluster: Cluster, open_way: Open, read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Eight times what may be held of it; the other one is read meanwhile by the same consumer, and then both are."""
+    for name, value in {"MESSAGE_BYTES": 1.0, "POLL_SECONDS": 0.1}.items():  # it comes as one batch, with its end
+        monkeypatch.setattr(partitions, name, value)
     way = open_way(SCHEMA, order=OrderSettings(lateness_seconds=0), clock=(clock := Clock()), queue_records=400)
     cluster.create("sales", 2)
     early, late = range(5_000, 5_400), range(0, 5_200, 8)
     half = len(late) // 2
     cluster.produce("sales", lines(early), lambda _: 0)
-    source = read(way, topics=("sales",))
+    source = read(way, topics=("sales",), options={"fetch.wait.max.ms": 1})
     until(lambda: not way.intake.may_bring("sales/0", NEARER))  # it is left, or is about to be
     until(lambda: is_still(way))
     assert 0 < way.log.standing().counts["held"] == way.log.positions()["sales/0"] < 100
