@@ -31,6 +31,7 @@ from streamkd.streams.log.dead_letters import DeadLetters
 from streamkd.streams.log.wal import left_out
 
 FORMAT = 1
+_PLACE = "name another place with --state, or free this one"
 _APPLICATION_ID = 0x736B6431  # "skd1": tells our database from any other file of that name
 _SCHEMA = (
     "CREATE TABLE owner (one INTEGER PRIMARY KEY CHECK (one = 1), epoch INTEGER NOT NULL, pid INTEGER, since REAL)",
@@ -73,8 +74,27 @@ class StateDirectory:
             StateError: the place cannot be written, or holds another kind of file.
         """
         self._make_folders()
-        with closing(self._open("rwc")) as connection:
-            complete(connection)
+        if self.exists():
+            with closing(self._open("rw")) as connection:
+                complete(connection)
+        else:
+            self._begin()
+
+    def _begin(self) -> None:
+        """Make the database beside its place: others find it whole or not at all."""
+        new = self.path / f".{self.database.name}.new"
+        try:
+            for file in (new, self.database):  # what a write-ahead log without its database held is of another one
+                for ending in ("", "-wal", "-shm"):
+                    file.with_name(f"{file.name}{ending}").unlink(missing_ok=True)
+            with closing(sqlite3.connect(new, isolation_level=None)) as connection:
+                connection.execute("PRAGMA synchronous = FULL")
+                _fill(connection)
+                complete(connection)
+            new.rename(self.database)
+            sync(self.path)
+        except (sqlite3.Error, OSError) as fault:
+            raise StateError(f"cannot be made: {fault}", where=str(self.database), fix=_PLACE) from fault
 
     def _make_folders(self) -> None:
         try:
@@ -84,7 +104,7 @@ class StateDirectory:
             raise StateError(
                 f"needed a directory that can be written, got: {fault.strerror or fault}",
                 where=str(self.path),
-                fix="name another place with --state, or free this one",
+                fix=_PLACE,
             ) from fault
 
     def connect(self, read_only: bool = False) -> sqlite3.Connection:
@@ -109,8 +129,6 @@ class StateDirectory:
             with ExitStack() as on_error:
                 connection = sqlite3.connect(uri, uri=True, timeout=10.0, isolation_level=None, check_same_thread=False)
                 on_error.callback(connection.close)
-                if mode == "rwc" and _is_empty(connection):
-                    _fill(connection)
                 _check_format(connection, self.database)
                 connection.execute("PRAGMA synchronous = FULL")
                 on_error.pop_all()
@@ -212,15 +230,9 @@ def complete(connection: sqlite3.Connection) -> None:
         add_columns(connection, "versions", {"offsets": "TEXT", "positions": "TEXT"})
 
 
-def _is_empty(connection: sqlite3.Connection) -> bool:
-    return not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-
-
 def _fill(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     with transaction(connection):
-        if not _is_empty(connection):
-            return  # another process was faster
         for statement in _SCHEMA:
             connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")

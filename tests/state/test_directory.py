@@ -4,6 +4,8 @@ import os
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -95,6 +97,39 @@ def test_commits_are_fully_synced(tmp_path: Path) -> None:
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
     connection.close()
+
+
+def test_others_find_it_whole_or_not_at_all(tmp_path: Path) -> None:
+    """Who follows published versions looks for it while it is being made."""
+
+    def look(directory: StateDirectory) -> str:
+        while not directory.exists():
+            pass
+        with closing(directory.connect(read_only=True)) as connection:
+            return str(connection.execute("SELECT value FROM about WHERE key = 'identity'").fetchone()[0])
+
+    with ThreadPoolExecutor(1) as other:
+        for number in range(20):
+            directory = StateDirectory(tmp_path / str(number))
+            found = other.submit(look, directory)
+            directory.create()
+            assert len(found.result(10)) == 32
+            assert not [*directory.path.glob(".state*")]
+
+
+def test_what_a_killed_beginning_has_left_is_made_anew(tmp_path: Path) -> None:
+    """Also a write-ahead log without its database: what it held is of another one."""
+    directory = StateDirectory(tmp_path)
+    with closing(sqlite3.connect(tmp_path / ".state.sqlite.new")) as half:
+        half.execute("PRAGMA journal_mode = WAL")
+        half.execute("CREATE TABLE owner (half)")
+        for ending in ("-wal", "-shm"):
+            file = tmp_path / f".state.sqlite.new{ending}"
+            (tmp_path / f"state.sqlite{ending}").write_bytes(file.read_bytes())
+    directory.database.write_bytes(b"")
+    directory.create()
+    with closing(directory.connect()) as connection:
+        assert connection.execute("SELECT epoch FROM owner").fetchone() == (0,)
 
 
 def test_another_programs_database_is_refused_and_left_alone(tmp_path: Path) -> None:
