@@ -194,16 +194,21 @@ def test_another_schema_or_stream_is_refused_with_both_named(log: Log, schema: R
 
 
 def test_what_is_no_log_is_refused(tmp_path: Path, schema: RecordSchema) -> None:
-    """A missing file without a schema, and a file of something else."""
+    """A missing file without a schema, one that somebody is making, another program's, and a file of something else."""
     with pytest.raises(StateError, match="there is no log"):
         Log(tmp_path / "none.sqlite")
+    for statements, said in [((), "there is no log"), (["CREATE TABLE theirs (x)"], "is no log of streamkd")]:
+        place = tmp_path / f"{len(statements)}.sqlite"
+        with contextlib.closing(sqlite3.connect(place)) as other:
+            other.execute("PRAGMA journal_mode = WAL")
+            for statement in statements:
+                other.execute(statement)
+            with pytest.raises(StateError, match=said):
+                Log(place, read_only=True)
     garbage = tmp_path / "garbage.sqlite"
     garbage.write_bytes(b"not a database" * 100)
     with pytest.raises(StateError, match="cannot be opened"):
         Log(garbage, schema)
-    sqlite3.connect(tmp_path / "empty.sqlite").close()
-    with pytest.raises(StateError, match="cannot be opened"):
-        Log(tmp_path / "empty.sqlite")
 
 
 def test_the_first_cut_at_a_start_stands(log: Log, schema: RecordSchema, pictures: Pictures) -> None:
