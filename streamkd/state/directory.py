@@ -82,11 +82,13 @@ class StateDirectory:
 
     def _begin(self) -> None:
         """Make the database beside its place: others find it whole or not at all."""
-        new = self.path / f".{self.database.name}.new"
+        new, wal = self.path / f".{self.database.name}.new", self.database.with_name(f"{self.database.name}-wal")
+        if wal.is_file() and wal.stat().st_size:
+            said = f"needed {self.database.name}, to which {wal.name} belongs, got none"
+            raise StateError(said, where=str(self.path), fix="restore all parts of the directory from one backup")
         try:
-            for file in (new, self.database):  # what a write-ahead log without its database held is of another one
-                for ending in ("", "-wal", "-shm"):
-                    file.with_name(f"{file.name}{ending}").unlink(missing_ok=True)
+            for ending in ("", "-wal", "-shm"):  # of a beginning that was killed
+                new.with_name(f"{new.name}{ending}").unlink(missing_ok=True)
             with closing(sqlite3.connect(new, isolation_level=None)) as connection:
                 connection.execute("PRAGMA synchronous = FULL")
                 _fill(connection)

@@ -118,18 +118,33 @@ def test_others_find_it_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_beginning_has_left_is_made_anew(tmp_path: Path) -> None:
-    """Also a write-ahead log without its database: what it held is of another one."""
+    """And an empty file in the database's place is none."""
     directory = StateDirectory(tmp_path)
+    directory.database.touch()
     with closing(sqlite3.connect(tmp_path / ".state.sqlite.new")) as half:
         half.execute("PRAGMA journal_mode = WAL")
         half.execute("CREATE TABLE owner (half)")
-        for ending in ("-wal", "-shm"):
-            file = tmp_path / f".state.sqlite.new{ending}"
-            (tmp_path / f"state.sqlite{ending}").write_bytes(file.read_bytes())
-    directory.database.write_bytes(b"")
-    directory.create()
+        directory.create()
     with closing(directory.connect()) as connection:
         assert connection.execute("SELECT epoch FROM owner").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty file"])
+def test_a_write_ahead_log_without_its_database_is_left_alone(tmp_path: Path, left: str) -> None:
+    """It has commits that nothing else has: no new database is put in that one's place."""
+    directory = StateDirectory(tmp_path)
+    directory.create()
+    file = tmp_path / "state.sqlite-wal"
+    with closing(directory.connect()) as connection:
+        connection.execute("UPDATE owner SET epoch = 7")
+        held = file.read_bytes()
+    directory.database.unlink()
+    if left == "an empty file":
+        directory.database.touch()
+    file.write_bytes(held)
+    with pytest.raises(StateError, match=r"needed state\.sqlite, to which state\.sqlite-wal belongs, got none"):
+        directory.create()
+    assert file.read_bytes() == held
 
 
 def test_another_programs_database_is_refused_and_left_alone(tmp_path: Path) -> None:
