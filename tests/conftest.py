@@ -27,7 +27,7 @@ from hypothesis import settings
 # before torch and OpenMP start
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
-# the suite starts some two hundred interpreters: each would compile the package anew, and each worker rewrite every test
+# some two hundred interpreters are started: each would compile the package anew, and each worker rewrite every test
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 

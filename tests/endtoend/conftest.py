@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
+from toys import TEACHERS
 
 ROOT = Path(__file__).parents[2]
 STREAMKD = [sys.executable, "-m", "streamkd"]
@@ -42,6 +43,7 @@ PUSHED: dict[str, Any] = {
     },
     "student": {"name": "mlp", "hidden": [16]},
     "memory": {"size": 100},
+    "teachers": TEACHERS,
     "checkpoint": {"every_seconds": 0.5},
     "publish": {"every_seconds": 0.5},
     "serve": {"drain_seconds": 0.1},
