@@ -74,14 +74,15 @@ class Registry:
         """All entry points of the group, or those named ``only`` (a process that needs one source)."""
         registry = cls()
         wanted = None if only is None else set(only)
-        for entry in sorted(entry_points(group=GROUP), key=_builtin_first):
-            if wanted is None or entry.name in wanted:
-                registry._load_entry(entry)
+        found = [entry for entry in entry_points(group=GROUP) if wanted is None or entry.name in wanted]
+        # each look at a name or a version parses the whole of a distribution's metadata: one for all its entry points
+        named = {dist: (dist.name, dist.version) if dist else ("?", "?") for dist in {entry.dist for entry in found}}
+        # the built-ins first
+        for entry in sorted(found, key=lambda e: (not e.value.startswith("streamkd."), e.name, named[e.dist])):
+            registry._load_entry(entry, *named[entry.dist])
         return registry
 
-    def _load_entry(self, entry: EntryPoint) -> None:
-        distribution = entry.dist.name if entry.dist else "?"
-        version = entry.dist.version if entry.dist else "?"
+    def _load_entry(self, entry: EntryPoint, distribution: str, version: str) -> None:
         try:
             kinds = self.register(entry.load(), entry.name, distribution)
             status = PluginStatus(entry.name, distribution, version, tuple(kinds))
@@ -163,10 +164,6 @@ class Registry:
     def report(self) -> list[PluginStatus]:
         """Every entry point that was found, healthy or not."""
         return list(self._statuses)
-
-
-def _builtin_first(entry: EntryPoint) -> tuple[bool, str, str]:
-    return not entry.value.startswith("streamkd."), entry.name, entry.dist.name if entry.dist else ""
 
 
 def _hooks_of(plugin: Any, name: str, where: str) -> pluggy.PluginManager:

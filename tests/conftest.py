@@ -27,6 +27,9 @@ from hypothesis import settings
 # before torch and OpenMP start
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
+# some two hundred interpreters are started: each would compile the package anew, and each worker rewrite every test
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 _jaxtyped, _tests = jaxtyping.jaxtyped, itertools.count()
 _test = next(_tests)

@@ -268,14 +268,20 @@ def _type(device: Any) -> str | None:
     return CUDA if type(device) is int else torch.device(device).type
 
 
+_PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device, torch.Size})
+
+
 def _tensors(tree: Any) -> list[Tensor]:
+    """Those in tuples, lists and dictionaries, in their order; asked of every call, so it looks at types first."""
+    if type(tree) in _PLAIN:
+        return []
     if isinstance(tree, Tensor):
         return [tree]
     if isinstance(tree, dict):
         tree = tree.values()
     elif not isinstance(tree, tuple | list) or (isinstance(tree, list) and tree and isinstance(tree[0], int | float)):
         return []
-    return [found for part in tree for found in _tensors(part)]
+    return [found for part in tree if type(part) not in _PLAIN for found in _tensors(part)]
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import toys
 
 from streamkd import config as configuration
 from streamkd.learner.learner import Learner
@@ -37,6 +38,7 @@ def learner(folder: Path, recorder: Recorder | None = None) -> Learner:
         "stream": {"source": source, "records": {"inputs": inputs}},
         "detectors": [],
         "memory": {"size": 100},
+        "teachers": toys.TEACHERS,
         "student": {"name": "mlp", "hidden": [8]},
     }
     registry = Registry.load()

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import toys
 from baselines import REGISTRY
 
 from streamkd import config as configuration
@@ -22,6 +23,7 @@ def learner(gate: dict[str, Any]) -> Learner:
         "stream": {"source": {"name": "replay", "dataset": "digits", "classes_per_task": 2, "limit": 400}},
         "student": {"name": "mlp", "hidden": [16]},
         "memory": {"size": 60, "replay": 20},
+        "teachers": toys.TEACHERS,
         "adapt": {"every": 3, "on_task_steps": 3},
         "gate": gate,
         "device": "cpu",

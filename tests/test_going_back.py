@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import toys
 from baselines import REGISTRY
 
 from streamkd import config as configuration
@@ -33,6 +34,7 @@ TREE: dict[str, Any] = {
     },
     "student": {"name": "mlp", "hidden": [8]},
     "memory": {"size": 60, "replay": 20},
+    "teachers": toys.TEACHERS,
     "device": "cpu",
 }
 CONFIG = configuration.from_tree(TREE, REGISTRY)

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import toys
 from baselines import REGISTRY
 
 from streamkd import config as configuration
@@ -41,6 +42,7 @@ def _learner(folder: Path, *, told: bool = True, **settings: Any) -> Learner:
         "stream": {"source": {"name": "replay", "path": str(file), "test_ratio": 0.0}, "records": records},
         "student": {"name": "mlp", "hidden": [16]},
         "memory": {"size": 100, "replay": 20},
+        "teachers": toys.TEACHERS,
         "vicinal": {"rows": 0},
         **settings,
     }

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import toys
 from torch import Tensor, nn
 
 from streamkd import config as configuration
@@ -51,6 +52,7 @@ def learner(**changes: Any) -> Learner:
         "stream": {"source": source},
         "student": {"name": "restless"},
         "memory": {"size": 60, "replay": 20},
+        "teachers": toys.TEACHERS,
         "publish": {"model": "student"},
         "device": "cpu",
         **changes,

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import toys
 from click.testing import CliRunner
 
 from streamkd import config as configuration
@@ -23,6 +24,7 @@ TREE = {
     "stream": {"source": {"name": "replay", "dataset": "digits", "classes_per_task": 5, "per_class": 50}},
     "student": {"name": "mlp", "hidden": [32]},
     "memory": {"size": 100},
+    "teachers": toys.TEACHERS,
     "device": "cpu",
 }
 

@@ -29,6 +29,7 @@ def tree(how: str = "distil", **source: Any) -> dict[str, Any]:
         "stream": {"source": named, "unlabelled": how},
         "student": {"name": "mlp", "hidden": [16]},
         "memory": {"size": 60, "replay": 20},
+        "teachers": toys.TEACHERS,
         "adapt": {"every": 5, "on_task_steps": 3},
         "device": "cpu",
     }

@@ -25,6 +25,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
+from click.testing import CliRunner
+from toys import TEACHERS
+
+from streamkd.cli import cli
 
 ROOT = Path(__file__).parents[2]
 STREAMKD = [sys.executable, "-m", "streamkd"]
@@ -42,6 +46,7 @@ PUSHED: dict[str, Any] = {
     },
     "student": {"name": "mlp", "hidden": [16]},
     "memory": {"size": 100},
+    "teachers": TEACHERS,
     "checkpoint": {"every_seconds": 0.5},
     "publish": {"every_seconds": 0.5},
     "serve": {"drain_seconds": 0.1},
@@ -184,9 +189,9 @@ class Server:
         until(lambda: (self.status().get("records_trained") or 0) >= count, seconds, f"{count} trained records")
 
     def inspect(self) -> dict[str, Any]:
-        """`streamkd inspect --json` of the state directory."""
-        done = streamkd("inspect", self.state, "--json")
-        assert done.returncode == 0, done.stderr
+        """`streamkd inspect --json` of the state directory, in this process: importing torch takes 2 s."""
+        done = CliRunner().invoke(cli, ["inspect", str(self.state), "--json"])
+        assert done.exit_code == 0, done.output
         return dict(json.loads(done.stdout))
 
     def stop(self, name: signal.Signals = signal.SIGTERM, seconds: float = 60.0) -> int:

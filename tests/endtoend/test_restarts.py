@@ -118,16 +118,23 @@ def test_half_a_restore_is_refused_before_a_record_is_taken(serve: Serve, state:
     assert sorted(str(path) for kind in ("checkpoints", "published") for path in (state / kind).rglob("*")) == folders
 
 
-def test_what_is_taken_is_named(serve: Serve, tmp_path: Path) -> None:
-    """State, HTTP port or Flight port taken: the second server ends, names what is taken and what to do instead."""
+def test_a_state_that_is_taken_is_named(serve: Serve) -> None:
+    """The second server ends, names the process that owns the directory and says what to do; the first goes on."""
     first = serve()
     owner = first.pid("learner")
     second = serve(listen=False)
-    flight = serve(PUSHED, "--flight-port", first.flight.rpartition(":")[2], state=tmp_path / "flight", listen=False)
     assert second.wait(60) == 1
     assert f"process {owner} owns this state directory" in second.err
     assert "--state" in second.err
+    assert "Traceback" not in second.err
     assert first.pid("learner") == owner  # the first has noticed nothing
+
+
+@pytest.mark.soak  # `test_supervisor` and `test_ingress` below tests/serve have it of each process alone
+def test_a_port_that_is_taken_is_named(serve: Serve, tmp_path: Path) -> None:
+    """HTTP port or Flight port taken: the second server ends, names what is taken and what to do instead."""
+    first = serve()
+    flight = serve(PUSHED, "--flight-port", first.flight.rpartition(":")[2], state=tmp_path / "flight", listen=False)
     taken = serve(None, "--port", first.url.rpartition(":")[2], state=tmp_path / "elsewhere", listen=False)
     assert taken.wait(30) == 2
     assert "is taken" in taken.err
@@ -135,7 +142,7 @@ def test_what_is_taken_is_named(serve: Serve, tmp_path: Path) -> None:
     assert flight.wait(60) == 2
     assert "Flight cannot listen" in flight.err
     assert "serve.flight_port" in flight.err
-    assert "Traceback" not in second.err + taken.err + flight.err
+    assert "Traceback" not in taken.err + flight.err
 
 
 def test_damaged_checkpoints_fall_back_to_a_whole_one(serve: Serve, state: Path) -> None:

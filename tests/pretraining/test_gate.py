@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import toys
 from baselines import REGISTRY
 from click.testing import CliRunner
 from streamkd_baselines.hedge import Hedge
@@ -27,11 +28,12 @@ LEARNED: dict[str, Any] = {"adapt": {"every": 5, "on_task_steps": 3, "optimizer"
 
 def _config(**changes: Any) -> configuration.Config:
     """Digits by two, small parts."""
-    source = {"name": "replay", "dataset": "digits", "classes_per_task": 2, "limit": 300, "per_class": 60}
+    source = {"name": "replay", "dataset": "digits", "classes_per_task": 2, "limit": 200, "per_class": 40}
     tree = {
         "stream": {"source": source},
         "student": {"name": "mlp", "hidden": [16]},
         "memory": {"size": 60, "replay": 20},
+        "teachers": toys.TEACHERS,
         "adapt": {"every": 5, "on_task_steps": 3},
         "device": "cpu",
     }

@@ -1,5 +1,7 @@
 """Rows from the vicinity of remembered ones, and what they may count."""
 
+import functools
+
 import pytest
 import torch
 import toys
@@ -122,8 +124,9 @@ class Oracle:
     def load_state_dict(self, state: dict[str, object]) -> None: ...
 
 
+@functools.cache
 def learned() -> torch.nn.Module:
-    """A network that has learned the toys' records."""
+    """A network that has learned the toys' records; to be asked alone."""
     step = toys.make_step(size=100)
     for x, y in toys.batches(300, batch=20):
         toys.train(step, x, y)

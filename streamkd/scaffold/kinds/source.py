@@ -17,8 +17,8 @@ BLOCK = 1_000  # records that are drawn together, by their place
 class ExampleOptions(Options):
     """What the stream is like."""
 
-    records: int = Field(default=5_000, gt=0, description="after which it ends")
-    turn: int = Field(default=20_000, gt=0, description="records in which the clouds go round once")
+    records: int = Field(default=1_000, gt=0, description="after which it ends")
+    turn: int = Field(default=4_000, gt=0, description="records in which the clouds go round once")
     seed: int | None = Field(default=None, ge=0, description="None: the configuration's")
 
 
