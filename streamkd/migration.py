@@ -23,6 +23,7 @@ from torch import Tensor
 from streamkd import config as configuration
 from streamkd import wiring
 from streamkd.config import Config
+from streamkd.cores import compute_on
 from streamkd.errors import ConfigError, StateConflict, StateError
 from streamkd.learner import Learner, resuming
 from streamkd.learner.widening import RINGS, Widening
@@ -68,7 +69,7 @@ def migrate(path: Path, config: Config, registry: Registry, fills: Mapping[str, 
         StateInUse: a server is running. StateConflict: something else has changed, or cannot be widened.
         ConfigError: a fill is missing, or none of the column's. StateError: there is no state, or nothing is new.
     """
-    torch.set_num_threads(config.threads)  # as the learner does: its sums round by it
+    compute_on(config.threads)  # as the learner does: its sums round by it
     directory = StateDirectory(path)
     if not directory.exists():
         fix = "name the directory that `streamkd serve --state` was given"

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from streamkd import config as configuration
 from streamkd.config import Config
+from streamkd.cores import compute_on
 from streamkd.errors import ConfigError, SourceError
 from streamkd.evaluate import efficiency, fidelity, measures, report
 from streamkd.evaluate.test_sets import TestSet, listed, probabilities, probabilities_over, sets_of
@@ -50,7 +51,7 @@ def run(
     Raises:
         ConfigError: the stream never ends, or is pushed. SourceError: it cannot be read.
     """
-    torch.set_num_threads(config.threads)
+    compute_on(config.threads)
     if source_kind(config, registry).push:
         raise ConfigError(
             f"the source {config.stream.source.name} is pushed and never ends",

@@ -16,12 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from streamkd.bench import book, documents, drift, drifting, frontier, gears, streams
 from streamkd.bench.book import Progress, Row
 from streamkd.bench.scores import Table
 from streamkd.config import Config
+from streamkd.cores import compute_on
 from streamkd.plugins import Registry
 
 ADDING = ("digits", "split-mnist-5k")
@@ -93,7 +92,7 @@ def measure(
 
 def run_one(task: AblationRun) -> Row:
     """One run, on one thread: accuracy of what is answered, and of the student."""
-    torch.set_num_threads(1)
+    compute_on(1)
     registry = Registry.load()
     config = _config(task, registry)
     if task.stream in ADDING:
@@ -126,7 +125,7 @@ def priced(result: Mapping[str, Any], progress: Progress = lambda done, total: N
 
 def _microseconds(stream: str, variant: str) -> float:
     """Of the processor for a record, on one thread, once the learner is warm."""
-    torch.set_num_threads(1)
+    compute_on(1)
     registry = Registry.load()
     learner = streams.learner_of(_config(AblationRun(stream, variant, 0, RECORDS), registry), registry)
     begun, start = time.process_time(), 0

@@ -17,6 +17,7 @@ import torch
 
 from streamkd.bench import book, streams
 from streamkd.bench.book import Row
+from streamkd.cores import compute_on
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
 from streamkd.replay.memory import Memory
@@ -34,7 +35,7 @@ def measure(
     bounds: Sequence[Mapping[str, int]], progress: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[str, Any]:
     """A row for each memory, ``{"size": records}`` or ``{"bytes": bytes}``, and milliseconds by name."""
-    torch.set_num_threads(1)
+    compute_on(1)
     rows = []
     for bound in bounds:
         rows.append({**bound, **_measured(bound)})

@@ -19,6 +19,7 @@ from streamkd.bench import book, documents, scores, streams
 from streamkd.bench.book import Progress, Row
 from streamkd.bench.scores import Table
 from streamkd.config import Config
+from streamkd.cores import compute_on
 from streamkd.export import smaller
 from streamkd.export.published import Published
 from streamkd.learner import Learner
@@ -67,7 +68,7 @@ def measure(
 
 def run_one(task: DistilRun) -> Row:
     """One run, on one thread: ``lines``, each a name, bytes and accuracy."""
-    torch.set_num_threads(1)
+    compute_on(1)
     registry = Registry.load()
     config = streams.config_of(streams.tree(task.stream), registry, task.seed)
     data = streams.arrays(config, registry)

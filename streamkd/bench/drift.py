@@ -25,6 +25,7 @@ from torch import Tensor
 from streamkd import config as configuration
 from streamkd.bench import book, documents, drifting, gears, online_peers, prequential
 from streamkd.bench.book import Progress, Row
+from streamkd.cores import compute_on
 from streamkd.errors import ConfigError
 from streamkd.learner import Learner
 from streamkd.learning import mixture
@@ -130,7 +131,7 @@ def peers_of(python: str | None) -> dict[str, str]:
 
 def run_one(task: DriftRun) -> Row:
     """One run, on one thread: the scores of everybody who answered in it, by name."""
-    torch.set_num_threads(1)
+    compute_on(1)
     registry = Registry.load()
     config = _config(task, registry)
     stream = drifting.drifting(task.stream, config, registry)

@@ -22,6 +22,7 @@ from streamkd import config as configuration
 from streamkd.bench import baselines, book, documents, gears, plain_replay, scores, streams, unordered
 from streamkd.bench.book import Progress, Row
 from streamkd.bench.scores import Table
+from streamkd.cores import compute_on
 from streamkd.plugins import Registry
 from streamkd.state.tree import Parts, pack
 from streamkd.students.networks import Student
@@ -104,7 +105,7 @@ def _run(tasks: Sequence[FrontierRun], work: Path, jobs: int, progress: Progress
 
 def run_one(task: FrontierRun) -> Row:
     """One run, on one thread: final average accuracy, processor seconds a record, bytes of all state."""
-    torch.set_num_threads(1)
+    compute_on(1)
     registry = Registry.load()
     made = streams.tree(task.stream)
     if task.method == OURS:

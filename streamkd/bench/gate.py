@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from streamkd import config as configuration
 from streamkd.bench import book, documents, policies, scenarios, scores, streams, upkeep
 from streamkd.bench.book import Progress, Row
 from streamkd.bench.scores import Table
+from streamkd.cores import compute_on
 from streamkd.run import run_seed
 
 SIDES = ("student", "served")
@@ -89,7 +88,7 @@ def timed(result: dict[str, Any], progress: Progress = lambda done, total: None)
 
 def run_one(task: GateRun) -> Row:
     """One run, on one thread: the final average accuracies, the gate's part of the time by its own count, seconds."""
-    torch.set_num_threads(1)
+    compute_on(1)
     made = _tree(task)
     registry = scenarios.registry_for(made, task.seed)
     begun = time.perf_counter()

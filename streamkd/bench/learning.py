@@ -24,6 +24,7 @@ from streamkd import config as configuration
 from streamkd.bench import baselines, book, documents, peers, scores, streams, unordered
 from streamkd.bench.book import Progress, Row
 from streamkd.bench.scores import Scores, Table
+from streamkd.cores import compute_on
 from streamkd.errors import ConfigError
 from streamkd.evaluate import accuracy
 from streamkd.plugins import Registry
@@ -107,7 +108,7 @@ def run_all(tasks: Sequence[LearningRun], work: Path, jobs: int, progress: Progr
 
 def run_one(task: LearningRun) -> Row:
     """One run, on one thread: what came out, by name."""
-    torch.set_num_threads(1)
+    compute_on(1)
     registry = Registry.load()
     made = _tree(task)
     config = streams.config_of(made, registry, task.seed)

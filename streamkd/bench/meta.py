@@ -29,6 +29,7 @@ from streamkd.bench import book, scores, streams
 from streamkd.bench.book import Progress, Row
 from streamkd.bench.streams import StreamPart
 from streamkd.config import Config
+from streamkd.cores import compute_on
 from streamkd.errors import SourceError
 from streamkd.meta import artefact
 from streamkd.plugins import Registry
@@ -66,7 +67,7 @@ def measure(
     file = file or Path(os.environ.get("STREAMKD_DATA", "data")) / FILE
     if not file.exists():
         raise SourceError("needed Omniglot's small set", where=str(file), fix="name it with --data FILE")
-    torch.set_num_threads(1)
+    compute_on(1)
     network = dict(student or {"name": "mlp", "hidden": [100, 100]})
     folder = work / network["name"]
     jobs = [(variant, seed) for seed in seeds for variant in dict.fromkeys(["without", *variants])]

@@ -17,6 +17,7 @@ from torch import nn
 
 from streamkd import config as configuration
 from streamkd.bench import bare, book, peers, plain_replay, streams
+from streamkd.cores import compute_on
 from streamkd.plugins import Registry
 
 SHAPE = bare.Shape(
@@ -43,7 +44,7 @@ def measure(
 ) -> dict[str, Any]:
     """Time the three, with so many replayed records a step on every side, and return figures by name."""
     shape = dataclasses.replace(SHAPE, replay=replay)
-    torch.set_num_threads(1)
+    compute_on(1)
     registry = Registry.load()
     config = configuration.from_tree(tree(records, shape), registry)
     x, y = arrays(config, registry)

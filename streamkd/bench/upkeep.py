@@ -11,11 +11,10 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 
-import torch
-
 from streamkd.bench import streams
 from streamkd.bench.book import Row
 from streamkd.config import Config
+from streamkd.cores import compute_on
 from streamkd.plugins import Registry
 
 TURNS = 3
@@ -27,7 +26,7 @@ def measure(
     stream: str, turns: int = TURNS, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> tuple[dict[str, float], list[Row]]:
     """The two figures, and what each turn and each burst gave; ``stream`` is that of the whole runs."""
-    torch.set_num_threads(1)
+    compute_on(1)
     registry = Registry.load()
     rows: list[Row] = []
     for turn in range(turns):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from streamkd import logs, threads
+from streamkd.cores import compute_on
 from streamkd.errors import PluginError
 from streamkd.hookspecs import Stateful
 from streamkd.isolation import frames
@@ -78,7 +79,7 @@ def _what_to_build(end: socket.socket) -> dict[str, Any]:
 
 
 def _built(about: dict[str, Any]) -> Teacher:
-    torch.set_num_threads(about["threads"])
+    compute_on(about["threads"])
     registry, schema = Registry.load(about["entries"]), RecordSchema.model_validate(about["schema"])
     mine, kind = about["student"], registry.kind("teachers", about["teacher"]["name"])
     body = registry.kind("students", mine["name"])

@@ -20,6 +20,7 @@ from torch import nn
 
 from streamkd import wiring
 from streamkd.config import Config
+from streamkd.cores import compute_on
 from streamkd.document import Document
 from streamkd.errors import ConfigError
 from streamkd.learning.step import Step
@@ -86,7 +87,7 @@ def meta_train(
         StateError: ``out`` cannot be written.
     """
     phase = phase or Phase2()
-    torch.set_num_threads(config.threads)
+    compute_on(config.threads)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         made = _Training(config, registry, phase, progress).run()

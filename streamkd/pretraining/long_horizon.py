@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
+from streamkd.cores import compute_on
 from streamkd.document import Document
 from streamkd.errors import StateError
 from streamkd.gates.per_sample import PerSampleGate, PerSampleOptions
@@ -129,7 +130,7 @@ def size_of(plan: LongHorizon) -> int:
 
 def judge(one: Pass) -> float:
     """Mean accuracy of the student and of what is served; on one thread."""
-    torch.set_num_threads(1)
+    compute_on(1)
     drawn = family.draw(one.stream, one.records)
     return family.pass_over(drawn, gate_of(one.offsets)).mean
 

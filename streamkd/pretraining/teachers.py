@@ -22,6 +22,7 @@ from torch import Tensor
 from streamkd import config as configuration
 from streamkd.choices import Choice
 from streamkd.config import Config
+from streamkd.cores import compute_on
 from streamkd.errors import ConfigError, SourceError, StateError
 from streamkd.plugins import Registry
 from streamkd.records import Label, RecordSchema
@@ -95,7 +96,7 @@ def train(
     Raises:
         ConfigError: the stream is pushed, never ends, or has no tasks. StateError: a teacher lies there already.
     """
-    torch.set_num_threads(config.threads)
+    compute_on(config.threads)
     schema = schema_of(config, registry)
     schema = _read_by(schema, columns or schema.student)
     records = recorded(config, registry, schema)

@@ -59,9 +59,9 @@ class Job:
 
     def begun(self, values: Values, beat: Callable[[], None] = lambda: None) -> "Trial":
         """A trial under these values; ``beat`` is called as long as it learns."""
-        import torch
+        from streamkd.cores import compute_on
 
-        torch.set_num_threads(self.settings.threads)
+        compute_on(self.settings.threads)
         registry = Registry.load()
         config = self.space.apply(self.config, values, registry)
         return self.make(config, registry, self.recordings, self.settings.objectives, beat)

@@ -19,6 +19,7 @@ from typing import Any
 from streamkd import config as configuration
 from streamkd import logs, threads
 from streamkd.config import Config
+from streamkd.cores import compute_on
 from streamkd.errors import Overloaded, PluginError, StateConflict, StateError, StreamkdError
 from streamkd.isolation.absences import Absences
 from streamkd.learner import Learner
@@ -249,13 +250,11 @@ def main() -> int:
 
 def live(start: Begin, channel: Channel) -> int:
     """From the start message to the end; the exit code. What starting again would not mend is told as fatal."""
-    import torch
-
     try:
         with ExitStack() as stack:
             registry = Registry.load()
             config = configuration.from_tree(start.config, registry)
-            torch.set_num_threads(config.threads)
+            compute_on(config.threads)
             directory = StateDirectory(Path(start.state))
             pushed = source_kind(config, registry).push
             stack.enter_context(directory.lock(lambda: coherence.refuse_misfits(directory, pushed)))
