@@ -74,7 +74,7 @@ class Contradiction:
         judged = [self._judged(teacher, *looked, known_now) for looked in zip(rings, places, strict=True)]
         told = [wrong[like] for like, wrong in judged]
         self._turn += 1
-        more = _more(np.concatenate(told) if told else np.zeros(0, dtype=bool), new)
+        more = is_more(np.concatenate(told) if told else np.zeros(0, dtype=bool), new)
         self.looks = self.looks + 1 if more else 0
         for ring, looked, (like, wrong) in zip(rings, places, judged, strict=True):
             if self.changed:
@@ -118,7 +118,7 @@ class Contradiction:
         self._wrong = [] if state["wrong"] is None else [state["wrong"].numpy().copy()]
 
 
-def _more(known: np.ndarray, new: np.ndarray) -> bool:
+def is_more(known: np.ndarray, new: np.ndarray) -> bool:
     """Whether there are more mistakes among the first than among the second, beyond chance."""
     if not len(known) or not len(new):
         return False

@@ -1,10 +1,12 @@
 """What newer records contradict: found where the world has changed, and nowhere else."""
 
+import numpy as np
 import pytest
 import torch
 import toys
 
 from streamkd.incremental.forgetting import ForgettingOptions, ForgettingTeacher
+from streamkd.learning import contradiction
 from streamkd.learning.step import Step
 from streamkd.replay.ring import Ring
 from streamkd.teachers.teacher import EmaOptions, EmaTeacher
@@ -67,6 +69,17 @@ def test_where_nothing_changes_nothing_is_contradicted(noise: float, looks: int)
         train(step, 10, part, noise=noise)
         assert not step.contradiction.changed
         assert not step.memory.replayed.contradicted.any()
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
+@pytest.mark.parametrize("rows", [(100, 100), (500, 100), (20, 100)])
+def test_chance_alone_is_hardly_ever_more(share: float, rows: tuple[int, int]) -> None:
+    """Of ten thousand looks at equally frequent mistakes ten at most; where they are twice as many, it is seen."""
+    dice = np.random.default_rng(0)
+    known, new = (dice.random((10_000, count)) < share for count in rows)
+    assert sum(map(contradiction.is_more, known, new)) <= 10
+    known, new = dice.random(500) < 0.8, dice.random(100) < 0.4
+    assert contradiction.is_more(known, new)
 
 
 def test_another_domain_contradicts_nothing() -> None:
