@@ -31,15 +31,14 @@ def streamkd_run(tmp_path: Path) -> Callable[[str], dict[str, Any]]:
     """
 
     def run(text: str = "") -> dict[str, Any]:
-        import torch
-
         from streamkd import config as configuration
+        from streamkd.cores import compute_on
         from streamkd.plugins import Registry
         from streamkd.run import run_seed
 
         registry = Registry.load()
         config = configuration.from_tree(_tree(tmp_path, text), registry)
-        torch.set_num_threads(config.threads)  # as the commands do: on more, steps this small take twice as long
+        compute_on(config.threads)  # as the commands do: on more, steps this small take twice as long
         return run_seed(config, registry)
 
     return run

@@ -50,7 +50,7 @@ def measure(batch: pa.RecordBatch, schema: RecordSchema, size_bytes: int, turns:
         client.submit(os.getpid).result()  # it is there, and pyarrow is loaded
         for _ in range(turns):
             for way in WAYS:
-                for side, serve in (("sync", _bare(schema)), ("ours", _ours(schema))):
+                for side, serve in (("sync", _bare()), ("ours", _ours(schema))):
                     with serve as url:
                         acknowledged, seconds = client.submit(put, url, payload, count, way).result()
                     if acknowledged != count * batch.num_rows:
@@ -108,7 +108,7 @@ class _Bare(fl.FlightServerBase):
 
 
 @contextmanager
-def _bare(_schema: RecordSchema) -> Iterator[str]:
+def _bare() -> Iterator[str]:
     with TemporaryDirectory() as folder, _Bare(Path(folder, "bytes")) as server:
         yield f"grpc://127.0.0.1:{server.port}"
 

@@ -119,7 +119,7 @@ class Contradiction:
 
 
 def is_more(known: np.ndarray, new: np.ndarray) -> bool:
-    """Whether there are more mistakes among the first than among the second, beyond chance."""
+    """Whether mistakes [m] on what is known are more often than [n] on what is new, beyond chance."""
     if not len(known) or not len(new):
         return False
     return bool(known.mean() - new.mean() > SURE * math.hypot(_error(known), _error(new)))

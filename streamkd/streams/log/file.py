@@ -40,7 +40,7 @@ from streamkd.streams.log.wal import left_out
 CHECKED_BYTES = 64 << 20  # a file up to this size is checked page by page at a start: a fifth of a second
 
 _CUTS = "CREATE TABLE IF NOT EXISTS cuts (start INTEGER PRIMARY KEY, stop INTEGER NOT NULL, checksum INTEGER)"
-NONE, _START = "there is no log", "start `streamkd serve` with a push source once"
+_NONE, _START = "there is no log", "start `streamkd serve` with a push source once"
 _ELSEWHERE = "name another state directory with --state, or go back to the configuration that made this one"
 
 
@@ -53,7 +53,7 @@ class LogFile:
         self.read_only = read_only
         self._reading, self._writing = threading.Lock(), threading.Lock()
         if schema is None and not self.path.exists():
-            raise StateError(NONE, where=str(path), fix=_START)
+            raise StateError(_NONE, where=str(path), fix=_START)
         if (lost := left_out(self.path)) is not None:  # before a connection would forget it
             raise LogDamaged(lost, where=str(path), fix=DAMAGED)
         try:
@@ -74,7 +74,8 @@ class LogFile:
                     self.writer.execute("INSERT OR IGNORE INTO about VALUES (?, ?)", item)
         is_new = not self.writer.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()  # somebody is making it
         if "schema" not in (said := about(self.writer)):
-            raise StateError(NONE if is_new else "is no log of streamkd", where=str(self.path), fix=_START)
+            told = (_NONE, _START) if is_new else ("is no log of streamkd", _ELSEWHERE)
+            raise StateError(told[0], where=str(self.path), fix=told[1])
         found = RecordSchema.model_validate_json(said["schema"])
         if schema is not None and arrow_schema(found) != arrow_schema(schema):
             others = "; ".join(contract.differences(arrow_schema(found), arrow_schema(schema)))
