@@ -8,6 +8,8 @@
 
 V begins at 1, so that the first steps are those of gradient descent. A weight of what is rare moves further than one
 that every record moves. At a high rate what came last counts most, at a low one all that came.
+
+Moments are float64, W and V float32.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -67,10 +69,10 @@ class LinearTeacher(SideBySide):
         reads = _reads(amounts.numpy(), self._bins.width)
         names = [f"{rate}{kind}" for _, kind in zip(reads, ("", " in bins"), strict=False) for rate in options.rates]
         super().__init__(context, names, {"bins": str(options.bins)})
-        self._rates = np.array(options.rates * len(reads))[:, None, None]
-        self._reads = reads.repeat(len(options.rates), 0)[:, None]
+        rates = np.tile(options.rates, len(reads))[:, None] * reads.repeat(len(options.rates), 0)
+        self._rates = rates.astype(np.float32)[:, None]  # nothing for a feature that a head does not read
         shape = len(names), len(context.labels), reads.shape[1]
-        self._weights, self._squares = np.zeros(shape), np.ones(shape)
+        self._weights, self._squares = np.zeros(shape, np.float32), np.ones(shape, np.float32)
 
     def grow(self, labels: Sequence[Label]) -> None:
         more = ((0, 0), (0, len(labels) - len(self.learned)), (0, 0))
@@ -85,7 +87,7 @@ class LinearTeacher(SideBySide):
 
     def answers(self, rows: np.ndarray) -> np.ndarray:
         """[n, heads, classes] logits."""
-        return np.einsum("rcf,nf->nrc", self._weights, self._features(rows))
+        return self._products(self._features(rows)).transpose(2, 0, 1)
 
     def learn(self, rows: np.ndarray, labels: np.ndarray) -> None:
         """Their moments and bins first, then a step at each rate by the sum of their gradients."""
@@ -96,17 +98,29 @@ class LinearTeacher(SideBySide):
             if self._bins.fitted:
                 self.reading, rows = self.reading + 1, self.read(raw)
         h = self._features(rows)
-        slope = finite(_softmax(np.matmul(self._weights, h.T)))
+        slope = finite(_softmax(self._products(h)))
         slope[:, labels, np.arange(len(rows))] -= 1.0
-        step = (slope @ h) * self._reads
-        self._squares += step**2
-        self._weights -= self._rates * step / np.sqrt(self._squares)
+        # in place: of many classes of wide records the memory for what lies between costs more than the arithmetic
+        step = slope * h if len(h) == 1 else slope @ h
+        root = np.square(step)
+        self._squares += root
+        np.sqrt(self._squares, out=root)
+        step *= self._rates
+        step /= root
+        self._weights -= step
+
+    def _products(self, h: np.ndarray) -> np.ndarray:
+        """[heads, classes, n] logits to features [n, features + 1]."""
+        return (self._weights.reshape(-1, h.shape[1]) @ h.T).reshape(*self._weights.shape[:2], len(h))
 
     def _features(self, rows: np.ndarray) -> np.ndarray:
         """[n, features + 1] of rows as they are ``read``, the last a 1; zeros for bins before there are any."""
-        raw, binned = np.split(rows, [len(self.standard.mean)], 1)
-        there = binned if binned.size else np.zeros((len(rows), self._bins.width))
-        return np.concatenate([self.standard(raw), there, np.ones((len(rows), 1))], 1)
+        inputs = len(self.standard.mean)
+        h = np.zeros((len(rows), inputs + self._bins.width + 1), np.float32)
+        h[:, :inputs], h[:, -1] = self.standard(rows[:, :inputs]), 1.0
+        if rows.shape[1] > inputs:
+            h[:, inputs:-1] = rows[:, inputs:]
+        return h
 
     def part(self) -> LinearHeads | None:
         """A copy as it is now; nothing before it has learned."""
@@ -125,7 +139,7 @@ class LinearTeacher(SideBySide):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self._weights, self._squares = (state[name].numpy().copy() for name in ("weights", "squares"))
+        self._weights, self._squares = (state[name].float().numpy().copy() for name in ("weights", "squares"))
         self._bins.load_state_dict(state["bins"])
         self._bins.first = unstacked(state["first"])
 

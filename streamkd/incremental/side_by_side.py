@@ -4,8 +4,8 @@
            └─► every head learns it                            (then training)
 
 Which of the heads follows the present is told by the records themselves. Such a teacher speaks of what comes now, and
-teaches while it knows that better than the student: what it has forgotten may still be true. In float64; a gap counts
-as its column's mean, and so does what is not finite; a record with the latter is not learned.
+teaches while it knows that better than the student: what it has forgotten may still be true. A gap counts as its
+column's mean, and so does what is not finite; a record with the latter is not learned.
 """
 
 from abc import ABC, abstractmethod
@@ -124,7 +124,7 @@ class SideBySide(ABC):
             span = slice(start, start + self._span(tested[start:], block))
             said[span] = self._said(rows[span])
             told = start + np.flatnonzero(tested[span] >= 0)
-            for some in np.split(told, range(block, len(told), block)) if len(told) else ():
+            for some in (told[place : place + block] for place in range(0, len(told), block)):
                 self.learned[tested[some]] = True
                 self.learn(rows[some], tested[some])
             start = span.stop

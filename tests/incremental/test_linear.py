@@ -139,3 +139,15 @@ def test_it_goes_on_from_its_state_before_and_after_the_bins_are_fitted(tmp_path
         torch.testing.assert_close(part(x).softmax(1), other.logits(x).softmax(1), rtol=1e-3, atol=1e-4)
         schema = toys.context_of("linear", toys.mlp()).schema
         assert torch.equal(linear.load(tmp_path, part.write(tmp_path), schema, 3, Registry())(x), part(x))
+
+
+def test_it_goes_on_from_a_state_in_float64() -> None:
+    """As states were written before: rounded once, and from there on as ever."""
+    x, y = stream()
+    every = torch.ones_like(y, dtype=torch.bool)
+    whole, other = teacher(), teacher()
+    whole.test_then_train(x, y, every)
+    state = whole.state_dict()
+    other.load_state_dict(state | {name: state[name].double() for name in ("weights", "squares")})
+    assert torch.equal(*(one.test_then_train(x, y, every) for one in (whole, other)))
+    assert {other.state_dict()[name].dtype for name in ("weights", "squares")} == {torch.float32}
