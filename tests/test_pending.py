@@ -81,6 +81,17 @@ def test_a_label_that_no_answer_waits_for_tells_nobody_anything() -> None:
     assert one.prequential.mixture.records == 0
 
 
+def test_everybody_has_an_opinion_of_images() -> None:
+    """The default teachers are asked what they say of records of more than one dimension, and none is off for it."""
+    images = {"source": {"name": "replay", "dataset": "digits", "order": "given", "limit": RECORDS}}
+    default = [choice.model_dump() for choice in configuration.Config.model_fields["teachers"].default]
+    one = learner(25, stream=images, teachers=default)
+    while one.advance():
+        pass
+    assert not one.step.pool.guard.strikes
+    assert one.records == RECORDS
+
+
 @pytest.mark.parametrize("stop", [1, 4, 17])
 def test_answers_that_wait_outlive_a_restart(stop: int) -> None:
     """A learner restored from a checkpoint ends in the bits of one that was never stopped, counts too."""

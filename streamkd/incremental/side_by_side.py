@@ -106,7 +106,7 @@ class SideBySide(ABC):
 
     def opinion(self, x: Tensor) -> np.ndarray:
         """[n, heads + pairs, classes] what each head says of rows that have come, and each pair of rate and share."""
-        said = self._said(self.read(self._rows(x)))
+        said = self._said(self.read(self._rows(self._flat(x))))
         return np.concatenate([said, self.share.each(self.names, said)], 1)
 
     def test_then_train(

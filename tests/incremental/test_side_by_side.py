@@ -14,6 +14,7 @@ from streamkd.incremental.crossed import CrossedOptions, CrossedTeacher
 from streamkd.incremental.forgetting import ForgettingOptions, ForgettingTeacher
 from streamkd.incremental.linear import LinearOptions, LinearTeacher
 from streamkd.incremental.side_by_side import SideBySide
+from streamkd.records import InputColumn, RecordSchema
 from streamkd.serve.processes.publisher import against_weights
 
 Made = Callable[[], SideBySide]
@@ -126,6 +127,22 @@ def test_heads_are_weighed_by_what_they_said_then(made: Made) -> None:
     told.test_then_train(x[:30], y[:30], every(y[:30]), opinion)
     weights = [*told.share.weights.values()]
     assert weights[0] == max(weights) > before[told.names[0]]
+
+
+@EVERY
+@pytest.mark.parametrize("before", [(), ("before",)], ids=["an image", "some columns"])
+def test_an_opinion_is_of_what_is_read(made: Made, before: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of images, and where a student does not read all columns, what is said is what is said of the flat numbers."""
+    x, y = stream(150)
+    shape = (toys.FEATURES,) if before else (1, toys.FEATURES)
+    inputs = (*(InputColumn(name=name) for name in before), InputColumn(name="x", shape=shape))
+    flat, other = made(), x.view(len(x), *shape)
+    whole = torch.cat([torch.randn(len(x), 1), x], 1) if before else other
+    monkeypatch.setattr(toys, "schema_of", lambda _: RecordSchema(inputs=inputs, student=("x",) if before else ()))
+    shaped = made()
+    for teacher, rows in ((flat, x), (shaped, whole)):
+        teacher.test_then_train(rows[:-50], y[:-50], every(y[:-50]))
+    np.testing.assert_array_equal(shaped.opinion(whole[-50:]), flat.opinion(x[-50:]))
 
 
 @pytest.mark.parametrize("logit", [1e4, 1e30, float("inf"), float("nan")])
