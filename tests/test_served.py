@@ -6,6 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from mistakes.selectors import Even
@@ -230,6 +232,56 @@ def test_a_plugin_serves_a_mixture_of_several_parts(tmp_path: Path) -> None:
         with pytest.raises(PluginError, match="no selector 'even'"):
             load_version(versions, version, REGISTRY)
         versions.close()
+
+
+def test_a_version_of_some_columns_answers_as_the_learner_does(tmp_path: Path) -> None:
+    """Where a student reads some columns of the stream, every part of what is served reads the same ones: in a learner
+    of whole records, in a version of what requests bring.
+    """
+    drawn = np.random.default_rng(0)
+    y = drawn.integers(0, 2, 1_100)
+    x = {
+        name: (drawn.normal(size=len(y)) + y * shift).astype("float32")
+        for name, shift in (("a", 0), ("b", 1), ("c", 2))
+    }
+    pq.write_table(pa.table({**x, "label": y}), tmp_path / "rows.parquet")
+    registry = Registry.load()
+    kind = Kind("even", Even)
+    registry.register(SimpleNamespace(streamkd_selectors=hookimpl(lambda: [kind])), "even")
+    records = {"inputs": [{"name": name} for name in x], "label": "label", "student": ["c", "b"]}
+    tree = {
+        "stream": {
+            "source": {"name": "replay", "path": str(tmp_path / "rows.parquet"), "order": "given", "test_ratio": 0},
+            "records": records,
+            "batch": {"size": 40},
+        },
+        "teachers": [
+            *TEACHERS,
+            *({"name": name} for name in ("last-label", "linear", "crossed", "forgetting")),
+            {"name": "former", "every": 200},
+        ],
+        "student": {"name": "mlp", "hidden": [8]},
+        "publish": {"model": "even"},
+        "device": "cpu",
+    }
+    config = configuration.from_tree(tree, registry)
+    schema = schema_of(config, registry)
+    source, _ = open_source(config, registry, schema)
+    one = run(Learner(config, registry, source, schema))
+    one.measure()
+    assert isinstance(one.served, Served)
+    assert {"student", "average", "analytic", "linear", "crossed", "forgetting", "former-0"} <= set(one.served.names)
+    directory = StateDirectory(tmp_path / "state")
+    directory.create()
+    with directory.lock():
+        version = Publisher(directory, config, registry, Recorder()).publish(one)
+        assert version is not None
+        versions = VersionStore(directory)
+        loaded = load_version(versions, version, registry)
+        versions.close()
+    whole = torch.from_numpy(np.stack([*x.values()], 1)[:9])
+    with torch.no_grad():
+        assert np.array_equal(loaded.predict(whole[:, [2, 1]].numpy()), torch.softmax(one.served(whole), 1).numpy())
 
 
 @pytest.mark.parametrize("model", ["auto", "ensemble", "student"])

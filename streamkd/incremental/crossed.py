@@ -175,8 +175,8 @@ class CrossedHeads(Heads):
 
     table: Tensor
 
-    def __init__(self, numbers: dict[str, Tensor], cells: Cells, about: Mapping[str, int]) -> None:
-        super().__init__("crossed", numbers)
+    def __init__(self, numbers: dict[str, Tensor], columns: Columns, cells: Cells, about: Mapping[str, int]) -> None:
+        super().__init__("crossed", numbers, columns)
         self._cells, self._about = cells, about
 
     def logits(self, rows: Tensor) -> Float[Tensor, "heads batch classes"]:
@@ -193,10 +193,10 @@ class CrossedHeads(Heads):
 
 def load(directory: Path, about: Mapping[str, Any], schema: RecordSchema, _classes: int, _all: Registry) -> Heads:
     """The part that wrote itself there; the sets follow from their seed."""
-    numbers = read(directory)
-    cells = Cells(crossables(Columns(schema, schema.student).schema.inputs), about["sets"], about["seed"])
+    numbers, columns = read(directory), Columns(schema, schema.student)
+    cells = Cells(crossables(columns.schema.inputs), about["sets"], about["seed"])
     cells.edges = numbers["edges"].double().numpy()
-    return CrossedHeads(numbers, cells, about)
+    return CrossedHeads(numbers, columns, cells, about)
 
 
 class CrossedTeacher(SideBySide):
@@ -274,7 +274,7 @@ class CrossedTeacher(SideBySide):
         if not self.fitted:
             return None
         numbers = {"table": torch.from_numpy(self._weights.copy()), "edges": torch.from_numpy(self.cells.edges.copy())}
-        return CrossedHeads({**numbers, **self.numbers()}, self.cells, self._about)
+        return CrossedHeads({**numbers, **self.numbers()}, self._columns, self.cells, self._about)
 
     def size_bytes(self) -> int:
         return self._weights.nbytes

@@ -156,8 +156,8 @@ TENSORS = ("square", "cross", "weight", "surprise", "waiting", "labels")
 class ForgettingHeads(Heads):
     """What is served of the teacher: linear answers to its features."""
 
-    def __init__(self, numbers: dict[str, Tensor], features: Hidden) -> None:
-        super().__init__("forgetting", numbers)
+    def __init__(self, numbers: dict[str, Tensor], columns: Columns, features: Hidden) -> None:
+        super().__init__("forgetting", numbers, columns)
         self.map = features
 
     def features(self, rows: Tensor, z: Tensor) -> Float[Tensor, "batch width"]:
@@ -172,10 +172,11 @@ class ForgettingHeads(Heads):
 def load(directory: Path, about: Mapping[str, Any], schema: RecordSchema, _classes: int, _all: Registry) -> Heads:
     """The part that wrote itself there; the random features follow from their seed."""
     own, bins = apart(read(directory))
-    amounts = Amounts(Columns(schema, schema.student).schema.inputs).all
+    columns = Columns(schema, schema.student)
+    amounts = Amounts(columns.schema.inputs).all
     features = Hidden(amounts, about["width"], about["bins"], about["seed"])
     features.bins.load_state_dict(bins)
-    return ForgettingHeads(own, features)
+    return ForgettingHeads(own, columns, features)
 
 
 class ForgettingTeacher(SideBySide):
@@ -235,7 +236,7 @@ class ForgettingTeacher(SideBySide):
         if not any(head.mass for head in self.heads):
             return None
         weight = torch.stack([self._spread(head) for head in self.heads])
-        return ForgettingHeads({"weight": weight, **self.numbers()}, copy_of(self._map))
+        return ForgettingHeads({"weight": weight, **self.numbers()}, self._columns, copy_of(self._map))
 
     def _spread(self, head: Head) -> Tensor:
         """[features + 1, classes] its solution, zeros elsewhere."""

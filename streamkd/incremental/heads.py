@@ -1,6 +1,6 @@
 """What is served of teachers that have several linear answers side by side.
 
-raw inputs ─► (x - mean) · gain ─► features ─► h, 1 ─► for each head: softmax(hW) ─► Σ_k share_k p_k
+raw inputs ─► columns ─► (x - mean) · gain ─► features ─► h, 1 ─► for each head: softmax(hW) ─► Σ_k share_k p_k
 """
 
 from pathlib import Path
@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from streamkd.gates.spread import LEAST
-from streamkd.students.columns import with_gaps
+from streamkd.students.columns import Columns, with_gaps
 
 FILE = "heads.safetensors"
 
 
 class Heads(nn.Module):
-    """Raw inputs [batch, *shape] to log-probabilities [batch, classes].
+    """Raw inputs [batch, *shape], of which it reads ``columns``, to log-probabilities [batch, classes].
 
     ``weight`` [heads, width + 1, classes], the last row for a constant; ``share`` [heads] sums to 1. What is not finite
     counts as its mean, and so does a gap (``missing`` and ``told_by``, where records may have some).
@@ -33,14 +33,14 @@ class Heads(nn.Module):
     missing: Tensor
     told_by: Tensor
 
-    def __init__(self, teacher: str, numbers: dict[str, Tensor]) -> None:
+    def __init__(self, teacher: str, numbers: dict[str, Tensor], columns: Columns) -> None:
         super().__init__()
-        self.teacher = teacher
+        self.teacher, self.columns = teacher, columns
         for name, tensor in numbers.items():
             self.register_buffer(name, tensor)
 
     def forward(self, x: Tensor) -> Float[Tensor, "batch classes"]:
-        rows = x.flatten(1).float()
+        rows = self.columns(x).flatten(1).float()
         if "missing" in self._buffers:
             rows = with_gaps(rows, self.missing, self.told_by)
         z = self.logits(rows)

@@ -47,8 +47,8 @@ class LinearOptions(Options):
 class LinearHeads(Heads):
     """What is served of the teacher: its inputs as they are, and the amounts among them in bins."""
 
-    def __init__(self, numbers: dict[str, Tensor], bins: Bins) -> None:
-        super().__init__("linear", numbers)
+    def __init__(self, numbers: dict[str, Tensor], columns: Columns, bins: Bins) -> None:
+        super().__init__("linear", numbers, columns)
         self.bins = bins
 
     def features(self, rows: Tensor, z: Tensor) -> Float[Tensor, "batch width"]:
@@ -127,7 +127,7 @@ class LinearTeacher(SideBySide):
         if not self.learned.any():
             return None
         weight = torch.from_numpy(self._weights.transpose(0, 2, 1).copy()).float()
-        return LinearHeads({"weight": weight, **self.numbers()}, copy_of(self._bins))
+        return LinearHeads({"weight": weight, **self.numbers()}, self._columns, copy_of(self._bins))
 
     def size_bytes(self) -> int:
         return self._weights.nbytes + self._squares.nbytes
@@ -159,10 +159,11 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 def load(directory: Path, about: Mapping[str, Any], schema: RecordSchema, _classes: int, _registry: Registry) -> Heads:
     """The part that wrote itself there."""
     own, inside = apart(read(directory))
-    bins = Bins(Amounts(Columns(schema, schema.student).schema.inputs).all, about.get("bins", 0))  # older ones had none
+    columns = Columns(schema, schema.student)
+    bins = Bins(Amounts(columns.schema.inputs).all, about.get("bins", 0))  # older ones had none
     if inside:
         bins.load_state_dict(inside)
-    return LinearHeads(own, bins)
+    return LinearHeads(own, columns, bins)
 
 
 @hookimpl

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from streamkd.hookspecs import Kind, Options, TeacherKind, hookimpl
 from streamkd.plugins import Registry
 from streamkd.records import Label
-from streamkd.students.columns import Columns
 from streamkd.teachers.teacher import Part, Role, TeacherContext, module_bytes
 
 NEVER = -20.0  # log-probability of a label that came after the copy was made
@@ -42,14 +41,14 @@ class FormerTeacher:
     role: Role = "prequential"
     fresh = False
 
-    def __init__(self, key: str, part: Part, columns: Columns, state: Mapping[str, Any]) -> None:
+    def __init__(self, key: str, part: Part, state: Mapping[str, Any]) -> None:
         """``state``: the files that the part is made of, as ``FormerMaker`` writes them."""
-        self.key, self._part, self._columns, self._state = key, part, columns, state
+        self.key, self._part, self._state = key, part, state
         self._width = len(part.known)
 
     def logits(self, x: Tensor) -> Float[Tensor, "batch classes"]:
         with torch.no_grad():
-            said = self._part(self._columns(x))
+            said = self._part(x)
         return nn.functional.pad(said, (0, self._width - said.shape[1]), value=NEVER)
 
     def known(self) -> Bool[Tensor, "classes"]:
@@ -85,7 +84,6 @@ class FormerMaker:
 
     def __init__(self, options: FormerOptions, context: TeacherContext) -> None:
         self.key, self.limit, self._every, self._context = context.key, options.limit, options.every, context
-        self._columns = Columns(context.schema, context.schema.student)
         self._waited = self._taken = 0
 
     def due(self, records: int) -> bool:
@@ -122,7 +120,7 @@ class FormerMaker:
             for name, content in state["files"].items():
                 (Path(folder) / name).write_bytes(content.numpy().tobytes())
             part = kind.load(Path(folder), state["about"], self._context.schema, state["classes"], registry)
-        return FormerTeacher(key, part.eval().requires_grad_(False).to(self._context.device), self._columns, state)
+        return FormerTeacher(key, part.eval().requires_grad_(False).to(self._context.device), state)
 
     def state_dict(self) -> dict[str, Any]:
         return {"waited": self._waited, "taken": self._taken}

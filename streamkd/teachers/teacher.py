@@ -168,7 +168,7 @@ class Recalling(Protocol):
 class Part(Protocol):
     """A ``torch.nn.Module`` that may answer in a version: raw inputs [batch, *shape] to logits [batch, classes].
 
-    ``teacher`` names the kind whose ``load`` gives back what ``write`` wrote; ``known`` is where it has answers.
+    ``teacher``: the kind whose ``load`` gives back what ``write`` wrote, for its schema's rows; ``known``: it answers.
     """
 
     teacher: str
@@ -186,7 +186,7 @@ class Servable(Protocol):
     """A teacher that may be served; its kind is a ``TeacherKind``."""
 
     def part(self) -> Part | None:
-        """What answers as it does, of the student's columns alone and with those classes; ``None``: nothing now."""
+        """What answers as it does to rows of the stream, by the student's columns alone; ``None``: nothing now."""
         ...
 
 

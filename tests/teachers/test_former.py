@@ -20,7 +20,6 @@ from streamkd.incremental.linear import LinearOptions, LinearTeacher
 from streamkd.learner import Learner
 from streamkd.plugins import Registry
 from streamkd.state.tree import pack, unpack
-from streamkd.students.columns import Columns
 from streamkd.teachers.former import NEVER, FormerMaker, FormerOptions, FormerTeacher, superfluous
 from streamkd.teachers.served import Served
 from streamkd.wiring import open_source, schema_of
@@ -99,11 +98,8 @@ class Says(torch.nn.Module):
 
 def test_of_the_two_most_alike_the_older_goes() -> None:
     """Alike in what they answer; where nothing is remembered, it is the oldest."""
-    columns, said = (
-        Columns(toys.schema_of(toys.FEATURES)),
-        [(0, 0, 0, 0), (1, 1, 1, 2), (0, 1, 2, 0), (1, 1, 2, 2), (2, 2, 0, 0)],
-    )
-    copies = [FormerTeacher("copy", Says(*labels), columns, {}) for labels in said]
+    said = [(0, 0, 0, 0), (1, 1, 1, 2), (0, 1, 2, 0), (1, 1, 2, 2), (2, 2, 0, 0)]
+    copies = [FormerTeacher("copy", Says(*labels), {}) for labels in said]
     assert superfluous(copies, toys.batches(1)[0][0][:4]) is copies[1]
     assert superfluous(copies, None) is copies[0]
 

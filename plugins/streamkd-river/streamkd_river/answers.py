@@ -14,7 +14,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from streamkd.api import RecordSchema
+from streamkd.api import Columns, RecordSchema
 from streamkd_river import codec
 
 LEAST = 1e-3  # probability of a learned label: a leaf that has met one class is sure of it
@@ -44,14 +44,15 @@ def answer(model: Any, row: Mapping[int, float], learned: Collection[int], width
 class River(nn.Module):
     """Raw inputs [batch, *shape] to log-probabilities [batch, classes], by the model of a state, which never changes.
 
-    The model is made when the first rows come: whoever only writes it needs none.
+    It reads ``columns`` of them. The model is made when the first rows come: whoever only writes it needs none.
     """
 
     teacher = "river"
     known: Tensor
 
-    def __init__(self, state: Mapping[str, Any], known: Tensor) -> None:
+    def __init__(self, state: Mapping[str, Any], known: Tensor, columns: Columns) -> None:
         super().__init__()
+        self.columns = columns
         self.register_buffer("known", known)
         self._state, self._model = state, None
         self._learned = known.nonzero().flatten().tolist()
@@ -62,7 +63,7 @@ class River(nn.Module):
     def forward(self, x: Tensor) -> Float[Tensor, "batch classes"]:
         self.decode()
         width = len(self.known)
-        said = [answer(self._model, row, self._learned, width) for row in rows_of(x)]
+        said = [answer(self._model, row, self._learned, width) for row in rows_of(self.columns(x))]
         return torch.tensor(said, device=x.device).reshape(len(said), width)
 
     def decode(self) -> None:
@@ -81,13 +82,13 @@ class River(nn.Module):
         return {"strings": self._state["strings"]}
 
 
-def load(directory: Path, about: Mapping[str, Any], _schema: RecordSchema, _classes: int, _registry: Any) -> River:
+def load(directory: Path, about: Mapping[str, Any], schema: RecordSchema, _classes: int, _registry: Any) -> River:
     """The part that wrote itself there.
 
     Raises:
         StateError: it is no River model.
     """
     numbers = load_file(directory / FILE)
-    part = River({**numbers, "strings": about["strings"]}, numbers["known"])
+    part = River({**numbers, "strings": about["strings"]}, numbers["known"], Columns(schema, schema.student))
     part.decode()
     return part

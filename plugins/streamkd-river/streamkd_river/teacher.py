@@ -75,7 +75,7 @@ class RiverTeacher:
 
     def part(self) -> River | None:
         """A copy as it is now; nothing before it has learned."""
-        return River(codec.encode(self.model), self.known()) if self._learned else None
+        return River(codec.encode(self.model), self.known(), self._columns) if self._learned else None
 
     def state_dict(self) -> dict[str, Any]:
         return {"model": codec.encode(self.model), "named": self._named, "learned": sorted(self._learned)}

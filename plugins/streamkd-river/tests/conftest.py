@@ -26,7 +26,7 @@ def schema() -> RecordSchema:
 def teacher(schema: RecordSchema) -> Callable[..., RiverTeacher]:
     """A teacher of two or more classes, of records of five columns."""
 
-    def of(model: str, classes: int = 2, **options: Any) -> RiverTeacher:
+    def of(model: str, classes: int = 2, schema: RecordSchema = schema, **options: Any) -> RiverTeacher:
         kind = Kind("mlp", networks.Mlp, networks.MlpOptions)
         student = networks.build(kind, networks.MlpOptions(hidden=(4,)), schema, classes, 3)
         context = TeacherContext("trees", student, schema, list(range(classes)), torch.device("cpu"))

@@ -3,17 +3,18 @@
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
-from streamkd_river import models
+from streamkd_river import answers, models
 from streamkd_river.models import MODELS
 from streamkd_river.teacher import RiverOptions, RiverTeacher
 from torch import Tensor
 
-from streamkd.api import PluginError, StateConflict
+from streamkd.api import PluginError, RecordSchema, StateConflict
 
 Make = Callable[..., RiverTeacher]
 Stream = Callable[..., Iterator[tuple[Tensor, Tensor, Tensor]]]
@@ -38,6 +39,23 @@ def test_missing_values_are_left_out(model: str, teacher: Make, stream: Stream) 
     x, _, _ = next(stream(1, seed=9))
     assert who.logits(x).isfinite().all()
     assert who.logits(torch.full_like(x, torch.nan)).isfinite().all()
+
+
+def test_what_is_served_reads_the_students_columns(
+    schema: RecordSchema, teacher: Make, stream: Stream, tmp_path: Path
+) -> None:
+    """Of whole records in a learner; a version that is read from its files gets these columns alone."""
+    some = schema.model_copy(update={"student": ("c1", "c0")})
+    who = teacher("naive_bayes.GaussianNB", schema=some)
+    for batch in stream(4):
+        who.test_then_train(*batch)
+    x, _, _ = next(stream(1, seed=9))
+    part = who.part()
+    assert part is not None
+    assert torch.equal(part(x), who.logits(x))
+    brought = some.only(["c1", "c0"])
+    loaded = answers.load(tmp_path, part.write(tmp_path), brought, 2, None)
+    assert torch.equal(loaded(x[:, [1, 0]]), who.logits(x))
 
 
 def test_only_learned_labels_are_known(teacher: Make, stream: Stream) -> None:
