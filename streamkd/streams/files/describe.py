@@ -19,6 +19,7 @@ from streamkd.streams.files.roles import SAMPLE, ColumnRoles, roles_of
 from streamkd.streams.files.rows import Rows, open_rows
 
 FIT = 1_000
+PERCEPTRON = "{name: mlp, hidden: [256, 128]}"
 TEXT_FEATURES, TEXT_BESIDE = 4_096, 1_024  # of texts alone, and beside other columns
 SPARE, CODE_FEATURES = 8, (64, 256)  # places for categories that come later; of few and of many codes
 CHANNELS = (1, 3, 4)
@@ -178,6 +179,7 @@ def _test_file(path: Path, rows: Rows, dialect: CsvDialect | None) -> Path | Non
 
 def _records(roles: ColumnRoles) -> list[str]:
     lines = ["  records:", "    inputs:", *(f"      - {_input(column, roles)}" for column in roles.inputs)]
+    lines += [f"      # - {_input(column, roles)}" for column in roles.beside]
     if any(column.lengths for column in roles.inputs):
         lines.append("      # pad: shorter lists end in zeros, longer ones are cut")
     lines.append(f"    label: {_plain(roles.label.name)}")
@@ -205,7 +207,7 @@ def _input(column: Column, roles: ColumnRoles) -> str:
     if column.holds == "numbers":
         return f"{{{values}, fit: {FIT}}}" + (f"  # {gaps}" if gaps else "")
     if column.holds not in ("tensor", "image"):
-        more, said = _words(column, alone=len(roles.inputs) == 1, filled=filled)
+        more, said = _words(column, alone=roles.inputs == (column,), filled=filled)
         return f"{{{values}, {more}}}  # {', '.join(filter(None, (said, gaps)))}"
     values += ", kind: image" if column.holds == "image" else ""
     values += f", shape: [{', '.join(map(str, column.shape))}]"
@@ -244,13 +246,14 @@ def _student(roles: ColumnRoles, order: str) -> tuple[list[str], list[str]]:
     """The lines after the stream's, and what should be said of them."""
     column = roles.inputs[0]
     picture = len(roles.inputs) == 1 and (_is_picture(column.shape) or _is_channels_first(column.shape))
-    student = "{name: convnet, channels: [32, 64]}" if picture else "{name: mlp, hidden: [256, 128]}"
+    student = "{name: convnet, channels: [32, 64]}" if picture else PERCEPTRON
     one_task = order == "seed" or roles.time or roles.mixed
     why = "shuffled records are one task" if order == "seed" else "one task: its labels come mixed"
     why = "one task, in the order of time" if roles.time else why
     detectors = [f"detectors: []  # {why}; without this line new labels begin one"] if one_task else []
     hints = [] if len(roles.inputs) > 1 else list(_picture_hints(column))
-    return [*detectors, f"student: {student}"], hints
+    beside = [f"# with the inputs that are left out: student: {PERCEPTRON}"] if picture and roles.beside else []
+    return [*detectors, f"student: {student}", *beside], hints
 
 
 def _weights(roles: ColumnRoles) -> Iterator[str]:

@@ -28,6 +28,7 @@ IDS = ("id", "uuid", "key")
 POSITIONS = ("index", "idx", "row", "row_id", "level_0", "unnamed: 0", "")
 INSIST = "`--accept {}`"
 LABEL_KINDS = ("numbers", "text", "categories", "codes")
+PICTURES = ("image", "tensor")  # what the rest may describe
 GONE = 0.5  # an input that a larger share of the records lacks is said
 
 
@@ -36,7 +37,8 @@ class ColumnRoles:
     """Which column plays which part.
 
     ``order``: that of the file where it is that of the event time (``given``), or by the event time (``time``).
-    ``mixed``: labels come in no order of theirs. ``gaps``: of the inputs, in all records.
+    ``mixed``: labels come in no order of theirs. ``beside``: of those that are left out, what could be an input too.
+    ``gaps``: of inputs and these, in all records.
     """
 
     label: Column
@@ -45,6 +47,7 @@ class ColumnRoles:
     id: Column | None
     time: Column | None
     left_out: tuple[Column, ...]
+    beside: tuple[Column, ...]
     order: Order | None
     mixed: bool
     gaps: Mapping[str, int]
@@ -161,13 +164,15 @@ def _parts(
             fix="resize them first",
         )
     used = {label.name, *(c.name for c in inputs), *(c.name for c in (key, time) if c)}
-    gaps = _gaps(rows, inputs)
-    notes += [*more, *_said_of_gaps(gaps, len(rows)), *_plain_words(inputs, free)]
+    beside = tuple(c for c in free if c not in inputs and c.name and (_is_input(c) or c.holds in PICTURES))
+    gaps = _gaps(rows, [*inputs, *beside])
+    notes += [*more, *_said_of_gaps({c.name: gaps[c.name] for c in inputs if c.name in gaps}, len(rows))]
+    notes += _plain_words(inputs, beside)
     left_out = tuple(c for c in columns if c.name not in used)
     insisted = tuple(dict.fromkeys(kind for kind in accept if kind in accepted | kept))
     in_no_order = are_mixed(rows.chunks(label.name), labels)
     return ColumnRoles(
-        label, labels, tuple(inputs), key, time, left_out, order, in_no_order, gaps, tuple(notes), insisted
+        label, labels, tuple(inputs), key, time, left_out, beside, order, in_no_order, gaps, tuple(notes), insisted
     )
 
 
@@ -230,15 +235,15 @@ def _said_of_gaps(gaps: Mapping[str, int], records: int) -> list[str]:
     ]
 
 
-def _plain_words(inputs: Sequence[Column], free: Sequence[Column]) -> list[str]:
+def _plain_words(inputs: Sequence[Column], beside: Sequence[Column]) -> list[str]:
     """What else was decided and would surprise."""
-    rest = [c.name for c in free if c not in inputs and c.holds != "other"]
-    what = {"image": "images", "tensor": "lists"}.get(inputs[0].holds)
-    return (
-        [f"Of {what} only {', '.join(repr(c.name) for c in inputs)}; left out beside: {', '.join(map(repr, rest))}."]
-        if rest and what
-        else []
-    )
+    if not beside:
+        return []
+    what = {"image": "images", "tensor": "lists"}[inputs[0].holds]
+    chosen, rest = (", ".join(repr(column.name) for column in columns) for columns in (inputs, beside))
+    return [
+        f"Of {what} only {chosen}; left out beside: {rest}. Their lines under inputs, with a # before, take them in."
+    ]
 
 
 def _inputs(free: Sequence[Column]) -> list[Column]:

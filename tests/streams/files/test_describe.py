@@ -1,7 +1,9 @@
 """`streamkd init`: the configuration written for a file loads, plays the file, and says what was found."""
 
 import io
+import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -139,6 +141,30 @@ def test_images_of_several_sizes_are_refused(tmp_path: Path) -> None:
     pictures = [_png((20 + n % 2, 20), 0) for n in range(60)]
     with pytest.raises(SourceError, match=r"needed images of one size, got 2 sizes[\s\S]*resize"):
         describe(_write(tmp_path, {"image": pictures, "label": LABELS}))
+
+
+@pytest.mark.parametrize(("student", "shape"), [("convnet", (28, 28)), ("mlp", (10,))])
+def test_columns_beside_lists_wait_to_be_taken_in(tmp_path: Path, student: str, shape: tuple[int, ...]) -> None:
+    """Images and lists are inputs alone; lines that are ready stand below for numbers, gaps, categories and texts."""
+    width = math.prod(shape)
+    columns = {
+        "vector": pa.FixedSizeListArray.from_arrays(DRAW.integers(0, 256, 60 * width).astype("uint8"), width),
+        "age": pa.array([None if n % 7 == 0 else n % 5 + 0.5 for n in range(60)]),
+        "country": np.array(["it", "fr"])[DRAW.integers(0, 2, 60)],
+        "said": [f"word {n} and {n * 7 % 11} others of it" for n in range(60)],
+        "label": LABELS,
+    }
+    written = describe(_write(tmp_path, columns))
+    assert any("left out beside: 'age', 'country', 'said'" in note for note in written.notes)
+    alone = _load(written.text, tmp_path)
+    assert [(column.name, column.shape) for column in _records(alone).inputs] == [("vector", shape)]
+    assert alone.student.name == student
+    whole = written.text.replace("      # - {", "      - {")
+    if "# with the inputs" in whole:
+        whole = re.sub(r"(?m)^student: .*\n", "", whole).replace("# with the inputs that are left out: ", "")
+    together = _load(whole, tmp_path)
+    assert [column.name for column in _records(together).inputs] == ["vector", "age", "country", "said"]
+    assert len(_play(together)[0]) == 30
 
 
 def test_nested_lists_keep_their_shape(tmp_path: Path) -> None:
