@@ -118,7 +118,7 @@ def distil(
 
 
 def fitting(choice: Choice, limit_bytes: int, version: Published, registry: Registry) -> Choice:
-    """A student of the kind whose widths are all cut alike, the widest whose weights take so many bytes.
+    """A student of the kind whose widths are all cut alike, the widest that takes so many bytes.
 
     Raises:
         ConfigError: its options have no widths, or one of each takes more.
@@ -169,11 +169,11 @@ def _scaled(value: Any, factor: float) -> Any:
 
 
 def size_of(choice: Choice, version: Published, registry: Registry) -> int:
-    """Bytes of the weights of a student for the version's records and labels."""
+    """Bytes of a student for the version's records and labels, the normalisation that it takes over among them."""
     kind = registry.kind("students", choice.name)
     with torch.device("meta"):
         body = kind.make(_options(choice, registry), version.schema.shape, len(version.labels))
-    return sum(tensor.numel() * tensor.element_size() for tensor in (*body.parameters(), *body.buffers()))
+    return module_bytes(body) + module_bytes(_student_of(version).normalise)
 
 
 def fresh(choice: Choice, seed: int, version: Published, registry: Registry) -> Student:
