@@ -53,7 +53,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "some columns": ("gaps", "word", "half", "list", "image"),
     **{f"one column, {name}": (name,) for name in ("gaps", "word", "large", "half", "list", "whole")},
 }
-FEW = [[*KINDS].index(kind) for kind in ("images", "a table", "everything", "some columns")]
+FEW = [[*KINDS].index(kind) for kind in ("a table", "some columns")]
 """Seeds of these kinds; the others are soak."""
 
 
