@@ -27,7 +27,7 @@ from streamkd.serve.processes.publisher import Publisher
 from streamkd.state.directory import StateDirectory
 from streamkd.state.tree import pack, unpack
 from streamkd.state.versions import VersionStore
-from streamkd.students.networks import MlpOptions, at_rest, build, write_published
+from streamkd.students.networks import LoadedVersion, MlpOptions, at_rest, build, write_published
 from streamkd.teachers.served import Served
 from streamkd.teachers.teacher import TeacherContext
 from streamkd.telemetry import Recorder
@@ -50,10 +50,30 @@ def config_of(**changes: Any) -> configuration.Config:
     return configuration.from_tree({**base, **changes}, REGISTRY)
 
 
-def learner(config: configuration.Config) -> Learner:
-    schema = schema_of(config, REGISTRY)
-    source, _ = open_source(config, REGISTRY, schema)
-    return Learner(config, REGISTRY, source, schema)
+def learner(config: configuration.Config, registry: Registry = REGISTRY) -> Learner:
+    schema = schema_of(config, registry)
+    source, _ = open_source(config, registry, schema)
+    return Learner(config, registry, source, schema)
+
+
+def with_even() -> Registry:
+    """A plugin's selector among what is installed: the mean of what all say."""
+    registry, kind = Registry.load(), Kind("even", Even)
+    registry.register(SimpleNamespace(streamkd_selectors=hookimpl(lambda: [kind])), "even")
+    return registry
+
+
+def version_of(one: Learner, folder: Path, registry: Registry = REGISTRY) -> LoadedVersion:
+    """What is published of it, read from its files."""
+    directory = StateDirectory(folder)
+    directory.create()
+    with directory.lock():
+        version = Publisher(directory, one.config, registry, Recorder()).publish(one)
+        assert version is not None
+        versions = VersionStore(directory)
+        loaded = load_version(versions, version, registry)
+        versions.close()
+    return loaded
 
 
 def run(one: Learner, batches: int = 1_000) -> Learner:
@@ -208,15 +228,11 @@ def test_a_plugin_serves_a_mixture_of_several_parts(tmp_path: Path) -> None:
 
     Where the plugin is not installed the version is refused, with its name.
     """
-    registry = Registry.load()
-    kind = Kind("even", Even)
-    registry.register(SimpleNamespace(streamkd_selectors=hookimpl(lambda: [kind])), "even")
+    registry = with_even()
     teachers = [*TEACHERS, {"name": "analytic", "id": "ridge", "method": "ridge", "channels": 8, "dense": 32}]
     tree = configuration.dump(config_of(teachers=teachers)) | {"publish": {"model": "even"}}
     config = configuration.from_tree(tree, registry)
-    schema = schema_of(config, registry)
-    source, _ = open_source(config, registry, schema)
-    one = run(Learner(config, registry, source, schema), 35)
+    one = run(learner(config, registry), 35)
     assert isinstance(one.served, Served)
     assert one.served.names == ("student", "analytic", "ridge", "average")
     directory = StateDirectory(tmp_path)
@@ -245,9 +261,7 @@ def test_a_version_of_some_columns_answers_as_the_learner_does(tmp_path: Path) -
         for name, shift in (("a", 0), ("b", 1), ("c", 2))
     }
     pq.write_table(pa.table({**x, "label": y}), tmp_path / "rows.parquet")
-    registry = Registry.load()
-    kind = Kind("even", Even)
-    registry.register(SimpleNamespace(streamkd_selectors=hookimpl(lambda: [kind])), "even")
+    registry = with_even()
     records = {"inputs": [{"name": name} for name in x], "label": "label", "student": ["c", "b"]}
     tree = {
         "stream": {
@@ -264,21 +278,11 @@ def test_a_version_of_some_columns_answers_as_the_learner_does(tmp_path: Path) -
         "publish": {"model": "even"},
         "device": "cpu",
     }
-    config = configuration.from_tree(tree, registry)
-    schema = schema_of(config, registry)
-    source, _ = open_source(config, registry, schema)
-    one = run(Learner(config, registry, source, schema))
+    one = run(learner(configuration.from_tree(tree, registry), registry))
     one.measure()
     assert isinstance(one.served, Served)
     assert {"student", "average", "analytic", "linear", "crossed", "forgetting", "former-0"} <= set(one.served.names)
-    directory = StateDirectory(tmp_path / "state")
-    directory.create()
-    with directory.lock():
-        version = Publisher(directory, config, registry, Recorder()).publish(one)
-        assert version is not None
-        versions = VersionStore(directory)
-        loaded = load_version(versions, version, registry)
-        versions.close()
+    loaded = version_of(one, tmp_path / "state", registry)
     whole = torch.from_numpy(np.stack([*x.values()], 1)[:9])
     with torch.no_grad():
         assert np.array_equal(loaded.predict(whole[:, [2, 1]].numpy()), torch.softmax(one.served(whole), 1).numpy())
@@ -295,14 +299,7 @@ def test_class_weights_are_in_what_is_served(model: str, tmp_path: Path) -> None
     expected = torch.softmax(answers(plain, x).double(), 1) * factors
     found = torch.softmax(answers(weighed, x).double(), 1)
     torch.testing.assert_close(found, expected / expected.sum(1, keepdim=True), atol=1e-6, rtol=1e-5)
-    directory = StateDirectory(tmp_path)
-    directory.create()
-    with directory.lock():
-        version = Publisher(directory, weighed.config, REGISTRY, Recorder()).publish(weighed)
-        assert version is not None
-        versions = VersionStore(directory)
-        loaded = load_version(versions, version, REGISTRY)
-        versions.close()
+    loaded = version_of(weighed, tmp_path)
     torch.testing.assert_close(torch.from_numpy(loaded.predict(x.numpy())).double(), found, atol=1e-6, rtol=1e-5)
 
 
